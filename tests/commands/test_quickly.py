@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from soho_fast.common.console import COMMANDS
+
 ROOT = Path(__file__).resolve().parents[2]
 HEAVY = {"torch", "numpy", "transformers", "deepspeed", "torchvision", "PIL", "huggingface_hub"}
 # Runs a command as `python -m` does, then says on stdout what was loaded.
@@ -53,6 +55,23 @@ def test_nothing_heavy_is_loaded_for_it(command, code):
     assert done.returncode == code, done.stderr
     loaded = set(done.stdout.splitlines()[-1].split())
     assert "argparse" in loaded and not loaded & HEAVY
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_of_each_command_loads_nothing_heavy(name):
+    done = run("-c", WATCHED, "soho_fast.common.console", name, "--help")
+    assert done.returncode == 0 and "usage: " in done.stdout, done.stderr
+    assert not set(done.stdout.splitlines()[-1].split()) & HEAVY
+
+
+def test_soho_lists_its_commands_and_tells_what_was_meant():
+    done = run("-m", "soho_fast.common.console")
+    assert done.returncode == 0 and all(f"  {name} " in done.stdout for name in COMMANDS), done.stdout
+    done = run("-m", "soho_fast.common.console", "explor", "build")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1) and "did you mean explore?" in done.stderr, done.stderr
+    # As `python -m` runs it: its own mistakes are its own.
+    done = run("-m", "soho_fast.common.console", "train", "--optim.lrr", "1")
+    assert done.returncode == 2 and "there is no such argument; did you mean --optim.lr" in done.stderr, done.stderr
 
 
 def test_a_typo_takes_less_time_than_torch():

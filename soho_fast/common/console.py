@@ -1,0 +1,49 @@
+"""The command `soho`: every command of this package by its name. `python -m` runs the same modules."""
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from soho_fast.common.command_line import exit_code
+from soho_fast.common.errors import UserError
+from soho_fast.common.spelling import did_you_mean
+
+# Name -> module with `main(arguments)`, and what it does.
+COMMANDS = {
+    "train": ("soho_fast.train", "train a recipe in one process (in several: deepspeed soho_fast/train.py)"),
+    "evaluate": ("soho_fast.evaluate", "metrics of a run or a model on a split"),
+    "ask": ("soho_fast.ask.__main__", "questions about images"),
+    "explore": ("soho_fast.explore.__main__", "pages that show what each code means"),
+    "export": ("soho_fast.export.__main__", "compile a model into a folder that needs PyTorch alone"),
+    "tokenizer": ("soho_fast.data.tokenizer", "make a tokenizer of your texts"),
+    "shards": ("soho_fast.data.shards.__main__", "write, index and check tar shards"),
+    "corpus": ("soho_fast.data.mini.__main__", "build the demo corpus"),
+    "plan": ("soho_fast.plan.__main__", "operations, memory and hours of a recipe on a cluster"),
+    "studies": ("soho_fast.studies.__main__", "run a study and report what it shows"),
+    "convert": ("soho_fast.export.official", "convert a checkpoint of the authors"),
+}
+_HELP = ("-h", "--help")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line; returns the exit code of its command, 2 for a mistake of the user."""
+    return exit_code(_run, arguments)
+
+
+def _run(arguments: list[str]) -> int:
+    name, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
+    if name in _HELP:
+        width = max(map(len, COMMANDS))
+        print("usage: soho COMMAND ...\n")
+        print("\n".join(f"  {each:{width}}  {about}" for each, (_, about) in COMMANDS.items()))
+        print("\nsoho COMMAND --help explains a command.")
+        return 0
+    if name not in COMMANDS:
+        raise UserError(
+            f"soho: expected one of {', '.join(COMMANDS)}, got {name!r}{did_you_mean(name, COMMANDS)} (--help says more)"
+        )
+    return import_module(COMMANDS[name][0]).main(rest)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
