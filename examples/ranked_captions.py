@@ -15,7 +15,7 @@ from matplotlib import pyplot
 from PIL import Image
 
 from soho_fast.ask import SohoPipeline
-from soho_fast.data import read_karpathy
+from soho_fast.data.readers.captions import read_karpathy
 
 
 def main() -> int:

@@ -81,14 +81,15 @@ def tokenizer_dir(tmp_path_factory):
 
 @pytest.fixture
 def tokenizer(tokenizer_dir):
-    from soho_fast.data import load_tokenizer
+    from soho_fast.data.text import load_tokenizer
 
     return load_tokenizer(tokenizer_dir)
 
 
 @pytest.fixture
 def processor(tokenizer):
-    from soho_fast.data import SohoImageProcessor, SohoProcessor
+    from soho_fast.data.images import SohoImageProcessor
+    from soho_fast.data.processor import SohoProcessor
 
     return SohoProcessor(SohoImageProcessor(size={"shortest_edge": 32, "longest_edge": 48}, size_divisor=1), tokenizer)
 
@@ -97,7 +98,7 @@ def processor(tokenizer):
 def records(tmp_path):
     import tiny_corpus
 
-    from soho_fast.data import read_karpathy
+    from soho_fast.data.readers.captions import read_karpathy
 
     path = tiny_corpus.write_karpathy(tmp_path, {"train": list(tiny_corpus.COLOURS)})
     return read_karpathy(path, tmp_path, ["train"])

@@ -39,9 +39,8 @@ def _run(arguments: list[str]) -> int:
         print("\nsoho COMMAND --help explains a command.")
         return 0
     if name not in COMMANDS:
-        raise UserError(
-            f"soho: expected one of {', '.join(COMMANDS)}, got {name!r}{did_you_mean(name, COMMANDS)} (--help says more)"
-        )
+        meant = did_you_mean(name, COMMANDS)
+        raise UserError(f"soho: expected one of {', '.join(COMMANDS)}, got {name!r}{meant} (--help says more)")
     return import_module(COMMANDS[name][0]).main(rest)
 
 

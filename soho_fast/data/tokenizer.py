@@ -20,7 +20,6 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 
 from soho_fast.common.command_line import Parser, exit_code
 from soho_fast.data.readers.records import load_json, load_json_lines
-from soho_fast.data.text import describe_fit, load_tokenizer
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 TEXT_FIELDS = ("captions", "caption", "raw", "phrase", "question", "sentence", "sentence2")
@@ -144,6 +143,8 @@ def make_tokenizer(
     Raises:
         FileNotFoundError, ValueError: as `read_texts` and `build_vocabulary`; `output` is not empty.
     """
+    from soho_fast.data.text import describe_fit, load_tokenizer  # which loads transformers
+
     folder = Path(output)
     if folder.suffix in (".json", ".jsonl") or folder.is_file():
         raise ValueError(f"output: {folder} is a file; expected the folder to write, as the last argument")

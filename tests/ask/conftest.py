@@ -12,7 +12,9 @@ sys.path.append(str(Path(__file__).parent))
 def processor(tmp_path_factory):
     from tiny_corpus import write_tokenizer
 
-    from soho_fast.data import SohoImageProcessor, SohoProcessor, load_tokenizer
+    from soho_fast.data.images import SohoImageProcessor
+    from soho_fast.data.processor import SohoProcessor
+    from soho_fast.data.text import load_tokenizer
 
     tokenizer = load_tokenizer(write_tokenizer(tmp_path_factory.mktemp("tokenizer")))
     return SohoProcessor(SohoImageProcessor(size={"shortest_edge": 64, "longest_edge": 128}), tokenizer)

@@ -8,18 +8,10 @@ from pathlib import Path
 import pytest
 from tiny_corpus import draw
 
-from soho_fast.data import (
-    karpathy_coco_ids,
-    read_coco_captions,
-    read_easy_vqa,
-    read_json_lines,
-    read_json_lines_questions,
-    read_karpathy,
-    read_nlvr2,
-    read_snli_ve,
-    read_visual_genome,
-    read_vqa,
-)
+from soho_fast.data.readers.captions import karpathy_coco_ids, read_coco_captions, read_karpathy, read_visual_genome
+from soho_fast.data.readers.json_lines import read_json_lines, read_json_lines_questions
+from soho_fast.data.readers.questions import read_easy_vqa, read_vqa
+from soho_fast.data.readers.statements import read_nlvr2, read_snli_ve
 
 QUESTION = {"image_id": 7, "question": "What is it?", "question_id": 70}
 ANSWERED = {
@@ -281,7 +273,7 @@ def test_an_image_that_comes_twice_is_not_lost(tmp_path):
 
 @pytest.mark.parametrize("blank", ["", " \t", "\u200b\ufeff", "\u0301", "\x07\x1b", "\u2060\u00ad"])
 def test_a_caption_of_which_nothing_shows_counts_as_empty(tmp_path, blank):
-    from soho_fast.data import ReadReport
+    from soho_fast.data.readers.records import ReadReport
 
     draw(tmp_path / "a.jpg")
     path = tmp_path / "own.jsonl"

@@ -15,8 +15,10 @@ import torch
 from PIL import Image, ImageOps
 from tiny_corpus import draw
 
-from soho_fast.data import CorruptImageError, ImageRef, SohoImageProcessor, decode_image
+from soho_fast.common.errors import CorruptImageError
 from soho_fast.data import images as images_module
+from soho_fast.data.images import SohoImageProcessor, decode_image
+from soho_fast.data.readers.records import ImageRef
 from soho_fast.data.stores import FolderStore
 
 sys.path.append(str(Path(__file__).parents[1] / "faults"))

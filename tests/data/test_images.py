@@ -7,9 +7,10 @@ from PIL import Image
 from tiny_corpus import COLOURS, draw
 from torchvision.io import decode_jpeg
 
-from soho_fast.data import CorruptImageError, ImageRef, SohoImageProcessor, decode_image
+from soho_fast.common.errors import CorruptImageError
 from soho_fast.data import images as data_images
-from soho_fast.data.images import image_to_pixels
+from soho_fast.data.images import SohoImageProcessor, decode_image, image_to_pixels
+from soho_fast.data.readers.records import ImageRef
 from soho_fast.data.stores import FolderStore
 
 

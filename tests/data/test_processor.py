@@ -2,8 +2,9 @@ import torch
 from PIL import Image
 from transformers import AutoImageProcessor, AutoProcessor
 
-from soho_fast.data import SohoImageProcessor, SohoProcessor
 from soho_fast.data import processor as processor_module
+from soho_fast.data.images import SohoImageProcessor
+from soho_fast.data.processor import SohoProcessor
 
 
 def test_round_trip_gives_the_same_inputs(processor, tmp_path):

@@ -9,8 +9,8 @@ from official_parity_rule import uniform
 from parity import fixture
 from PIL import Image
 
-from soho_fast.data import ImageRef, SohoImageProcessor
-from soho_fast.data.images import fitted_size
+from soho_fast.data.images import SohoImageProcessor, fitted_size
+from soho_fast.data.readers.records import ImageRef
 from soho_fast.data.stores import FolderStore
 
 RELEASED = {"size": {"shortest_edge": 600, "longest_edge": 1000}, "size_divisor": 32}

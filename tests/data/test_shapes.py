@@ -8,10 +8,10 @@ import pytest
 from PIL import Image
 from tiny_corpus import draw, write_zip
 
-from soho_fast.data import ImageRef, decode_image
 from soho_fast.data.batches.downstream import DownstreamDataset, Examples, RetrievalDataset
 from soho_fast.data.batches.pretraining import PretrainingDataset
-from soho_fast.data.images import shapes_of
+from soho_fast.data.images import decode_image, shapes_of
+from soho_fast.data.readers.records import ImageRef
 from soho_fast.data.stores import FolderStore, ZipStore
 
 SIZES = [(48, 40), (40, 60), (50, 50), (100, 20)]

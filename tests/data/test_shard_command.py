@@ -12,7 +12,9 @@ import pytest
 from tiny_corpus import COLOURS, draw, write_images, write_karpathy
 from tiny_shards import sample, write_set, write_tar
 
-from soho_fast.data import read_nlvr2, read_visual_genome, read_vqa
+from soho_fast.data.readers.captions import read_visual_genome
+from soho_fast.data.readers.questions import read_vqa
+from soho_fast.data.readers.statements import read_nlvr2
 from soho_fast.data.shards.__main__ import main
 from soho_fast.data.shards.index import read_index
 from soho_fast.data.shards.records import read_shards

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from tiny_shards import jpeg, sample, write_tar
 
-from soho_fast.data import CorruptImageError, ReadReport, SohoImageProcessor
+from soho_fast.common.errors import CorruptImageError
+from soho_fast.data.images import SohoImageProcessor
+from soho_fast.data.readers.records import ReadReport
 from soho_fast.data.shards.index import read_index
 from soho_fast.data.shards.indexing import _samples, build_index
 from soho_fast.data.shards.records import epoch_order, read_shards

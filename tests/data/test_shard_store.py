@@ -7,8 +7,11 @@ from pathlib import Path
 import pytest
 from tiny_shards import jpeg, sample, write_set, write_tar
 
+from soho_fast.common.errors import CorruptImageError
 from soho_fast.common.path_ranges import expand_range
-from soho_fast.data import CorruptImageError, ImageRef, SohoImageProcessor, read_json_lines
+from soho_fast.data.images import SohoImageProcessor
+from soho_fast.data.readers.json_lines import read_json_lines
+from soho_fast.data.readers.records import ImageRef
 from soho_fast.data.shards.indexing import build_index
 from soho_fast.data.shards.records import read_shards
 from soho_fast.data.shards.store import TarStore

@@ -9,13 +9,16 @@ import torch
 from tiny_corpus import COLOURS, write_karpathy, write_tokenizer, write_zip
 from tiny_shards import jpeg, sample, write_set, write_tar
 
-from soho_fast.data import SohoImageProcessor, SohoProcessor, load_tokenizer, read_karpathy
 from soho_fast.data.batches.pretraining import PretrainingDataset
 from soho_fast.data.batches.record_table import RecordTable
 from soho_fast.data.batches.sample import Collator
+from soho_fast.data.images import SohoImageProcessor
+from soho_fast.data.processor import SohoProcessor
+from soho_fast.data.readers.captions import read_karpathy
 from soho_fast.data.shards.__main__ import main as shards
 from soho_fast.data.shards.indexing import build_index
 from soho_fast.data.shards.records import epoch_order, read_shards
+from soho_fast.data.text import load_tokenizer
 from soho_fast.engine.batches import Batches, plan_batches
 from soho_fast.engine.settings import BatchSettings
 from soho_fast.tasks.contents import records_identity, sets_identity

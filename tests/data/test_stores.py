@@ -8,7 +8,9 @@ import zipfile
 import pytest
 from tiny_corpus import draw, write_zip
 
-from soho_fast.data import CorruptImageError, ImageRef, SohoImageProcessor
+from soho_fast.common.errors import CorruptImageError
+from soho_fast.data.images import SohoImageProcessor
+from soho_fast.data.readers.records import ImageRef
 from soho_fast.data.stores import FolderStore, ZipStore, open_stores
 
 

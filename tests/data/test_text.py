@@ -5,9 +5,16 @@ import time
 import numpy as np
 import pytest
 
-from soho_fast.data import content_words, load_tokenizer, mask_tokens
 from soho_fast.data import text as text_module
-from soho_fast.data.text import EncodedText, PackedTexts, describe_fit, encode_texts
+from soho_fast.data.text import (
+    EncodedText,
+    PackedTexts,
+    content_words,
+    describe_fit,
+    encode_texts,
+    load_tokenizer,
+    mask_tokens,
+)
 
 MASK, VOCAB, SPECIAL = 4, 1000, frozenset(range(5))
 

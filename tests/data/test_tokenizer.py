@@ -5,8 +5,8 @@ import sys
 import pytest
 from tiny_corpus import write_karpathy
 
-from soho_fast.data import load_tokenizer, tokenizer
-from soho_fast.data.text import describe_fit
+from soho_fast.data import tokenizer
+from soho_fast.data.text import describe_fit, load_tokenizer
 from soho_fast.data.tokenizer import build_vocabulary, make_tokenizer, read_texts, words_of, write_tokenizer
 
 LINES = [

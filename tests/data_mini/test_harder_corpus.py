@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from soho_fast.data import read_karpathy, read_nlvr2, read_snli_ve, read_vqa
 from soho_fast.data.mini import build_corpus, photographs
 from soho_fast.data.mini.__main__ import main
 from soho_fast.data.mini.builder import corpus_scenes, object_map
@@ -21,6 +20,9 @@ from soho_fast.data.mini.concepts import CONCEPTS
 from soho_fast.data.mini.drawing import draw_scene, load_cutout
 from soho_fast.data.mini.options import SceneOptions
 from soho_fast.data.mini.scenes import Background, Finish, Scene, SceneObject, describe_scenes
+from soho_fast.data.readers.captions import read_karpathy
+from soho_fast.data.readers.questions import read_vqa
+from soho_fast.data.readers.statements import read_nlvr2, read_snli_ve
 from soho_fast.explore.licences import demo_licences
 from soho_fast.tasks.recipe import DemoCorpus
 

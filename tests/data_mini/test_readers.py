@@ -5,7 +5,10 @@ from collections import Counter
 
 import pytest
 
-from soho_fast.data import ReadReport, read_karpathy, read_nlvr2, read_snli_ve, read_vqa
+from soho_fast.data.readers.captions import read_karpathy
+from soho_fast.data.readers.questions import read_vqa
+from soho_fast.data.readers.records import ReadReport
+from soho_fast.data.readers.statements import read_nlvr2, read_snli_ve
 
 
 @pytest.mark.parametrize("split", ["train2014", "val2014"])

@@ -232,7 +232,7 @@ def test_precision_follows_the_device(monkeypatch, device, fp16, bf16, auto):
 
 def test_from_corpus_to_table(launch, small_recipe, tmp_path):
     """The script builds its corpus, trains, evaluates, and leaves all that it promises; mistakes then are one line."""
-    from soho_fast.data import SohoProcessor
+    from soho_fast.data.processor import SohoProcessor
     from soho_fast.model import SohoForPreTraining
 
     done = launch(script=SCRIPT, arguments=["--recipe", str(small_recipe)])

@@ -33,7 +33,9 @@ def tiny_model(kind: str, seed: int = 0, **fields):
 
 @pytest.fixture(scope="session")
 def tiny_processor(tokenizer_dir):
-    from soho_fast.data import SohoImageProcessor, SohoProcessor, load_tokenizer
+    from soho_fast.data.images import SohoImageProcessor
+    from soho_fast.data.processor import SohoProcessor
+    from soho_fast.data.text import load_tokenizer
 
     sizes = {"shortest_edge": 64, "longest_edge": 128}
     return SohoProcessor(SohoImageProcessor(size=sizes), load_tokenizer(tokenizer_dir))

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from soho_fast.common.checksums import SUMS, check_checksums, write_checksums
-from soho_fast.data import load_tokenizer
+from soho_fast.data.text import load_tokenizer
 from soho_fast.model import SohoConfig, SohoForPreTraining
 
 SMALL = {

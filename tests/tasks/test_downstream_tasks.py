@@ -14,7 +14,7 @@ from tiny_corpus import draw, edit_json, write_tokenizer
 from tiny_tasks import NAMES, SMALL, TASKS, make_task
 from transformers import AutoModelForVisualQuestionAnswering
 
-from soho_fast.data import CorruptImageError
+from soho_fast.common.errors import CorruptImageError
 from soho_fast.data.readers.records import share_of_records
 from soho_fast.engine.batches import Batches, plan_batches, split_batch
 from soho_fast.engine.settings import BatchSettings
@@ -284,7 +284,9 @@ def test_a_corrupt_image_is_skipped_in_training_and_stops_a_metric(tmp_path, tok
 @pytest.fixture
 def pretrained(tmp_path, tokenizer_dir):
     """A folder as a pre-training run exports it."""
-    from soho_fast.data import SohoImageProcessor, SohoProcessor, load_tokenizer
+    from soho_fast.data.images import SohoImageProcessor
+    from soho_fast.data.processor import SohoProcessor
+    from soho_fast.data.text import load_tokenizer
 
     processor = SohoProcessor(SohoImageProcessor(), load_tokenizer(tokenizer_dir))
     model = SohoForPreTraining(SohoConfig.from_preset("paper", vocab_size=len(processor.tokenizer), **SMALL))

@@ -12,7 +12,7 @@ from jsonargparse import ArgumentParser
 from tiny_corpus import COLOURS, draw, write_karpathy
 from transformers import AutoConfig, AutoModelForPreTraining, AutoProcessor
 
-from soho_fast.data import SohoProcessor
+from soho_fast.data.processor import SohoProcessor
 from soho_fast.model import SohoConfig, SohoForPreTraining
 from soho_fast.tasks.evaluation.sharing import Sharing
 from soho_fast.tasks.pretraining import PretrainingTask

@@ -8,8 +8,7 @@ import pytest
 import torch
 from tiny_corpus import COLOURS, draw, write_karpathy
 
-from soho_fast.common.errors import UserError
-from soho_fast.data import CorruptImageError
+from soho_fast.common.errors import CorruptImageError, UserError
 from soho_fast.engine.batches import Batches, plan_batches, split_batch
 from soho_fast.engine.settings import BatchSettings
 from soho_fast.tasks.evaluation.metrics.recall import retrieval_recall

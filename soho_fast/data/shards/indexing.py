@@ -33,7 +33,6 @@ from safetensors.numpy import save
 
 from soho_fast.common.files import own_scratch
 from soho_fast.common.images import MAX_FILE_BYTES
-from soho_fast.data.images import shapes_of
 from soho_fast.data.readers.records import check_text, is_blank, parse_object, shown
 from soho_fast.data.shards.index import FORMAT, ShardCounts, checksum_of, index_path, key_of, name_hash, stamp_of
 from soho_fast.data.shards.members import BLOCK, Member, read_members
@@ -93,6 +92,8 @@ def read_contents(content: mmap.mmap, shard: str) -> tuple[dict[str, np.ndarray]
 
     Raises ValueError: it does not follow the format.
     """
+    from soho_fast.data.images import shapes_of  # which loads torchvision
+
     counts = ShardCounts()
     images: list[Member] = []
     ids: list[str] = []

@@ -23,7 +23,6 @@ from typing import Any
 import numpy as np
 
 from soho_fast.common.errors import CorruptImageError
-from soho_fast.data.images import decode_image
 from soho_fast.data.readers.formats import CAPTION_FORMATS, FORMATS_OF, read_captions
 from soho_fast.data.readers.json_lines import read_json_lines_questions
 from soho_fast.data.readers.questions import read_easy_vqa, read_vqa
@@ -223,6 +222,8 @@ def check_shard(shard: str, *, decode: bool) -> Iterator[str]:
         FileNotFoundError, ValueError: The shard does not follow the format, or its index is missing, stale, damaged or
             does not match the shard.
     """
+    from soho_fast.data.images import decode_image  # which loads torchvision
+
     index = read_index(shard)
     with open(shard, "rb") as file, closing(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)) as content:
         arrays, counts = read_contents(content, shard)

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from soho_fast.data import content_words
 from soho_fast.data.batches.pretraining import PairSampler
+from soho_fast.data.text import content_words
 
 CAPTIONS = [
     ["a red dog", "a dog and a ball"],

@@ -6,7 +6,7 @@ import torch
 from torch.utils.data import DataLoader
 from transformers import set_seed
 
-from soho_fast.data import CorruptImageError
+from soho_fast.common.errors import CorruptImageError
 from soho_fast.data.batches.pretraining import PretrainingDataset
 from soho_fast.data.batches.sample import Collator
 from soho_fast.engine.batches import Batches, plan_batches

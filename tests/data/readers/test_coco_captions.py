@@ -3,7 +3,8 @@ import json
 import pytest
 from tiny_corpus import draw, edit_json, write_zip
 
-from soho_fast.data import ReadReport, read_coco_captions
+from soho_fast.data.readers.captions import read_coco_captions
+from soho_fast.data.readers.records import ReadReport
 
 
 def write(folder, year="2014", split="train"):

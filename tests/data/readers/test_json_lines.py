@@ -3,7 +3,8 @@ import json
 import pytest
 from tiny_corpus import COLOURS, draw, write_zip
 
-from soho_fast.data import ReadReport, read_json_lines, read_json_lines_questions
+from soho_fast.data.readers.json_lines import read_json_lines, read_json_lines_questions
+from soho_fast.data.readers.records import ReadReport
 from soho_fast.tasks.evaluation.metrics.vqa import vqa_accuracy, vqa_score
 
 

@@ -1,7 +1,8 @@
 import pytest
 from tiny_corpus import edit_json, sentences_of, write_karpathy, write_zip
 
-from soho_fast.data import ReadReport, karpathy_coco_ids, karpathy_flickr_ids, read_karpathy
+from soho_fast.data.readers.captions import karpathy_coco_ids, karpathy_flickr_ids, read_karpathy
+from soho_fast.data.readers.records import ReadReport
 
 SPLITS = {"train": ["red", "green"], "restval": ["blue"], "val": ["cyan"], "test": ["white", "black"]}
 

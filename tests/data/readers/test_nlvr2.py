@@ -3,7 +3,8 @@ import json
 import pytest
 from tiny_corpus import draw, write_zip
 
-from soho_fast.data import ReadReport, read_nlvr2
+from soho_fast.data.readers.records import ReadReport
+from soho_fast.data.readers.statements import read_nlvr2
 
 
 def write(folder, split="dev", lines=None):

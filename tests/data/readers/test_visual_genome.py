@@ -3,7 +3,8 @@ import json
 import pytest
 from tiny_corpus import draw, edit_json
 
-from soho_fast.data import ReadReport, read_visual_genome
+from soho_fast.data.readers.captions import read_visual_genome
+from soho_fast.data.readers.records import ReadReport
 
 
 def region(image_id, phrase, width=9, height=9):

@@ -3,7 +3,8 @@ import json
 import pytest
 from tiny_corpus import draw, edit_json, write_zip
 
-from soho_fast.data import ReadReport, read_vqa
+from soho_fast.data.readers.questions import read_vqa
+from soho_fast.data.readers.records import ReadReport
 
 IMAGE_IDS = (42, 42, 131089)
 

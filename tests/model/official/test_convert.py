@@ -16,7 +16,9 @@ from tiny_corpus import write_images
 from torch.torch_version import TorchVersion
 
 from soho_fast.common.checksums import SUMS, check_checksums
-from soho_fast.data import SohoImageProcessor, SohoProcessor, load_tokenizer
+from soho_fast.data.images import SohoImageProcessor
+from soho_fast.data.processor import SohoProcessor
+from soho_fast.data.text import load_tokenizer
 from soho_fast.explore.__main__ import main as explore
 from soho_fast.explore.bundle import Bundle
 from soho_fast.export import official as command

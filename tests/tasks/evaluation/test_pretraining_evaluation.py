@@ -8,7 +8,7 @@ import torch
 from tiny_corpus import COLOURS
 from torch import nn
 
-from soho_fast.data import CorruptImageError
+from soho_fast.common.errors import CorruptImageError
 from soho_fast.data.text import encode_texts
 from soho_fast.model import VisualTokens
 from soho_fast.tasks.evaluation.pretraining import evaluate_pretraining, format_table, mask_words

@@ -1,6 +1,7 @@
 import pytest
 
-from soho_fast.data import ENTAILMENT_LABELS, ImageRef, Nlvr2Record, SnliVeRecord
+from soho_fast.data.readers.records import ImageRef
+from soho_fast.data.readers.statements import ENTAILMENT_LABELS, Nlvr2Record, SnliVeRecord
 from soho_fast.tasks.evaluation.metrics.classification import nlvr2_accuracy, snli_ve_accuracy
 
 IMAGE = ImageRef(None, "none.jpg")

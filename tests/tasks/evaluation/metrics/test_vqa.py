@@ -2,8 +2,8 @@ import json
 
 import pytest
 
-from soho_fast.data import ImageRef, VqaAnswers, VqaRecord
-from soho_fast.data.readers.questions import normalise_answer
+from soho_fast.data.readers.questions import VqaAnswers, VqaRecord, normalise_answer
+from soho_fast.data.readers.records import ImageRef
 from soho_fast.tasks.evaluation.metrics.vqa import vqa_accuracy, vqa_score, write_vqa_submission
 
 
