@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 from collections.abc import Iterable
@@ -33,7 +34,7 @@ class Row(RowStart):
     metrics: Of the trained model, by name. steps: Of training. training_seconds, seconds: Of training, and of all.
     images_per_second: In training. peak_memory_gb: Of the largest process. precision: Trained in. launcher: Words
     before the training command. versions: Of the packages, and the processor. identity, data: Of the run's
-    `metrics.json`, by which it is known and what its data held.
+    `metrics.json`, by which it is known and what its data held. sum: Of all this, by which an altered row is known.
     """
 
     metrics: dict[str, float]
@@ -47,6 +48,7 @@ class Row(RowStart):
     versions: NotRequired[dict[str, str]]
     identity: NotRequired[str]
     data: NotRequired[dict[str, str]]
+    sum: NotRequired[str]
 
 
 FIELDS = ("study", "condition", "seed", "stage", "variant", "digest", "metrics")
@@ -83,13 +85,20 @@ def _row(line: str, where: str) -> Row:
     missing = [name for name in FIELDS if not isinstance(row, dict) or name not in row]
     if missing:
         raise UserError(f"{where}: expected a study's row, this lacks {', '.join(missing)}")
+    if row.get("sum", _sum_of(row)) != _sum_of(row):
+        raise UserError(f"{where}: was altered since it was written; delete the line, and its run is made again")
     return row
+
+
+def _sum_of(row: Row) -> str:
+    values = {name: value for name, value in row.items() if name != "sum"}
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def append_row(path: Path, row: Row) -> None:
     """Add a row, whole or not at all, whoever else adds one meanwhile."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    line = json.dumps(row).encode() + b"\n"
+    line = json.dumps({**row, "sum": _sum_of(row)}).encode() + b"\n"
     file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         fcntl.lockf(file, fcntl.LOCK_EX)

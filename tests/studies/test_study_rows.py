@@ -54,6 +54,16 @@ def test_what_is_no_row_is_refused_with_its_line(tmp_path):
         read_rows([tmp_path / "nothing.jsonl"])
 
 
+def test_a_figure_that_was_altered_is_refused(tmp_path):
+    path = tmp_path / "results.jsonl"
+    append_row(path, row(1, metrics={"score": 0.25}))
+    append_row(path, row(2))
+    assert read_rows([path])[0]["metrics"] == {"score": 0.25}
+    path.write_text(path.read_text().replace("0.25", "0.35"))
+    with pytest.raises(UserError, match="line 1: was altered since it was written"):
+        read_rows([path])
+
+
 def test_the_newest_row_of_a_digest_counts():
     rows = [row(1, metrics={"a": 1}), row(2), row(1, metrics={"a": 2})]
     assert by_digest(rows)["d1"]["metrics"] == {"a": 2}
