@@ -103,8 +103,7 @@ def ask_many(
         try:
             failed += _answer(soho, asked, found, lines, file, done, top_k, batch_size, workers, say)
         except KeyboardInterrupt:
-            say(f"{results}: stopped; the same command goes on behind its last line")
-            raise
+            raise KeyboardInterrupt(f"{results}: stopped; the same command goes on behind its last line") from None
         except OSError as error:
             raise UserError(f"{results} can't be written ({error.strerror}); the same command goes on") from error
     whole = f"{results}: {len(lines):,} lines"

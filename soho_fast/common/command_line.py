@@ -1,13 +1,17 @@
 """What the commands share: a mistake is told in one line, and ends the command with exit code 2."""
 
 import argparse
+import os
 import re
 import signal
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterable, Sequence
+from types import FrameType
 from typing import Any, NoReturn
 
-from soho_fast.common.errors import UserError, fail
+from soho_fast.common.errors import GONE_ERRORS, UserError, fail, is_gone, last_line, say_nothing_more
 from soho_fast.common.extras import MissingExtraError, from_extra
 from soho_fast.common.spelling import did_you_mean
 
@@ -22,6 +26,11 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UserError(in_plain_words(message, flags_of(self)))
 
+    def print_help(self, file: Any = None) -> None:
+        """Print it now: what reads it may have ended."""
+        super().print_help(file)
+        sys.stdout.flush()
+
 
 def as_text(arguments: Sequence[str] | None) -> list[str]:
     """The arguments, or those of the process where they are None; raises UserError where one is not text."""
@@ -34,21 +43,66 @@ def as_text(arguments: Sequence[str] | None) -> list[str]:
     return arguments
 
 
-def exit_code(run: Callable[[list[str]], int], arguments: Sequence[str] | None, when_stopped: str = "\nstopped") -> int:
-    """That of a command: what `run` gives, 2 for a mistake of the user, told in a line, or 130 when it was stopped.
+def exit_code(run: Callable[[list[str]], int], arguments: Sequence[str] | None, when_stopped: str = "stopped") -> int:
+    """That of a command: what `run` gives, 2 for a mistake of the user, told in a line, or 128 + signal when stopped.
+
+    Ctrl-C, SIGTERM and SIGHUP (but under nohup) raise KeyboardInterrupt, so that nothing half made is left; a second
+    one ends the process at once. Where whoever reads the output has ended, as by `| head`, the command ends too.
 
     Args:
         run: takes the command line without the program's name.
         arguments: that; None: the process's own.
-        when_stopped: what is printed then.
+        when_stopped: what is printed then, unless the KeyboardInterrupt says something itself.
     """
-    try:
-        return run(as_text(arguments))
-    except (ValueError, OSError, MissingExtraError) as error:
-        return fail(str(error))
-    except KeyboardInterrupt:
-        print(when_stopped, file=sys.stderr)
-        return 128 + signal.SIGINT
+    with _Stopping() as stopping:
+        try:
+            code = run(as_text(arguments))
+            sys.stdout.flush()
+            return code
+        except (ValueError, OSError, MissingExtraError) as error:
+            if _is_of_output(error) and (is_gone(sys.stdout) or is_gone(sys.stderr)):
+                say_nothing_more()
+                return 128 + signal.SIGPIPE
+            return fail(str(error))
+        except KeyboardInterrupt as stopped:
+            is_gone(sys.stdout)
+            last_line(f"\n{str(stopped) or when_stopped}")
+            return 128 + (stopping.number or signal.SIGINT)
+
+
+def _is_of_output(error: BaseException | None) -> bool:
+    """Whether it is, or tells in other words, that an output's reader has ended."""
+    while error is not None and not (isinstance(error, OSError) and error.errno in GONE_ERRORS):
+        error = error.__cause__
+    return error is not None
+
+
+class _Stopping:
+    """Context manager: signals that ask to stop raise KeyboardInterrupt. `number` is that of the first, or 0."""
+
+    def __init__(self) -> None:
+        self.number, self._heard = 0, 0.0
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> "_Stopping":
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                if signal.getsignal(number) != signal.SIG_IGN:
+                    self._previous[number] = signal.signal(number, self._hear)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _hear(self, number: int, _: FrameType | None) -> None:
+        if not self.number:
+            self.number, self._heard = number, time.monotonic()
+            raise KeyboardInterrupt
+        # A terminal that goes sends several at once, and what was asked for takes a moment.
+        if time.monotonic() - self._heard > 0.5:
+            last_line("\nstopped at once")
+            os._exit(128 + number)
 
 
 def quiet_transformers() -> None:

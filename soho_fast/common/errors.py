@@ -1,13 +1,19 @@
 """The error that is the user's to mend: shown as one line, without a stack trace."""
 
+import contextlib
 import errno
 import os
+import select
 import sys
 import time
 import traceback
+from typing import TextIO
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 """Numbers of the OSErrors that a full or read-only disk gives, wherever something is written."""
+
+GONE_ERRORS = (errno.EPIPE, errno.EIO)
+"""Those of an output whose reader has ended: a closed pipe, a terminal that has gone."""
 
 
 def environment_rank() -> tuple[int, int]:
@@ -61,10 +67,38 @@ def fail(message: str, rank: int = 0, code: int = 2) -> int:
     """
     if rank and code == 2:
         time.sleep(10)
-    sys.stdout.flush()
+    is_gone(sys.stdout)
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
     if os.environ.get("SOHO_FAST_TRACEBACK") == "1":
         traceback.print_exc()
     message = " ".join(printable(message).split())
-    sys.stderr.write(f"error: {message}\n" if rank == 0 else f"error on rank {rank}: {message}\n")
-    sys.stderr.flush()
+    last_line(f"error: {message}" if rank == 0 else f"error on rank {rank}: {message}")
     return code
+
+
+def last_line(line: str) -> None:
+    """Print a line where errors go, if anybody reads there."""
+    with contextlib.suppress(OSError):
+        print(line, file=sys.stderr, flush=True)
+
+
+def is_gone(stream: TextIO) -> bool:
+    """Whether what reads this output has ended; from then on it goes nowhere, and no error comes of it."""
+    poll = select.poll()
+    try:
+        poll.register(stream.fileno(), 0)
+    except OSError:  # It is no file: of a test, a notebook.
+        return False
+    if not poll.poll(0):
+        return False
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
+    return True
+
+
+def say_nothing_more() -> None:
+    """Called where whoever reads the output has ended: from here on it goes nowhere, which one line tells."""
+    is_gone(sys.stdout)
+    last_line("stopped: what read this command's output has ended")

@@ -1,18 +1,19 @@
 """Files that a run leaves: written whole or not at all, and read as far as they are whole."""
 
 import contextlib
-import glob
 import json
 import os
 import shutil
+import socket
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 PARTIAL = ".partial"
 """What the name of a file or folder that is being written ends with."""
 
-_LEFT_AFTER = 3600.0  # seconds
+_LEFT_AFTER = 7 * 86400.0  # seconds
 
 _PACKED = {
     b"\x1f\x8b": "gzip",
@@ -31,11 +32,15 @@ _CONTENTS = {
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Replace `path` by a text (UTF-8) or bytes so that a reader sees the old file or the new one, never a part."""
     scratch = path.with_name(path.name + PARTIAL)
-    with scratch.open("wb") as file:
-        file.write(content.encode() if isinstance(content, str) else content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(scratch, path)
+    try:
+        with scratch.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(scratch, path)
+    except BaseException:
+        delete(scratch)
+        raise
 
 
 def packed_by(beginning: bytes) -> str | None:
@@ -54,22 +59,60 @@ def process_is_alive(process_id: int) -> bool:
     return True
 
 
-def own_scratch(path: Path) -> Path:
-    """A name beside `path` that is this process's own, `NAME.PID.partial`, to write there and to rename.
+@contextlib.contextmanager
+def scratch_beside(path: Path) -> Iterator[Path]:
+    """A name beside `path` that is this process's own, for a file or folder that is renamed when it is whole.
 
-    What killed processes left of that name is deleted: those that no process of this machine has and that nobody, as on
-    another machine that shares the disk, has touched for an hour.
+    What is left there in the end is deleted, as at once what killed processes of this machine left beside `path`; what
+    those of others that share the disk left, after a week.
     """
-    for left in path.parent.glob(f"{glob.escape(path.name)}.*{PARTIAL}"):
-        process_id = left.name.removeprefix(f"{path.name}.").removesuffix(PARTIAL)
-        if not (process_id.isascii() and process_id.isdigit()):
+    path = Path(os.path.abspath(path))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside, host = f".{path.name}.", socket.gethostname()
+    for name in os.listdir(path.parent):
+        if not (name.startswith(beside) and name.endswith(PARTIAL)):
             continue
-        own = int(process_id) == os.getpid()  # In a container a process has its predecessor's number.
-        if own or not process_is_alive(int(process_id)):
-            with contextlib.suppress(OSError):
-                if own or time.time() - left.stat().st_mtime > _LEFT_AFTER:
-                    shutil.rmtree(left) if left.is_dir() else left.unlink()
-    return path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}")
+        of_host, _, number = name.removeprefix(beside).removesuffix(PARTIAL).rpartition(".")
+        left = path.with_name(name)
+        with contextlib.suppress(OSError, ValueError):  # Not of ours; or another process was faster.
+            # In a container a process has its predecessor's number.
+            is_alive = int(number) != os.getpid() and process_is_alive(int(number))
+            is_old = time.time() - left.stat().st_mtime > _LEFT_AFTER
+            if is_old if of_host != host else not is_alive:
+                delete(left)
+    scratch = path.with_name(f"{beside}{host}.{os.getpid()}{PARTIAL}")
+    try:
+        yield scratch
+    finally:
+        try:
+            delete(scratch)
+        except KeyboardInterrupt:
+            delete(scratch)
+            raise
+
+
+@contextlib.contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """An empty folder beside `path`, to be filled, which takes its place at the end; nothing is left on errors."""
+    with scratch_beside(path) as scratch:
+        new = scratch / "new"
+        new.mkdir(parents=True)
+        yield new
+        if path.exists():
+            path.rename(scratch / "old")
+        new.rename(path)
+
+
+def delete(path: Path) -> None:
+    """Delete a file or folder as far as it can be, if it is there. A folder is renamed to `NAME.partial` first: half
+    deleted it is not taken for a whole one, and is deleted by what deletes those."""
+    with contextlib.suppress(OSError):
+        if not path.is_dir():
+            path.unlink()
+            return
+        if not path.name.endswith(PARTIAL):
+            path = path.rename(path.with_name(path.name + PARTIAL))
+    shutil.rmtree(path, ignore_errors=True)
 
 
 def read_log(path: Path) -> tuple[list[dict[str, Any]], int]:

@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from multiprocessing.connection import wait
 from typing import Any, TypeVar
 
@@ -14,13 +14,14 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 T = TypeVar("T")
+_STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def begin_worker(_: int = 0) -> None:
     """Begin a loader process: the terminal and DeepSpeed's launcher signal the whole process tree; the process that it
     works for decides when to stop."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in _STOPS:
+        signal.signal(number, signal.SIG_IGN)
     end_with_parent()
 
 
@@ -38,6 +39,15 @@ def end_with_parent() -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def start_workers(loader: Iterable[T]) -> Iterator[T]:
+    """The iterator of a DataLoader, whose processes are born deaf to those signals: `begin_worker` comes later."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)
+    try:
+        return iter(loader)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def end_workers(batches: Any) -> None:
@@ -132,7 +142,7 @@ def loaded_ahead(
         # `load` knows the model, which another start would copy.
         multiprocessing_context="fork",
     )
-    results = iter(loader)
+    results = start_workers(loader)
     try:
         for _ in numbers:
             result, error = next_batch(results)

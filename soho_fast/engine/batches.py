@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 from soho_fast.common.errors import UserError
 from soho_fast.common.processes import Processes
 from soho_fast.common.progress import ProgressLines
-from soho_fast.common.workers import begin_worker, end_workers, next_batch
+from soho_fast.common.workers import begin_worker, end_workers, next_batch, start_workers
 from soho_fast.engine.settings import BatchSettings
 
 SIDE_KEYS = ("skipped", "sample_ids", "image_keys", "corrupt_images")
@@ -231,7 +231,7 @@ class Batches:
             # Without its own generator the loader would draw from the global one, which dropout reads.
             generator=torch.Generator().manual_seed(seed),
         )
-        self._iterator: Iterator[Mapping[str, Any]] = iter(loader)
+        self._iterator: Iterator[Mapping[str, Any]] = start_workers(loader)
 
     def __iter__(self) -> "Batches":
         return self

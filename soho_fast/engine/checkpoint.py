@@ -5,7 +5,7 @@ Layout, in the run's folder:
     checkpoints/step-00000120/      DeepSpeed's files (weights, buffers, optimiser, loss scale),
                                     rank-00000.pt (of one rank: RNG states, and which parameters lie where in its
                                     optimiser's tensors), checkpoint.json (written last)
-    checkpoints/step-00000130.partial/   being written, or left by a crash: never read
+    checkpoints/step-00000130.partial/   being written or deleted, or left by a crash: never read
 
 Everything is written to the `.partial` folder, which is renamed when every rank has reported success. DeepSpeed saves
 between barriers, so a rank that raised inside would leave the others waiting: writers therefore note their error, all
@@ -34,7 +34,7 @@ from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
 from deepspeed.utils.tensor_fragment import fragment_address
 
 from soho_fast.common.errors import UserError
-from soho_fast.common.files import PARTIAL, write_atomically
+from soho_fast.common.files import PARTIAL, delete, write_atomically
 from soho_fast.common.processes import Processes
 from soho_fast.common.versions import write_run_of
 from soho_fast.engine.changes import SHARDING, digest_of
@@ -325,7 +325,8 @@ class Checkpoints:
         steps = {int(match[1]): path for path in self.folder.glob("*") if (match := _NAME.fullmatch(path.name))}
         return [steps[step] for step in sorted(steps) if steps[step].is_dir()]
 
-    def _delete_partial(self) -> None:
+    def delete_partial(self) -> None:
+        """Delete what is half-written or half-deleted."""
         for path in self.folder.glob(f"*{PARTIAL}"):
             if _NAME.fullmatch(path.name.removesuffix(PARTIAL)):
                 shutil.rmtree(path, ignore_errors=True)
@@ -336,7 +337,7 @@ class Checkpoints:
         One that has just been written is the last of them: what has a later step was found altered at the start, or is
         incomplete, and is replaced when the run comes to that step.
         """
-        self._delete_partial()
+        self.delete_partial()
         earlier = [path for path in self._named() if int(path.name[5:]) <= int(saved.name[5:]) and _fault(path) is None]
         intact = [path for path in earlier if path not in self._altered]
         kept = intact[-self.keep :]
@@ -344,13 +345,13 @@ class Checkpoints:
             sound = next((path for path in reversed(intact) if _is_sound(path)), None)
             for path in earlier[: earlier.index(kept[0])]:
                 if path != sound:
-                    shutil.rmtree(path, ignore_errors=True)
+                    delete(path)
 
     def _raise_first(self, error: str | None) -> None:
         errors = [text for text in self.processes.gather(error) if text]
         if errors:
             if self.processes.is_main:
-                self._delete_partial()
+                self.delete_partial()
             kept = self.newest()
             raise UserError(
                 f"the checkpoint could not be written ({errors[0]}); free some space or choose another --output. "

@@ -1,6 +1,5 @@
 """What a run shows and writes while it trains: progress, log.jsonl, TensorBoard, trackers. Rank 0 only."""
 
-import errno
 import importlib
 import inspect
 import json
@@ -16,10 +15,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from soho_fast.common.errors import UserError, printable
+from soho_fast.common.errors import GONE_ERRORS, UserError, printable, say_nothing_more
 from soho_fast.common.files import read_log, write_atomically
 from soho_fast.engine.settings import LogSettings, TrainSettings
-from soho_fast.engine.watchdog import say_nothing_more
 
 _SHAPE = ("init", "log", "finish")
 RUNS_FILE = "trackers.json"
@@ -209,7 +207,7 @@ class RunLog:
             else:
                 print(line, flush=True)
         except OSError as error:
-            if error.errno not in (errno.EPIPE, errno.EIO):  # EIO: of a terminal that has gone
+            if error.errno not in GONE_ERRORS:
                 raise
             say_nothing_more()
             if signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:

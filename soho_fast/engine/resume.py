@@ -12,6 +12,7 @@ from typing import Any
 from deepspeed import DeepSpeedEngine
 
 from soho_fast.common.errors import UserError
+from soho_fast.common.files import PARTIAL
 from soho_fast.common.processes import Processes
 from soho_fast.common.versions import program
 from soho_fast.engine.changes import (
@@ -188,7 +189,8 @@ class ResumePoint:
 
     def _change_folder(self, delete: Iterable[str]) -> None:
         try:
-            for name in self._present(delete):
+            self.checkpoints.delete_partial()
+            for name in self._present((*delete, *(f"{name}{PARTIAL}" for name in RUN_FILES))):
                 path = self.folder / name
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
             (self.folder / "checkpoints").mkdir(parents=True, exist_ok=True)

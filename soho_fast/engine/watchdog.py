@@ -34,7 +34,14 @@ from typing import Any
 
 import psutil
 
-from soho_fast.common.errors import DISK_ERRORS, CorruptImageError, UserError, environment_rank, fail
+from soho_fast.common.errors import (
+    DISK_ERRORS,
+    CorruptImageError,
+    UserError,
+    environment_rank,
+    fail,
+    say_nothing_more,
+)
 
 PROCESS_FAILED = os.EX_TEMPFAIL
 """Exit code of a rank that ends because another process failed: what went wrong may be gone at the next start."""
@@ -337,16 +344,6 @@ class run_command:
         else:
             return False
         return True
-
-
-def say_nothing_more() -> None:
-    """Called where whoever reads the output has ended: from here on it goes nowhere, and no error comes of it."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, sys.stdout.fileno())
-    os.close(nowhere)
-    with contextlib.suppress(OSError):  # Its reader may have ended too.
-        sys.stderr.write("stopped: what read this command's output has ended\n")
-        sys.stderr.flush()
 
 
 @contextlib.contextmanager

@@ -8,8 +8,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import shutil
-import socket
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,7 +18,7 @@ import numpy as np
 
 from soho_fast.common.checksums import write_checksums
 from soho_fast.common.errors import UserError
-from soho_fast.common.files import process_is_alive
+from soho_fast.common.files import new_folder
 from soho_fast.common.progress import ProgressLines
 from soho_fast.common.versions import program
 from soho_fast.explore import bundle as layout
@@ -68,33 +66,14 @@ def is_made_of(folder: Path, made_of: str, say: Callable[[str], None] = print) -
 def put_in_place(folder: Path) -> Iterator[Path]:
     """A new folder beside, to be filled, which takes the place of `folder` at the end; nothing is left on errors."""
     check_folder(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    beside = f".{folder.name}.building-{socket.gethostname()}-"
-    _remove_leftovers(folder.parent, beside)
-    building = Path(tempfile.mkdtemp(prefix=f"{beside}{os.getpid()}-", dir=folder.parent))
     try:
-        building.chmod(0o755)
-        new = building / "new"
-        new.mkdir()
-        yield new
-        check_folder(folder)  # A build takes a while, in which something else may have come.
-        if folder.exists():
-            os.rename(folder, building / "old")
-        os.rename(new, folder)
+        with new_folder(folder) as new:
+            yield new
+            check_folder(folder)  # A build takes a while, in which something else may have come.
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise UserError(f"into: {folder}: there is no space left on its disk for the explorer") from error
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
-
-
-def _remove_leftovers(parent: Path, beside: str) -> None:
-    """Folders of builds on this machine that were killed; those of builds that go on are left alone."""
-    for path in parent.iterdir():
-        number = path.name.removeprefix(beside).partition("-")[0]
-        if path.name.startswith(beside) and number.isdecimal() and not process_is_alive(int(number)):
-            shutil.rmtree(path, ignore_errors=True)
 
 
 def assemble(

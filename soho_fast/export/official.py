@@ -6,8 +6,6 @@ python -m soho_fast.export.official convert soho_res18_fp16_40-9441cdd3.pth soho
 from __future__ import annotations
 
 import hashlib
-import os
-import shutil
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -22,6 +20,7 @@ with from_extra("train"):
     from soho_fast.common.checksums import write_checksums
     from soho_fast.common.command_line import Parser, exit_code, quiet_transformers
     from soho_fast.common.errors import UserError
+    from soho_fast.common.files import new_folder
     from soho_fast.common.hub import no_such_path
     from soho_fast.data.images import SohoImageProcessor
     from soho_fast.data.processor import SohoProcessor
@@ -124,23 +123,14 @@ def write_model(model: SohoPreTrainedModel, processor: SohoProcessor, output: Pa
     Raises:
         UserError: it can't be written.
     """
-    output = Path(os.path.abspath(output))
-    scratch = output.with_name(f".{output.name}.partial")
-    shutil.rmtree(scratch, ignore_errors=True)
-    new, old = scratch / "new", scratch / "old"
     try:
-        new.mkdir(parents=True)
-        model.save_pretrained(new)
-        processor.save_pretrained(new)
-        write_checksums(new)
-        if output.exists():
-            output.rename(old)
-        new.rename(output)
+        with new_folder(output) as new:
+            model.save_pretrained(new)
+            processor.save_pretrained(new)
+            write_checksums(new)
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"output: {output} could not be written: {reason}") from error
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 if __name__ == "__main__":

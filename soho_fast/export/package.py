@@ -18,7 +18,7 @@ from torch.export import Dim, export
 from soho_fast.ask.pipeline import FIELDS, SohoPipeline, load_model
 from soho_fast.common.checksums import SUMS, write_checksums
 from soho_fast.common.errors import UserError
-from soho_fast.common.files import own_scratch
+from soho_fast.common.files import scratch_beside
 from soho_fast.common.hub import model_folder
 from soho_fast.common.images import one_line
 from soho_fast.common.versions import gone_on, program, read_run_of
@@ -48,9 +48,8 @@ def export_model(folder: str | os.PathLike[str], output: Path, say: Callable[[st
         raise UserError(
             f"{folder}: visual_encoder is {config.visual_encoder!r}; expected 'paper', the one that is exported"
         )
-    scratch = own_scratch(output)
-    scratch.mkdir()
-    try:
+    with scratch_beside(output) as scratch:
+        scratch.mkdir()
         say("compiling the first stage, images to visual tokens ...")
         _compile(EncodeImages(model), _images(config), scratch / "encode.pt2")
         say("compiling the second stage, visual tokens and texts to logits ...")
@@ -61,8 +60,6 @@ def export_model(folder: str | os.PathLike[str], output: Path, say: Callable[[st
         shutil.copyfile(Path(__file__).with_name("run.py"), scratch / "run.py")
         write_checksums(scratch)
         os.replace(scratch, output)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
     say(f"{output}: encode.pt2, read.pt2, about.json, tokenizer.json, run.py, {SUMS}")
 
 

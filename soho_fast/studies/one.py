@@ -20,6 +20,7 @@ from pkgutil import resolve_name
 from typing import Any
 
 from soho_fast.common.errors import UserError
+from soho_fast.common.files import PARTIAL, delete
 from soho_fast.studies.results import Row, RowStart, append_row, by_digest, read_rows
 
 # Exit code of a run that another process is at; no command of this package ends with it.
@@ -100,7 +101,7 @@ def _make(job: Job, folder: Path) -> int:
 
     training, done = folder / "training", folder / "done"
     if row() is not None and (not job.keep_model or (done.exists() and (training / "model").is_dir())):
-        _clear(training, job.keep_model)
+        clear_up(training, job.keep_model)
         return 0
     if done.exists():
         # Its row or its model has been deleted, and its checkpoints went when it was done.
@@ -147,13 +148,15 @@ def _make(job: Job, folder: Path) -> int:
         )
     # Before anything is deleted: what is half deleted could not be gone on from.
     done.touch()
-    _clear(training, job.keep_model)
+    clear_up(training, job.keep_model)
     return 0
 
 
-def _clear(training: Path, keep_model: bool) -> None:
+def clear_up(training: Path, keep_model: bool) -> None:
+    """Delete what is not kept of a run whose row is written, and what is half deleted of that."""
     for name in (*_CLEARED, *([] if keep_model else ["model"])):
-        shutil.rmtree(training / name, ignore_errors=True)
+        delete(training / name)
+        delete(training / f"{name}{PARTIAL}")
 
 
 def _call(job: Job, command: str, arguments: list[str]) -> int:

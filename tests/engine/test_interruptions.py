@@ -51,7 +51,9 @@ def test_kill_and_resume_continues_the_same_losses(launch, request_for, losses):
     half_written = Path(killed["output"]) / "checkpoints" / "step-00000009.partial"
     half_written.mkdir()
     (half_written / "mp_rank_00_model_states.pt").write_bytes(b"half")
+    (Path(killed["output"]) / "best.partial").mkdir()
     done = launch(resumed)
+    assert not list(Path(killed["output"]).rglob("*.partial"))
     assert done.code == 0, done.text
     assert "half-written, from a run that was cut off" in done.text
     assert "resumed from" in done.text and "step 8 of 12" in done.text

@@ -302,11 +302,11 @@ def test_what_was_there_stays_until_the_end(tmp_path, error):
 def test_what_a_killed_build_left_is_cleared_away(tmp_path):
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
-    beside = f".explorer.building-{socket.gethostname()}-"
+    host = socket.gethostname()
     left, going_on, of_others = (
-        f"{beside}{ended.pid}-ab",
-        f"{beside}{os.getpid()}-cd",
-        ".explorer.building-elsewhere-1-x",
+        f".explorer.{host}.{ended.pid}.partial",
+        f".explorer.{host}.{os.getppid()}.partial",
+        ".explorer.elsewhere.1.partial",
     )
     for name in (left, going_on, of_others):
         (tmp_path / name / "new").mkdir(parents=True)

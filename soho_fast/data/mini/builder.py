@@ -9,9 +9,6 @@ import functools
 import hashlib
 import json
 import os
-import shutil
-import socket
-import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from soho_fast.common.files import process_is_alive
+from soho_fast.common.files import scratch_beside
 from soho_fast.data import tokenizer
 from soho_fast.data.tokenizer import build_vocabulary, write_tokenizer
 
@@ -37,7 +34,6 @@ from .writers import (
     assign_images,
     licences_of,
     write_attribution,
-    write_json,
     write_karpathy,
 )
 
@@ -87,14 +83,6 @@ def _folder_size(folder: Path) -> tuple[int, int]:
     return len(sizes), sum(sizes)
 
 
-def _remove_leftovers(out: Path) -> None:
-    """Remove half-written folders that an interrupted build of ``out`` left beside it on this machine."""
-    for folder in out.parent.glob(f".{out.name}.building-*"):
-        builder = (read_manifest(folder) or {}).get("builder")
-        if builder and builder["host"] == socket.gethostname() and not process_is_alive(builder["process_id"]):
-            shutil.rmtree(folder, ignore_errors=True)
-
-
 def _draw_images(
     folder: Path, images: Sequence[CorpusImage], image_size: int, options: SceneOptions, progress: bool
 ) -> None:
@@ -118,8 +106,11 @@ def _draw_images(
             from tqdm import tqdm
 
             done = tqdm(done, total=len(images), desc="drawing the demo corpus", unit="image")
-        for _ in done:
-            pass
+        try:
+            for _ in done:
+                pass
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def build_corpus(
@@ -186,17 +177,10 @@ def build_corpus(
             )
         tell(f"demo corpus: {out} is incomplete or has other settings and is rebuilt")
     check_sources(scene_options)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    _remove_leftovers(out)
-    building = Path(tempfile.mkdtemp(prefix=f".{out.name}.building-", dir=out.parent))
-    try:
-        building.chmod(0o755)
-        builder = {"host": socket.gethostname(), "process_id": os.getpid()}
-        write_json(building / MANIFEST, {"kind": _KIND, "complete": False, "builder": builder})
-        counts = _write_corpus(building, settings, scene_options, progress)
+    with scratch_beside(out) as building:
+        (building / "new").mkdir(parents=True)
+        counts = _write_corpus(building / "new", settings, scene_options, progress)
         _put_in_place(building, out, settings)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
     tell(
         f"demo corpus: {out} has {counts['images']} images of {counts['concepts']} concepts, "
         f"{counts['captions']} captions and a vocabulary of {counts['vocabulary']} tokens. "
@@ -210,15 +194,9 @@ def _put_in_place(building: Path, out: Path, settings: dict) -> None:
     if is_complete(out, settings):
         return
     if out.is_dir() and read_manifest(out) is not None:
-        old = Path(tempfile.mkdtemp(prefix=f".{out.name}.building-", dir=out.parent))
-        try:
-            os.rename(out, old / "replaced")
-            os.rename(building, out)
-        finally:
-            shutil.rmtree(old, ignore_errors=True)
-        return
+        os.rename(out, building / "old")
     try:
-        os.rename(building, out)  # also onto an empty folder
+        os.rename(building / "new", out)  # also onto an empty folder
     except OSError:
         if not is_complete(out, settings):
             raise

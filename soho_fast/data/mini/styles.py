@@ -17,13 +17,13 @@ import shutil
 import subprocess
 import sys
 import tarfile
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from soho_fast.common.command_line import Parser, exit_code
 from soho_fast.common.extras import from_extra
+from soho_fast.common.files import scratch_beside
 
 from .concepts import CONCEPTS, Concept
 from .drawing import LICENCE_FILE, check_style
@@ -95,13 +95,11 @@ def make_styles(folder: str | os.PathLike[str], progress: bool = True) -> list[P
         out = root / name
         about = _about(package)
         if not _is_made(out, about):
-            building = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=root))
-            try:
+            with scratch_beside(out) as building:
+                building.mkdir()
                 _render_all(_fetch(package, building), building / "drawings")
                 (building / "drawings" / LICENCE_FILE).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
                 os.rename(building / "drawings", out)
-            finally:
-                shutil.rmtree(building, ignore_errors=True)
         if progress:
             print(f"style {out}: {len(CONCEPTS)} drawings. {package.credit}; {package.licence}", flush=True)
         made.append(out)

@@ -43,6 +43,7 @@ from soho_fast.data.shards.writing import (
 )
 
 _MOST_SHOWN = 20
+_GOES_ON = "the same command goes on from here"
 
 
 def _bar(total: int, what: str, unit: str) -> tqdm:
@@ -75,6 +76,7 @@ def _in_processes(
 
 def _begin_process() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     end_with_parent()
 
@@ -150,8 +152,9 @@ def _write(options: argparse.Namespace) -> list[str]:
                 written, num_images = written + is_new, num_images + count
                 bar.update(count)
     except KeyboardInterrupt:
-        print(f"stopped: {num_images:,} of {len(samples):,} images are in whole shards", file=sys.stderr)
-        raise
+        raise KeyboardInterrupt(
+            f"stopped: {num_images:,} of {len(samples):,} images are in whole shards; {_GOES_ON}"
+        ) from None
     path = range_of(shard_names(Path(options.folder), len(samples), options.per_shard))
     return [f"wrote {written:,} shards, kept the others; as one path: {path}", _describe(path)]
 
@@ -191,15 +194,7 @@ def _parser() -> Parser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line; returns the exit code: 0 done, 2 a mistake of the user, 130 when stopped."""
-
-    def stop(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        return exit_code(_run, arguments, when_stopped="stopped; the same command goes on from here")
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    return exit_code(_run, arguments, when_stopped=f"stopped; {_GOES_ON}")
 
 
 def _run(arguments: list[str]) -> int:

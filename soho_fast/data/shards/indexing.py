@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save
 
-from soho_fast.common.files import own_scratch
+from soho_fast.common.files import scratch_beside
 from soho_fast.common.images import MAX_FILE_BYTES
 from soho_fast.data.readers.records import check_text, is_blank, parse_object, shown
 from soho_fast.data.shards.index import FORMAT, ShardCounts, checksum_of, index_path, key_of, name_hash, stamp_of
@@ -76,15 +76,12 @@ def build_index(shard: str, written_from: str = "") -> ShardCounts:
 
 def write_whole(path: str, content: bytes) -> None:
     """Write a file such that it is there whole or not at all."""
-    scratch = own_scratch(Path(path))
-    try:
+    with scratch_beside(Path(path)) as scratch:
         with scratch.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(scratch, path)
-    finally:
-        scratch.unlink(missing_ok=True)
 
 
 def read_contents(content: mmap.mmap, shard: str) -> tuple[dict[str, np.ndarray], ShardCounts]:

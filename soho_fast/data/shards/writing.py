@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from soho_fast.common.errors import CorruptImageError
+from soho_fast.common.files import scratch_beside
 from soho_fast.data.readers.formats import CAPTION_FORMATS, FORMATS_OF, read_captions
 from soho_fast.data.readers.json_lines import read_json_lines_questions
 from soho_fast.data.readers.questions import read_easy_vqa, read_vqa
@@ -180,8 +181,9 @@ def write_shards(
 
 
 def _write(samples: Sequence[ShardSample], path: str, written_from: str) -> None:
-    scratch = f"{path}.tmp"
-    try:
+    with scratch_beside(Path(path)) as folder:
+        folder.mkdir()
+        scratch = str(folder / "new.tar")
         # GNU's format names files of any length in any script; what else there would be in a header is left at 0.
         with open(scratch, "wb") as file:
             with tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT, encoding="utf-8") as archive:
@@ -197,9 +199,6 @@ def _write(samples: Sequence[ShardSample], path: str, written_from: str) -> None
         build_index(scratch, written_from)
         os.replace(index_path(scratch), index_path(path))
         os.replace(scratch, path)  # Last: a shard that is there has its index.
-    finally:
-        for leftover in (scratch, index_path(scratch)):
-            Path(leftover).unlink(missing_ok=True)
 
 
 def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import shlex
+import socket
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
@@ -360,8 +361,9 @@ def names_in(folder: Path) -> set[str]:
 
 def test_a_folder_is_whole_or_not_there(tmp_path, small, monkeypatch):
     out = tmp_path / "out"
-    (tmp_path / ".out.partial/new").mkdir(parents=True)  # As a kill leaves it.
-    (tmp_path / ".out.partial/new/junk").touch()
+    left = tmp_path / f".out.{socket.gethostname()}.{os.getpid()}.partial/new"  # As a kill leaves it.
+    left.mkdir(parents=True)
+    (left / "junk").touch()
     command.write_model(*small, out)
     assert names_in(tmp_path) == {"out"}
     assert names_in(out) >= {"config.json", "model.safetensors", "tokenizer.json", "processor_config.json", SUMS}

@@ -1,0 +1,81 @@
+"""How every command ends that is stopped, or whose output nobody reads any more: no stack trace, nothing left."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+COMMAND = """
+import sys
+from soho_fast.common.command_line import Parser, exit_code
+
+def run(arguments):
+    parser = Parser()
+    parser.add_argument("--workers", type=int, default=0)
+    workers = parser.parse_args(arguments).workers
+    numbers = range(10**6)
+    if workers:
+        from soho_fast.common.workers import loaded_ahead
+        numbers = loaded_ahead(lambda number: number, numbers, workers=workers)
+    for number in numbers:
+        try:
+            print(number, flush=True)
+        except OSError as error:
+            raise ValueError("results can't be written") from error
+
+sys.exit(exit_code(run, None))
+"""
+
+
+def _start(*arguments, ignored=(), unbuffered=""):
+    """The command as a terminal starts it, in a process group of its own, with default signals."""
+
+    def begin():
+        os.setsid()
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE):
+            signal.signal(number, signal.SIG_IGN if number in ignored else signal.SIG_DFL)
+
+    return subprocess.Popen(
+        [sys.executable, "-c", COMMAND, *arguments], preexec_fn=begin, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": unbuffered}, text=True,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_signal_to_all_processes_of_a_command_ends_it_in_one_line(name):
+    with _start("--workers", "2") as process:
+        process.stdout.readline()
+        os.killpg(process.pid, getattr(signal, name))
+        _, said = process.communicate(timeout=30)  # Until the last of its processes has left its outputs.
+    assert (process.returncode, said.strip()) == (128 + getattr(signal, name), "stopped")
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_command_whose_output_nobody_reads_any_more_ends_in_one_line(unbuffered):
+    with _start(unbuffered=unbuffered) as process:
+        process.stdout.readline()
+        process.stdout.close()
+        said = process.stderr.read()
+    assert (process.returncode, said) == (141, "stopped: what read this command's output has ended\n")
+
+
+def test_help_that_nobody_reads():
+    with _start("--help") as process:
+        process.stdout.close()
+        said = process.stderr.read()
+    assert (process.returncode, said) == (141, "stopped: what read this command's output has ended\n")
+
+
+def test_under_nohup_a_terminal_that_goes_stops_nothing():
+    with _start(ignored=(signal.SIGHUP,)) as process:
+        process.stdout.readline()
+        os.killpg(process.pid, signal.SIGHUP)
+        time.sleep(0.2)
+        assert process.poll() is None and process.stdout.readline()
+        process.send_signal(signal.SIGTERM)
+        assert process.communicate(timeout=30)[1].strip() == "stopped"
