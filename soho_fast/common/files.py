@@ -33,7 +33,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     """Replace `path` by a text (UTF-8) or bytes so that a reader sees the old file or the new one, never a part."""
     scratch = path.with_name(path.name + PARTIAL)
     try:
-        with scratch.open("wb") as file:
+        with _named(path), scratch.open("wb") as file:
             file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
@@ -60,6 +60,16 @@ def process_is_alive(process_id: int) -> bool:
 
 
 @contextlib.contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """An OSError that names no file, as that of a disk which is full by now, names this one."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+
+
+@contextlib.contextmanager
 def scratch_beside(path: Path) -> Iterator[Path]:
     """A name beside `path` that is this process's own, for a file or folder that is renamed when it is whole.
 
@@ -82,7 +92,8 @@ def scratch_beside(path: Path) -> Iterator[Path]:
                 delete(left)
     scratch = path.with_name(f"{beside}{host}.{os.getpid()}{PARTIAL}")
     try:
-        yield scratch
+        with _named(path):
+            yield scratch
     finally:
         try:
             delete(scratch)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import platform
@@ -71,9 +72,11 @@ def _compile(stage: nn.Module, inputs: dict[str, tuple[torch.Tensor, dict[int, A
                 tuple(example for example, _ in inputs.values()),
                 dynamic_shapes={name: sizes for name, (_, sizes) in inputs.items()},
             )
-            aoti_compile_and_package(program, package_path=str(path))
+            compiled = io.BytesIO()  # Onto a full disk torch's writer would end the process.
+            aoti_compile_and_package(program, package_path=compiled)
     except RuntimeError as error:  # What a compiler says goes over pages.
         raise UserError(f"{path.name} can't be compiled ({one_line(error)})") from error
+    path.write_bytes(compiled.getbuffer())
 
 
 def _least_cells(config: Any) -> int:

@@ -23,8 +23,10 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr("os.fsync", full)
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(OSError, match=r"No space left on device: '.*metrics.json'"):
             write_atomically(path, "after")
+        with pytest.raises(OSError, match=r"No space left on device: '.*corpus'"), new_folder(tmp_path / "corpus"):
+            full(0)
     assert path.read_text() == "before" and list(tmp_path.iterdir()) == [path]
     write_atomically(path, "after")
     assert path.read_text() == "after" and list(tmp_path.iterdir()) == [path]

@@ -27,7 +27,6 @@ from tqdm import tqdm
 from soho_fast.common.command_line import Parser, exit_code
 from soho_fast.common.errors import UserError, printable
 from soho_fast.common.path_ranges import expand_range
-from soho_fast.common.workers import end_with_parent
 from soho_fast.data.readers.records import ReadReport
 from soho_fast.data.shards.index import ShardCounts, read_index
 from soho_fast.data.shards.indexing import build_index
@@ -57,6 +56,8 @@ def _in_processes(
 ) -> Iterator[tuple[str, Any]]:
     """(path, what `work` gives) of each path, in the order in which they come to be done; begun work is ended first
     where one fails or Ctrl-C is pressed. Raises what `work` raises."""
+    import soho_fast.data.images  # noqa: F401 - torchvision is loaded once, before processes are forked
+
     context = get_context("fork")
     with (
         _bar(len(paths), what, "shard") as bar,
@@ -75,6 +76,8 @@ def _in_processes(
 
 
 def _begin_process() -> None:
+    from soho_fast.common.workers import end_with_parent
+
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -22,7 +22,7 @@ from soho_fast.data.processor import SohoProcessor
 from soho_fast.data.text import load_tokenizer
 from soho_fast.explore.__main__ import main as explore
 from soho_fast.explore.bundle import Bundle
-from soho_fast.export import official as command
+from soho_fast.export import conversion as command
 from soho_fast.export.official import main
 from soho_fast.model import (
     SohoConfig,
