@@ -99,12 +99,16 @@ def without_copies(
     def copies(images: Iterable[ImageRef]) -> set[tuple[int, str]]:
         return {_key(image) for size, image in _sizes(images) if size in sizes and _content(image) in contents}
 
-    kept: Sequence[Any]
     if isinstance(records, ShardRecords):
         found = copies(map(records.image, range(len(records))))
-        kept = records.where(np.array([_key(records.image(number)) not in found for number in range(len(records))]))
     else:
         found = copies(chain.from_iterable(map(images_of, records)))
+    if not found:
+        return records
+    kept: Sequence[Any]
+    if isinstance(records, ShardRecords):
+        kept = records.where(np.array([_key(records.image(number)) not in found for number in range(len(records))]))
+    else:
         kept = [record for record in records if found.isdisjoint(map(_key, images_of(record)))]
     if not len(kept):
         raise ValueError(f"data.placeholders: all {len(records):,} records are of copies of {', '.join(files)}")

@@ -89,6 +89,14 @@ BROKEN = {
     "a caption of a number": ([("0.jpg", jpeg()), ("0.json", b'{"caption": 3}')], "0.json: field 'caption' is 3"),
     "captions in a text": ([("0.jpg", jpeg()), ("0.json", b'{"captions": "a"}')], "0.json: field 'captions' is 'a'"),
     "half a character": ([("0.jpg", jpeg()), ("0.json", b'{"caption": "\\ud800"}')], "0.json: field 'caption' is"),
+    "half an id": (
+        [("0.jpg", jpeg()), ("0.json", b'{"caption": "a", "image_id": "\\ud800"}')],
+        "0.json: field 'image_id' is '\\ud800'",
+    ),
+    "a list of an id": (
+        [("0.jpg", jpeg()), ("0.json", b'{"caption": "a", "image_id": [1]}')],
+        "0.json: field 'image_id' is [1]",
+    ),
     "latin text": ([("0.jpg", jpeg()), ("0.txt", "été".encode("latin-1"))], "0.txt: not UTF-8"),
     "a link to a text": ([("0.jpg", jpeg()), link("0.txt")], "0.txt: a link or a device"),
 }
@@ -106,6 +114,13 @@ def test_a_broken_sample_is_one_of_a_shard(tmp_path, case):
     assert f"{tmp_path.name}: 1 samples left out: broken, as {path}!{counts.left_out[0]}" in report.lines()
     # An image whose text is broken is there for another annotation file, as one without a text.
     assert ("0.jpg" in TarStore(path).existing(["0.jpg"])) == words.startswith(("0.json", "0.txt"))
+
+
+def test_a_status_and_a_name_show_no_control_characters(tmp_path):
+    members = [("0.json", b'{"status": "\\ud800\\u001b[2J"}'), ("\x1b[2J.jpg", jpeg()), ("\x1b[2J.json", b"{")]
+    path = str(write_tar(tmp_path / "a.tar", [*members, *sample("z")]))
+    counts = build_index(path)
+    assert "(\\ud800\\x1b[2J)" in str(counts) and counts.left_out[0].startswith("\\x1b[2J.json: not valid JSON")
 
 
 def test_more_broken_samples_than_are_allowed_are_refused_with_the_first(tmp_path):

@@ -25,7 +25,7 @@ from typing import Any
 from tqdm import tqdm
 
 from soho_fast.common.command_line import Parser, exit_code
-from soho_fast.common.errors import UserError, printable
+from soho_fast.common.errors import UserError
 from soho_fast.common.path_ranges import expand_range
 from soho_fast.data.readers.records import ReadReport
 from soho_fast.data.shards.index import ShardCounts, read_index
@@ -117,7 +117,7 @@ def _describe(path: str) -> str:
     for shard in store.shards:
         total.add(shard.counts)
     for line in store.left_out()[:_MOST_SHOWN]:
-        print(f"left out: {printable(line)}", file=sys.stderr)
+        print(f"left out: {line}", file=sys.stderr)
     return f"{path}: {total}"
 
 

@@ -31,6 +31,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save
 
+from soho_fast.common.errors import printable
 from soho_fast.common.files import scratch_beside
 from soho_fast.common.images import MAX_FILE_BYTES
 from soho_fast.data.readers.records import check_text, is_blank, parse_object, shown
@@ -102,16 +103,19 @@ def read_contents(content: mmap.mmap, shard: str) -> tuple[dict[str, np.ndarray]
         found = [member for suffix, member in members.items() if suffix.rpartition(".")[2] in IMAGE_SUFFIXES]
         about: dict[str, Any] = {}
         texts: list[str] = []
+        image_id = ""
         wrong = _wrong_with(found, key)
         is_usable = bool(found) and not wrong
         try:
             about = _json_of(members, content, shard)
+            image_id = _id_of(about, members, shard)
             texts = [text.strip() for text in _captions_of(about, members, content, shard)]
         except ValueError as error:
             wrong = wrong or str(error).removeprefix(f"{shard}!")
         status = about.get("status", _SUCCESS)
         if status != _SUCCESS:
-            counts.failed[str(status)[:40]] = counts.failed.get(str(status)[:40], 0) + 1
+            told = printable(status if isinstance(status, str) else shown(status))[:40]
+            counts.failed[told] = counts.failed.get(told, 0) + 1
             continue
         if not found:
             counts.without_image += 1
@@ -128,13 +132,13 @@ def read_contents(content: mmap.mmap, shard: str) -> tuple[dict[str, np.ndarray]
             continue
         counts.empty_captions += len(texts) - len(kept)
         images.append(found[0])
-        image_id = str(about.get("image_id", ""))
         ids.append(image_id if image_id != key else "")
         captions += kept
         first.append(len(captions))
     counts.images, counts.captions = len(images), len(captions)
     # Where no image has a caption they stand elsewhere.
-    counts.left_out = [" ".join(line.split()) for line in (broken + without * bool(captions))[:_MOST_LISTED]]
+    left_out = broken + without * bool(captions)
+    counts.left_out = [printable(" ".join(line.split())) for line in left_out[:_MOST_LISTED]]
     names, names_ends = _packed([member.name for member in images], shard)
     packed_ids, ids_ends = _packed(ids if any(ids) else [], shard)
     packed_captions, captions_ends = _packed(captions, shard)
@@ -219,6 +223,17 @@ def _json_of(members: dict[str, Member], content: mmap.mmap, shard: str) -> dict
         return {}
     where = f"{shard}!{members['json'].name}"
     return parse_object(_text_of(members["json"], content, where), where, "an object")
+
+
+def _id_of(about: dict[str, Any], members: dict[str, Member], shard: str) -> str:
+    image_id = about.get("image_id")
+    if image_id is None:
+        return ""
+    where = f"{shard}!{members['json'].name}: field 'image_id'"
+    if not isinstance(image_id, str | int | float):
+        raise ValueError(f"{where} is {shown(image_id)}; expected a text or a number")
+    check_text(str(image_id), where)
+    return str(image_id)
 
 
 def _captions_of(about: dict[str, Any], members: dict[str, Member], content: mmap.mmap, shard: str) -> Sequence[str]:

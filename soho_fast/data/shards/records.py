@@ -77,10 +77,10 @@ class ShardRecords(Sequence[ImageTextRecord]):
         self.texts = ShardTexts(self.store, row_N, self._max_captions)
 
     def where(self, is_kept_N: np.ndarray) -> ShardRecords:
-        """Those of these images, bool (N,), in the same order."""
+        """Those of these images, bool (N,), of which not all are True, in the same order."""
         records = copy.copy(self)
         records._take(self._row_N[is_kept_N])
-        records._is_whole = self._is_whole and bool(is_kept_N.all())
+        records._is_whole = False
         return records
 
     def __len__(self) -> int:
