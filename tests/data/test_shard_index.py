@@ -1,3 +1,4 @@
+import io
 import json
 import mmap
 import os
@@ -114,6 +115,21 @@ def test_a_broken_sample_is_one_of_a_shard(tmp_path, case):
     assert f"{tmp_path.name}: 1 samples left out: broken, as {path}!{counts.left_out[0]}" in report.lines()
     # An image whose text is broken is there for another annotation file, as one without a text.
     assert ("0.jpg" in TarStore(path).existing(["0.jpg"])) == words.startswith(("0.json", "0.txt"))
+
+
+@pytest.mark.parametrize("format", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
+def test_a_name_that_is_not_utf8_is_that_of_a_broken_sample(tmp_path, format):
+    with tarfile.open(tmp_path / "a.tar", "w", format=format, encoding="latin-1") as archive:
+        for name, content in [*sample("a"), *sample("é"), ("ü/README", b""), *sample("z")]:
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    if format == tarfile.PAX_FORMAT:  # which has such names as UTF-8
+        content = (tmp_path / "a.tar").read_bytes().replace("path=é.".encode(), b"path=\xe9..")
+        (tmp_path / "a.tar").write_bytes(content)
+    counts = build_index(str(tmp_path / "a.tar"))
+    assert counts.broken == 1 and counts.left_out[0].startswith("\\xe9.") and "name is not UTF-8" in counts.left_out[0]
+    assert [record.image_id for record in read_shards(str(tmp_path / "a.tar"))] == ["a", "z"]
 
 
 def test_a_status_and_a_name_show_no_control_characters(tmp_path):

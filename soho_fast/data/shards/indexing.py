@@ -8,8 +8,8 @@ the folder. What is done with each:
 - Captions: `captions`, a list of texts, in its `.json`; else its `.txt`, a single one; else `caption` in its `.json`.
 - A `.json` with a `status` other than "success" reports a failed download (img2dataset): the sample is left out.
 - A sample without an image is left out. One without a caption stays as an image that has none.
-- Broken is a sample whose `.json` is none, whose text is not UTF-8, whose image is a link, a sparse file or larger than
-  any image, or that has two. It is left out; an image with a broken text stays, as one without a caption.
+- Broken is a sample whose `.json` is none, whose text or name is not UTF-8, whose image is a link, a sparse file or
+  larger than any image, or that has two. It is left out; an image with a broken text stays, as one without a caption.
 - Two samples of one name (case does not count): refused.
 
 Samples left out are counted, and the first of them listed.

@@ -83,7 +83,9 @@ def read_members(content: mmap.mmap, path: str) -> Iterator[Member]:
             after = begin + _padded(size)
         if kind in _REGULAR and name.endswith("/"):
             kind = _DIRECTORY  # as tars from before 1988 have it
-        name = _checked(name, path)
+        text = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+        odd = odd or "its name is not UTF-8" * (text != name)
+        name = _checked(text, path)
         if max(begin + size * (not odd), after) > length:
             raise ValueError(
                 f"{path}!{name}: cut off: its {size:,} bytes begin at {begin:,} of a file of {length:,} bytes; fetch "
@@ -137,10 +139,6 @@ def _checked(name: str, path: str) -> str:
     while name.startswith("./"):
         name = name[2:]
     name = name.rstrip("/") or "."
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        raise ValueError(f"{path}: a member's name is not UTF-8: {name!a:.120}") from None
     if name.startswith("/") or ".." in name.split("/") or os.path.isabs(name):
         raise ValueError(f"{path}!{name!r:.120}: leads out of the archive; expected a path below it")
     return name
