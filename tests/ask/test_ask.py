@@ -112,6 +112,7 @@ def test_an_answer_of_a_model_whose_run_went_on_says_of_which_step(save, images,
     _, run = save(SohoForQuestionAnswering)
     (run / "recipe.yaml").write_text("task: vqa\n")
     (run / "checkpoints/step-00000006").mkdir(parents=True)
+    capsys.readouterr()
     assert main(["answer", str(run), str(images[0]), "a red", "--json"]) == 0
     plain = capsys.readouterr()
     write_run_of(run / "model", 4, "0123456789abcdef")
