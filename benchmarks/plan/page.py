@@ -1,17 +1,20 @@
 """Renders docs/plan.md: python -m benchmarks.plan.page
 
-Behind each command of the page stands what it prints; the table between the marks is measured here.
+Behind each command of the page stands what it prints; the tables between the marks are counted and measured here.
 """
 
 import re
 import shlex
 from pathlib import Path
 
+from benchmarks.plan import published
 from benchmarks.plan.measured import as_markdown, of_a_step, of_two_ranks
 from soho_fast.plan.__main__ import planned
+from soho_fast.plan.fake import StepCost
 
 PAGE = Path(__file__).resolve().parents[2] / "docs/plan.md"
 _COMMAND = re.compile(r"(```bash\npython -m soho_fast\.plan ([^\n]*)\n```\n\n```text\n)(.*?)(```\n)", flags=re.DOTALL)
+_PUBLISHED = re.compile(r"(<!-- published -->\n)(.*?)(<!-- end -->)", flags=re.DOTALL)
 _MEASURED = re.compile(r"(<!-- measured -->\n)(.*?)(<!-- end -->)", flags=re.DOTALL)
 
 
@@ -25,6 +28,12 @@ def with_plans(page: str) -> str:
     return _COMMAND.sub(rendered, page)
 
 
+def with_published(page: str, costs: dict[str, StepCost]) -> str:
+    """The page with the table of published runs."""
+    table = published.as_markdown(costs)
+    return _PUBLISHED.sub(lambda found: f"{found[1]}\n{table}\n\n{found[3]}", page)
+
+
 def with_measured(page: str) -> str:
     """The page with a table of figures measured now."""
     table = as_markdown([*of_a_step(False), *of_a_step(True), *of_two_ranks()])
@@ -32,4 +41,4 @@ def with_measured(page: str) -> str:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(with_measured(with_plans(PAGE.read_text())))
+    PAGE.write_text(with_measured(with_published(with_plans(PAGE.read_text()), published.costs())))

@@ -13,11 +13,11 @@ from soho_fast.common.extras import from_extra
 with from_extra("train"):
     from soho_fast.common.command_line import Parser, exit_code, flags_of
     from soho_fast.common.errors import UserError
-    from soho_fast.plan.cards import CARDS, GIB, Rates
+    from soho_fast.plan.cards import CARDS, GIB, MACHINE, Rates
 
 DESCRIPTION = """What a recipe needs on a cluster: operations of a step by part, memory of a GPU, bytes between GPUs,
-what the readers must deliver, hours. No data is read, no GPU is needed. Any field of the recipe can be given beside
-these, as to the training command (--batch.global_batch_size 512)."""
+what the readers must deliver, hours and what bounds them. No data is read, no GPU is needed. Any field of the recipe
+can be given beside these, as to the training command (--batch.global_batch_size 512)."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -50,11 +50,11 @@ def _parser() -> Parser:
     )
     parser.add_argument("--stage", type=int, choices=(0, 1, 2, 3), help="ZeRO stage (default: the recipe's)")
     for flag, largest, default, about in (
-        ("--mfu", 1.0, Rates.mfu, "model FLOPs utilisation of a step"),
-        ("--data-rate", math.inf, Rates.data_rate, "images per second of one loader process"),
-        ("--file-kb", math.inf, Rates.file_kb, "kilobytes of an image file"),
+        ("--efficiency", 1.0, None, "share of the peak that products reach (default: the card's, by part)"),
+        ("--network-gbit", math.inf, None, f"gigabits a second of a machine of {MACHINE} GPUs (default: a DGX's)"),
+        ("--data-rate", math.inf, Rates.data_rate, "images per second of one loader process (default: %(default)g)"),
+        ("--file-kb", math.inf, Rates.file_kb, "kilobytes of an image file (default: %(default)g)"),
     ):
-        about = f"{about} (default: {default:g})"
         parser.add_argument(flag, type=_number(float, 0.001, largest), default=default, help=about)
     parser.add_argument(
         "--samples", type=_number(int, 1), help="training samples in an epoch; printed at the start of a run"
@@ -101,8 +101,13 @@ def _plan(options: argparse.Namespace, rest: list[str], flags: list[str], known:
     card = CARDS[options.card]
     if options.memory_gb:
         card = dataclasses.replace(card, memory=round(options.memory_gb * GIB))
+    if options.efficiency:
+        shares = dict.fromkeys(card.efficiency, options.efficiency)
+        card = dataclasses.replace(card, efficiency=shares, efficiency_from="as given")
+    if options.network_gbit:
+        card = dataclasses.replace(card, network=options.network_gbit / 8 * 1e9)
     given = Given(options.samples, options.words, options.answers, options.text_length, options.image)
-    rates = Rates(options.mfu, options.data_rate, options.file_kb)
+    rates = Rates(options.data_rate, options.file_kb)
     try:
         if options.stage is not None:
             rest = [*rest, "--engine.zero_stage", str(options.stage)]

@@ -11,11 +11,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from soho_fast.engine.distributed import zero_stage
 from soho_fast.plan import memory
-from soho_fast.plan.cards import GIB, Card, Rates
-from soho_fast.plan.fake import StepCost, fake_model, run_step
+from soho_fast.plan.cards import GIB, MACHINE, Card, Rates
+from soho_fast.plan.fake import DTYPES, StepCost, fake_model, run_step
 from soho_fast.plan.recipes import Work
+from soho_fast.plan.roofline import BOUNDS, Seconds, collective_seconds, kernel_seconds, optimizer_seconds
 
-DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 WORKSPACE_SHARE = 0.1
 CONTEXT = GIB
 PIXEL_BYTES = 4
@@ -24,14 +24,26 @@ PIXEL_BYTES = 4
 
 @dataclass
 class Phase:
-    """A span of the run in which the same is trained."""
+    """A span of the run in which the same is trained; `mfu` is the share of the peak that its operations reach."""
 
     name: str
     epochs: float
     cost: StepCost
+    seconds: Seconds
     step_seconds: float
     hours: float | None
+    mfu: float
     readers: dict[str, float]
+
+    @property
+    def by_bound(self) -> dict[str, float]:
+        """Seconds of a step by what bounds them."""
+        return {bound: sum(part[bound] for part in self.seconds.values()) for bound in BOUNDS}
+
+    @property
+    def bound(self) -> str:
+        """What bounds most of a step."""
+        return max(BOUNDS, key=lambda bound: self.by_bound[bound])
 
 
 @dataclass
@@ -51,7 +63,7 @@ class Plan:
     memory: dict[tuple[int, bool], dict[str, int]]
     activation_checkpointing: bool
     collectives: dict[str, int]
-    changes: list[str]
+    changes: list[str] = field(default_factory=list)
     assumed: dict[str, tuple[str, str]] = field(default_factory=dict)
 
     @property
@@ -94,16 +106,14 @@ def make_plan(costs: "Costs", card: Card, rates: Rates) -> Plan:
     stages = [1, 2, 3] if stage else [0]
     table = {(each, ck): on_rank(each, ck) for each in stages for ck in (False, True)}
     steps = work.batches.steps_per_epoch if work.samples else None
-    phases = _phases(costs, card.peak[precision], rates, steps, checkpointing)
     num_losses = {"pretraining": 3 if work.config.use_dictionary else 2}.get(recipe.task, 1)
-    traffic = memory.exchanged(sizes, stage, precision, gpus, work.batches.gradient_accumulation_steps)
+    times, watched = work.batches.gradient_accumulation_steps, recipe.task == "pretraining"
+    traffic = memory.exchanged(sizes, stage, precision, gpus, times)
     if gpus > 1:
-        traffic |= memory.exchanged_by_model(
-            work.config,
-            num_losses,
-            work.batches.gradient_accumulation_steps,
-            watched=recipe.task == "pretraining",
-        )
+        traffic |= memory.exchanged_by_model(work.config, num_losses, times, watched=watched)
+    held = memory.states(sizes, stage, precision, gpus, backbone_rule=recipe.optim.backbone_rule)
+    more = optimizer_seconds(held, card) | collective_seconds(traffic, stage, gpus, card)
+    phases = _phases(costs, card, rates, steps, more)
     plan = Plan(
         recipe=work.name,
         card=card,
@@ -111,14 +121,13 @@ def make_plan(costs: "Costs", card: Card, rates: Rates) -> Plan:
         precision=precision,
         zero_stage=stage,
         micro_batch=micro_batch,
-        gradient_accumulation_steps=work.batches.gradient_accumulation_steps,
+        gradient_accumulation_steps=times,
         steps_per_epoch=steps,
         parameters=sizes,
         phases=phases,
         memory=table,
         activation_checkpointing=checkpointing,
         collectives=traffic,
-        changes=[],
         assumed=work.assumed,
     )
     plan.changes = _advice(plan, work, on_rank)
@@ -189,8 +198,8 @@ def _on_rank(
     return found
 
 
-def _phases(costs: Costs, peak: float, rates: Rates, steps: int | None, checkpointing: bool) -> list[Phase]:
-    """Spans of the run, in order."""
+def _phases(costs: Costs, card: Card, rates: Rates, steps: int | None, more: Seconds) -> list[Phase]:
+    """Spans of the run, in order; `more` is what a step takes beside its micro-batches."""
     recipe, batches = costs.work.recipe, costs.work.batches
     epochs = float(recipe.epochs)
     begin, end = (min(epoch, epochs) for epoch in recipe.optim.frozen_span())
@@ -199,11 +208,14 @@ def _phases(costs: Costs, peak: float, rates: Rates, steps: int | None, checkpoi
     found: list[Phase] = []
     for low, high in pairwise(edges):
         frozen, words_only = begin <= low < end, low < words
+        checkpointing, times = bool(recipe.engine.activation_checkpointing), batches.gradient_accumulation_steps
         cost = costs.of(costs.work.typical, checkpointing, frozen=frozen, words_only=words_only)
-        seconds = batches.gradient_accumulation_steps * cost.operations / (peak * rates.mfu)
+        seconds = kernel_seconds(cost, card, times) | more
+        total = sum(sum(part.values()) for part in seconds.values())
         name = "bag-of-words loss alone" if words_only else "the CNN is frozen" if frozen else "all is trained"
-        hours = None if steps is None else (high - low) * steps * seconds / 3600
-        found.append(Phase(name, high - low, cost, seconds, hours, _readers(costs.work, seconds, rates)))
+        hours = None if steps is None else (high - low) * steps * total / 3600
+        mfu = times * cost.operations / total / card.peak[costs.precision]
+        found.append(Phase(name, high - low, cost, seconds, total, hours, mfu, _readers(costs.work, total, rates)))
     return found
 
 
@@ -268,7 +280,16 @@ def _change(plan: Plan, stage: int, checkpointing: bool, parts: int) -> list[str
 def _assume(plan: Plan, work: Work, rates: Rates) -> None:
     assumed, card = work.assumed, plan.card
     assumed["peak"] = f"{card.peak[plan.precision] / 1e12:,.0f} TFLOP/s in {plan.precision}", card.source
-    assumed["MFU"] = f"{rates.mfu:.0%}", "not measured, there is no such card here; --mfu"
+    shares = ", ".join(f"{part} {share:.0%}" for part, share in card.efficiency.items())
+    assumed["efficiency"] = f"{shares} of the peak where memory does not bound", f"{card.efficiency_from}; --efficiency"
+    assumed["memory"] = f"{card.bandwidth / 1e9:,.0f} GB/s", "the data sheet; a kernel moves each of its tensors once"
+    if plan.gpus > 1:
+        links = (
+            f"{card.interconnect / 1e9:,.0f} GB/s in a machine of {MACHINE}, {card.network / 1e9:,.4g} beyond, each way"
+        )
+        assumed["interconnect"] = links, "NVLink, and the InfiniBand of NVIDIA's DGX; --network-gbit"
+        overlap = "DeepSpeed's overlap_comm is off at stages 0 to 2; it is on at stage 3, which may be faster"
+        assumed["overlap"] = "none: collectives follow the backward pass", overlap
     assumed["a file"] = f"{rates.file_kb:g} KB", "COCO's train2014: 13 GB, 82,783 images (cocodataset.org); --file-kb"
     assumed["images of a loader process"] = f"{rates.data_rate:g} a second", DATA_RATE_FROM
     workspace = "cuDNN's, and what the allocator loses; not measured"
@@ -283,7 +304,8 @@ def _assume(plan: Plan, work: Work, rates: Rates) -> None:
     if any(phase.name == "the CNN is frozen" for phase in plan.phases):
         less = "where engine.feature_cache_gb caches them it is less"
         assumed["outputs of the backbone while frozen"] = "computed anew", less
-    assumed["hours"] = "training alone", "no evaluation, no checkpoints, no start"
+    kernels = f"no wait for the host, which starts {sum(plan.phases[-1].cost.kernels.values()):,} kernels a micro-batch"
+    assumed["hours"] = "training alone", f"no evaluation, no checkpoints, no start, {kernels}"
 
 
 DATA_RATE_FROM = (

@@ -6,11 +6,12 @@ B images, P pairs, S words, T places of a pair, N tokens, K codes, C channels.
 import bisect
 import math
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +26,28 @@ from soho_fast import ops
 from soho_fast.model import SohoPreTrainedModel
 
 PARTS = ("backbone", "neck", "dictionary", "Transformer", "heads", "other")
+DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_PRECISIONS = {dtype: name for name, dtype in DTYPES.items()}
+# Neither read nor write the memory of their tensors.
+_FREE = {torch.ops.prim.device, torch.ops.aten._unsafe_view, torch.ops.aten.empty, torch.ops.aten.empty_like}
+_FREE |= {torch.ops.aten.empty_strided, torch.ops.aten.new_empty, torch.ops.aten.new_empty_strided}
 HEADS = ("head", "mlm_head", "mvm_head", "itm_head", "bag_of_words_head", "contrastive_head")
+
+
+class Kernel(NamedTuple):
+    """What one call on the device computes and moves.
+
+    Args:
+        part: Of `PARTS`.
+        precision: That of its first tensor: "float32", "bf16" or "fp16".
+        operations: Multiplications and additions of products.
+        bytes: Of its tensors, each read or written once.
+    """
+
+    part: str
+    precision: str
+    operations: float
+    bytes: int
 
 
 @dataclass
@@ -35,14 +57,14 @@ class StepCost:
     Args:
         forward, backward: Operations (multiplications and additions) by part, of `PARTS`; a forward that activation
             checkpointing repeats is the backward's.
-        kept: Bytes alive between forward and backward beside parameters, their gradients and buffers: the batch, and
-            what the forward keeps for the backward.
-        peak: The same at its largest, within forward or backward.
+        kernels: How often each is called.
+        peak: Most bytes alive at once beside parameters, their gradients and buffers: the batch, and what forward and
+            backward keep.
     """
 
     forward: dict[str, float] = field(default_factory=dict)
     backward: dict[str, float] = field(default_factory=dict)
-    kept: int = 0
+    kernels: Counter[Kernel] = field(default_factory=Counter)
     peak: int = 0
 
     @property
@@ -100,20 +122,29 @@ def run_step(
                 own.append(parameter.grad.untyped_storage())
         parts = _Parts(model)
         stack.callback(parts.remove)
-        meter = stack.enter_context(_Meter(own, parts, num_labelled))
+        meter = stack.enter_context(Meter(own, parts, num_labelled))
         if as_on_gpu:
-            stack.enter_context(_as_on_gpu())
+            stack.enter_context(kernels_of_gpu())
         model.begin_step()
         batch = inputs()
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             loss = model(**batch).loss
-        cost.kept = meter.alive
-        cost.forward.update(meter.take())
+        forward = meter.take()
         loss.backward()
         model.end_step(applied=True)
-        cost.backward, cost.peak = meter.take(), meter.peak
+        backward, cost.peak = meter.take(), meter.peak
+        cost.forward.update(_by_part(forward))
+        cost.backward.update(_by_part(backward))
+        cost.kernels = forward + backward
         model.zero_grad(set_to_none=True)
     return cost
+
+
+def _by_part(kernels: Counter[Kernel]) -> dict[str, float]:
+    operations = dict.fromkeys(PARTS, 0.0)
+    for kernel, number in kernels.items():
+        operations[kernel.part] += number * kernel.operations
+    return operations
 
 
 class _Parts:
@@ -167,20 +198,26 @@ class _Parts:
             handle.remove()
 
 
-class _Meter(TorchDispatchMode):
-    """Counts operations by part and the bytes of all storages alive; answers what the host asks the device for."""
+class Meter(TorchDispatchMode):
+    """Counts kernels and the bytes of all storages alive; answers what the host asks the device for.
 
-    def __init__(self, own: list[torch.UntypedStorage], parts: _Parts, num_labelled: int) -> None:
+    Args:
+        own: Storages that are not counted: those of parameters, gradients and buffers.
+        parts: Says to which part of the model a kernel belongs.
+        num_labelled: Masked visual tokens of the batch.
+    """
+
+    def __init__(self, own: list[torch.UntypedStorage], parts: Any, num_labelled: int) -> None:
         super().__init__()
         self.own = {id(storage): storage for storage in own}
         self.parts, self.num_labelled = parts, num_labelled
         self.alive = self.peak = 0
-        self._operations = dict.fromkeys(PARTS, 0.0)
+        self._kernels: Counter[Kernel] = Counter()
         self._known: dict[int, weakref.ref] = {}
 
-    def take(self) -> dict[str, float]:
-        """The operations since the last call, by part."""
-        taken, self._operations = self._operations, dict.fromkeys(PARTS, 0.0)
+    def take(self) -> Counter[Kernel]:
+        """The kernels since the last call."""
+        taken, self._kernels = self._kernels, Counter()
         return taken
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
@@ -190,12 +227,16 @@ class _Meter(TorchDispatchMode):
         if func is torch.ops.aten.nonzero.default:
             return args[0].new_empty((self.num_labelled, args[0].dim()), dtype=torch.int64)
         result = func(*args, **kwargs)
-        formula = flop_registry.get(func._overloadpacket)
-        if formula is not None:
-            self._operations[self.parts.now()] += formula(*args, **kwargs, out_val=result)
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor):
-                self._count(leaf.untyped_storage())
+        read, written = _tensors((args, kwargs)), _tensors(result)
+        if not (func.is_view or func._overloadpacket in _FREE):
+            formula = flop_registry.get(func._overloadpacket)
+            operations = formula(*args, **kwargs, out_val=result) if formula is not None else 0
+            precision = _PRECISIONS.get(read[0].dtype if read else torch.float32, "float32")
+            # What an expanded tensor repeats is read once.
+            moved = sum(min(t.numel() * t.element_size(), t.untyped_storage().nbytes()) for t in [*read, *written])
+            self._kernels[Kernel(self.parts.now(), precision, operations, moved)] += 1
+        for leaf in written:
+            self._count(leaf.untyped_storage())
         return result
 
     def _count(self, storage: torch.UntypedStorage) -> None:
@@ -213,8 +254,12 @@ class _Meter(TorchDispatchMode):
         self._known[key] = weakref.ref(storage, gone)
 
 
+def _tensors(values: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]
+
+
 @contextmanager
-def _as_on_gpu() -> Iterator[None]:
+def kernels_of_gpu() -> Iterator[None]:
     """What a GPU would call: memory-efficient attention (which takes a mask), the fused dropout, and a lookup without
     the subspace that it takes on a CPU.
 

@@ -5,6 +5,7 @@ from typing import Any
 from soho_fast.plan.cards import GIB
 from soho_fast.plan.estimate import Plan
 from soho_fast.plan.fake import PARTS
+from soho_fast.plan.roofline import BOUNDS
 
 
 def as_text(plan: Plan) -> str:
@@ -17,11 +18,14 @@ def as_text(plan: Plan) -> str:
         f"{sizes.trained / 1e6:.1f} M parameters are trained ({sizes.backbone / 1e6:.1f} M of the CNN)",
         f"a step: {plan.gradient_accumulation_steps} micro-batches of {plan.micro_batch} samples on each GPU"
         + (f", {plan.steps_per_epoch:,} steps an epoch" if plan.steps_per_epoch else ""),
-        f"memory of a GPU: {gigabytes:.1f} of {card.memory / GIB:.0f} GiB, {verdict}; hours in all: {hours}",
+        f"memory of a GPU: {gigabytes:.1f} of {card.memory / GIB:.0f} GiB, {verdict}; hours in all: {hours}, "
+        f"bound by {plan.phases[-1].bound}",
     ]
     if plan.changes:
         lines += ["", "changes" if plan.fits else "changes that make it fit", *(f"  {line}" for line in plan.changes)]
-    lines += ["", *_operations(plan), "", *_memory(plan), "", *_traffic(plan), "", *_time(plan), "", "assumed"]
+    for table in (_operations, _memory, _traffic, _bounds, _time):
+        lines += ["", *table(plan)]
+    lines += ["", "assumed"]
     width = max(map(len, plan.assumed))
     lines += [f"  {name:<{width}}  {value} ({source})" for name, (value, source) in plan.assumed.items()]
     return "\n".join(lines)
@@ -53,6 +57,13 @@ def _traffic(plan: Plan) -> list[str]:
     return _table(["MB of a GPU in collectives, a step", ""], rows or [["one GPU sends nothing", ""]])
 
 
+def _bounds(plan: Plan) -> list[str]:
+    phase = plan.phases[-1]
+    parts = [*phase.seconds.items(), ("in all", phase.by_bound)]
+    rows = [[name, *(f"{seconds[bound]:,.3f}" for bound in BOUNDS)] for name, seconds in parts if sum(seconds.values())]
+    return _table([f"seconds of a step, by what bounds them ({phase.name})", *BOUNDS], rows)
+
+
 def _time(plan: Plan) -> list[str]:
     rows = [
         [
@@ -60,6 +71,8 @@ def _time(plan: Plan) -> list[str]:
             f"{phase.epochs:g}",
             f"{phase.step_seconds:,.2f}",
             "?" if phase.hours is None else f"{phase.hours:,.1f}",
+            phase.bound,
+            f"{phase.mfu:.0%}",
             f"{phase.readers['images_a_second']:,.0f}",
             f"{phase.readers['read_mb_a_second']:,.0f}",
             f"{phase.readers['to_device_mb_a_second_a_gpu']:,.0f}",
@@ -67,7 +80,8 @@ def _time(plan: Plan) -> list[str]:
         ]
         for phase in plan.phases
     ]
-    heads = ["phase", "epochs", "s a step", "hours", "images/s", "MB/s read", "MB/s to a GPU", "workers a GPU"]
+    heads = ["phase", "epochs", "s a step", "hours", "bound by", "MFU"]
+    heads += ["images/s", "MB/s read", "MB/s to a GPU", "workers a GPU"]
     return _table(heads, rows)
 
 
@@ -86,7 +100,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
     card, sizes = plan.card, plan.parameters
     return {
         **vars(plan),
-        "card": {"name": card.name, "memory": card.memory, "source": card.source},
+        "card": vars(card),
         "parameters": {"backbone": sizes.backbone, "rest": sizes.rest, "frozen": sizes.frozen},
         "phases": [
             {
@@ -94,7 +108,10 @@ def as_json(plan: Plan) -> dict[str, Any]:
                 "epochs": phase.epochs,
                 "forward": phase.cost.forward,
                 "backward": phase.cost.backward,
+                "seconds": phase.seconds,
                 "step_seconds": phase.step_seconds,
+                "bound_by": phase.bound,
+                "mfu": phase.mfu,
                 "hours": phase.hours,
                 "readers": phase.readers,
             }

@@ -2,13 +2,18 @@
 
 import json
 import sys
+from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from soho_fast.plan.__main__ import main, planned
 from soho_fast.plan.cards import CARDS, GIB
+from soho_fast.plan.fake import Kernel, Meter, StepCost
 from soho_fast.plan.memory import Sizes, exchanged, states
+from soho_fast.plan.roofline import collective_seconds, kernel_seconds, optimizer_seconds
 from soho_fast.tasks.recipe import RECIPES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -89,13 +94,86 @@ def test_what_does_not_fit_is_told_with_what_makes_it_fit():
     assert "DOES NOT FIT" in text and "nothing that the recipe can change makes it fit" in text
 
 
-def test_hours_follow_the_stated_share_of_the_peak():
-    one, half = (plan_of("--gpus", "8", *SMALL, "--mfu", mfu) for mfu in ("1", "0.5"))
-    assert half["hours"] == pytest.approx(2 * one["hours"])
-    last = one["phases"][-1]
-    operations = sum(last["forward"].values()) + sum(last["backward"].values())
-    peak = CARDS["a100"].peak["bf16"]
-    assert last["step_seconds"] == pytest.approx(one["gradient_accumulation_steps"] * operations / peak)
+def test_a_kernel_takes_the_longer_of_its_products_and_its_tensors():
+    card = CARDS["a100"]
+    kernels = {
+        Kernel("backbone", "bf16", 312e12, 8): 2,  # 1 s at the peak
+        Kernel("Transformer", "bf16", 312e12, 8): 1,
+        Kernel("dictionary", "float32", 19.5e12, 8): 1,
+        Kernel("Transformer", "bf16", 312e12, 10 * 2_039_000_000_000): 1,
+        Kernel("backbone", "bf16", 0, 2_039_000_000_000): 3,
+    }
+    found = kernel_seconds(StepCost(kernels=Counter(kernels)), card, times=4)
+    cnn, transformer = (card.efficiency[part] for part in ("CNN", "Transformer"))
+    assert found["backbone"]["compute"] == pytest.approx(4 * 2 / cnn)
+    assert found["backbone"]["memory bandwidth"] == pytest.approx(4 * 3)
+    assert found["Transformer"]["compute"] == pytest.approx(4 / transformer)
+    assert found["Transformer"]["memory bandwidth"] == pytest.approx(4 * 10)
+    assert found["dictionary"]["compute"] == pytest.approx(4 / transformer)
+    held = states(Sizes(0, 1_000_000, 0, 0), 1, "bf16", 1, backbone_rule="sgd")
+    moved = optimizer_seconds(held, card)["optimiser"]["memory bandwidth"] * card.bandwidth
+    assert moved == pytest.approx(2 * 1_000_000 * (2 + 2 + 4 + 8))
+
+
+def test_a_kernel_moves_each_of_its_tensors_once_and_a_view_nothing():
+    features, weight = torch.empty(8, 16, dtype=torch.float16), torch.empty(32, 16, dtype=torch.float16)
+    with Meter([], SimpleNamespace(now=lambda: "neck"), 0) as meter:
+        product = features @ weight.t()
+        product.view(-1).unsqueeze(0).expand(5, -1)
+        torch.empty_like(product)
+        product.float() + torch.ones(1).expand(8, 32)
+    product, wider, ones, added = meter.take()
+    assert product == Kernel("neck", "fp16", 2 * 8 * 16 * 32, 2 * (8 * 16 + 32 * 16 + 8 * 32))
+    assert wider.bytes == (2 + 4) * 8 * 32
+    assert ones.bytes == 4
+    assert added == Kernel("neck", "float32", 0, 4 * 8 * 32 * 2 + 4)
+
+
+def test_collectives_take_a_ring_over_the_slowest_link():
+    card = CARDS["v100"]
+    traffic = {"gradients, reduced": 300_000_000, "parameters, gathered": 300_000_000, "dictionary": 6_000_000}
+
+    def seconds(stage, gpus):
+        return collective_seconds(traffic, stage, gpus, card)["collectives"]["interconnect"]
+
+    assert seconds(1, 8) == pytest.approx((2 * 306e6 + 300e6) * 7 / 8 / 150e9)
+    assert seconds(3, 8) == pytest.approx((2 * 6e6 + 600e6) * 7 / 8 / 150e9)
+    assert seconds(1, 16) == pytest.approx((2 * 306e6 + 300e6) * 15 / 16 / 50e9)
+    assert collective_seconds({}, 1, 1, card)["collectives"]["interconnect"] == 0
+
+
+def test_hours_follow_what_bounds_a_step():
+    full, half, slow = (
+        plan_of("--gpus", "16", *SMALL, "--samples", "2048", *more)
+        for more in (["--efficiency", "1"], ["--efficiency", "0.5"], ["--network-gbit", "0.1"])
+    )
+    assert full["hours"] < half["hours"] < 2 * full["hours"]
+    for plan in (full, half, slow):
+        last = plan["phases"][-1]
+        seconds = last["seconds"]
+        assert last["step_seconds"] == pytest.approx(sum(sum(part.values()) for part in seconds.values()))
+        assert plan["hours"] == pytest.approx(
+            sum(each["epochs"] * plan["steps_per_epoch"] * each["step_seconds"] for each in plan["phases"]) / 3600
+        )
+        operations = plan["gradient_accumulation_steps"] * (
+            sum(last["forward"].values()) + sum(last["backward"].values())
+        )
+        assert last["mfu"] == pytest.approx(operations / last["step_seconds"] / CARDS["a100"].peak["bf16"])
+        assert seconds["optimiser"]["memory bandwidth"] > 0
+    assert full["phases"][-1]["bound_by"] == "memory bandwidth"
+    assert slow["phases"][-1]["bound_by"] == "interconnect" and slow["hours"] > 10 * half["hours"]
+    text = planned(["--gpus", "16", *SMALL, "--samples", "2048", "--network-gbit", "0.1"])
+    assert "bound by interconnect" in text and "0.0125 beyond, each way" in text
+
+
+def test_published_runs_take_the_time_that_is_published():
+    from benchmarks.plan.page import PAGE, with_published
+    from benchmarks.plan.published import RUNS, costs
+
+    counted, page = costs(), PAGE.read_text()
+    for run in RUNS:
+        assert not run.fitted or run.planned(counted[run.model]) == pytest.approx(run.rate, rel=0.015), run
+    assert with_published(page, counted) == page, "render it: python -m benchmarks.plan.page"
 
 
 @pytest.mark.parametrize(
@@ -103,7 +181,8 @@ def test_hours_follow_the_stated_share_of_the_peak():
     [
         (["--card", "tpu"], "card: expected one of 'v100', 'a100', 'h100', got 'tpu'"),
         (["--gpus", "0"], "gpus: expected 1 or more, got 0"),
-        (["--mfu", "1.5"], "mfu: expected 0.001 to 1, got 1.5"),
+        (["--efficiency", "1.5"], "efficiency: expected 0.001 to 1, got 1.5"),
+        (["--network-gbit", "0"], "network-gbit: expected 0.001 or more, got 0"),
         (["--image", "480"], "image: expected HEIGHTxWIDTH in pixels, as 480x640, got '480'"),
         (["--stage", "4"], "stage: expected one of 0, 1, 2, 3, got 4"),
         (["--recipe", "papr"], "recipe: there is no recipe 'papr'"),
