@@ -16,7 +16,7 @@ from pathlib import Path
 from tiny_runs import Bench, LostError
 
 Attempt = Callable[[Bench, int, Path], int]
-_HANGS = 400  # seconds after which a fault counts as lost
+_HANGS = 900  # seconds after which a fault counts as lost
 _SHOWN = 3
 
 

@@ -1,6 +1,7 @@
 """The classes of faults, by name."""
 
 import archives
+import commands
 import corruption
 import decoding
 import disk
@@ -19,10 +20,11 @@ CLASSES = {
     kind.name: kind
     for kind in (
         FaultClass("kills", "`kill -9` while training, saving, pruning, exporting, evaluating", kills.attempt, 4),
+        FaultClass("commands", "each command killed, stopped by signals, or read no more", commands.attempt, 6),
         FaultClass("disk", "full and read-only disks, at each size and moment", disk.attempt, 6),
         FaultClass("corruption", "each file of runs, models, corpora damaged in seven ways", corruption.attempt, 4),
         FaultClass("pickles", "code planted wherever something is loaded", pickles.attempt, 2),
-        FaultClass("ranks", "one of two ranks killed, stopped or slow", ranks.attempt, 2),
+        FaultClass("ranks", "one of two ranks killed, stopped, slow, set otherwise; foreigners", ranks.attempt, 2),
         FaultClass("elastic", "killed, then on with other processes and ZeRO stages", elastic.attempt, 2),
         FaultClass("hosts", "one of two machines cut off, for good or for seconds", hosts.attempt, 2),
         FaultClass("shards", "torn tar shards, missing and damaged indexes, killed runs", shards.attempt, 2),

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from tiny_runs import Bench, LostError, run, start, watch
 
+_WAYS = ("event", "event", "time", "write")
+
 
 def attempt(bench: Bench, seed: int, folder: Path) -> int:
     """Kill a command once to three times and resume it. Returns how many kills struck."""
@@ -47,8 +49,16 @@ def same_folders(expected: Path, found: Path) -> None:
         raise LostError(f"another evaluation than undisturbed: {', '.join(names)}")
 
 
+def only_event(bench: Bench, seed: int) -> tuple[str, int]:
+    """Of a seed that kills a training once, at an event: the task and the event's number from 1; else 0."""
+    draw, task = random.Random(seed), ("pretraining", "vqa")[seed % 2]
+    if seed % 4 == 3 or draw.choice((1, 1, 2, 3)) > 1 or draw.choice(_WAYS) != "event":
+        return task, 0
+    return task, draw.randint(1, len(bench.events[task]))
+
+
 def _killed(arguments: list[str], folder: Path, draw: random.Random, seconds: float, events: int) -> bool:
-    way = draw.choice(("event", "event", "time", "write"))
+    way = draw.choice(_WAYS)
     if way == "event":
         at = draw.randint(1, events)
         return run(arguments, before=watch(folder, _kill_at(at))).code == -signal.SIGKILL

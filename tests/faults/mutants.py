@@ -1,6 +1,6 @@
 """Does the campaign see what it is for? Products made worse on purpose; a class of faults must lose with each.
 
-python tests/faults/mutants.py      prints a line a mutant: how many faults were lost without it, and with it
+python tests/faults/mutants.py [NAME ...]   prints a line a mutant: how many faults were lost without it, and with it
 """
 
 import json
@@ -16,9 +16,12 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+import commands
 import corruption
 import decoding
+import kills
 import pickles
+import ranks
 from campaign import Campaign
 from classes import CLASSES
 from tiny_runs import STEPS, Bench, import_everything
@@ -76,6 +79,65 @@ def _checksums_say_nothing() -> None:
     checkpoint._altered = lambda path: None
 
 
+def _signals_are_not_heard() -> None:
+    from soho_fast.common import command_line
+
+    command_line._Stopping.__enter__ = lambda stopping: stopping
+
+
+def _closed_pipes_are_mistakes() -> None:
+    from soho_fast.common import command_line
+
+    command_line._is_of_output = lambda error: False
+
+
+def _what_the_killed_leave_stays() -> None:
+    from soho_fast.common import files
+
+    files.process_is_alive = lambda process_id: True
+
+
+def _folders_are_deleted_in_place() -> None:
+    from soho_fast.engine import checkpoint
+
+    assert checkpoint.delete, "what deletes a checkpoint has another name now"
+    checkpoint.delete = partial(shutil.rmtree, ignore_errors=True)
+
+
+def _ranks_need_not_agree() -> None:
+    from soho_fast.engine import resume
+
+    assert resume.refuse_disagreement, "what compares the ranks has another name now"
+    resume.refuse_disagreement = lambda processes, values: None
+
+
+def _anybody_is_heard() -> None:
+    from soho_fast.engine import watchdog
+
+    def greet(heartbeat: Any, stranger: Any) -> None:
+        del heartbeat._strangers[stranger]
+        heartbeat._selector.unregister(stranger)
+        heartbeat._add(stranger, 1, "anybody")
+
+    assert watchdog.Heartbeat._greet, "what asks foreigners for the secret has another name now"
+    watchdog.Heartbeat._greet = greet
+
+
+def _seed_of_shards(way: str) -> int:
+    """Shards are written and ended once that way, while the first one is written."""
+    return next(seed for seed in range(10**6) if commands.what(seed) == ("write", way, [4]))
+
+
+def _seed_of_deletion(bench: Bench) -> int:
+    """A run is killed once, between two deletions in a checkpoint."""
+    for seed in range(100_000):
+        task, at = kills.only_event(bench, seed)
+        around = bench.events[task][at - 2 : at + 1] if at > 1 else []
+        if len(around) == 3 and all(event == "remove" and "/step-" in path for event, path in around):
+            return seed
+    raise AssertionError("no seed kills a run while a checkpoint is deleted")
+
+
 def _seed_of_planted_code(bench: Bench) -> int:
     return next(
         seed
@@ -94,6 +156,16 @@ MUTANTS = {
     "checksums say nothing": Mutant("corruption", _seed_of_weights, _checksums_say_nothing),
     "every format is opened": Mutant("images", lambda bench: 0, _every_format_is_opened),
     "errors have stack traces": Mutant("settings", lambda bench: 2, _errors_have_stack_traces),
+    "signals are not heard": Mutant("commands", lambda bench: _seed_of_shards("SIGHUP"), _signals_are_not_heard),
+    "closed pipes are mistakes": Mutant(
+        "commands", lambda bench: _seed_of_shards("closed"), _closed_pipes_are_mistakes
+    ),
+    "what the killed leave stays": Mutant(
+        "commands", lambda bench: _seed_of_shards("SIGKILL"), _what_the_killed_leave_stays
+    ),
+    "folders are deleted in place": Mutant("kills", _seed_of_deletion, _folders_are_deleted_in_place),
+    "ranks need not agree": Mutant("ranks", lambda bench: ranks.WAYS.index("disagreeing"), _ranks_need_not_agree),
+    "anybody is heard": Mutant("ranks", lambda bench: ranks.WAYS.index("foreign"), _anybody_is_heard),
 }
 
 
@@ -106,7 +178,8 @@ def main() -> int:
         decoding.BATCH = 200
         bench = Bench(folder)
         bench.prepare()
-        for name, mutant in MUTANTS.items():
+        for name in sys.argv[1:] or MUTANTS:
+            mutant = MUTANTS[name]
             lost = [_lost(bench, mutant, patch) for patch in (lambda: None, mutant.patch)]
             print(json.dumps({"mutant": name, "lost": lost}), flush=True)
     finally:

@@ -1,4 +1,5 @@
-"""Two processes of which one is killed, stopped, or slow; then both again to the end."""
+"""Two processes of which one is killed, stopped, slow, or started with another setting, or whom a foreigner speaks to;
+then both again to the end."""
 
 import contextlib
 import os
@@ -6,7 +7,8 @@ import random
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +16,15 @@ from tiny_runs import Bench, Command, Finished, LostError, differing, digest, st
 
 _PATIENCE = 90  # seconds in which what is left of a run has to end
 LOST = os.EX_TEMPFAIL
+WAYS = ("killed", "foreign", "stopped", "disagreeing", "slow", "killed", "silent")
 
 
 def attempt(bench: Bench, seed: int, folder: Path) -> int:
     """One rank is lost or late; the losses must be those of two ranks that nothing disturbed."""
     draw = random.Random(seed)
-    way = ("killed", "stopped", "slow", "killed", "silent")[seed % 5]
+    way = WAYS[seed % len(WAYS)]
+    if way == "disagreeing":
+        return _disagreeing(bench, draw, folder)
     which, output = draw.randrange(2), folder / "run"
     arguments = bench.train("pretraining", output)
     at = draw.randint(1, len(bench.events["pretraining"]))
@@ -32,12 +37,18 @@ def attempt(bench: Bench, seed: int, folder: Path) -> int:
 
     # Only the first rank changes much in the folder; the other one is struck by the clock.
     befores: list[Callable[[], Any] | None] = [None, None]
-    if way == "slow":
+    if way == "foreign":
+        befores[0] = partial(_note_port, folder / "port")
+    elif way == "slow":
         befores[which] = slow_down
     elif which == 0:
         befores[0] = watch(output, strike)
     both = start_ranks([*arguments, *stages, *timeout], befores)
-    if way != "slow" and which == 1:
+    if way == "foreign":
+        wait_until_met(output, both)
+        while not any([command.poll() for command in both]):
+            _speak(folder / "port", draw)
+    elif way != "slow" and which == 1:
         wait_until_met(output, both)
         time.sleep(draw.uniform(0, 3))
         both[1].send(signal.SIGKILL if way == "killed" else signal.SIGSTOP)
@@ -65,6 +76,48 @@ def attempt(bench: Bench, seed: int, folder: Path) -> int:
     return 1
 
 
+def _disagreeing(bench: Bench, draw: random.Random, folder: Path) -> int:
+    """One rank is started with another value of a field: both end at once, in one line that names the field."""
+    field, value = draw.choice((("optim.lr", "0.5"), ("seed", "7"), ("batch.global_batch_size", "8"), ("epochs", "3")))
+    other = draw.randrange(2)
+    arguments = bench.train("pretraining", folder / "run")
+    own = [[f"--{field}", value] if rank == other else [] for rank in range(2)]
+    done = end_ranks(start_ranks(arguments, [None, None], own))
+    for rank, finished in enumerate(done):
+        if finished.code != 2 or "Traceback" in finished.text:
+            raise LostError(
+                f"rank {rank} of two with another {field}: exit code {finished.code}: {finished.text[-200:]}"
+            )
+    lines = [line for finished in done for line in finished.errors]
+    if not lines or not all(field in line and "rank" in line for line in lines):
+        raise LostError(f"two ranks with another {field} said: {' | '.join(lines)[:200] or 'nothing'}")
+    return 1
+
+
+def _speak(port: Path, draw: random.Random) -> None:
+    """A foreigner connects to the heartbeat and says something, among it all that a rank may say."""
+    said = draw.choice((b"", b"\x00\xff", b"0 1 7 here\n", b"GET / HTTP/1.1\r\n\r\n", draw.randbytes(2000)))
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", int(port.read_text())), 1) as foreigner:
+        foreigner.sendall(said + bytes(range(256)))
+        time.sleep(draw.uniform(0, 0.3))
+    time.sleep(0.05)
+
+
+def _note_port(path: Path) -> None:
+    """Write down where the heartbeat listens; the ports of torch's store and of Gloo are not ours."""
+    from soho_fast.engine import watchdog
+
+    listen = watchdog._listen
+
+    def noted(host: str, world: int) -> socket.socket:
+        server = listen(host, world)
+        path.write_text(str(server.getsockname()[1]))
+        return server
+
+    watchdog._listen = noted
+    slow_down()
+
+
 def _is_stopped(pid: int) -> bool:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
 
@@ -82,14 +135,18 @@ def undisturbed(bench: Bench, stages: list[str]) -> dict[str, Any]:
     return digest(known)
 
 
-def start_ranks(arguments: list[str], befores: list[Callable[[], Any] | None]) -> list[Command]:
-    """Start two ranks of one command; each has something called before."""
+def start_ranks(
+    arguments: list[str],
+    befores: Sequence[Callable[[], Any] | None],
+    own: Sequence[list[str]] = ([], []),
+) -> list[Command]:
+    """Start two ranks of one command; each has something called before, and may have arguments of its own."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
     common = {"WORLD_SIZE": "2", "LOCAL_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     return [
-        start(arguments, before=before, RANK=str(rank), LOCAL_RANK=str(rank), **common)
+        start([*arguments, *own[rank]], before=before, RANK=str(rank), LOCAL_RANK=str(rank), **common)
         for rank, before in enumerate(befores)
     ]
 

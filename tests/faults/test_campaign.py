@@ -10,11 +10,11 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def test_the_campaign_notices_worse_products():
     done = subprocess.run(
-        [sys.executable, "tests/faults/mutants.py"], cwd=ROOT, capture_output=True, text=True, timeout=600, check=False
+        [sys.executable, "tests/faults/mutants.py"], cwd=ROOT, capture_output=True, text=True, timeout=1800, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
     found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    assert len(found) >= 4, done.stdout
+    assert len(found) >= 11, done.stdout
     for mutant in found:
         without, with_it = mutant["lost"]
         assert without == 0 and with_it > 0, done.stdout

@@ -26,11 +26,16 @@ from typing import Any
 import yaml
 
 STEPS = 6
-COMMANDS = {"train": "soho_fast.train", "evaluate": "soho_fast.evaluate", "ask": "soho_fast.ask"}
+COMMANDS = {
+    "train": "soho_fast.train", "evaluate": "soho_fast.evaluate", "ask": "soho_fast.ask.__main__",
+    "corpus": "soho_fast.data.mini.__main__", "shards": "soho_fast.data.shards.__main__",
+    "explore": "soho_fast.explore.__main__", "export": "soho_fast.export.__main__",
+    "studies": "soho_fast.studies.__main__",
+}  # fmt: skip
 # What the commands import, at their start or later.
 _IMPORTED = (
     *COMMANDS.values(), "soho_fast.engine.trainer", "soho_fast.tasks.recipe", "soho_fast.data.mini",
-    "soho_fast.model.fast.cpu",
+    "soho_fast.model.fast.cpu", "soho_fast.ask.many", "soho_fast.explore.build",
     "soho_fast.engine.report", "matplotlib.pyplot", "torch.utils.data._utils.worker",
 )  # fmt: skip
 _SMALL = {
@@ -131,10 +136,12 @@ def import_everything() -> None:
         os.environ.pop(name, None)
     for name in _IMPORTED:
         importlib.import_module(name)
+    # Of the commit that is there now, whatever is committed meanwhile.
+    importlib.import_module("soho_fast.common.versions").program()
 
 
 def start(arguments: list[str], *, before: Callable[[], Any] | None = None, **environment: str) -> Command:
-    """Start `train`, `evaluate` or `ask` in a fork; `before` is called there first, and may change anything there."""
+    """Start one of `COMMANDS` in a fork; `before` is called there first, and may change anything there."""
     output = Path(os.environ["FAULTS_FOLDER"]) / f"said-{time.monotonic_ns()}.txt"
     sys.stdout.flush()
     sys.stderr.flush()
@@ -148,7 +155,8 @@ def start(arguments: list[str], *, before: Callable[[], Any] | None = None, **en
         os.dup2(file, 1)
         os.dup2(file, 2)
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_DFL)
         os.environ.update(environment)
         if before is not None:
             before()
@@ -194,8 +202,13 @@ def watch(folder: Path, act: Callable[[int, str, str], None]) -> Callable[[], No
                 happened("open", arguments[0])
         elif event == "os.rename":
             happened("rename", arguments[0])
-        elif event in ("os.mkdir", "os.remove", "os.rmdir", "os.truncate"):
+        elif event in ("os.mkdir", "os.truncate"):
             happened(event.removeprefix("os."), arguments[0])
+        elif event in ("os.remove", "os.rmdir"):
+            path, folder = arguments
+            # A tree is deleted by handles of its folders.
+            at = os.readlink(f"/proc/self/fd/{folder}") if isinstance(folder, int) and folder >= 0 else ""
+            happened(event.removeprefix("os."), os.path.join(at, os.fsdecode(path)))
 
     def before() -> None:
         sync = os.fsync
