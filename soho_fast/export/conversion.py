@@ -19,10 +19,10 @@ from soho_fast.data.processor import SohoProcessor
 from soho_fast.data.readers.records import load_json
 from soho_fast.data.text import load_tokenizer
 from soho_fast.data.tokenizer import SPECIAL_TOKENS, write_tokenizer
-from soho_fast.export.official import TOKENIZER
 from soho_fast.model import SohoPreTrainedModel
 from soho_fast.model.official.convert import convert, read_checkpoint
 
+_TOKENIZER = "bert-base-uncased"
 # SHA-256 of the words in its vocab.txt.
 _VOCABULARY = "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3"
 
@@ -46,11 +46,13 @@ def write_converted(published: Path, output: Path, vocab: str | None, answers: s
     conversion = convert(checkpoint, answers=_answers(answers) if answers else None)
     model, warnings = conversion.model, conversion.warnings()
     if len(tokenizer) != model.config.vocab_size:
-        raise UserError(f"vocab: expected the {model.config.vocab_size:,} words of {TOKENIZER}, got {len(tokenizer):,}")
+        raise UserError(
+            f"vocab: expected the {model.config.vocab_size:,} words of {_TOKENIZER}, got {len(tokenizer):,}"
+        )
     words = sorted((number, word) for word, number in tokenizer.get_vocab().items())
     digest = hashlib.sha256("".join(f"{word}\n" for _, word in words).encode()).hexdigest()
     if digest != _VOCABULARY:
-        warnings.append(f"the words are not those of {TOKENIZER}, with which the authors trained")
+        warnings.append(f"the words are not those of {_TOKENIZER}, with which the authors trained")
     yield from (*conversion.report(), *(f"warning: {line}" for line in warnings))
     # As the released code reads images.
     size = {"shortest_edge": 600, "longest_edge": 1000}
@@ -62,20 +64,20 @@ def write_converted(published: Path, output: Path, vocab: str | None, answers: s
 def _tokenizer(vocab: str | None) -> PreTrainedTokenizerBase:
     if vocab is None:
         try:
-            return load_tokenizer(TOKENIZER)
+            return load_tokenizer(_TOKENIZER)
         except FileNotFoundError as error:
-            raise UserError(f"vocab: expected --vocab FILE, the vocab.txt of {TOKENIZER} ({error})") from error
+            raise UserError(f"vocab: expected --vocab FILE, the vocab.txt of {_TOKENIZER} ({error})") from error
     if not Path(vocab).is_file():
         reason = "it is a folder" if Path(vocab).is_dir() else no_such_path(vocab)
-        raise UserError(f"vocab: {vocab} can't be read ({reason}); expected the vocab.txt of {TOKENIZER}")
+        raise UserError(f"vocab: {vocab} can't be read ({reason}); expected the vocab.txt of {_TOKENIZER}")
     try:
         words = Path(vocab).read_text(encoding="utf-8").removesuffix("\n").split("\n")
     except UnicodeDecodeError as error:
-        raise UserError(f"vocab: {vocab} is no text in UTF-8; expected the vocab.txt of {TOKENIZER}") from error
+        raise UserError(f"vocab: {vocab} is no text in UTF-8; expected the vocab.txt of {_TOKENIZER}") from error
     missing = [token for token in SPECIAL_TOKENS if token not in words]
     if missing or len(set(words)) != len(words):
         wrong = f"{', '.join(missing)} is missing" if missing else "a word comes twice"
-        raise UserError(f"vocab: {vocab}: {wrong}; expected the vocab.txt of {TOKENIZER}, a word a line")
+        raise UserError(f"vocab: {vocab}: {wrong}; expected the vocab.txt of {_TOKENIZER}, a word a line")
     with tempfile.TemporaryDirectory() as folder:
         write_tokenizer(Path(folder), words)
         return load_tokenizer(folder)

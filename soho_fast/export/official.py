@@ -13,8 +13,6 @@ from soho_fast.common.command_line import Parser, exit_code, quiet_transformers
 from soho_fast.common.errors import UserError
 from soho_fast.common.extras import from_extra
 
-TOKENIZER = "bert-base-uncased"
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line; returns the exit code: 0 done, 2 a mistake of the user, 130 when stopped."""
@@ -29,7 +27,9 @@ def _parser() -> Parser:
     parser.add_argument("action", choices=["convert"], help="What to do.")
     parser.add_argument("checkpoint", help="The published file.")
     parser.add_argument("output", help="Folder to write.")
-    parser.add_argument("--vocab", help=f"vocab.txt of {TOKENIZER}; without it, that tokenizer is asked of the hub.")
+    parser.add_argument(
+        "--vocab", help="vocab.txt of bert-base-uncased; without it, the hub is asked for that tokenizer."
+    )
     parser.add_argument("--answers", help="JSON of a VQA model's answers: a list, or an object with their numbers.")
     parser.add_argument("--overwrite", action="store_true", help="Replace what is in the folder.")
     return parser
