@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.utils.module_tracker import ModuleTracker
 from transformers import initialization as init
 
+from soho_fast.common.errors import UserError
+
 from .distributed import all_reduce_sum_, all_reduce_with_grad
 
 _TRACKER = ModuleTracker()
@@ -67,7 +69,15 @@ class BatchNorm2d(nn.BatchNorm2d, Float32Buffers):
 
         Returns:
             input's shape and type.
+
+        Raises:
+            UserError: training on one value a channel, which is its own mean: all images would come out alike.
         """
+        if self.training and input.shape[0] * input.shape[2] * input.shape[3] == 1:
+            raise UserError(
+                "the CNN's BatchNorm: expected more than one image or grid position in a micro-batch, got one of each; "
+                "give larger images, more images a micro-batch, or --engine.freeze_batch_norm true"
+            )
         weight_C, bias_C = self.weight.float(), self.bias.float()
         if self.training and mask_B1HW is not None:
             output, mean_C, var_C, count = _MaskedBatchNorm.apply(input, mask_B1HW, weight_C, bias_C, self.eps)

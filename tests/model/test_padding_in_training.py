@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from soho_fast.common.errors import UserError
 from soho_fast.model import VisualEncoder
 from soho_fast.model.fast.cpu.convolutions import speed_up_convolutions
 from soho_fast.model.normalization import BatchNorm2d, _MaskedBatchNorm
@@ -151,3 +152,14 @@ def test_under_autocast_the_statistics_are_float32s(tiny_config):
     assert out_NC.dtype == torch.bfloat16
     torch.testing.assert_close(norm.running_mean, 0.1 * out_NC.double().mean(0).float(), rtol=1e-5, atol=1e-7)
     assert encoder.backbone.layer4[0].conv2.weight.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("mask", [None, torch.ones(1, 1, 1, 1)])
+def test_one_value_a_channel_is_refused_in_training(mask):
+    """Its variance is zero: every image would come out as the bias."""
+    norm, one = BatchNorm2d(3), torch.randn(1, 3, 1, 1)
+    with pytest.raises(UserError, match="expected more than one image or grid position in a micro-batch, got one of"):
+        norm(one, mask)
+    assert norm.num_batches_tracked == 0
+    assert norm.eval()(one, mask).shape == one.shape
+    assert norm.train()(torch.randn(2, 3, 1, 1), torch.ones(2, 1, 1, 1)).isfinite().all()
