@@ -83,6 +83,7 @@ PRIVATE = [
     Private("tree_leaves", "and what it gives", "torch.utils._pytree"),
     Private("_overloadpacket", "its formula is found", "torch._ops:OpOverload", ("self._overloadpacket = ",)),
     Private("_local_scalar_dense", "the host asks a fake tensor", "torch:ops.aten"),
+    Private("_unsafe_view", "moves nothing, in a plan", "torch:ops.aten"),
     Private("_scaled_dot_product_efficient_attention", "attention as on a GPU", "torch:ops.aten"),
     Private("_current_autograd_node", "which part a gradient is of", "torch:_C"),
     Private("_autograd", "asked of it", "torch:_C"),
