@@ -85,19 +85,18 @@ def _run(arguments: list[str]) -> int:
         from soho_fast.ask.many import ask_many
         from soho_fast.ask.pipeline import SohoPipeline
 
-    for line in gone_on(model_folder(folder)):
-        print(line, file=sys.stderr)
     if action == "many":
         ask_many(folder, **options)
-        return 0
-    fast = {name: options.pop(name) for name in ("precision", "compile") if name in options}
-    found = getattr(SohoPipeline.from_pretrained(folder, **fast), action)(**options)
-    if as_json:
-        print(json.dumps(found))
-        return 0
-    for row in found:
-        *named, score = row.values()
-        print(f"{100 * score:5.1f} %  {named[0]}")
+    else:
+        fast = {name: options.pop(name) for name in ("precision", "compile") if name in options}
+        found = getattr(SohoPipeline.from_pretrained(folder, **fast), action)(**options)
+        if as_json:
+            print(json.dumps(found))
+        for row in [] if as_json else found:
+            *named, score = row.values()
+            print(f"{100 * score:5.1f} %  {named[0]}")
+    for line in gone_on(model_folder(folder)):
+        print(line, file=sys.stderr)
     return 0
 
 
