@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -16,15 +17,19 @@ from soho_fast.common.command_line import Parser, exit_code
 
 def run(arguments):
     parser = Parser()
+    parser.add_argument("--stubborn", action="store_true")
     parser.add_argument("--workers", type=int, default=0)
-    workers = parser.parse_args(arguments).workers
+    options = parser.parse_args(arguments)
     numbers = range(10**6)
-    if workers:
+    if options.workers:
         from soho_fast.common.workers import loaded_ahead
-        numbers = loaded_ahead(lambda number: number, numbers, workers=workers)
+        numbers = loaded_ahead(lambda number: number, numbers, workers=options.workers)
     for number in numbers:
         try:
             print(number, flush=True)
+        except KeyboardInterrupt:
+            if not options.stubborn:
+                raise
         except OSError as error:
             raise ValueError("results can't be written") from error
 
@@ -79,3 +84,18 @@ def test_under_nohup_a_terminal_that_goes_stops_nothing():
         assert process.poll() is None and process.stdout.readline()
         process.send_signal(signal.SIGTERM)
         assert process.communicate(timeout=30)[1].strip() == "stopped"
+
+
+def test_a_second_ctrl_c_ends_what_does_not_come_to_its_end():
+    with _start("--stubborn") as process:
+        process.stdout.readline()
+        time.sleep(0.5)  # Until it waits for a reader.
+        process.send_signal(signal.SIGINT)
+        reader = threading.Thread(target=process.stdout.read)
+        reader.start()
+        time.sleep(1.0)
+        assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        assert process.wait(10) == 130
+        reader.join()
+        assert process.stderr.read().strip() == "stopped at once"
