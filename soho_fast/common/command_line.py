@@ -15,6 +15,9 @@ from soho_fast.common.errors import GONE_ERRORS, UserError, fail, is_gone, last_
 from soho_fast.common.extras import MissingExtraError, from_extra
 from soho_fast.common.spelling import did_you_mean
 
+# Needs torch, and has been imported where there are loader processes.
+_WORKERS = "soho_fast.common.workers"
+
 
 class Parser(argparse.ArgumentParser):
     """Raises UserError where argparse prints its usage and leaves; takes no abbreviated flags."""
@@ -44,7 +47,8 @@ def as_text(arguments: Sequence[str] | None) -> list[str]:
 
 
 def exit_code(run: Callable[[list[str]], int], arguments: Sequence[str] | None, when_stopped: str = "stopped") -> int:
-    """That of a command: what `run` gives, 2 for a mistake of the user, told in a line, or 128 + signal when stopped.
+    """That of a command: what `run` gives, 2 for a mistake of the user, told in a line, 75 where
+    a loader process was killed, or 128 + signal when stopped.
 
     Ctrl-C, SIGTERM and SIGHUP (but under nohup) raise KeyboardInterrupt, so that nothing half made is left; a second
     one ends the process at once. Where whoever reads the output has ended, as by `| head`, the command ends too.
@@ -64,6 +68,11 @@ def exit_code(run: Callable[[list[str]], int], arguments: Sequence[str] | None, 
                 say_nothing_more()
                 return 128 + signal.SIGPIPE
             return fail(str(error))
+        except RuntimeError as error:
+            lost = from_workers.lost_worker(error) if (from_workers := sys.modules.get(_WORKERS)) else None
+            if lost is None:
+                raise
+            return fail(lost, code=os.EX_TEMPFAIL)
         except KeyboardInterrupt as stopped:
             is_gone(sys.stdout)
             last_line(f"\n{str(stopped) or when_stopped}")

@@ -87,7 +87,7 @@ def lost_worker(error: RuntimeError) -> str | None:
     said = str(error).partition(". ")[0].rstrip(".")
     if not said.startswith("DataLoader worker (pid"):
         return None
-    return f"{said}, as where memory runs out: fewer --batch.workers take less"
+    return f"{said}, as where memory runs out: fewer workers take less"
 
 
 class _Loads(Dataset):

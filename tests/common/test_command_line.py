@@ -8,6 +8,7 @@ import threading
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -58,6 +59,14 @@ def test_a_signal_to_all_processes_of_a_command_ends_it_in_one_line(name):
         os.killpg(process.pid, getattr(signal, name))
         _, said = process.communicate(timeout=30)  # Until the last of its processes has left its outputs.
     assert (process.returncode, said.strip()) == (128 + getattr(signal, name), "stopped")
+
+
+def test_a_loader_process_that_is_killed_is_told_in_one_line():
+    with _start("--workers", "2") as process:
+        process.stdout.readline()
+        psutil.Process(process.pid).children()[0].kill()
+        _, said = process.communicate(timeout=30)
+    assert process.returncode == 75 and said.count("\n") == 1 and "error: DataLoader worker" in said, said
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])
