@@ -40,7 +40,7 @@ from soho_fast.common.versions import write_run_of
 from soho_fast.engine.changes import SHARDING, digest_of
 from soho_fast.engine.resharding import fragments_of, load_resharded
 
-FORMAT = 3
+FORMAT = 4
 MANIFEST = "checkpoint.json"
 _NAME = re.compile(r"step-(\d{8,})")
 # Classes in DeepSpeed's own files. They hold numbers and do nothing when they are made.

@@ -3,6 +3,8 @@
 B images, L tokens per image, C channels.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -16,6 +18,9 @@ _REMEMBERED_FROZEN, _REMEMBERED = 50.0, 1000.0
 _UNTIL_KNOWN = 100
 # The rule, see `FeatureWatch`.
 _LEAST_SPREAD, _LARGEST_ERROR, STEPS_UNTIL_LOST = 0.05, 1.0, 20
+# Nats: the loss of matching where nothing is known of pairs of which half match, what counts as learnt, and as lost.
+_CHANCE, _LEARNT, _UNLEARNT = math.log(2), 0.62, 0.68
+_MATCHING_REMEMBERED = 50.0  # steps
 
 
 class FeatureWatch(Float32Buffers):
@@ -26,11 +31,14 @@ class FeatureWatch(Float32Buffers):
 
     A step counts as lost where all features have become alike: their variance is below a twentieth of their mean square
     distance from the reference's mean; or where the codes stand for nothing: one code would be nearer to the features
-    (`code_error` above 1). After twenty such steps in a row the run does.
+    (`code_error` above 1); or where matching is no better than chance any more, which is seen of features that codes
+    follow well while they lose what they told. After twenty such steps in a row the run does.
 
     Buffers:
         mean, variance (C,): the reference, float32; num_updates (): steps it has followed; num_coded (): steps in a
-        row, once a hundred all steps, in which codes stood for something; num_lost (): lost steps in a row.
+        row, once a hundred all steps, in which codes stood for something; matching, least_matching (): running mean of
+        the loss of matching over about fifty steps, in nats, and the least that it has been; num_lost (): lost steps
+        in a row.
 
     Attributes:
         backbone_frozen: whether the backbone is frozen.
@@ -40,6 +48,8 @@ class FeatureWatch(Float32Buffers):
     variance: Tensor
     num_updates: Tensor
     num_coded: Tensor
+    matching: Tensor
+    least_matching: Tensor
     num_lost: Tensor
 
     def __init__(self, num_channels: int) -> None:
@@ -49,13 +59,16 @@ class FeatureWatch(Float32Buffers):
         self.register_buffer("variance", torch.ones(num_channels, dtype=torch.float32))
         for name in ("num_updates", "num_coded", "num_lost"):
             self.register_buffer(name, torch.zeros((), dtype=torch.float32))
+        for name in ("matching", "least_matching"):
+            self.register_buffer(name, torch.tensor(_CHANCE, dtype=torch.float32))
         self._gathered: Tensor | None = None
+        self._matched: Tensor | None = None
         self._has_codes = False
         self._figures: dict[str, Tensor] = {}
 
     def begin_step(self) -> None:
         """From here on `see` gathers what `end_step` makes figures of."""
-        self._gathered, self._figures = None, {}
+        self._gathered, self._matched, self._figures = None, None, {}
 
     @torch.no_grad()
     def see(self, feat_BLC: Tensor, valid_BL: Tensor, embed_BLC: Tensor | None) -> None:
@@ -73,13 +86,23 @@ class FeatureWatch(Float32Buffers):
         self._gathered = gathered if self._gathered is None else self._gathered + gathered
 
     @torch.no_grad()
+    def see_matching(self, loss: Tensor, num_pairs: Tensor) -> None:
+        """A training forward's loss of matching, eq. 8: (), its sum over so many pairs."""
+        if self.training:
+            matched = torch.stack([loss.float(), num_pairs.float()])
+            self._matched = matched if self._matched is None else self._matched + matched
+
+    @torch.no_grad()
     def end_step(self, *, applied: bool) -> None:
         """Makes the figures of what was seen since `begin_step`. All ranks make the call, with the same `applied`."""
-        gathered, self._gathered = self._gathered, None
+        gathered, matched = self._gathered, self._matched
+        self._gathered = self._matched = None
         if not applied or gathered is None:
             return
         num_channels = len(self.mean)
-        sums_C, squares_C, error, count = all_reduce_sum_(gathered.clone()).split([num_channels, num_channels, 1, 1])
+        gathered = torch.cat([gathered, gathered.new_zeros(2) if matched is None else matched])
+        parts = all_reduce_sum_(gathered).split([num_channels, num_channels, 1, 1, 1, 1])
+        sums_C, squares_C, error, count, matching, num_pairs = parts
         count = count.clamp(min=1.0)
         shift_C = sums_C / count
         variance_C = (squares_C / count - shift_C.square()).clamp(min=0.0)
@@ -99,6 +122,10 @@ class FeatureWatch(Float32Buffers):
             known, coded = self.num_coded >= _UNTIL_KNOWN, code_error <= _LARGEST_ERROR
             lost |= known & ~coded
             self.num_coded.copy_(torch.where(known | coded, self.num_coded + 1, 0.0))
+        change = (num_pairs > 0) * (matching / num_pairs.clamp(min=1.0) - self.matching) / _MATCHING_REMEMBERED
+        self.matching.add_(change.squeeze())
+        torch.minimum(self.least_matching, self.matching, out=self.least_matching)
+        lost |= (self.least_matching < _LEARNT) & (self.matching > _UNLEARNT)
         self.num_lost.copy_(torch.where(lost, self.num_lost + 1, 0.0))
 
     def figures(self) -> dict[str, Tensor]:

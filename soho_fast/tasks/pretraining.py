@@ -271,7 +271,7 @@ class PretrainingTask(BaseTask):
         return 0 if watch is None else watch.steps_lost()
 
     def lost(self, model: SohoForPreTraining) -> str:
-        """The visual features have become alike, or the codes stand for none of them."""
+        """The visual features have become alike, the codes stand for none of them, or matching is at chance again."""
         steps = self.steps_lost(model)
         seen = {name: float(value) for name, value in self.figures(model).items()}
         if steps < STEPS_UNTIL_LOST or not seen:  # A step that was left out has none.
@@ -285,6 +285,11 @@ class PretrainingTask(BaseTask):
                 f", {seen['top_share']:.0%} of them have one code, and the codes' error is {seen['code_error']:.1f} "
                 "times their variance"
             )
+        watch = model.base().feature_watch
+        assert watch is not None, "it has seen something"
+        told += (
+            f"; the loss of matching is {watch.matching:.2f}, and has been {watch.least_matching:.2f} (chance: 0.69)"
+        )
         return f"{told}; lower optim.backbone_lr or give optim.backbone_warmup_steps more (docs/training.md)"
 
     def warnings(self, model: SohoForPreTraining) -> list[str]:

@@ -105,6 +105,29 @@ def test_codes_that_stand_for_nothing_are_lost_where_they_once_stood_for_somethi
     assert watch.steps_lost() == 0
 
 
+def matching_step(watch: FeatureWatch, step: int, *losses: float) -> int:
+    watch.begin_step()
+    watch.see(*features(step), None)
+    for loss in losses:  # of micro-batches of eight pairs
+        watch.see_matching(torch.tensor(8.0 * loss), torch.tensor(8.0))
+    watch.end_step(applied=True)
+    return watch.steps_lost()
+
+
+def test_matching_that_falls_back_to_chance_is_lost_where_it_was_learnt():
+    learnt, unlearnt, better = FeatureWatch(C).train(), FeatureWatch(C).train(), FeatureWatch(C).train()
+    for step in range(200):
+        assert matching_step(learnt, step, 0.5, 0.3) == 0 and matching_step(unlearnt, step, 0.66) == 0
+        matching_step(better, step, 0.5)
+    assert float(learnt.matching) == pytest.approx(0.4, abs=0.01), "a mean over the pairs of all micro-batches"
+    lost = [matching_step(learnt, 200 + step, 0.7) for step in range(200)]
+    first = lost.index(1)
+    assert lost[first:] == list(range(1, 201 - first)) and 100 < first < 140, "the running mean is past 0.68"
+    assert not any(matching_step(unlearnt, 200 + step, 0.7) for step in range(200)), "it has nothing to lose"
+    assert not any(matching_step(better, 200 + step, 0.67) for step in range(200)), "worse, but not at chance"
+    assert not any(matching_step(better, 400 + step) for step in range(9)), "a step without pairs tells nothing"
+
+
 def test_a_sound_step_begins_the_count_anew_and_it_survives_saving():
     watch = FeatureWatch(C).train()
     for step in range(130):
@@ -138,8 +161,10 @@ def test_a_watched_model_trains_and_saves_as_an_unwatched_one(tiny_config, batch
     assert set(watched.base().feature_watch.figures()) == {"feature_drift", "feature_spread", "code_error"}
     kept = {name for name in watched.state_dict() if name not in plain.state_dict()}
     assert kept == {
-        f"soho.feature_watch.{name}" for name in ("mean", "variance", "num_updates", "num_coded", "num_lost")
+        f"soho.feature_watch.{name}"
+        for name in ("mean", "variance", "num_updates", "num_coded", "matching", "least_matching", "num_lost")
     }
+    assert float(watched.base().feature_watch.matching) != float(FeatureWatch(C).matching), "the model tells its loss"
     watched.save_pretrained(tmp_path)
     loaded, info = SohoForPreTraining.from_pretrained(tmp_path, output_loading_info=True)
     assert not info["unexpected_keys"] and not info["missing_keys"]
