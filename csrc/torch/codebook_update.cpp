@@ -32,13 +32,15 @@ void run(CodebookUpdateArgs args, const Tensor& features, const Tensor& index, c
 }
 
 std::tuple<Tensor, Tensor> codebook_stats_cpu(const Tensor& features, const Tensor& index, int64_t num_codes,
-                                              const std::optional<Tensor>& valid) {
-  const Tensor counts = empty_cpu({num_codes}, ScalarType::Float);
-  const Tensor sums = empty_cpu({num_codes, features.size(features.dim() - 1)}, ScalarType::Float);
+                                              const std::optional<Tensor>& valid, bool wide) {
+  const ScalarType type = wide ? ScalarType::Double : ScalarType::Float;
+  const Tensor counts = empty_cpu({num_codes}, type);
+  const Tensor sums = empty_cpu({num_codes, features.size(features.dim() - 1)}, type);
   CodebookUpdateArgs args{};
   args.num_codes = num_codes;
-  args.counts = counts.mutable_data_ptr<float>();
-  args.sums = sums.mutable_data_ptr<float>();
+  args.wide = wide;
+  args.counts = counts.mutable_data_ptr();
+  args.sums = sums.mutable_data_ptr();
   run(args, features, index, valid, "num_codes");
   return {counts, sums};
 }

@@ -25,14 +25,16 @@ void run(const CudaCall& call, CodebookUpdateArgs args, const Tensor& features, 
 }
 
 std::tuple<Tensor, Tensor> codebook_stats(const Tensor& features, const Tensor& index, int64_t num_codes,
-                                          const std::optional<Tensor>& valid) {
+                                          const std::optional<Tensor>& valid, bool wide) {
   const CudaCall call(features);
-  const Tensor counts = call.empty({num_codes}, ScalarType::Float);
-  const Tensor sums = call.empty({num_codes, features.size(features.dim() - 1)}, ScalarType::Float);
+  const ScalarType type = wide ? ScalarType::Double : ScalarType::Float;
+  const Tensor counts = call.empty({num_codes}, type);
+  const Tensor sums = call.empty({num_codes, features.size(features.dim() - 1)}, type);
   CodebookUpdateArgs args{};
   args.num_codes = num_codes;
-  args.counts = counts.mutable_data_ptr<float>();
-  args.sums = sums.mutable_data_ptr<float>();
+  args.wide = wide;
+  args.counts = counts.mutable_data_ptr();
+  args.sums = sums.mutable_data_ptr();
   run(call, args, features, index, valid, "codebook_stats");
   return {counts, sums};
 }

@@ -25,9 +25,9 @@ from soho_fast.cluster.rows import (
     are_batches,
     as_rows,
     as_weights,
+    centred,
     each_batch,
     give_back,
-    refuse_too_large,
     rows_of,
     seed_of,
     split,
@@ -38,7 +38,7 @@ from soho_fast.cluster.statistics import exact_sum, mean_variance, weighted
 if TYPE_CHECKING:
     import numpy as np
 
-    from soho_fast.cluster.rows import Floats, Labels
+    from soho_fast.cluster.rows import Centers, Floats, Labels
 
 INITS = ("k-means++", "k-means||", "random")
 _STARTS_OF_RANDOM = 10
@@ -49,8 +49,9 @@ _PRODUCT_ELEMENTS = 1 << 21  # float64 scores held at a time
 class Clusterer(Estimator, ABC):
     """What `KMeans` and `ResidualKMeans` share: labels, in the kind in which rows came."""
 
-    cluster_centers_: Tensor | Floats
+    cluster_centers_: Tensor | Centers
     labels_: Tensor | Labels
+    _offset: Tensor | None = None  # float64 (C,), what rows are compared without
 
     @abstractmethod
     def fit(self, X: Any, y: None = None, sample_weight: Any = None) -> Self:
@@ -90,15 +91,30 @@ class Clusterer(Estimator, ABC):
         """`predict` of rows, by the centres."""
 
     def _centers(self, device: torch.device) -> Tensor:
-        return torch.as_tensor(self.cluster_centers_, dtype=torch.float32, device=device)
+        """float32, without the offset, which of several levels the first one has."""
+        centers = torch.as_tensor(self.cluster_centers_, device=device)
+        if self._offset is not None:
+            centers = centers.clone()
+            (centers if centers.dim() == 2 else centers[0]).sub_(self._offset.to(device))
+        return centers.float()
+
+    def _keep(self, centers: Tensor, labels: Tensor, rows: Rows) -> None:
+        """Centres and labels as users get them."""
+        self._offset = rows.offset
+        if rows.offset is not None:
+            centers = centers.double()
+            (centers if centers.dim() == 2 else centers[0]).add_(rows.offset.to(centers.device))
+        self.cluster_centers_ = give_back(centers, rows.is_array)
+        self.labels_ = give_back(labels, rows.is_array)
 
 
 class KMeans(Clusterer):
     """Lloyd's k-means, with the labels of `ops.codebook_lookup`: the argmin in float64, ties to the lowest index.
 
-    Centres are float32. Labels, centres and inertia have the same bits for any number of threads. A sum over members is
-    made in float32 in blocks of max(1024, 32 K) rows, blocks are added in float64; how rows are shared out over batches
-    or processes changes blocks, and so a centre by at most (members in a block) * 2^-23 of its members' mean magnitude.
+    Labels, centres and inertia have the same bits for any number of threads. Sums are float64, and a centre is rounded
+    to float32 once; how rows are shared out over batches or processes changes the last bits of float64 sums, hardly
+    ever a centre. Numbers of a type that float32 would round (float64, int32, int64) are compared as float32 of what
+    float64 leaves of them after the median of some rows, and their centres are float64.
 
     Where torch.distributed is initialised all its ranks call `fit` with their own rows: counts and sums are
     all-reduced, every rank has the same centres; `labels_` are those of its own rows.
@@ -123,8 +139,8 @@ class KMeans(Clusterer):
         distributed: False: this process fits alone, whatever torch.distributed says.
 
     Attributes:
-        cluster_centers_: float32 (K, C). labels_: int64 (N,). inertia_: sum of weighted squared distances.
-        n_iter_: steps of the start that was kept. n_features_in_: C.
+        cluster_centers_: float32 (K, C), or float64 by the type of the rows. labels_: int64 (N,). inertia_: sum of
+            weighted squared distances. n_iter_: steps of the start that was kept. n_features_in_: C.
     """
 
     def __init__(
@@ -153,7 +169,7 @@ class KMeans(Clusterer):
 
         Args:
             X: (N, C): a torch tensor or anything that numpy makes an array of. float32, bfloat16 and float16 are taken
-                as they are, other numbers are rounded to float32. Or batches, for more rows than memory holds: a
+                as they are. Or batches, for more rows than memory holds: a
                 function that returns an iterable of them, or an iterable that can be gone through again and again (a
                 DataLoader that does not shuffle), of rows (M, C), (rows,) or (rows, weights).
             y: not used. sample_weight: (N,), none below zero.
@@ -163,10 +179,10 @@ class KMeans(Clusterer):
         """
         processes = Processes(self.distributed)
         rows, given_KC = processes.agree(lambda: self._checked(X, sample_weight))
+        given_KC = centre_alike(rows, processes, given_KC)
         check_alike(self, rows, processes, given_KC)
         fitted = best_start(self, rows, processes, shared_seed(self.random_state, processes), given_KC)
-        self.cluster_centers_ = give_back(fitted.centers, rows.is_array)
-        self.labels_ = give_back(fitted.labels, rows.is_array)
+        self._keep(fitted.centers, fitted.labels, rows)
         self.inertia_, self.n_iter_, self.n_features_in_ = fitted.inertia, fitted.num_steps, rows.num_channels
         return self
 
@@ -224,8 +240,7 @@ class KMeans(Clusterer):
                 f"init: expected centres of shape (n_clusters, features) = {(self.n_clusters, rows.num_channels)}, "
                 f"got {tuple(centers_KC.shape)}"
             )
-        refuse_too_large("init", centers_KC)
-        return rows, centers_KC.to(rows.device, torch.float32)
+        return rows, centers_KC.to(rows.device)
 
 
 def check_parameters(model: Any) -> None:
@@ -238,6 +253,17 @@ def check_parameters(model: Any) -> None:
         raise ValueError(f"tol: expected a number of at least 0, got {model.tol!r}")
     if isinstance(model.init, str) and model.init not in INITS:
         raise ValueError(f"init: expected {', '.join(INITS)} or the centres, got {model.init!r}")
+
+
+def centre_alike(rows: Rows, processes: Processes, given_KC: Tensor | None = None) -> Tensor | None:
+    """Rows, and the centres where they are given, less the offset of the first process that has one."""
+    offset_C = next((offset for offset in processes.gather(rows.offset) if offset is not None), None)
+
+    def centre() -> Tensor | None:
+        rows.centre(offset_C)
+        return None if given_KC is None else centred("init", given_KC, offset_C).float()
+
+    return processes.agree(centre)
 
 
 def check_alike(model: Any, rows: Rows, processes: Processes, given_KC: Tensor | None = None) -> None:
@@ -322,7 +348,7 @@ def rows_in_memory(model: Any, value: Any) -> tuple[Tensor, bool]:
             f"X has {features_NC.shape[1]} features, but {type(model).__name__} is expecting "
             f"{model.n_features_in_} features as input"
         )
-    return features_NC, is_array
+    return centred("X", features_NC, model._offset), is_array
 
 
 def parts_of(model: Any, value: Any) -> Iterator[tuple[Tensor, bool]]:

@@ -118,7 +118,7 @@ def fill_empty(total: Tensor, centers_KC: Tensor, rows: Rows, processes: Process
     before = math.fsum(itertools.chain(*processes.gather(inertia)))
     if not taken or before >= below:
         return Repair(total, 0, below)
-    # Added anew: taking a row out of a float32 sum would leave its rounding, which may be all that the others are.
+    # Added anew: taking a row out of a sum would leave its rounding, which may be all that the others are.
     total = torch.zeros_like(total)
     for batch, label_M in zip(rows.batches(), labels, strict=True):
         for position, cluster in taken.items():

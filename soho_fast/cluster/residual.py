@@ -16,6 +16,7 @@ from soho_fast.cluster.kmeans import (
     INITS,
     Clusterer,
     best_start,
+    centre_alike,
     check_alike,
     check_count,
     check_parameters,
@@ -45,9 +46,9 @@ class ResidualKMeans(Clusterer):
         n_init, max_iter, tol, verbose, random_state, distributed: of each level, as in `KMeans`.
 
     Attributes:
-        cluster_centers_: float32 (L, K, C). labels_: int64 (N, L). inertia_: what the last level leaves, the sum of
-            weighted squared distances; inertias_: what each level leaves. n_iter_: steps of all levels
-        together. n_features_in_: C.
+        cluster_centers_: float32 (L, K, C), or float64 by the type of the rows. labels_: int64 (N, L). inertia_: what
+            the last level leaves, the sum of weighted squared distances; inertias_: what each level leaves.
+        n_iter_: steps of all levels together. n_features_in_: C.
     """
 
     def __init__(
@@ -84,6 +85,7 @@ class ResidualKMeans(Clusterer):
         """
         processes = Processes(self.distributed)
         rows = processes.agree(lambda: self._checked_rows(X, sample_weight))
+        centre_alike(rows, processes)
         check_alike(self, rows, processes)
         seed = shared_seed(self.random_state, processes)
         left = LeftRows(rows)
@@ -95,8 +97,7 @@ class ResidualKMeans(Clusterer):
                 left.subtract(fitted.centers, fitted.labels)
             found.append(fitted)
             labels.append(fitted.labels)
-        self.cluster_centers_ = give_back(torch.stack([fitted.centers for fitted in found]), rows.is_array)
-        self.labels_ = give_back(torch.stack(labels, 1), rows.is_array)
+        self._keep(torch.stack([fitted.centers for fitted in found]), torch.stack(labels, 1), rows)
         self.inertias_ = [fitted.inertia for fitted in found]
         self.inertia_ = self.inertias_[-1]
         self.n_iter_ = sum(fitted.num_steps for fitted in found)
@@ -113,7 +114,7 @@ class ResidualKMeans(Clusterer):
     @overload
     def inverse_transform(self, codes: object) -> Tensor | Floats: ...
     def inverse_transform(self, codes: Any) -> Any:
-        """The sum of the centres that codes (N, L) name, level by level, float32 (N, C), in the kind of the codes.
+        """The sum of the centres that codes (N, L) name, level by level, (N, C) of their type, in the codes' kind.
 
         Fewer levels than were fitted are the first ones.
 
@@ -137,6 +138,8 @@ class ResidualKMeans(Clusterer):
         total_NC = centers_LKC[0][codes_NL[:, 0].long()]
         for centers_KC, code_N in zip(centers_LKC[1:], codes_NL.T[1:], strict=False):
             total_NC = total_NC + centers_KC[code_N.long()]
+        if self._offset is not None:
+            total_NC = total_NC + self._offset.to(total_NC.device)
         return give_back(total_NC, is_array)
 
     def score(self, X: Any, y: None = None, sample_weight: Any = None) -> float:

@@ -16,9 +16,12 @@ if TYPE_CHECKING:
     import numpy as np
 
     Floats = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
+    Centers = np.ndarray[tuple[int, ...], np.dtype[np.float32 | np.float64]]
     Labels = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
 
 FLOAT_TYPES = (torch.float32, torch.bfloat16, torch.float16)
+_EXACT_IN_FLOAT32 = (torch.bool, torch.uint8, torch.int8, torch.int16)
+_SAMPLED = 4096  # rows of which an offset is the median
 _CHECKED = 1 << 20  # elements looked at together
 
 
@@ -32,7 +35,8 @@ class Batch(NamedTuple):
 
 def as_rows(name: str, value: Any) -> tuple[Tensor, bool]:
     """(N, C) float32, bfloat16 or float16 of a tensor or of anything that numpy makes an array of, and whether results
-    go back as arrays. Other numbers become float32.
+    go back as arrays. Other numbers become float32 where that is exact for all of their type, else float64: `centred`
+    makes float32 of those.
 
     Raises:
         TypeError: a sparse matrix, or what holds no numbers. ValueError: other than 2 dimensions, complex numbers,
@@ -94,7 +98,9 @@ def _as_tensor(name: str, value: Any) -> tuple[Tensor, bool]:
         if value.is_complex():
             raise ValueError(f"{name}: Complex data not supported, got {value.dtype}")
         value = value.detach()
-        return (value if value.dtype in FLOAT_TYPES else value.float()), False
+        if value.dtype in FLOAT_TYPES:
+            return value, False
+        return value.to(torch.float32 if value.dtype in _EXACT_IN_FLOAT32 else torch.float64), False
     try:
         import numpy as np
     except ImportError as error:
@@ -106,8 +112,9 @@ def _as_tensor(name: str, value: Any) -> tuple[Tensor, bool]:
         raise ValueError(f"{name}: Complex data not supported, got {array.dtype}")
     if array.dtype.kind not in "biuf":
         array = array.astype(np.float64)  # objects and text that hold numbers; numpy says where they do not
+    exact = array.dtype if array.dtype == np.float16 else np.result_type(array.dtype, np.float32)
     with np.errstate(over="ignore"):  # what overflows is refused as infinite
-        array = np.ascontiguousarray(array, np.float16 if array.dtype == np.float16 else np.float32)
+        array = np.ascontiguousarray(array, np.float64 if exact.itemsize > 8 else exact)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # a read-only array, which is only read
         return torch.from_numpy(array), True
@@ -119,6 +126,33 @@ def _refuse_not_finite(name: str, values: Tensor) -> None:
         if not bool(torch.isfinite(low) & torch.isfinite(high)):
             bad = int((~values.reshape(len(values), -1).isfinite().all(-1)).nonzero()[0])
             raise ValueError(f"{name}: expected finite values in float32, got NaN or infinity (inf) in row {bad}")
+
+
+def offset_of(rows_NC: Tensor) -> Tensor | None:
+    """float64 (C,): a place among the rows, the median of some; None where rows are no float64, or none are there."""
+    if rows_NC.dtype != torch.float64 or not len(rows_NC):
+        return None
+    return rows_NC[:: math.ceil(len(rows_NC) / _SAMPLED)].median(0).values.cpu()
+
+
+def centred(name: str, rows_NC: Tensor, offset_C: Tensor | None) -> Tensor:
+    """(N, C): what float64 leaves of rows after an offset, rounded to float32; without an offset the rows, float64 ones
+    as float32.
+
+    Raises:
+        ValueError: float32 does not hold it, or not its squared distances.
+    """
+    if offset_C is None and rows_NC.dtype in FLOAT_TYPES:
+        left_NC = rows_NC
+    else:
+        left_NC = torch.empty(rows_NC.shape, dtype=torch.float32, device=rows_NC.device)
+        offset_C = rows_NC.new_zeros(1) if offset_C is None else offset_C.to(rows_NC.device)
+        step = max(1, _CHECKED // rows_NC.shape[1])
+        for part, rows in zip(left_NC.split(step), rows_NC.split(step), strict=True):
+            part.copy_(rows.double() - offset_C)
+        _refuse_not_finite(name, left_NC)
+    refuse_too_large(name, left_NC)
+    return left_NC
 
 
 def refuse_too_large(name: str, features_NC: Tensor) -> None:
@@ -138,6 +172,7 @@ class Rows:
     Attributes:
         num_rows, num_channels, device; is_array: the kind in which results go back; has_weight: whether a row has any.
         memory: all of them, where they are in memory.
+        offset: float64 (C,), what is subtracted from each row; None: nothing.
     """
 
     num_rows: int
@@ -146,6 +181,11 @@ class Rows:
     is_array: bool
     has_weight: bool
     memory: Batch | None = None
+    offset: Tensor | None = None
+
+    def centre(self, offset_C: Tensor | None) -> None:
+        """From now on the rows less this offset, as float32."""
+        raise NotImplementedError
 
     def batches(self) -> Iterator[Batch]:
         """None of them without rows."""
@@ -158,11 +198,16 @@ class MemoryRows(Rows):
 
     def __init__(self, value: Any, sample_weight: Any = None) -> None:
         features_NC, self.is_array = as_rows("X", value)
-        refuse_too_large("X", features_NC)
+        self.offset = offset_of(features_NC)
         self.memory = Batch(features_NC, as_weights(sample_weight, len(features_NC), features_NC.device), 0)
         self.num_rows, self.num_channels = features_NC.shape
         self.device = features_NC.device
         self.has_weight = _has_weight(features_NC, self.memory.weight)
+
+    def centre(self, offset_C: Tensor | None) -> None:
+        assert self.memory is not None
+        self.offset = offset_C
+        self.memory = self.memory._replace(features=centred("X", self.memory.features, offset_C))
 
 
 class BatchedRows(Rows):
@@ -179,18 +224,21 @@ class BatchedRows(Rows):
         self._value = value
         self._marks: list[float] = []  # of each batch, what tells its first row from others
         self.num_rows, self.num_channels, self.has_weight = 0, -1, False
-        for features, weight, _ in self._read():
-            self._marks.append(_mark(features))
+        for mark, (features, weight, _) in self._read():
+            self._marks.append(mark)
             self.num_channels, self.device = features.shape[1], features.device
             self.num_rows += len(features)
             self.has_weight |= _has_weight(features, weight)
         if self.num_channels < 0:
             raise ValueError("X: expected at least one batch, got none")
 
+    def centre(self, offset_C: Tensor | None) -> None:
+        self.offset = offset_C
+
     def batches(self) -> Iterator[Batch]:
         seen = 0
-        for number, batch in enumerate(self._read()):
-            if number < len(self._marks) and _mark(batch.features) != self._marks[number]:
+        for number, (mark, batch) in enumerate(self._read()):
+            if number < len(self._marks) and mark != self._marks[number]:
                 raise ValueError(
                     "X: expected the same rows in the same order in each pass over the batches (a loader that does not "
                     f"shuffle), but batch {number} begins with another row"
@@ -201,15 +249,18 @@ class BatchedRows(Rows):
         if seen != self.num_rows:
             raise ValueError(f"X: expected the same {self.num_rows} rows in each pass over the batches, got {seen}")
 
-    def _read(self) -> Iterator[Batch]:
+    def _read(self) -> Iterator[tuple[float, Batch]]:
+        """Each batch, and what tells its first row from others."""
         first = 0
         for number, item in enumerate(each_batch(self._value)):
             rows, weight = split(item)
             features, self.is_array = as_rows(f"batch {number}", rows)
-            refuse_too_large(f"batch {number}", features)
+            if self.offset is None and not first:
+                self.offset = offset_of(features)
             if self.num_channels not in (-1, features.shape[1]):
                 raise ValueError(f"batch {number}: expected {self.num_channels} features, got {features.shape[1]}")
-            yield Batch(features, as_weights(weight, len(features), features.device), first)
+            left = centred(f"batch {number}", features, self.offset)
+            yield _mark(features), Batch(left, as_weights(weight, len(features), features.device), first)
             first += len(features)
 
 

@@ -13,8 +13,7 @@ from soho_fast import ops
 from soho_fast.cluster.processes import Processes
 from soho_fast.cluster.rows import Rows
 
-_BLOCK_ROWS = 1024
-_ROWS_A_CLUSTER = 32  # of a block: adding K x C float64 sums then costs a fraction of reading the rows
+_BLOCK_ROWS = 1 << 16  # with weights, whose products take memory
 _ADDED = 4096
 
 
@@ -28,26 +27,22 @@ class Totals(NamedTuple):
 
 
 def totals_of(features_NC: Tensor, label_N: Tensor, weight_N: Tensor | None, num_clusters: int) -> Tensor:
-    """float64 (K, C + 2): what `as_totals` names.
-
-    Blocks of rows are added in float32 by `ops.codebook_stats`, in ascending position, blocks in float64: a sum is off
-    by at most (members in a block) * 2^-24 of the sum of magnitudes.
-    """
-    num_channels = features_NC.shape[1]
-    scale = 1.0 if weight_N is None else magnitude(weight_N)
+    """float64 (K, C + 2): what `as_totals` names. Products with weights are not rounded, and their sums are float64."""
+    if weight_N is None:
+        count_K, sum_KC = ops.codebook_stats(features_NC, label_N, num_clusters, wide=True)
+        return torch.cat([sum_KC, count_K[:, None].expand(-1, 2)], 1)
+    num_channels, scale = features_NC.shape[1], magnitude(weight_N)
     total = torch.zeros(num_clusters, num_channels + 2, dtype=torch.float64, device=features_NC.device)
-    block = max(_BLOCK_ROWS, _ROWS_A_CLUSTER * num_clusters)
-    for first in range(0, len(features_NC), block):
-        rows_MC, label_M = features_NC[first : first + block], label_N[first : first + block]
-        if weight_N is None:
-            count_K, sum_KC = ops.codebook_stats(rows_MC, label_M, num_clusters)
-            total[:, :num_channels] += sum_KC
-            total[:, num_channels:] += count_K[:, None]
-            continue
-        weight_M1 = weight_N[first : first + block, None]
-        scaled_M1 = (weight_M1.double() / scale).float()
-        terms = torch.cat([rows_MC.float() * scaled_M1, scaled_M1, (weight_M1 > 0).float()], 1)
-        total += ops.codebook_stats(terms, label_M, num_clusters)[1]
+    for rows_MC, label_M, weight_M in zip(
+        *(t.split(_BLOCK_ROWS) for t in (features_NC, label_N, weight_N)), strict=True
+    ):
+        scaled_M1 = weight_M[:, None].double() / scale
+        product_MC = rows_MC * scaled_M1  # 24 bits by 24: exact in float64, and in two float32
+        high_MC = product_MC.float()
+        terms = torch.cat([high_MC, (product_MC - high_MC).float(), scaled_M1.float(), (scaled_M1 > 0).float()], 1)
+        sums = ops.codebook_stats(terms, label_M, num_clusters, wide=True)[1]
+        total[:, :num_channels] += sums[:, :num_channels] + sums[:, num_channels:-2]
+        total[:, num_channels:] += sums[:, -2:]
     total[:, :-1] *= scale
     return total
 
@@ -81,9 +76,11 @@ def mean_variance(rows: Rows, processes: Processes) -> float:
     for batch in rows.batches():
         nowhere_M = torch.zeros(len(batch.features), dtype=torch.int64, device=rows.device)
         sum_C = totals_of(batch.features, nowhere_M, None, 1)[0, :-2]
-        center_1C = (sum_C / len(batch.features)).float()[None]
+        near_C = sum_C / len(batch.features)
+        center_1C = near_C.float()[None]
         distance_M = ops.codebook_lookup(batch.features, center_1C, return_distance=True)[1]
-        parts.append((len(batch.features), center_1C[0].double().cpu(), exact_sum(distance_M)))
+        rounded = len(batch.features) * float((near_C - center_1C[0]).square().sum())
+        parts.append((len(batch.features), near_C.cpu(), max(0.0, exact_sum(distance_M) - rounded)))
     for count, center_C, spread in (part for rank in processes.gather(parts) for part in rank):
         apart_C, both = center_C - mean_C, number + count
         squares += spread + float(apart_C.square().sum()) * number * count / both

@@ -32,6 +32,8 @@ def main(rank: int, num_ranks: int, rendezvous: str, rows_file: str, output: str
     found["batched", False] = (batched.cluster_centers_, batched.labels_, batched.inertia_, batched.n_iter_)
     residual = ResidualKMeans(3, 10, random_state=3).fit(rows[mine])
     found["residual", False] = (residual.cluster_centers_, residual.labels_, residual.inertia_, residual.n_iter_)
+    wide = KMeans(30, init="random", n_init=1, tol=0, random_state=3).fit((rows[mine] * 8).long() + 1_700_000_000)
+    found["wide", False] = (wide.cluster_centers_, wide.labels_, wide.inertia_, wide.n_iter_)
     unseeded = KMeans(4).fit(rows[mine])
     found["unseeded", False] = (unseeded.cluster_centers_, unseeded.labels_, unseeded.inertia_, unseeded.n_iter_)
     alone = KMeans(4, random_state=0, distributed=False).fit(rows[mine] if len(rows[mine]) else rows)

@@ -123,7 +123,7 @@ def test_numpys_numbers_are_parameters():
         (torch.zeros(9), None, ValueError, "X: expected 2 dimensions"),
         (torch.zeros(9, 0), None, ValueError, "X: Found array with 0 feature"),
         (torch.zeros(0, 3), None, ValueError, "X: Found array with 0 sample"),
-        (np.full((9, 2), 1e300), None, ValueError, "X: expected finite values in float32"),
+        (np.repeat([[1e300], [-1e300]], 9, 0), None, ValueError, "X: expected finite values in float32"),
         (torch.full((9, 4), -5e18), None, ValueError, "X: expected magnitudes of at most 4.61e+18"),
         (torch.eye(9).to_sparse(), None, TypeError, "X: expected dense rows, got a sparse Tensor"),
         (torch.zeros(9, 2, dtype=torch.complex64), None, ValueError, "X: Complex data not supported"),
@@ -157,12 +157,17 @@ def test_huge_and_tiny_weights_do_as_others_do(size, init, make_features):
     assert scaled.inertia_ == plain.inertia_ * size
 
 
-def test_other_numbers_become_float32():
+def test_other_numbers_become_float32_or_float64():
     rows = np.random.default_rng(0).integers(0, 50, size=(60, 3))
     expected = KMeans(4, random_state=0).fit(rows.astype(np.float32)).cluster_centers_
-    types = (np.float64, np.uint8, ">f4", object)
-    for given in (*(rows.astype(dtype) for dtype in types), rows, rows[::-1].copy()[::-1], rows.tolist()):
-        np.testing.assert_array_equal(KMeans(4, random_state=0).fit(given).cluster_centers_, expected)
+    assert expected.dtype == np.float32
+    for dtype in (np.uint8, np.int16, ">f4"):
+        np.testing.assert_array_equal(KMeans(4, random_state=0).fit(rows.astype(dtype)).cluster_centers_, expected)
+    wide = KMeans(4, random_state=0).fit(rows).cluster_centers_
+    np.testing.assert_allclose(wide, expected, rtol=1e-6)
+    types = (np.float64, np.int32, object, np.longdouble)
+    for given in (*(rows.astype(dtype) for dtype in types), rows[::-1].copy()[::-1], rows.tolist()):
+        np.testing.assert_array_equal(KMeans(4, random_state=0).fit(given).cluster_centers_, wide)
     for dtype in (torch.int64, torch.float64):
         given = torch.from_numpy(rows).to(dtype)
-        assert torch.equal(KMeans(4, random_state=0).fit(given).cluster_centers_, torch.from_numpy(expected))
+        assert torch.equal(KMeans(4, random_state=0).fit(given).cluster_centers_, torch.from_numpy(wide))

@@ -7,12 +7,11 @@ import torch
 from soho_fast.cluster import KMeans
 
 
-def assert_close(centers, expected, labels):
-    """What adding the members of a cluster in float32, one after another, loses at random: root(members) roundings."""
+def assert_close(centers, expected):
+    """Means of float64 sums, rounded to float32 once."""
     centers = np.asarray(centers)
     assert centers.dtype == np.float32
-    roundings = 2 + np.sqrt(np.bincount(labels).max())
-    np.testing.assert_allclose(centers, expected, rtol=0, atol=roundings * 2.0**-24 * np.abs(expected).max())
+    np.testing.assert_allclose(centers, expected, rtol=2.0**-23, atol=0)
 
 
 @pytest.mark.parametrize("num_clusters", [1, 2, 7, 40, 130])
@@ -23,7 +22,7 @@ def test_it_is_lloyds_method(num_clusters, make_features, lloyd):
     fitted = KMeans(num_clusters, init=init, tol=0).fit(rows)
     assert fitted.n_iter_ == steps
     np.testing.assert_array_equal(fitted.labels_, labels)
-    assert_close(fitted.cluster_centers_, centers, labels)
+    assert_close(fitted.cluster_centers_, centers)
     assert fitted.inertia_ == pytest.approx(inertia, rel=1e-6)
 
 
@@ -35,7 +34,7 @@ def test_weights(make_features, lloyd):
     fitted = KMeans(30, init=rows[1:31], tol=0).fit(rows, sample_weight=weight)
     assert fitted.n_iter_ == steps
     np.testing.assert_array_equal(fitted.labels_, labels)
-    assert_close(fitted.cluster_centers_, centers, labels)
+    assert_close(fitted.cluster_centers_, centers)
     assert fitted.inertia_ == pytest.approx(inertia, rel=1e-6)
     assert fitted.score(rows, sample_weight=weight) == pytest.approx(-inertia, rel=1e-6)
 
@@ -45,7 +44,7 @@ def test_whole_weights_are_repeated_rows(make_features):
     times = np.random.default_rng(0).integers(0, 4, size=len(rows))
     weighted = KMeans(20, init=rows[:20], tol=0).fit(rows, sample_weight=times)
     repeated = KMeans(20, init=rows[:20], tol=0).fit(np.repeat(rows, times, axis=0))
-    assert_close(weighted.cluster_centers_, repeated.cluster_centers_, repeated.labels_)
+    assert_close(weighted.cluster_centers_, repeated.cluster_centers_)
     np.testing.assert_array_equal(np.repeat(weighted.labels_, times), repeated.labels_)
 
 
@@ -59,7 +58,7 @@ def test_empty_clusters_take_the_farthest_rows(weighted, make_features, lloyd):
     fitted = KMeans(30, init=init, tol=0).fit(rows, sample_weight=weight)
     assert fitted.n_iter_ == steps
     np.testing.assert_array_equal(fitted.labels_, labels)
-    assert_close(fitted.cluster_centers_, centers, labels)
+    assert_close(fitted.cluster_centers_, centers)
     assert len(np.unique(fitted.labels_[slice(None) if weight is None else weight > 0])) == 30
 
 
@@ -105,10 +104,10 @@ def test_a_step_that_filled_a_cluster_is_not_the_last(make_features, lloyd):
     """However large the tolerance: the row that was taken is no mean yet."""
     rows = make_features(200)
     init = np.concatenate([rows[:6], rows[:2] + 1e4]).astype(np.float32)
-    centers, labels, _, steps = lloyd(rows, init, tolerance=1e12)
+    centers, _, _, steps = lloyd(rows, init, tolerance=1e12)
     fitted = KMeans(8, init=init, tol=1e12).fit(rows)
     assert fitted.n_iter_ == steps == 2
-    assert_close(fitted.cluster_centers_, centers, labels)
+    assert_close(fitted.cluster_centers_, centers)
 
 
 def test_fewer_places_than_clusters_warn():
@@ -123,9 +122,8 @@ def test_a_cluster_far_from_the_origin(make_features, lloyd):
     rows = (make_features().astype(np.float64) + 1e5).astype(np.float32)
     centers, labels, _, _ = lloyd(rows, rows[:25], max_iter=8)
     fitted = KMeans(25, init=rows[:25], tol=0, max_iter=8).fit(rows)
-    # 900 rows are one block: a sum of about 40 members near 1e5 is rounded 40 times.
-    assert np.abs(fitted.cluster_centers_ - centers).max() <= 40 * 2.0**-24 * 1e5
-    assert (fitted.labels_ != labels).mean() < 0.01
+    assert_close(fitted.cluster_centers_, centers)
+    np.testing.assert_array_equal(fitted.labels_, labels)
 
 
 def test_a_row_that_left_leaves_no_rounding_behind():
@@ -146,7 +144,7 @@ def test_half_precision_rows_are_taken_as_they_are(dtype, make_features, lloyd):
     fitted = KMeans(30, init=rows[:30], tol=0).fit(rows)
     assert fitted.cluster_centers_.dtype == torch.float32 and fitted.n_iter_ == steps
     assert torch.equal(fitted.labels_, torch.from_numpy(labels))
-    assert_close(fitted.cluster_centers_, centers, labels)
+    assert_close(fitted.cluster_centers_, centers)
 
 
 def test_tolerance_and_most_steps(make_features, lloyd):
@@ -216,7 +214,7 @@ def test_the_subspace_of_the_centres_changes_nothing(threads, lloyd):
         threads(number)
         fitted = KMeans(300, init=init, tol=0).fit(rows)
         assert fitted.n_iter_ == steps > 3 and np.array_equal(fitted.labels_, labels)
-        assert_close(fitted.cluster_centers_, centers, labels)
+        assert_close(fitted.cluster_centers_, centers)
         found.append(fitted.cluster_centers_)
     assert torch.equal(*found)
 

@@ -117,6 +117,17 @@ void run(const Case& c, uint64_t seed) {
   CHECK(update_codebook_cuda(gpu, workspace.as<void>(), nullptr) == 0);
   update_on_cpu(cpu);
   CHECK(counts == counts_cpu && sums == sums_cpu);
+  const Memory wide_counts(2 * count_bytes), wide_sums(2 * sum_bytes), wide_counts_cpu(2 * count_bytes);
+  const Memory wide_sums_cpu(2 * sum_bytes);
+  gpu.wide = cpu.wide = true;
+  gpu.counts = wide_counts.as<double>();
+  gpu.sums = wide_sums.as<double>();
+  cpu.counts = wide_counts_cpu.as<double>();
+  cpu.sums = wide_sums_cpu.as<double>();
+  CHECK(update_codebook_cuda(gpu, workspace.as<void>(), nullptr) == 0);
+  update_on_cpu(cpu);
+  CHECK(wide_counts == wide_counts_cpu && wide_sums == wide_sums_cpu);
+  gpu.wide = cpu.wide = false;
 
   const Memory fused(sum_bytes), stepwise(sum_bytes), fused_cpu(sum_bytes);
   for (int64_t e = 0; e < c.num_codes * c.num_channels; ++e)

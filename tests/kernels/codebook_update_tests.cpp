@@ -49,12 +49,21 @@ void run(const Problem& problem, CpuLevel level, int num_threads) {
   CHECK(update_codebook(level, args, num_threads, threads(num_threads)) == -1);
   CHECK(counts.front() == -7.0f && counts.back() == -7.0f && sums.front() == -7.0f && sums.back() == -7.0f);
 
-  std::vector<float> expected(num_codes * num_channels, 0.0f);
+  std::vector<double> expected(num_codes * num_channels, 0.0);
   for (int64_t i = 0; i < num_rows; ++i) {
     for (int64_t c = 0; c < num_channels && index[i] >= 0; ++c)
       expected[index[i] * num_channels + c] += features[i * num_channels + c];
   }
-  CHECK(std::vector<float>(sums.begin() + 1, sums.end() - 1) == expected);
+  CHECK(std::vector<float>(sums.begin() + 1, sums.end() - 1) == std::vector<float>(expected.begin(), expected.end()));
+
+  std::vector<double> wide_counts(num_codes), wide_sums(num_codes * num_channels);
+  CodebookUpdateArgs wide = args;
+  wide.wide = true;
+  wide.counts = wide_counts.data();
+  wide.sums = wide_sums.data();
+  CHECK(update_codebook(level, wide, num_threads, threads(num_threads)) == -1);
+  CHECK(wide_sums == expected);
+  CHECK(std::equal(wide_counts.begin(), wide_counts.end(), counts.begin() + 1));
 
   std::vector<float> fused(num_codes * num_channels, 2.0f), stepwise = fused;
   args.moves_codebook = true;

@@ -28,9 +28,9 @@ def _case(num_rows, num_codes, num_channels, seed=0):
 
 
 def _in_order(features, index, num_codes):
-    """The members of each code added in float32 in ascending position, on the CPU: a GPU's index_add_ has no order."""
-    sums = torch.zeros(num_codes, features.shape[-1], device="cpu")
-    return sums.index_add_(0, index.cpu(), features.float().cpu()).to(features.device)
+    """The members of each code added in float64 in ascending position, on the CPU: a GPU's index_add_ has no order."""
+    sums = torch.zeros(num_codes, features.shape[-1], dtype=torch.float64, device="cpu")
+    return sums.index_add_(0, index.cpu(), features.double().cpu()).float().to(features.device)
 
 
 def _in_float64(features, index, num_codes, valid):
@@ -67,12 +67,38 @@ def test_stats(size, masked, at_every_level):
 def test_stats_have_the_bits_of_the_documented_order(size, features_type, at_every_level):
     features, index, valid = _case(*size)
     features = features.to(features_type)
-    _, sums = at_every_level(codebook_stats, features, index, size[1], valid=valid)
-    expected = torch.zeros(size[1], size[2])
+    counts, sums = at_every_level(codebook_stats, features, index, size[1], valid=valid)
+    expected = torch.zeros(size[1], size[2], dtype=torch.float64)
     for row in range(size[0]):
         if valid[row] and index[row] >= 0:
-            expected[index[row]] += features[row].float()
-    assert torch.equal(sums, expected)
+            expected[index[row]] += features[row].double()
+    assert torch.equal(sums, expected.float())
+    wide_counts, wide_sums = at_every_level(codebook_stats, features, index, size[1], valid=valid, wide=True)
+    assert wide_counts.dtype == torch.float64 and torch.equal(wide_counts, counts.double())
+    assert torch.equal(wide_sums, expected)
+
+
+@pytest.mark.parametrize("num_rows", [600, 40_000])
+def test_float32_would_lose_what_is_added_to_a_large_sum(num_rows, at_every_level):
+    """Also where members lie in several blocks of rows."""
+    num_rows = min(num_rows, 1400) if triton_backend.INTERPRETING else num_rows
+    features = torch.ones(num_rows, 3)
+    features[0] = 2.0**24
+    index = torch.zeros(num_rows, dtype=torch.int64)
+    _, sums = at_every_level(codebook_stats, features, index, 2)
+    assert sums[0].tolist() == [2.0**24 + num_rows - 1 + (num_rows - 1) % 2] * 3  # rounded once, to even
+    wide_sums = at_every_level(codebook_stats, features, index, 2, wide=True)[1]
+    assert wide_sums[0].tolist() == [2.0**24 + num_rows - 1] * 3
+    equal = at_every_level(_moved_by_members, torch.zeros(2, 3), torch.full((num_rows, 3), 0.1), index, 0.0)
+    assert equal[0].tolist() == [torch.tensor(0.1).item()] * 3
+
+
+@pytest.mark.skipif(triton_backend.INTERPRETING, reason="an interpreter would take minutes")
+def test_the_mean_of_20_million_ones():
+    features, index = torch.ones(1, 1).expand(20_000_000, 1), torch.zeros(1, dtype=torch.int64).expand(20_000_000)
+    counts, sums = codebook_stats(features, index, 1)
+    assert (sums / counts).item() == 1.0
+    assert scatter_mean_ema_(torch.zeros(1, 1), features, index, 0.0).item() == 1.0
 
 
 def test_one_popular_code_is_shared_without_changing_bits(at_every_level):

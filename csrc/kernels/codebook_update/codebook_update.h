@@ -1,11 +1,12 @@
 // Codebook update: members and sums per code, and the moving average d_j <- g d_j + (1 - g) sums_j / counts_j (SOHO eq.
 // 4).
 //
-// Determinism. Members are added in ascending row order, in float32, starting from zero. The rows are sorted by code
-// first, then every thread adds the members of its own codes, or its own channels of a code that has
-// too many members for one thread. So every sum is made by one thread in one order, and the result has the same bits at
-// any thread count and level; the features are read once, each sum is written once for every block of rows. The average
-// is rounded to float32 after each operation; a code without members keeps its bits.
+// Determinism. Members are added in ascending row order, in float64, starting from zero; a float32 sum is rounded once.
+// The rows are sorted by code first, then every thread adds the members of its own codes, or its own channels of a code
+// that has too many members for one thread. So every sum is made by one thread in one order, and the result has the
+// same bits at any thread count and level; the features are read once, each sum is written once for every block of
+// rows. The average takes float32 sums and is rounded to float32 after each operation; a code without members keeps its
+// bits.
 #pragma once
 
 #include <cstdint>
@@ -26,8 +27,9 @@ struct CodebookUpdateArgs {
   int64_t num_codes;
   int64_t num_channels;
   bool moves_codebook;  // false: counts and sums are written; true: codebook is moved by decay
-  float* counts;        // (num_codes,)
-  float* sums;          // (num_codes, num_channels)
+  bool wide;            // counts and sums are float64, not float32
+  void* counts;         // (num_codes,)
+  void* sums;           // (num_codes, num_channels)
   float* codebook;      // (num_codes, num_channels)
   double decay;
 };

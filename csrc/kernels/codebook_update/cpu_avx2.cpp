@@ -5,40 +5,44 @@ namespace soho {
 namespace {
 
 struct Vector {
-  static constexpr int64_t kLanes = 8;
-  using Register = __m256;
+  static constexpr int64_t kLanes = 4;
+  static constexpr int kMostVectors = 8;
+  using Register = __m256d;
 
-  static Register zero() { return _mm256_setzero_ps(); }
-  static Register load(const float* sum) { return _mm256_loadu_ps(sum); }
-  static Register add(Register a, Register b) { return _mm256_add_ps(a, b); }
-  static void store(float* sum, Register value) { _mm256_storeu_ps(sum, value); }
+  static Register zero() { return _mm256_setzero_pd(); }
+  static Register load(const double* sum) { return _mm256_loadu_pd(sum); }
+  static Register add(Register a, Register b) { return _mm256_add_pd(a, b); }
+  static void store(double* sum, Register value) { _mm256_storeu_pd(sum, value); }
+  static void store(float* sum, Register value) { _mm_storeu_ps(sum, _mm256_cvtpd_ps(value)); }
 
   template <Element type>
   static Register row(const void* row) {
     if constexpr (type == Element::kFloat32) {
-      return _mm256_loadu_ps(static_cast<const float*>(row));
+      return _mm256_cvtps_pd(_mm_loadu_ps(static_cast<const float*>(row)));
     } else {
-      const __m128i half = _mm_loadu_si128(static_cast<const __m128i*>(row));
-      return type == Element::kFloat16 ? _mm256_cvtph_ps(half)
-                                       : _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));
+      const __m128i half = _mm_loadl_epi64(static_cast<const __m128i*>(row));
+      return _mm256_cvtps_pd(type == Element::kFloat16
+                                 ? _mm_cvtph_ps(half)
+                                 : _mm_castsi128_ps(_mm_slli_epi32(_mm_cvtepu16_epi32(half), 16)));
     }
   }
 
-  static Register load_some(const float* sum, int64_t left) {
-    float lanes[kLanes] = {};
+  static Register load_some(const double* sum, int64_t left) {
+    double lanes[kLanes] = {};
     for (int64_t c = 0; c < left; ++c) lanes[c] = sum[c];
     return load(lanes);
   }
 
   template <Element type>
   static Register row_some(const void* row, int64_t left) {
-    float lanes[kLanes] = {};
+    double lanes[kLanes] = {};
     for (int64_t c = 0; c < left; ++c) lanes[c] = load_element(row, c, type);
     return load(lanes);
   }
 
-  static void store_some(float* sum, Register value, int64_t left) {
-    float lanes[kLanes];
+  template <class Sum>
+  static void store_some(Sum* sum, Register value, int64_t left) {
+    Sum lanes[kLanes];
     store(lanes, value);
     for (int64_t c = 0; c < left; ++c) sum[c] = lanes[c];
   }
@@ -46,7 +50,7 @@ struct Vector {
 
 }  // namespace
 
-void add_members_avx2(const Members& members, float* sums, int64_t sum_stride) {
+void add_members_avx2(const Members& members, double* sums, int64_t sum_stride) {
   add_members<Vector>(members, sums, sum_stride);
 }
 

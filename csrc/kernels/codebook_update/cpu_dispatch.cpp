@@ -12,7 +12,7 @@ namespace soho {
 namespace {
 
 constexpr int64_t kLineBytes = 64;
-constexpr int64_t kSumBytes = 131072;  // of the sums that one thread works on: they stay in its cache
+constexpr int64_t kSumBytes = 262144;  // of the sums that one thread works on: they stay in its cache
 constexpr int64_t kPartsPerShare = 4;  // a code with more members than a share divided by this is cut into slices
 
 struct Kernels {
@@ -85,23 +85,30 @@ void update_piece(const Kernels& kernels, const CodebookUpdateArgs& args, const 
                   const std::vector<int64_t>& counts, const Piece& piece) {
   const float decay = static_cast<float>(args.decay), rest = static_cast<float>(1.0 - args.decay);
   const int64_t length = piece.num_channels;
-  const int64_t most_codes = std::max<int64_t>(1, kSumBytes / (sizeof(float) * std::max<int64_t>(1, length)));
-  const Scratch sum_memory(args.moves_codebook ? sizeof(float) * most_codes * length : 0);
+  const int64_t most_codes =
+      std::min(piece.end_code - piece.first_code,
+               std::max<int64_t>(1, kSumBytes / static_cast<int64_t>(sizeof(double) * std::max<int64_t>(1, length))));
+  const Scratch sum_memory(args.wide ? 0 : sizeof(double) * most_codes * length);
+  const Scratch rounded_memory(args.moves_codebook ? sizeof(float) * most_codes * length : 0);
   for (int64_t first_code = piece.first_code; first_code < piece.end_code; first_code += most_codes) {
     const int64_t num_codes = std::min(most_codes, piece.end_code - first_code);
     const int64_t position = first_code * args.num_channels + piece.first_channel;
-    float* sums = args.moves_codebook ? static_cast<float*>(sum_memory.data()) : args.sums + position;
-    const int64_t sum_stride = args.moves_codebook ? length : args.num_channels;
+    double* sums = static_cast<double*>(args.wide ? args.sums : sum_memory.data()) + (args.wide ? position : 0);
+    float* rounded = static_cast<float*>(args.moves_codebook ? rounded_memory.data() : args.sums);
+    if (!args.moves_codebook) rounded += position;
+    const int64_t rounded_stride = args.moves_codebook ? length : args.num_channels;
     for (int64_t block = 0; block < members.num_blocks(); ++block) {
       const void* features = row_at(args.features, members.first_row(block), args.row_stride, args.features_type);
-      kernels.add_members({features, args.features_type, args.row_stride, members.rows(block),
-                           members.starts(block) + first_code, num_codes, piece.first_channel, length, block == 0},
-                          sums, sum_stride);
+      const bool rounds = !args.wide && block + 1 == members.num_blocks();
+      kernels.add_members(
+          {features, args.features_type, args.row_stride, members.rows(block), members.starts(block) + first_code,
+           num_codes, piece.first_channel, length, block == 0, rounds ? rounded : nullptr, rounded_stride},
+          sums, args.wide ? args.num_channels : length);
     }
     for (int64_t k = 0; k < num_codes && args.moves_codebook; ++k) {
       const int64_t count = counts[first_code + k];
       if (count == 0) continue;
-      kernels.move_code(args.codebook + position + k * args.num_channels, sums + k * sum_stride,
+      kernels.move_code(args.codebook + position + k * args.num_channels, rounded + k * rounded_stride,
                         static_cast<float>(count), decay, rest, length);
     }
   }
@@ -120,7 +127,8 @@ int64_t update_codebook(CpuLevel level, const CodebookUpdateArgs& args, int64_t 
   if (bad_row.load() >= 0) return bad_row.load();
 
   const std::vector<int64_t> counts = count_members(members, args.num_codes);
-  if (!args.moves_codebook) std::copy(counts.begin(), counts.end(), args.counts);
+  if (!args.moves_codebook && args.wide) std::copy(counts.begin(), counts.end(), static_cast<double*>(args.counts));
+  if (!args.moves_codebook && !args.wide) std::copy(counts.begin(), counts.end(), static_cast<float*>(args.counts));
   const std::vector<std::vector<Piece>> shares = share_out(args, counts, std::max<int64_t>(1, num_threads));
   parallel_for(static_cast<int64_t>(shares.size()), 1, [&](int64_t begin, int64_t end) {
     DefaultFloatEnvironment of_this_thread;

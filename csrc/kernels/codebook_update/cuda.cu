@@ -1,5 +1,5 @@
 // The codebook update on a GPU: a stable counting sort of the rows by code, then one group of lanes adds the members
-// of one code, in ascending row order, so that the bits are those of the CPU.
+// of one code in float64, in ascending row order, so that the bits are those of the CPU.
 //
 //   rank_rows      one warp per tile of rows: how many rows of the tile with the same code lie before each row
 //   prefix_tiles   how many rows of each code lie in the tiles before
@@ -21,7 +21,8 @@ constexpr int kUnroll = 8;
 constexpr uint32_t kPopular = 512;
 constexpr int kSliceBytes = 64;  // of a row, in a block of add_popular
 constexpr int kStageRows = 128;
-constexpr int kStages = 4;  // three under way: 384 rows, for some 700 ns until memory answers at 2 ns an addition
+constexpr int kStages =
+    4;  // three under way: 384 rows, for some 700 ns until memory answers at 2 ns or more an addition
 constexpr int kRingBytes = kStages * kStageRows * kSliceBytes;
 constexpr int kCopiers = 128;
 constexpr int64_t kMinTileRows = 256;
@@ -128,8 +129,9 @@ __global__ void __launch_bounds__(kScanThreads) prefix_tiles(SortPlan plan, int6
   }
 }
 
-// One block; `counts` may be null.
-__global__ void __launch_bounds__(kScanThreads) prefix_codes(uint32_t* offsets, int64_t num_codes, float* counts) {
+// One block; `counts`, float32 or float64, may be null.
+__global__ void __launch_bounds__(kScanThreads)
+    prefix_codes(uint32_t* offsets, int64_t num_codes, void* counts, bool wide) {
   __shared__ uint32_t sums[kScanThreads / kWarp];
   const int64_t begin = num_codes * threadIdx.x / kScanThreads, end = num_codes * (threadIdx.x + 1) / kScanThreads;
   uint32_t own = 0, total;
@@ -137,7 +139,8 @@ __global__ void __launch_bounds__(kScanThreads) prefix_codes(uint32_t* offsets, 
   uint32_t before = block_prefix_sum(own, sums, total);
   for (int64_t k = begin; k < end; ++k) {
     const uint32_t count = offsets[k];
-    if (counts != nullptr) counts[k] = static_cast<float>(count);
+    if (counts != nullptr && wide) static_cast<double*>(counts)[k] = count;
+    if (counts != nullptr && !wide) static_cast<float*>(counts)[k] = static_cast<float>(count);
     offsets[k] = before;
     before += count;
   }
@@ -159,34 +162,34 @@ struct Chunk;
 template <>
 struct Chunk<Element::kFloat32, 1> {
   float word;
-  __device__ void add_to(float (&sum)[1]) const { sum[0] = __fadd_rn(sum[0], word); }
+  __device__ void add_to(double (&sum)[1]) const { sum[0] = __dadd_rn(sum[0], word); }
 };
 template <Element type>
 struct Chunk<type, 1> {
   uint16_t word;
-  __device__ void add_to(float (&sum)[1]) const {
-    sum[0] = __fadd_rn(sum[0], type == Element::kBFloat16 ? widen_bfloat16(word) : widen_float16(word));
+  __device__ void add_to(double (&sum)[1]) const {
+    sum[0] = __dadd_rn(sum[0], type == Element::kBFloat16 ? widen_bfloat16(word) : widen_float16(word));
   }
 };
 template <>
 struct Chunk<Element::kFloat32, 4> {
   float4 word;
-  __device__ void add_to(float (&sum)[4]) const {
-    sum[0] = __fadd_rn(sum[0], word.x);
-    sum[1] = __fadd_rn(sum[1], word.y);
-    sum[2] = __fadd_rn(sum[2], word.z);
-    sum[3] = __fadd_rn(sum[3], word.w);
+  __device__ void add_to(double (&sum)[4]) const {
+    sum[0] = __dadd_rn(sum[0], word.x);
+    sum[1] = __dadd_rn(sum[1], word.y);
+    sum[2] = __dadd_rn(sum[2], word.z);
+    sum[3] = __dadd_rn(sum[3], word.w);
   }
 };
 template <Element type>
 struct Chunk<type, 8> {
   uint4 word;
-  __device__ void add_to(float (&sum)[8]) const {
+  __device__ void add_to(double (&sum)[8]) const {
     const uint32_t pairs[4] = {word.x, word.y, word.z, word.w};
 #pragma unroll
     for (int e = 0; e < 8; ++e) {
       const auto half = static_cast<uint16_t>(pairs[e / 2] >> (e % 2 * 16));
-      sum[e] = __fadd_rn(sum[e], type == Element::kBFloat16 ? widen_bfloat16(half) : widen_float16(half));
+      sum[e] = __dadd_rn(sum[e], type == Element::kBFloat16 ? widen_bfloat16(half) : widen_float16(half));
     }
   }
 };
@@ -226,10 +229,18 @@ __device__ __forceinline__ void store(float* memory, const float (&values)[kVect
 
 // Writes the sum of some channels of a code, or moves the code towards it.
 template <int kVector>
-__device__ __forceinline__ void finish(const CodebookUpdateArgs& args, int64_t position, float (&sum)[kVector],
+__device__ __forceinline__ void finish(const CodebookUpdateArgs& args, int64_t position, const double (&wide)[kVector],
                                        uint32_t count, const Averaging& by) {
+  if (args.wide) {
+#pragma unroll
+    for (int e = 0; e < kVector; ++e) static_cast<double*>(args.sums)[position + e] = wide[e];
+    return;
+  }
+  float sum[kVector];
+#pragma unroll
+  for (int e = 0; e < kVector; ++e) sum[e] = __double2float_rn(wide[e]);
   if (!args.moves_codebook) {
-    store(args.sums + position, sum);
+    store(static_cast<float*>(args.sums) + position, sum);
   } else if (count > 0) {
     float before[kVector];
     load(before, args.codebook + position);
@@ -252,7 +263,7 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t row_chunks = args.row_stride / kVector;
   const uint32_t begin = offsets[code], end = offsets[code + 1];
   if (end - begin >= kPopular) return;
-  float sum[kVector] = {};
+  double sum[kVector] = {};
   for (uint32_t first = begin; first < end; first += kUnroll) {
     const uint32_t left = end - first;
     Chunk<type, kVector> chunks[kUnroll];
@@ -325,7 +336,7 @@ __global__ void __launch_bounds__(kWarp + kCopiers)
   };
   for (uint32_t stage = 0; stage + 1 < kStages; ++stage) copy(stage);
   const bool adds = threadIdx.x < kSlice && first_channel + threadIdx.x < args.num_channels;
-  float sum[1] = {};
+  double sum[1] = {};
   for (uint32_t stage = 0; stage < num_stages; ++stage) {
     copy_async_wait<kStages - 2>();
     __syncthreads();  // this stage has come, the one before is added and gives its place
@@ -408,7 +419,7 @@ CudaStatus update_codebook_cuda(const CodebookUpdateArgs& args, void* workspace,
                   args.num_codes);
   if (status != 0) return status;
   status = launch(prefix_codes, 1, kScanThreads, 0, stream, plan.offsets, args.num_codes,
-                  args.moves_codebook ? nullptr : args.counts);
+                  args.moves_codebook ? nullptr : args.counts, args.wide);
   if (status != 0) return status;
   status =
       launch(place_members, static_cast<unsigned>(divide_up(args.num_rows, kThreads)), kThreads, 0, stream, args, plan);

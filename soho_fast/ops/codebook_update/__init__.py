@@ -37,23 +37,30 @@ def _writable(codebook: Tensor) -> Tensor:
 
 
 def codebook_stats(
-    features: Tensor, index: Tensor, num_codes: int, *, valid: Tensor | None = None, backend: str | None = None
+    features: Tensor,
+    index: Tensor,
+    num_codes: int,
+    *,
+    valid: Tensor | None = None,
+    wide: bool = False,
+    backend: str | None = None,
 ) -> tuple[Tensor, Tensor]:
     """How many features are assigned to each code, and their sum: the input of `codebook_ema_`, to be all-reduced
     before it.
 
-    Accumulates in float32 whatever the type of features and whatever autocast says, features in ascending position:
-    the same bits for the same input at any thread count. Not differentiable.
+    Adds in float64 whatever the type of features and whatever autocast says, features in ascending position, and rounds
+    once: the same bits for the same input at any thread count. Not differentiable.
 
     Args:
         features: (..., N, C) float32, bfloat16 or float16.
         index: int64 (..., N); negative entries (padding) are not counted.
         num_codes: K.
         valid: bool (..., N), True at real positions; others are not counted and not read.
+        wide: returns float64, unrounded: for sums to which others are added, or counts beyond 2^24.
         backend: "reference", "cpu", "triton", "cuda"; None picks the best that supports the call.
 
     Returns:
-        counts float32 (K,), sums float32 (K, C).
+        counts (K,), sums (K, C), float32 or, where `wide`, float64.
 
     Raises:
         TypeError, ValueError: types, shapes or devices that do not fit; on a CPU also a counted index >= num_codes,
@@ -62,7 +69,7 @@ def codebook_stats(
     _check_assigned(features, index, valid)
     checks.check_int("num_codes", num_codes, 1)
     op = op_for("codebook_stats", backend, features.device)
-    return op(features.detach(), index, num_codes, valid)
+    return op(features.detach(), index, num_codes, valid, wide)
 
 
 def codebook_ema_(
@@ -130,9 +137,12 @@ def scatter_mean_ema_(
     return codebook
 
 
-def _stats_fake(features: Tensor, index: Tensor, num_codes: int, valid: Tensor | None) -> tuple[Tensor, Tensor]:
-    counts_K = features.new_empty((num_codes,), dtype=torch.float32)
-    return counts_K, features.new_empty((num_codes, features.shape[-1]), dtype=torch.float32)
+def _stats_fake(
+    features: Tensor, index: Tensor, num_codes: int, valid: Tensor | None, wide: bool = False
+) -> tuple[Tensor, Tensor]:
+    dtype = torch.float64 if wide else torch.float32
+    counts_K = features.new_empty((num_codes,), dtype=dtype)
+    return counts_K, features.new_empty((num_codes, features.shape[-1]), dtype=dtype)
 
 
 # Slices of a map have codes of their own in one long codebook: those of a code stay in ascending position.
@@ -145,11 +155,18 @@ def _assigned_apart(
 
 
 def _stats_vmap(
-    op: Any, info: Any, in_dims: tuple, features: Tensor, index: Tensor, num_codes: int, valid: Tensor | None
+    op: Any,
+    info: Any,
+    in_dims: tuple,
+    features: Tensor,
+    index: Tensor,
+    num_codes: int,
+    valid: Tensor | None,
+    wide: bool = False,
 ) -> tuple:
     size, dims = info.batch_size, (in_dims[0], in_dims[1], in_dims[3])
     features, index, valid = _assigned_apart(size, dims, features, index, valid, num_codes)
-    counts, sums = op(features, index, size * num_codes, valid)
+    counts, sums = op(features, index, size * num_codes, valid, wide)
     return (counts.unflatten(0, (size, num_codes)), sums.unflatten(0, (size, num_codes))), (0, 0)
 
 
@@ -193,7 +210,7 @@ def _scatter_vmap(
 
 define_op(
     "codebook_stats",
-    "(Tensor features, Tensor index, SymInt num_codes, Tensor? valid) -> (Tensor, Tensor)",
+    "(Tensor features, Tensor index, SymInt num_codes, Tensor? valid, bool wide=False) -> (Tensor, Tensor)",
     reference=reference.codebook_stats,
     fake=_stats_fake,
     vmap=_stats_vmap,

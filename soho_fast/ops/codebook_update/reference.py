@@ -7,17 +7,20 @@ import torch
 from torch import Tensor
 
 
-def codebook_stats(features: Tensor, index: Tensor, num_codes: int, valid: Tensor | None) -> tuple[Tensor, Tensor]:
+def codebook_stats(
+    features: Tensor, index: Tensor, num_codes: int, valid: Tensor | None, wide: bool = False
+) -> tuple[Tensor, Tensor]:
     """How many features are assigned to each code, and their sum.
 
-    `sums` adds the features of a code in ascending position, each converted to float32 first, starting from zero.
+    `sums` adds the features of a code in ascending position in float64, starting from zero.
 
     Args:
-        features: (..., C). index: int64 (...). valid: bool (...) or None.
+        features: (..., C). index: int64 (...). valid: bool (...) or None. wide: what is returned is not rounded.
 
     Returns:
-        counts float32 (K,), sums float32 (K, C).
+        counts (K,), sums (K, C), float64 where `wide`, else rounded to float32.
     """
+    wanted = torch.float64 if wide else torch.float32
     features_NC = features.reshape(index.numel(), features.shape[-1])
     index_N = index.reshape(-1)
     kept_N = index_N >= 0
@@ -27,13 +30,13 @@ def codebook_stats(features: Tensor, index: Tensor, num_codes: int, valid: Tenso
         worst = int(torch.where(kept_N, index_N, -1).max())
         raise ValueError(f"index: expected values below num_codes = {num_codes}, got {worst}")
     target_N = torch.where(kept_N, index_N, num_codes)
-    counts_K = torch.bincount(target_N, minlength=num_codes + 1)[:num_codes].float()
-    sums_KC = torch.zeros(num_codes + 1, features.shape[-1], dtype=torch.float32, device=features.device)
+    counts_K = torch.bincount(target_N, minlength=num_codes + 1)[:num_codes].to(wanted)
+    sums_KC = torch.zeros(num_codes + 1, features.shape[-1], dtype=torch.float64, device=features.device)
     if features.device.type == "cpu":
-        sums_KC.index_add_(0, target_N, features_NC.float())
+        sums_KC.index_add_(0, target_N, features_NC.double())
     else:
-        sums_KC.index_put_((target_N,), features_NC.float(), accumulate=True)  # sorts: index_add_ would race
-    return counts_K, sums_KC[:num_codes].clone()
+        sums_KC.index_put_((target_N,), features_NC.double(), accumulate=True)  # sorts: index_add_ would race
+    return counts_K, sums_KC[:num_codes].to(wanted, copy=True)
 
 
 def codebook_ema_(codebook: Tensor, counts: Tensor, sums: Tensor, decay: float) -> None:

@@ -20,11 +20,12 @@ POPULAR = tl.constexpr(512)  # members from which on a code is popular
 
 @triton.jit
 def _moved(old, total, count, decay, rest, one):
-    """`decay * old + rest * (total / count)`, rounded after each operation.
+    """`decay * old + rest * (total / count)` in float32, rounded after each operation.
 
     `one` is 1 and not known to the compiler: where it fuses a product with the sum, it fuses the exact product by 1.
     """
-    mean = tl.div_rn(total, tl.maximum(tl.full(total.shape, TINY, tl.float32), count))
+    total = total.to(tl.float32)
+    mean = tl.div_rn(total, tl.maximum(tl.full(total.shape, TINY, tl.float32), count.to(tl.float32)))
     return (old * decay) * one + (mean * rest) * one
 
 
@@ -42,9 +43,9 @@ def _sum_of_members(
     UNROLL: tl.constexpr,
     OF_POPULAR: tl.constexpr,
 ):
-    """Code, channels (BLOCK_C,), the code's number of members, their sum (BLOCK_C,) in ascending position from zero,
-    and whether this program, one per code and block of channels, or per POPULAR members and block of channels, takes
-    them. For a program that does not, number and sum are 0.
+    """Code, channels (BLOCK_C,), the code's number of members, their float64 sum (BLOCK_C,) in ascending position from
+    zero, and whether this program, one per code and block of channels, or per POPULAR members and block of channels,
+    takes them. For a program that does not, number and sum are 0.
 
     Of the programs whose member belongs to a popular code, the first takes the code: each such code has one.
     """
@@ -63,15 +64,15 @@ def _sum_of_members(
         takes = (end - begin >= POPULAR) & (position - begin < POPULAR)
     end = tl.where(takes, end, begin)
     channels = features + channel * features_stride_c
-    total = tl.zeros([BLOCK_C], dtype=tl.float32)
+    total = tl.zeros([BLOCK_C], dtype=tl.float64)
     for first in range(begin, end, UNROLL):
         for step in tl.static_range(UNROLL):
             live = first + step < end
             row = tl.load(order + first + step, mask=live, other=0)
             # A sum that began at +0 is never -0, so that adding the +0 of a row that is not live changes no bit.
             wanted = channel < tl.where(live, num_channels, 0)  # the interpreter spoils `block & scalar`
-            total += tl.load(channels + row * features_stride_n, mask=wanted, other=0.0).to(tl.float32)
-    return code, channel, (end - begin).to(tl.float32), total, takes
+            total += tl.load(channels + row * features_stride_n, mask=wanted, other=0.0).to(tl.float64)
+    return code, channel, end - begin, total, takes
 
 
 @triton.jit
@@ -202,10 +203,13 @@ def _launch_by_members(
         )
 
 
-def codebook_stats(features: Tensor, index: Tensor, num_codes: int, valid: Tensor | None) -> tuple[Tensor, Tensor]:
+def codebook_stats(
+    features: Tensor, index: Tensor, num_codes: int, valid: Tensor | None, wide: bool = False
+) -> tuple[Tensor, Tensor]:
     """As `reference.codebook_stats`, with its bits; an index of num_codes or more is not counted."""
-    counts_K = features.new_empty((num_codes,), dtype=torch.float32)
-    sums_KC = features.new_empty((num_codes, features.shape[-1]), dtype=torch.float32)
+    dtype = torch.float64 if wide else torch.float32
+    counts_K = features.new_empty((num_codes,), dtype=dtype)
+    sums_KC = features.new_empty((num_codes, features.shape[-1]), dtype=dtype)
     _launch_by_members(_add_members, features, index, valid, num_codes, counts=counts_K, sums=sums_KC)
     return counts_K, sums_KC
 
