@@ -38,6 +38,7 @@ KMEANS = [
     ("mobilenet_v2", (100_000, 4096, 1280)),
 ]
 KMEANS_STEPS = 10
+KMEANS_FIT_NKC = [(8000, 128, 64), (8000, 128, 256), (100_000, 1024, 128)]  # from the rows alone, until it settles
 PRODUCT_SIDE = 3072
 BANDWIDTH_ELEMENTS = 1 << 25  # 128 MiB of float32: beyond every cache
 

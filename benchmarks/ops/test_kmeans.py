@@ -1,5 +1,6 @@
 """k-means on real features: the same number of Lloyd's steps, from the same rows where a library takes them, then the
-labels of all rows, which are what is clustered for (faiss and SuperKMeans give them by a call of their own).
+labels of all rows, which are what is clustered for (faiss and SuperKMeans give them by a call of their own). And from
+`fit(rows)` alone, seeding included, until it settles, on overlapping groups.
 
 The inertia of centres and labels is looked at before anything is timed: ours has to be that of Lloyd's steps (which
 fill no empty cluster, so it may be lower where there is one), that of a baseline at most 1 % higher. SuperKMeans draws
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from benchmarks.ops import real_features
 from benchmarks.ops.lookup_baselines import installed, product_work
-from benchmarks.ops.shapes import KMEANS, KMEANS_STEPS, text
+from benchmarks.ops.shapes import KMEANS, KMEANS_FIT_NKC, KMEANS_STEPS, text
 from benchmarks.short import first_by_default
 from soho_fast import ops
 from soho_fast.cluster import KMeans
@@ -150,3 +151,46 @@ def test_kmeans(rows_of, method, time_checked):
         max_wrong=EXCESS,
         work=work,
     )
+
+
+def fit_soho_fast(rows_NC: Tensor, num_clusters: int, seed: int):
+    return KMeans(num_clusters, random_state=seed).fit(rows_NC)
+
+
+def fit_scikit_learn(rows_NC: Tensor, num_clusters: int, seed: int):
+    cluster = installed("sklearn.cluster", "scikit-learn")
+    threadpoolctl = pytest.importorskip("threadpoolctl")
+    with threadpoolctl.threadpool_limits(torch.get_num_threads()):
+        return cluster.KMeans(num_clusters, random_state=seed).fit(rows_NC.numpy())
+
+
+FITS = {"soho_fast": fit_soho_fast, "scikit-learn": fit_scikit_learn}
+
+
+@functools.lru_cache(maxsize=1)
+def groups(shape: tuple[int, int, int]) -> Tensor:
+    """Rows around more than twice as many places as there are clusters."""
+    num_rows, num_clusters, num_channels = shape
+    generator = torch.Generator().manual_seed(0)
+    places = torch.randn(5 * num_clusters // 2, num_channels, generator=generator)
+    group_N = torch.randint(len(places), (num_rows,), generator=generator)
+    return places[group_N] + 0.7 * torch.randn(num_rows, num_channels, generator=generator)
+
+
+@functools.lru_cache(maxsize=1)
+def usual_inertia(shape: tuple[int, int, int]) -> float:
+    """Of one start of scikit-learn."""
+    return fit_scikit_learn(groups(shape), shape[1], 1).inertia_
+
+
+@pytest.mark.parametrize("method", FITS)
+@pytest.mark.parametrize("shape", first_by_default(KMEANS_FIT_NKC), ids=text)
+def test_kmeans_from_rows(shape, method, time_checked):
+    rows_NC, expected = groups(shape), usual_inertia(shape)
+
+    def share_wrong(model) -> float:
+        excess = model.inertia_ / expected - 1
+        return excess if excess > EXCESS else 0.0  # starts differ by less
+
+    call = lambda: FITS[method](rows_NC, shape[1], 0)  # noqa: E731
+    time_checked("KMeans.fit", text(shape), shape, method, call, share_wrong)

@@ -126,7 +126,7 @@ class KMeans(Clusterer):
 
     Args:
         n_clusters: K.
-        init: "k-means++" (the best of 2 + log K rows drawn at each step; K reads of the data), "k-means||" (five
+        init: "k-means++" (the best of 2 + log K rows drawn at each step), "k-means||" (five
             rounds of K / 2 rows; for large K), "random", or the centres (K, C).
         n_init: starts of which the one with the lowest inertia is kept; "auto": 10 for "random", else 1. From given
             centres one start is made.

@@ -24,6 +24,9 @@ _MOST_ROUNDS = 20
 _CANDIDATE_STEPS = 10  # k-means over the candidates after they are thinned out
 _SAMPLE_A_CLUSTER = 64  # rows kept of batches for k-means++, in units of K
 _NEAR = 1 << 17  # elements of features compared together: they stay in the cache
+_PRODUCTS = 1 << 19  # of rows and trials, held at a time
+_MOST_PAIRS = 1 << 24  # of rows and trials drawn together
+_STEPS_TOGETHER = 0.25  # steps of k-means++ whose trials are drawn together, in units of the centres so far
 
 
 def uniform(seed: int, draw: int, position_M: Tensor) -> Tensor:
@@ -45,6 +48,58 @@ def squared_distances(features_MC: Tensor, center_C: Tensor) -> Tensor:
     """float32 (M,): to one centre, rounded as float32 rounds."""
     parts = [(part.float() - center_C).square_().sum(1) for part in features_MC.split(max(1, _NEAR // len(center_C)))]
     return torch.cat(parts) if parts else features_MC.new_zeros(0, dtype=torch.float32)
+
+
+class Pairs(NamedTuple):
+    """Trials and the rows that they may be nearer to than any centre is, trial by trial: those of trial t are the pairs
+    starts[t] to starts[t + 1]. row int64 (P,); squared float32 (P,), their distance."""
+
+    starts: list[int]
+    row_P: Tensor
+    squared_P: Tensor
+
+
+class Nearer:
+    """Finds the rows that a trial may be nearer to than any centre.
+
+    One product of float32 matrices and a bound on its rounding tell which; the distances of these alone are computed,
+    as `squared_distances` does. So neither the bits of the product, which may change with the number of threads, nor
+    what is subtracted from the rows before, decide what is found.
+    """
+
+    def __init__(self, features_NC: Tensor) -> None:
+        self.features_NC = features_NC
+        self.mean_C = features_NC.float().mean(0)
+        # Roundings: C of a product, C of a square, C + 4 of `squared_distances`, 8 of sums; and as many again.
+        self.slack = (6 * features_NC.shape[1] + 32) * 2.0**-24
+
+    def _left(self, rows_MC: Tensor) -> tuple[Tensor, Tensor]:
+        """A quarter of what the mean leaves, whose products are within float32 where distances are, and no more than
+        its square (M,), whatever was rounded."""
+        left_MC = (rows_MC - self.mean_C).mul_(0.25)
+        return left_MC, left_MC.square().sum(1).mul_(1 - self.slack)
+
+    def pairs(self, trials_TC: Tensor, closest_N: Tensor) -> Pairs:
+        left_TC, square_T = self._left(trials_TC)
+        trials, rows, squares = [], [], []
+        step = max(1, _PRODUCTS // len(trials_TC))
+        for number, features_MC in enumerate(self.features_NC.split(step)):
+            rows_MC, closest_M = features_MC.float(), closest_N[number * step : number * step + step]
+            left_MC, square_M = self._left(rows_MC)
+            # No less than the distance of quarters, whatever was rounded; 1e-36 stands for what underflows.
+            base_M = square_M - (closest_M * ((1 + self.slack) / 16) + 1e-36)
+            base_M[closest_M == 0] = torch.inf
+            below_TM = torch.addmm(base_M[None], left_TC, left_MC.T, alpha=-2) < -square_T[:, None]
+            trial_P, row_P = below_TM.nonzero().unbind(1)
+            part = max(1, _NEAR // trials_TC.shape[1])
+            for trial, row in zip(trial_P.split(part), row_P.split(part), strict=True):
+                apart_PC = rows_MC.index_select(0, row).sub_(trials_TC.index_select(0, trial))
+                squares.append(apart_PC.square_().sum(1))
+            trials.append(trial_P)
+            rows.append(row_P + number * step)
+        trial_P, order_P = torch.cat(trials).sort(stable=True)
+        starts = torch.bincount(trial_P, minlength=len(trials_TC)).cumsum(0).tolist()
+        return Pairs([0, *starts], torch.cat(rows)[order_P], torch.cat(squares)[order_P])
 
 
 class Near(NamedTuple):
@@ -73,6 +128,7 @@ class Seeding:
         self.random = Random(seed)
         counts = processes.gather(rows.num_rows)
         self.offset = sum(counts[: processes.rank])
+        self.num_rows = sum(counts)
         self.draws = itertools.count()
 
     def centers(self, init: str, num_clusters: int) -> Tensor:
@@ -97,8 +153,10 @@ class Seeding:
         return self._taken(positions, 1, weights)[:, 0]
 
     def _taken(self, positions: list[int], width: int, read: Callable[[Batch], Tensor]) -> Tensor:
-        taken = torch.zeros(len(positions), width, dtype=torch.float32, device=self.rows.device)
         wanted_T = torch.tensor(positions, dtype=torch.int64, device=self.rows.device) - self.offset
+        if self.rows.memory is not None and not self.processes.together:
+            return read(self.rows.memory)[wanted_T].float()
+        taken = torch.zeros(len(positions), width, dtype=torch.float32, device=self.rows.device)
         for batch in self.rows.batches():
             here_T = (wanted_T >= batch.first) & (wanted_T < batch.first + len(batch.features))
             taken[here_T] = read(batch)[wanted_T[here_T] - batch.first].to(taken)
@@ -132,44 +190,65 @@ class Seeding:
 
     def _plus_plus(self, rows: Batch, num_clusters: int, num_trials: int | None = None) -> Tensor:
         """k-means++ (Arthur and Vassilvitskii, 2007), of several rows drawn at each step the one that leaves the lowest
-        inertia, as in scikit-learn. One read of the rows for each."""
+        inertia, as in scikit-learn.
+
+        The trials of some steps are drawn together, by the squared distances before them. A step takes one in the
+        proportion to which the steps between have lowered its distance, which makes it a draw by the distances now.
+        """
         trials = 2 + int(math.log(num_clusters)) if num_trials is None else num_trials
         features_NC, weight_N, _ = rows
-        centers_KC = features_NC.new_zeros(num_clusters, features_NC.shape[1], dtype=torch.float32)
-        ones_N = torch.ones(len(features_NC), dtype=torch.float32, device=self.rows.device)
-        mass_N = ones_N if weight_N is None else weight_N
-        closest_N = torch.full_like(mass_N, torch.inf)
-        for k in range(num_clusters):
-            candidates_TC = self._drawn(mass_N, weight_N, trials if k else 1)
-            found = [torch.minimum(closest_N, squared_distances(features_NC, code_C)) for code_C in candidates_TC]
-            inertia_T = torch.tensor(
-                [exact_sum(weighted(near_N, weight_N)) for near_N in found],
-                dtype=torch.float64,
-                device=self.rows.device,
-            )
-            best = int(self.processes.sum(inertia_T).argmin())
-            centers_KC[k], closest_N = candidates_TC[best], found[best]
-            mass_N = weighted(closest_N, weight_N)
-        return centers_KC
+        # A power of two keeps products with gains within float32.
+        scaled_N = None if weight_N is None else (weight_N.double() / magnitude(weight_N)).float()
+        mass_N = features_NC.new_ones(len(features_NC), dtype=torch.float32) if weight_N is None else weight_N
+        centers = [self.take(self._drawn(mass_N, weight_N, 1))[0]]
+        closest_N = squared_distances(features_NC, centers[0])
+        nearer = Nearer(features_NC)
+        most = max(1, _MOST_PAIRS // (trials * self.num_rows))
+        while len(centers) < num_clusters:
+            steps = min(num_clusters - len(centers), max(1, int(len(centers) * _STEPS_TOGETHER)), most)
+            positions = self._drawn(weighted(closest_N, weight_N), weight_N, trials * steps)
+            drawn_TC = self.take(positions)
+            then_T = self._taken(positions, 1, lambda _: closest_N[:, None])[:, 0]
+            chance_T = then_T.new_tensor([self.random.random() for _ in positions])
+            now_T, first = then_T, 0
+            starts, row_P, squared_P = nearer.pairs(drawn_TC, closest_N)
+            while len(centers) < num_clusters:
+                taken = (chance_T[first:] * then_T[first:] <= now_T[first:]).nonzero()[:trials, 0].tolist()
+                if len(taken) < trials:
+                    break
+                tried = [first + number for number in taken]
+                first = tried[-1] + 1
+                spans = [slice(starts[t], starts[t + 1]) for t in tried]
+                row_G = torch.cat([row_P[span] for span in spans])
+                gain_G = (closest_N[row_G] - torch.cat([squared_P[span] for span in spans])).clamp_(min=0)
+                if scaled_N is not None:
+                    gain_G *= scaled_N[row_G]
+                trial_G = torch.cat([row_P.new_full((starts[t + 1] - starts[t],), i) for i, t in enumerate(tried)])
+                gain_T = ops.codebook_stats(gain_G[:, None], trial_G, trials, wide=True)[1][:, 0]
+                best = int(self.processes.sum(gain_T).argmax())
+                row_M = row_P[spans[best]]
+                closest_N[row_M] = torch.minimum(closest_N[row_M], squared_P[spans[best]])
+                centers.append(drawn_TC[tried[best]])
+                now_T = torch.minimum(now_T, squared_distances(drawn_TC, centers[-1]))
+        return torch.stack(centers)
 
-    def _drawn(self, mass_N: Tensor, weight_N: Tensor | None, number: int) -> Tensor:
-        """Rows drawn in proportion to their mass (to their weight where all mass is zero), float32 (T, C)."""
+    def _drawn(self, mass_N: Tensor, weight_N: Tensor | None, number: int) -> list[int]:
+        """Positions of rows drawn in proportion to their mass (to their weight where all mass is zero)."""
         upto_N = mass_N.double().cumsum(0)
         totals = self.processes.gather(float(upto_N[-1]) if len(upto_N) else 0.0)
         if sum(totals) <= 0:
             upto_N = (torch.ones_like(mass_N) if weight_N is None else weight_N).double().cumsum(0)
             totals = self.processes.gather(float(upto_N[-1]) if len(upto_N) else 0.0)
         starts = [0.0, *itertools.accumulate(totals)]
-        positions = []
-        for _ in range(number):
-            point = self.random.random() * starts[-1]
-            mine = starts[self.processes.rank] <= point < starts[self.processes.rank + 1]
-            row = -1
-            if mine:
-                within = torch.tensor(point - starts[self.processes.rank], dtype=torch.float64, device=upto_N.device)
-                row = self.offset + min(int(torch.searchsorted(upto_N, within, right=True)), len(upto_N) - 1)
-            positions.append(row)
-        return self.take([max(drawn) for drawn in zip(*self.processes.gather(positions), strict=True)])
+        begin, end = starts[self.processes.rank : self.processes.rank + 2]
+        points = [self.random.random() * starts[-1] for _ in range(number)]
+        within_T = torch.tensor([point - begin for point in points], dtype=torch.float64, device=upto_N.device)
+        rows = torch.searchsorted(upto_N, within_T, right=True).tolist()
+        mine = [
+            self.offset + min(row, len(upto_N) - 1) if begin <= point < end else -1
+            for row, point in zip(rows, points, strict=True)
+        ]
+        return [max(drawn) for drawn in zip(*self.processes.gather(mine), strict=True)]
 
     def _scalable(self, num_clusters: int) -> Tensor:
         """k-means|| (Bahmani et al., 2012): rounds that each draw many rows, then k-means++ and a few steps of k-means

@@ -28,6 +28,7 @@ SMALL = {
     "DICTIONARY_K": 30,
     "KMEANS": [("photo windows", (600, 20, 24))],
     "KMEANS_STEPS": 3,
+    "KMEANS_FIT_NKC": [(300, 10, 16)],
     "PRODUCT_SIDE": 64,
     "BANDWIDTH_ELEMENTS": 1 << 12,
 }

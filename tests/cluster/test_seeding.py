@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from soho_fast.cluster import KMeans
+from soho_fast.cluster import KMeans, seeding
 from soho_fast.cluster.processes import Processes
 from soho_fast.cluster.rows import MemoryRows
-from soho_fast.cluster.seeding import Seeding, squared_distances, uniform
+from soho_fast.cluster.seeding import Nearer, Seeding, squared_distances, uniform
 
 
 def seeded(init, rows, num_clusters, seed=0, weight=None):
@@ -59,6 +59,40 @@ def test_plus_plus_draws_by_squared_distance():
             seconds.append(float(found[1]))
     share = np.mean(np.array(seconds) == 3)
     assert set(seconds) == {1.0, 3.0} and abs(share - 0.9) < 5 * (0.09 / len(seconds)) ** 0.5
+
+
+def test_trials_drawn_together_are_drawn_by_the_distances_of_their_step(monkeypatch):
+    """Of places at 0, 1, 6 and 7, with 0 and 7 taken, 1 and 6 are as likely; by distances to 0 they are 1 : 36."""
+    monkeypatch.setattr(seeding, "_STEPS_TOGETHER", 100)
+    rows = np.array([[0.0]] * 100 + [[1.0], [6.0], [7.0]], dtype=np.float32)
+    source, thirds = MemoryRows(rows), []
+    for seed in range(1200):
+        found = Seeding(source, Processes(False), seed)._plus_plus(source.memory, 3, num_trials=1)[:, 0].tolist()
+        if found[:2] == [0, 7]:
+            thirds.append(found[2])
+    share = np.mean(np.array(thirds) == 1)
+    assert set(thirds) == {1.0, 6.0} and abs(share - 0.5) < 5 * (0.25 / len(thirds)) ** 0.5
+
+
+@pytest.mark.parametrize("products", [1 << 19, 5000], ids=["one block", "blocks"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("scale", "offset"), [(1, 0), (1, 1e4), (1, 1e6), (1e17, 0), (1e-17, 0), (0, 3)])
+def test_no_row_that_a_trial_is_nearer_to_is_missed(scale, offset, dtype, products, monkeypatch, make_features):
+    monkeypatch.setattr(seeding, "_PRODUCTS", products)
+    rows = torch.from_numpy(make_features(900, 40) * np.float32(scale)).to(dtype)
+    rows[::2] += offset  # far from their mean, rows are near one another
+    trials = rows[10::100].float()
+    closest = torch.stack([squared_distances(rows, center) for center in rows[50:800:25].float()]).amin(0)
+    starts, row_P, squared_P = Nearer(rows).pairs(trials, closest)
+    assert len(starts) == len(trials) + 1 and starts[-1] == len(row_P)
+    for trial, first, end in zip(trials, starts, starts[1:], strict=False):
+        squared = squared_distances(rows, trial)
+        wanted = (squared < closest).nonzero()[:, 0]
+        assert torch.equal(row_P[first:end], row_P[first:end].sort().values)
+        assert torch.isin(wanted, row_P[first:end]).all()
+        assert torch.equal(squared_P[first:end], squared[row_P[first:end]])
+    if scale in (1, 1e17) and offset == 0:  # few more than are nearer
+        assert len(row_P) <= 1.1 * sum(int((squared_distances(rows, t) < closest).sum()) for t in trials)
 
 
 def test_random_draws_by_weight():
