@@ -34,7 +34,7 @@ BUDGETS = {
         "prefix_tiles": (32, 4096),
         "prefix_codes": (32, 128),
         "place_members": (32, 0),
-        "add_members": (64, 0),
+        "add_members": (72, 0),  # eight float64 sums
         "add_popular": (64, 0),  # the ring of 32 KiB is dynamic: six blocks
         "move_codes": (40, 0),
     },
