@@ -11,6 +11,7 @@ namespace soho {
 namespace {
 
 constexpr int64_t kCodesPerTask = 64;
+constexpr int64_t kFewElements = 32768;  // one thread has added them before others have begun
 
 void run(CodebookUpdateArgs args, const Tensor& features, const Tensor& index, const std::optional<Tensor>& valid,
          const char* limit_name) {
@@ -24,7 +25,9 @@ void run(CodebookUpdateArgs args, const Tensor& features, const Tensor& index, c
   args.valid = bool_data(kept);
   args.num_rows = rows.num_rows;
   args.num_channels = rows.num_channels;
-  const int64_t bad_row = update_codebook(active_cpu_level(), args, torch::stable::get_num_threads(), intra_op_threads);
+  const bool is_small = (args.num_rows + args.num_codes) * args.num_channels < kFewElements;
+  const int64_t num_threads = is_small ? 1 : torch::stable::get_num_threads();
+  const int64_t bad_row = update_codebook(active_cpu_level(), args, num_threads, intra_op_threads);
   if (bad_row >= 0) {
     throw std::invalid_argument(std::string("index: expected values below ") + limit_name + " = " +
                                 std::to_string(args.num_codes) + ", got " + std::to_string(args.index[bad_row]));
