@@ -49,7 +49,7 @@ class Processes:
         """Every rank's `item`, in rank order, on every rank."""
         if self.world == 1:
             return [item]
-        items = [None] * self.world
+        items: list[object] = [None] * self.world
         dist.all_gather_object(items, item, group=self.group)
         return items
 

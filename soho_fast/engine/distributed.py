@@ -80,7 +80,7 @@ def start_processes(threads: int = 0, timeout: float = 0) -> Processes:
     deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
     _, local_rank = environment_rank()
     device = torch.device(accelerator.device_name(local_rank) if not on_cpu else "cpu")
-    group = None
+    group: Any = None
     if dist.get_world_size() > 1:
         group = dist.group.WORLD if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
     return Processes(dist.get_rank(), dist.get_world_size(), local_rank, device, group)
