@@ -261,7 +261,7 @@ class Checkpoints:
                         shutil.rmtree(final)
                     os.rename(partial, final)
                     self._altered.discard(final)
-                    self._prune(final)
+                    self.prune(final)
             except OSError as failure:
                 error = f"{failure.filename}: {failure.strerror}"
         self._raise_first(error)
@@ -331,7 +331,7 @@ class Checkpoints:
             if _NAME.fullmatch(path.name.removesuffix(PARTIAL)):
                 shutil.rmtree(path, ignore_errors=True)
 
-    def _prune(self, saved: Path) -> None:
+    def prune(self, saved: Path) -> None:
         """Delete what is older than the newest `keep` checkpoints, but for the newest sound one.
 
         One that has just been written is the last of them: what has a later step was found altered at the start, or is

@@ -162,7 +162,7 @@ def say_start(run: Run, name: str) -> None:
 def report_run(run: Run, metrics: Mapping[str, float] | None) -> None:
     """Draw the curves, write metrics.json, print the metrics and what to do next."""
     task: Any = run.task  # which has a table and next commands beside what training asks of it
-    folder, progress, identity = run.folder, run.progress, run.checkpoints.identity
+    folder, progress = run.folder, run.progress
     if run.finished is not None:
         if metrics:
             print_table(task.table(metrics))
@@ -173,6 +173,7 @@ def report_run(run: Run, metrics: Mapping[str, float] | None) -> None:
         sys.stdout.flush()
         return
     draw_curves(folder / "log.jsonl", folder / "curves.png")
+    identity = run.checkpoints.identity
     # Last, since it is what tells that nothing is left to do.
     write_metrics(
         folder / "metrics.json",

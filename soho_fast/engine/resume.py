@@ -189,7 +189,10 @@ class ResumePoint:
 
     def _change_folder(self, delete: Iterable[str]) -> None:
         try:
-            self.checkpoints.delete_partial()
+            if self.checkpoint is None:
+                self.checkpoints.delete_partial()
+            else:  # Older ones may have been left on a disk that was read-only by then.
+                self.checkpoints.prune(self.checkpoint)
             for name in self._present((*delete, *(f"{name}{PARTIAL}" for name in RUN_FILES))):
                 path = self.folder / name
                 shutil.rmtree(path) if path.is_dir() else path.unlink()

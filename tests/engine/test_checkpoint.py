@@ -119,8 +119,8 @@ def test_each_flipped_bit_of_a_manifest_is_noticed_or_changes_nothing(trained):
         (b"\xff\x00junk", "cannot be read"),
         (b"[" * 100_000, "cannot be read"),
         (b"[1, 2]", "is not a checkpoint's"),
-        (b'{"format": 1, "progress": {"step": 4}}', "it has format 1, this version reads 3"),
-        (b'{"format": 3, "progress": {"step": 4}}', "differs from its own checksum"),
+        (b'{"format": 1, "progress": {"step": 4}}', "it has format 1, this version reads 4"),
+        (b'{"format": 4, "progress": {"step": 4}}', "differs from its own checksum"),
     ],
 )
 def test_a_manifest_that_is_none_is_one_line(run, capsys, content, words):
