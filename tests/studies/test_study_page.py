@@ -101,3 +101,23 @@ def test_what_is_said_of_longer_runs_is_of_their_rows():
             before[row["condition"]] = " / ".join(f"{share:.1f}" for share in shares)
     told = f"ended at R@1 {before['k256, 4x steps']} %, and at {before['none, 4x steps']} % without a dictionary"
     assert told in " ".join(text.split())
+
+
+def test_what_is_said_of_the_guard_is_of_its_rows():
+    text = PAGE.read_text()
+    with (RESULTS / "guard.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) >= 6
+    for row in rows:
+        rule = {"adamw": "AdamW", "sgd": "SGD"}[row["rule"]]
+        matching, one, other = (
+            f"{100 * float(row[name]):.1f}" for name in ("itm", "image_to_text_r1", "text_to_image_r1")
+        )
+        said = "silent"
+        if row["alarm"]:
+            by = "features" if row["alarm_by_features"] else "matching"
+            said = f"{int(row['alarm']) - int(row['unfrozen_at'])} steps, {by}"
+        told = (
+            f"{rule}, {float(row['backbone_lr']):g} | {row['batch_norm']} | {matching} % | {one} / {other} % | {said} |"
+        )
+        assert told in text, told
