@@ -223,7 +223,7 @@ def _kept(file: BinaryIO, path: Path, about: Mapping[str, Any], total: int) -> t
         known = dict(json.loads(beside.read_text()))
     except (OSError, ValueError, TypeError):
         raise UserError(f"results: {path} holds something, and {beside.name} does not say what; {way_out}") from None
-    changed = [name for name in about if name != "program" and known.get(name) != about[name]]
+    changed = [name for name in about if name != "program" and known.get(name, about[name]) != about[name]]
     if changed:
         raise UserError(f"results: {path} was made with another {', '.join(changed)}; {way_out}")
     whole = content[: content.rfind(b"\n") + 1]

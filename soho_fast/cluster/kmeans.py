@@ -256,7 +256,12 @@ def check_parameters(model: Any) -> None:
 
 
 def centre_alike(rows: Rows, processes: Processes, given_KC: Tensor | None = None) -> Tensor | None:
-    """Rows, and the centres where they are given, less the offset of the first process that has one."""
+    """Rows, and the centres where they are given, less the offset of the first process that has one.
+
+    Raises ValueError on every rank: their rows have other numbers of features."""
+    channels = processes.gather(rows.num_channels)
+    if len(set(channels)) > 1:
+        raise ValueError(f"X: expected the same number of features on every rank, got {channels}")
     offset_C = next((offset for offset in processes.gather(rows.offset) if offset is not None), None)
 
     def centre() -> Tensor | None:
@@ -276,8 +281,6 @@ def check_alike(model: Any, rows: Rows, processes: Processes, given_KC: Tensor |
                 raise ValueError(f"{name}: expected the same on every rank, but it differs on rank {rank} from another")
     mine = (rows.num_rows, rows.num_channels, rows.has_weight)
     num_rows, channels, has_weight = zip(*processes.gather(mine), strict=True)
-    if len(set(channels)) > 1:
-        raise ValueError(f"X: expected the same number of features on every rank, got {list(channels)}")
     total = sum(num_rows)
     if total < 1:
         raise ValueError(

@@ -72,6 +72,8 @@ class Nearer:
         self.mean_C = features_NC.float().mean(0)
         # Roundings: C of a product, C of a square, C + 4 of `squared_distances`, 8 of sums; and as many again.
         self.slack = (6 * features_NC.shape[1] + 32) * 2.0**-24
+        if torch.get_float32_matmul_precision() != "highest" or torch.backends.cuda.matmul.allow_tf32:
+            self.slack += 2.0**-7  # The user has allowed products of bfloat16 or TF32.
 
     def _left(self, rows_MC: Tensor) -> tuple[Tensor, Tensor]:
         """A quarter of what the mean leaves, whose products are within float32 where distances are, and no more than
@@ -89,7 +91,8 @@ class Nearer:
             # No less than the distance of quarters, whatever was rounded; 1e-36 stands for what underflows.
             base_M = square_M - (closest_M * ((1 + self.slack) / 16) + 1e-36)
             base_M[closest_M == 0] = torch.inf
-            below_TM = torch.addmm(base_M[None], left_TC, left_MC.T, alpha=-2) < -square_T[:, None]
+            with torch.autocast(left_MC.device.type, enabled=False):
+                below_TM = torch.addmm(base_M[None], left_TC, left_MC.T, alpha=-2) < -square_T[:, None]
             trial_P, row_P = below_TM.nonzero().unbind(1)
             part = max(1, _NEAR // trials_TC.shape[1])
             for trial, row in zip(trial_P.split(part), row_P.split(part), strict=True):

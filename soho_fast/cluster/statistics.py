@@ -39,7 +39,9 @@ def totals_of(features_NC: Tensor, label_N: Tensor, weight_N: Tensor | None, num
         scaled_M1 = weight_M[:, None].double() / scale
         product_MC = rows_MC * scaled_M1  # 24 bits by 24: exact in float64, and in two float32
         high_MC = product_MC.float()
-        terms = torch.cat([high_MC, (product_MC - high_MC).float(), scaled_M1.float(), (scaled_M1 > 0).float()], 1)
+        terms = torch.cat(
+            [high_MC, (product_MC - high_MC).float(), scaled_M1.float(), (scaled_M1.float() > 0).float()], 1
+        )
         sums = ops.codebook_stats(terms, label_M, num_clusters, wide=True)[1]
         total[:, :num_channels] += sums[:, :num_channels] + sums[:, num_channels:-2]
         total[:, num_channels:] += sums[:, -2:]

@@ -58,6 +58,9 @@ def exit_code(run: Callable[[list[str]], int], arguments: Sequence[str] | None, 
         arguments: that; None: the process's own.
         when_stopped: what is printed then, unless the KeyboardInterrupt says something itself.
     """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by who started the command
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
     with _Stopping() as stopping:
         try:
             code = run(as_text(arguments))

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from soho_fast.common.errors import DISK_ERRORS
+
 PARTIAL = ".partial"
 """What the name of a file or folder that is being written ends with."""
 
@@ -65,7 +67,8 @@ def _named(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        error.filename = error.filename or str(path)
+        if error.errno in DISK_ERRORS and error.filename is None:
+            error.filename = str(path)
         raise
 
 
@@ -78,7 +81,7 @@ def scratch_beside(path: Path) -> Iterator[Path]:
     """
     path = Path(os.path.abspath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside, host = f".{path.name}.", socket.gethostname()
+    beside, host = f".{path.name}.", this_host()
     for name in os.listdir(path.parent):
         if not (name.startswith(beside) and name.endswith(PARTIAL)):
             continue
@@ -89,6 +92,8 @@ def scratch_beside(path: Path) -> Iterator[Path]:
             is_alive = int(number) != os.getpid() and process_is_alive(int(number))
             is_old = time.time() - left.stat().st_mtime > _LEFT_AFTER
             if is_old if of_host != host else not is_alive:
+                if (left / "old").exists() and not path.exists():  # killed while `new_folder` put the new one in place
+                    (left / "old").rename(path)
                 delete(left)
     scratch = path.with_name(f"{beside}{host}.{os.getpid()}{PARTIAL}")
     try:
@@ -109,15 +114,36 @@ def new_folder(path: Path) -> Iterator[Path]:
         new = scratch / "new"
         new.mkdir(parents=True)
         yield new
+        put_in_place(new, path, scratch / "old")
+
+
+def put_in_place(new: Path, path: Path, old: Path) -> None:
+    """Rename a folder to `path`, and one that is there to `old`; back again where that fails or is interrupted."""
+    try:
         if path.exists():
-            path.rename(scratch / "old")
+            path.rename(old)
         new.rename(path)
+    except BaseException:
+        if old.exists() and not path.exists():
+            old.rename(path)
+        raise
+
+
+def this_host() -> str:
+    """Whose process numbers they are: a container of this machine has its own."""
+    try:
+        namespace = os.stat("/proc/self/ns/pid").st_ino
+    except OSError:  # no Linux
+        namespace = 0
+    return f"{socket.gethostname()}-{namespace}"
 
 
 def delete(path: Path) -> None:
     """Delete a file or folder as far as it can be, if it is there. A folder is renamed to `NAME.partial` first: half
     deleted it is not taken for a whole one, and is deleted by what deletes those."""
     with contextlib.suppress(OSError):
+        if path.is_symlink():
+            return  # A user's: what it leads to is.
         if not path.is_dir():
             path.unlink()
             return

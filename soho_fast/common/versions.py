@@ -65,5 +65,15 @@ def gone_on(folder: str | os.PathLike[str]) -> list[str]:
     if about is None or not (run / "recipe.yaml").is_file():
         return []
     saved = [path.name.removeprefix("step-") for path in (run / "checkpoints").glob("step-*")]
+    if _is_best_of(run, about["step"]):
+        return []
     last = max([int(step) for step in saved if step.isdecimal()], default=0)
     return [f"{folder} is of step {about['step']:,}; its run has gone on to step {last:,}"] * (last > about["step"])
+
+
+def _is_best_of(run: Path, step: int) -> bool:
+    """Whether the run has ended with this step's model as its best: that the last one is newer is no news."""
+    try:
+        return bool(json.loads((run / "metrics.json").read_text())["best"]["step"] == step)
+    except (OSError, ValueError, TypeError, KeyError):
+        return False

@@ -51,11 +51,15 @@ def shared_images(training: Iterable[ImageRef], held_out: Iterable[ImageRef]) ->
 
 def sampled_digest(images: Iterable[ImageRef]) -> str:
     """A hash of images by names, sizes and beginnings of their files; files that can't be read count as that."""
-    digest = hashlib.sha256()
-    for image in images:
-        with contextlib.suppress(OSError):
-            digest.update(repr((image.name, image.store.size(image.name), _beginning(image))).encode())
-    return digest.hexdigest()
+
+    def sample(image: ImageRef) -> bytes:
+        try:
+            return repr((image.name, image.store.size(image.name), _beginning(image))).encode()
+        except OSError:
+            return b""
+
+    with ThreadPoolExecutor(_THREADS) as pool:
+        return hashlib.sha256(b"".join(pool.map(sample, images))).hexdigest()
 
 
 def in_words(shared: Sequence[tuple[ImageRef, ImageRef]]) -> list[str]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from soho_fast.common.files import read_log, write_atomically
+from soho_fast.common.hub import RUN_MODELS
 from soho_fast.common.tables import print_table
 from soho_fast.common.versions import program, read_run_of
 from soho_fast.engine.changes import OF_THE_DATA, digest_of
@@ -215,6 +216,8 @@ def older_evaluations(run: Path) -> list[str]:
     for path in sorted((run / "evaluation").glob("*/metrics.json")):
         try:
             about = json.loads(path.read_text())
+            if about["checkpoint"] not in RUN_MODELS:
+                continue
             model, was = run / Path(about["model"]).name, [about["step"], about["identity"]]
         except (OSError, ValueError, KeyError, TypeError):  # As of a model that is of no run.
             continue

@@ -103,7 +103,7 @@ class ResumePoint:
 
     def make_folder(self) -> None:
         """Make the output folder where there is none. Raises UserError: it cannot be written."""
-        self.processes.on_main(lambda: self._change_folder(delete=()))
+        self.processes.on_main(lambda: self._change_folder())
 
     def begin(self) -> None:
         """Called when all is ready to train: with `overwrite`, delete the run that is there.
@@ -111,7 +111,8 @@ class ResumePoint:
         Raises:
             UserError: the folder cannot be written.
         """
-        names = RUN_FILES if self.settings.resume is False else ()
+        names = [f"{name}{PARTIAL}" for name in RUN_FILES]
+        names += RUN_FILES if self.settings.resume is False else ()
         self.processes.on_main(lambda: self._change_folder(delete=names))
 
     def restore(self, engine: DeepSpeedEngine) -> Progress:
@@ -187,13 +188,13 @@ class ResumePoint:
                 "twice, others never: give as many as before"
             )
 
-    def _change_folder(self, delete: Iterable[str]) -> None:
+    def _change_folder(self, delete: Iterable[str] = ()) -> None:
         try:
-            if self.checkpoint is None:
+            if delete and self.checkpoint is None:
                 self.checkpoints.delete_partial()
-            else:  # Older ones may have been left on a disk that was read-only by then.
+            elif delete and self.checkpoint is not None:  # A disk that was read-only by then has kept older ones.
                 self.checkpoints.prune(self.checkpoint)
-            for name in self._present((*delete, *(f"{name}{PARTIAL}" for name in RUN_FILES))):
+            for name in self._present(delete):
                 path = self.folder / name
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
             (self.folder / "checkpoints").mkdir(parents=True, exist_ok=True)

@@ -31,8 +31,9 @@ class FeatureWatch(Float32Buffers):
 
     A step counts as lost where all features have become alike: their variance is below a twentieth of their mean square
     distance from the reference's mean; or where the codes stand for nothing: one code would be nearer to the features
-    (`code_error` above 1); or where matching is no better than chance any more, which is seen of features that codes
-    follow well while they lose what they told. After twenty such steps in a row the run does.
+    (`code_error` above 1); or where matching, of pairs of which about half match, is no better than chance any more,
+    which is seen of features that codes follow well while they lose what they told. After twenty such steps in a row
+    the run does.
 
     Buffers:
         mean, variance (C,): the reference, float32; num_updates (): steps it has followed; num_coded (): steps in a
@@ -86,10 +87,10 @@ class FeatureWatch(Float32Buffers):
         self._gathered = gathered if self._gathered is None else self._gathered + gathered
 
     @torch.no_grad()
-    def see_matching(self, loss: Tensor, num_pairs: Tensor) -> None:
-        """A training forward's loss of matching, eq. 8: (), its sum over so many pairs."""
+    def see_matching(self, loss: Tensor, num_pairs: Tensor, num_matched: Tensor) -> None:
+        """A training forward's loss of matching, eq. 8, its sum over so many pairs, of which so many match; each ()."""
         if self.training:
-            matched = torch.stack([loss.float(), num_pairs.float()])
+            matched = torch.stack([loss.float(), num_pairs.float(), num_matched.float()])
             self._matched = matched if self._matched is None else self._matched + matched
 
     @torch.no_grad()
@@ -100,9 +101,9 @@ class FeatureWatch(Float32Buffers):
         if not applied or gathered is None:
             return
         num_channels = len(self.mean)
-        gathered = torch.cat([gathered, gathered.new_zeros(2) if matched is None else matched])
-        parts = all_reduce_sum_(gathered).split([num_channels, num_channels, 1, 1, 1, 1])
-        sums_C, squares_C, error, count, matching, num_pairs = parts
+        gathered = torch.cat([gathered, gathered.new_zeros(3) if matched is None else matched])
+        parts = all_reduce_sum_(gathered).split([num_channels, num_channels, 1, 1, 1, 1, 1])
+        sums_C, squares_C, error, count, matching, num_pairs, num_matched = parts
         count = count.clamp(min=1.0)
         shift_C = sums_C / count
         variance_C = (squares_C / count - shift_C.square()).clamp(min=0.0)
@@ -122,7 +123,9 @@ class FeatureWatch(Float32Buffers):
             known, coded = self.num_coded >= _UNTIL_KNOWN, code_error <= _LARGEST_ERROR
             lost |= known & ~coded
             self.num_coded.copy_(torch.where(known | coded, self.num_coded + 1, 0.0))
-        change = (num_pairs > 0) * (matching / num_pairs.clamp(min=1.0) - self.matching) / _MATCHING_REMEMBERED
+        # Of other shares chance is another loss, and the rule is silent.
+        are_even = (num_matched - num_pairs / 2).abs() < num_pairs / 10
+        change = are_even * (matching / num_pairs.clamp(min=1.0) - self.matching) / _MATCHING_REMEMBERED
         self.matching.add_(change.squeeze())
         torch.minimum(self.least_matching, self.matching, out=self.least_matching)
         lost |= (self.least_matching < _LEARNT) & (self.matching > _UNLEARNT)

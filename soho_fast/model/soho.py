@@ -438,7 +438,7 @@ class SohoForPreTraining(PairMatching, SohoModelWithHeads):
         if itm_labels is not None:  # eq. 8
             losses["itm_loss"] = cross_entropy_sum(itm_logits_P2, itm_labels)
             if self.soho.feature_watch is not None:
-                self.soho.feature_watch.see_matching(*losses["itm_loss"])
+                self.soho.feature_watch.see_matching(*losses["itm_loss"], itm_labels.sum())
         if mlm_labels is not None:  # eq. 6
             place_M = labelled_places(mlm_labels) if mlm_positions is None else mlm_positions
             result.mlm_targets = at_places(mlm_labels, place_M)

@@ -124,7 +124,7 @@ def exchanged_by_model(config: SohoConfig, num_losses: int, micro_batches: int, 
         # C + 1 and C of each micro-batch, forward and backward, and 2 C + 1 of the step.
         found["BatchNorm of the tokens"] = 4 * (2 * (2 * C + 1) * micro_batches + 2 * C + 1)
     if watched:
-        found["features, watched"] = 4 * (2 * C + 2)
+        found["features, watched"] = 4 * (2 * C + 5)
     if num_losses:
         found["losses"] = 4 * 2 * num_losses * micro_batches
     return found

@@ -64,6 +64,10 @@ def run_one(job: Job) -> None:
     """The process's whole work; leaves with an exit code: 0 done, TAKEN, or that of what failed."""
     # A terminal's Ctrl-C goes to the study, which asks its runs to stop.
     os.setsid()
+    # The server that this process was forked from ignores what asks it to stop.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
     folder = Path(job.folder)
     folder.mkdir(parents=True, exist_ok=True)
     log = os.open(folder / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)

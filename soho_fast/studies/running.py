@@ -163,8 +163,10 @@ class Runner:
         """What runs left that have written their rows, and were killed before they had cleared up."""
         done = by_digest(read_rows([], optional=self.place.results))
         for run in self.runs:
-            if run.digest in done and run not in left:
-                clear_up(run.folder(self.place.folder) / "training", bool(run.dependents))
+            folder = run.folder(self.place.folder)
+            # Without `done` it may be made again, for its model; a model that nothing needs may be needed again.
+            if run.digest in done and run not in left and ((folder / "done").exists() or not run.dependents):
+                clear_up(folder / "training", keep_model=True)
 
     def _loop(self, context: Any) -> None:
         while True:

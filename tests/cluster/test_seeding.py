@@ -160,3 +160,20 @@ def test_without_a_state_chance_decides(make_features):
     rows = make_features(300)
     first, second = (KMeans(30, init="random", n_init=1, max_iter=1).fit(rows).cluster_centers_ for _ in range(2))
     assert not np.array_equal(first, second)
+
+
+def test_neither_autocast_nor_the_allowed_precision_of_products_decides_the_seeds():
+    generator = torch.Generator().manual_seed(0)
+    groups = torch.randn(5, 64, generator=generator) * 100
+    clusters = (groups[:, None] + torch.randn(5, 20, 64, generator=generator)).flatten(0, 1)
+    rows = clusters.repeat_interleave(20, 0) + torch.randn(2000, 64, generator=generator) * 0.01
+    fits = [KMeans(100, random_state=0, max_iter=1).fit(rows)]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        fits.append(KMeans(100, random_state=0, max_iter=1).fit(rows))
+    torch.set_float32_matmul_precision("medium")
+    try:
+        fits.append(KMeans(100, random_state=0, max_iter=1).fit(rows))
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    for fitted in fits[1:]:
+        assert torch.equal(fitted.cluster_centers_, fits[0].cluster_centers_)

@@ -4,14 +4,13 @@ import contextlib
 import errno
 import os
 import shutil
-import socket
 import subprocess
 import time
 from pathlib import Path
 
 import pytest
 
-from soho_fast.common.files import delete, new_folder, scratch_beside, write_atomically
+from soho_fast.common.files import delete, new_folder, scratch_beside, this_host, write_atomically
 
 
 def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
@@ -33,7 +32,7 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
 
 
 def test_what_a_killed_process_left_is_removed_by_the_next_that_writes_there(tmp_path):
-    path, old, host = tmp_path / "a.index", time.time() - 8 * 86400, socket.gethostname()
+    path, old, host = tmp_path / "a.index", time.time() - 8 * 86400, this_host()
     ended = subprocess.Popen(["true"])
     ended.wait()
     names = {

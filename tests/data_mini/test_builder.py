@@ -7,13 +7,13 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from soho_fast.common.files import this_host
 from soho_fast.data.mini import build_corpus, builder, drawing
 from soho_fast.data.mini.__main__ import main
 
@@ -154,7 +154,7 @@ def test_failed_build_leaves_the_old_corpus_and_no_rest(tiny, tmp_path, monkeypa
 def test_rest_of_a_killed_build_is_removed(tmp_path):
     killed = subprocess.Popen([sys.executable, "-c", "pass"])
     killed.wait()
-    for host in (socket.gethostname(), "another"):
+    for host in (this_host(), "another"):
         (tmp_path / f".corpus.{host}.{killed.pid}.partial" / "new").mkdir(parents=True)
     build_corpus(tmp_path / "corpus", **TINY)
     assert sorted(path.name for path in tmp_path.iterdir()) == [f".corpus.another.{killed.pid}.partial", "corpus"]

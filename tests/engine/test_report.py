@@ -86,11 +86,12 @@ def test_a_log_without_training_draws_nothing(drawn, tmp_path):
 
 def test_an_evaluation_that_is_older_than_its_model_is_told(tmp_path):
     (tmp_path / "best").mkdir()
-    about = {"model": "runs/elsewhere/best", "step": 4, "identity": "a"}
+    about = {"model": "runs/elsewhere/best", "checkpoint": "best", "step": 4, "identity": "a"}
     for name, content in (
         ("val-best", json.dumps(about)),
         ("test-best", json.dumps({**about, "step": 6})),
         ("of-another", json.dumps({"model": "owner/name"})),
+        ("val-model", json.dumps({**about, "checkpoint": "model"})),
         ("damaged", "{"),
     ):
         (tmp_path / "evaluation" / name).mkdir(parents=True)

@@ -5,7 +5,6 @@ import errno
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 
@@ -14,6 +13,7 @@ import pytest
 from explore_made import WORDS, MadeSource, beside, codebook, described, patches_of, seen_images, with_second_level
 
 from soho_fast.common.errors import UserError
+from soho_fast.common.files import this_host
 from soho_fast.explore import bundle as layout
 from soho_fast.explore import codes_of_word, occurrences, words_of_code
 from soho_fast.explore.assemble import assemble, is_made_of
@@ -302,7 +302,7 @@ def test_what_was_there_stays_until_the_end(tmp_path, error):
 def test_what_a_killed_build_left_is_cleared_away(tmp_path):
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
-    host = socket.gethostname()
+    host = this_host()
     left, going_on, of_others = (
         f".explorer.{host}.{ended.pid}.partial",
         f".explorer.{host}.{os.getppid()}.partial",

@@ -147,7 +147,7 @@ def _seed_of_planted_code(bench: Bench) -> int:
 
 
 def _seed_of_weights(bench: Bench) -> int:
-    return corruption.seed_of(bench, "vqa-half", f"checkpoints/step-{STEPS - 2:08d}/", ".pt", "flipped")
+    return corruption.seed_of(bench, "vqa-half", f"checkpoints/step-{STEPS - 2:08d}/", ".pt", "zeroed")
 
 
 MUTANTS = {

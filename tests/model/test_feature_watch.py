@@ -105,11 +105,11 @@ def test_codes_that_stand_for_nothing_are_lost_where_they_once_stood_for_somethi
     assert watch.steps_lost() == 0
 
 
-def matching_step(watch: FeatureWatch, step: int, *losses: float) -> int:
+def matching_step(watch: FeatureWatch, step: int, *losses: float, num_matched: int = 4) -> int:
     watch.begin_step()
     watch.see(*features(step), None)
     for loss in losses:  # of micro-batches of eight pairs
-        watch.see_matching(torch.tensor(8.0 * loss), torch.tensor(8.0))
+        watch.see_matching(torch.tensor(8.0 * loss), torch.tensor(8.0), torch.tensor(num_matched))
     watch.end_step(applied=True)
     return watch.steps_lost()
 
@@ -126,6 +126,9 @@ def test_matching_that_falls_back_to_chance_is_lost_where_it_was_learnt():
     assert not any(matching_step(unlearnt, 200 + step, 0.7) for step in range(200)), "it has nothing to lose"
     assert not any(matching_step(better, 200 + step, 0.67) for step in range(200)), "worse, but not at chance"
     assert not any(matching_step(better, 400 + step) for step in range(9)), "a step without pairs tells nothing"
+    before = float(better.matching)
+    matching_step(better, 409, 0.7, num_matched=2)
+    assert float(better.matching) == before, "where a quarter matches, chance is another loss"
 
 
 def test_a_sound_step_begins_the_count_anew_and_it_survives_saving():

@@ -143,7 +143,7 @@ PRIVATE = [
     ),
 ]  # fmt: skip
 # Python's own.
-OTHERS = {"_exit", "_asdict", "_actions"}
+OTHERS = {"_exit", "_asdict", "_replace", "_actions"}
 
 
 @cache

@@ -13,7 +13,10 @@ import soho_fast
 LIBRARIES = list(Path(soho_fast.__file__).parent.glob("_C*.so"))
 HEADERS = ("csrc/stable/c/shim.h", "csrc/inductor/aoti_torch/c/shim.h")
 # What a C or C++ program of this system needs anyway.
-SYSTEM = re.compile(r"\S+@(GLIBC|GLIBCXX|CXXABI|GCC)_[\d.]+|__gmon_start__|_ITM_\w+|__cxa_finalize|__tls_get_addr\S*")
+SYSTEM = re.compile(
+    r"\S+@(GLIBC|GLIBCXX|CXXABI|GCC)_[\d.]+|__gmon_start__|_ITM_\w+|__cxa_finalize|__tls_get_addr\S*|"
+    r"_ZNSt15__exception_ptr\w+"  # of the C++ library, which PyPI's torch with CUDA has within itself
+)
 
 
 def undefined(library: Path) -> set[str]:

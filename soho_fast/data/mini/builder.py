@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from soho_fast.common.files import scratch_beside
+from soho_fast.common.files import put_in_place, scratch_beside
 from soho_fast.data import tokenizer
 from soho_fast.data.tokenizer import build_vocabulary, write_tokenizer
 
@@ -193,10 +193,11 @@ def _put_in_place(building: Path, out: Path, settings: dict) -> None:
     """Rename the finished corpus to ``out``; when another process finished the same one first, keep that."""
     if is_complete(out, settings):
         return
-    if out.is_dir() and read_manifest(out) is not None:
-        os.rename(out, building / "old")
     try:
-        os.rename(building / "new", out)  # also onto an empty folder
+        if out.is_dir() and read_manifest(out) is not None:
+            put_in_place(building / "new", out, building / "old")
+        else:
+            os.rename(building / "new", out)  # also onto an empty folder
     except OSError:
         if not is_complete(out, settings):
             raise

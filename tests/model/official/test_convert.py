@@ -3,7 +3,6 @@
 import hashlib
 import os
 import shlex
-import socket
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
@@ -17,6 +16,7 @@ from tiny_corpus import write_images
 from torch.torch_version import TorchVersion
 
 from soho_fast.common.checksums import SUMS, check_checksums
+from soho_fast.common.files import this_host
 from soho_fast.data.images import SohoImageProcessor
 from soho_fast.data.processor import SohoProcessor
 from soho_fast.data.text import load_tokenizer
@@ -361,7 +361,7 @@ def names_in(folder: Path) -> set[str]:
 
 def test_a_folder_is_whole_or_not_there(tmp_path, small, monkeypatch):
     out = tmp_path / "out"
-    left = tmp_path / f".out.{socket.gethostname()}.{os.getpid()}.partial/new"  # As a kill leaves it.
+    left = tmp_path / f".out.{this_host()}.{os.getpid()}.partial/new"  # As a kill leaves it.
     left.mkdir(parents=True)
     (left / "junk").touch()
     command.write_model(*small, out)

@@ -121,7 +121,10 @@ def test_the_dictionary_alone():
     assert found.keys() == expected.keys()
     assert torch.equal(found["index"], expected["index"])
     for name, value in expected.items():
-        torch.testing.assert_close(found[name], value, rtol=0, atol=PROBE_TOLERANCE, msg=lambda m, n=name: f"{n}: {m}")
+        # Sums are rounded once here, and after each token there.
+        torch.testing.assert_close(
+            found[name], value, rtol=3e-7, atol=PROBE_TOLERANCE, msg=lambda m, n=name: f"{n}: {m}"
+        )
 
 
 def test_epsilons(model):
