@@ -38,6 +38,8 @@ def attempt(bench: Bench, seed: int, folder: Path) -> int:
         _prepare(bench, name, out)
         expected = _undisturbed(bench, name)
         for at in moments:
+            if (out / "exported").exists():  # which is not written over
+                break
             _struck(_command(bench, name, out), out, way, at)
             left = sorted(path.name for path in out.rglob("*") if ".partial" in path.name)
             # Training may be written over as it was left.
