@@ -1,5 +1,7 @@
 """Tables of text, printed."""
 
+import errno
+import os
 from dataclasses import dataclass
 
 from rich.console import Console
@@ -15,6 +17,12 @@ class Table:
     rows: list[list[str]]
 
 
+class _Output(Console):
+    def on_broken_pipe(self) -> None:
+        """What reads the output has ended: the command says so, where rich would end it without a word."""
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+
+
 def print_table(table: Table) -> None:
     """Print metrics beside their baselines."""
     drawn = RichTable(title=table.title)
@@ -22,6 +30,6 @@ def print_table(table: Table) -> None:
         drawn.add_column(column, justify="left" if number == 0 else "right", overflow="fold")
     for row in table.rows:
         drawn.add_row(*row)
-    console = Console()
+    console = _Output()
     # Without a terminal rich assumes 80 columns and would fold the table.
-    Console(width=max(console.width, 110) if not console.is_terminal else None).print(drawn)
+    _Output(width=max(console.width, 110) if not console.is_terminal else None).print(drawn)

@@ -1,5 +1,7 @@
 """How every command ends that is stopped, or whose output nobody reads any more: no stack trace, nothing left."""
 
+import errno
+import io
 import os
 import signal
 import subprocess
@@ -10,6 +12,8 @@ from pathlib import Path
 
 import psutil
 import pytest
+
+from soho_fast.common.tables import Table, print_table
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMAND = """
@@ -108,3 +112,13 @@ def test_a_second_ctrl_c_ends_what_does_not_come_to_its_end():
         assert process.wait(10) == 130
         reader.join()
         assert process.stderr.read().strip() == "stopped at once"
+
+
+def test_a_table_whose_reader_has_ended_is_told_like_any_other_output(monkeypatch):
+    class Gone(io.StringIO):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    monkeypatch.setattr(sys, "stdout", Gone())
+    with pytest.raises(BrokenPipeError):  # rich itself would leave with code 1, without a word
+        print_table(Table("metrics", ["metric", "value"], [["matching", "90 %"]]))
