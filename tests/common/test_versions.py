@@ -29,6 +29,12 @@ def test_a_model_whose_run_went_on_says_so(best):
     assert gone_on(best) == [], "half-written, a step may never be there"
 
 
+@pytest.mark.parametrize("best_step, told", [(4, False), (6, True)])
+def test_the_best_of_a_run_that_has_ended_is_no_news(best, best_step, told):
+    (best.parent / "metrics.json").write_text(json.dumps({"step": 6, "best": {"step": best_step, "vqa_score": 0.271}}))
+    assert bool(gone_on(best)) == told
+
+
 @pytest.mark.parametrize("content", ["{", "[]", "{}", '{"step": "4", "identity": "a"}', '{"step": 4}'])
 def test_what_is_not_known_is_not_said(best, content):
     (best / RUN_OF).write_text(content)

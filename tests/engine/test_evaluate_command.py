@@ -75,8 +75,7 @@ def test_fine_tune_then_evaluate_however_started(launch, small_vqa, tmp_path, ca
     assert done.code == 0 and "split val, checkpoint best" in done.text, done.text
     whole = json.loads((tmp_path / "whole" / "metrics.json").read_text())
     assert (whole["checkpoint"], whole["step"], whole["identity"]) == ("best", best, metrics["identity"])
-    gone_on = f"{run / 'best'} is of step {best}; its run has gone on to step {metrics['step']}"
-    assert (gone_on in done.text) == (best < metrics["step"]), done.text
+    assert "gone on to" not in done.text, "the best of a run that has ended, whichever step it is of"
     assert (whole["images_trained_on"], whole["images_missing"], metrics["images_missing"]) == (0, {}, {})
     assert whole["metrics"]["vqa_score"] == pytest.approx(scores[best], abs=1e-9)
     assert not (tmp_path / "whole" / "partial").exists()
