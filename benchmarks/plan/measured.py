@@ -115,14 +115,16 @@ def of_two_ranks() -> list[Row]:
     work, rows = small_work(gpus=2), []
     with torch.device("meta"):
         sizes = memory.Sizes.of(work.make_model())
-    for stage, found in counted.items():
-        plan = memory.exchanged(sizes, int(stage), "float32", 2, ACCUMULATED)
+    for stage, frozen, found in counted:
+        name = f"ZeRO {stage}{', the CNN frozen' * frozen}"
+        gradients = sizes.trained - sizes.backbone if frozen and stage else sizes.trained
+        plan = memory.exchanged(sizes, stage, "float32", 2, ACCUMULATED, gradients)
         gathered = plan.pop("parameters, gathered", 0)
         plan |= memory.exchanged_by_model(work.config, 3, ACCUMULATED, watched=True)
         # What is more are norms of gradients and paddings, some numbers each.
-        rows.append(Row(f"reduced, ZeRO {stage}", "bytes", sum(plan.values()), found["allreduce"], 1e-6))
+        rows.append(Row(f"reduced, {name}", "bytes", sum(plan.values()), found["allreduce"], 1e-6))
         if gathered:
-            rows.append(Row(f"gathered, ZeRO {stage}", "bytes", gathered, found["allgather"], 1e-6))
+            rows.append(Row(f"gathered, {name}", "bytes", gathered, found["allgather"], 1e-6))
     return rows
 
 

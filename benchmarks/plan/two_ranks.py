@@ -35,7 +35,7 @@ class Traffic(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def step_traffic(rank: int, stage: int) -> dict[str, int]:
+def step_traffic(rank: int, stage: int, frozen: bool) -> dict[str, int]:
     """Of the second optimiser step: in the first the ranks agree on where they start."""
     work = small_work(gpus=2)
     torch.manual_seed(0)
@@ -48,6 +48,7 @@ def step_traffic(rank: int, stage: int) -> dict[str, int]:
     optimizer = SgdAdamW(optimizer_groups(model, settings.optim))
     engine = start_engine(model, optimizer, config, Processes(rank, 2, rank, torch.device("cpu"), dist.group.WORLD))
     engine.train()
+    engine.module.freeze_backbone(frozen)
     for group in engine.basic_optimizer.param_groups:
         group["lr"] = 1e-4
     for _ in range(2):
@@ -65,6 +66,6 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank), "LOCAL_SIZE": "2"}
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
-    found = {stage: step_traffic(rank, stage) for stage in STAGES}
+    found = [(stage, frozen, step_traffic(rank, stage, frozen)) for frozen in (False, True) for stage in STAGES]
     (folder / f"{rank}.json").write_text(json.dumps(found))
     dist.destroy_process_group()

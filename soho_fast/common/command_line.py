@@ -61,7 +61,7 @@ def exit_code(run: Callable[[list[str]], int], arguments: Sequence[str] | None, 
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by who started the command
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
-    with _Stopping() as stopping:
+    with Stopping() as stopping:
         try:
             code = run(as_text(arguments))
             sys.stdout.flush()
@@ -89,17 +89,22 @@ def _is_of_output(error: BaseException | None) -> bool:
     return error is not None
 
 
-class _Stopping:
-    """Context manager: signals that ask to stop raise KeyboardInterrupt. `number` is that of the first, or 0."""
+class Stopping:
+    """Context manager: signals that ask to stop raise KeyboardInterrupt. `number` is that of the first, or 0.
 
-    def __init__(self) -> None:
+    Args:
+        but: Signals that do what they did before.
+    """
+
+    def __init__(self, *but: signal.Signals) -> None:
         self.number, self._heard = 0, 0.0
+        self._but = but
         self._previous: dict[int, Any] = {}
 
-    def __enter__(self) -> "_Stopping":
+    def __enter__(self) -> "Stopping":
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-                if signal.getsignal(number) != signal.SIG_IGN:
+                if number not in self._but and signal.getsignal(number) != signal.SIG_IGN:
                     self._previous[number] = signal.signal(number, self._hear)
         return self
 

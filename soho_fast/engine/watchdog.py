@@ -34,12 +34,14 @@ from typing import Any
 
 import psutil
 
+from soho_fast.common.command_line import Stopping
 from soho_fast.common.errors import (
     DISK_ERRORS,
     CorruptImageError,
     UserError,
     environment_rank,
     fail,
+    last_line,
     say_nothing_more,
 )
 
@@ -302,17 +304,26 @@ class run_command:
         again: What the same command does the next time: the end of a line about a run that did not come to its end.
 
     Attributes:
-        code: 0 done, 2 a mistake of the user, 75 a process failed (was killed), 130 stopped by Ctrl-C.
+        code: 0 done, 2 a mistake of the user, 75 a process failed (was killed), 128 + signal when stopped.
     """
 
     def __init__(self, again: str) -> None:
-        self.again, self.code = again, 0
+        # A launcher ends the ranks that are left by SIGTERM, after the line of the one that failed.
+        several = os.environ.get("WORLD_SIZE", "1") != "1"
+        self.again, self.code, self._stopping = again, 0, Stopping(signal.SIGTERM) if several else Stopping()
 
     def __enter__(self) -> "run_command":
+        self._stopping.__enter__()
         _launcher_and_starter()  # They are known while they are there: before training begins they may be killed.
         return self
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> bool:
+        try:
+            return self._tell(error)
+        finally:
+            self._stopping.__exit__()
+
+    def _tell(self, error: BaseException | None) -> bool:
         leave_heartbeat(error)
         try:
             rank, _ = environment_rank()
@@ -321,8 +332,8 @@ class run_command:
         if isinstance(error, KeyboardInterrupt):
             # In training, between the first and the last step, `StopRequest` hears it.
             if rank == 0:
-                print(f"\nstopped; {self.again}", file=sys.stderr)
-            self.code = 128 + signal.SIGINT
+                last_line(f"\nstopped; {self.again}")
+            self.code = 128 + (self._stopping.number or signal.SIGINT)
         elif isinstance(error, CorruptImageError):
             # Raised in a loader process, its text comes with that process's stack before it.
             self.code = fail(str(error).rpartition("CorruptImageError: ")[2], rank)

@@ -105,6 +105,8 @@ def _plan(options: argparse.Namespace, rest: list[str], flags: list[str], known:
         shares = dict.fromkeys(card.efficiency, options.efficiency)
         card = dataclasses.replace(card, efficiency=shares, efficiency_from="as given")
     if options.network_gbit:
+        if options.gpus <= MACHINE:
+            raise UserError(f"--network-gbit: {options.gpus} GPUs are in one machine; expected more than {MACHINE}")
         card = dataclasses.replace(card, network=options.network_gbit / 8 * 1e9)
     given = Given(options.samples, options.words, options.answers, options.text_length, options.image)
     rates = Rates(options.data_rate, options.file_kb)

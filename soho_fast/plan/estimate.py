@@ -1,6 +1,7 @@
 """A plan: operations, memory, traffic and hours of a recipe on some cards."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
@@ -24,11 +25,17 @@ PIXEL_BYTES = 4
 
 @dataclass
 class Phase:
-    """A span of the run in which the same is trained; `mfu` is the share of the peak that its operations reach."""
+    """A span of the run in which the same is trained.
+
+    Args:
+        gradients: Elements that are reduced over the ranks.
+        mfu: The share of the peak that its operations reach.
+    """
 
     name: str
     epochs: float
     cost: StepCost
+    gradients: int
     seconds: Seconds
     step_seconds: float
     hours: float | None
@@ -43,7 +50,12 @@ class Phase:
     @property
     def bound(self) -> str:
         """What bounds most of a step."""
-        return max(BOUNDS, key=lambda bound: self.by_bound[bound])
+        return most_bounding([self])
+
+
+def most_bounding(phases: list[Phase]) -> str:
+    """What bounds most of the time that phases take."""
+    return max(BOUNDS, key=lambda bound: sum(phase.epochs * phase.by_bound[bound] for phase in phases))
 
 
 @dataclass
@@ -108,12 +120,17 @@ def make_plan(costs: "Costs", card: Card, rates: Rates) -> Plan:
     steps = work.batches.steps_per_epoch if work.samples else None
     num_losses = {"pretraining": 3 if work.config.use_dictionary else 2}.get(recipe.task, 1)
     times, watched = work.batches.gradient_accumulation_steps, recipe.task == "pretraining"
-    traffic = memory.exchanged(sizes, stage, precision, gpus, times)
-    if gpus > 1:
-        traffic |= memory.exchanged_by_model(work.config, num_losses, times, watched=watched)
+    of_model = memory.exchanged_by_model(work.config, num_losses, times, watched=watched) if gpus > 1 else {}
+
+    def traffic(gradients: int) -> dict[str, int]:
+        return memory.exchanged(sizes, stage, precision, gpus, times, gradients) | of_model
+
     held = memory.states(sizes, stage, precision, gpus, backbone_rule=recipe.optim.backbone_rule)
-    more = optimizer_seconds(held, card) | collective_seconds(traffic, stage, gpus, card)
-    phases = _phases(costs, card, rates, steps, more)
+
+    def beside_kernels(gradients: int) -> Seconds:
+        return optimizer_seconds(held, card) | collective_seconds(traffic(gradients), stage, gpus, card)
+
+    phases = _phases(costs, card, rates, steps, sizes, beside_kernels)
     plan = Plan(
         recipe=work.name,
         card=card,
@@ -127,7 +144,7 @@ def make_plan(costs: "Costs", card: Card, rates: Rates) -> Plan:
         phases=phases,
         memory=table,
         activation_checkpointing=checkpointing,
-        collectives=traffic,
+        collectives=traffic(phases[-1].gradients),
         assumed=work.assumed,
     )
     plan.changes = _advice(plan, work, on_rank)
@@ -198,8 +215,15 @@ def _on_rank(
     return found
 
 
-def _phases(costs: Costs, card: Card, rates: Rates, steps: int | None, more: Seconds) -> list[Phase]:
-    """Spans of the run, in order; `more` is what a step takes beside its micro-batches."""
+def _phases(
+    costs: Costs,
+    card: Card,
+    rates: Rates,
+    steps: int | None,
+    sizes: memory.Sizes,
+    beside_kernels: Callable[[int], Seconds],
+) -> list[Phase]:
+    """Spans of the run, in order; `beside_kernels` is what a step with so many gradients takes beside its kernels."""
     recipe, batches = costs.work.recipe, costs.work.batches
     epochs = float(recipe.epochs)
     begin, end = (min(epoch, epochs) for epoch in recipe.optim.frozen_span())
@@ -210,12 +234,15 @@ def _phases(costs: Costs, card: Card, rates: Rates, steps: int | None, more: Sec
         frozen, words_only = begin <= low < end, low < words
         checkpointing, times = bool(recipe.engine.activation_checkpointing), batches.gradient_accumulation_steps
         cost = costs.of(costs.work.typical, checkpointing, frozen=frozen, words_only=words_only)
-        seconds = kernel_seconds(cost, card, times) | more
+        # At stage 0 DeepSpeed reduces zeros for what gets no gradient.
+        gradients = cost.gradients if costs.stage else sizes.trained
+        seconds = kernel_seconds(cost, card, times) | beside_kernels(gradients)
         total = sum(sum(part.values()) for part in seconds.values())
         name = "bag-of-words loss alone" if words_only else "the CNN is frozen" if frozen else "all is trained"
         hours = None if steps is None else (high - low) * steps * total / 3600
         mfu = times * cost.operations / total / card.peak[costs.precision]
-        found.append(Phase(name, high - low, cost, seconds, total, hours, mfu, _readers(costs.work, total, rates)))
+        readers = _readers(costs.work, total, rates)
+        found.append(Phase(name, high - low, cost, gradients, seconds, total, hours, mfu, readers))
     return found
 
 

@@ -60,12 +60,14 @@ class StepCost:
         kernels: How often each is called.
         peak: Most bytes alive at once beside parameters, their gradients and buffers: the batch, and what forward and
             backward keep.
+        gradients: Elements of the parameters that get a gradient.
     """
 
     forward: dict[str, float] = field(default_factory=dict)
     backward: dict[str, float] = field(default_factory=dict)
     kernels: Counter[Kernel] = field(default_factory=Counter)
     peak: int = 0
+    gradients: int = 0
 
     @property
     def operations(self) -> float:
@@ -113,13 +115,14 @@ def run_step(
             weights, and dropout a byte for each value.
         autocast: Products in bfloat16 of float32 parameters, as at ZeRO stage 0.
     """
-    cost = StepCost()
+    cost, reached = StepCost(), set[nn.Parameter]()
     with mode, ExitStack() as stack:
         own = [tensor.untyped_storage() for tensor in (*model.parameters(), *model.buffers())]
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.grad = torch.zeros_like(parameter)
                 own.append(parameter.grad.untyped_storage())
+                stack.callback(parameter.register_post_accumulate_grad_hook(reached.add).remove)
         parts = _Parts(model)
         stack.callback(parts.remove)
         meter = stack.enter_context(Meter(own, parts, num_labelled))
@@ -135,7 +138,7 @@ def run_step(
         backward, cost.peak = meter.take(), meter.peak
         cost.forward.update(_by_part(forward))
         cost.backward.update(_by_part(backward))
-        cost.kernels = forward + backward
+        cost.kernels, cost.gradients = forward + backward, sum(parameter.numel() for parameter in reached)
         model.zero_grad(set_to_none=True)
     return cost
 

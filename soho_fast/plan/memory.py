@@ -89,20 +89,22 @@ def element_size(precision: str, stage: int) -> int:
     return 4 if precision == "float32" or not stage else 2
 
 
-def exchanged(sizes: Sizes, stage: int, precision: str, ranks: int, micro_batches: int) -> dict[str, int]:
+def exchanged(
+    sizes: Sizes, stage: int, precision: str, ranks: int, micro_batches: int, gradients: int | None = None
+) -> dict[str, int]:
     """Bytes that a rank gives into collectives in an optimiser step, by what they are; without ranks none.
 
     Args:
         sizes, stage, precision, ranks: As in `states`.
         micro_batches: Micro-batches that a step accumulates.
+        gradients: Elements of the parameters that get a gradient; by default all that are ever trained.
     """
     if ranks == 1:
         return {}
-    payload = element_size(precision, stage) * sizes.trained
-    times = micro_batches if stage >= 2 else 1
-    found = {"gradients, reduced": payload * times}
+    size, times = element_size(precision, stage), micro_batches if stage >= 2 else 1
+    found = {"gradients, reduced": size * (sizes.trained if gradients is None else gradients) * times}
     if stage:
-        found["parameters, gathered"] = payload * (micro_batches if stage == 3 else 1)
+        found["parameters, gathered"] = size * sizes.trained * (micro_batches if stage == 3 else 1)
     return found
 
 

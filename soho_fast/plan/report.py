@@ -3,7 +3,7 @@
 from typing import Any
 
 from soho_fast.plan.cards import GIB
-from soho_fast.plan.estimate import Plan
+from soho_fast.plan.estimate import Plan, most_bounding
 from soho_fast.plan.fake import PARTS
 from soho_fast.plan.roofline import BOUNDS
 
@@ -19,7 +19,7 @@ def as_text(plan: Plan) -> str:
         f"a step: {plan.gradient_accumulation_steps} micro-batches of {plan.micro_batch} samples on each GPU"
         + (f", {plan.steps_per_epoch:,} steps an epoch" if plan.steps_per_epoch else ""),
         f"memory of a GPU: {gigabytes:.1f} of {card.memory / GIB:.0f} GiB, {verdict}; hours in all: {hours}, "
-        f"bound by {plan.phases[-1].bound}",
+        f"bound by {most_bounding(plan.phases)}",
     ]
     if plan.changes:
         lines += ["", "changes" if plan.fits else "changes that make it fit", *(f"  {line}" for line in plan.changes)]
@@ -54,7 +54,8 @@ def _memory(plan: Plan) -> list[str]:
 
 def _traffic(plan: Plan) -> list[str]:
     rows = [[name, f"{value / 1e6:,.2f}"] for name, value in plan.collectives.items()]
-    return _table(["MB of a GPU in collectives, a step", ""], rows or [["one GPU sends nothing", ""]])
+    title = f"MB of a GPU in collectives, a step ({plan.phases[-1].name})"
+    return _table([title, ""], rows or [["one GPU sends nothing", ""]])
 
 
 def _bounds(plan: Plan) -> list[str]:

@@ -228,6 +228,21 @@ def test_a_killed_loader_process_is_told_in_a_line_and_the_run_goes_on(start, sm
     assert len(losses({"output": str(output)})) == steps + 3
 
 
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_signal_outside_of_steps_ends_a_command_in_a_line(name):
+    """As while it reads its data, or evaluates."""
+    code = (
+        "import sys, time\nfrom soho_fast.engine.watchdog import run_command\n"
+        "with run_command('the same command goes on') as command:\n    print('on', flush=True); time.sleep(60)\n"
+        "sys.exit(command.code)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "on\n"
+    process.send_signal(getattr(signal, name))
+    said = process.communicate(timeout=30)[1]
+    assert (process.returncode, said) == (128 + getattr(signal, name), "\nstopped; the same command goes on\n")
+
+
 def test_second_interrupt_stops_at_once(monkeypatch):
     ended = []
     monkeypatch.setattr(stopping.os, "_exit", ended.append)

@@ -56,6 +56,7 @@ def test_every_recipe_has_a_plan(name, tmp_path, monkeypatch):
 def test_a_still_backbone_takes_no_backward():
     plan = plan_of("--gpus", "8", *SMALL, "--samples", "2048", "--optim.frozen_backbone_epochs", "[0, 10]")
     still, trained = plan["phases"]
+    assert 0 < still["seconds"]["collectives"]["interconnect"] < trained["seconds"]["collectives"]["interconnect"]
     assert (still["epochs"], trained["epochs"]) == (10, 30)
     assert still["backward"]["backbone"] == 0 < trained["backward"]["backbone"]
     assert still["forward"] == trained["forward"]
@@ -164,6 +165,11 @@ def test_hours_follow_what_bounds_a_step():
     assert slow["phases"][-1]["bound_by"] == "interconnect" and slow["hours"] > 10 * half["hours"]
     text = planned(["--gpus", "16", *SMALL, "--samples", "2048", "--network-gbit", "0.1"])
     assert "bound by interconnect" in text and "0.0125 beyond, each way" in text
+    # The line on top is of all phases: in ten epochs of eleven the CNN is frozen.
+    frozen = ["--epochs", "11", "--optim.frozen_backbone_epochs", "[0, 10]", "--network-gbit", "300"]
+    frozen = ["--gpus", "16", *SMALL, "--samples", "2048", *frozen]
+    text, (first, last) = planned(frozen), [phase["bound_by"] for phase in plan_of(*frozen)["phases"]]
+    assert first != last and f"bound by {first}" in text.splitlines()[2]
 
 
 def test_published_runs_take_the_time_that_is_published():
@@ -183,6 +189,7 @@ def test_published_runs_take_the_time_that_is_published():
         (["--gpus", "0"], "gpus: expected 1 or more, got 0"),
         (["--efficiency", "1.5"], "efficiency: expected 0.001 to 1, got 1.5"),
         (["--network-gbit", "0"], "network-gbit: expected 0.001 or more, got 0"),
+        (["--network-gbit", "100", "--gpus", "8"], "network-gbit: 8 GPUs are in one machine; expected more than 8"),
         (["--image", "480"], "image: expected HEIGHTxWIDTH in pixels, as 480x640, got '480'"),
         (["--stage", "4"], "stage: expected one of 0, 1, 2, 3, got 4"),
         (["--recipe", "papr"], "recipe: there is no recipe 'papr'"),
@@ -213,7 +220,8 @@ def test_two_ranks_exchange_what_is_planned():
     from benchmarks.plan.measured import of_two_ranks
 
     rows = of_two_ranks()
-    assert [row.what for row in rows] == ["reduced, ZeRO 0", "reduced, ZeRO 1", "gathered, ZeRO 1"]
+    trained = ["reduced, ZeRO 0", "reduced, ZeRO 1", "gathered, ZeRO 1"]
+    assert [row.what for row in rows] == trained + [f"{what}, the CNN frozen" for what in trained]
     assert not [row for row in rows if row.apart > row.tolerance]
 
 
