@@ -106,9 +106,10 @@ def _own_store() -> tuple[dist.Store, int, int] | None:
     if not _is_one_machine() or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         return None
     rank, world, port = (environment_number(name, 0) for name in ("RANK", "WORLD_SIZE", "MASTER_PORT"))
-    # What gloo exchanges goes the same way; "lo" is the loopback device's name on Linux.
+    # What gloo and NCCL exchange goes the same way; "lo" is the loopback device's name on Linux.
     if "lo" in [name for _, name in socket.if_nameindex()]:
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+        for library in ("GLOO", "NCCL"):
+            os.environ.setdefault(f"{library}_SOCKET_IFNAME", "lo")
     with _told_if_taken(port):
         listener = socket.create_server((LOOPBACK, port)).detach() if rank == 0 else None
     store = dist.TCPStore(LOOPBACK, port, world, rank == 0, _PATIENCE, master_listen_fd=listener)

@@ -95,9 +95,10 @@ def test_processes_of_one_machine_are_reached_from_no_other(tmp_path):
     code = RANK.replace(
         "leave_processes()\nleave",
         """
-import psutil
+import os, psutil
 listening = [each.laddr.ip for each in psutil.Process().net_connections("tcp") if each.status == psutil.CONN_LISTEN]
 print("LISTENS", sorted(set(listening)), flush=True)
+print("NCCL at", os.environ["NCCL_SOCKET_IFNAME"], flush=True)
 processes.wait()
 leave_processes()
 leave""",
@@ -114,6 +115,7 @@ leave""",
     said = [rank.communicate(timeout=120)[0] for rank in ranks]
     assert [rank.returncode for rank in ranks] == [0, 0]
     assert "LISTENS ['127.0.0.1']" in said[0], said
+    assert all("NCCL at lo\n" in text for text in said), "not run on GPUs: where it is told to listen"
     assert all(
         line in ("LISTENS []", "LISTENS ['127.0.0.1']") for text in said for line in re.findall("LISTENS.*", text)
     )
