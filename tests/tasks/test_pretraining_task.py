@@ -202,22 +202,31 @@ def test_it_goes_on_from_a_pre_trained_model_with_another_dictionary_or_none(dat
         PretrainingTask(data, 3, wrong, say=lambda line: None).build_model()
 
 
-def test_a_pre_trained_model_of_other_words_is_refused(data, tmp_path):
-    task, _ = make_task(data)
-    model = task.build_model()
-    task.export(model, model.state_dict(), tmp_path / "model")
+def test_words_of_a_pre_trained_model_are_found_by_their_spelling(data, tmp_path):
+    config = {**SMALL, "bag_of_words_weight": 0.1}
+    model = PretrainingTask(data, 3, PretrainingModel(config=config), say=lambda line: None)
+    first = model.build_model()
+    torch.nn.init.normal_(first.mlm_head.decoder.bias)
+    model.export(first, first.state_dict(), tmp_path / "model")
     words = tmp_path / "model" / "tokenizer.json"
     content = json.loads(words.read_text())
-    vocabulary = content["model"]["vocab"]
-    first, second = list(vocabulary)[-2:]
-    vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
+    there = content["model"]["vocab"]
+    (*_, one, two), unknown = there, "a"
+    there[one], there[two] = there[two], there[one]
+    there["##unheard"] = there.pop(unknown)
     words.write_text(json.dumps(content))
     (tmp_path / "model" / "SHA256SUMS").unlink()
+    said = []
     again = PretrainingTask(
-        data, 3, PretrainingModel(config=SMALL, pretrained=str(tmp_path / "model")), say=lambda line: None
+        data, 3, PretrainingModel(config=config, pretrained=str(tmp_path / "model")), say=said.append
     )
-    with pytest.raises(ValueError, match=r"data.tokenizer: .* has other words \(\d+\) than the pre-trained model"):
-        again.build_model()
+    taken, here = again.build_model().state_dict(), again.tokenizer.get_vocab()
+    assert f"knows {len(here) - 1} of the {len(here)} tokens here" in said[-2]
+    for name in ("soho.text_embeddings.word_embeddings.weight", "mlm_head.decoder.bias"):
+        rows = first.state_dict()[name]
+        for token, row in here.items():
+            same = token != unknown
+            assert torch.equal(taken[name][row], rows[there[token if same else "##unheard"]]) == same, (name, token)
 
 
 def test_cached_tokens_score_as_pixels_do(data):
