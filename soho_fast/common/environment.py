@@ -1,7 +1,7 @@
 """What a report of a bug needs: versions, processor, and what the ops run on.
 
-    soho env
-    soho env --json
+soho env
+soho env --json
 """
 
 import json
@@ -34,7 +34,7 @@ def environment() -> dict[str, object]:
         "soho_fast": f"{soho_fast.__version__} {commit()}".strip(),
         "torch": info.pop("torch"),
         "system": platform.platform(),
-        "processor": _processor(),
+        "processor": processor_name(),
         "cores": os.cpu_count(),
         "GPUs": gpus or "none",
         "CUDA of torch": torch.version.cuda or "none",
@@ -51,7 +51,8 @@ def _version(name: str) -> str:
         return ""
 
 
-def _processor() -> str:
+def processor_name() -> str:
+    """The processor's name as Linux has it; elsewhere what python knows."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

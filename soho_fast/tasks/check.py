@@ -22,6 +22,9 @@ from pathlib import Path, PurePosixPath
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+# Before torch loads OpenMP, as training does; see soho_fast/train.py.
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
 from soho_fast.common.command_line import Parser, exit_code
 from soho_fast.common.errors import UserError
 from soho_fast.common.progress import ProgressLines

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from jsonargparse import ArgumentParser
 from tiny_corpus import COLOURS, draw, write_karpathy
 from transformers import AutoConfig, AutoModelForPreTraining, AutoProcessor
 
+from soho_fast.common.checksums import altered_files
 from soho_fast.data.processor import SohoProcessor
 from soho_fast.model import SohoConfig, SohoForPreTraining
 from soho_fast.tasks.evaluation.sharing import Sharing
@@ -253,6 +255,30 @@ def test_export_loads_again(data, tmp_path):
     assert type(processor) is SohoProcessor
     assert processor.image_processor.to_dict() == task.processor.image_processor.to_dict()
     assert processor.tokenizer.get_vocab() == task.tokenizer.get_vocab()
+
+
+def test_an_exported_model_has_a_card(data, tmp_path):
+    task, _ = make_task(data)
+    model = task.build_model()
+    (Path(data.sources[0].images[0]) / "licences.json").write_text(
+        json.dumps([{"what": "flat colours", "credit": "Ada", "licence": "CC0"}])
+    )
+    task.export(model, model.state_dict(), tmp_path / "untried")
+    assert "Not measured." in (tmp_path / "untried" / "README.md").read_text()
+    metrics = task.evaluate(model.eval())
+    task.export(model, model.state_dict(), tmp_path / "model")
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: soho_fast\nlicense: other\n")
+    assert "- flat colours: CC0; Ada" in card and "Not recorded" not in card
+    assert str(tmp_path) not in card, "no path of this machine"
+    for name, value, baseline in task.table(metrics).rows:
+        assert f"| {name} | {value} | {baseline} |" in card
+    snippet = re.search("```python\n(.*?)```", card, re.DOTALL)[1]
+    exec(snippet.replace("FOLDER_OR_NAME", str(tmp_path / "model")), found := {})
+    assert type(found["model"]) is SohoForPreTraining
+    # Who publishes it completes the card; the model is what it was.
+    (tmp_path / "model" / "README.md").write_text("mine")
+    assert altered_files(tmp_path / "model") == ""
 
 
 def test_identity_is_json_and_follows_the_sizes(data):
