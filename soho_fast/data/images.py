@@ -33,7 +33,7 @@ from transformers.processing_utils import ImagesKwargs
 from transformers.utils import TensorType
 
 from soho_fast.common.errors import CorruptImageError
-from soho_fast.common.images import FORMATS, MAX_PIXELS, one_line, to_rgb
+from soho_fast.common.images import FORMATS, MAX_PIXELS, no_image, one_line, to_rgb
 from soho_fast.data.readers.records import ImageRef
 from soho_fast.data.stores import FolderStore
 
@@ -94,8 +94,7 @@ def decode_image(data: bytes, *, shorter_edge: int | None = None) -> torch.Tenso
             image.load()
             return image_to_pixels(image)
     except UnidentifiedImageError as error:  # its own text names the buffer's address
-        reason = f"it is no {', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
-        raise CorruptImageError(f"can't be decoded as an image ({len(data)} bytes): {reason}") from error
+        raise CorruptImageError(f"can't be decoded as an image ({len(data)} bytes): {no_image(data)}") from error
     except Exception as error:  # a decoder meets damage with errors of any kind: struct, zlib, RuntimeError, ...
         raise CorruptImageError(f"can't be decoded as an image ({len(data)} bytes): {one_line(error)}") from error
 

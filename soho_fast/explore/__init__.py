@@ -8,6 +8,11 @@ From a model: `python -m soho_fast.explore build RUN`. From arrays of any codebo
 from importlib import import_module
 from typing import Any
 
+from soho_fast.common.extras import from_extra
+
+with from_extra("explore"):
+    import numpy  # noqa: F401 - what all of these need
+
 _HOMES = {
     "Bundle": "bundle",
     "build_from_arrays": "from_arrays",

@@ -60,6 +60,9 @@ def export_model(folder: str | os.PathLike[str], output: Path, say: Callable[[st
         processor.tokenizer.backend_tokenizer.save(str(scratch / "tokenizer.json"))
         shutil.copyfile(Path(__file__).with_name("run.py"), scratch / "run.py")
         write_checksums(scratch)
+        card = Path(model_folder(folder)) / "README.md"
+        if card.is_file():
+            shutil.copyfile(card, scratch / card.name)
         os.replace(scratch, output)
     say(f"{output}: encode.pt2, read.pt2, about.json, tokenizer.json, run.py, {SUMS}")
 

@@ -313,6 +313,13 @@ class SohoModelWithHeads(SohoPreTrainedModel):
         return self.soho.encode_images(pixel_values, pixel_mask, sample_key, num_texts, **backbone_output)
 
 
+# The parameters with a row for each token.
+_OF_WORDS = (
+    "word_embeddings.weight", "mlm_head.decoder.weight", "mlm_head.decoder.bias", "bag_of_words_head.decoder.weight",
+    "bag_of_words_head.bias",
+)  # fmt: skip
+
+
 class SohoForPreTraining(PairMatching, SohoModelWithHeads):
     """SOHO with the heads and losses of pre-training: L = L_MLM + L_MVM + L_ITM (paper section 3.3, eq. 9).
 
@@ -362,16 +369,25 @@ class SohoForPreTraining(PairMatching, SohoModelWithHeads):
         absent = set(info["missing_keys"]) | {name for name, *_ in info["mismatched_keys"]}
         return source.config, {name: value for name, value in source.state_dict().items() if name not in absent}
 
-    def init_from(self, path_or_name: str) -> LoadReport:
+    def init_from(self, path_or_name: str, rows_V: Tensor | None = None) -> LoadReport:
         """Fills all that a pre-trained model has too: with a dictionary, without one, or with another.
 
         Args:
             path_or_name: what `save_pretrained` wrote, or its name on the hub.
+            rows_V: int64 (V,), where the tokenizers differ: of each token of this model the id that it has there, -1 of
+                those that it has not, which keep their initial values. None: ids are the same.
 
         Raises:
             FileNotFoundError, ValueError: as `state_of`; ValueError also where sizes differ. Nothing was changed then.
         """
         _, state = self.state_of(path_or_name, "init_from")
+        if rows_V is not None:
+            here = rows_V >= 0
+            for name, own in self.state_dict().items():
+                if name.endswith(_OF_WORDS) and name in state and state[name].shape[1:] == own.shape[1:]:
+                    rows = own.clone()
+                    rows[here] = state[name][rows_V[here]]
+                    state[name] = rows
         return copy_state(self, state, f"init_from({path_or_name!r})")
 
     def get_output_embeddings(self) -> nn.Linear:

@@ -18,7 +18,7 @@ from soho_fast.studies.matrix import Cell
 from soho_fast.studies.results import Row
 from soho_fast.studies.study import Comparison, Study, pairs_of, split_cell
 
-with from_extra("explore"):
+with from_extra("train"):
     import numpy as np
 
 LEVEL = 0.95

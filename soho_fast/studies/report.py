@@ -15,7 +15,7 @@ from soho_fast.studies.matrix import Cell, Run, of_other_data
 from soho_fast.studies.results import Row, by_digest
 from soho_fast.studies.study import Study, split_cell
 
-with from_extra("explore"):
+with from_extra("train"):
     import numpy as np
 
 # Of a metric with a unit more is not always better.

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
@@ -26,6 +27,7 @@ from soho_fast.model.fast.gpu import speed_up_on_gpu
 from soho_fast.model.pretrained import check_finite
 from soho_fast.model.visual_encoder import cut_features, pad_features
 from soho_fast.tasks import TASKS
+from soho_fast.tasks.card import CARD, model_card
 from soho_fast.tasks.contents import weights_identity, words_identity
 from soho_fast.tasks.evaluation.sharing import ReportProgress, Sharing
 from soho_fast.tasks.identity import EVALUATED_BY, FIXED, NOT_COMPARED, PLACES
@@ -57,6 +59,9 @@ class BaseTask(ABC):
     """Loader processes for each process that evaluates; 0 reads in these."""
     processes: Processes = Processes()
     """Those that read training data together."""
+
+    _last_metrics: Mapping[str, float] = MappingProxyType({})
+    """Those of the last full evaluation, for the model card."""
 
     def __init__(self, data: Any, seed: int = 0, model: Any = None, *, say: Callable[[str], None] = print) -> None:
         self.data, self.seed, self._say = data, seed, say
@@ -201,7 +206,10 @@ class BaseTask(ABC):
             processes: Who makes the call and may share the work; this process alone when None.
             progress: Called with what is done of how much.
         """
-        return self.metrics_while_training(model, Sharing(processes or Processes(), progress), quick=quick)
+        metrics = self.metrics_while_training(model, Sharing(processes or Processes(), progress), quick=quick)
+        if not quick:
+            self._last_metrics = metrics
+        return metrics
 
     @abstractmethod
     def metrics_while_training(self, model: Any, sharing: Sharing, *, quick: bool) -> dict[str, float]:
@@ -302,6 +310,8 @@ class BaseTask(ABC):
         model.save_pretrained(folder, state_dict=dict(state_dict))
         self.processor.save_pretrained(folder)
         write_checksums(folder)
+        # Without a checksum: who publishes the model completes it.
+        (folder / CARD).write_text(model_card(self, model, self._last_metrics), encoding="utf-8")
 
     def next_commands(self, folder: Path) -> list[str]:
         """Commands worth trying after the run."""

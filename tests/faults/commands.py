@@ -22,7 +22,7 @@ from tiny_study import TINY
 
 COMMANDS = ("write", "corpus", "many", "explore", "index", "train", "export", "studies")
 WAYS = ("SIGHUP", "closed", "SIGKILL", "SIGINT")
-_EXPORTED = ("SHA256SUMS", "about.json", "encode.pt2", "read.pt2", "run.py", "tokenizer.json")
+_EXPORTED = ("README.md", "SHA256SUMS", "about.json", "encode.pt2", "read.pt2", "run.py", "tokenizer.json")
 # What makes the same bytes each time; of the others the files' names are compared.
 _SAME_BYTES = ("write", "corpus", "many")
 # So many changes of a folder are drawn from for the moment; a command with fewer is not struck, and comes to its end.

@@ -18,7 +18,8 @@ import soho_fast
 
 ROOT = Path(__file__).resolve().parents[2]
 # Imported only where they were asked for, or are there.
-OPTIONAL = {"triton", "vector-quantize-pytorch", "encodec", "moshi", "descript-audio-codec", "resvg-py"}
+OPTIONAL = {"triton", "vector-quantize-pytorch", "encodec", "moshi", "descript-audio-codec", "resvg-py", "pillow-heif",
+            "datasets"}  # fmt: skip
 # Distributions by the names they are imported by, where the two differ.
 DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml", "sklearn": "scikit-learn", "dac": "descript-audio-codec"}
 
@@ -113,3 +114,12 @@ def test_the_extension_names_no_folder_of_the_machine_that_built_it():
     (extension,) = (ROOT / "soho_fast").glob("_C*.so")
     found = subprocess.run(["readelf", "-d", str(extension)], capture_output=True, text=True, check=True).stdout
     assert "NEEDED" in found and "RPATH" not in found and "RUNPATH" not in found, found
+
+
+def test_a_release_has_one_version():
+    """That of the package, in the changelog, the citation and, where the commit has one, the tag."""
+    version = soho_fast.__version__
+    assert re.search(rf"^## {re.escape(version)}$", (ROOT / "CHANGELOG.md").read_text(), flags=re.MULTILINE)
+    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
+    done = subprocess.run(["git", "tag", "--points-at", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert {tag for tag in done.stdout.split() if tag.startswith("v")} <= {f"v{version}"}

@@ -73,6 +73,7 @@ SIZES = [
     ("--recipe own_vqa", SMALL),
     ("--recipe own", f"{SMALL} {PRETRAINING}"),
     ("soho_fast.data.tokenizer", ""),
+    ("soho check", ""),
     ("soho_fast.data.shards", ""),
     ("soho_fast.data.mini", ""),
     ("deepspeed soho_fast/train.py", f"{CORPUS} {SMALL} {PRETRAINING}"),
@@ -121,6 +122,7 @@ SAYS = {
     "--recipe mini_retrieval": "text to image R@10",
     "--recipe own_vqa": "vqa score",
     "soho_fast.data.tokenizer": "1.00 pieces a word",
+    "soho check": "ready; next: soho train --recipe own --data_roots.images my_images",
     "soho_fast.data.shards write": "kept the others; as one path: data/mini_shards/00000.tar",
     "soho_fast.data.shards check": "1 shards match their indexes, and all images decode",
     "soho_fast.evaluate --run runs/own_vqa": "in runs/own_vqa/evaluation/val-best/",
@@ -267,6 +269,8 @@ def test_command(page, command, state, run):
         # Other pages go on from what the README's commands make, which are in the other part of the tests.
         for line in (line for first, line in COMMANDS if first == "README.md" and "my_images" in line):
             test_command("README.md", line, state, run)
+    # The command `soho` is there where the package is installed.
+    command = re.sub("^soho ", "python -m soho_fast.common.console ", command)
     # `state` has tried the launcher, which takes ten seconds longer to start.
     done = run(f"{command} {behind}".replace("deepspeed soho_fast", "python soho_fast"), state)
     refused = next((words for part, words in REFUSED.items() if part in command), None)

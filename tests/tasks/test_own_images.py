@@ -95,3 +95,16 @@ def test_texts_that_are_cut_or_unknown_are_told(own):
     assert [line for line in said if line.startswith("warning")] == [
         "warning: 50.0% of the texts are cut at data.max_text_length 5; 7 would keep 99% whole"
     ]
+
+
+@pytest.mark.parametrize("quick", [True, False])
+def test_an_evaluation_says_that_nothing_is_learnt(own, monkeypatch, quick):
+    task, said = pretraining(*own)
+    metrics = {"num_images": 30, "mlm_content": 0.0, "mlm_content_shuffled": 0.0, "itm": 0.5, "itm_majority": 0.5}
+    monkeypatch.setattr("soho_fast.tasks.pretraining.evaluate_pretraining", lambda *_, **__: metrics)
+    assert task.evaluate(None, quick=quick) == metrics
+    assert said[-1].startswith("warning: nothing is learnt of held-out images yet: masked content words 0.0% (")
+    assert ("take more images" in said[-1] and "--model.pretrained FOLDER" in said[-1]) == (not quick)
+    monkeypatch.setitem(metrics, "itm", 0.9)
+    task.evaluate(None, quick=quick)
+    assert sum("nothing is learnt" in line for line in said) == 1

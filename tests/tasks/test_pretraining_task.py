@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from jsonargparse import ArgumentParser
 from tiny_corpus import COLOURS, draw, write_karpathy
 from transformers import AutoConfig, AutoModelForPreTraining, AutoProcessor
 
+from soho_fast.common.checksums import altered_files
 from soho_fast.data.processor import SohoProcessor
 from soho_fast.model import SohoConfig, SohoForPreTraining
 from soho_fast.tasks.evaluation.sharing import Sharing
@@ -202,22 +204,31 @@ def test_it_goes_on_from_a_pre_trained_model_with_another_dictionary_or_none(dat
         PretrainingTask(data, 3, wrong, say=lambda line: None).build_model()
 
 
-def test_a_pre_trained_model_of_other_words_is_refused(data, tmp_path):
-    task, _ = make_task(data)
-    model = task.build_model()
-    task.export(model, model.state_dict(), tmp_path / "model")
+def test_words_of_a_pre_trained_model_are_found_by_their_spelling(data, tmp_path):
+    config = {**SMALL, "bag_of_words_weight": 0.1}
+    model = PretrainingTask(data, 3, PretrainingModel(config=config), say=lambda line: None)
+    first = model.build_model()
+    torch.nn.init.normal_(first.mlm_head.decoder.bias)
+    model.export(first, first.state_dict(), tmp_path / "model")
     words = tmp_path / "model" / "tokenizer.json"
     content = json.loads(words.read_text())
-    vocabulary = content["model"]["vocab"]
-    first, second = list(vocabulary)[-2:]
-    vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
+    there = content["model"]["vocab"]
+    (*_, one, two), unknown = there, "a"
+    there[one], there[two] = there[two], there[one]
+    there["##unheard"] = there.pop(unknown)
     words.write_text(json.dumps(content))
     (tmp_path / "model" / "SHA256SUMS").unlink()
+    said = []
     again = PretrainingTask(
-        data, 3, PretrainingModel(config=SMALL, pretrained=str(tmp_path / "model")), say=lambda line: None
+        data, 3, PretrainingModel(config=config, pretrained=str(tmp_path / "model")), say=said.append
     )
-    with pytest.raises(ValueError, match=r"data.tokenizer: .* has other words \(\d+\) than the pre-trained model"):
-        again.build_model()
+    taken, here = again.build_model().state_dict(), again.tokenizer.get_vocab()
+    assert f"knows {len(here) - 1} of the {len(here)} tokens here" in said[-2]
+    for name in ("soho.text_embeddings.word_embeddings.weight", "mlm_head.decoder.bias"):
+        rows = first.state_dict()[name]
+        for token, row in here.items():
+            same = token != unknown
+            assert torch.equal(taken[name][row], rows[there[token if same else "##unheard"]]) == same, (name, token)
 
 
 def test_cached_tokens_score_as_pixels_do(data):
@@ -244,6 +255,30 @@ def test_export_loads_again(data, tmp_path):
     assert type(processor) is SohoProcessor
     assert processor.image_processor.to_dict() == task.processor.image_processor.to_dict()
     assert processor.tokenizer.get_vocab() == task.tokenizer.get_vocab()
+
+
+def test_an_exported_model_has_a_card(data, tmp_path):
+    task, _ = make_task(data)
+    model = task.build_model()
+    (Path(data.sources[0].images[0]) / "licences.json").write_text(
+        json.dumps([{"what": "flat colours", "credit": "Ada", "licence": "CC0"}])
+    )
+    task.export(model, model.state_dict(), tmp_path / "untried")
+    assert "Not measured." in (tmp_path / "untried" / "README.md").read_text()
+    metrics = task.evaluate(model.eval())
+    task.export(model, model.state_dict(), tmp_path / "model")
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: soho_fast\nlicense: other\n")
+    assert "- flat colours: CC0; Ada" in card and "Not recorded" not in card
+    assert str(tmp_path) not in card, "no path of this machine"
+    for name, value, baseline in task.table(metrics).rows:
+        assert f"| {name} | {value} | {baseline} |" in card
+    snippet = re.search("```python\n(.*?)```", card, re.DOTALL)[1]
+    exec(snippet.replace("FOLDER_OR_NAME", str(tmp_path / "model")), found := {})
+    assert type(found["model"]) is SohoForPreTraining
+    # Who publishes it completes the card; the model is what it was.
+    (tmp_path / "model" / "README.md").write_text("mine")
+    assert altered_files(tmp_path / "model") == ""
 
 
 def test_identity_is_json_and_follows_the_sizes(data):

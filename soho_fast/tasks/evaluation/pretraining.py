@@ -9,6 +9,7 @@ Each image is encoded once: `encode_images(pixel_values, pixel_mask)` per batch,
 from __future__ import annotations
 
 import functools
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -433,6 +434,23 @@ def _recalls(scores_NN: torch.Tensor) -> dict[str, float]:
         metrics |= {f"{direction}_r{k}": share for k, share in recall_at(scores, diagonal, RECALL_KS).items()}
         metrics[f"{direction}_mrr"] = mean_reciprocal_rank(scores, diagonal)
     return metrics | {f"chance_r{k}": min(1.0, k / count) for k in RECALL_KS}
+
+
+def nothing_learnt(metrics: Mapping[str, float]) -> str:
+    """That held-out images are of no use to the model yet, in words; empty where they are.
+
+    They are not where matching is within two standard errors of chance, and masked content words are told no better
+    than with another image, within two standard errors of the difference.
+    """
+    count, words, shuffled = (metrics[name] for name in ("num_images", "mlm_content", "mlm_content_shuffled"))
+    share = (words + shuffled) / 2
+    margin = 2 * math.sqrt(2 * share * (1 - share) / count)
+    if words - shuffled > margin or metrics["itm"] - metrics["itm_majority"] > 2 * math.sqrt(0.25 / (2 * count)):
+        return ""
+    return (
+        f"nothing is learnt of held-out images yet: masked content words {words:.1%} ({shuffled:.1%} with another "
+        f"image), matching {metrics['itm']:.1%} (chance {metrics['itm_majority']:.1%})"
+    )
 
 
 def format_table(metrics: Mapping[str, float]) -> list[list[str]]:

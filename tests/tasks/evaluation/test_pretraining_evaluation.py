@@ -11,7 +11,7 @@ from torch import nn
 from soho_fast.common.errors import CorruptImageError
 from soho_fast.data.text import encode_texts
 from soho_fast.model import VisualTokens
-from soho_fast.tasks.evaluation.pretraining import evaluate_pretraining, format_table, mask_words
+from soho_fast.tasks.evaluation.pretraining import evaluate_pretraining, format_table, mask_words, nothing_learnt
 
 NAMES = list(COLOURS)
 BACKGROUND = len(NAMES)
@@ -115,6 +115,29 @@ def test_a_blind_model_gets_the_baselines(records, processor):
     for direction in ("image_to_text", "text_to_image"):
         for k in (1, 5, 10):
             assert metrics[f"{direction}_r{k}"] == pytest.approx(metrics[f"chance_r{k}"])
+
+
+def test_a_model_that_learns_nothing_is_told(records, processor):
+    blind = nothing_learnt(measure(Oracle(processor.tokenizer, blind=True), records, processor))
+    assert blind.startswith("nothing is learnt of held-out images yet: masked content words ")
+    assert "matching 50.0% (chance 50.0%)" in blind
+    assert nothing_learnt(measure(Oracle(processor.tokenizer), records, processor)) == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "shuffled", "itm", "count", "learnt"),
+    [
+        (0.0, 0.0, 0.5, 30, False),
+        (0.0, 0.0, 0.6, 30, False),  # within chance of sixty pairs
+        (0.0, 0.0, 0.6, 500, True),
+        (0.31, 0.30, 0.5, 500, False),  # learnt from the texts alone
+        (0.45, 0.30, 0.5, 500, True),
+        (float("nan"), float("nan"), 0.5, 500, False),
+    ],
+)
+def test_by_how_much_held_out_images_must_help(words, shuffled, itm, count, learnt):
+    metrics = {"num_images": count, "mlm_content": words, "mlm_content_shuffled": shuffled, "itm": itm}
+    assert (nothing_learnt(metrics | {"itm_majority": 0.5}) == "") == learnt
 
 
 def test_same_seed_same_measures_and_another_seed_other_examples(records, processor):

@@ -1,0 +1,281 @@
+"""Makes `images.jsonl`, which recipe `own` reads, of captions in other forms.
+
+    soho import csv captions.csv my_images            columns of file names and captions, a row for each caption
+    soho import text my_images                        beside each image a .txt file, a caption in each line
+    soho import coco captions_train2014.json my_images
+    soho import datasets FOLDER_OR_PARQUET my_images  of Hugging Face; its images are written into my_images/images
+
+Images without a file or a caption are left out and counted. `soho check my_images` tells what else is to be mended.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from soho_fast.common.command_line import Parser, exit_code
+from soho_fast.common.errors import UserError
+from soho_fast.common.extras import from_extra
+from soho_fast.common.files import write_atomically
+from soho_fast.common.spelling import did_you_mean
+from soho_fast.data.readers.captions import read_coco_captions
+from soho_fast.data.readers.records import Candidate, ImageTextRecord, ReadReport, check_text, find_captioned
+
+IMAGE_SUFFIXES = (
+    ".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".avif", ".heic", ".heif",
+)  # fmt: skip
+ANNOTATIONS = "images.jsonl"
+"""The file that recipe `own` reads, in the folder of the images."""
+
+# Names of columns, the first that is there counts.
+_FILES = ("file", "file_name", "filename", "image", "image_name", "path", "filepath")
+_CAPTIONS = ("caption", "captions", "text", "texts", "comment", "sentence", "sentences")
+_DELIMITERS = ",;\t|"
+# As recipe `own` calls the held-out images.
+_SPLITS = {"validation": "val", "valid": "val", "dev": "val"}
+_SUFFIX = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp", "GIF": ".gif", "BMP": ".bmp", "TIFF": ".tif"}
+
+
+def images_below(folder: Path) -> list[str]:
+    """The image files in a folder and in those below it, by their suffix: sorted paths relative to it."""
+    return sorted(
+        path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES
+    )
+
+
+def read_csv(path: Path, folder: Path, file_column: str = "", caption_column: str = "") -> list[Candidate]:
+    """Images with captions of a CSV file whose first line names its columns, among them perhaps `split`.
+
+    Rows of one file are one image with several captions. Columns are divided by comma, semicolon, tab or bar.
+
+    Args:
+        path: The CSV file.
+        folder: The images'; paths below it, or absolute, are what the file column has.
+        file_column, caption_column: Names of columns; empty takes one of the usual names.
+
+    Raises:
+        FileNotFoundError, ValueError: No such file, it is no UTF-8, lacks a column, or an image is of two splits.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 ({error}); save the file as UTF-8") from error
+    header = text.partition("\n")[0]
+    delimiter = max(_DELIMITERS, key=header.count)
+    rows = csv.DictReader(io.StringIO(text), delimiter=delimiter, skipinitialspace=True)
+    columns = [name.strip() for name in rows.fieldnames or []]
+    rows.fieldnames = columns
+    file_name = _column(columns, file_column, _FILES, path, "--file-column")
+    caption_name = _column(columns, caption_column, _CAPTIONS, path, "--caption-column")
+    found: dict[str, Candidate] = {}
+    try:
+        for row in rows:
+            where = f"{path}: line {rows.line_num}"
+            name, caption, split = (row.get(each) or "" for each in (file_name, caption_name, "split"))
+            check_text(caption, f"{where}: column {caption_name!r}")
+            if not name.strip():
+                raise ValueError(f"{where}: column {file_name!r} is empty; expected the name of an image")
+            candidate = found.setdefault(name.strip(), Candidate((name.strip(),), [], name.strip(), _split(split)))
+            if candidate.split != _split(split):
+                raise ValueError(f"{where}: image {name} is of split {split!r}, and before of {candidate.split!r}")
+            candidate.captions.append(caption)
+    except csv.Error as error:
+        raise ValueError(f"{path}: line {rows.line_num}: {error}") from error
+    return list(found.values())
+
+
+def _column(columns: Sequence[str], wanted: str, usual: Sequence[str], where: object, flag: str) -> str:
+    lower = {name.lower(): name for name in columns}
+    found = next((lower[name] for name in ([wanted.lower()] if wanted else usual) if name in lower), None)
+    if found is None:
+        expected = f"a column {wanted!r}{did_you_mean(wanted, columns)}" if wanted else f"one of {', '.join(usual)}"
+        raise UserError(f"{where}: expected {expected}; its columns are {', '.join(columns)}: name it by {flag}")
+    return found
+
+
+def _split(name: str | None) -> str:
+    name = (name or "").strip()
+    return _SPLITS.get(name, name)
+
+
+def read_text_files(folder: Path) -> list[Candidate]:
+    """Images of a folder and of those below it; the captions of `a.jpg` are the lines of `a.txt`.
+
+    Raises:
+        ValueError: a text file is no UTF-8, or there is no image.
+    """
+    candidates = []
+    for name in images_below(folder):
+        text = (folder / name).with_suffix(".txt")
+        try:
+            captions = text.read_text(encoding="utf-8-sig").splitlines() if text.is_file() else []
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{text}: not UTF-8 ({error}); save the file as UTF-8") from error
+        candidates.append(Candidate((name,), captions, name))
+    if not candidates:
+        raise ValueError(f"{folder}: no image was found; expected files that end in {', '.join(IMAGE_SUFFIXES)}")
+    return candidates
+
+
+def read_dataset(path: Path, folder: Path, image_column: str = "", caption_column: str = "") -> list[Candidate]:
+    """Images with captions of Hugging Face `datasets`; the images are written into `folder/images`.
+
+    Args:
+        path: What `save_to_disk` wrote, or a .parquet file, or a folder of such, by whose names' beginnings (`train-`,
+            `validation-`, `test-`) splits are told.
+        folder: Where the images go.
+        image_column, caption_column: Names of columns; empty takes one of the usual names. A caption column holds a
+            text or a list of texts.
+
+    Raises:
+        MissingExtraError: `datasets` is not installed.
+        ValueError: It can't be read, lacks a column, or a column holds something else.
+    """
+    with from_extra("datasets"):
+        import datasets
+    try:
+        loaded = _load_dataset(datasets, path)
+    except Exception as error:  # of any kind: arrow's own, pickle's, OSError
+        raise ValueError(f"{path}: datasets can't read it ({' '.join(str(error).split())[:200]})") from error
+    parts = loaded if isinstance(loaded, dict) else {"": loaded}
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    candidates = []
+    for split, part in parts.items():
+        where = f"{path}, split {split}" if split else str(path)
+        images = _column(part.column_names, image_column, ("image", "img", "jpg", "png"), where, "--image-column")
+        captions = _column(part.column_names, caption_column, _CAPTIONS, where, "--caption-column")
+        if not isinstance(part.features[images], datasets.Image):
+            raise ValueError(f"{where}: column {images!r} is {part.features[images]}; expected images")
+        rows = (row for batch in part.with_format("arrow").iter(batch_size=100) for row in batch.to_pylist())
+        for number, row in enumerate(rows):  # images as they are stored
+            texts = [row[captions]] if isinstance(row[captions], str) else list(row[captions] or ())
+            if not all(isinstance(text, str) for text in texts):
+                raise ValueError(f"{where}, row {number}: column {captions!r} holds {row[captions]!r:.60}, no texts")
+            name = _write_image(row[images], folder, f"{split or 'image'}-{number:07d}", f"{where}, row {number}")
+            candidates.append(Candidate((name,), texts, name, _split(split)))
+    return candidates
+
+
+def _load_dataset(datasets: Any, path: Path) -> Any:
+    if path.is_dir() and not any(path.glob("*.parquet")):
+        return datasets.load_from_disk(str(path))
+    files = [path] if path.is_file() else sorted(path.glob("*.parquet"))
+    by_split: dict[str, list[str]] = {}
+    for file in files:
+        split = file.stem.split("-")[0]
+        by_split.setdefault(split if split in ("train", "val", "test", *_SPLITS) else "", []).append(str(file))
+    parts = {split: datasets.Dataset.from_parquet(each) for split, each in by_split.items()}
+    return parts if "" not in parts else datasets.concatenate_datasets(list(parts.values()))
+
+
+def _write_image(image: Mapping[str, Any] | None, folder: Path, name: str, where: str) -> str:
+    """The name of the file that was written, relative to the folder."""
+    from PIL import Image
+
+    content = (image or {}).get("bytes")
+    if content is None and (image or {}).get("path"):
+        content = Path(str((image or {})["path"])).read_bytes()
+    if not content:
+        raise ValueError(f"{where}: there is no image in it")
+    try:
+        with Image.open(io.BytesIO(content)) as opened:
+            suffix = _SUFFIX.get(opened.format or "", ".img")
+    except OSError:  # `soho check` tells which can't be decoded
+        suffix = ".img"
+    file = f"images/{name}{suffix}"
+    (folder / file).write_bytes(content)
+    return file
+
+
+def lines_of(records: Iterable[ImageTextRecord], splits: Mapping[str, str]) -> Iterator[str]:
+    """Lines of `images.jsonl`; `splits` by image id, where the images have any."""
+    for record in records:
+        line = {"file": record.image.name, "captions": list(record.captions)}
+        if split := splits.get(record.image_id):
+            line["split"] = split
+        yield json.dumps(line, ensure_ascii=False) + "\n"
+
+
+def import_captions(folder: Path, read: Callable[[ReadReport], tuple[list[ImageTextRecord], dict[str, str]]]) -> str:
+    """Write `images.jsonl`; returns what it holds and what was left out, a fact a line.
+
+    Raises:
+        ValueError, FileNotFoundError: as `read`; some images have a split and some have none.
+    """
+    report = ReadReport()
+    records, splits = read(report)
+    if len({bool(splits.get(record.image_id)) for record in records}) == 2:
+        raise ValueError("split: some images have a split and some have none; expected it of all or of none")
+    write_atomically(folder / ANNOTATIONS, "".join(lines_of(records, splits)))
+    return "\n".join([*report.lines(), f"wrote {folder / ANNOTATIONS}; next: soho check {folder}"])
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line; returns the exit code: 0 done, 2 a mistake of the user, 130 when stopped."""
+    return exit_code(_run, arguments)
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="soho import",
+        description="Make images.jsonl, which recipe own reads, of captions in other forms.",
+        epilog=__doc__.partition("\n\n")[2] if __doc__ else "",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    forms = parser.add_subparsers(dest="form", required=True, metavar="csv | text | coco | datasets")
+    about = {
+        "csv": "a CSV file with a row for each caption",
+        "text": "a .txt file beside each image, a caption in each line",
+        "coco": "a COCO captions file",
+        "datasets": "Hugging Face datasets: a folder of save_to_disk, or parquet files",
+    }
+    for form, words in about.items():
+        example = f"soho import {form} {'' if form == 'text' else 'SOURCE '}my_images"
+        sub = forms.add_parser(form, help=words, description=f"Captions from {words}.", epilog=f"example: {example}")
+        if form != "text":
+            sub.add_argument("source", type=Path, help=words)
+        sub.add_argument("folder", type=Path, help="folder of the images; images.jsonl is written there")
+        if form in ("csv", "datasets"):
+            names = "--file-column" if form == "csv" else "--image-column"
+            sub.add_argument(names, default="", dest="image_column", help="name of the column with the images")
+            sub.add_argument("--caption-column", default="", help="name of the column with the captions")
+        sub.add_argument("--overwrite", action="store_true", help="replace an images.jsonl that is there")
+    return parser
+
+
+def _run(arguments: list[str]) -> int:
+    options = _parser().parse_args(arguments)
+    folder, source = options.folder, getattr(options, "source", options.folder)
+    if not source.exists():
+        raise UserError(f"source: {source}: there is no such file or folder")
+    if not folder.is_dir() and options.form != "datasets":
+        raise UserError(f"folder: {folder}: there is no such folder; expected that of the images")
+    if (folder / ANNOTATIONS).exists() and not options.overwrite:
+        raise UserError(f"folder: {folder / ANNOTATIONS} is there; give --overwrite to replace it")
+
+    def read(report: ReadReport) -> tuple[list[ImageTextRecord], dict[str, str]]:
+        if options.form == "coco":
+            return read_coco_captions(source, folder, missing_images="skip", report=report), {}
+        if options.form == "text":
+            candidates = read_text_files(folder)
+        else:
+            reader = read_csv if options.form == "csv" else read_dataset
+            candidates = reader(source, folder, options.image_column, options.caption_column)
+        report.source = source.stem
+        return (
+            find_captioned(candidates, folder, source, None, "skip", report),
+            {candidate.image_id: candidate.split for candidate in candidates},
+        )
+
+    print(import_captions(folder, read))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

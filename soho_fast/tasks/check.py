@@ -1,0 +1,308 @@
+"""Checks a folder of images and captions before training: what recipe `own` reads of it.
+
+    soho check my_images
+    soho check my_images --recipe my_own.yaml    a copy of recipe own with other settings
+
+Exit code: 0 it can be trained on, 1 something must be mended first, 2 a mistake on the command line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import hashlib
+import math
+import os
+import sys
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path, PurePosixPath
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+# Before torch loads OpenMP, as training does; see soho_fast/train.py.
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
+from soho_fast.common.command_line import Parser, exit_code
+from soho_fast.common.errors import UserError
+from soho_fast.common.progress import ProgressLines
+from soho_fast.tasks.recipe import Recipe, load_recipe
+
+if TYPE_CHECKING:
+    from soho_fast.data.readers.records import ImageRef, ImageTextRecord
+
+# Below these a run shows that everything works, and held-out metrics say little.
+_FEW_IMAGES, _FEW_HELD_OUT = 1000, 50
+_NAMED = 5
+_TIMED_STEPS = 3
+
+
+class Findings:
+    """What is said of a folder, line by line.
+
+    Attributes:
+        num_errors: Lines that name what must be mended before training.
+    """
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self.say, self.num_errors = say, 0
+        self._errors: set[str] = set()
+
+    def error(self, what: object) -> None:
+        """What must be mended; each once."""
+        line = " ".join(str(what).split())
+        if line not in self._errors:
+            self._errors.add(line)
+            self.num_errors += 1
+            self.say(f"error: {line}")
+
+    def warning(self, what: str) -> None:
+        """What may be as it is, but is seldom wanted."""
+        self.say(f"warning: {what}")
+
+
+def _some(names: Sequence[object]) -> str:
+    """The first names, and how many more there are."""
+    more = f" and {len(names) - _NAMED:,} more" if len(names) > _NAMED else ""
+    return ", ".join(map(str, names[:_NAMED])) + more
+
+
+def check(folder: Path, recipe: Recipe, say: Callable[[str], None] = print) -> int:
+    """Say what training on a folder would meet; returns how many things must be mended first.
+
+    Args:
+        folder: The images and `images.jsonl`.
+        recipe: Of pre-training, its data in that folder.
+        say: Called with each line.
+    """
+    findings = Findings(say)
+    annotations = Path(recipe.data.sources[0].annotations)
+    if not annotations.is_file():
+        findings.error(f"{annotations} does not exist; write it (docs/own_data.md), or see soho import --help")
+        return findings.num_errors
+    sets = {name: _read(findings, getattr(recipe.data, name)) for name in ("sources", "heldout")}
+    _check_unnamed(findings, folder, annotations)
+    training, held_out = sets.values()
+    if training or held_out:
+        _check_images(findings, training, held_out, recipe.data.shorter_edge)
+        _check_texts(findings, [text for each in (*training, *held_out) for text in each.captions], recipe, annotations)
+    if training and len(training) < _FEW_IMAGES:
+        findings.warning(
+            f"{len(training):,} images to train on: enough to see that everything works; a model that knows more than "
+            "it saw takes thousands"
+        )
+    if held_out and len(held_out) < _FEW_HELD_OUT:
+        findings.warning(f"{len(held_out):,} held-out images: metrics of so few are coarse")
+    if not findings.num_errors:
+        _check_training(findings, recipe)
+    return findings.num_errors
+
+
+def _read(findings: Findings, sources: Sequence[Any]) -> list[ImageTextRecord]:
+    from soho_fast.data.readers.formats import read_captions
+    from soho_fast.data.readers.records import ReadReport
+
+    records: list[ImageTextRecord] = []
+    for source in sources:
+        report = ReadReport()
+        try:
+            found = read_captions(source.format, vars(source), report, source.name)
+        except (ValueError, FileNotFoundError) as error:
+            findings.error(error)
+            try:
+                report = ReadReport()
+                found = read_captions(source.format, {**vars(source), "missing_images": "skip"}, report, source.name)
+            except (ValueError, FileNotFoundError):
+                continue
+        first, *left_out = report.lines()
+        findings.say(first)
+        for line in left_out:
+            findings.warning(line)
+        records += found
+    return records
+
+
+def _check_unnamed(findings: Findings, folder: Path, annotations: Path) -> None:
+    from soho_fast.data.importing import images_below
+    from soho_fast.data.readers.records import load_json_lines
+
+    try:
+        lines = load_json_lines(annotations, "one JSON object a line")
+    except ValueError:  # which has been told
+        return
+    named = {str(PurePosixPath(str(line.get("file")))) for _, line in lines}
+    if unnamed := [name for name in images_below(folder) if not {name, str((folder / name).resolve())} & named]:
+        findings.warning(f"{len(unnamed):,} images of {folder} have no line in {annotations}: {_some(unnamed)}")
+
+
+def _check_images(
+    findings: Findings, training: Sequence[ImageTextRecord], held_out: Sequence[ImageTextRecord], shorter_edge: int
+) -> None:
+    """Decode every image once, as training does, and compare their bytes."""
+    from soho_fast.common.errors import CorruptImageError
+    from soho_fast.data.images import decode_image
+
+    def looked_at(image: ImageRef) -> tuple[str, str]:
+        try:
+            content = image.read()
+            decode_image(content, shorter_edge=shorter_edge)
+        except (OSError, CorruptImageError) as error:
+            return "", f"{image} {error}"
+        return hashlib.sha256(content).hexdigest(), ""
+
+    images = [record.image for record in (*training, *held_out)]
+    progress = ProgressLines(findings.say, "images")
+    corrupt, same = [], defaultdict(list)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for number, (digest, wrong) in enumerate(pool.map(looked_at, images)):
+            progress(number + 1, len(images))
+            if wrong:
+                corrupt.append(wrong)
+            else:
+                same[digest].append((images[number], number < len(training)))
+    if corrupt:
+        findings.error(f"{len(corrupt):,} images can't be read: {_some(corrupt)}")
+    copies = [group for group in same.values() if len(group) > 1]
+    shared = [group for group in copies if len({is_trained_on for _, is_trained_on in group}) == 2]
+    if shared:
+        findings.error(
+            f"{len(shared):,} images are both trained on and held out, under several names: "
+            f"{_some([' = '.join(str(image) for image, _ in group) for group in shared])}; "
+            'keep one of each, or give all lines a "split"'
+        )
+    if within := [" = ".join(str(image) for image, _ in group) for group in copies if group not in shared]:
+        findings.warning(f"{len(within):,} images come several times: {_some(within)}")
+
+
+def _check_texts(findings: Findings, texts: Sequence[str], recipe: Recipe, annotations: Path) -> None:
+    from soho_fast.data.text import describe_fit, load_tokenizer
+    from soho_fast.data.tokenizer import words_of
+
+    name = recipe.data.tokenizer
+    if not Path(name).exists() and Path(name).parent.exists():
+        findings.error(f"there is no tokenizer {name}; make one: soho tokenizer {annotations} {name}")
+        return
+    try:
+        tokenizer = load_tokenizer(name)
+    except (ValueError, FileNotFoundError) as error:
+        findings.error(error)
+        return
+    fit = describe_fit(tokenizer, texts)
+    findings.say(f"tokenizer {name}: {fit.summary()}")
+    for line in fit.warnings(recipe.data.max_text_length):
+        findings.say(line)
+    known = tokenizer.get_vocab()
+    counts = Counter(word for text in texts for word in words_of(text))
+    if lacking := [f"{word} ({count:,})" for word, count in counts.most_common() if word not in known]:
+        findings.warning(
+            f"{len(lacking):,} of {len(counts):,} words are no token of their own, but pieces or [UNK]: "
+            f"{_some(lacking)}"
+        )
+
+
+def _check_training(findings: Findings, recipe: Recipe) -> None:
+    """What training itself refuses; else how long it will take, from some steps taken here."""
+    import torch
+
+    from soho_fast.engine.batches import plan_batches
+
+    recipe = copy.deepcopy(recipe)
+    # Other weights take as long.
+    recipe.model.backbone = recipe.model.text_encoder = recipe.model.pretrained = None
+    try:
+        task = recipe.make_task(lambda line: None)
+        plan = plan_batches(recipe.batch, len(task.training_data()), 1, recipe.seed)
+        model = task.build_model(torch.device("cpu"))
+    except (ValueError, OSError) as error:
+        findings.error(error)
+        return
+    steps = max(1, round(recipe.epochs * plan.steps_per_epoch))
+    steps = min(steps, recipe.max_steps or steps)
+    begin, end = (min(epochs * plan.steps_per_epoch, steps) for epochs in recipe.optim.frozen_span())
+    num_cached = math.floor(end - begin)
+    if num_cached <= plan.steps_per_epoch or not task.caches_features(model):
+        num_cached = 0
+    seconds = 0.0
+    if num_cached:
+        of_step, of_images = _step_seconds(task, model, plan.global_batch_size, cached=True)
+        seconds += num_cached * of_step + plan.steps_per_epoch * of_images
+    if steps > num_cached:
+        of_step, of_images = _step_seconds(task, model, plan.global_batch_size, cached=False)
+        seconds += (steps - num_cached) * (of_step + of_images)
+    findings.say(
+        f"training: {steps:,} steps of {plan.global_batch_size} images, about {_in_words(seconds)} in one process on "
+        f"this machine's CPU, evaluations aside ({_TIMED_STEPS} steps measured)"
+    )
+
+
+def _step_seconds(task: Any, model: Any, batch_size: int, *, cached: bool) -> tuple[float, float]:
+    """Median seconds of an optimiser step, and of reading its images; cached: of reading and encoding them, which is
+    done once."""
+    import torch
+
+    from soho_fast.engine.batches import split_batch
+
+    data = task.training_data()
+    model.train().freeze_backbone(cached)
+    optimizer = torch.optim.AdamW([each for each in model.parameters() if each.requires_grad], lr=0.0)
+    took: list[tuple[float, float]] = []
+    for step in range(_TIMED_STEPS + 1):  # the first one warms up
+        numbers = [(step * batch_size + number) % len(data) for number in range(batch_size)]
+        began = time.perf_counter()
+        if cached:
+            samples = [data.without_pixels({})[number] for number in numbers]
+            batch = task.collate(samples)
+            images = [data.images[key] for key in dict.fromkeys(key for each in samples for key in each.image_keys)]
+            inputs, _ = split_batch(task.collate_images(images), torch.device("cpu"))
+            with torch.no_grad():
+                more = task.collate_features(task.image_features(model, task.on_device(inputs)))
+        else:
+            batch, more = task.collate([data[number] for number in numbers]), {}
+        read = time.perf_counter()
+        inputs = task.on_device({**split_batch(batch, torch.device("cpu"))[0], **more})
+        model.begin_step()
+        model(**inputs).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        model.end_step(applied=True)
+        took.append((time.perf_counter() - read, read - began))
+    return median(step for step, _ in took[1:]), median(images for _, images in took[1:])
+
+
+def _in_words(seconds: float) -> str:
+    return f"{seconds / 3600:.1f} hours" if seconds > 5400 else f"{math.ceil(seconds / 60)} min"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line; returns the exit code: 0 nothing must be mended, 1 something must, 2 a mistake of the user,
+    130 when stopped."""
+    return exit_code(_run, arguments)
+
+
+def _run(arguments: list[str]) -> int:
+    parser = Parser(
+        prog="soho check",
+        description="Check a folder of images and captions before training.",
+        epilog=__doc__.partition("\n\n")[2] if __doc__ else "",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("folder", type=Path, help="folder with images.jsonl")
+    parser.add_argument("--recipe", default="own", help="recipe to train by: own, or a copy of it (default: own)")
+    options = parser.parse_args(arguments)
+    if not options.folder.is_dir():
+        raise UserError(f"folder: {options.folder}: there is no such folder; expected one with images.jsonl")
+    recipe = load_recipe(["--recipe", options.recipe, "--data_roots.images", str(options.folder)])
+    if recipe.task != "pretraining":
+        raise UserError(f"recipe: {options.recipe} is of task {recipe.task}; expected own, or a copy of it")
+    num_errors = check(options.folder, recipe, lambda line: print(line, flush=True))
+    if num_errors:
+        print(f"{options.folder}: {num_errors} to mend before training")
+        return 1
+    print(f"{options.folder}: ready; next: soho train --recipe {options.recipe} --data_roots.images {options.folder}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

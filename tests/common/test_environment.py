@@ -1,0 +1,27 @@
+"""`soho env`: what a report of a bug needs."""
+
+import json
+import os
+import platform
+
+import torch
+
+import soho_fast
+from soho_fast import ops
+from soho_fast.common.console import main
+
+
+def test_versions_processor_and_backends_are_printed(capsys, monkeypatch):
+    monkeypatch.setitem(os.environ, "SOHO_FAST_TRACEBACK", "1")
+    assert main(["env"]) == 0
+    said = dict(line.split(": ", 1) for line in capsys.readouterr().out.splitlines())
+    assert said["soho_fast"].split()[0] == soho_fast.__version__ and said["torch"] == torch.__version__
+    assert said["python"] == platform.python_version() and said["processor"]
+    assert said["backends"] == ", ".join(ops.available_backends()) and said["SOHO_FAST_TRACEBACK"] == "1"
+    assert said.get("cpu_level") == ops.build_info().get("cpu_level")
+
+
+def test_as_json(capsys):
+    assert main(["env", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["backends"] == ops.available_backends() and found["extension"] == ops.build_info()["extension"]

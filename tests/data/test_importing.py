@@ -1,0 +1,119 @@
+"""`soho import csv | text | coco | datasets`, in this process."""
+
+import json
+
+import pytest
+from PIL import Image
+from tiny_corpus import draw
+
+from soho_fast.data.importing import main
+from soho_fast.data.readers.json_lines import read_json_lines
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name in ("a.jpg", "deep/b.png"):
+        draw(tmp_path / "images" / name)
+    return tmp_path / "images"
+
+
+def run(capsys, *arguments, code=0):
+    assert main([str(argument) for argument in arguments]) == code
+    said = capsys.readouterr()
+    assert not code or (said.err.count("\n") == 1 and said.err.startswith("error: ")), said.err
+    return said.err if code else said.out
+
+
+def lines(folder):
+    return [json.loads(line) for line in (folder / "images.jsonl").read_text().splitlines()]
+
+
+def captions(folder):
+    return {record.image.name: record.captions for record in read_json_lines(folder / "images.jsonl")}
+
+
+CSV = 'image,caption,split\na.jpg,"a dog, brown",train\ndeep/b.png,two cats,validation\na.jpg, a beach ,train\n'
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
+def test_rows_of_a_csv_are_captions(folder, capsys, delimiter):
+    text = CSV.replace("a dog, brown", "a dog; brown" if delimiter == "," else "a dog, brown")
+    (folder / "captions.csv").write_text(
+        "\ufeff" + text if delimiter == "," else text.replace(",", delimiter).replace(f"dog{delimiter} b", "dog, b")
+    )
+    said = run(capsys, "csv", folder / "captions.csv", folder)
+    assert "2 images, 3 captions (train 1, val 1)" in said and f"next: soho check {folder}" in said
+    dog = "a dog; brown" if delimiter == "," else "a dog, brown"
+    assert lines(folder) == [
+        {"file": "a.jpg", "captions": [dog, "a beach"], "split": "train"},
+        {"file": "deep/b.png", "captions": ["two cats"], "split": "val"},
+    ]
+
+
+def test_what_a_csv_lacks_is_named(folder, capsys):
+    file = folder / "captions.csv"
+    file.write_text("image,words\na.jpg,a dog\ngone.jpg,a cat\n")
+    assert "expected one of caption, captions, " in run(capsys, "csv", file, folder, code=2)
+    assert "did you mean words?" in run(capsys, "csv", file, folder, "--caption-column", "word", code=2)
+    assert "1 images left out: no file" in run(capsys, "csv", file, folder, "--caption-column", "words")
+    assert captions(folder) == {"a.jpg": ("a dog",)}
+    assert "give --overwrite to replace it" in run(capsys, "csv", file, folder, "--caption-column", "words", code=2)
+    file.write_text("image,text\n,a dog\n")
+    assert "line 2: column 'image' is empty" in run(capsys, "csv", file, folder, "--overwrite", code=2)
+    file.write_text("image,text,split\na.jpg,a dog,train\na.jpg,a dog,test\n")
+    assert "line 3: image a.jpg is of split 'test'" in run(capsys, "csv", file, folder, "--overwrite", code=2)
+    file.write_text("image,text,split\na.jpg,a dog,train\ndeep/b.png,a dog,\n")
+    assert "some images have a split and some have none" in run(capsys, "csv", file, folder, "--overwrite", code=2)
+    file.write_bytes(b"image,text\na.jpg,caf\xe9\n")
+    assert "captions.csv: not UTF-8" in run(capsys, "csv", file, folder, "--overwrite", code=2)
+    assert captions(folder) == {"a.jpg": ("a dog",)}, "what was there stays"
+
+
+def test_text_files_lie_beside_their_images(folder, capsys):
+    (folder / "a.txt").write_text("a dog\n\n a beach\n")
+    said = run(capsys, "text", folder)
+    assert captions(folder) == {"a.jpg": ("a dog", "a beach")} and "1 images left out: no caption" in said
+
+
+def test_coco_captions(folder, capsys):
+    draw(folder / "train2014" / "COCO_train2014_000000000009.jpg")
+    file = folder / "captions_train2014.json"
+    file.write_text(json.dumps({
+        "images": [{"id": 9, "file_name": "COCO_train2014_000000000009.jpg"}, {"id": 8, "file_name": "gone.jpg"}],
+        "annotations": [{"image_id": 9, "caption": "a dog"}, {"image_id": 8, "caption": "a cat"}],
+    }))  # fmt: skip
+    assert "1 images left out: no file" in run(capsys, "coco", file, folder)
+    assert captions(folder) == {"train2014/COCO_train2014_000000000009.jpg": ("a dog",)}
+
+
+@pytest.mark.rest
+@pytest.mark.parametrize("form", ["disk", "splits", "parquet", "parquets"])
+def test_hugging_face_datasets(folder, tmp_path, capsys, form):
+    datasets = pytest.importorskip("datasets")
+    rows = {"image": [str(folder / "a.jpg"), str(folder / "deep/b.png")], "caption": [["a dog", "a beach"], ["a cat"]]}
+    made = datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image())
+    source, output = tmp_path / "set", tmp_path / "my_images"
+    source.mkdir()
+    if form == "disk":
+        made.save_to_disk(source)
+    elif form == "splits":
+        datasets.DatasetDict(train=made, validation=made.select([1])).save_to_disk(source)
+    else:
+        made.to_parquet(source / "train-00000-of-00001.parquet")
+        made.select([1]).to_parquet(source / "validation-00000-of-00001.parquet")
+        source = source / "train-00000-of-00001.parquet" if form == "parquet" else source
+    run(capsys, "datasets", source, output)
+    found = lines(output)
+    splits = {"disk": [None, None], "parquet": ["train", "train"]}.get(form, ["train", "train", "val"])
+    assert [line.get("split") for line in found] == splits
+    assert [line["captions"] for line in found[:2]] == [["a dog", "a beach"], ["a cat"]]
+    assert [line["file"].rpartition(".")[2] for line in found[:2]] == ["jpg", "png"]
+    assert (output / found[0]["file"]).read_bytes() == (folder / "a.jpg").read_bytes()
+    with Image.open(output / found[1]["file"]) as image:
+        assert image.size == (48, 40)
+
+
+def test_datasets_that_is_not_installed_is_named(folder, capsys, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "datasets", None)
+    said = run(capsys, "datasets", folder, folder, code=2)
+    assert "needs datasets; install it with: pip install" in said and "[datasets]" in said
