@@ -1,16 +1,25 @@
 """What scikit-learn asks of any estimator, without scikit-learn: parameters, tags, the state of being fitted."""
 
+import importlib
 import inspect
 import sys
 from typing import Any, Self
+
+from torch import Tensor
 
 
 class NotFittedError(ValueError, AttributeError):
     """An estimator was asked before `fit`. Where scikit-learn is loaded its own error of that name is raised."""
 
 
+CONTAINERS = ("default", "pandas", "polars")
+
+
 class Estimator:
     """Parameters are what `__init__` takes and keeps unchanged under the same names; what ends in `_` is fitted."""
+
+    n_features_in_: int
+    _container: str | None = None
 
     @classmethod
     def _parameter_names(cls) -> list[str]:
@@ -32,6 +41,43 @@ class Estimator:
                 raise ValueError(f"{name}: expected a parameter of {type(self).__name__}, one of {', '.join(names)}")
             setattr(self, name, value)
         return self
+
+    def set_output(self, *, transform: str | None = None) -> Self:
+        """What `transform` and `fit_transform` give: "pandas" or "polars" a DataFrame; "default" what X came as; None
+        changes nothing. Without a call of this it is what `sklearn.set_config` says.
+
+        Raises:
+            ValueError: anything else.
+        """
+        if transform not in (None, *CONTAINERS):
+            raise ValueError(f"transform: expected {', '.join(CONTAINERS)} or None, got {transform!r}")
+        self._container = transform or self._container
+        return self
+
+    def get_feature_names_out(self, input_features: Any = None) -> Any:
+        """The names of `transform`'s columns, a numpy array: kmeans0, kmeans1, ... `input_features` is not used."""
+        import numpy as np
+
+        self._check_fitted()
+        name = type(self).__name__.lower()
+        return np.asarray([f"{name}{column}" for column in range(self._num_columns)], dtype=object)
+
+    @property
+    def _num_columns(self) -> int:
+        """Of `transform`."""
+        raise NotImplementedError
+
+    def _framed(self, X: Any, columns: Any) -> Any:
+        """`columns` (N, ...) of the rows X, as `set_output` asks."""
+        sklearn = sys.modules.get("sklearn")
+        container = self._container or (sklearn.get_config()["transform_output"] if sklearn else "default")
+        if container == "default":
+            return columns
+        library = importlib.import_module(container)
+        values, names = columns.cpu().numpy() if isinstance(columns, Tensor) else columns, self.get_feature_names_out()
+        if container == "polars":
+            return library.DataFrame(values, schema=list(names), orient="row")
+        return library.DataFrame(values, columns=names, index=X.index if isinstance(X, library.DataFrame) else None)
 
     def __repr__(self) -> str:
         defaults = inspect.signature(type(self).__init__).parameters

@@ -5,6 +5,7 @@ Letters: N rows, M rows of a batch, K clusters, C channels.
 
 from __future__ import annotations
 
+import math
 import operator
 import random
 import warnings
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from soho_fast import ops
+from soho_fast.cluster.balance import within_bound
 from soho_fast.cluster.estimator import Estimator
 from soho_fast.cluster.lloyd import Fitted, fit_centers
 from soho_fast.cluster.processes import Processes
@@ -41,7 +43,9 @@ if TYPE_CHECKING:
     from soho_fast.cluster.rows import Centers, Floats, Labels
 
 INITS = ("k-means++", "k-means||", "random")
-_STARTS_OF_RANDOM = 10
+ALGORITHMS = ("lloyd", "elkan")
+METRICS = ("euclidean", "cosine")
+_STARTS_OF_MANY = 10  # by chance or a function, as in scikit-learn
 _MANY_ROWS = 4096
 _PRODUCT_ELEMENTS = 1 << 21  # float64 scores held at a time
 
@@ -90,6 +94,15 @@ class Clusterer(Estimator, ABC):
     def _labels_of(self, features_MC: Tensor, prepared: ops.PreparedCodebook) -> Tensor:
         """`predict` of rows, by the centres."""
 
+    @property
+    def _unit(self) -> bool:
+        """Whether rows are compared by their directions."""
+        return getattr(self, "metric", "euclidean") == "cosine"
+
+    @property
+    def _num_columns(self) -> int:
+        return len(self.cluster_centers_)
+
     def _centers(self, device: torch.device) -> Tensor:
         """float32, without the offset, which of several levels the first one has."""
         centers = torch.as_tensor(self.cluster_centers_, device=device)
@@ -127,15 +140,24 @@ class KMeans(Clusterer):
     Args:
         n_clusters: K.
         init: "k-means++" (the best of 2 + log K rows drawn at each step), "k-means||" (five
-            rounds of K / 2 rows; for large K), "random", or the centres (K, C).
-        n_init: starts of which the one with the lowest inertia is kept; "auto": 10 for "random", else 1. From given
-            centres one start is made.
+            rounds of K / 2 rows; for large K), "random", the centres (K, C), or a function
+            `init(X, n_clusters, random_state=int)` that gives them for each start (of several processes the first
+            one's hold).
+        n_init: starts of which the one with the lowest inertia is kept; "auto": 10 for "random" and a function, else 1.
+            From given centres one start is made.
         max_iter: most steps of a start.
         tol: a start ends when the centres move by at most tol * mean variance of the channels (sum of squares), or
             no label changes.
         verbose: above 0, each step prints a line.
         random_state: None, an int, a torch.Generator or a numpy generator. What is drawn depends on it and on the
             rows' positions alone. With None and several processes the first one's seed holds for all.
+        copy_x, algorithm: for programs written for scikit-learn. X is never written to, and "lloyd" and "elkan" are
+            answered alike: pruned lookups, see `ops.codebook_lookup`.
+        metric: "euclidean"; or "cosine", spherical k-means (Dhillon and Modha, 2001): rows are scaled to length 1, a
+            centre is the direction of their mean, and distances are those of unit vectors, squared 2 - 2 cos.
+        balance: None, or a number from 1 on: in `labels_` no cluster has more than ceil(balance * N / K) rows. After
+            Lloyd's steps come steps whose labels have nearly the least inertia within that bound. `predict` gives the
+            nearest centre, whatever its size. For rows in memory of one process, without weights.
         distributed: False: this process fits alone, whatever torch.distributed says.
 
     Attributes:
@@ -153,6 +175,10 @@ class KMeans(Clusterer):
         tol: float = 1e-4,
         verbose: int = 0,
         random_state: Any = None,
+        copy_x: bool = True,
+        algorithm: str = "lloyd",
+        metric: str = "euclidean",
+        balance: float | None = None,
         distributed: bool = True,
     ) -> None:
         self.n_clusters = n_clusters
@@ -162,6 +188,10 @@ class KMeans(Clusterer):
         self.tol = tol
         self.verbose = verbose
         self.random_state = random_state
+        self.copy_x = copy_x
+        self.algorithm = algorithm
+        self.metric = metric
+        self.balance = balance
         self.distributed = distributed
 
     def fit(self, X: Any, y: None = None, sample_weight: Any = None) -> Self:
@@ -178,10 +208,11 @@ class KMeans(Clusterer):
             TypeError, ValueError: parameters, rows or weights that do not fit.
         """
         processes = Processes(self.distributed)
-        rows, given_KC = processes.agree(lambda: self._checked(X, sample_weight))
-        given_KC = centre_alike(rows, processes, given_KC)
-        check_alike(self, rows, processes, given_KC)
-        fitted = best_start(self, rows, processes, shared_seed(self.random_state, processes), given_KC)
+        seed = shared_seed(self.random_state, processes)
+        rows, given = processes.agree(lambda: self._checked(X, sample_weight, seed))
+        given = centre_alike(rows, processes, processes.gather(given)[0] if callable(self.init) else given)
+        check_alike(self, rows, processes, given)
+        fitted = best_start(self, rows, processes, seed, given)
         self._keep(fitted.centers, fitted.labels, rows)
         self.inertia_, self.n_iter_, self.n_features_in_ = fitted.inertia, fitted.num_steps, rows.num_channels
         return self
@@ -205,7 +236,7 @@ class KMeans(Clusterer):
             rows = part.double() - mean_C
             squared = rows.square().sum(1)[:, None] - 2 * (rows @ codes.T) + square_K
             parts.append(squared.clamp_(min=0).sqrt_().float())
-        return give_back(torch.cat(parts), is_array)
+        return self._framed(X, give_back(torch.cat(parts), is_array))
 
     @overload
     def fit_transform(self, X: Tensor, y: None = None, sample_weight: Any = None) -> Tensor: ...
@@ -228,19 +259,29 @@ class KMeans(Clusterer):
     def _labels_of(self, features_MC: Tensor, prepared: ops.PreparedCodebook) -> Tensor:
         return ops.codebook_lookup(features_MC, prepared)
 
-    def _checked(self, X: Any, sample_weight: Any) -> tuple[Rows, Tensor | None]:
-        """The rows, and the centres where they are given."""
+    def _checked(self, X: Any, sample_weight: Any, seed: int) -> tuple[Rows, list[Tensor] | None]:
+        """The rows, and the centres of each start where they are given."""
         check_parameters(self)
-        rows = rows_of(X, sample_weight)
+        for name, known in (("algorithm", ALGORITHMS), ("metric", METRICS)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name}: expected {' or '.join(known)}, got {getattr(self, name)!r}")
+        rows = rows_of(X, sample_weight, self._unit)
         if isinstance(self.init, str):
             return rows, None
-        centers_KC = as_rows("init", self.init)[0]
+        if not callable(self.init):
+            return rows, [self._given(self.init, rows)]
+        starts = _STARTS_OF_MANY if isinstance(self.n_init, str) else self.n_init
+        seeds = [random.Random(f"{seed} {start}").getrandbits(32) for start in range(starts)]
+        return rows, [self._given(self.init(X, self.n_clusters, random_state=one), rows) for one in seeds]
+
+    def _given(self, centers: Any, rows: Rows) -> Tensor:
+        centers_KC = as_rows("init", centers)[0]
         if tuple(centers_KC.shape) != (self.n_clusters, rows.num_channels):
             raise ValueError(
                 f"init: expected centres of shape (n_clusters, features) = {(self.n_clusters, rows.num_channels)}, "
                 f"got {tuple(centers_KC.shape)}"
             )
-        return rows, centers_KC.to(rows.device)
+        return centers_KC.to(rows.device)
 
 
 def check_parameters(model: Any) -> None:
@@ -251,11 +292,14 @@ def check_parameters(model: Any) -> None:
         check_count("n_init", model.n_init)
     if isinstance(model.tol, bool) or not isinstance(model.tol, Real) or not float(model.tol) >= 0:
         raise ValueError(f"tol: expected a number of at least 0, got {model.tol!r}")
+    balance = model.balance
+    if balance is not None and (isinstance(balance, bool) or not isinstance(balance, Real) or not float(balance) >= 1):
+        raise ValueError(f"balance: expected None or a number of at least 1, got {balance!r}")
     if isinstance(model.init, str) and model.init not in INITS:
         raise ValueError(f"init: expected {', '.join(INITS)} or the centres, got {model.init!r}")
 
 
-def centre_alike(rows: Rows, processes: Processes, given_KC: Tensor | None = None) -> Tensor | None:
+def centre_alike(rows: Rows, processes: Processes, given: list[Tensor] | None = None) -> list[Tensor] | None:
     """Rows, and the centres where they are given, less the offset of the first process that has one.
 
     Raises ValueError on every rank: their rows have other numbers of features."""
@@ -264,17 +308,17 @@ def centre_alike(rows: Rows, processes: Processes, given_KC: Tensor | None = Non
         raise ValueError(f"X: expected the same number of features on every rank, got {channels}")
     offset_C = next((offset for offset in processes.gather(rows.offset) if offset is not None), None)
 
-    def centre() -> Tensor | None:
+    def centre() -> list[Tensor] | None:
         rows.centre(offset_C)
-        return None if given_KC is None else centred("init", given_KC, offset_C).float()
+        return given and [centred("init", one_KC, offset_C, rows.unit).float() for one_KC in given]
 
     return processes.agree(centre)
 
 
-def check_alike(model: Any, rows: Rows, processes: Processes, given_KC: Tensor | None = None) -> None:
+def check_alike(model: Any, rows: Rows, processes: Processes, given: list[Tensor] | None = None) -> None:
     """What every rank sees alike, so that all of them refuse. Seeds may differ: the first one's holds."""
     own = {name: value for name, value in model.get_params().items() if name not in ("random_state", "verbose")}
-    own["init"] = model.init if given_KC is None else given_KC.cpu()
+    own["init"] = model.init if given is None else torch.stack(given).cpu()
     for rank, other in enumerate(processes.gather(own)):
         for name, value in own.items():
             if not _equal(other[name], value):
@@ -288,6 +332,8 @@ def check_alike(model: Any, rows: Rows, processes: Processes, given_KC: Tensor |
         )
     if total < model.n_clusters:
         raise ValueError(f"n_samples={total} should be >= n_clusters={model.n_clusters}.")
+    if model.balance is not None and (processes.together or rows.memory is None or rows.memory.weight is not None):
+        raise ValueError("balance: expected rows in memory of one process, without sample_weight (distributed=False)")
     if not any(has_weight):
         raise ValueError("sample_weight: expected at least one weight above zero, all of them are zero")
 
@@ -303,21 +349,24 @@ def shared_seed(random_state: Any, processes: Processes) -> int:
     return processes.gather(random.SystemRandom().getrandbits(62) if seed is None else seed)[0]
 
 
-def best_start(model: Any, rows: Rows, processes: Processes, seed: int, given_KC: Tensor | None = None) -> Fitted:
-    """The start of lowest inertia, by the parameters of `model`; with given centres, the one from these."""
+def best_start(model: Any, rows: Rows, processes: Processes, seed: int, given: list[Tensor] | None = None) -> Fitted:
+    """The start of lowest inertia, by the parameters of `model`; with given centres, those from these."""
     tolerance = model.tol * mean_variance(rows, processes) if model.tol > 0 else 0.0
     starts = model.n_init
     if isinstance(starts, str):  # "auto"
-        starts = _STARTS_OF_RANDOM if isinstance(model.init, str) and model.init == "random" else 1
-    if given_KC is not None and starts > 1:
+        starts = _STARTS_OF_MANY if isinstance(model.init, str) and model.init == "random" else 1
+    if given is not None and callable(model.init):
+        starts = len(given)
+    elif given is not None and starts > 1:
         message = f"n_init: one start is made from given centres, not {starts}"
         warnings.warn(message, RuntimeWarning, stacklevel=3)
         starts = 1
 
     def fitted(start: int) -> Fitted:
-        tell(model, processes, f"start {start + 1}: {'given centres' if given_KC is not None else model.init}")
-        centers_KC = given_KC
-        if centers_KC is None:
+        tell(model, processes, f"start {start + 1}: {'given centres' if given is not None else model.init}")
+        if given is not None:
+            centers_KC = given[start]
+        else:
             seeding = Seeding(rows, processes, random.Random(f"{seed} {start}").getrandbits(62))
             centers_KC = seeding.centers(model.init, model.n_clusters)
         found = fit_centers(
@@ -328,6 +377,9 @@ def best_start(model: Any, rows: Rows, processes: Processes, seed: int, given_KC
             tolerance=tolerance,
             tell=lambda line: tell(model, processes, line),
         )
+        if model.balance is not None:
+            most = math.ceil(round(model.balance * rows.num_rows / model.n_clusters, 6))
+            found = within_bound(rows, found, most, max_iter=model.max_iter)
         tell(model, processes, f"start {start + 1}: inertia {found.inertia:.6g} after {found.num_steps} steps")
         return found
 
@@ -351,7 +403,7 @@ def rows_in_memory(model: Any, value: Any) -> tuple[Tensor, bool]:
             f"X has {features_NC.shape[1]} features, but {type(model).__name__} is expecting "
             f"{model.n_features_in_} features as input"
         )
-    return centred("X", features_NC, model._offset), is_array
+    return centred("X", features_NC, model._offset, model._unit), is_array
 
 
 def parts_of(model: Any, value: Any) -> Iterator[tuple[Tensor, bool]]:

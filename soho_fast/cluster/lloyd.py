@@ -76,10 +76,12 @@ class BatchedSteps:
         return Step(self.processes.sum(total), None, None)
 
 
-def means(total: Tensor, before_KC: Tensor) -> Tensor:
-    """float32 (K, C): the mean of the members, rounded once; a cluster without any stays where it was."""
+def means(total: Tensor, before_KC: Tensor, unit: bool) -> Tensor:
+    """float32 (K, C): the mean of the members, with `unit` its direction, rounded once; a cluster without any stays
+    where it was."""
     totals = as_totals(total)
-    return torch.where(totals.members[:, None] > 0, totals.sums / totals.weight[:, None], before_KC).float()
+    size_K1 = totals.sums.norm(dim=1, keepdim=True) if unit else totals.weight[:, None]
+    return torch.where((totals.members[:, None] > 0) & (size_K1 > 0), totals.sums / size_K1, before_KC).float()
 
 
 class Repair(NamedTuple):
@@ -145,7 +147,7 @@ def fit_centers(
     for number in range(1, max_iter + 1):
         total, num_changed, label_N = steps.step(centers_KC)
         total, num_repaired, inertia = fill_empty(total, centers_KC, rows, processes, inertia)
-        before_KC, centers_KC = centers_KC, means(total, centers_KC)
+        before_KC, centers_KC = centers_KC, means(total, centers_KC, rows.unit)
         shift = float((centers_KC.double() - before_KC.double()).square().sum())
         told = "" if num_changed is None else f"{num_changed} labels changed, "
         tell(

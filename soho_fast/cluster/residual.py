@@ -31,7 +31,7 @@ from soho_fast.cluster.statistics import exact_sum, weighted
 if TYPE_CHECKING:
     import numpy as np
 
-    from soho_fast.cluster.rows import Floats
+    from soho_fast.cluster.rows import Floats, Labels
 
 
 class ResidualKMeans(Clusterer):
@@ -43,7 +43,7 @@ class ResidualKMeans(Clusterer):
     Args:
         n_levels: L. n_clusters: K, of each level.
         init: "k-means++", "k-means||" or "random".
-        n_init, max_iter, tol, verbose, random_state, distributed: of each level, as in `KMeans`.
+        n_init, max_iter, tol, verbose, random_state, balance, distributed: of each level, as in `KMeans`.
 
     Attributes:
         cluster_centers_: float32 (L, K, C), or float64 by the type of the rows. labels_: int64 (N, L). inertia_: what
@@ -62,6 +62,7 @@ class ResidualKMeans(Clusterer):
         tol: float = 1e-4,
         verbose: int = 0,
         random_state: Any = None,
+        balance: float | None = None,
         distributed: bool = True,
     ) -> None:
         self.n_levels = n_levels
@@ -72,6 +73,7 @@ class ResidualKMeans(Clusterer):
         self.tol = tol
         self.verbose = verbose
         self.random_state = random_state
+        self.balance = balance
         self.distributed = distributed
 
     def fit(self, X: Any, y: None = None, sample_weight: Any = None) -> Self:
@@ -104,8 +106,25 @@ class ResidualKMeans(Clusterer):
         self.n_features_in_ = rows.num_channels
         return self
 
-    fit_transform = Clusterer.fit_predict
-    transform = Clusterer.predict
+    @overload
+    def transform(self, X: Tensor) -> Tensor: ...
+    @overload
+    def transform(self, X: np.ndarray) -> Labels: ...
+    @overload
+    def transform(self, X: object) -> Tensor | Labels: ...
+    def transform(self, X: Any) -> Any:
+        """`predict(X)`, as `set_output` asks."""
+        return self._framed(X, self.predict(X))
+
+    @overload
+    def fit_transform(self, X: Tensor, y: None = None, sample_weight: Any = None) -> Tensor: ...
+    @overload
+    def fit_transform(self, X: np.ndarray, y: None = None, sample_weight: Any = None) -> Labels: ...
+    @overload
+    def fit_transform(self, X: object, y: None = None, sample_weight: Any = None) -> Tensor | Labels: ...
+    def fit_transform(self, X: Any, y: None = None, sample_weight: Any = None) -> Any:
+        """`fit_predict(X)`, as `set_output` asks."""
+        return self._framed(X, self.fit_predict(X, sample_weight=sample_weight))
 
     @overload
     def inverse_transform(self, codes: Tensor) -> Tensor: ...
@@ -210,6 +229,40 @@ class LeftRows(Rows):
         else:
             features_NC, weight_N, first = self.memory
             self.memory = Batch(features_NC.float() - centers_KC[label_N], weight_N, first)
+
+
+@overload
+def semantic_ids(codes: Tensor) -> Tensor: ...
+@overload
+def semantic_ids(codes: np.ndarray) -> Labels: ...
+@overload
+def semantic_ids(codes: object) -> Tensor | Labels: ...
+def semantic_ids(codes: Any) -> Any:
+    """Codes (N, L) and a last column that makes each row's id its own: 0 for the first row of some codes, 1 for the
+    second, ... (TIGER, Rajput et al., 2023).
+
+    Ids stay as they are when rows are appended. Collisions are the rows whose last column is above 0.
+
+    Args:
+        codes: whole numbers (N, L), those of `ResidualKMeans`.
+
+    Returns:
+        int64 (N, L + 1), in the codes' kind.
+
+    Raises:
+        ValueError: other numbers or another shape.
+    """
+    codes_NL, is_array = torch.as_tensor(codes), not isinstance(codes, Tensor)
+    if codes_NL.dim() != 2 or codes_NL.is_floating_point() or codes_NL.is_complex() or codes_NL.shape[1] < 1:
+        raise ValueError(
+            f"codes: expected whole numbers of shape (N, L), got {codes_NL.dtype} of shape {tuple(codes_NL.shape)}"
+        )
+    codes_NL = codes_NL.long()
+    group_N, size_G = torch.unique(codes_NL, dim=0, return_inverse=True, return_counts=True)[1:]
+    order_N = group_N.argsort(stable=True)
+    place_N = torch.arange(len(order_N), device=order_N.device) - (size_G.cumsum(0) - size_G)[group_N[order_N]]
+    last_N = torch.empty_like(place_N).scatter_(0, order_N, place_N)
+    return give_back(torch.cat([codes_NL, last_N[:, None]], 1), is_array)
 
 
 def seed_of_level(seed: int, level: int) -> int:

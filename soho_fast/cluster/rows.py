@@ -135,24 +135,31 @@ def offset_of(rows_NC: Tensor) -> Tensor | None:
     return rows_NC[:: math.ceil(len(rows_NC) / _SAMPLED)].median(0).values.cpu()
 
 
-def centred(name: str, rows_NC: Tensor, offset_C: Tensor | None) -> Tensor:
+def centred(name: str, rows_NC: Tensor, offset_C: Tensor | None, unit: bool = False) -> Tensor:
     """(N, C): what float64 leaves of rows after an offset, rounded to float32; without an offset the rows, float64 ones
-    as float32.
+    as float32. With `unit` the rows scaled to length 1 in float64, rounded to float32.
 
     Raises:
-        ValueError: float32 does not hold it, or not its squared distances.
+        ValueError: float32 does not hold it, or not its squared distances; with `unit`, a row of zeros.
     """
-    if offset_C is None and rows_NC.dtype in FLOAT_TYPES:
+    if offset_C is None and not unit and rows_NC.dtype in FLOAT_TYPES:
         left_NC = rows_NC
     else:
         left_NC = torch.empty(rows_NC.shape, dtype=torch.float32, device=rows_NC.device)
         offset_C = rows_NC.new_zeros(1) if offset_C is None else offset_C.to(rows_NC.device)
         step = max(1, _CHECKED // rows_NC.shape[1])
         for part, rows in zip(left_NC.split(step), rows_NC.split(step), strict=True):
-            part.copy_(rows.double() - offset_C)
+            part.copy_(_unit(name, rows.double()) if unit else rows.double() - offset_C)
         _refuse_not_finite(name, left_NC)
     refuse_too_large(name, left_NC)
     return left_NC
+
+
+def _unit(name: str, rows_MC: Tensor) -> Tensor:
+    rows_MC = rows_MC / rows_MC.abs().amax(1, keepdim=True)  # so that no square overflows or vanishes
+    if bool(rows_MC.isnan().any()):
+        raise ValueError(f"{name}: expected no row of zeros, which has no direction to compare by metric='cosine'")
+    return rows_MC / rows_MC.norm(dim=1, keepdim=True)
 
 
 def refuse_too_large(name: str, features_NC: Tensor) -> None:
@@ -173,6 +180,7 @@ class Rows:
         num_rows, num_channels, device; is_array: the kind in which results go back; has_weight: whether a row has any.
         memory: all of them, where they are in memory.
         offset: float64 (C,), what is subtracted from each row; None: nothing.
+        unit: whether rows are scaled to length 1.
     """
 
     num_rows: int
@@ -182,6 +190,8 @@ class Rows:
     has_weight: bool
     memory: Batch | None = None
     offset: Tensor | None = None
+    unit: bool = False
+    num_batches = 1
 
     def centre(self, offset_C: Tensor | None) -> None:
         """From now on the rows less this offset, as float32."""
@@ -196,9 +206,10 @@ class Rows:
 class MemoryRows(Rows):
     """Rows in memory: one batch."""
 
-    def __init__(self, value: Any, sample_weight: Any = None) -> None:
+    def __init__(self, value: Any, sample_weight: Any = None, unit: bool = False) -> None:
         features_NC, self.is_array = as_rows("X", value)
-        self.offset = offset_of(features_NC)
+        self.unit = unit
+        self.offset = None if unit else offset_of(features_NC)
         self.memory = Batch(features_NC, as_weights(sample_weight, len(features_NC), features_NC.device), 0)
         self.num_rows, self.num_channels = features_NC.shape
         self.device = features_NC.device
@@ -207,13 +218,13 @@ class MemoryRows(Rows):
     def centre(self, offset_C: Tensor | None) -> None:
         assert self.memory is not None
         self.offset = offset_C
-        self.memory = self.memory._replace(features=centred("X", self.memory.features, offset_C))
+        self.memory = self.memory._replace(features=centred("X", self.memory.features, offset_C, self.unit))
 
 
 class BatchedRows(Rows):
     """Rows of batches that are made anew in each pass and forgotten after use; all checks are made in each pass."""
 
-    def __init__(self, value: Any, sample_weight: Any = None) -> None:
+    def __init__(self, value: Any, sample_weight: Any = None, unit: bool = False) -> None:
         if sample_weight is not None:
             raise ValueError("sample_weight: with batches, weights come as pairs (rows, weights) from the batches")
         if isinstance(value, Iterator):
@@ -221,11 +232,12 @@ class BatchedRows(Rows):
                 f"X: expected batches that can be gone through more than once, got a {type(value).__name__}, which "
                 "ends after one pass; pass a function that makes it"
             )
-        self._value = value
+        self._value, self.unit = value, unit
         self._marks: list[float] = []  # of each batch, what tells its first row from others
-        self.num_rows, self.num_channels, self.has_weight = 0, -1, False
+        self.num_rows, self.num_channels, self.num_batches, self.has_weight = 0, -1, 0, False
         for mark, (features, weight, _) in self._read():
             self._marks.append(mark)
+            self.num_batches += len(features) > 0
             self.num_channels, self.device = features.shape[1], features.device
             self.num_rows += len(features)
             self.has_weight |= _has_weight(features, weight)
@@ -255,11 +267,11 @@ class BatchedRows(Rows):
         for number, item in enumerate(each_batch(self._value)):
             rows, weight = split(item)
             features, self.is_array = as_rows(f"batch {number}", rows)
-            if self.offset is None and not first:
+            if self.offset is None and not first and not self.unit:
                 self.offset = offset_of(features)
             if self.num_channels not in (-1, features.shape[1]):
                 raise ValueError(f"batch {number}: expected {self.num_channels} features, got {features.shape[1]}")
-            left = centred(f"batch {number}", features, self.offset)
+            left = centred(f"batch {number}", features, self.offset, self.unit)
             yield _mark(features), Batch(left, as_weights(weight, len(features), features.device), first)
             first += len(features)
 
@@ -285,9 +297,9 @@ def split(item: Any) -> tuple[Any, Any]:
     return item, None
 
 
-def rows_of(value: Any, sample_weight: Any = None) -> Rows:
+def rows_of(value: Any, sample_weight: Any = None, unit: bool = False) -> Rows:
     """What `fit` is given."""
-    return BatchedRows(value, sample_weight) if are_batches(value) else MemoryRows(value, sample_weight)
+    return (BatchedRows if are_batches(value) else MemoryRows)(value, sample_weight, unit)
 
 
 def seed_of(random_state: Any) -> int | None:

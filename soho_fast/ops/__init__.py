@@ -9,10 +9,12 @@ Letters in tensor names: N feature vectors, K codes, C channels, B images, L tok
 
 from soho_fast.ops.backends import available_backends, build_info, set_cpu_level
 from soho_fast.ops.codebook_lookup import codebook_lookup, straight_through
+from soho_fast.ops.codebook_lookup.gradients import diveq, rotation_trick
 from soho_fast.ops.codebook_lookup.prepared import PreparedCodebook, prepare_codebook
 from soho_fast.ops.codebook_lookup.subspace import MovingSubspace, codebook_subspace
 from soho_fast.ops.codebook_update import codebook_ema_, codebook_stats, scatter_mean_ema_
 from soho_fast.ops.group_mask import group_mask, sample_group
+from soho_fast.ops.lookup_free import fsq, fsq_codes, lfq, lfq_codes
 from soho_fast.ops.residual_lookup import residual_lookup
 
 __all__ = [
@@ -24,9 +26,15 @@ __all__ = [
     "codebook_lookup",
     "codebook_stats",
     "codebook_subspace",
+    "diveq",
+    "fsq",
+    "fsq_codes",
     "group_mask",
+    "lfq",
+    "lfq_codes",
     "prepare_codebook",
     "residual_lookup",
+    "rotation_trick",
     "sample_group",
     "scatter_mean_ema_",
     "set_cpu_level",

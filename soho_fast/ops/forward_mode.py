@@ -50,23 +50,8 @@ def without_gradient(op: Callable, *arguments: Any) -> Any:
         return op(*arguments)
 
 
-class PassOn(torch.autograd.Function):
-    """(features, quantized) -> quantized with the derivatives of features, in every mode."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(features: Tensor, quantized: Tensor) -> Tensor:
-        return quantized.clone()
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        """Nothing to save."""
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return grad, None
-
-    @staticmethod
-    def jvp(ctx: Any, tangent: Tensor, _: Tensor | None) -> Tensor:
-        return tangent.clone()
+def pass_on(features: Tensor, quantized: Tensor) -> Tensor:
+    """`quantized` to the bit, with the derivatives of `features`, in every mode and in compiled graphs; none where a
+    feature is not finite."""
+    features = features.nan_to_num()
+    return quantized - (features.detach() - features)  # minus zero, which keeps the sign of one

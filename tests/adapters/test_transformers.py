@@ -280,3 +280,19 @@ def test_on_the_meta_device():
     case = CASES["mimi"]
     level = accelerate(case.leaves(case.model())[0].to("meta"))
     assert level.quantize(torch.empty(5, 8, device="meta")).shape == (5,)
+
+
+@pytest.mark.parametrize("name", ["encodec", "mimi", "dac"])
+def test_a_batch_has_the_codes_of_its_parts(name):
+    """Halfway between two codes, where a product of another shape rounds the other way."""
+    case = CASES[name]
+    leaf = case.leaves(accelerate(case.model()))[0]
+    codes_KC = leaf.codebook.weight if name == "dac" else leaf.embed
+    pair_2N = torch.randint(len(codes_KC), (2, 203), generator=torch.Generator().manual_seed(0))
+    features_NC = (codes_KC[pair_2N[0]] + codes_KC[pair_2N[1]]).detach() / 2
+    hidden = features_NC.view(7, 29, -1).mT if name == "dac" else features_NC
+    for _ in range(3):  # also with a prepared codebook
+        whole, *parts = (getattr(leaf, case.method)(given) for given in (hidden, *hidden.split(1)))
+        if name == "dac":
+            whole, parts = whole[1], [part[1] for part in parts]
+        assert torch.equal(whole, torch.cat(parts))

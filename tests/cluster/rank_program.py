@@ -8,7 +8,7 @@ import sys
 import torch
 import torch.distributed as dist
 
-from soho_fast.cluster import KMeans, ResidualKMeans
+from soho_fast.cluster import KMeans, MiniBatchKMeans, ResidualKMeans
 
 INITS = ("k-means++", "k-means||", "random", "given")
 
@@ -36,6 +36,10 @@ def main(rank: int, num_ranks: int, rendezvous: str, rows_file: str, output: str
     found["wide", False] = (wide.cluster_centers_, wide.labels_, wide.inertia_, wide.n_iter_)
     unseeded = KMeans(4).fit(rows[mine])
     found["unseeded", False] = (unseeded.cluster_centers_, unseeded.labels_, unseeded.inertia_, unseeded.n_iter_)
+    mini = MiniBatchKMeans(20, batch_size=100, random_state=3).fit(rows[mine])
+    for part in rows[mine].split(len(rows[mine]) // 2 + 1) if num_ranks == 2 else ():
+        mini.partial_fit(part)
+    found["minibatch", False] = (mini.cluster_centers_, mini.labels_, mini.inertia_, mini.n_iter_)
     alone = KMeans(4, random_state=0, distributed=False).fit(rows[mine] if len(rows[mine]) else rows)
     found["alone", False] = (alone.cluster_centers_, alone.labels_, alone.inertia_, alone.n_iter_)
     refused = []

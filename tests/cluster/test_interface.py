@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from soho_fast.cluster import KMeans, NotFittedError, ResidualKMeans
+from soho_fast.cluster import KMeans, MiniBatchKMeans, NotFittedError, ResidualKMeans
 
 # Each check that cannot pass, and why.
 CANNOT_PASS = {
@@ -17,6 +17,9 @@ CANNOT_PASS = {
         "differ between weighted and repeated rows (scikit-learn's KMeans fails it too); with given centres they are "
         "equal: test_whole_weights_are_repeated_rows",
     },
+    MiniBatchKMeans: {
+        "check_sample_weight_equivalence_on_dense_data": "as for KMeans",
+    },
     ResidualKMeans: {
         "check_sample_weight_equivalence_on_dense_data": "as for KMeans",
     },
@@ -24,10 +27,10 @@ CANNOT_PASS = {
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("kind", [KMeans, ResidualKMeans])
+@pytest.mark.parametrize("kind", [KMeans, MiniBatchKMeans, ResidualKMeans])
 def test_scikit_learns_checks(kind):
     checks = pytest.importorskip("sklearn.utils.estimator_checks")
-    model = kind() if kind is KMeans else kind(n_levels=2, n_clusters=4)
+    model = kind(n_levels=2, n_clusters=4) if kind is ResidualKMeans else kind()
     results = checks.check_estimator(model, on_fail=None, on_skip=None)
     failed = {result["check_name"]: result["exception"] for result in results if result["status"] == "failed"}
     assert set(failed) == set(CANNOT_PASS[kind]), failed
@@ -171,3 +174,51 @@ def test_other_numbers_become_float32_or_float64():
     for dtype in (torch.int64, torch.float64):
         given = torch.from_numpy(rows).to(dtype)
         assert torch.equal(KMeans(4, random_state=0).fit(given).cluster_centers_, torch.from_numpy(wide))
+
+
+def test_a_function_gives_the_centres_of_each_start(make_features):
+    rows, seeds = make_features(200), []
+
+    def init(X, n_clusters, random_state):
+        assert X is rows
+        seeds.append(random_state)
+        return X[np.random.RandomState(random_state).permutation(len(X))[:n_clusters]]
+
+    fitted = KMeans(6, init=init, n_init=3, random_state=0).fit(rows)
+    assert len(set(seeds)) == 3
+    single = [KMeans(6, init=rows[np.random.RandomState(seed).permutation(200)[:6]]).fit(rows) for seed in seeds]
+    assert fitted.inertia_ == min(model.inertia_ for model in single)
+    KMeans(6, init=init, random_state=0).fit(rows)
+    assert len(seeds) == 3 + 10 and seeds[3:6] == seeds[:3]
+    with pytest.raises(ValueError, match=r"init: expected centres of shape \(n_clusters, features\) = \(6, 12\)"):
+        KMeans(6, init=lambda X, n_clusters, random_state: X[:5]).fit(rows)
+
+
+def test_what_scikit_learns_programs_pass(make_features):
+    rows = make_features(200)
+    plain = KMeans(5, random_state=0).fit(rows)
+    for algorithm in ("lloyd", "elkan"):
+        same = KMeans(5, random_state=0, algorithm=algorithm, copy_x=False).fit(rows)
+        np.testing.assert_array_equal(same.cluster_centers_, plain.cluster_centers_)
+    with pytest.raises(ValueError, match="algorithm: expected lloyd or elkan, got 'full'"):
+        KMeans(5, algorithm="full").fit(rows)
+
+
+@pytest.mark.parametrize("kind", [KMeans, ResidualKMeans])
+def test_names_and_data_frames(kind, make_features):
+    rows = make_features(50)
+    model = kind(n_clusters=3, random_state=0)
+    with pytest.raises((NotFittedError, ValueError), match="is not fitted yet"):
+        model.get_feature_names_out()
+    columns = model.fit_transform(rows)
+    names = [f"{kind.__name__.lower()}{column}" for column in range(columns.shape[1])]
+    assert model.get_feature_names_out().tolist() == names
+    with pytest.raises(ValueError, match="transform: expected default, pandas, polars or None, got 'arrow'"):
+        model.set_output(transform="arrow")
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame(rows, index=range(100, 150))
+    framed = model.set_output(transform="pandas").set_output().transform(frame)
+    assert framed.columns.tolist() == names and framed.index.tolist() == list(range(100, 150))
+    np.testing.assert_array_equal(framed.to_numpy(), columns)
+    assert isinstance(model.predict(frame), np.ndarray)
+    assert isinstance(model.transform(torch.from_numpy(rows)), pandas.DataFrame)

@@ -199,13 +199,15 @@ void compare_metric(const std::vector<float>& features, const std::vector<float>
     Hints& hints = all_hints[next_hint++ % all_hints.size()];
     for (CpuLevel level : built_cpu_levels()) {
       if (!cpu_level_available(level)) continue;
-      for (int64_t of_channels : {int64_t{1}, int64_t{1} << 12}) {  // float32 and bfloat16
+      set_cpu_level(times == 0 ? cpu_level_name(level) : "");  // forced, a level takes no instructions beyond its own
+      for (int64_t of_channels : {int64_t{1}, int64_t{1} << 12}) {  // without and with a sift in int8
         hints.pruning = pruning_pass_of(level, of_channels);
         CHECK(lookup(passes_of(level), features, codebook, num_rows, num_codes, num_channels, 2, nullptr, metric,
                      hints) == expected);
       }
     }
   }
+  set_cpu_level("");
 }
 
 // Rows near codes that differ in some channels: pruning decides them, in a subspace packed with the codebook.

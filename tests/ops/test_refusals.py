@@ -13,9 +13,15 @@ from soho_fast.ops import (
     codebook_lookup,
     codebook_stats,
     codebook_subspace,
+    diveq,
+    fsq,
+    fsq_codes,
     group_mask,
+    lfq,
+    lfq_codes,
     prepare_codebook,
     residual_lookup,
+    rotation_trick,
     sample_group,
     scatter_mean_ema_,
     set_cpu_level,
@@ -236,6 +242,23 @@ MASK = [
     ),
 ]
 
+ROW = ones(1, 3)
+SCALAR = [
+    (lambda: rotation_trick(ROW, ROW, whole(2)), ValueError, ("index", "(1,) = (..., N)", "(2,)")),
+    (lambda: rotation_trick(ROW, ROW[:, :2], whole(1)), ValueError, ("codebook", "3 channels", "(1, 2)")),
+    (lambda: diveq(ROW.double(), ROW, whole(1)), TypeError, ("features", FLOATS, "float64")),
+    (lambda: diveq(ROW, ROW, whole(1), variance=-1.0), ValueError, ("variance", "at least 0", "-1.0")),
+    (lambda: fsq(ROW.double(), [3, 3, 3]), TypeError, ("features", FLOATS, "float64")),
+    (lambda: fsq(ROW, [3, 3]), ValueError, ("levels", "one for each channel", "(1, 3)", "2")),
+    (lambda: fsq(ROW, [3, 1, 3]), ValueError, ("levels", "at least 2", "1")),
+    (lambda: fsq(ROW, 27), TypeError, ("levels", "a list of ints", "27")),
+    (lambda: fsq(ROW, [2**21, 2**21, 2**21]), ValueError, ("levels", "a product below 2^63")),
+    (lambda: fsq_codes(whole(1).int(), [3]), TypeError, ("index", "int64", "int32")),
+    (lambda: lfq(whole(1, 3)), TypeError, ("features", FLOATS, "int64")),
+    (lambda: lfq(ones(1, 64)), ValueError, ("features", "1 to 63 channels", "(1, 64)")),
+    (lambda: lfq_codes(whole(1), 64), ValueError, ("num_channels", "1 to 63", "64")),
+]
+
 META = ones(2, 2).to("meta")
 BACKEND = [
     (
@@ -279,7 +302,7 @@ BACKEND = [
     ),
 ]
 
-REFUSALS = [*LOOKUP, *PREPARE, *SUBSPACE, *METRIC, *TOPK, *RESIDUAL, *STATS, *MASK, *BACKEND]
+REFUSALS = [*LOOKUP, *PREPARE, *SUBSPACE, *METRIC, *TOPK, *RESIDUAL, *STATS, *MASK, *SCALAR, *BACKEND]
 
 
 @pytest.mark.parametrize(("call", "error", "named"), REFUSALS, ids=[" ".join(named) for _, _, named in REFUSALS])

@@ -13,5 +13,6 @@ LookupCounts screen_avx512_vnni(const CodebookLookupArgs& args, const ScreenedCo
 }
 
 const PruningPass kPruningAvx512Vnni = pruning_pass<CoarseAvx512<DotFloat32, ScreeningType::kFloat32>>();
+const PruningPass kPruningAvx512Int8 = pruning_pass<SiftingAvx512<DotFloat32, ScreeningType::kFloat32>>();
 
 }  // namespace soho

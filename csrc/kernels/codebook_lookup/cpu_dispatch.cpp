@@ -8,7 +8,7 @@
 namespace soho {
 namespace {
 
-constexpr int64_t kChannelsOfBFloat16 = 512;
+constexpr int64_t kChannelsSifted = 512;  // in int8, from here on
 
 std::vector<LookupPass> euclidean_passes(CpuLevel level) {
   switch (level) {
@@ -50,11 +50,13 @@ const PruningPass* pruning_pass_of(CpuLevel level, int64_t num_channels, Metric 
     case CpuLevel::kAmx:
     case CpuLevel::kAvx512Vnni:
     case CpuLevel::kAvx512Bf16:
-      // Where many channels lie outside the directions, more of them say more than exact ones do.
-      if (num_channels >= kChannelsOfBFloat16 && num_channels <= kMaxInt8Channels &&
-          cpu_level_available(CpuLevel::kAvx512Bf16) && cpu_level_available(CpuLevel::kAvx512Vnni))
-        return &kPruningAvx512Bf16;
-      return cpu_level_available(CpuLevel::kAvx512Vnni) ? &kPruningAvx512Vnni : &kPruningAvx512;
+      if (!cpu_level_available(CpuLevel::kAvx512Vnni)) return &kPruningAvx512;
+      if (num_channels < kChannelsSifted || num_channels > kMaxInt8Channels) return &kPruningAvx512Vnni;
+      // Where many channels lie outside the directions, more of them say more than exact ones do. A level that is
+      // forced stands for processors that have no more than it.
+      if (level == CpuLevel::kAvx512Vnni && (cpu_level_forced() || !cpu_level_available(CpuLevel::kAvx512Bf16)))
+        return &kPruningAvx512Int8;
+      return &kPruningAvx512Bf16;
     case CpuLevel::kAvx512:
       return &kPruningAvx512;
     case CpuLevel::kAvx2:

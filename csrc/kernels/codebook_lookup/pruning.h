@@ -87,7 +87,7 @@ static inline int64_t coarse_steps(int64_t num_directions) { return 1 + num_dire
 // Numbers of a row or code in int8: whole vectors, zeros behind the last channel.
 static inline int64_t sifted_channels(int64_t num_channels) { return (num_channels + 63) / 64 * 64; }
 
-extern const PruningPass kPruningAvx2, kPruningAvx512, kPruningAvx512Vnni, kPruningAvx512Bf16;
+extern const PruningPass kPruningAvx2, kPruningAvx512, kPruningAvx512Vnni, kPruningAvx512Int8, kPruningAvx512Bf16;
 
 // In one relocatable block, as packed_codebook.h; `screened` is the same codebook packed for a pass of the same width.
 size_t pruning_codes_bytes(const PruningPass& pass, int64_t num_codes, int64_t num_channels, int64_t num_directions);

@@ -8,7 +8,7 @@
 //   static void multiply<num>(rows, row_length, codes, num_steps, out, out_length)   products of one tile, float32
 //   static void highest(rows, row_length, radius, codes, negated_half, code_radius, num_steps, out)   U, per row
 //   kCoarse, and where it is true largest_direction, round_coarse and highest_coarse: `highest` of directions in int8
-//   kSifts, and where it is true sift_row, sift_code and sift   all channels in int8, see cpu_avx512_pruning.cpp
+//   kSifts, and where it is true sift_row, sift_code and sift   all channels in int8, see pruning_avx512.h
 //   static void look(row, radius, codes, negated_half, code_radius, num_steps, out)   U of one row, per code
 #pragma once
 

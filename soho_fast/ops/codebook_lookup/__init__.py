@@ -14,7 +14,7 @@ from soho_fast.ops.codebook_lookup import reference
 from soho_fast.ops.codebook_lookup.prepared import PreparedCodebook, check_metric, lacking_metric
 from soho_fast.ops.codebook_lookup.reference import Metric
 from soho_fast.ops.codebook_lookup.subspace import check_subspace
-from soho_fast.ops.forward_mode import PassOn, has_gradient, has_tangent, in_transform, without_gradient
+from soho_fast.ops.forward_mode import has_gradient, has_tangent, in_transform, pass_on, without_gradient
 from soho_fast.ops.mapping import in_front, padded_dims, slices_of
 
 
@@ -33,6 +33,13 @@ def _check_pair(features: Tensor, codebook: Tensor) -> None:
             f"got {tuple(codebook.shape[:-2])}"
         )
     checks.check_same_device(features=features, codebook=codebook)
+
+
+def check_chosen(features: Tensor, codebook: Tensor, index: Tensor) -> None:
+    """TypeError, ValueError unless they are features, codes and a code of each feature."""
+    _check_pair(features, codebook)
+    checks.check_index("index", index, features.shape[:-1], "(..., N)")
+    checks.check_same_device(features=features, index=index)
 
 
 class LookupOptions(TypedDict, total=False):
@@ -168,12 +175,10 @@ def straight_through(features: Tensor, codebook: Tensor, index: Tensor, *, backe
         TypeError, ValueError: types, shapes or devices that do not fit; on a CPU also an index >= K, which the C++ op
             can only pass on as RuntimeError from torch 2.15 on.
     """
-    _check_pair(features, codebook)
-    checks.check_index("index", index, features.shape[:-1], "(..., N)")
-    checks.check_same_device(features=features, index=index)
+    check_chosen(features, codebook, index)
     op = op_for("straight_through", backend, features.device)
     if has_tangent(features):
-        return PassOn.apply(features, op(features.detach(), codebook.detach(), index))
+        return pass_on(features, op(features.detach(), codebook.detach(), index))
     return op(features, codebook.detach(), index)
 
 

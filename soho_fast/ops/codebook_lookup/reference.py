@@ -138,7 +138,7 @@ def _ranked_rows(features_NC: Tensor, codebook_KC: Tensor, usable_K: Tensor, met
     return cost_NK.sort(stable=True).indices[:, :topk]
 
 
-def _gather(codebook: Tensor, index: Tensor) -> Tensor:
+def gather(codebook: Tensor, index: Tensor) -> Tensor:
     if codebook.dim() == 2:
         return codebook[index]
     num_channels = codebook.shape[-1]
@@ -149,7 +149,7 @@ def _gather(codebook: Tensor, index: Tensor) -> Tensor:
 def chosen_value(features: Tensor, codebook: Tensor, index: Tensor, metric: str) -> Tensor:
     """The metric of each feature and its chosen code, float32 (..., N), or codes (..., N, k), with the bits of
     `codebook_lookup`."""
-    codes = _gather(codebook, index)
+    codes = gather(codebook, index)
     if index.dim() == features.dim():
         features = features.unsqueeze(-2).expand(codes.shape)
     return metric_value(features.flatten(0, -2), codes.flatten(0, -2), metric).float().reshape(index.shape)
@@ -209,7 +209,7 @@ def codebook_lookup(
                 distance_GNT[group, start : start + chunk] = distance_P.float().reshape(index_NT.shape)
     shape = features.shape[:-1] if topk == 1 else (*features.shape[:-1], topk)
     index, distance = index_GNT.reshape(shape), distance_GNT.reshape(shape if return_distance else (0,))
-    return distance, index, _gather(codebook, index) if return_codes else codebook.new_empty(0)
+    return distance, index, gather(codebook, index) if return_codes else codebook.new_empty(0)
 
 
 def straight_through(features: Tensor, codebook: Tensor, index: Tensor) -> Tensor:
@@ -221,5 +221,5 @@ def straight_through(features: Tensor, codebook: Tensor, index: Tensor) -> Tenso
     num_codes = codebook.shape[-2]
     if index.device.type == "cpu" and bool((index >= num_codes).any()):
         raise ValueError(f"index: expected values below {num_codes} (codes), got {int(index.max())}")
-    chosen = _gather(codebook, index.clamp(min=0))
+    chosen = gather(codebook, index.clamp(min=0))
     return torch.where((index >= 0).unsqueeze(-1), chosen, 0.0).to(features.dtype)

@@ -11,7 +11,7 @@ from torch import Tensor
 from soho_fast.ops import checks
 from soho_fast.ops.backends import backend_for, define_op, op_for
 from soho_fast.ops.codebook_lookup.prepared import PreparedCodebook
-from soho_fast.ops.forward_mode import PassOn, has_tangent
+from soho_fast.ops.forward_mode import has_tangent, pass_on
 from soho_fast.ops.mapping import in_front, padded_dims
 from soho_fast.ops.residual_lookup import reference
 
@@ -100,7 +100,7 @@ def residual_lookup(
     op = op_for("residual_lookup", chosen, features.device)
     if has_tangent(features):
         quantized, index, residual = op(features.detach(), books.detach(), levels, return_residual, packed)
-        quantized = PassOn.apply(features, quantized)
+        quantized = pass_on(features, quantized)
     else:
         quantized, index, residual = op(features, books.detach(), levels, return_residual, packed)
     results = (index, quantized, residual) if return_residual else (index, quantized)

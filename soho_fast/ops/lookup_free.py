@@ -1,0 +1,129 @@
+"""Quantisers without a codebook: finite scalar quantisation (FSQ) and lookup-free quantisation (LFQ).
+
+Plain torch: they compile, map and differentiate as torch does.
+
+Letters: C channels.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from soho_fast.ops import checks
+from soho_fast.ops.forward_mode import pass_on
+
+_EPSILON = 1e-3  # of FSQ's bound: the outermost values lie this far inside tanh's
+
+
+def fsq(features: Tensor, levels: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Finite scalar quantisation (Mentzer et al., arXiv 2309.15505): `round(tanh(x + s) h - o)` in each channel.
+
+    The values at which rounding changes are found in float64, and features compared with them: the index depends on
+    neither batch, layout, device nor autocast. NaN counts as infinity. The gradient is that of the formula without
+    `round`.
+
+    Args:
+        features: (..., C) float32, bfloat16 or float16.
+        levels: of each channel, how many values it has, 2 or more; the codes are their product.
+
+    Returns:
+        index int64 (...), the first channel's level counting least, and quantized (..., C) in the type of features, in
+        steps of 1 / (level // 2) from -1 on.
+
+    Raises:
+        TypeError, ValueError: a type, levels that are none, or as many of them as there are not channels.
+    """
+    checks.check_type("features", features)
+    _check_levels(levels)
+    if features.dim() < 1 or features.shape[-1] != len(levels):
+        raise ValueError(
+            f"levels: expected one for each channel of features {tuple(features.shape)}, got {len(levels)}"
+        )
+    half, offset, shift = zip(*map(_bound, levels), strict=True)
+    most = max(levels) - 1
+    edges_CT = torch.tensor(
+        [
+            [math.atanh((value + 0.5 + o) / h) - s for value in range(-(level // 2), (level - 1) // 2)]
+            + [math.inf] * (most - level + 1)
+            for level, h, o, s in zip(levels, half, offset, shift, strict=True)
+        ],
+        dtype=torch.float64,
+        device=features.device,
+    )
+    flat_CN = features.detach().double().reshape(-1, len(levels)).T.contiguous()
+    digit = torch.searchsorted(edges_CT, flat_CN).T.reshape(features.shape)
+    digit = digit.minimum(digit.new_tensor([level - 1 for level in levels]))
+    index = (digit * digit.new_tensor(_places(levels))).sum(-1)
+    widths = features.new_tensor([level // 2 for level in levels], dtype=torch.float32)
+    quantized = ((digit - widths) / widths).to(features.dtype)
+    smooth = torch.tanh(features.float() + widths.new_tensor(shift)) * (widths.new_tensor(half) / widths)
+    return index, pass_on(smooth.to(features.dtype), quantized)
+
+
+def fsq_codes(index: Tensor, levels: Sequence[int]) -> Tensor:
+    """What `fsq` made of features: float32 (..., C) of an index int64 (...).
+
+    Raises:
+        TypeError, ValueError: a type, or levels that are none.
+    """
+    checks.check_type("index", index, (torch.int64,))
+    _check_levels(levels)
+    digit = index.unsqueeze(-1) // index.new_tensor(_places(levels)) % index.new_tensor(levels)
+    widths = index.new_tensor([level // 2 for level in levels], dtype=torch.float32)
+    return (digit - widths) / widths
+
+
+def lfq(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Lookup-free quantisation (Yu et al., arXiv 2310.05737): the sign of each channel, 1 above zero, else -1 (also of
+    NaN), with the straight-through gradient.
+
+    Args:
+        features: (..., C) float32, bfloat16 or float16, at most 63 channels.
+
+    Returns:
+        index int64 (...), the last channel's bit counting least, and quantized (..., C) in the type of features.
+
+    Raises:
+        TypeError, ValueError: a type or a number of channels.
+    """
+    checks.check_type("features", features)
+    if features.dim() < 1 or not 1 <= features.shape[-1] <= 63:
+        raise ValueError(f"features: expected (..., C) of 1 to 63 channels, got shape {tuple(features.shape)}")
+    bit = features > 0
+    places = 1 << torch.arange(features.shape[-1] - 1, -1, -1, device=features.device)
+    one = torch.ones((), dtype=features.dtype, device=features.device)
+    return (bit * places).sum(-1), pass_on(features, torch.where(bit, one, -one))
+
+
+def lfq_codes(index: Tensor, num_channels: int) -> Tensor:
+    """What `lfq` made of features: float32 (..., C), 1 or -1, of an index int64 (...).
+
+    Raises:
+        TypeError, ValueError: a type or a number of channels.
+    """
+    checks.check_type("index", index, (torch.int64,))
+    checks.check_int("num_channels", num_channels, 1, 63)
+    bits = index.unsqueeze(-1) >> torch.arange(num_channels - 1, -1, -1, device=index.device)
+    return 2.0 * (bits & 1) - 1.0
+
+
+def _check_levels(levels: Sequence[int]) -> None:
+    if not isinstance(levels, Sequence) or not levels:
+        raise TypeError(f"levels: expected a list of ints, got {levels!r}")
+    for level in levels:
+        checks.check_int("levels", level, 2)
+    if math.prod(levels) >= 2**63:
+        raise ValueError(f"levels: expected a product below 2^63, got {math.prod(levels)}")
+
+
+def _bound(level: int) -> tuple[float, float, float]:
+    """Of a channel h, o, s: half the range, half a step where the number of values is even, and what centres it."""
+    half, offset = (level - 1) * (1 + _EPSILON) / 2, 0.0 if level % 2 else 0.5
+    return half, offset, math.atanh(offset / half)
+
+
+def _places(levels: Sequence[int]) -> list[int]:
+    """What a step of each channel adds to the index."""
+    return [math.prod(levels[:channel]) for channel in range(len(levels))]

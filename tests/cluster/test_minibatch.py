@@ -1,0 +1,106 @@
+"""MiniBatchKMeans against its rule in numpy, and against Lloyd's steps."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from soho_fast.cluster import KMeans, MiniBatchKMeans
+
+
+def plain(batches, centers, passes):
+    """The rule in float64 on batches in a given order."""
+    centers, step, number = centers.astype(np.float64), 0, passes * len(batches)
+    for _ in range(passes):
+        for rows in batches:
+            rate = 0.5 + 0.5 * math.cos(math.pi * step / number)
+            label = ((rows[:, None] - centers) ** 2).sum(-1).argmin(1)
+            for k in set(label):
+                centers[k] += rate * (rows[label == k].mean(0, dtype=np.float64) - centers[k])
+            step += 1
+    return centers
+
+
+def test_it_is_the_plain_rule(make_features):
+    rows = make_features(2000, groups=6)
+    batches = np.array_split(rows, 10)
+    fitted = MiniBatchKMeans(6, init=rows[:6], max_iter=3).fit(lambda: iter(batches))
+    np.testing.assert_allclose(fitted.cluster_centers_, plain(batches, rows[:6], 3), rtol=1e-5, atol=1e-5)
+    assert (fitted.n_iter_, fitted.n_steps_) == (3, 30)
+    labels = ((rows[:, None].astype(np.float64) - fitted.cluster_centers_) ** 2).sum(-1)
+    np.testing.assert_array_equal(fitted.labels_, labels.argmin(1))
+    assert fitted.inertia_ == pytest.approx(labels.min(1).sum(), rel=1e-9)
+    np.testing.assert_array_equal(fitted.predict(rows), fitted.labels_)
+
+
+@pytest.mark.parametrize("options", [{}, {"metric": "cosine"}])
+def test_few_passes_come_near_lloyds(options, make_features):
+    rows = torch.from_numpy(make_features(6000, groups=60))
+    lloyd = KMeans(40, random_state=0, **options).fit(rows)
+    fitted = MiniBatchKMeans(40, batch_size=400, random_state=0, **options).fit(rows)
+    assert fitted.inertia_ < 1.04 * lloyd.inertia_ and fitted.n_steps_ == 4 * 15
+    again = MiniBatchKMeans(40, batch_size=400, random_state=0, **options).fit(rows)
+    assert torch.equal(again.cluster_centers_, fitted.cluster_centers_)
+    assert not torch.equal(fitted.set_params(random_state=1).fit(rows).cluster_centers_, again.cluster_centers_)
+
+
+def test_centres_that_nothing_is_nearest_to_are_drawn_anew(make_features):
+    rows = make_features(4000)
+    given = rows[:30].copy()
+    given[10:] += 1e4
+    fitted = MiniBatchKMeans(30, init=given, batch_size=200, random_state=0).fit(rows)
+    assert np.bincount(fitted.labels_, minlength=30).min() > 0
+    assert fitted.inertia_ < 1.1 * KMeans(30, random_state=0).fit(rows).inertia_
+
+
+def test_threads_do_not_matter(threads, make_features):
+    rows, found = make_features(3000), []
+    for number in (1, 2):
+        threads(number)
+        found.append(MiniBatchKMeans(20, random_state=0).fit(rows))
+    np.testing.assert_array_equal(found[0].cluster_centers_, found[1].cluster_centers_)
+    assert found[0].inertia_ == found[1].inertia_
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_partial_fit_keeps_the_mean_of_all_rows_so_far(dtype, make_features):
+    rows = make_features(600, groups=5).astype(dtype) + (1e6 if dtype == np.float64 else 0)
+    weight = np.random.default_rng(0).uniform(0, 2, size=600)
+    model, labels = MiniBatchKMeans(5, random_state=0), []
+    for part in np.split(np.arange(600), 6):
+        before = getattr(model, "cluster_centers_", None)
+        model.partial_fit(rows[part], sample_weight=weight[part])
+        labels.append(model.labels_)
+        if before is not None:
+            distance = ((rows[part][:, None].astype(np.float64) - before) ** 2).sum(-1)
+            np.testing.assert_array_equal(model.labels_, distance.argmin(1))
+    labels = np.concatenate(labels)
+    for k in range(5):
+        mean = np.average(rows[labels == k].astype(np.float64), axis=0, weights=weight[labels == k])
+        np.testing.assert_allclose(model.cluster_centers_[k] - rows[0], mean - rows[0], rtol=1e-4, atol=1e-4)
+    assert model.n_steps_ == 6 and model.cluster_centers_.dtype == dtype
+
+
+def test_partial_fit_goes_on_after_fit(make_features):
+    rows = make_features(500)
+    model = MiniBatchKMeans(5, random_state=0).fit(rows)
+    before, members = model.cluster_centers_.astype(np.float64), np.bincount(model.labels_, minlength=5)
+    model.partial_fit(rows[:1])
+    (k,) = model.labels_
+    np.testing.assert_allclose(
+        model.cluster_centers_[k], before[k] + (rows[0] - before[k]) / (members[k] + 1), rtol=1e-5
+    )
+    np.testing.assert_array_equal(np.delete(model.cluster_centers_, k, 0), np.delete(before, k, 0).astype(np.float32))
+
+
+def test_refusals(make_features):
+    rows = make_features(100)
+    with pytest.raises(ValueError, match="batch_size: expected a whole number of at least 1, got 0"):
+        MiniBatchKMeans(4, batch_size=0).fit(rows)
+    with pytest.raises(TypeError, match="X: expected the rows of one batch; fit takes batches"):
+        MiniBatchKMeans(4).partial_fit(lambda: iter([rows]))
+    with pytest.raises(ValueError, match="n_samples=3 should be >= n_clusters=4"):
+        MiniBatchKMeans(4).partial_fit(rows[:3])
+    with pytest.raises(ValueError, match="X has 5 features, but MiniBatchKMeans is expecting 12 features as input"):
+        MiniBatchKMeans(4).partial_fit(rows).partial_fit(rows[:, :5])

@@ -1,0 +1,133 @@
+"""The gradients beside straight-through's: the rotation trick and DiVeQ."""
+
+import pytest
+import torch
+
+from soho_fast.ops import codebook_lookup, diveq, rotation_trick, straight_through, triton_backend
+
+pytestmark = pytest.mark.skipif(triton_backend.INTERPRETING, reason="straight_through's kernel alone is reached")
+
+
+def problem(*shape, dtype=torch.float32):
+    features, codebook = torch.randn(*shape, 6).to(dtype), torch.randn(9, 6)
+    return features.requires_grad_(), codebook.requires_grad_(), torch.randint(9, shape)
+
+
+def rotation(x, d):
+    """The matrix that turns x to the direction of d and leaves all that is orthogonal to both, from a basis of their
+    plane: not the paper's formula."""
+    a, b = x / x.norm(), d / d.norm()
+    across = b - (a @ b) * a
+    across = across / across.norm()
+    cos, sin = a @ b, across @ b
+    plane = torch.outer(a, a) + torch.outer(across, across)
+    turned = cos * plane + sin * (torch.outer(across, a) - torch.outer(a, across))
+    return torch.eye(len(x), dtype=x.dtype) - plane + turned
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rotation_trick(dtype):
+    features, codebook, index = problem(3, 7, dtype=dtype)
+    quantized, grad = rotation_trick(features, codebook, index), torch.randn(3, 7, 6).to(dtype)
+    assert torch.equal(quantized, straight_through(features, codebook, index)) and quantized.dtype == dtype
+    found, of_codebook = torch.autograd.grad(quantized, (features, codebook), grad, allow_unused=True)
+    assert of_codebook is None
+    tolerance = 1e-5 if dtype == torch.float32 else 3e-2
+    for row in [(i, j) for i in range(3) for j in range(7)]:
+        x, d = features[row].detach().double(), codebook[index[row]].detach().double()
+        turn = rotation(x, d)
+        torch.testing.assert_close(turn @ x * d.norm() / x.norm(), d)  # that the test's own matrix is right
+        expected = turn.T @ grad[row].double() * d.norm() / x.norm()
+        torch.testing.assert_close(found[row].double(), expected, rtol=tolerance, atol=tolerance)
+
+
+def test_rotation_trick_where_no_rotation_is():
+    """A feature of zeros, its own code, the opposite of one, and padding."""
+    codebook = torch.tensor([[1.0, 2.0, 2.0], [3.0, 0.0, 4.0]])
+    features = torch.stack([torch.zeros(3), codebook[1], -codebook[0], codebook[0]]).requires_grad_()
+    index, grad = torch.tensor([0, 1, 0, -1]), torch.tensor([1.0, 2.0, 5.0]).expand(4, 3)
+    quantized = rotation_trick(features, codebook, index)
+    (found,) = torch.autograd.grad(quantized, features, grad)
+    assert torch.equal(quantized[3], torch.zeros(3)) and torch.equal(found[3], torch.zeros(3))
+    torch.testing.assert_close(found[:2], grad[:2])
+    unit = codebook[0] / 3
+    torch.testing.assert_close(found[2], grad[2] - 2 * (grad[2] @ unit) * unit)
+
+
+def test_rotation_trick_is_vector_quantize_pytorchs():
+    theirs = pytest.importorskip("vector_quantize_pytorch.vector_quantize_pytorch")
+    features, codebook, index = problem(50)
+    grad = torch.randn(50, 6)
+    (found,) = torch.autograd.grad(rotation_trick(features, codebook, index), features, grad)
+    (expected,) = torch.autograd.grad(theirs.rotate_to(features, codebook[index].detach()), features, grad)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_diveq_is_the_papers_formula():
+    features, codebook, index = problem(4, 5)
+    grad = torch.randn(4, 5, 6)
+    quantized = diveq(features, codebook, index, variance=0.04, generator=torch.Generator().manual_seed(3))
+    found = torch.autograd.grad(quantized, (features, codebook), grad)
+    noise = 0.2 * torch.randn(4, 5, 6, generator=torch.Generator().manual_seed(3))
+    toward = noise + (codebook[index] - features).detach()
+    direction = toward / toward.norm(dim=-1, keepdim=True)
+    expected = features + (codebook[index] - features).norm(dim=-1, keepdim=True) * direction
+    torch.testing.assert_close(quantized, expected)
+    torch.testing.assert_close(found, torch.autograd.grad(expected, (features, codebook), grad))
+
+
+def test_diveq_without_noise_gives_the_codes_and_at_a_code_no_nan():
+    features, codebook, index = problem(20)
+    with torch.no_grad():
+        features[0] = codebook[index[0]]
+        index[1] = -1
+    quantized = diveq(features, codebook, index, variance=0)
+    torch.testing.assert_close(quantized[2:], codebook[index[2:]])
+    gradients = torch.autograd.grad(quantized.sum(), (features, codebook))
+    assert all(gradient.isfinite().all() for gradient in gradients)
+    assert not quantized[1].any() and not gradients[0][1].any()
+
+
+def test_diveq_teaches_a_codebook_alone():
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(400, 3, generator=generator) + 5 * torch.randint(2, (400, 3), generator=generator)
+    codebook = features[:8].clone().requires_grad_()
+    optimizer = torch.optim.Adam([codebook], lr=0.05)
+    before = float(codebook_lookup(features, codebook, return_distance=True)[1].mean())
+    for _ in range(150):
+        index = codebook_lookup(features, codebook)
+        loss = (diveq(features, codebook, index, generator=generator) - features).square().sum(-1).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert float(codebook_lookup(features, codebook, return_distance=True)[1].mean()) < 0.6 * before
+
+
+@pytest.mark.parametrize("op", [rotation_trick, lambda *given: diveq(*given, variance=0.0)])
+def test_batched_codebooks_compile_and_maps(op):
+    features, codebook, index = torch.randn(3, 5, 6), torch.randn(3, 9, 6), torch.randint(9, (3, 5))
+
+    def gradient(x, d, i):
+        return torch.func.grad(lambda moved: (op(moved, d, i) * torch.arange(6.0)).sum())(x)
+
+    loop = torch.stack([gradient(*one) for one in zip(features, codebook, index, strict=True)])
+    torch.testing.assert_close(gradient(features, codebook, index), loop)
+    if op is rotation_trick:  # noise asks for vmap's randomness
+        torch.testing.assert_close(torch.vmap(gradient)(features, codebook, index), loop)
+    moving = features.clone().requires_grad_()
+    compiled = torch.compile(op, fullgraph=True, dynamic=True, backend="aot_eager")
+    (compiled(moving, codebook, index) * torch.arange(6.0)).sum().backward()
+    torch.testing.assert_close(moving.grad, loop)
+    tangent = torch.randn(3, 5, 6)
+    moved = torch.func.jvp(lambda x: op(x, codebook, index), (features,), (tangent,))[1]
+    expected = torch.stack(
+        [torch.func.vjp(lambda x: op(x, codebook, index), features)[1](one)[0].mul(tangent).sum() for one in basis()]
+    )
+    torch.testing.assert_close(moved[0, 0], expected, rtol=1e-4, atol=1e-5)
+
+
+def basis():
+    """Of the first row, within (3, 5, 6)."""
+    whole = torch.zeros(6, 3, 5, 6)
+    whole[torch.arange(6), 0, 0, torch.arange(6)] = 1
+    return whole
