@@ -24,7 +24,7 @@ PIXEL_BYTES = 4
 
 @dataclass
 class Phase:
-    """A span of the run in which the same is trained; `mfu` is the share of the peak that its operations reach."""
+    """A span of the run in which the same is trained; `mfu` is the fraction of the peak that its operations reach."""
 
     name: str
     epochs: float
@@ -163,7 +163,7 @@ class Costs:
 
         Args:
             size: Height and width.
-            checkpointing: Whether activations are recomputed.
+            checkpointing: Whether activation checkpointing is on.
             frozen: The CNN is not trained.
             words_only: The CNN alone is trained, by the bag-of-words loss.
         """
@@ -303,7 +303,7 @@ def _assume(plan: Plan, work: Work, rates: Rates) -> None:
         assumed["codes of an image"] = "used alike", "the number of masked visual tokens follows; it hardly matters"
     if any(phase.name == "the CNN is frozen" for phase in plan.phases):
         less = "where engine.feature_cache_gb caches them it is less"
-        assumed["outputs of the backbone while frozen"] = "computed anew", less
+        assumed["outputs of the backbone while frozen"] = "computed in each epoch", less
     kernels = f"no wait for the host, which starts {sum(plan.phases[-1].cost.kernels.values()):,} kernels a micro-batch"
     assumed["hours"] = "training alone", f"no evaluation, no checkpoints, no start, {kernels}"
 
