@@ -1,4 +1,4 @@
-"""The project's words: what is left of the arrow is not in README, docs, docstrings, help or messages.
+"""The project's words: what is left of the arrow is not in README, docs, docstrings, help, messages, recipes or pages.
 
 A linter of prose with a list of its own, as Vale's `substitution` rule, but for texts inside Python too.
 """
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from house import ROOT, package_files
+from house import ROOT, package_files, tracked
 
 GENERATED = r"<!-- (\w+)(?:: begin)? -->.*?<!-- (?:\1: )?end -->"  # by tools, whose texts are looked at where they are
 
@@ -50,6 +50,15 @@ def prose(path: Path) -> Iterator[tuple[int, str]]:
         for pattern in (GENERATED, r"^```.*?^```"):
             text = re.sub(pattern, lambda found: "\n" * found[0].count("\n"), text, flags=re.DOTALL | re.MULTILINE)
         lines = list(enumerate(text.splitlines(), 1))
+    elif path.suffix == ".js":
+        lines = [
+            (number, string)
+            for number, line in enumerate(text.splitlines(), 1)
+            for string in re.findall(r'"[^"]* [^"]*"|`[^`]* [^`]*`|// .*', line)
+        ]
+        lines = [(number, string.strip("`")) for number, string in lines]
+    elif path.suffix == ".yaml":
+        lines = list(enumerate(text.splitlines(), 1))
     else:
         texts = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Constant)]
         lines = [
@@ -76,6 +85,7 @@ def findings(path: Path, name: str) -> list[str]:
 
 def test_the_words_are_the_projects():
     paths = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *package_files()]
+    paths += [path for path in tracked(".yaml", ".js") if path.is_relative_to(ROOT / "soho_fast")]
     found = [line for path in paths for line in findings(path, str(path.relative_to(ROOT)))]
     assert not found, f"{len(found)} findings\n" + "\n".join(found)
 
@@ -91,6 +101,8 @@ def test_the_words_are_the_projects():
         ),
         ("file.py", '"""A picture."""\npicture = f"{1} lost processes"  # a picture\n', 2),
         ("file.py", "def f():\n    raise ValueError('the picture' ' is told')\n", 2),
+        ("file.js", 'const cells = members(picture); say("the picture is told") // a cell\n', 3),
+        ("file.yaml", "thawed_backbone_factor: 1  # The CNN stands still.\n", 1),
         ("shards.md", "members of an archive\n", 1),
         ("docs/shards.md", "members of an archive\n", 0),
     ],
