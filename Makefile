@@ -4,6 +4,7 @@
 # make test-all   both, and the C++ kernel tests under the sanitizers        make test ARGS=-x  any option of pytest
 # make gpu-check  build, test and measure on this machine's GPU; writes benchmarks/results/<card>-<date>.json
 # make faults MINUTES=60 SEED=0  a campaign of faults: kills, full disks, damaged files, hostile images; docs/faults.md
+# make docs   the documentation as a site, in build/site: strict, with its links, anchors and API reference checked
 # make bench  every op beside its baselines, checked before it is timed (with FULL=--full the long cases too)
 # make kernel-hub OUT=build/kernel-hub  the ops as a repository of Hugging Face's kernel hub, built and tried here
 # make wheels PYTHONS="python3.11 python3.12"  manylinux wheels of these Pythons and a source distribution, into dist/
@@ -24,7 +25,7 @@ STAMP  := $(VENV)/.installed
 NATIVE := CMakeLists.txt setup.py pyproject.toml $(shell find csrc -type f)
 CPP    := $(shell find csrc kernel_hub tests/kernels tests/cuda_model examples -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: demo test test-rest test-all faults gpu-check bench kernel-hub wheels sanitize check format clean
+.PHONY: demo test test-rest test-all docs faults gpu-check bench kernel-hub wheels sanitize check format clean
 
 demo: $(STAMP)
 	PATH="$(CURDIR)/$(BIN):$$PATH" deepspeed soho_fast/train.py
@@ -41,6 +42,9 @@ test-all: test test-rest sanitize
 
 faults: $(STAMP)
 	PATH="$(CURDIR)/$(BIN):$$PATH" python tests/faults --minutes $(MINUTES) --seed $(SEED)
+
+docs: $(STAMP)
+	$(BIN)/python tests/rules/site_of_docs.py
 
 gpu-check: $(STAMP)
 	PATH="$(CURDIR)/$(BIN):$$PATH" python benchmarks/gpu/check.py

@@ -38,7 +38,7 @@ def rendered(text: str, *, figures: bool) -> str:
         if figures:
             draw(differences, PAGE.parent / picture)
         shown = picture if (PAGE.parent / picture).exists() else ""
-        section = page(name, study, runs, cells, old, differences, shown, f"../benchmarks/results/{path.name}")
+        section = page(name, study, runs, cells, old, differences, shown, f"benchmarks/results/{path.name}")
         # Below the page's own headings.
         section = re.sub(r"^#", "###", section, flags=re.MULTILINE).rstrip()
         begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"

@@ -86,7 +86,7 @@ class KeptCodebook:
     Copies and pickles of it are empty.
 
     Attributes:
-        num_drops: how often it was told that codes changed in a way that torch does not count.
+        num_drops: how many reports came that codes changed in a way that torch does not count.
     """
 
     __slots__ = ("_entry", "num_drops")
@@ -162,7 +162,7 @@ class KeptCodebook:
 
 
 class Made:
-    """A tensor that is made of others, and made anew when they change. Copies and pickles of it are empty."""
+    """A tensor that is made of others, and made again when they change. Copies and pickles of it are empty."""
 
     __slots__ = ("_entry",)
 

@@ -188,9 +188,9 @@ class ResidualStack(KeepingLevels, nn.Module):
 
 
 class SummedCodebook(Accelerated):
-    """Codes that are kept as sum and number of their members, and made of these when they are asked for.
+    """Codes that are kept as sum and number of their features, and made of these when they are asked for.
 
-    The originals keep what they made, after new weights and after `.to()`, too; here it is made anew then.
+    The originals keep what they made, after new weights and after `.to()`, too; here it is made again then.
     """
 
     made_at: ClassVar[str]  # where the original keeps it

@@ -215,7 +215,7 @@ def accelerate_vector_quantize(module: Module) -> Module:
     Parameters, buffers, `state_dict`, outputs, gradients, k-means start, dead-code reset, masks, heads and
     synchronisation between ranks stay those of the original; an N x K matrix of distances and of one-hot codes is no
     longer made. Two things differ: the index is the argmin in float64, where the original's float32 distances (whose
-    squares it clamps at 1e-8) may put a near-tie the other way round, and sums over the members of a code are added
+    squares it clamps at 1e-8) may put a near-tie the other way round, and sums over the features of a code are added
     in another order. `soho_fast.adapters.restore` undoes it.
 
     Args:

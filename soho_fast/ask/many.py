@@ -67,7 +67,7 @@ def ask_many(
         results: The file that is written.
         images: Folders, .zip files, .tar shards or ranges of them in which an image is looked for first; then in the
             folder of `questions`.
-        top_k: So many answers to a question.
+        top_k: Number of answers to a question.
         batch_size: Images encoded at a time.
         workers: Processes that decode images ahead of the model; 0 decodes in this one.
         say: Called with each line of progress.

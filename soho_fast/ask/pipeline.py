@@ -289,7 +289,7 @@ class SohoPipeline(Questions):
         Args:
             rows: the arguments of each question.
             steady: which arguments do not change while they are asked about: of those the same object is one image.
-            top_k: so many answers.
+            top_k: number of answers.
             total: how many rows there are, where that is known.
             is_one: there is one, and an error does not say which it is of.
             batch_size, progress, errors: the options.

@@ -386,7 +386,7 @@ def best_start(model: Any, rows: Rows, processes: Processes, seed: int, given: l
     best = min(map(fitted, range(starts)), key=lambda found: found.inertia)
     if best.num_filled < model.n_clusters:
         warnings.warn(
-            f"{best.num_filled} of n_clusters = {model.n_clusters} clusters have a member: too many rows coincide",
+            f"{best.num_filled} of n_clusters = {model.n_clusters} clusters have a row: too many rows coincide",
             RuntimeWarning,
             stacklevel=3,
         )

@@ -20,7 +20,7 @@ _UPDATED_EACH = 4  # steps: updating the subspace of the lookups costs little be
 
 
 class Fitted(NamedTuple):
-    """centers float32 (K, C), labels int64 (N,), the inertia of all processes, steps made, clusters with a member."""
+    """centers float32 (K, C), labels int64 (N,), the inertia of all processes, steps made, clusters with a row."""
 
     centers: Tensor
     labels: Tensor
@@ -77,7 +77,7 @@ class BatchedSteps:
 
 
 def means(total: Tensor, before_KC: Tensor, unit: bool) -> Tensor:
-    """float32 (K, C): the mean of the members, with `unit` its direction, rounded once; a cluster without any stays
+    """float32 (K, C): the mean of the assigned rows, with `unit` its direction, rounded once; a cluster without any stays
     where it was."""
     totals = as_totals(total)
     size_K1 = totals.sums.norm(dim=1, keepdim=True) if unit else totals.weight[:, None]
@@ -162,7 +162,7 @@ def fit_centers(
 def final_pass(
     rows: Rows, centers_KC: Tensor, warm_start_N: Tensor | None, processes: Processes
 ) -> tuple[Tensor, float, Tensor]:
-    """Labels (N,) for these centres, the inertia of all processes, and the members (K,) of each cluster."""
+    """Labels (N,) for these centres, the inertia of all processes, and the number of rows (K,) of each cluster."""
     found, inertia = [torch.zeros(0, dtype=torch.int64, device=rows.device)], []
     members_K = torch.zeros(len(centers_KC), dtype=torch.int64, device=rows.device)
     prepared = ops.prepare_codebook(centers_KC)

@@ -38,7 +38,7 @@ class ResidualKMeans(Clusterer):
     """Level l is a `KMeans` of `x - d_1 - ... - d_(l-1)`, subtracted one after another in float32.
 
     Rows may be given as in `KMeans`, to several processes too. Rows in memory are copied once, as float32 residuals;
-    of batches the residuals are made anew in each pass.
+    of batches the residuals are computed in each pass.
 
     Args:
         n_levels: L. n_clusters: K, of each level.

@@ -222,7 +222,7 @@ class MemoryRows(Rows):
 
 
 class BatchedRows(Rows):
-    """Rows of batches that are made anew in each pass and forgotten after use; all checks are made in each pass."""
+    """Rows of batches that are made in each pass and forgotten after use; all checks are made in each pass."""
 
     def __init__(self, value: Any, sample_weight: Any = None, unit: bool = False) -> None:
         if sample_weight is not None:

@@ -18,8 +18,8 @@ _ADDED = 4096
 
 
 class Totals(NamedTuple):
-    """Of each cluster: the weighted sum of its members (K, C), their weight (K,) and their number (K,), in float64.
-    A member is a row whose weight is above zero."""
+    """Of each cluster: the weighted sum of its rows (K, C), their weight (K,) and their number (K,), in float64.
+    Rows of weight zero do not count."""
 
     sums: Tensor
     weight: Tensor

@@ -1,1 +1,1 @@
-"""What every room may use: errors, command line, files, tables, processes. Nothing of SOHO."""
+"""What every package may use: errors, command line, files, tables, processes. Nothing of SOHO."""

@@ -1,4 +1,4 @@
-"""What the commands share: a mistake is told in one line, and ends the command with exit code 2."""
+"""What the commands share: a mistake is reported in one line, and ends the command with exit code 2."""
 
 import argparse
 import os
@@ -47,7 +47,7 @@ def as_text(arguments: Sequence[str] | None) -> list[str]:
 
 
 def exit_code(run: Callable[[list[str]], int], arguments: Sequence[str] | None, when_stopped: str = "stopped") -> int:
-    """That of a command: what `run` gives, 2 for a mistake of the user, told in a line, 75 where
+    """That of a command: what `run` gives, 2 for a mistake of the user, in one line, 75 where
     a loader process was killed, or 128 + signal when stopped.
 
     Ctrl-C, SIGTERM and SIGHUP (but under nohup) raise KeyboardInterrupt, so that nothing half made is left; a second

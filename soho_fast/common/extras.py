@@ -1,4 +1,4 @@
-"""What comes with an extra, and how it is told where it is missing. The base installation is torch and the ops."""
+"""What comes with an extra, and the error where it is missing. The base installation is torch and the ops."""
 
 import json
 import os

@@ -7,7 +7,7 @@ _LINE_SECONDS = 15.0
 
 
 class ProgressLines:
-    """Called with what is done and of how much; the estimate begins anew where that falls back: with the next stage.
+    """Called with what is done and of how much; the estimate begins again where that falls back: with the next stage.
 
     Args:
         say: Called with each line.

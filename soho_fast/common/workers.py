@@ -28,7 +28,7 @@ def begin_worker(_: int = 0) -> None:
 def end_with_parent() -> None:
     """End this process, of multiprocessing, once the one that it works for has ended, even if that was killed.
 
-    torch's own watch over that does not end a process that holds more than a pipe does, for nobody reads it any more.
+    torch's own watch over that does not end a process that holds more than a pipe does, which is no longer read.
     """
 
     parent = multiprocessing.parent_process()

@@ -278,7 +278,7 @@ class SohoImageProcessor(TorchvisionBackend):
 
         Returns:
             `pixel_values` (B, 3, H, W) float32 and `pixel_mask` (B, H, W) bool, True on the image; None where nothing
-            is padded, so that nobody has to ask the device whether there is anything to mask.
+            is padded, so that the device need not be asked whether there is anything to mask.
         """
         return self.normalised(self.collate_bytes(images))
 

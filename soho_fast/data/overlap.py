@@ -1,6 +1,6 @@
 """Which images of one set are also in another, by what their files hold: a copy, a link or another name is found too.
 
-An image that was saved anew, smaller or in another format, is another one here.
+An image that was saved again, smaller or in another format, is another one here.
 """
 
 from __future__ import annotations

@@ -71,7 +71,7 @@ class TaskIdentity:
     evaluated_by: Collection[str]
     """Patterns of names by which a model is evaluated, but not trained."""
     contents: Callable[[], dict[str, Any]]
-    """What the recipe's fields do not tell of what is trained: JSON values by name, put over the fields of that name.
+    """What is trained beyond the recipe's fields: JSON values by name, put over the fields of that name.
     Contents of the data and of starting weights, which are read when it is called; sizes of the model."""
 
 

@@ -314,7 +314,7 @@ class Checkpoints:
         if faults and chosen is None:
             raise UserError(
                 f"{self.folder}: none of the checkpoints can be used: {_listed(faults)}; give another --output, or "
-                "--resume false --overwrite to start anew"
+                "--resume false --overwrite to start again"
             )
         if faults and chosen is not None:
             say(f"ignored: {self.folder}: {_listed(faults)}; the newest intact checkpoint, {chosen.name}, is taken")

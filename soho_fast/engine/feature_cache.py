@@ -142,7 +142,7 @@ class TrainingBatches:
         """Compute and keep the features of every image. All ranks make the call.
 
         Returns:
-            The cache, or None where there is no room, which is said; and the number of a signal that asked to stop.
+            The cache, or None where space is lacking, which is reported; and the number of a signal that asked to stop.
         """
         processes, say, size = self.processes, self.say, self.plan.micro_batch_size
         images = _ImagePass(len(self.data.images), size, processes)
@@ -234,7 +234,7 @@ def _collate(collate_images: Callable[[list], Mapping[str, Any]], samples: list[
 class _ImagePass:
     """Micro-batches that together hold every image once, shared among the processes of each machine.
 
-    Equally many steps on all ranks and equally many images in all steps: the last ones begin anew.
+    Equally many steps on all ranks and equally many images in all steps: the last ones begin again.
     """
 
     def __init__(self, num_images: int, micro_batch_size: int, processes: Processes) -> None:

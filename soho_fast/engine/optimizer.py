@@ -221,7 +221,7 @@ class Schedule:
 
     def backbone_factor(self, step: int, elapsed: float = 0.0) -> float:
         """`factor` for the backbone: 0 while it is frozen. From where it is unfrozen it is `thawed_backbone_factor`
-        times a warm-up of its own, of `backbone_warmup_steps` from `warmup_start` on; `cosine` and `linear` begin anew
+        times a warm-up of its own, of `backbone_warmup_steps` from `warmup_start` on; `cosine` and `linear` begin again
         there, so that its rate is the same however long the run was before, and falls over the steps that are left."""
         if self.is_frozen(step):
             return 0.0

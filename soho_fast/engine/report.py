@@ -169,7 +169,7 @@ def report_run(run: Run, metrics: Mapping[str, float] | None) -> None:
             print_table(task.table(metrics))
         print(
             f"{folder}/ is finished at step {progress.step}: nothing is left to do. To train on, give more (as "
-            f"{_twice(run)}) and --resume changed; to train anew, another --output"
+            f"{_twice(run)}) and --resume changed; to train again, another --output"
         )
         sys.stdout.flush()
         return

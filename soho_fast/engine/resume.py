@@ -208,7 +208,7 @@ class ResumePoint:
         resume = self.settings.resume
         if self.settings.overwrite and resume is not False:
             raise UserError(
-                "overwrite: a run is deleted only where it is started anew; give --resume false too, or leave "
+                "overwrite: a run is deleted only where it is started again; give --resume false too, or leave "
                 "--overwrite out to go on with it"
             )
         path = None if resume is False else self.checkpoints.choose(lambda line: print(line, flush=True))
@@ -224,7 +224,7 @@ class ResumePoint:
             )
         if resume in (True, "changed") and checkpoint is None:
             raise UserError(
-                f"resume: no complete checkpoint is in {self.checkpoints.folder}; give --resume auto to start anew"
+                f"resume: no complete checkpoint is in {self.checkpoints.folder}; give --resume auto to start again"
             )
         if resume == "auto" and checkpoint is None and results:
             raise UserError(

@@ -139,7 +139,7 @@ class EngineSettings:
         precision: `auto` takes bf16 on a GPU that has it, else fp16, and float32 on a CPU, the same on every CPU.
         zero_stage: ZeRO stage; 1 partitions optimiser states, 2 gradients too, 3 parameters too. 0 partitions
             nothing: parameters and gradients are float32 then, in bf16 too (autocast); fp16 takes at least 1.
-        activation_checkpointing: Recompute the Transformer's activations in the backward pass to save memory.
+        activation_checkpointing: Compute the Transformer's activations again in the backward pass to save memory.
         compile: Compile the Transformer's layers (torch.compile; needs Triton on a GPU, a C++ compiler on a CPU). The
             first steps take a minute longer. On a CPU it runs in the place of the engine's own faster layers. Not with
             ZeRO stage 3.
@@ -239,7 +239,7 @@ class TrainSettings:
             then end with whichever of steps and time ends first.
         seed: Seed of initialisation, data order, masking and dropout.
         resume: `auto` continues from the newest complete checkpoint where there is one; true demands one; false
-            starts anew. Settings other than it was trained with are refused; `changed` demands one and goes on from
+            starts again. Settings other than it was trained with are refused; `changed` demands one and goes on from
             it with them, and the log records it.
         overwrite: With resume false, delete the run that is already in the output folder.
         optim: Optimiser.

@@ -550,7 +550,7 @@ class Run:
             return
         if told := self.task.lost(self.step.model):
             sound = self.checkpoints.newest(sound=True)
-            instead = f"delete all newer than {sound}, and --resume changed goes on from it" if sound else "start anew"
+            instead = f"delete all newer than {sound}, and --resume changed goes on from it" if sound else "start again"
             raise UserError(f"step {self.progress.step}: {told}, and {instead}")
 
     def _diverged(self, step: int, what: str) -> UserError:
@@ -566,7 +566,7 @@ class Run:
         )
 
     def _count_skipped(self, skipped: list[str]) -> None:
-        """Each unreadable image counts once, and is told once, however many epochs and starts of the run meet it."""
+        """Each unreadable image counts and is reported once, however many epochs and starts of the run meet it."""
         if not self.processes.total([len(skipped)])[0]:
             return
         known = set(self.progress.corrupt)

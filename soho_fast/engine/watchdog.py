@@ -66,7 +66,7 @@ class Heartbeat:
         world: how many there are.
         host: where the first rank is reached; a loopback address where all ranks are of one machine, so that no other
             machine reaches it.
-        publish: gives others the first rank's port and the run's secret, without which nobody is heard.
+        publish: gives others the first rank's port and the run's secret, without which no rank is heard.
         look_up: waits for these.
         timeout: seconds without a sign of life after which a rank counts as failed; 0: none do.
         speaks: whether this rank reports that the first one failed.
@@ -192,7 +192,7 @@ class Heartbeat:
                 self._fail(connection, "has ended (killed, or out of memory)")
 
     def _greet(self, stranger: socket.socket) -> None:
-        """Hear who connected: a rank that is not there yet and knows the secret, or nobody."""
+        """Hear who connected: a rank that is not there yet and knows the secret, or none."""
         said, until = self._strangers[stranger]
         try:
             more = stranger.recv(_LONGEST_GREETING)

@@ -159,7 +159,7 @@ class AskedModel:
             self._awaited.discard(future)
 
     def give_up(self) -> None:
-        """Nobody waits for an answer any more: their `ask` is cancelled."""
+        """No answer is awaited any more: the pending `ask` is cancelled."""
         for future in self._awaited:
             future.cancel()
 

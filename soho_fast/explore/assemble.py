@@ -53,12 +53,12 @@ def is_made_of(folder: Path, made_of: str, say: Callable[[str], None] = print) -
     except FileNotFoundError:
         return False
     except BundleError as error:
-        say(f"{error.told}; it is built anew")
+        say(f"{error.told}; it is built again")
         return False
     if bundle.meta.get("made_of") == made_of:
         return True
     for line in bundle.of_another_model():
-        say(f"{line}; it is built anew")
+        say(f"{line}; it is built again")
     return False
 
 

@@ -7,7 +7,7 @@ fetch files. The value is JSON, so Python reads the same files.
     index.html, app/         the pages, copied from this package
     images/0000/000000.jpg   small copies of the images shown, number // 256 and number
     data/meta.js             what this is a bundle of
-    data/wall.js             a column a measure, K long: what the first page shows of every code
+    data/wall.js             a column for each metric, K long: what the first page shows of every code
     data/codes-0000.js       a list of CODES_PER_FILE codes, number // 64
     data/words.js            what each word of the captions has to do with codes
     data/images-0000.js      a list of IMAGES_PER_FILE images
@@ -83,7 +83,7 @@ data/images-0000.js, each image:
     rows, columns: of the grid of visual tokens
     index: the code of each patch, row by row; null where there is none
     masked: null, or {code, patches: [{patch, guesses: [[code, probability], ...]}]}: what masked visual modelling
-        hides together, and what the model says was there
+        hides together, and what the model predicts there
 
 data/timeline.js:
     series: list of {name, points: [[step, value], ...]}: perplexity, perplexity of a step, share of the most frequent
@@ -144,7 +144,7 @@ class BundleError(UserError):
     """A damaged bundle; the message names the file (`told`), and what to do."""
 
     def __init__(self, told: str) -> None:
-        super().__init__(f"{told}; build the explorer anew")
+        super().__init__(f"{told}; build the explorer again")
         self.told = told
 
 

@@ -207,7 +207,7 @@ class ArraySource:
         return small_copy(open_image(image) if is_path else Image.fromarray(_array(image)))
 
     def masked(self, places: Sequence[int], captions: Sequence[str]) -> Iterator[None]:
-        """Arrays have no model that guesses."""
+        """Arrays have no model that predicts."""
         return iter(())
 
 

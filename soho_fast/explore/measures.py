@@ -72,14 +72,14 @@ class Seen:
 
 
 def measure(source: Any, say: Callable[[str], None] = print) -> Any:
-    """The table of all measures.
+    """The table of all metrics.
 
     Args:
         source: A `ModelSource`; each of its images is looked up.
         say: Called with each line of what is done.
 
     Returns:
-        An `engine.task.Table`: a row a measure; columns for the model's codes, k-means and shuffled codes.
+        An `engine.task.Table`: a row for each metric; columns for the model's codes, k-means and shuffled codes.
     """
     from soho_fast.common.tables import Table
 

@@ -325,7 +325,7 @@ def _say_where(host: str, port: int, asking: Asking) -> None:
     if not (host == "localhost" or _is_loopback(host)):
         print(
             f"warning: --host {host}: everyone who reaches this machine at port {port} can see these images and use "
-            "the models; nothing is encrypted and nobody is asked for a password",
+            "the models; nothing is encrypted and no password is asked for",
             file=sys.stderr,
         )
     for model in asking.models.values():

@@ -1,4 +1,4 @@
-"""How a codebook came about: what a run's log and the dictionary itself tell of it. K codes."""
+"""How a codebook came about, by a run's log and the dictionary itself. K codes."""
 
 from __future__ import annotations
 

@@ -83,7 +83,7 @@ def _compile(stage: nn.Module, inputs: dict[str, tuple[torch.Tensor, dict[int, A
 
 
 def _least_cells(config: Any) -> int:
-    """Cells of 32 pixels along an edge of a batch: for a single token torch.export makes a program of its own."""
+    """Steps of 32 pixels along an edge of a batch: for a single token torch.export makes a program of its own."""
     return config.visual_pool + 1
 
 
@@ -124,7 +124,7 @@ def _about(model: Any, processor: Any, question: str) -> dict[str, Any]:
     )
     has_codes = model.base().visual_dictionary is not None
     index = "int64 (texts,), the image of each text" if len(names) == 1 else "int64 (texts, 2), left and right"
-    encoded = {"visual": "float32 (images, cells, channels)", "valid": "bool (images, cells)"}
+    encoded = {"visual": "float32 (images, patches, channels)", "valid": "bool (images, patches)"}
     return {
         "question": question,
         "images": names,
@@ -150,7 +150,7 @@ def _about(model: Any, processor: Any, question: str) -> dict[str, Any]:
                 "pixel_values": "float32 (images, 3, height, width), normalised; 0 at padding; sides multiples of 32",
                 "pixel_mask": "bool (images, height, width), true on the image",
             },
-            "outputs": encoded | ({"codes": "int64 (images, cells), -1 at padding"} if has_codes else {}),
+            "outputs": encoded | ({"codes": "int64 (images, patches), -1 at padding"} if has_codes else {}),
         },
         "read.pt2": {
             "inputs": encoded

@@ -1,6 +1,6 @@
 """The convolutional backbones: torchvision's networks under torchvision's parameter names, cut into stages.
 
-A stage is what `backbone_frozen_stages` counts; a step is what activation checkpointing recomputes. The padded area is
+A stage is what `backbone_frozen_stages` counts; a step is what activation checkpointing runs again. The padded area is
 left out of BatchNorm's statistics and comes out of it as zero, which is what a convolution sees beyond the border of an
 image that stands alone.
 

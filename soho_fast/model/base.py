@@ -56,7 +56,7 @@ class SohoPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *model_args: Any, **kwargs: Any) -> Any:
-        """As transformers' own; a folder that is not there, or a hub out of reach, is told at once.
+        """As transformers' own; a folder that is not there, or a hub out of reach, is reported at once.
 
         Raises:
             FileNotFoundError: it looks like a path and is not there, or is a folder without config.json.

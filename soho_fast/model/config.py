@@ -145,7 +145,7 @@ class SohoConfig(PreTrainedConfig):
             has some.
             `"vqvae"` keeps running counts and sums with Laplace smoothing.
         laplace_eps (`float`): smoothing of `"vqvae"`.
-        dictionary_init (`str`): `"random"` (normal, paper) or `"data"`: codes are drawn from the features of the first
+        dictionary_init (`str`): `"random"` (normal, paper) or `"data"`: initialised from the features of the first
             training batch, all ranks together.
         dictionary_init_std (`float`): standard deviation of the random codes. Ours.
         dictionary_seed (`int`): seed of every draw inside the dictionary.
@@ -157,8 +157,8 @@ class SohoConfig(PreTrainedConfig):
             it and its feature with learned shares; see `official/fusion.py: GatedFusion`. `"features"`: the feature
             itself, so that the dictionary only labels what masked visual modelling masks (an ablation, ours).
         dictionary_follow (`str`): what all codes do when all features move together, as they do when the CNN begins to
-            learn; eq. 4 moves a code by its own members alone. `"none"`: nothing (paper). `"mean"`: they move as the
-            running mean of the features does; `"affine"`: and spread as the features do.
+            learn; eq. 4 moves a code by its assigned features alone. `"none"`: nothing (paper). `"mean"`: they move as
+            the running mean of the features does; `"affine"`: and spread as the features do.
         usage_decay (`float`): decay of the running usage behind perplexity, active codes and the dead-code reset.
         active_threshold (`float`): a code is active while its running usage, in units of the uniform share 1/k, is at
             least this.

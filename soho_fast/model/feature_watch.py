@@ -27,7 +27,7 @@ class FeatureWatch(Float32Buffers):
     """Compares the features of each step, those that the dictionary gets, with a reference: what they were before.
 
     The reference follows the features closely while the backbone is frozen, and from then on slowly: it is about that
-    of the thaw for as long as a collapse takes, and after many thousand steps features may be where they like.
+    of the unfreezing for as long as a collapse takes, and after many thousand steps features may be where they like.
 
     A step counts as lost where all features have become alike: their variance is below a twentieth of their mean square
     distance from the reference's mean; or where the codes stand for nothing: one code would be nearer to the features

@@ -1,4 +1,4 @@
-"""Visual tokens image by image: a batch taken apart, without padding, and put together anew.
+"""Visual tokens image by image: a batch taken apart, without padding, and put together again.
 
 B images, L tokens of each, H x W positions of the grid.
 """

@@ -52,7 +52,7 @@ class BatchNorm2d(nn.BatchNorm2d, Float32Buffers):
     """`nn.BatchNorm2d` for mixed precision without autocast, and for images of several sizes in a batch.
 
     Running statistics and arithmetic are float32. Padded positions take no part in the statistics and come out as zero.
-    A recomputed forward (activation checkpointing) normalises by the batch as the first did, and leaves the running
+    A second forward (activation checkpointing) normalises by the batch as the first did, and leaves the running
     statistics alone.
     """
 

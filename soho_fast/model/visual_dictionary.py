@@ -426,7 +426,7 @@ class VisualDictionary(Float32Buffers):
         self.step.add_(1)
 
     def _follow(self, counts_K: Tensor, sums_KC: Tensor, squares_C: Tensor) -> None:
-        """Moves all codes as the features move together, whether or not one has members; those of further levels, in
+        """Moves all codes as the features move together, with assigned features or without; those of further levels, in
         which nothing of their mean is left, only spread with them."""
         assert self._host_step is not None, "_prepare_update has read it"
         total = counts_K.sum()

@@ -50,7 +50,7 @@ def _parser() -> Parser:
     )
     parser.add_argument("--stage", type=int, choices=(0, 1, 2, 3), help="ZeRO stage (default: the recipe's)")
     for flag, largest, default, about in (
-        ("--efficiency", 1.0, None, "share of the peak that products reach (default: the card's, by part)"),
+        ("--efficiency", 1.0, None, "fraction of the peak that products reach (default: the card's, by part)"),
         ("--network-gbit", math.inf, None, f"gigabits a second of a machine of {MACHINE} GPUs (default: a DGX's)"),
         ("--data-rate", math.inf, Rates.data_rate, "images per second of one loader process (default: %(default)g)"),
         ("--file-kb", math.inf, Rates.file_kb, "kilobytes of an image file (default: %(default)g)"),

@@ -26,7 +26,7 @@ class Card:
         bandwidth: Bytes of memory a second.
         interconnect: Bytes a second to other cards of the machine, each way.
         network: Bytes a second from a machine of `MACHINE` cards to others, each way: the InfiniBand of NVIDIA's DGX.
-        efficiency: Share of the peak that products reach where memory does not bound them, of the CNN and of the
+        efficiency: Fraction of the peak that products reach where memory does not bound them, of the CNN and of the
             Transformer.
         efficiency_from: The runs of which that is.
         source: The data sheet.

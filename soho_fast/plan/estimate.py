@@ -29,7 +29,7 @@ class Phase:
 
     Args:
         gradients: Elements that are reduced over the ranks.
-        mfu: The share of the peak that its operations reach.
+        mfu: The fraction of the peak that its operations reach.
     """
 
     name: str
@@ -180,7 +180,7 @@ class Costs:
 
         Args:
             size: Height and width.
-            checkpointing: Whether activations are recomputed.
+            checkpointing: Whether activation checkpointing is on.
             frozen: The CNN is not trained.
             words_only: The CNN alone is trained, by the bag-of-words loss.
         """
@@ -330,7 +330,7 @@ def _assume(plan: Plan, work: Work, rates: Rates) -> None:
         assumed["codes of an image"] = "used alike", "the number of masked visual tokens follows; it hardly matters"
     if any(phase.name == "the CNN is frozen" for phase in plan.phases):
         less = "where engine.feature_cache_gb caches them it is less"
-        assumed["outputs of the backbone while frozen"] = "computed anew", less
+        assumed["outputs of the backbone while frozen"] = "computed in each epoch", less
     kernels = f"no wait for the host, which starts {sum(plan.phases[-1].cost.kernels.values()):,} kernels a micro-batch"
     assumed["hours"] = "training alone", f"no evaluation, no checkpoints, no start, {kernels}"
 

@@ -266,7 +266,7 @@ def kernels_of_gpu() -> Iterator[None]:
     """What a GPU would call: memory-efficient attention (which takes a mask), the fused dropout, and a lookup without
     the subspace that it takes on a CPU.
 
-    They stand in for torch's own functions, since a mode for functions does not reach what a backward pass recomputes.
+    They stand in for torch's own functions, since a mode for functions does not reach what a backward pass runs again.
     """
     with ExitStack() as stack:
         for owner, name, other in (

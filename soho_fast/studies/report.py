@@ -95,7 +95,7 @@ def page(
     if figure:
         lines += ["", f"![Differences with their intervals]({figure})"]
     if rows:
-        return "\n".join([*lines, "", f"All metrics of all runs: [{Path(rows).name}]({rows})."]) + "\n"
+        return "\n".join([*lines, "", f"All metrics of all runs: `{rows}`."]) + "\n"
     if explored:
         certain = [each for each in explored if each.verdict in ("helps", "hurts")]
         lines += ["", "## Explored", "", *_table(explored), ""]

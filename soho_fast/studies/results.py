@@ -109,7 +109,7 @@ def append_row(path: Path, row: Row) -> None:
         os.ftruncate(file, end)
         try:
             if os.pwrite(file, line, end) != len(line):
-                raise OSError(28, "no room for a row", str(path))
+                raise OSError(28, "no space for a row", str(path))
             os.fsync(file)
         except OSError:
             os.ftruncate(file, end)

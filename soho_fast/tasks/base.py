@@ -79,7 +79,7 @@ class BaseTask(ABC):
         return TaskIdentity(NOT_COMPARED, FIXED, PLACES, EVALUATED_BY, self.contents)
 
     def contents(self) -> dict[str, Any]:
-        """What the recipe does not tell of what is trained: contents of what its paths name."""
+        """What is trained beyond the recipe's fields: contents of what its paths name."""
         return {
             "data.tokenizer": words_identity(self.processor.tokenizer),
             "model.text_encoder": weights_identity(self.model.text_encoder),
@@ -93,7 +93,7 @@ class BaseTask(ABC):
             first = in_words(shared)[0]
             raise ValueError(
                 f"data: {len(shared)} images are both in {trained} and in {held_out}, as {first}; held-out images must "
-                "not be trained on. Leave them out of one of the two; a placeholder, one picture in the place of "
+                "not be trained on. Leave them out of one of the two; a placeholder, one image in the place of "
                 f"missing ones, is left out of both by --data.placeholders '[{first.partition(' (held out as ')[0]}]'"
             )
 

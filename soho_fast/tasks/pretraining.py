@@ -158,7 +158,7 @@ class PretrainingTask(BaseTask):
         if len(heldout) == 1:
             raise ValueError(
                 "data.heldout: one image with captions; expected none or at least two, since a text is also scored "
-                "with another image: hold out more"
+                "with a shuffled image: hold out more"
             )
         if self.data.num_negative:
             self._check_negatives("sources", training.texts)

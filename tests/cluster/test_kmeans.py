@@ -82,7 +82,7 @@ def test_rows_that_are_fewer_than_clusters_are_not_taken_for_ever(init, weighted
     """Their means are off by some roundings, so that hardly a row lies on its centre."""
     rows = np.repeat(np.random.default_rng(0).normal(size=(9, 3)).astype(np.float32), 100, axis=0)
     weight = np.random.default_rng(1).random(900) if weighted else None
-    with pytest.warns(RuntimeWarning, match="of n_clusters = 12 clusters have a member"):
+    with pytest.warns(RuntimeWarning, match="of n_clusters = 12 clusters have a row"):
         fitted = KMeans(12, init=init, n_init=1, tol=0, random_state=0).fit(rows, sample_weight=weight)
     assert fitted.n_iter_ <= 12
     assert len({(tuple(row), label) for row, label in zip(rows.tolist(), fitted.labels_, strict=True)}) == 9

@@ -68,7 +68,7 @@ def test_a_finished_run_is_left_as_it_is(again, small_recipe, tmp_path):
         for way in ("Give the same values", "another --output", "--resume changed"):
             assert way in error_of(text), text
     code, text = again(*command, "--overwrite")
-    assert code == 2 and "overwrite: a run is deleted only where it is started anew; give --resume false" in text, text
+    assert code == 2 and "overwrite: a run is deleted only where it is started again; give --resume false" in text, text
     code, text = again(*command, "--optim.lr", "3e-4", "--resume", "changed")
     assert code == 2 and "no step is left" in error_of(text), text
     size = ["--model.config.hidden_size", "64", "--max_steps", "4"]

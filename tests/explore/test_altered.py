@@ -64,16 +64,16 @@ def test_an_altered_file_is_named_and_not_up_to_date(explorer, name, capsys):
         os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
         said = []
         assert not is_made_of(explorer, "these", said.append)
-        assert said == [f"{explorer}: {name} has changed since it was built; it is built anew"]
+        assert said == [f"{explorer}: {name} has changed since it was built; it is built again"]
         assert main(["serve", str(explorer), "--port", "0"]) == 2
         error = capsys.readouterr().err
-        assert f"{name} has changed since it was built; build the explorer anew" in error and error.count("\n") == 1
+        assert f"{name} has changed since it was built; build the explorer again" in error and error.count("\n") == 1
     path.unlink()
     assert not is_made_of(explorer, "these", said.append)
     path.write_bytes(content)
     assert is_made_of(explorer, "these", print)
     if name != "data/meta.js":  # without which it is no explorer
-        assert said[-1] == f"{explorer}: {name} is missing since it was built; it is built anew"
+        assert said[-1] == f"{explorer}: {name} is missing since it was built; it is built again"
 
 
 @pytest.mark.parametrize("damage", [*DAMAGES.values(), None])
@@ -125,7 +125,7 @@ def test_what_was_altered_is_built_anew(run, capsys):
     page.write_bytes(another(sound))
     assert main(["build", str(run)]) == 0
     said = capsys.readouterr().out
-    assert "app/code.js has changed since it was built; it is built anew" in said and "up to date" not in said
+    assert "app/code.js has changed since it was built; it is built again" in said and "up to date" not in said
     assert page.read_bytes() == sound
     assert main(["build", str(run)]) == 0
     assert "up to date" in capsys.readouterr().out
@@ -182,5 +182,5 @@ def test_build_and_serve_say_that_a_model_is_newer_or_its_run_went_on(run, tmp_p
     write_checksums(later / "model")
     assert main(["build", str(later)]) == 0
     said = capsys.readouterr().out.splitlines()
-    assert said[0] == on and f"{line}; it is built anew" in said
+    assert said[0] == on and f"{line}; it is built again" in said
     assert Bundle(later / "explorer").meta["run"]["step"] == 6

@@ -329,7 +329,7 @@ def test_damage_is_told_with_the_file(made, tmp_path):
     (folder / "SHA256SUMS").unlink()  # as of an explorer that says nothing of its files
     path = folder / "data" / "codes-0001.js"
     path.write_text(path.read_text()[:-200])
-    with pytest.raises(BundleError, match=r"codes-0001\.js can't be read .*; build the explorer anew"):
+    with pytest.raises(BundleError, match=r"codes-0001\.js can't be read .*; build the explorer again"):
         words_of_code(folder, 65)
     assert len(words_of_code(folder, 3)) >= 0, "other files are not concerned"
     layout.write_value(folder, "codes-0001", [])

@@ -204,8 +204,8 @@ def test_a_damaged_explorer_is_told_of(explorer, tmp_path):
         draw_figure(tmp_path)
     path = explorer / image_path(0)
     path.write_bytes(path.read_bytes()[:30])
-    with pytest.raises(UserError, match="build the explorer anew"):
+    with pytest.raises(UserError, match="build the explorer again"):
         draw_figure(explorer, [1])
     path.unlink()
-    with pytest.raises(UserError, match="build the explorer anew"):
+    with pytest.raises(UserError, match="build the explorer again"):
         draw_figure(explorer, [1])

@@ -35,10 +35,9 @@ def test_what_the_dictionary_cost_is_of_the_rows_of_before():
         ]
         differences.append(100 * sum(each) / len(each))
     mean, (low, high) = sum(differences) / 5, ttest_1samp(differences, 0.0).confidence_interval(0.95)
-    *first, last = (f"{-each:.1f}" for each in differences)
-    text = " ".join(PAGE.read_text().split())
-    assert f"by {', '.join(first)} and {last} points, {-mean:.1f} in the mean" in text
-    assert f"interval from {-high:.1f} to {-low:.1f}" in text
+    seeds = ", ".join(f"{-each:.1f}" for each in differences)
+    told = f"| points lost with 256 codes | {seeds} | {-mean:.1f} | {-high:.1f} to {-low:.1f} |"
+    assert told in PAGE.read_text(), told
 
 
 def _rows(name):
@@ -56,12 +55,12 @@ def test_what_is_said_of_the_cold_start_is_of_its_rows():
             *_, reset, decay = row["condition"].split(", ")
             active[reset, decay].append(row["metrics"]["heldout_active_codes"])
     text = " ".join(PAGE.read_text().split())
-    assert f"With it {told(active['on', '0.9'])} of 256 codes have held-out tokens at gamma 0.9" in text
-    assert f"and {told(active['on', '0.99'])} at 0.99" in text
-    assert f"{told(active['off', '0.9'] + active['off', '0.99'])} have any" in text
-    assert f"not learnt in any ({told([100 * row['metrics']['itm'] for row in rows])} %" in text
+    assert f"| with reset, gamma 0.9 | {told(active['on', '0.9'])} |" in text
+    assert f"| with reset, gamma 0.99 | {told(active['on', '0.99'])} |" in text
+    assert f"random or from features | {told(active['off', '0.9'] + active['off', '0.99'])} |" in text
+    assert f"none learns to match ({told([100 * row['metrics']['itm'] for row in rows])} %" in text
     better = max(100 * (row["metrics"]["codes.purity"] - row["metrics"]["codes.shuffled_purity"]) for row in rows)
-    assert f"at most {better:.0f} points better than codes that are shuffled" in text
+    assert f"at most {better:.0f} points better than shuffled codes" in text
 
 
 def test_what_is_said_of_a_step_is_of_its_rows():
@@ -76,10 +75,11 @@ def test_what_is_said_of_a_step_is_of_its_rows():
         slower.append(100 * (1 - sum(speed[size + codes] / speed[size + "none"] for size in sizes) / 6))
     text = " ".join(PAGE.read_text().split())
     one, two, three = (f"{each:.0f}" for each in slower)
-    assert f"with 256 codes it is slower by {one} % in the mean" in text
-    assert f"with 2,048 by {two} and with 8,192 by {three} %" in text
-    assert f"{speed['two processes']:.1f} against {speed['one process']:.1f} a second" in text
-    assert f"with eight each they take {speed['two processes, 16 images']:.1f}." in text
+    assert f"| 256 | {one} % in the mean" in text
+    assert f"| 2,048 | {two} % | | 8,192 | {three} % |" in text
+    assert f"| one process, 8 images | {speed['one process']:.1f} |" in text
+    assert f"| 2 x 1, 4 images each | {speed['two processes']:.1f} |" in text
+    assert f"| 2 x 1, 8 images each | {speed['two processes, 16 images']:.1f} |" in text
 
 
 def test_what_is_said_of_longer_runs_is_of_their_rows():
@@ -117,7 +117,6 @@ def test_what_is_said_of_the_guard_is_of_its_rows():
         if row["alarm"]:
             by = "features" if row["alarm_by_features"] else "matching"
             said = f"{int(row['alarm']) - int(row['unfrozen_at'])} steps, {by}"
-        told = (
-            f"{rule}, {float(row['backbone_lr']):g} | {row['batch_norm']} | {matching} % | {one} / {other} % | {said} |"
-        )
+        norm = {"live": "trained", "frozen": "frozen"}[row["batch_norm"]]
+        told = f"{rule}, {float(row['backbone_lr']):g} | {norm} | {matching} % | {one} / {other} % | {said} |"
         assert told in text, told

@@ -64,7 +64,7 @@ class DownstreamDataset(SampleDataset):
     """Samples of at most `texts_per_sample` examples of a group, all examples in each epoch.
 
     A sample depends on (seed, epoch, index) only. With one text a sample is an example, as in the paper; with more, an
-    image is decoded and encoded once for them, and which texts come together is drawn anew in each epoch.
+    image is decoded and encoded once for them, and which texts come together is drawn in each epoch.
 
     Args:
         examples: The split.

@@ -221,7 +221,7 @@ class PretrainingDataset(SampleDataset):
             num_negative: Texts per image taken from other images (paper: 2).
             replace_probability: With it each text taken from the captions is replaced by one of another image, see
                 `PairSampler.replacement`; needs `caption_groups` and no `num_negative`.
-            epoch: What an epoch holds: "images", each once; "captions", divided anew at random in each epoch; or
+            epoch: What an epoch holds: "images", each once; "captions", divided at random in each epoch; or
                 "caption_groups", captions divided once and for all.
             max_text_length: Longest text in tokens, [CLS] and [SEP] included; longer ones are cut.
             masking: How tokens are masked: keywords of `mask_tokens`, its `probability` and those after it.

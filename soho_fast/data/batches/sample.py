@@ -173,7 +173,7 @@ class Collator:
     device, `pixel_mask` (B, H, W) bool or, where nothing is padded, None (neither where the samples have no pixels),
     int64 `input_ids` and `attention_mask` (P, S), int64 `image_index` (P,) or, with two images a sample, (P, 2); token
     labels (P, S) under their names, and int64 (M,) where in the flattened table they are (`x_positions` of
-    `x_labels`), so that nobody has to ask the device; text fields (P, ...) and image fields, float64 (B,). "skipped"
+    `x_labels`), so that the device need not be asked; text fields (P, ...) and image fields, float64 (B,). "skipped"
     lists the messages of corrupt images, whose samples are left out; "sample_ids" names what remains.
 
     Args:

@@ -117,7 +117,7 @@ def _karpathy_images(annotations: AnyPath) -> tuple[Iterator[Entry], str]:
 
 
 def karpathy_coco_ids(annotations: AnyPath, splits: Collection[str] = ("val", "test")) -> frozenset[int]:
-    """COCO ids of the images in the named splits: what must not be trained on when these splits are the measure.
+    """COCO ids of the images in the named splits: what must not be trained on when these splits are evaluated.
 
     Raises ValueError when the file has no `cocoid` fields or the splits hold no image.
     """

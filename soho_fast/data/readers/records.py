@@ -94,7 +94,7 @@ class ReadReport:
 
     @staticmethod
     def of(given: ReadReport | None, source: str, texts: str = "captions") -> ReadReport:
-        """The report that a caller gave, or one that nobody will see, begun."""
+        """The report that a caller gave, or an empty one."""
         report = given or ReadReport()
         report.source, report.texts = source, texts
         return report

@@ -161,12 +161,12 @@ def read_index(shard: str) -> ShardIndex:
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError, IndexError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(
-            f"{path}: damaged, or no index of a shard ({reason}); make it anew with: {command} --again"
+            f"{path}: damaged, or no index of a shard ({reason}); make it again with: {command} --again"
         ) from None
     for name, what in (("shard_bytes", "bytes"), ("shard_mtime_ns", "ns, the time of its last change")):
         if metadata.get(name) != stamp[name]:
             raise ValueError(
                 f"{path}: stale, or of another file: it was made of a shard of {metadata.get(name)} {what}, "
-                f"{shard} has {stamp[name]}; make it anew with: {command}"
+                f"{shard} has {stamp[name]}; make it again with: {command}"
             )
     return index

@@ -153,7 +153,7 @@ class TarStore:
             raise OSError(f"{index.shard}!{name}: {one_line(error)}") from error
         if len(content) != BLOCK + size or zlib.crc32(content[:BLOCK]) != int(index.header[inside]):
             raise OSError(
-                f"{index.shard}!{name}: not where the index has it: the shard was changed since; make the index anew"
+                f"{index.shard}!{name}: not where the index has it: the shard was changed since; make the index again"
             )
         return content[BLOCK:]
 

@@ -231,7 +231,7 @@ def check_shard(shard: str, *, decode: bool) -> Iterator[str]:
         if different or replace(counts, left_out=[]) != replace(index.counts, left_out=[]):
             raise ValueError(
                 f"{index_path(shard)}: does not match {shard}: {', '.join(different) or 'counts'} differ; "
-                f"make it anew with: python -m soho_fast.data.shards index {shard} --again"
+                f"make it again with: python -m soho_fast.data.shards index {shard} --again"
             )
         for row in range(len(index)) if decode else ():
             begin = int(index.offset[row])

@@ -37,7 +37,7 @@ def masked_in_some_pairs(
 ) -> tuple[VisualTokens, Texts, Tensor]:
     """Each image twice, as it is and masked, and each text with the one that it is read with.
 
-    Their number follows from the batch's shape alone, so that nobody waits for a GPU to count the pairs.
+    Their number follows from the batch's shape alone, so that no GPU is asked to count the pairs.
 
     Args:
         visual, masked: the images as they are, and masked.

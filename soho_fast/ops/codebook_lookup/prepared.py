@@ -22,7 +22,7 @@ class PreparedCodebook:
 
     It is a copy: a later change of the tensor it was made of does not reach it. Make a new one after such a change.
     What deepcopy, pickle, `torch.save` and a spawned process make of it is another snapshot of the same codebook,
-    packed anew where it arrives; `torch.load` takes it with `weights_only=True`, too.
+    packed again where it arrives; `torch.load` takes it with `weights_only=True`, too.
 
     Attributes:
         codebook: the snapshot, float32 (..., K, C), not to be written to: a lookup refuses it after that, in a compiled
@@ -140,7 +140,7 @@ def prepare_codebook(
     """Pack a codebook once, for many lookups in it: inference, k-means assignment over batches.
 
     The result goes where `codebook_lookup` takes a codebook and gives the same indices. It is a snapshot; see
-    `PreparedCodebook`. Where the CPU level is changed afterwards the lookup packs anew on each call.
+    `PreparedCodebook`. Where the CPU level is changed afterwards the lookup packs on each call.
 
     Args:
         codebook: (K, C) or (..., K, C) float32, bfloat16 or float16.

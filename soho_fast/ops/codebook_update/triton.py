@@ -1,6 +1,6 @@
 """The codebook update in Triton.
 
-Members are sorted by code, stably, and each program adds the members of one code in ascending position: the bits of
+Features are sorted by code, stably, and each program adds those of one code in ascending position: the bits of
 the reference, without atomics. A second launch of the same kernel takes the popular codes, with few channels a program
 and many rows under way. An index of K or more is not counted: to refuse it would take a host sync.
 
@@ -43,11 +43,11 @@ def _sum_of_members(
     UNROLL: tl.constexpr,
     OF_POPULAR: tl.constexpr,
 ):
-    """Code, channels (BLOCK_C,), the code's number of members, their float64 sum (BLOCK_C,) in ascending position from
-    zero, and whether this program, one per code and block of channels, or per POPULAR members and block of channels,
+    """Code, channels (BLOCK_C,), the code's number of features, their float64 sum (BLOCK_C,) in ascending position from
+    zero, and whether this program, one per code and block of channels, or per POPULAR features and block of channels,
     takes them. For a program that does not, number and sum are 0.
 
-    Of the programs whose member belongs to a popular code, the first takes the code: each such code has one.
+    Of the programs whose feature belongs to a popular code, the first takes the code: each such code has one.
     """
     num_blocks = tl.maximum(tl.cdiv(num_channels, BLOCK_C), 1)
     item = (tl.program_id(0) // num_blocks).to(tl.int64)
@@ -91,7 +91,7 @@ def _add_members(
     UNROLL: tl.constexpr,
     OF_POPULAR: tl.constexpr,
 ):
-    """Members and sums per code; `_sum_of_members` tells whose."""
+    """Counts and sums per code; `_sum_of_members` says whose."""
     code, channel, count, total, takes = _sum_of_members(
         features, order, sorted_codes, starts, features_stride_n, features_stride_c, num_codes, num_channels,
         BLOCK_C, UNROLL, OF_POPULAR,
@@ -120,7 +120,7 @@ def _move_by_members(
     UNROLL: tl.constexpr,
     OF_POPULAR: tl.constexpr,
 ):
-    """Codes moved towards the mean of their members; `_sum_of_members` tells whose."""
+    """Codes moved towards the mean of their features; `_sum_of_members` says whose."""
     code, channel, count, total, _ = _sum_of_members(
         features, order, sorted_codes, starts, features_stride_n, features_stride_c, num_codes, num_channels,
         BLOCK_C, UNROLL, OF_POPULAR,
@@ -180,7 +180,7 @@ def _members_by_code(index: Tensor, num_codes: int, valid: Tensor | None) -> dic
 def _launch_by_members(
     kernel: object, features: Tensor, index: Tensor, valid: Tensor | None, num_codes: int, **arguments: object
 ) -> None:
-    """Start a kernel that adds members, for the popular codes and for the others."""
+    """Start a kernel that adds features, for the popular codes and for the others."""
     num_rows, num_channels = index.numel(), features.shape[-1]
     read = strided("features", features.reshape(num_rows, num_channels), "nc")
     members = _members_by_code(index, num_codes, valid)

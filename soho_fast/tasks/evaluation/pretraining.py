@@ -71,7 +71,7 @@ def mask_words(
 ) -> _MaskedTexts:
     """Replace whole words by [MASK] for measuring: each with `probability`, and at least one content word per text.
 
-    Punctuation and unknown words are never chosen: guessing them shows nothing.
+    Punctuation and unknown words are never chosen: predicting them shows nothing.
     """
     masked = _MaskedTexts([], [], [])
     for row, text in enumerate(texts):
@@ -318,12 +318,12 @@ def evaluate_pretraining(
 ) -> dict[str, float]:
     """Measure a model on held-out images. The same seed chooses the same images, captions, negatives and masks.
 
-    - MLM: share of masked words guessed right (all pieces of a word), with the right image and with that of another
+    - MLM: share of masked words predicted right (all pieces of a word), with the right image and with that of another
       record; content words apart from all words. Whole words are masked; nothing else is.
     - ITM: share of right verdicts on as many matched as unmatched pairs of unmasked input; majority is 50 %. Shuffled:
-      the same texts and labels with another image.
-    - MVM: share of masked visual tokens whose index is guessed right; the baseline is the index that is most frequent
-      among these very targets, the best constant answer. Shuffled: with another image's caption, which may be worse
+      the same texts and labels with the next image.
+    - MVM: share of masked visual tokens whose index is predicted right; the baseline is the index that is most frequent
+      among these very targets, the best constant answer. Shuffled: with the next image's caption, which may be worse
       than none; so also without a caption.
     - The losses of both beside their shares: mean cross entropy in nats, of a piece of a word, and of a pair.
     - Retrieval: every candidate image with one caption each, all pairs scored by ITM on unmasked input; chance K / N.
@@ -465,7 +465,7 @@ def format_table(metrics: Mapping[str, float]) -> list[list[str]]:
     ]
     if "mvm" in metrics:
         baseline = (
-            f"{percent('mvm_most_frequent')} most frequent index, {percent('mvm_shuffled')} another image's caption, "
+            f"{percent('mvm_most_frequent')} most frequent index, {percent('mvm_shuffled')} shuffled caption, "
             f"{percent('mvm_no_caption')} no caption"
         )
         rows.append(["MVM, masked visual tokens", percent("mvm"), baseline])

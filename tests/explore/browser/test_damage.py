@@ -82,7 +82,7 @@ def test_a_damaged_file_is_named(copy, open_window, name, damage):
     pages = {"meta": "#/wall", "wall": "#/wall", "codes-0000": "#/code/3", "images-0000": "#/image/12"}
     window = open_window(copy)
     window.visit(pages.get(name, "#/words"))
-    expected = f"data/{name}.js is missing or damaged: build the explorer anew"
+    expected = f"data/{name}.js is missing or damaged: build the explorer again"
     assert window.page.locator("main [role=alert]").inner_text() == expected
     if name not in ("meta", "wall"):
         window.visit("#/code/65" if name != "words" else "#/code/3")
@@ -94,19 +94,19 @@ def test_a_damaged_file_is_named(copy, open_window, name, damage):
 def test_files_that_end_too_early_or_lack_fields(small, copy, open_window):
     window = open_window(copy)
     write(copy, "codes-0001", small.read("codes-0001")[:2])
-    assert told(window, "#/code/68") == "data/codes-0001.js ends too early: build the explorer anew"
+    assert told(window, "#/code/68") == "data/codes-0001.js ends too early: build the explorer again"
     wall = small.read("wall")
     write(copy, "wall", {**wall, "spread": wall["spread"][:-1]})
-    assert told(window, "#/wall") == "data/wall.js: spread has 69 of 70 codes: build the explorer anew"
+    assert told(window, "#/wall") == "data/wall.js: spread has 69 of 70 codes: build the explorer again"
     write(copy, "wall", {name: column for name, column in wall.items() if name != "near_code"})
-    assert told(window, "#/wall") == "data/wall.js: near_code has 0 of 70 codes: build the explorer anew"
+    assert told(window, "#/wall") == "data/wall.js: near_code has 0 of 70 codes: build the explorer again"
     write(copy, "wall", wall)
     write(copy, "codes-0001", [{"code": 64, "tokens": 3}])
     sentence = told(window, "#/code/64")
-    assert sentence.startswith("the data of this page are damaged (") and sentence.endswith("build the explorer anew")
+    assert sentence.startswith("the data of this page are damaged (") and sentence.endswith("build the explorer again")
     meta = small.read("meta")
     write(copy, "meta", {**meta, "schema": 99})
-    assert told(window, "#/wall") == "data/meta.js: expected schema 3, got 99: build the explorer anew"
+    assert told(window, "#/wall") == "data/meta.js: expected schema 3, got 99: build the explorer again"
     window.complaints[:] = [text for text in window.complaints if "Failed to load resource" not in text]
 
 

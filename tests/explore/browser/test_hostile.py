@@ -180,7 +180,7 @@ def test_a_copy_with_wrong_kinds_of_values_says_that_it_is_damaged(small, tmp_pa
         bundle.write_value(copy, name, value)
         window.visit(address)
         text = window.page.locator("main [role=alert]").inner_text()
-        assert text.startswith("the data of this page are damaged (") and text.endswith("build the explorer anew")
+        assert text.startswith("the data of this page are damaged (") and text.endswith("build the explorer again")
         (copy / "data" / f"{name}.js").write_text(before)
     window.complaints[:] = [text for text in window.complaints if "Failed to load resource" not in text]
 

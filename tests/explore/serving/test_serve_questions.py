@@ -168,7 +168,7 @@ def test_images_that_are_gone_or_lead_out(runs, bundle_folder, tmp_path):
     serving = serve(runs, folder, ["rank"])
     try:
         gone = serving.ask(MODEL, ("image", "0"), TEXT)
-        assert gone.status == 500 and "000000.jpg can't be read; build the explorer anew" in gone.error
+        assert gone.status == 500 and "000000.jpg can't be read; build the explorer again" in gone.error
         away = serving.ask(MODEL, ("image", "1"), TEXT)
         assert away.status == 500 and "leads out of the explorer" in away.error
         assert serving.ask(MODEL, ("image", "2"), TEXT).status == 200

@@ -14,7 +14,7 @@ explorer.charts = {};
 (() => {
   const { charts, element, svgElement, formatNumber, formatCount } = explorer;
 
-  // Draws anew when the width changes.
+  // Draws again when the width changes.
   const drawnToFit = (className, draw) => {
     const box = element("div", { class: `chart ${className}` });
     let drawn = 0;

@@ -17,7 +17,7 @@ const explorer = { pages: new Map() };
       const fail = () => {
         script.remove();
         requested.delete(name);
-        reject(new Error(`data/${name}.js is missing or damaged: build the explorer anew`));
+        reject(new Error(`data/${name}.js is missing or damaged: build the explorer again`));
       };
       script.onerror = fail;
       // Runs after the script: one that is cut short has handed over nothing.
@@ -45,7 +45,7 @@ const explorer = { pages: new Map() };
     }
     const name = fileName(kind, number, perFile);
     const item = (await explorer.load(name))[number % perFile];
-    if (!item) throw new Error(`data/${name}.js ends too early: build the explorer anew`);
+    if (!item) throw new Error(`data/${name}.js ends too early: build the explorer again`);
     return item;
   };
 
@@ -62,7 +62,7 @@ const explorer = { pages: new Map() };
     for (const column of WALL_COLUMNS) {
       const length = Array.isArray(wall[column]) ? wall[column].length : 0;
       if (length !== numCodes) {
-        throw new Error(`data/wall.js: ${column} has ${length} of ${numCodes} codes: build the explorer anew`);
+        throw new Error(`data/wall.js: ${column} has ${length} of ${numCodes} codes: build the explorer again`);
       }
     }
     return wall;

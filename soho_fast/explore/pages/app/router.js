@@ -113,7 +113,7 @@
     try {
       meta = await explorer.load("meta");
       if (meta.schema !== SCHEMA) {
-        throw new Error(`data/meta.js: expected schema ${SCHEMA}, got ${meta.schema}: build the explorer anew`);
+        throw new Error(`data/meta.js: expected schema ${SCHEMA}, got ${meta.schema}: build the explorer again`);
       }
       if (!known) throw new Error(`there is no page "${page}"`);
       title = (await known.show(root, argument, parameters, meta)) ?? title;
@@ -122,7 +122,7 @@
       const isOurs = error.constructor === Error;
       const text = isOurs
         ? error.message
-        : `the data of this page are damaged (${error.message}): build the explorer anew`;
+        : `the data of this page are damaged (${error.message}): build the explorer again`;
       root.replaceChildren(element("div", { class: "error", role: "alert" }, explorer.foreignText(text)));
     }
     if (visited !== current) return;

@@ -8,19 +8,19 @@
   const NUM_BINS = 48;
 
   const HINTS = {
-    perplexity: "How many codes are used in effect: that many, each used as often, would be as varied (running usage).",
-    "perplexity of a step": "The same of one step's features: where features crowd into few codes, it shows at once.",
+    perplexity: "Effective number of codes: exp(entropy) of the running usage.",
+    "perplexity of a step": "The same for one step: it shows at once when the features take few codes.",
     "share of the most frequent code": "Of one step's features.",
     "code error":
       "Mean squared distance of one step's features from their codes, in units of their variance. Above 1 a single " +
-      "code would be nearer to them all; a run in which that lasts is lost.",
+      "code would be nearer to all of them; a run that stays there is lost.",
     "feature drift":
-      "How far all features have moved together, in their deviations, from what they were while the CNN was frozen " +
-      "(later: some thousand steps before).",
+      "How far the features' mean has moved, in standard deviations, since the CNN was frozen " +
+      "(later: over about a thousand steps).",
     "feature spread": "The features' variance in units of what it was then.",
     "active codes":
-      "Codes whose running usage is not near zero. It lags behind, by some hundred steps, and resets keep it up: " +
-      "many active codes are no sign that a run is sound.",
+      "Codes whose running usage is not near zero. It lags by some hundred steps, and resets keep it up, so a lost " +
+      "run can have many active codes.",
     "reset codes": "Codes reset since the previous point.",
     "codebook drift": "How far one step moves the codes, in units of the codebook's spread.",
   };

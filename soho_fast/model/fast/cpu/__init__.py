@@ -1,7 +1,7 @@
 """Speed on a CPU: `speed_up_on_cpu` chooses it for a model.
 
 The model is written as the paper says and calls what it has as its attributes: `SohoModel.transformer`,
-`VisualEncoder.cnn` and `TokenHead.classify`, of which this room has those for a CPU. Parameters, buffers and their
+`VisualEncoder.cnn` and `TokenHead.classify`, of which this package has those for a CPU. Parameters, buffers and their
 names stay. Off the CPU, under ZeRO stage 3, with hooks on the encoder or activation checkpointing, what would not hold
 takes the ordinary way call by call.
 """

@@ -73,7 +73,7 @@ def prepare_for_inference(
     BatchNorm becomes a part of the convolutions, weights get the type and the layout that is computed in, the
     codebook is packed for lookups. The model is called as before, with inputs and results in float32; the
     dictionary's lookup stays exact for the features that it gets. It may be copied, and moved to a device of the
-    same kind. What is packed of weights that are written to later is packed anew. A second call like the first changes
+    same kind. What is packed of weights that are written to later is packed again. A second call like the first changes
     nothing.
 
     Args:
@@ -106,7 +106,7 @@ def prepare_for_inference(
         if model.prepared != wanted:
             raise ValueError(
                 f"prepare_for_inference: the model is prepared with {_said(model.prepared)}, and can't be again with "
-                f"{_said(wanted)}; load it anew"
+                f"{_said(wanted)}; load it again"
             )
         return model
     model.eval().requires_grad_(False).float()

@@ -10,7 +10,7 @@ from .layers import Layout
 
 
 class PackedCodes(Layout):
-    """The lookup's own form of a codebook, made anew once that has changed."""
+    """The lookup's own form of a codebook, made again once that has changed."""
 
     def __call__(self, codebook_QKC: Tensor, num_levels: int) -> ops.PreparedCodebook:
         """What to look up in, in the place of a codebook whose rows are those of one level after the other."""

@@ -26,7 +26,7 @@ def _activated(x: Tensor, activation: str | None) -> Tensor:
 
 
 class Layout:
-    """What is made of tensors, kept as long as they are the same and nobody has written to them.
+    """What is made of tensors, kept as long as they are the same and have not been written to.
 
     Not noticed are writes past torch's version counter: through `.data`, or by numpy.
     """
@@ -68,7 +68,7 @@ def _refuse_to_load(layer: nn.Module, *_: Any) -> None:
 class Constant(nn.Module):
     """A layer whose weight is a buffer: nothing to train, and on a CPU kept in the layout of oneDNN's kernels.
 
-    torch lays a weight out anew at each call otherwise. On an AMD Zen 5, one thread, the 1 x 1 convolutions of
+    Otherwise torch lays a weight out at each call. On an AMD Zen 5, one thread, the 1 x 1 convolutions of
     ResNet-101 took twice as long in float32 so, those in bfloat16 5 % longer; the linear layers of BERT-base 2.3 times
     (float32, where torch takes MKL's product) and 1.1 times. It refuses to load a state: the model's has other names
     and types.

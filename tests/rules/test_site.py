@@ -1,0 +1,59 @@
+"""The site: every page in its navigation, every public name with its docstring, no broken link or anchor."""
+
+import shutil
+import tomllib
+
+import pytest
+from site_of_docs import API, LISTED, ROOT, build, documented, found_at, home, problems, zensical
+
+
+@pytest.mark.parametrize("package", LISTED)
+def test_the_reference_has_what_a_package_promises(package):
+    names = __import__(f"soho_fast.{package}", fromlist=["__all__"]).__all__
+    assert sorted(documented(package)) == sorted(home(package, name) for name in names)
+
+
+@pytest.mark.parametrize("page", sorted(path.stem for path in API.glob("*.md")))
+def test_what_the_reference_names_has_a_docstring(page):
+    assert documented(page)
+    assert not [name for name in documented(page) if not (found_at(name).__doc__ or "").strip()]
+
+
+def test_every_page_is_in_the_navigation_once():
+    def paths(entry) -> list[str]:
+        if isinstance(entry, str):
+            return [entry]
+        return [path for each in entry for value in each.values() for path in paths(value)]
+
+    nav = tomllib.loads((ROOT / "zensical.toml").read_text())["project"]["nav"]
+    assert sorted(paths(nav)) == sorted(str(path.relative_to(ROOT / "docs")) for path in (ROOT / "docs").rglob("*.md"))
+
+
+@pytest.fixture
+def needs_zensical():
+    if zensical() is None:
+        pytest.skip('no zensical here: the site was not built (pip install ".[docs]")')
+
+
+@pytest.mark.rest
+def test_the_site_is_whole(needs_zensical):
+    assert not build(ROOT)
+    assert not problems(ROOT)
+
+
+@pytest.mark.rest
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("[a](nowhere.md)", "page does not exist"),
+        ("[a](ops.md#nowhere)", "anchor does not exist"),
+        ("::: soho_fast.ops.nowhere", "nowhere"),
+        ("[a](../Makefile)", "../../Makefile is not on the site"),
+    ],
+)
+def test_what_is_broken_is_found(text, says, needs_zensical, tmp_path):
+    for name in ("docs", "soho_fast", "zensical.toml"):
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        copy(ROOT / name, tmp_path / name)
+    (tmp_path / "docs/faq.md").write_text(f"# Page\n\n{text}\n")
+    assert says in (build(tmp_path) or "\n".join(problems(tmp_path)))
