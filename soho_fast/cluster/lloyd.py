@@ -77,8 +77,8 @@ class BatchedSteps:
 
 
 def means(total: Tensor, before_KC: Tensor, unit: bool) -> Tensor:
-    """float32 (K, C): the mean of the assigned rows, with `unit` its direction, rounded once; a cluster without any stays
-    where it was."""
+    """float32 (K, C): the mean of the assigned rows, with `unit` its direction, rounded once; a cluster without any
+    stays where it was."""
     totals = as_totals(total)
     size_K1 = totals.sums.norm(dim=1, keepdim=True) if unit else totals.weight[:, None]
     return torch.where((totals.members[:, None] > 0) & (size_K1 > 0), totals.sums / size_K1, before_KC).float()

@@ -18,6 +18,7 @@ import numpy as np
 
 from soho_fast.common.checksums import write_checksums
 from soho_fast.common.errors import UserError
+from soho_fast.common.extras import from_extra
 from soho_fast.common.files import new_folder
 from soho_fast.common.progress import ProgressLines
 from soho_fast.common.versions import program
@@ -27,6 +28,9 @@ from soho_fast.explore.bundle import Bundle, BundleError
 from soho_fast.explore.figure import choose_codes
 from soho_fast.explore.sources import ImageError, Source, digest_of
 from soho_fast.explore.spool import Spool
+
+with from_extra("explore"):
+    from PIL import Image
 
 MOST_MASKED = 500
 """Images of which masked visual modelling is shown at most."""
@@ -84,6 +88,9 @@ def assemble(
     run: Mapping[str, Any] | None = None,
     most_shown: int = gallery.MOST_SHOWN,
     timeline: Mapping[str, Any] | None = None,
+    labels: Sequence[str | None] | None = None,
+    decoded: Sequence[Any] | None = None,
+    window: float | None = None,
     say: Callable[[str], None] = print,
 ) -> Path:
     """Write the explorer of a source.
@@ -95,6 +102,9 @@ def assemble(
         run: Of which step of which run the model is.
         most_shown: Images that are shown at most.
         timeline: Of data/timeline.js.
+        labels: What each code is called, None where it has no name.
+        decoded: Of each code the image, a uint8 array (H, W, 3), that a decoder makes of it.
+        window: Side of what tiles show of an image, in patches; `window_of` by default.
         say: Called with each line of what is done.
 
     Returns:
@@ -110,7 +120,9 @@ def assemble(
         spool = Spool(Path(spooled))
         try:
             chosen_words = _look(source, spool, say)
-            _Writer(source, new, spool, chosen_words, most_shown, say).write(made_of, run, timeline)
+            writer = _Writer(source, new, spool, chosen_words, most_shown, say)
+            writer.labels, writer.window = labels, window_of(spool) if window is None else window
+            writer.write(made_of, run, timeline, decoded)
         finally:
             spool.close()
         write_checksums(new)
@@ -122,7 +134,7 @@ def _look(source: Source, spool: Spool, say: Callable[[str], None]) -> words.Wor
     vocabulary = words.Vocabulary()
     progress = ProgressLines(say, "images")
     for image in source.images():
-        if not np.isfinite(image.distance[image.index >= 0]).all():
+        if image.distance is not None and not np.isfinite(image.distance[image.index >= 0]).all():
             raise ValueError(f"{image.name}: its features are not all finite numbers")
         spool.add(image, vocabulary.numbers(image.captions))
         if source.num_images:
@@ -133,7 +145,16 @@ def _look(source: Source, spool: Spool, say: Callable[[str], None]) -> words.Wor
     return vocabulary.choose()
 
 
+def window_of(spool: Spool) -> float:
+    """The side, in patches, of what is recognised: five patches or 45 % of the median image's shorter edge."""
+    return round(max(5.0, 0.45 * float(np.median(np.minimum(spool.rows_N, spool.columns_N)))), 2)
+
+
 class _Writer:
+    labels: Sequence[str | None] | None = None
+    window = 0.0
+    maps: Sequence[str] = ()
+
     def __init__(
         self,
         source: Source,
@@ -144,7 +165,8 @@ class _Writer:
         say: Callable[[str], None],
     ) -> None:
         self.source, self.folder, self.spool, self.words, self.say = source, folder, spool, chosen_words, say
-        self.num_codes = len(source.codebook)
+        self.num_codes = source.num_codes
+        self.level_codes = source.num_codes // source.num_levels
         self.num_captioned = int(spool.captioned_N.sum())
         self.usage = statistics.count_usage(spool, self.num_codes)
         self.images_G = gallery.choose_images(spool, self.usage.images, most_shown)
@@ -152,9 +174,19 @@ class _Writer:
         self.wall: list[dict[str, Any]] = []
         self.codes_of_word: dict[int, list[tuple]] = defaultdict(list)
 
-    def write(self, made_of: str, run: Mapping[str, Any] | None, timeline: Mapping[str, Any] | None) -> None:
+    def write(
+        self,
+        made_of: str,
+        run: Mapping[str, Any] | None,
+        timeline: Mapping[str, Any] | None,
+        decoded: Sequence[Any] | None,
+    ) -> None:
         layout.copy_pages(self.folder)
         (self.folder / "data").mkdir()
+        for code, pixels in enumerate(decoded if decoded is not None else ()):
+            path = self.folder / layout.decoded_path(code)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(path)
         self._write_small_copies()
         layout.write_in_files(self.folder, "images", self._images(), layout.IMAGES_PER_FILE)
         layout.write_in_files(self.folder, "codes", self._codes(), layout.CODES_PER_FILE)
@@ -163,7 +195,7 @@ class _Writer:
         layout.write_value(self.folder, "words", self._words())
         layout.write_value(self.folder, "timeline", timeline)
         layout.write_value(self.folder, "server", None)
-        layout.write_value(self.folder, "meta", self._meta(made_of, run))
+        layout.write_value(self.folder, "meta", self._meta(made_of, run, decoded is not None, timeline is not None))
         self._choose_figure()
 
     def _write_small_copies(self) -> None:
@@ -220,23 +252,25 @@ class _Writer:
         return {shown: value for (shown, _), value in zip(captioned, found, strict=False) if value is not None}
 
     def _codes(self) -> Iterator[dict[str, Any]]:
-        near, near_distance = statistics.near_codes(self.source.codebook)
-        place = statistics.positions_on_map(self.source.codebook, self.usage.tokens > 0)
-        ranks = self.usage.ranks()
+        near, near_distance, place = self._in_codebook()
+        ranks = self.usage.ranks(self.source.num_levels)
         sides = statistics.count_sides(self.spool, self.num_codes)
+        num_active = int((self.usage.tokens > 0).sum())
         most_columns = max(self.num_codes, len(self.words.spelling))
         progress = ProgressLines(self.say, "codes")
         for first, last in statistics.blocks_of_codes(self.num_codes, most_columns):
-            beside, both, second, assigned = self._count_block(first, last)
+            beside, both, following, assigned = self._count_block(first, last)
             begins = np.searchsorted(assigned["code"], np.arange(first, last + 1))
             for code in range(first, last):
                 block = code - first
                 found = words.rank_words(
-                    both[block], int(self.usage.captioned[code]), self.words.images, self.num_captioned
+                    both[block], int(self.usage.captioned[code]), self.words.images, self.num_captioned, num_active
                 )
                 here = assigned[begins[block] : begins[block + 1]]
-                shown = gallery.choose_occurrences(here)
-                neighbours = statistics.best_neighbours(beside[block], code, sides)
+                shown = gallery.choose_occurrences(here, self.spool.has_distances)
+                start = code // self.level_codes * self.level_codes
+                level = slice(start, start + self.level_codes)
+                neighbours = statistics.best_neighbours(beside[block][level], code - start, sides[level])
                 near_row = list(zip(near[code].tolist(), near_distance[code].tolist(), strict=True))
                 entry = {
                     "code": code,
@@ -247,11 +281,10 @@ class _Writer:
                     "histogram": self.usage.histogram[code].tolist(),
                     "positions": _counts(self.usage.positions[code]),
                     "words": self._words_of_code(found[: words.WORDS_PER_CODE]),
-                    "neighbours": [{"code": c, "count": n, "lift": _short(lift)} for c, n, lift in neighbours],
+                    "neighbours": [{"code": start + c, "count": n, "lift": _short(lift)} for c, n, lift in neighbours],
                     "near": [{"code": c, "distance": _short(distance)} for c, distance in near_row],
+                    "next": statistics.most_frequent(following[block]) if len(following) else [],
                 }
-                if self.source.num_levels > 1:
-                    entry["second"] = self._second_codes(second[block], here)
                 self._note_words(code, found[found["low"] > 1])
                 self.wall.append(self._on_wall(entry, near_row, place[code]))
                 yield entry
@@ -259,17 +292,18 @@ class _Writer:
 
     def _count_block(self, first: int, last: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Of a block of codes how often each code is beside them, images with both them and each word, tokens with both
-        them and each second-level code, and the patches of the gallery that have them (`gallery.assigned_patches`), by
-        code."""
+        them and each next-level code (none of one level), and the patches of the gallery that have them
+        (`gallery.assigned_patches`), by code."""
         beside = np.zeros((last - first, self.num_codes), dtype=np.int32)
-        second = np.zeros_like(beside)
+        following = np.zeros_like(beside if self.source.num_levels > 1 else beside[:0])
         both = np.zeros((last - first, len(self.words.spelling)), dtype=np.int32)
         shown_N = np.full(len(self.spool), -1)
         shown_N[self.images_G] = np.arange(len(self.images_G))
         parts = []
         for chunk in self.spool.tokens():
             statistics.count_beside(chunk, first, last, beside)
-            statistics.count_second(chunk, first, last, second)
+            if len(following):
+                statistics.count_next(chunk, first, last, self.level_codes, following)
             parts.append(gallery.assigned_patches(chunk, shown_N, first, last))
             if self.words.spelling:
                 code, image = statistics.code_images(chunk, self.num_codes)
@@ -277,28 +311,36 @@ class _Writer:
                 table = self.words.table(*self.spool.words(chunk.first, chunk.last))
                 both += words.count_both(code[wanted] - first, image[wanted], last - first, table).toarray()
         assigned = np.concatenate(parts)
-        return beside, both, second, assigned[np.argsort(assigned["code"], kind="stable")]
+        return beside, both, following, assigned[np.argsort(assigned["code"], kind="stable")]
 
-    def _second_codes(self, counts: np.ndarray, assigned: np.ndarray) -> list[dict[str, Any]]:
-        """`second` of a code: `counts` int (K,), its tokens by second-level code; `assigned`, its patches shown."""
-        found = []
-        for code, tokens in statistics.most_frequent(counts):
-            drawn = gallery.choose_occurrences(assigned[assigned["second"] == code])["random"]
-            patches = self._occurrences(drawn[: gallery.NUM_EXAMPLES])
-            found.append({"code": code, "tokens": tokens, "patches": patches})
-        return found
+    def _in_codebook(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Nearest codes, their distances, and places on the map: within each level; none without a codebook."""
+        if self.source.codebook is None:
+            none = np.empty((self.num_codes, 0))
+            return none, none, np.full((self.num_codes, 4), np.nan)
+        parts = []
+        for start in range(0, self.num_codes, self.level_codes):
+            codes, active = (x[start : start + self.level_codes] for x in (self.source.codebook, self.usage.tokens > 0))
+            near, distance = statistics.near_codes(codes)
+            places = [statistics.positions_on_map(codes, active), statistics.neighbours_on_map(codes, active)]
+            parts.append((near + start, distance, np.concatenate(places, axis=1)))
+        near, distance, place = (np.concatenate(each) for each in zip(*parts, strict=True))
+        self.maps = ["t-SNE", "PCA"] if np.isfinite(place[:, 2]).any() else ["PCA"]
+        return near, distance, place
 
     def _on_wall(
         self, entry: Mapping[str, Any], near: Sequence[tuple[int, float]], place: np.ndarray
     ) -> dict[str, Any]:
         code = entry["code"]
         # Only a word that the code is associated with stands for it.
-        word = entry["words"][0] if entry["words"] and entry["words"][0]["low"] > 1 else None
+        associated = [word for word in entry["words"] if word["low"] > 1]
+        word = next((word for word in associated if words.leads(word["word"])), next(iter(associated), None))
         return {
             "tokens": entry["tokens"],
             "images": entry["images"],
-            "mean_distance": _short(self.usage.mean[code]),
-            "spread": _short(self.usage.spread[code]),
+            "mean_distance": _short(self.usage.mean[code]) if self.spool.has_distances else None,
+            "spread": _short(self.usage.spread[code]) if self.spool.has_distances else None,
+            "label": self.labels[code] if self.labels is not None else None,
             "word": word and word["word"],
             "lift": word and word["lift"],
             "lift_low": word and word["low"],
@@ -306,9 +348,8 @@ class _Writer:
             "precision": word and _short(word["both"] / self.usage.captioned[code]),
             "near_code": near[0][0] if near else None,
             "near_distance": _short(near[0][1]) if near else None,
-            "x": _short(place[0]),
-            "y": _short(place[1]),
-            "medoid": entry["nearest"][0] if entry["nearest"] else None,
+            **{name: _short(at) for name, at in zip(("x", "y", "x_near", "y_near"), place, strict=True)},
+            "medoid": next(iter(entry["nearest"] or entry["random"]), None),
         }
 
     def _occurrences(self, assigned: np.ndarray) -> list[list[float | None]]:
@@ -352,10 +393,13 @@ class _Writer:
                 }
                 for low, lift, code, both, high in sorted(self.codes_of_word[column])[: words.CODES_PER_WORD]
             ]
-            found.append({"word": spelling, "images": images, "codes": codes})
+            found.append({"word": spelling, "images": images, "forms": self.words.forms[column], "codes": codes})
         return found
 
-    def _meta(self, made_of: str, run: Mapping[str, Any] | None) -> dict[str, Any]:
+    def _meta(
+        self, made_of: str, run: Mapping[str, Any] | None, has_decoded: bool, has_timeline: bool
+    ) -> dict[str, Any]:
+        codebook = self.source.codebook
         counts = np.zeros(len(self.source.data_sets), dtype=np.int64)
         has_captions = False
         for number in range(len(self.spool)):
@@ -366,18 +410,24 @@ class _Writer:
             "schema": layout.SCHEMA,
             "title": self.source.title,
             "model": self.source.model,
-            "weights": digest_of(self.source.codebook),
+            "weights": "" if codebook is None else digest_of(codebook[: self.level_codes]),
             "made_of": made_of,
             "run": run,
             "program": program(),
             "num_codes": self.num_codes,
-            "num_channels": int(self.source.codebook.shape[1]),
+            "num_levels": self.source.num_levels,
+            "num_channels": 0 if codebook is None else int(codebook.shape[1]),
             "num_active": int((self.usage.tokens > 0).sum()),
             "num_images": len(self.spool),
             "num_tokens": int(self.usage.tokens.sum()),
             "num_shown": len(self.images_G),
             "num_words": len(self.words.spelling),
             "has_captions": has_captions,
+            "has_distances": self.spool.has_distances,
+            "has_decoded": has_decoded,
+            "has_timeline": has_timeline,
+            "maps": self.maps,
+            "window": self.window,
             "sources": [
                 {"name": name, "num_images": count}
                 for name, count in zip(self.source.data_sets, counts.tolist(), strict=True)
@@ -388,12 +438,11 @@ class _Writer:
             "histogram_edges": [_short(edge) for edge in self.usage.edges],
             "interval": {
                 "level": words.LEVEL,
-                "num_tests": max(len(self.words.spelling), 1),
+                "num_tests": max(len(self.words.spelling), 1) * int((self.usage.tokens > 0).sum()),
                 "min_images": words.MIN_IMAGES,
             },
             "measures": self._measures(),
             "figure": [],
-            **({"num_levels": self.source.num_levels} if self.source.num_levels > 1 else {}),
         }
 
     def _measures(self) -> dict[str, float]:

@@ -1,5 +1,7 @@
 """python -m soho_fast.explore build RUN_OR_MODEL: the explorer of a model and the data sets of its recipe.
 
+Or of any codebook: python -m soho_fast.explore build --features f.npy --index i.npy --images DIR, see `from_files`.
+
 What it reads follows from a recipe: the run's own, or one that is named. Every field of it can be given too, as in
 training: --data_roots.coco FOLDER.
 """
@@ -21,6 +23,7 @@ from soho_fast.common.errors import UserError
 from soho_fast.common.extras import from_extra
 from soho_fast.common.hub import RUN_MODELS, check_name, run_model
 from soho_fast.common.versions import gone_on, read_run_of
+from soho_fast.explore import from_files
 
 TAKES_FIELDS = True
 FOLDER = "explorer"
@@ -29,9 +32,10 @@ FOLDER = "explorer"
 _FLAGS = ("--recipe", "--checkpoint", "--split", "--images", "--into", "--title", "--licence")
 
 
-def add_data_arguments(parser: Parser) -> None:
+def add_data_arguments(parser: Parser, **of_model: Any) -> None:
     """Which model, and which images: of every command that looks at a model's images."""
-    parser.add_argument("model", metavar="RUN_OR_MODEL", help="Folder of a run or of a model, or a name on the hub.")
+    what = "Folder of a run or of a model, or a name on the hub."
+    parser.add_argument("model", metavar="RUN_OR_MODEL", help=what, **of_model)
     parser.add_argument("--recipe", help="Name or path of the recipe that names the data (default: the run's own).")
     parser.add_argument(
         "--checkpoint", choices=list(RUN_MODELS), help="Model of the run (default: best if there is one, else last)."
@@ -39,16 +43,18 @@ def add_data_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--split", nargs="+", default=[], help="Splits of the recipe: training, heldout (default: all)."
     )
-    parser.add_argument("--images", type=int, default=0, help="Maximum number of images, evenly spaced (default: all).")
+    what = "Maximum number of images, evenly spaced (default: all); without a model, their folder."
+    parser.add_argument("--images", help=what)
 
 
 def add_arguments(parser: Parser) -> None:
     """What `build` takes."""
     parser.epilog = "Every field of the recipe can be given too, as in training (train.py --recipe ... --help)."
-    add_data_arguments(parser)
+    add_data_arguments(parser, nargs="?")
     parser.add_argument("--into", help=f"Folder for the explorer (default: {FOLDER}/ in the run or model).")
     parser.add_argument("--title", help="Title of the pages.")
     parser.add_argument("--licence", help="Licence and credit of all images (default: licences.json beside them).")
+    from_files.add_arguments(parser)
 
 
 @dataclass
@@ -95,8 +101,8 @@ def open_model(options: argparse.Namespace, say: Callable[[str], None]) -> Opene
         from soho_fast.tasks.recipe import load_recipe
 
         quiet_transformers()
-    if options.images < 0:
-        raise UserError(f"images: expected a number of images, got {options.images}")
+    if not str(options.images or 0).isdecimal():
+        raise UserError(f"images: expected a whole number of images, got {options.images!r}")
     run, folder = _find_model(options.model, options.checkpoint)
     named = options.recipe or (str(run / "recipe.yaml") if run else None)
     if named is None:
@@ -112,7 +118,7 @@ def open_model(options: argparse.Namespace, say: Callable[[str], None]) -> Opene
     task = recipe.make_task(say)
     _refuse_without_dictionary(folder)
     licence = getattr(options, "licence", None)
-    return Opened(folder, run, recipe, task, list(options.split), options.images, licence)
+    return Opened(folder, run, recipe, task, list(options.split), int(options.images or 0), licence)
 
 
 def _find_model(name: str, checkpoint: str | None) -> tuple[Path | None, str]:
@@ -149,6 +155,12 @@ def run(options: argparse.Namespace) -> int:
     """Build, and say where to look."""
     from soho_fast.explore.assemble import assemble, check_folder, is_made_of
 
+    if options.model is None:
+        if options.fields:
+            raise UserError(f"there is no option {options.fields[0]}, but for a model; see build --help")
+        return from_files.run(options)
+    if options.features or options.index:
+        raise UserError("model: expected a model, or features and an index of another's; got both")
     folder = Path(options.into) if options.into else default_folder(options.model)
     check_folder(folder)
     opened = open_model(options, print)
@@ -162,7 +174,7 @@ def run(options: argparse.Namespace) -> int:
 
     title = options.title or f"What the codes of {opened.run.name if opened.run else Path(opened.folder).name} mean"
     source = opened.source(title, print)
-    print(f"looking at {source.num_images:,} images with {len(source.codebook):,} codes")
+    print(f"looking at {source.num_images:,} images with {source.num_codes:,} codes")
     assemble(
         source,
         folder,

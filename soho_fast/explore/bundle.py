@@ -6,6 +6,7 @@ fetch files. The value is JSON, so Python reads the same files.
 
     index.html, app/         the pages, copied from this package
     images/0000/000000.jpg   small copies of the images shown, number // 256 and number
+    decoded/0000/000000.png  of each code what a decoder makes of it, where one was given
     data/meta.js             what this is a bundle of
     data/wall.js             a column for each metric, K long: what the first page shows of every code
     data/codes-0000.js       a list of CODES_PER_FILE codes, number // 64
@@ -24,18 +25,23 @@ data/meta.js:
     schema: SCHEMA, by which the pages know what they read
     title: what the heading says
     model: where the model came from, or what the arrays were called
-    weights: SHA-256 of the codebook, of its first level where it has several, hexadecimal
+    weights: SHA-256 of the codebook's first level, hexadecimal; empty where the codebook is not known
     made_of: hash of the weights, the data and the options, by which a rerun knows that nothing has changed
     run: of which step of which run the model is, as run.json in its folder says; null where that is not known
     program: versions of this package and of torch by which it was built, and the commit
-    num_codes: K
-    num_channels: C
+    num_codes: K, of all levels
+    num_levels: Q, of K / Q codes each; a token of level q has the code q K / Q or one of those that follow
+    num_channels: C; 0 where the codebook is not known
     num_active: codes with at least one token here
     num_images: images that statistics come from
     num_tokens: tokens of these
     num_shown: images that are shown
     num_words: words of the captions that were counted
     has_captions: bool
+    has_distances: bool; without, no patch is nearest: nearest and quantiles are empty
+    has_decoded, has_timeline: bool, whether there is decoded/, and something in data/timeline.js
+    maps: list of t-SNE and PCA, those that there are, the first shown first
+    window: side of what tiles show around a patch, in patches
     sources: list of {name, num_images}: the data sets
     licences: list of {what, credit, licence}; an image names the entries that hold for it
     position_rows, position_columns: size of the heat map of positions
@@ -49,13 +55,15 @@ data/wall.js, columns, each K long:
     mean_distance, spread: mean and standard deviation of the distances of its features; null where it has none
     word, lift, lift_low, lift_high: the word that it is associated with most, see a code's words; null where none
     precision: share of the code's images with captions that have the word in them; null where none
-    near_code, near_distance: the nearest other code, and how far
-    x, y: place on the map, 0 to 1
+    label: what the code is called; null where it has no name
+    near_code, near_distance: the nearest other code of its level, and how far; null without a codebook
+    x, y: place on its level's map by PCA, 0 to 1; null without a codebook
+    x_near, y_near: the same by t-SNE; null also of unused codes, or where there is none
     medoid: the occurrence that stands for the code; null where it has none
 
 data/codes-0000.js, each code:
     code: number
-    tokens, images, rank: how many have it, and its place by tokens, from 1
+    tokens, images, rank: how many have it, and its place by tokens in its level, from 1
     nearest, quantiles, random: occurrences, of distinct images; quantiles from the nearest to the farthest
     histogram: tokens by distance, as meta's histogram_edges
     positions: tokens by position, row by row, meta's position_rows x position_columns; a patch that lies in several
@@ -64,11 +72,13 @@ data/codes-0000.js, each code:
         have the code; lift = P(word | code) / P(word) among images with captions, its interval; those first whose
         interval lies highest
     neighbours: list of {code, count, lift}: codes of the patches beside its patches
-    near: list of {code, distance}: nearest codes of the codebook
+    near: list of {code, distance}: nearest codes of its level
+    next: list of {code, tokens}: the next level's codes that most of the code's tokens have, at most 8
 
 data/words.js, each word, in alphabetical order:
     word: spelling
     images: images whose captions have it
+    forms: list of other spellings that are counted with it, as its plural
     codes: list of {code, both, images, lift, low, high}, `images` those of the code with captions; where low > 1,
         best first, at most 32
 
@@ -81,7 +91,7 @@ data/images-0000.js, each image:
     width, height: of the small copy, pixels
     patches_high, patches_wide: height and width in patches, fractions included
     rows, columns: of the grid of visual tokens
-    index: the code of each patch, row by row; null where there is none
+    index: the code of each patch, level by level and row by row; null where there is none
     masked: null, or {code, patches: [{patch, guesses: [[code, probability], ...]}]}: what masked visual modelling
         hides together, and what the model predicts there
 
@@ -102,16 +112,6 @@ data/server.js, as the server answers:
     models: list of {name, kind, question}: question is rank, answer, entails or compare
     upload_bytes: largest file
     seconds: after which an answer is given up
-
-A codebook may have several levels, the second of which codes what the first leaves of a feature, and so on (a residual
-quantiser). All of the above is then of the first level's codes, and there is also:
-
-data/meta.js, of several levels:
-    num_levels: of K codes each; a token is the sum of a code of each level
-
-data/codes-0000.js, of several levels, each code:
-    second: list of {code, tokens, patches}: the second level's codes that most of the code's tokens have, at most 8;
-        occurrences of both, of distinct images, at random, at most 4
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ from soho_fast.common.errors import UserError
 from soho_fast.common.versions import read_run_of
 
 PAGES = Path(__file__).parent / "pages"
-SCHEMA = 3
+SCHEMA = 4
 KINDS = ("nearest", "quantiles", "random")
 """Of the occurrences of a code."""
 CODES_PER_FILE = 64
@@ -164,6 +164,11 @@ def write_in_files(folder: Path, name: str, values: Iterable[Any], per_file: int
 def image_path(number: int) -> str:
     """Where the small copy of an image lies in a bundle, with forward slashes."""
     return f"images/{number // IMAGES_PER_FILE:04d}/{number:06d}.jpg"
+
+
+def decoded_path(code: int) -> str:
+    """Where what a decoder makes of a code lies in a bundle."""
+    return f"decoded/{code // IMAGES_PER_FILE:04d}/{code:06d}.png"
 
 
 def copy_pages(folder: Path) -> None:

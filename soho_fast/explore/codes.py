@@ -47,7 +47,7 @@ def measure_codes(run: Path, most: int) -> dict[str, float]:
     )
     source = open_model(options, print).source("", print)
     seen = look(source, print)
-    num_codes = len(source.codebook)
+    num_codes = source.num_codes // source.num_levels
     codings = {"": seen.code, "k_means_": k_means(seen.features, num_codes), "shuffled_": shuffled(seen.code)}
     found: dict[str, float] = {}
     found["unexplained"] = unexplained(seen.features, np.asarray(source.codebook)[seen.code])

@@ -100,7 +100,7 @@ def choose_codes(bundle: Bundle, rows: int = ROWS, columns: int = COLUMNS) -> li
             break
         word = wall["word"][code] if (wall["lift_low"][code] or 0.0) > 1 else None
         # Of a code with fewer images the file, which takes a while to read, says nothing more.
-        if word in shown or wall["images"][code] < columns or len(bundle.code(code)["nearest"]) < columns:
+        if word in shown or wall["images"][code] < columns or len(_shown_of(bundle.code(code), "nearest")) < columns:
             continue
         chosen.append(code)
         if word is not None:
@@ -220,6 +220,11 @@ def _of_code(bundle: Bundle, code: int) -> Mapping[str, Any]:
     return found
 
 
+def _shown_of(code: Mapping[str, Any], kind: str) -> Sequence[Sequence[Any]]:
+    """Occurrences of a kind; without distances those at random."""
+    return code[kind] or code["random"]
+
+
 def _tiles(
     bundle: Bundle, codes: Sequence[Mapping[str, Any]], columns: int, kind: str
 ) -> tuple[list[list[Tile]], list[int]]:
@@ -228,7 +233,7 @@ def _tiles(
     licences: dict[int, None] = {}
     rows: list[list[Tile]] = []
     for code in codes:
-        occurrences = code[kind]
+        occurrences = _shown_of(code, kind)
         if kind == "quantiles" and len(occurrences) > columns:
             places = np.linspace(0, len(occurrences) - 1, columns).round().astype(int)
             occurrences = [occurrences[place] for place in places]

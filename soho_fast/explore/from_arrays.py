@@ -1,15 +1,15 @@
-"""The explorer of any codebook, from arrays: features, codes and images.
+"""The explorer of any codebook, from arrays: features or indices, codes and images.
 
-N images (B of a batch), h x w patches of an image, C channels, K codes, H x W pixels.
+N images (B of a batch), h x w patches of an image, C channels, Q levels of a codebook, K codes of each, H x W pixels.
 """
 
 from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from soho_fast import ops
 from soho_fast.common.extras import from_extra
 from soho_fast.explore.assemble import assemble, check_folder
 from soho_fast.explore.licences import Licences, licence_of_all
-from soho_fast.explore.sources import ImageError, SeenImage, small_copy
+from soho_fast.explore.sources import ImageError, SeenImage, by_level, small_copy
 
 with from_extra("explore"):
     from PIL import Image, ImageOps
@@ -27,37 +27,56 @@ with from_extra("explore"):
 
 # Looked up at a time: enough to keep the lookup busy, little beside the images.
 _IMAGES_AT_A_TIME = 256
+# A wall of more tiles is none.
+_MOST_CODES = 2**18
 
-Features = np.ndarray | torch.Tensor | Sequence[np.ndarray | torch.Tensor]
-Images = np.ndarray | torch.Tensor | Sequence[np.ndarray | torch.Tensor | str | os.PathLike[str]]
+Array = np.ndarray | torch.Tensor
+Arrays = Array | Sequence[Array]
+Images = Array | Sequence[Array | Image.Image | str | os.PathLike[str]]
 Captions = Sequence[str | Sequence[str]]
 LicenceEntries = str | Sequence[Mapping[str, Any]] | None
+Metric = Literal["euclidean", "cosine"]
 
 
 def build_from_arrays(
-    features: Features,
-    codebook: np.ndarray | torch.Tensor,
-    images: Images,
-    folder: str | os.PathLike[str],
+    features: Arrays | None = None,
+    codebook: Array | None = None,
+    images: Images = (),
+    folder: str | os.PathLike[str] = "explorer",
     *,
+    index: Arrays | None = None,
+    metric: Metric = "euclidean",
     captions: Captions | None = None,
     names: Sequence[str] | None = None,
+    labels: Sequence[str | None] | None = None,
+    decoded: Arrays | None = None,
+    window: float | None = None,
     title: str = "What the codes mean",
     licences: LicenceEntries = None,
     say: Callable[[str], None] = print,
 ) -> Path:
     """Write the explorer of a codebook: which patches of which images have each code, and what these have in common.
 
-    Each feature's code is the nearest one (`ops.codebook_lookup`, exact). What does not fit into memory comes in
+    Give `index`, the codes that your quantiser chose, or `features` and `codebook`: each feature's code is then the
+    nearest one (`ops.codebook_lookup`, exact). All three also tell how far each patch lies from its code; without
+    distances no patch is the nearest, and without a codebook there is no map. What does not fit into memory comes in
     batches: `build_from_batches`.
 
     Args:
         features: Floating point (N, h, w, C), or N of (h, w, C), of any number of patches each: what is quantised.
-        codebook: Floating point (K, C).
-        images: uint8 (N, H, W, 3), or N of (H, W, 3), of any size, or N paths of image files.
+        codebook: Floating point (K, C), or of Q levels (Q, K, C): each codes what those before it leave of a feature
+            (residual); or (Q, K, C / Q): each codes its part of the channels (grouped). Where it is None and there
+            are features and an index of one level, the mean of each code's features stands for it.
+        images: uint8 (N, H, W, 3), or N of (H, W, 3), of any size, or N PIL images or paths of image files.
         folder: Where the explorer goes; one that is there is replaced, anything else is not overwritten.
+        index: Integers (N, h, w) or of Q levels (N, h, w, Q), or N of them, 0 to K - 1; -1 where a patch has no code.
+        metric: What is nearest: "cosine" gives all features and codes the length 1.
         captions: N texts, or N lists of texts; words are found in them.
-        names: What the images are called; the paths, or their numbers, if not given.
+        names: What the images are called; the names of their files, or their numbers, if not given.
+        labels: What each code is called, Q K of them, None where it has no name.
+        decoded: uint8 (Q K, H, W, 3): what a decoder makes of each code.
+        window: How much of an image a tile shows around a patch, such as the receptive field of a feature: its side in
+            patches. If not given, 5 patches or 45 % of the images' shorter edge.
         title: What the pages are headed by.
         licences: Licence and credit of all images, or a list of {what, credit, licence}, with "images", patterns of
             names, where an entry does not hold for all. The licence is said to be unknown if not given.
@@ -72,30 +91,57 @@ def build_from_arrays(
     """
     folder = Path(folder)
     check_folder(folder)
-    codes = check_codebook(codebook)
-    if isinstance(features, Iterator) or isinstance(images, Iterator):
-        raise TypeError("features, images: expected arrays or lists, got an iterator; see build_from_batches")
-    if isinstance(features, Sized) and not len(features):
-        raise ValueError("features: expected at least one image, got none")
-    _check_lengths(features, images, captions, names)
+    codes = None if codebook is None else check_codebook(codebook, metric)
+    for name, value in (("features", features), ("images", images), ("index", index)):
+        if isinstance(value, Iterator):
+            raise TypeError(f"{name}: expected an array or a list, got an iterator; see build_from_batches")
+    per_image = {"features": features, "images": images, "captions": captions, "names": names, "index": index}
+    for name, value in (("features", features), ("index", index)):
+        if value is not None and hasattr(value, "__len__") and not len(value):
+            raise ValueError(f"{name}: expected at least one image, got none")
+    num_images = _check_lengths(per_image)
 
-    def batches() -> Iterator[tuple[Any, ...]]:
-        for first in range(0, len(features), _IMAGES_AT_A_TIME):
+    def batches() -> Iterator[dict[str, Any]]:
+        for first in range(0, num_images, _IMAGES_AT_A_TIME):
             some = slice(first, first + _IMAGES_AT_A_TIME)
-            yield tuple(None if x is None else x[some] for x in (features, images, captions, names))
+            yield {name: None if value is None else value[some] for name, value in per_image.items()}
 
     # All of it is looked at before anything is written.
+    highest = num_levels = 0
     for number, batch in enumerate(batches()):
-        _check_batch(batch, codes.shape[1], number * _IMAGES_AT_A_TIME)
-    source = ArraySource(batches(), codes, title=title, licences=licences, num_images=len(features))
-    return assemble(source, folder, say=say)
+        checked = _check_batch(batch, codes, number * _IMAGES_AT_A_TIME)
+        for each in checked["index"] or ():
+            highest, num_levels = max(highest, int(each.max())), len(each)
+    shape = (num_levels, highest + 1) if codes is None else codes.shape[:2]
+    if codes is None and features is not None and num_levels == 1:
+        codes = _means(map(lambda batch: _check_batch(batch, None, 0), batches()), highest + 1)[None]
+    source = ArraySource(batches(), codes, shape, metric=metric, title=title, licences=licences, num_images=num_images)
+    options = _check_of_codes(source.num_codes, labels, decoded, window)
+    return assemble(source, folder, say=say, **options)
+
+
+def _means(batches: Iterable[Mapping[str, Any]], num_codes: int) -> np.ndarray:
+    """float32 (K, C), the mean of the features that have each code; 0 where none has."""
+    sums, counts = None, np.zeros(num_codes, dtype=np.int64)
+    for batch in batches:
+        for features, index in zip(batch["features"], batch["index"], strict=True):
+            code, known = index.ravel(), index.ravel() >= 0
+            sums = np.zeros((num_codes, features.shape[2])) if sums is None else sums
+            np.add.at(sums, code[known], features.reshape(-1, features.shape[2])[known])
+            counts += np.bincount(code[known], minlength=num_codes)
+    assert sums is not None
+    return (sums / np.maximum(counts, 1)[:, None]).astype(np.float32)
 
 
 def build_from_batches(
     batches: Iterable[Sequence[Any]],
-    codebook: np.ndarray | torch.Tensor,
+    codebook: Array,
     folder: str | os.PathLike[str],
     *,
+    metric: Metric = "euclidean",
+    labels: Sequence[str | None] | None = None,
+    decoded: Arrays | None = None,
+    window: float | None = None,
     title: str = "What the codes mean",
     licences: LicenceEntries = None,
     num_images: int | None = None,
@@ -106,9 +152,10 @@ def build_from_batches(
     Small copies of all images are kept on disk until it is known which are shown, some kilobytes each.
 
     Args:
-        batches: (features, images), (features, images, captions) or (features, images, captions, names) of some images
-            each, as `build_from_arrays` takes them, such as from a generator.
-        codebook, folder, title, licences, say: See there.
+        batches: (features, images), (features, images, captions), (features, images, captions, names) or (features,
+            images, captions, names, index) of some images each, as `build_from_arrays` takes them, such as from a
+            generator; features may be None where there is an index.
+        codebook, folder, metric, labels, decoded, window, title, licences, say: See there.
         num_images: How many come, by which the time that is left is estimated.
 
     Raises:
@@ -116,32 +163,73 @@ def build_from_batches(
     """
     folder = Path(folder)
     check_folder(folder)
-    codes = check_codebook(codebook)
+    codes = check_codebook(codebook, metric)
     if not isinstance(batches, Iterable):
         raise TypeError(f"batches: expected an iterable of (features, images), got {type(batches).__name__}")
     folder.absolute().parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=folder.absolute().parent) as kept:
-        source = ArraySource(batches, codes, title=title, licences=licences, num_images=num_images, kept=kept)
-        return assemble(source, folder, say=say)
+        shown: dict[str, Any] = {"title": title, "licences": licences, "num_images": num_images, "kept": kept}
+        source = ArraySource(map(_named, batches), codes, codes.shape[:2], metric=metric, **shown)
+        options = _check_of_codes(source.num_codes, labels, decoded, window)
+        return assemble(source, folder, say=say, **options)
 
 
-def check_codebook(codebook: Any) -> np.ndarray:
-    """A codebook as float32 (K, C). Raises TypeError, ValueError: it is something else."""
+_OF_A_BATCH = ("features", "images", "captions", "names", "index")
+
+
+def _named(batch: Any) -> dict[str, Any]:
+    if not isinstance(batch, (tuple, list)) or not 2 <= len(batch) <= len(_OF_A_BATCH):
+        raise TypeError(
+            f"batches: expected (features, images) and perhaps {', '.join(_OF_A_BATCH[2:])}, "
+            f"got {type(batch).__name__}{f' of {len(batch)}' if isinstance(batch, (tuple, list)) else ''}"
+        )
+    return dict(zip(_OF_A_BATCH, (*batch, None, None, None), strict=False))
+
+
+def check_codebook(codebook: Any, metric: str = "euclidean") -> np.ndarray:
+    """A codebook as float32 (Q, K, C), by cosine of length 1. Raises TypeError, ValueError: it is something else."""
+    if metric not in ("euclidean", "cosine"):
+        raise ValueError(f"metric: expected euclidean or cosine, got {metric!r}")
     codes = _floats("codebook", codebook)
-    if codes.ndim != 2 or 0 in codes.shape:
-        raise ValueError(f"codebook: expected (codes, channels), got shape {codes.shape}")
+    if codes.ndim not in (2, 3) or 0 in codes.shape:
+        raise ValueError(f"codebook: expected (codes, channels) or (levels, codes, channels), got shape {codes.shape}")
     if not np.isfinite(codes).all():
-        wrong = int(np.flatnonzero(~np.isfinite(codes).all(1))[0])
+        wrong = int(np.flatnonzero(~np.isfinite(codes.reshape(-1, codes.shape[-1])).all(1))[0])
         raise ValueError(f"codebook: code {wrong} holds values that are not finite")
-    return codes
+    codes = codes.reshape(-1, *codes.shape[-2:])
+    return _of_length_1(codes) if metric == "cosine" else codes
+
+
+def _of_length_1(values: np.ndarray) -> np.ndarray:
+    length = np.linalg.norm(values, axis=-1, keepdims=True)
+    return values / np.where(length > 0, length, 1)
+
+
+def _check_of_codes(num_codes: int, labels: Any, decoded: Any, window: Any) -> dict[str, Any]:
+    """What is said of each code and of tiles, as `assemble` takes it. Raises TypeError, ValueError: it is otherwise."""
+    for name, value in (("labels", labels), ("decoded", decoded)):
+        if value is not None and (isinstance(value, str) or not hasattr(value, "__len__") or len(value) != num_codes):
+            got = len(value) if hasattr(value, "__len__") and not isinstance(value, str) else type(value).__name__
+            raise ValueError(f"{name}: expected {num_codes}, one for each code, got {got}")
+    for code, label in enumerate(labels if labels is not None else ()):
+        if label is not None and not isinstance(label, str):
+            raise TypeError(f"labels[{code}]: expected a text or None, got {label!r:.60}")
+    for code, image in enumerate(decoded if decoded is not None else ()):
+        _check_image(image, f"decoded[{code}]", only_arrays=True)
+    if window is not None and not (isinstance(window, (int, float)) and 1 <= window < np.inf):
+        raise ValueError(f"window: expected a number of patches, at least 1, got {window!r}")
+    arrays = None if decoded is None else [_array(image) for image in decoded]
+    return {"labels": labels, "decoded": arrays, "window": window}
 
 
 class ArraySource:
     """A `Source` of batches of arrays.
 
     Args:
-        batches: (features, images, captions, names) each, the last two perhaps left out or None.
-        codebook: float32 (K, C).
+        batches: {features, images, captions, names, index} each, of which only images can't be None.
+        codebook: float32 (Q, K, C), see `check_codebook`, or None.
+        shape: (Q, K).
+        metric: See `build_from_arrays`.
         title: What the heading of the pages says.
         licences: See `build_from_arrays`.
         num_images: How many there are, where that is known.
@@ -149,13 +237,14 @@ class ArraySource:
     """
 
     model = "arrays"
-    num_levels = 1
 
     def __init__(
         self,
-        batches: Iterable[Sequence[Any]],
-        codebook: np.ndarray,
+        batches: Iterable[Mapping[str, Any]],
+        codebook: np.ndarray | None,
+        shape: tuple[int, ...],
         *,
+        metric: str,
         title: str,
         licences: LicenceEntries = None,
         num_images: int | None = None,
@@ -163,11 +252,14 @@ class ArraySource:
     ) -> None:
         if isinstance(licences, str):
             licences = licence_of_all(licences)
-        self.codebook, self.title, self.num_images = codebook, title, num_images
+        self.num_levels, self.num_codes = shape[0], shape[0] * shape[1]
+        self.codebook = None if codebook is None else codebook.reshape(self.num_codes, -1)
+        self.title, self.num_images = title, num_images
         self.data_sets = ["images"]
+        self._levels, self._metric = codebook, metric
         self._licences = Licences(licences or [])
         self._batches, self._kept = batches, kept
-        # Of each image its path or array; of one in the file of small copies (begin, end, width, height).
+        # Of each image its path or itself; of one in the file of small copies (begin, end, width, height).
         self._shown: list[Any] = []
 
     @property
@@ -176,23 +268,26 @@ class ArraySource:
 
     def images(self) -> Iterator[SeenImage]:
         first = 0
-        for batch in self._batches:
-            features, images, captions, names = _check_batch(batch, self.codebook.shape[1], first)
-            maps = look_up(features, self.codebook)
-            for number, (index, distance) in enumerate(maps):
+        for given in self._batches:
+            batch = _check_batch(given, self._levels, first)
+            images, captions, names = batch["images"], batch["captions"], batch["names"]
+            for number, (index, distance) in enumerate(look_up(batch, self._levels, self._metric)):
                 image = images[number]
                 is_path = isinstance(image, (str, os.PathLike))
                 self._shown.append(image if is_path or self._kept is None else self._keep(image))
-                name = (
-                    names[number] if names is not None else os.fspath(image) if is_path else f"image {first + number}"
-                )
+                path = Path(image).as_posix() if is_path else f"image {first + number}"
+                # A folder that is sent away does not tell where the images lie on this machine.
+                name = names[number] if names is not None else "/".join(path.split("/")[-2:])
                 texts = () if captions is None else captions[number]
                 texts = (texts,) if isinstance(texts, str) else tuple(texts)
-                yield SeenImage(index, distance, name, first + number, texts, 0, self._licences.of(name))
-            first += len(features)
+                index = by_level(index, self.num_codes // self.num_levels)
+                yield SeenImage(
+                    index, distance, name, first + number, texts, 0, self._licences.of(path if names is None else name)
+                )
+            first += len(images)
 
     def _keep(self, image: Any) -> tuple[int, int, int, int]:
-        jpeg, width, height = small_copy(Image.fromarray(_array(image)))
+        jpeg, width, height = small_copy(_opened(image))
         begin = self._kept.seek(0, os.SEEK_END)
         self._kept.write(jpeg)
         return begin, begin + len(jpeg), width, height
@@ -203,27 +298,54 @@ class ArraySource:
             begin, end, width, height = image
             self._kept.seek(begin)
             return self._kept.read(end - begin), width, height
-        is_path = isinstance(image, (str, os.PathLike))
-        return small_copy(open_image(image) if is_path else Image.fromarray(_array(image)))
+        return small_copy(_opened(image))
 
     def masked(self, places: Sequence[int], captions: Sequence[str]) -> Iterator[None]:
         """Arrays have no model that predicts."""
         return iter(())
 
 
-def look_up(features: Sequence[np.ndarray], codebook: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
-    """(index int32 (h, w), distance float32 (h, w)) of the features (h, w, C) of some images; one lookup for all."""
+def _opened(image: Any) -> Image.Image:
+    if isinstance(image, (str, os.PathLike)):
+        return open_image(image)
+    return image if isinstance(image, Image.Image) else Image.fromarray(_array(image))
+
+
+def look_up(
+    batch: Mapping[str, Any], levels: np.ndarray | None, metric: str
+) -> list[tuple[np.ndarray, np.ndarray | None]]:
+    """(index int32 (Q, h, w), distance float32 (Q, h, w) or None) of each image of a batch; one lookup for all.
+
+    Args:
+        batch: Of `_check_batch`.
+        levels: float32 (Q, K, C), or None, whose distances are not known.
+        metric: See `build_from_arrays`.
+    """
+    features, given = batch["features"], batch["index"]
+    if features is None or levels is None:
+        return [(each, None) for each in given]
     if not features:
         return []
     sizes = [each.shape[:2] for each in features]
-    flat = np.concatenate([each.reshape(-1, codebook.shape[1]) for each in features])
-    index, squared = ops.codebook_lookup(torch.from_numpy(flat), torch.from_numpy(codebook), return_distance=True)
+    rest = np.concatenate([each.reshape(-1, each.shape[2]) for each in features])
+    index_QT = np.concatenate([each.reshape(len(levels), -1) for each in given], axis=1) if given else None
+    rest, channels = _of_length_1(rest) if metric == "cosine" else rest, levels.shape[2]
+    grouped = channels < rest.shape[1]
+    found = []
+    for level, codes in enumerate(levels):
+        own = rest[:, level * channels : (level + 1) * channels] if grouped else rest
+        if index_QT is None:
+            own = np.ascontiguousarray(own)
+            code, squared = ops.codebook_lookup(torch.from_numpy(own), torch.from_numpy(codes), return_distance=True)
+            index, distance = code.numpy().astype(np.int32), squared.sqrt().numpy()
+        else:
+            index = index_QT[level]
+            distance = np.linalg.norm(own - codes[index], axis=1)
+        found.append((index, distance))
+        rest = rest if grouped else rest - codes[index]
     ends = np.cumsum([rows * columns for rows, columns in sizes])[:-1]
-    indices = np.split(index.numpy().astype(np.int32), ends)
-    distances = np.split(squared.sqrt().numpy(), ends)
-    return [
-        (one.reshape(size), other.reshape(size)) for size, one, other in zip(sizes, indices, distances, strict=True)
-    ]
+    split = [np.split(np.stack(each), ends, axis=1) for each in zip(*found, strict=True)]
+    return [(one.reshape(-1, *size), other.reshape(-1, *size)) for size, one, other in zip(sizes, *split, strict=True)]
 
 
 def open_image(path: str | os.PathLike[str]) -> Image.Image:
@@ -255,59 +377,95 @@ def _floats(name: str, value: Any) -> np.ndarray:
     return np.ascontiguousarray(array, dtype=np.float32)
 
 
-def _check_batch(batch: Any, num_channels: int, first: int) -> tuple[list[np.ndarray], Any, Any, Any]:
-    """(features float32 (h, w, C) each, images, captions, names) of a batch whose first image is number `first`."""
-    if not isinstance(batch, (tuple, list)) or not 2 <= len(batch) <= 4:
-        raise TypeError(
-            "batches: expected (features, images), (features, images, captions) or (features, images, captions, "
-            f"names), got {type(batch).__name__}{f' of {len(batch)}' if isinstance(batch, (tuple, list)) else ''}"
-        )
-    features, images, captions, names = (*batch, None, None)[:4]
-    _check_lengths(features, images, captions, names)
-    checked = [_check_features(each, num_channels, f"features[{first + n}]") for n, each in enumerate(features)]
-    for number, image in enumerate(images):
+def _check_batch(batch: Mapping[str, Any], levels: np.ndarray | None, first: int) -> dict[str, Any]:
+    """A batch, of which image number `first` is the first: features float32 (h, w, C) each, index int32 (Q, h, w)."""
+    _check_lengths(batch)
+    checked, given = dict(batch), batch["index"]
+    if batch["features"] is not None:
+        checked["features"] = [
+            _check_features(each, levels, f"features[{first + n}]") for n, each in enumerate(batch["features"])
+        ]
+    if given is not None:
+        checked["index"] = [_check_index(each, levels, f"index[{first + n}]") for n, each in enumerate(given)]
+        for n, features in enumerate(checked["features"] or ()):
+            if checked["index"][n].shape[1:] != features.shape[:2]:
+                raise ValueError(
+                    f"index[{first + n}]: expected the rows and columns of features, {features.shape[:2]}, got "
+                    f"{checked['index'][n].shape[1:]}"
+                )
+    elif levels is None:
+        raise ValueError("codebook: expected one, to look features up in, or an index; got neither")
+    for number, image in enumerate(batch["images"]):
         _check_image(image, f"images[{first + number}]")
-    for number, texts in enumerate(captions if captions is not None else ()):
+    for number, texts in enumerate(batch["captions"] if batch["captions"] is not None else ()):
         if not isinstance(texts, str) and not (
             isinstance(texts, (list, tuple)) and all(isinstance(text, str) for text in texts)
         ):
             raise TypeError(f"captions[{first + number}]: expected a text or a list of texts, got {texts!r:.60}")
-    for number, name in enumerate(names if names is not None else ()):
+    for number, name in enumerate(batch["names"] if batch["names"] is not None else ()):
         if not isinstance(name, str):
             raise TypeError(f"names[{first + number}]: expected a text, got {name!r:.60}")
-    return checked, images, captions, names
+    return checked
 
 
-def _check_lengths(features: Any, images: Any, captions: Any, names: Any) -> None:
-    """That they are arrays or lists, as many of each; captions and names may be None."""
-    given = {"features": features, "images": images, "captions": captions, "names": names}
-    for name, value in given.items():
-        if value is None and name in ("captions", "names"):
+def _check_lengths(given: Mapping[str, Any]) -> int:
+    """How many images there are; raises where these are no arrays or lists, as many of each."""
+    first = "features" if given["features"] is not None else "index"
+    if given[first] is None:
+        raise TypeError("features, index: expected one of them, got neither")
+    for name in (first, *given):
+        value = given[name]
+        if value is None and name != "images":
             continue
         if isinstance(value, (str, bytes)) or not hasattr(value, "__len__"):
             raise TypeError(f"{name}: expected an array or a list, got {type(value).__name__}")
-        if len(value) != len(features):
-            raise ValueError(f"{name}: expected {len(features)}, one for each of features, got {len(value)}")
+        if len(value) != len(given[first]):
+            raise ValueError(f"{name}: expected {len(given[first])}, one for each of {first}, got {len(value)}")
+    return len(given[first])
 
 
-def _check_features(features: Any, num_channels: int, where: str) -> np.ndarray:
+def _check_features(features: Any, levels: np.ndarray | None, where: str) -> np.ndarray:
     array = _floats(where, features)
-    if array.ndim != 3 or array.shape[2] != num_channels or 0 in array.shape:
+    channels = array.shape[-1:] if levels is None else (levels.shape[2], levels.shape[0] * levels.shape[2])
+    if array.ndim != 3 or array.shape[2] not in channels or 0 in array.shape:
+        named = "channels" if levels is None else " or ".join(map(str, dict.fromkeys(channels)))
         raise ValueError(
-            f"{where}: expected (rows, columns, {num_channels}), with the codebook's channels, got shape {array.shape}"
+            f"{where}: expected (rows, columns, {named}), with the codebook's channels, got shape {array.shape}"
         )
     if not np.isfinite(array).all():
         raise ValueError(f"{where}: holds values that are not finite")
     return array
 
 
-def _check_image(image: Any, where: str) -> None:
-    if isinstance(image, (str, os.PathLike)):
+def _check_index(index: Any, levels: np.ndarray | None, where: str) -> np.ndarray:
+    """int32 (Q, h, w)."""
+    if not isinstance(index, (np.ndarray, torch.Tensor)):
+        raise TypeError(f"{where}: expected an array or a tensor, got {type(index).__name__}")
+    array = _array(index)
+    if array.dtype.kind not in "iu":
+        raise TypeError(f"{where}: expected integers, got {array.dtype}")
+    if array.ndim not in (2, 3) or 0 in array.shape:
+        raise ValueError(f"{where}: expected (rows, columns) or (rows, columns, levels), got shape {array.shape}")
+    array = array.reshape(*array.shape[:2], -1).transpose(2, 0, 1)
+    if levels is not None and len(array) != len(levels):
+        raise ValueError(f"{where}: expected {len(levels)} levels, as the codebook has, got {len(array)}")
+    most = _MOST_CODES if levels is None else levels.shape[1]
+    if array.min() < -1 or array.max() >= most:
+        raise ValueError(f"{where}: expected codes of -1 to {most - 1}, got {array.min()} to {array.max()}")
+    return np.ascontiguousarray(array, dtype=np.int32)
+
+
+def _check_image(image: Any, where: str, only_arrays: bool = False) -> None:
+    if not only_arrays and isinstance(image, (str, os.PathLike)):
         if not os.path.isfile(image):
             raise FileNotFoundError(f"{where}: there is no file {os.fspath(image)}")
         return
+    if not only_arrays and isinstance(image, Image.Image):
+        return
     if not isinstance(image, (np.ndarray, torch.Tensor)):
-        raise TypeError(f"{where}: expected a uint8 array or a path, got {type(image).__name__}")
+        raise TypeError(
+            f"{where}: expected a uint8 array{'' if only_arrays else ' or a path'}, got {type(image).__name__}"
+        )
     if str(image.dtype).removeprefix("torch.") != "uint8":
         raise TypeError(f"{where}: expected uint8, got {image.dtype}")
     if image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:

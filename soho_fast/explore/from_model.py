@@ -22,7 +22,7 @@ from soho_fast.common.extras import from_extra
 from soho_fast.common.spelling import did_you_mean
 from soho_fast.explore.gallery import draw
 from soho_fast.explore.licences import Licences, licence_finder
-from soho_fast.explore.sources import LONGER_EDGE, ImageError, SeenImage, small_copy
+from soho_fast.explore.sources import LONGER_EDGE, ImageError, SeenImage, by_level, small_copy
 
 with from_extra("train"):
     from PIL import Image
@@ -61,8 +61,8 @@ class ImageBatch:
     """Some images and their features, as the dictionary gets them.
 
     images: those that could be read, B. features: (B, L, C) on the device, L = h * w. valid: bool (B, h, w), False at
-    padding. index: int64 (B, h, w), -1 at padding; distance: float32 (B, h, w). patches: each image's height and width
-    in patches, fractions included. second: as index, of the codebook's second level; None where it has one level.
+    padding. index: int64 (B, h, w), of the first level, -1 at padding. patches: each image's height and width
+    in patches, fractions included. levels: (index, distance) of each level, from the first on.
     """
 
     places: list[int]
@@ -70,9 +70,8 @@ class ImageBatch:
     features: torch.Tensor
     valid: torch.Tensor
     index: torch.Tensor
-    distance: torch.Tensor
     patches: list[tuple[float, float]]
-    second: torch.Tensor | None
+    levels: list[tuple[torch.Tensor, torch.Tensor]]
 
 
 class TaskImages:
@@ -171,8 +170,10 @@ class ModelSource:
             raise UserError(f"{called} has no visual dictionary (use_dictionary: false): there are no codes to show")
         self._task, self._model, self._images, self._say = task, model, images, say
         self._computing = Computing(model, task.data.precision)
-        self.codebook = self.dictionary.codebook_of(0).float().cpu().numpy()
         self.num_levels = self.dictionary.num_levels
+        levels = [self.dictionary.codebook_of(level) for level in range(self.num_levels)]
+        self.codebook = torch.cat(levels).float().cpu().numpy()
+        self.num_codes = len(self.codebook)
         self.title, self.model = title, called
         self.data_sets, self.licences = images.data_sets, images.licences.entries
         self.num_images = len(images.images)
@@ -212,32 +213,38 @@ class ModelSource:
         with self._computing():
             pixels = self._task.on_device(self._computing.on_device(batch))
             feat_BLC, valid_Bhw = self._model.base().encode_features(**pixels)
-        index_BL, squared_BL = ops.codebook_lookup(feat_BLC, self.dictionary.codebook_of(0), return_distance=True)
-        index_Bhw = index_BL.view(valid_Bhw.shape).masked_fill(~valid_Bhw, -1)
-        second_Bhw = None
-        if self.num_levels > 1:
-            second_Bhw = self.dictionary.codes_of(feat_BLC)[..., 1].view_as(index_Bhw).masked_fill(~valid_Bhw, -1)
-        distance_Bhw = squared_BL.sqrt().view_as(index_Bhw)
+        levels, rest_BLC = [], feat_BLC.float()
+        codes_BLQ = self.dictionary.codes_of(feat_BLC) if self.num_levels > 1 else None
+        for level in range(self.num_levels):
+            codes_KC = self.dictionary.codebook_of(level)
+            if codes_BLQ is None:
+                index_BL, squared_BL = ops.codebook_lookup(feat_BLC, codes_KC, return_distance=True)
+            else:
+                index_BL = codes_BLQ[..., level]
+                rest_BLC = rest_BLC - codes_KC[index_BL]
+                squared_BL = rest_BLC.square().sum(-1)
+            index_Bhw = index_BL.view(valid_Bhw.shape).masked_fill(~valid_Bhw, -1)
+            levels.append((index_Bhw, squared_BL.sqrt().view_as(index_Bhw)))
         patches = [(height / self._patch, width / self._patch) for height, width in sizes]
         images = [self._images.images[place] for place in places]
-        return ImageBatch(places, images, feat_BLC, valid_Bhw, index_Bhw, distance_Bhw, patches, second_Bhw)
+        return ImageBatch(places, images, feat_BLC, valid_Bhw, levels[0][0], patches, levels)
 
     def images(self) -> Iterator[SeenImage]:
         for batch in self.batches():
-            index, distance, valid = (x.cpu().numpy() for x in (batch.index, batch.distance, batch.valid))
-            second = None if batch.second is None else batch.second.cpu().numpy().astype(np.int32)
+            index_QBhw, distance_QBhw = (torch.stack(each).cpu().numpy() for each in zip(*batch.levels, strict=True))
+            index_QBhw = by_level(index_QBhw.astype(np.int32), self.num_codes // self.num_levels)
+            valid = batch.valid.cpu().numpy()
             for number, (place, image) in enumerate(zip(batch.places, batch.images, strict=True)):
                 rows, columns = int(valid[number].any(1).sum()), int(valid[number].any(0).sum())
                 yield SeenImage(
-                    index[number, :rows, :columns].astype(np.int32),
-                    distance[number, :rows, :columns],
+                    index_QBhw[:, number, :rows, :columns],
+                    distance_QBhw[:, number, :rows, :columns],
                     image.ref.name,
                     place,
                     image.captions,
                     image.data_set,
                     self._images.licences_of(image),
                     *batch.patches[number],
-                    None if second is None else second[number, :rows, :columns],
                 )
 
     def small_copy(self, place: int) -> tuple[bytes, int, int]:

@@ -12,10 +12,8 @@ from soho_fast.explore.spool import Chunk, Spool
 
 MOST_SHOWN = 10_000
 NUM_OCCURRENCES = 12
-NUM_EXAMPLES = 4
-"""Patches of a code that are shown of each of its second-level codes."""
 
-_MEMBER = [*fields_of("code image row column", "distance"), ("key", np.uint64), ("second", np.int32)]
+_MEMBER = [*fields_of("code image row column", "distance"), ("key", np.uint64)]
 
 
 def draw(image: np.ndarray, patch: np.ndarray) -> np.ndarray:
@@ -122,33 +120,32 @@ def assigned_patches(chunk: Chunk, shown_N: np.ndarray, first: int, last: int) -
         first, last: Codes.
 
     Returns:
-        A record a patch, image by image and row by row: `code`, `image`, `row`, `column`, `distance`, `key`, by which
-        it is drawn at random, and `second`, its code of the second level, -1 where there is none.
+        A record a patch, image by image and row by row: `code`, `image`, `row`, `column`, `distance`, and `key`, by
+        which it is drawn at random.
     """
     image_T = chunk.first + chunk.image
     wanted = (chunk.index >= first) & (chunk.index < last) & (shown_N[image_T] >= 0)
     found = np.empty(np.count_nonzero(wanted), dtype=_MEMBER)
     found["code"], found["distance"] = chunk.index[wanted], chunk.distance[wanted]
-    found["second"] = chunk.second[wanted]
     found["image"] = shown_N[image_T[wanted]]
     found["row"], found["column"] = chunk.row[wanted], chunk.column[wanted]
     found["key"] = draw(image_T[wanted], found["row"] * chunk.columns[wanted] + found["column"])
     return found
 
 
-def choose_occurrences(assigned: np.ndarray) -> dict[str, np.ndarray]:
+def choose_occurrences(assigned: np.ndarray, has_distances: bool = True) -> dict[str, np.ndarray]:
     """The patches of one code that are shown: nearest, quantiles, random; of distinct images each.
 
     Of each image its nearest patch stands for `nearest`, and for the others one that is drawn: the quantiles are those
-    of the patches drawn, from the nearest to the farthest.
+    of the patches drawn, from the nearest to the farthest. Without distances there are random ones alone.
     """
-    nearest = _each_image_once(assigned, "distance")
     drawn = _each_image_once(assigned, "key")
+    if not has_distances:
+        return {"nearest": drawn[:0], "quantiles": drawn[:0], "random": drawn[:NUM_OCCURRENCES]}
     by_distance = drawn[np.argsort(drawn["distance"], kind="stable")]
-    count = min(NUM_OCCURRENCES, len(drawn))
-    places = np.round(np.linspace(0, len(drawn) - 1, count)).astype(np.int64)
+    places = np.round(np.linspace(0, len(drawn) - 1, min(NUM_OCCURRENCES, len(drawn)))).astype(np.int64)
     return {
-        "nearest": nearest[:NUM_OCCURRENCES],
+        "nearest": _each_image_once(assigned, "distance")[:NUM_OCCURRENCES],
         "quantiles": by_distance[places],
         "random": drawn[:NUM_OCCURRENCES],
     }

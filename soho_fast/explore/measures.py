@@ -84,7 +84,7 @@ def measure(source: Any, say: Callable[[str], None] = print) -> Any:
     from soho_fast.common.tables import Table
 
     seen = look(source, say)
-    num_codes = len(source.codebook)
+    num_codes = source.num_codes // source.num_levels
     say(f"k-means of {len(seen.code):,} features with {num_codes:,} means")
     codings = {
         "the model's codes": seen.code,
@@ -188,7 +188,7 @@ def k_means(features_TC: np.ndarray, num_codes: int) -> np.ndarray:
 def words_of_active_codes(
     code_T: np.ndarray, image_T: np.ndarray, captions: Iterable[Sequence[str]]
 ) -> list[np.ndarray]:
-    """The `rank_words` of each code that has a token."""
+    """The `rank_words` of each code that has a token, whose intervals hold for each code alone."""
     captions = list(captions)
     captioned_N = np.array([any(text.strip() for text in texts) for texts in captions], dtype=bool)
     vocabulary = Vocabulary()

@@ -184,7 +184,7 @@ def application(asking: Asking, host: str = "127.0.0.1") -> ASGIApp:
 
 
 class _Files(StaticFiles):
-    """The installed pages, index.html and app/, and a bundle's data/ and images/ as they lie; no link leads out."""
+    """The installed pages, index.html and app/, and a bundle's data/, images/, decoded/; no link leads out."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(directory=folder)
@@ -196,7 +196,7 @@ class _Files(StaticFiles):
         if asked[0] in ("index.html", "app"):
             return self._pages.lookup_path(path)
         found, stat = super().lookup_path(path)
-        if not found or asked[0] not in ("data", "images"):
+        if not found or asked[0] not in ("data", "images", "decoded"):
             return "", None
         return (found, stat) if Path(found).relative_to(self._root).parts[:1] == asked[:1] else ("", None)
 

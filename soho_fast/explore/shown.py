@@ -99,5 +99,5 @@ class ShownImages:
                 continue
             if (rows, columns) == (image["rows"], image["columns"]):
                 total += len(codes)
-                same += sum(own == shown for own, shown in zip(codes, image["index"], strict=True))
+                same += sum(own == shown for own, shown in zip(codes, image["index"][: len(codes)], strict=True))
         return same / total if total else None

@@ -36,15 +36,14 @@ class ImageError(ValueError):
 class SeenImage:
     """An image after the lookup.
 
-    index: int32 (h, w), -1 where there is no code; distance: float32 (h, w), of each feature to its code, as it is
-    measured in the feature space (not squared). `place`: by which the source finds the image again. `source`: number
-    in the source's `data_sets`; `licences`: numbers in its `licences`. `patches_high`, `patches_wide`: the image's size
-    in patches, fractions included; 0 is that of the grid. `second`: int32 (h, w), the code of the codebook's second
-    level, -1 where there is none; None where the codebook has one level.
+    index: int32 (h, w), or (Q, h, w) of Q levels, -1 where there is no code; distance: float32, in index's shape, of
+    each feature to its code, as it is measured in the feature space (not squared), of all images or of none. `place`:
+    by which the source finds the image again. `source`: number in the source's `data_sets`; `licences`: numbers in its
+    `licences`. `patches_high`, `patches_wide`: the image's size in patches, fractions included; 0 is that of the grid.
     """
 
     index: np.ndarray
-    distance: np.ndarray
+    distance: np.ndarray | None
     name: str
     place: int
     captions: Sequence[str] = ()
@@ -52,18 +51,18 @@ class SeenImage:
     licences: Sequence[int] = ()
     patches_high: float = 0.0
     patches_wide: float = 0.0
-    second: np.ndarray | None = None
 
 
 class Source(Protocol):
     """Where the images and the codes come from.
 
-    codebook: float32 (K, C), the codes of the first level. num_levels: of as many codes each; a token is the sum of a
-    code of each. title, model, licences: see `bundle`, data/meta.js. data_sets: names. num_images: how many `images`
-    gives at most; None where that is not known.
+    num_codes: K, those of all levels, one level after another. num_levels: Q, of as many codes each. codebook: float32
+    (K, C); None where it is not known. title, model, licences: see `bundle`, data/meta.js. data_sets: names.
+    num_images: how many `images` gives at most; None where that is not known.
     """
 
-    codebook: np.ndarray
+    codebook: np.ndarray | None
+    num_codes: int
     num_levels: int
     title: str
     model: str
@@ -93,6 +92,12 @@ def small_copy(image: Image.Image) -> tuple[bytes, int, int]:
     file = io.BytesIO()
     image.save(file, "JPEG", quality=_JPEG_QUALITY)
     return file.getvalue(), width, height
+
+
+def by_level(index: np.ndarray, level_codes: int) -> np.ndarray:
+    """Indices int32 (Q, ...) that count from 0 in each level as numbers of all levels' codes; -1 stays."""
+    levels = np.arange(len(index), dtype=np.int32).reshape(-1, *[1] * (index.ndim - 1))
+    return np.where(index < 0, np.int32(-1), index + levels * np.int32(level_codes))
 
 
 def fields_of(integers: str, floats: str) -> list[tuple[str, type]]:

@@ -1,6 +1,6 @@
 """Index maps, distances and texts of all images on disk, since they may be more than memory holds.
 
-T tokens of some images one after another, row by row; N images.
+T tokens of some images one after another, of each level by level and row by row; N images.
 """
 
 from __future__ import annotations
@@ -25,8 +25,7 @@ class Chunk:
     """The tokens of the images `first` to `last` (exclusive).
 
     image: int64 (T,), from 0 for the first; row, column: int32 (T,), in the image's grid; rows, columns: int32 (T,),
-    of that grid; index, second: int32 (T,), the codes of the first and of the second level, -1 where there is none;
-    distance: float32 (T,).
+    of that grid; index: int32 (T,), -1 where there is no code; distance: float32 (T,), 0 where none is known.
     """
 
     first: int
@@ -37,7 +36,6 @@ class Chunk:
     rows: np.ndarray
     columns: np.ndarray
     index: np.ndarray
-    second: np.ndarray
     distance: np.ndarray
 
 
@@ -49,12 +47,13 @@ class Spool:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._paths = {name: folder / name for name in ("index", "second", "distance", "words", "texts")}
+        self._paths = {name: folder / name for name in ("index", "distance", "words", "texts")}
         self._files = {name: path.open("w+b") for name, path in self._paths.items()}
         self._rows, self._columns, self._captioned = array("i"), array("i"), array("b")
         self._first = {name: array("q", [0]) for name in ("tokens", "words", "texts")}
         self.distance_range = (np.inf, -np.inf)
         """Smallest and largest distance of a token with a code."""
+        self.has_distances = True
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -66,9 +65,11 @@ class Spool:
 
     def add(self, image: SeenImage, words: np.ndarray) -> None:
         """Append an image with the numbers of its captions' words, int32, each once."""
-        rows, columns = image.index.shape
+        rows, columns = image.index.shape[-2:]
         index = np.ascontiguousarray(image.index, dtype=np.int32)
-        distance = np.ascontiguousarray(image.distance, dtype=np.float32)
+        self.has_distances = image.distance is not None
+        distance = np.zeros(index.shape, np.float32) if image.distance is None else image.distance
+        distance = np.ascontiguousarray(distance, dtype=np.float32)
         known = distance[index >= 0]
         if known.size:
             low, high = self.distance_range
@@ -85,8 +86,6 @@ class Spool:
             }
         ).encode()
         contents = {"index": index.tobytes(), "distance": distance.tobytes(), "words": words.tobytes(), "texts": text}
-        if image.second is not None:
-            contents["second"] = np.ascontiguousarray(image.second, dtype=np.int32).tobytes()
         for name, content in contents.items():
             self._files[name].write(content)
         self._rows.append(rows)
@@ -117,7 +116,7 @@ class Spool:
         return self._read("words", np.int32, int(begins[0]), int(begins[-1])), begins - begins[0]
 
     def index(self, number: int) -> np.ndarray:
-        """int32 (h * w,), the codes of an image, row by row; -1 where there is none."""
+        """int32 (Q * h * w,), the codes of an image, level by level and row by row; -1 where there is none."""
         return self._read("index", np.int32, int(self.first_N[number]), int(self.first_N[number + 1]))
 
     def tokens(self) -> Iterator[Chunk]:
@@ -134,18 +133,16 @@ class Spool:
         sizes = np.diff(self.first_N[first : last + 1])
         image_T = np.repeat(np.arange(last - first), sizes)
         place_T = np.arange(end - begin) - (self.first_N[first:last] - begin)[image_T]
-        columns_T = self.columns_N[first:last][image_T]
-        second_T = self._read("second", np.int32, begin, end)
+        rows_T, columns_T = self.rows_N[first:last][image_T], self.columns_N[first:last][image_T]
         return Chunk(
             first,
             last,
             image_T,
-            (place_T // np.maximum(columns_T, 1)).astype(np.int32),
+            (place_T // np.maximum(columns_T, 1) % np.maximum(rows_T, 1)).astype(np.int32),
             (place_T % np.maximum(columns_T, 1)).astype(np.int32),
-            self.rows_N[first:last][image_T],
+            rows_T,
             columns_T,
             self._read("index", np.int32, begin, end),
-            second_T if len(second_T) else np.full(end - begin, -1, dtype=np.int32),
             self._read("distance", np.float32, begin, end),
         )
 

@@ -22,7 +22,8 @@ MOST_POSITIONS = 16
 """Rows and columns of the heat map at most."""
 NUM_NEIGHBOURS = 8
 NUM_NEAR = 8
-NUM_SECOND = 8
+NUM_NEXT = 8
+_TSNE_CODES = 8, 4096
 
 # Entries of a table of counts, codes x columns, that are in memory at a time.
 _TABLE_ENTRIES = 2**24
@@ -48,9 +49,9 @@ class Usage:
     position_columns: int
     positions: np.ndarray
 
-    def ranks(self) -> np.ndarray:
-        """The place of each code by tokens, from 1; of equals the lower number comes first."""
-        return rankdata(-self.tokens, method="ordinal")
+    def ranks(self, num_levels: int) -> np.ndarray:
+        """The place of each code by tokens within its level, from 1; of equals the lower number comes first."""
+        return rankdata(-self.tokens.reshape(num_levels, -1), method="ordinal", axis=1).ravel()
 
 
 def code_images(chunk: Chunk, num_codes: int) -> tuple[np.ndarray, np.ndarray]:
@@ -157,19 +158,24 @@ def count_beside(chunk: Chunk, first: int, last: int, table: np.ndarray) -> None
             _count_into(table, here[wanted].astype(np.int64) - first, there[wanted].astype(np.int64))
 
 
-def count_second(chunk: Chunk, first: int, last: int, table: np.ndarray) -> None:
-    """Add to `table` int32 (last - first, K) how many tokens of each code of the block have each second-level code."""
-    wanted = (chunk.index >= first) & (chunk.index < last) & (chunk.second >= 0)
-    _count_into(table, chunk.index[wanted].astype(np.int64) - first, chunk.second[wanted].astype(np.int64))
+def count_next(chunk: Chunk, first: int, last: int, level_codes: int, table: np.ndarray) -> None:
+    """Add to `table` int32 (last - first, K) how many tokens of each code of the block have each next-level code.
+
+    level_codes: codes of a level. The next level's code of a token lies a grid further on.
+    """
+    here = np.flatnonzero((chunk.index >= first) & (chunk.index < min(last, table.shape[1] - level_codes)))
+    code, other = chunk.index[here], chunk.index[here + chunk.rows[here] * chunk.columns[here]]
+    wanted = other >= 0
+    _count_into(table, code[wanted].astype(np.int64) - first, other[wanted].astype(np.int64))
 
 
-def most_frequent(counts: np.ndarray) -> list[tuple[int, int]]:
-    """(code, count) of the second-level codes that most tokens of a code have, of `counts` int (K,); at most 8.
+def most_frequent(counts: np.ndarray) -> list[dict[str, int]]:
+    """{code, tokens} of the next level's codes that most tokens of a code have, of `counts` int (K,); at most 8.
 
     Of equally frequent ones the lower number comes first.
     """
-    order = np.argsort(-counts, kind="stable")[:NUM_SECOND]
-    return [(int(second), int(counts[second])) for second in order if counts[second]]
+    order = np.argsort(-counts, kind="stable")[:NUM_NEXT]
+    return [{"code": int(code), "tokens": int(counts[code])} for code in order if counts[code]]
 
 
 def count_sides(spool: Spool, num_codes: int) -> np.ndarray:
@@ -240,8 +246,33 @@ def positions_on_map(codebook: np.ndarray, is_active: np.ndarray) -> np.ndarray:
     place = (codes - active.mean(0)) @ directions
     if place.shape[1] == 1:
         place = np.concatenate([place, np.zeros_like(place)], axis=1)
-    of_active = place[is_active] if is_active.any() else place
+    return _scaled(place, place[is_active] if is_active.any() else place)
+
+
+def neighbours_on_map(codebook: np.ndarray, is_active: np.ndarray) -> np.ndarray:
+    """float64 (K, 2) in [0, 1]: the active codes by scikit-learn's t-SNE, which keeps who is near whom; NaN elsewhere.
+
+    All NaN without scikit-learn, and of fewer than 8 or more than 4,096 active codes, which take minutes.
+    """
+    place = np.full((len(codebook), 2), np.nan)
+    active = codebook[is_active].astype(np.float64)
+    try:
+        from sklearn.manifold import TSNE
+    except ImportError:
+        return place
+    if _TSNE_CODES[0] <= len(active) <= _TSNE_CODES[1] and active.std() > 0:
+        perplexity = min(30.0, (len(active) - 1) / 3)
+        found = TSNE(init="random", perplexity=perplexity, random_state=0).fit_transform(active).astype(np.float64)
+        place[is_active] = _scaled(found, found)
+    return place
+
+
+def _scaled(place: np.ndarray, of_active: np.ndarray) -> np.ndarray:
+    """Places in [0, 1], both directions alike; those far outside the bulk of `of_active` are put on the border."""
     low, high = of_active.min(0), of_active.max(0)
+    inner = np.percentile(of_active, [5, 95], axis=0)
+    reach = inner[1] - inner[0]  # Few that lie far away would press all others into a heap.
+    low, high = np.maximum(low, inner[0] - reach), np.minimum(high, inner[1] + reach)
     extent = float((high - low).max())
     scale = extent if extent > np.finfo(np.float64).tiny else 1.0  # Codes that are all the same lie in the middle.
     return np.clip((place - (low + high) / 2) / scale + 0.5, 0.0, 1.0)

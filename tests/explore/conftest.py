@@ -101,7 +101,10 @@ def bundle_folder(tmp_path_factory, codebook, runs):
     meta = {
         "schema": SCHEMA, "title": "By hand", "model": "by hand", "weights": weights, "num_codes": K,
         "num_channels": SMALL["hidden_size"], "num_active": K, "num_images": 3, "num_tokens": 27, "num_shown": 3,
-        "num_words": 2, "has_captions": True, "sources": [{"name": "hand", "num_images": 3}],
+        "num_words": 2, "has_captions": True,
+        "has_distances": True, "has_decoded": False, "has_timeline": False, "maps": ["PCA"], "window": 2,
+        "num_levels": 1,
+        "sources": [{"name": "hand", "num_images": 3}],
         "licences": [{"what": "pictures", "credit": "by hand", "licence": "CC0"}], "position_rows": 3,
         "position_columns": 3, "histogram_edges": [0.0, 1.0, 2.0], "measures": {}, "figure": [0, 1],
         "interval": {"level": 0.95, "num_tests": 1, "min_images": 1},
@@ -114,15 +117,16 @@ def bundle_folder(tmp_path_factory, codebook, runs):
             "quantiles": [occurrence], "random": [occurrence], "histogram": [2, 1], "positions": [1] * 9,
             "words": [word],
             "neighbours": [{"code": (code + 1) % K, "count": 2, "lift": 1.5}],
-            "near": [{"code": (code + 1) % K, "distance": 0.5}],
+            "near": [{"code": (code + 1) % K, "distance": 0.5}], "next": [],
         }
         for code in range(K)
     ]  # fmt: skip
     wall = {
         "tokens": [3] * K, "images": [3] * K, "mean_distance": [0.5] * K, "spread": [0.1] * K,
         "word": [f"word{code}" for code in range(K)], "lift": [1.5] * K, "lift_low": [1.1] * K, "lift_high": [2.0] * K,
-        "precision": [0.5] * K, "near_code": [1] * K, "near_distance": [0.5] * K, "x": [0.5] * K, "y": [0.5] * K,
-        "medoid": [occurrence] * K,
+        "precision": [0.5] * K, "near_code": [1] * K, "near_distance": [0.5] * K,
+        "x": [0.5] * K, "y": [0.5] * K, "x_near": [None] * K, "y_near": [None] * K,
+        "medoid": [occurrence] * K, "label": [None] * K,
     }  # fmt: skip
     pictures, pipeline = [], SeeingPipeline.from_pretrained(runs / "rank")
     for number in range(NUM_SHOWN):
@@ -138,7 +142,7 @@ def bundle_folder(tmp_path_factory, codebook, runs):
         )  # fmt: skip
     write_value(folder, "meta", meta)
     write_value(folder, "wall", wall)
-    write_value(folder, "words", [{"word": "red", "images": 3, "codes": [{"code": 0, **word}]}])
+    write_value(folder, "words", [{"word": "red", "images": 3, "forms": [], "codes": [{"code": 0, **word}]}])
     write_value(folder, "timeline", None)
     write_value(folder, "server", None)
     write_in_files(folder, "codes", codes, 64)

@@ -43,7 +43,8 @@ def with_second_level(images: list[SeenImage], num_codes: int, seed: int = 1) ->
     found = []
     for image in images:
         second = (num_codes * rng.random(image.index.shape) ** 2).astype(np.int32)
-        found.append(dataclasses.replace(image, second=np.where(image.index < 0, np.int32(-1), second)))
+        index = np.stack([image.index, np.where(image.index < 0, np.int32(-1), num_codes + second)])
+        found.append(dataclasses.replace(image, index=index, distance=np.stack([image.distance, image.distance])))
     return found
 
 
@@ -61,7 +62,7 @@ class MadeSource:
 
     def __init__(self, images: list[SeenImage], codes: np.ndarray) -> None:
         self.seen, self.codebook, self.num_images = images, codes, len(images)
-        self.num_levels = 1 if all(image.second is None for image in images) else 2
+        self.num_codes, self.num_levels = len(codes), 2 if images and images[0].index.ndim == 3 else 1
 
     def images(self) -> Iterator[SeenImage]:
         yield from self.seen

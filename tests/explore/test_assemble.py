@@ -134,43 +134,47 @@ def test_the_order_of_chunks_and_blocks_changes_nothing(tmp_path, monkeypatch, m
         assert (other.folder / "data" / path.name).read_text() == path.read_text(), path.name
 
 
-def test_second_level_codes_are_those_of_the_codes_tokens(tmp_path, monkeypatch, made):
+def test_next_level_codes_are_those_of_the_codes_tokens(tmp_path, monkeypatch, made):
     images = with_second_level(made[0], NUM_CODES)
     monkeypatch.setattr("soho_fast.explore.spool._TOKENS_AT_A_TIME", 100)
     monkeypatch.setattr("soho_fast.explore.statistics._TABLE_ENTRIES", 10 * NUM_CODES)
-    bundle = build(tmp_path / "explorer", images, most_shown=25)
-    shown = [images[int(bundle.image(picture)["name"].split()[1])] for picture in range(25)]
-    index, second = (np.concatenate([getattr(image, of).ravel() for image in images]) for of in ("index", "second"))
-    num_listed, num_examples = set(), set()
+    bundle = build(tmp_path / "explorer", images, 2 * NUM_CODES, most_shown=25)
+    index, second = (np.concatenate([image.index[level].ravel() for image in images]) for level in (0, 1))
+    num_listed = set()
     for code in range(NUM_CODES):
         numbers, counts = np.unique(second[index == code], return_counts=True)
         best = np.lexsort((numbers, -counts))[:8]
-        entries = bundle.code(code)["second"]
-        assert [entry["code"] for entry in entries] == numbers[best].tolist()
-        assert [entry["tokens"] for entry in entries] == counts[best].tolist()
-        for entry in entries:
-            both = [(image.index == code) & (image.second == entry["code"]) for image in shown]
-            assert len(entry["patches"]) == min(4, sum(map(np.any, both)))
-            assert len({patch[0] for patch in entry["patches"]}) == len(entry["patches"]), "distinct pictures"
-            for picture, row, column, distance, *size in entry["patches"]:
-                assert both[picture][row, column] and distance == shown[picture].distance[row, column]
-                assert size == list(shown[picture].index.shape)
-            num_examples.add(len(entry["patches"]))
-        num_listed.add(len(entries))
-    assert {0, 8} <= num_listed and {0, 4} <= num_examples, "none, and as many as are shown"
+        expected = zip(numbers[best].tolist(), counts[best].tolist(), strict=True)
+        assert [(entry["code"], entry["tokens"]) for entry in bundle.code(code)["next"]] == list(expected)
+        assert bundle.code(NUM_CODES + code)["next"] == []
+        num_listed.add(len(bundle.code(code)["next"]))
+    assert {0, 8} <= num_listed, "none, and as many as are shown"
 
 
-def test_a_second_level_adds_its_fields_and_changes_nothing_else(tmp_path, made):
-    images, one = made
-    two = build(tmp_path / "explorer", with_second_level(images, NUM_CODES), most_shown=25, made_of="these")
-    added = {"num_levels": 2}
-    assert two.meta == one.meta | added and set(added) == described("meta.js, of several levels")
+def test_a_first_level_is_shown_as_if_it_were_alone(tmp_path, made):
+    images, codes = made[0], codebook(2 * NUM_CODES)
+    one, two = (
+        Bundle(assemble(MadeSource(seen, codes[:count]), tmp_path / name, say=lambda line: None))
+        for name, seen, count in (
+            ("one", images, NUM_CODES),
+            ("two", with_second_level(images, NUM_CODES), 2 * NUM_CODES),
+        )
+    )
+    assert two.meta["num_levels"] == 2 and two.meta["num_tokens"] == 2 * one.meta["num_tokens"]
+    assert two.meta["weights"] == one.meta["weights"]
     for code in range(NUM_CODES):
-        added = {"second": two.code(code)["second"]}
-        assert two.code(code) == one.code(code) | added and set(added) == described("codes-0000.js, of several levels")
-    for path in (one.folder / "data").iterdir():
-        if not path.name.startswith(("meta", "codes")):
-            assert (two.folder / "data" / path.name).read_text() == path.read_text(), path.name
+        found, expected = two.code(code), one.code(code)
+        # Intervals are of twice as many tests.
+        assert found | {"next": [], "words": []} == expected | {"words": []}
+    tokens = two.read("wall")["tokens"]
+    second = np.concatenate([image.index[1].ravel() for image in with_second_level(images, NUM_CODES)])
+    assert tokens[NUM_CODES:] == np.bincount(second[second >= 0], minlength=2 * NUM_CODES)[NUM_CODES:].tolist()
+    for code in range(NUM_CODES, 2 * NUM_CODES):
+        entry = two.code(code)
+        assert all(other["code"] >= NUM_CODES for other in entry["neighbours"] + entry["near"])
+        for picture, row, column, *_ in entry["nearest"]:
+            shown = two.image(picture)
+            assert shown["index"][shown["rows"] * shown["columns"] + row * shown["columns"] + column] == code
 
 
 def test_no_captions_no_words(tmp_path):
@@ -337,7 +341,7 @@ def test_damage_is_told_with_the_file(made, tmp_path):
         occurrences(folder, 64)
     meta = json.loads(json.dumps(made[1].meta)) | {"schema": 99}
     layout.write_value(folder, "meta", meta)
-    with pytest.raises(BundleError, match=r"meta\.js: expected schema 3, got 99"):
+    with pytest.raises(BundleError, match=r"meta\.js: expected schema 4, got 99"):
         occurrences(folder, 0)
     with pytest.raises(FileNotFoundError, match="is no explorer"):
         occurrences(tmp_path, 0)

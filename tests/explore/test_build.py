@@ -142,9 +142,9 @@ def test_codes_of_both_levels_are_those_that_the_model_gives(tmp_path):
         with torch.no_grad():
             features, _ = model.base().encode_features(**processor.collate([pixels]))
         codes_LQ = model.base().visual_dictionary.codes_of(features)[0]
-        assert picture["index"] == codes_LQ[:, 0].tolist(), "of the first level"
+        assert picture["index"] == [*codes_LQ[:, 0].tolist(), *(8 + codes_LQ[:, 1]).tolist()]
         pairs += map(tuple, codes_LQ.tolist())
-    found = [(code, entry["code"], entry["tokens"]) for code in range(8) for entry in bundle.code(code)["second"]]
+    found = [(code, entry["code"] - 8, entry["tokens"]) for code in range(8) for entry in bundle.code(code)["next"]]
     assert sorted(found) == sorted((*pair, count) for pair, count in Counter(pairs).items())
     assert bundle.meta["num_levels"] == 2 and len(found) > len({code for code, *_ in found}) > 1
     assert SeeingPipeline.from_pretrained(tmp_path / "run").weights() == bundle.meta["weights"], "patches name codes"
@@ -288,8 +288,8 @@ MISTAKES = [
         "build nowhere/run",
         "recipe: there is no folder nowhere/run here; for a model of that name on the hub, give --recipe NAME",
     ),
-    ("build run --images -1", "images: expected a number of images, got -1"),
-    ("build run --images many", "images: expected a whole number, got 'many'"),
+    ("build run --images -1", "images: expected a whole number of images, got '-1'"),
+    ("build run --images many", "images: expected a whole number of images, got 'many'"),
     ("build run --split validation", "split: expected some of training, heldout, got 'validation'"),
     ("build run --checkpoint best", "checkpoint: run has no best model; there is: last"),
     ("build run/model --checkpoint last", "checkpoint: run/model is no run"),

@@ -1,5 +1,6 @@
 """The explorer of any codebook from arrays: the same from batches, with the extra alone, and every mistake by name."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,9 @@ from PIL import Image
 
 from soho_fast.common.extras import install_command
 from soho_fast.explore import Bundle, build_from_arrays, build_from_batches
+from soho_fast.explore.__main__ import main
+from soho_fast.explore.bundle import decoded_path
+from soho_fast.explore.figure import draw_figure
 
 ROOT = Path(__file__).resolve().parents[2]
 N, ROWS, COLUMNS, CHANNELS, CODES = 9, 3, 4, 5, 7
@@ -103,7 +107,7 @@ def test_grids_and_images_of_all_sizes_and_paths(given, tmp_path):
     entries = [bundle.image(n) for n in range(3)]
     assert [entry["rows"] for entry in entries] == [1, 2, 3]
     assert [(entry["width"], entry["height"]) for entry in entries] == [(256, 128), (10, 256), (8, 8)]
-    assert [entry["name"] for entry in entries] == [str(path) for path in paths]
+    assert [entry["name"] for entry in entries] == ["/".join(path.parts[-2:]) for path in paths]
     told = [[bundle.meta["licences"][n]["licence"] for n in entry["licences"]] for entry in entries]
     assert told == [["CC0"], ["unknown"], ["unknown"]]
 
@@ -143,6 +147,135 @@ def test_a_file_that_is_no_image_is_left_out(given, tmp_path):
         build_from_arrays(given["features"][:2], given["codebook"], paths, tmp_path / "explorer", say=quiet)
 
 
+def nearest_to(given):
+    distance = np.linalg.norm(given["features"][..., None, :].astype(float) - given["codebook"], axis=-1)
+    return distance.argmin(-1)
+
+
+def codes_of(explorer, number=0):
+    return Bundle(explorer).image(number)["index"]
+
+
+def test_an_index_alone_is_enough(given, tmp_path):
+    """No distance is made up: nothing is nearest, and there is no map."""
+    index = nearest_to(given)
+    index[0, 0, 0] = -1
+    rest = {name: given[name] for name in ("images", "captions")}
+    bundle = Bundle(build_from_arrays(index=index, **rest, folder=tmp_path / "explorer", say=quiet))
+    assert bundle.image(0)["index"] == [None, *index[0].ravel().tolist()[1:]]
+    assert not bundle.meta["has_distances"] and bundle.meta["weights"] == "" and bundle.meta["num_channels"] == 0
+    wall, code = bundle.read("wall"), bundle.code(int(index[0, 0, 1]))
+    assert code["nearest"] == code["quantiles"] == code["near"] == [] and code["random"]
+    assert wall["medoid"][code["code"]] == code["random"][0]
+    assert {*wall["x"], *wall["mean_distance"], *wall["spread"], *wall["near_code"]} == {None}
+    draw_figure(bundle.folder, rows=2, columns=2, into=tmp_path / "codes.png")
+
+
+def test_an_index_and_features_tell_how_far(given, tmp_path):
+    index = (nearest_to(given) + 1) % CODES  # No lookup would say so.
+    bundle = Bundle(build_from_arrays(**given, index=index, folder=tmp_path / "explorer", say=quiet))
+    assert codes_of(bundle.folder) == index[0].ravel().tolist()
+    picture, row, column, far, *_ = bundle.code(int(index[0, 0, 0]))["nearest"][0]
+    place = picture, row, column
+    assert far == pytest.approx(np.linalg.norm(given["features"][place] - given["codebook"][index[place]]), rel=1e-5)
+    del given["codebook"]
+    means = np.stack([given["features"][index == code].mean(0) for code in range(CODES)])
+    bundle = Bundle(build_from_arrays(**given, index=index, folder=tmp_path / "explorer", say=quiet))
+    picture, row, column, far, *_ = bundle.code(int(index[0, 0, 0]))["nearest"][0]
+    place = picture, row, column
+    assert far == pytest.approx(np.linalg.norm(given["features"][place] - means[index[place]]), rel=1e-5)
+
+
+def test_cosine_is_blind_to_length(given, tmp_path):
+    given["codebook"] *= np.geomspace(1, 100, CODES, dtype=np.float32)[:, None]
+    unit = given["codebook"] / np.linalg.norm(given["codebook"], axis=1, keepdims=True)
+    explorer = build_from_arrays(**given, metric="cosine", folder=tmp_path / "explorer", say=quiet)
+    assert codes_of(explorer) == (given["features"][0] @ unit.T).argmax(-1).ravel().tolist()
+    assert codes_of(explorer) != nearest_to(given)[0].ravel().tolist()
+
+
+@pytest.mark.parametrize("kind", ["residual", "grouped"])
+def test_codes_of_levels(given, tmp_path, kind):
+    rng = np.random.default_rng(5)
+    channels = CHANNELS if kind == "residual" else 3
+    levels = rng.normal(size=(2, CODES, channels)).astype(np.float32)
+    features = given["features"] if kind == "residual" else rng.normal(size=(N, ROWS, COLUMNS, 6)).astype(np.float32)
+    given |= {"features": features, "codebook": levels}
+
+    def nearest(rest, codes):
+        return np.linalg.norm(rest[..., None, :] - codes, axis=-1).argmin(-1)
+
+    parts = [features, None] if kind == "residual" else [features[..., :3], features[..., 3:]]
+    first = nearest(parts[0], levels[0])
+    second = nearest(features - levels[0][first] if kind == "residual" else parts[1], levels[1])
+    bundle = Bundle(build_from_arrays(**given, folder=tmp_path / "explorer", say=quiet))
+    assert bundle.meta["num_levels"] == 2 and bundle.meta["num_codes"] == 2 * CODES
+    for picture in range(N):
+        expected = [*first[picture].ravel(), *(second[picture].ravel() + CODES)]
+        assert bundle.image(picture)["index"] == expected
+    tokens = bundle.read("wall")["tokens"]
+    assert sum(tokens[:CODES]) == sum(tokens[CODES:]) == first.size
+    for code in range(CODES):
+        listed = {entry["code"]: entry["tokens"] for entry in bundle.code(code)["next"]}
+        counts = np.bincount(second[first == code], minlength=CODES)
+        assert listed == {CODES + other: count for other, count in enumerate(counts.tolist()) if count}
+        assert all(entry["code"] >= CODES for entry in bundle.code(CODES + code)["near"]), "of its own level"
+        assert bundle.code(CODES + code)["next"] == []
+    given["index"] = np.stack([first, second], axis=-1)
+    again = build_from_arrays(**given, folder=tmp_path / "again", say=quiet)
+    assert [codes_of(again, n) for n in range(N)] == [bundle.image(n)["index"] for n in range(N)]
+
+
+def test_decoded_images_labels_and_the_window(given, tmp_path):
+    decoded = np.random.default_rng(1).integers(256, size=(CODES, 4, 6, 3), dtype=np.uint8)
+    labels = [None, "a leaf", *[None] * (CODES - 2)]
+    more = {"decoded": decoded, "labels": labels, "window": 2.5}
+    bundle = Bundle(build_from_arrays(**given, **more, folder=tmp_path / "explorer", say=quiet))
+    assert (np.asarray(Image.open(bundle.folder / decoded_path(5))) == decoded[5]).all()
+    assert bundle.meta["has_decoded"] and bundle.meta["window"] == 2.5 and bundle.read("wall")["label"] == labels
+    bundle.check()
+
+
+def test_images_of_pil_and_of_a_dataset(given, tmp_path):
+    """A column of images of Hugging Face's datasets gives PIL images."""
+    expected = Bundle(build_from_arrays(**given, folder=tmp_path / "expected", say=quiet))
+    given["images"] = [Image.fromarray(image) for image in given["images"]]
+    assert_same(Bundle(build_from_arrays(**given, folder=tmp_path / "found", say=quiet)), expected)
+
+
+def test_the_command_takes_files(given, tmp_path, capsys):
+    folder = tmp_path / "photos" / "birds"
+    folder.mkdir(parents=True)
+    for number, image in enumerate(given["images"]):
+        Image.fromarray(image).save(folder / f"{number}.png")
+    np.save(tmp_path / "f.npy", given["features"])
+    np.save(tmp_path / "i.npy", nearest_to(given))
+    np.save(tmp_path / "c.npy", given["codebook"])
+    (tmp_path / "labels.txt").write_text("a leaf\n" + "\n" * (CODES - 1))
+    words = ["build", "--index", str(tmp_path / "i.npy"), "--images", str(tmp_path / "photos")]
+    more = ["--features", f"{tmp_path}/f.npy", "--codebook", f"{tmp_path}/c.npy", "--labels", f"{tmp_path}/labels.txt"]
+    into = ["--into", str(tmp_path / "explorer")]
+    assert main([*words, *more, *into]) == 0, capsys.readouterr().err
+    bundle = Bundle(tmp_path / "explorer")
+    assert bundle.image(3)["index"] == nearest_to(given)[3].ravel().tolist()
+    assert bundle.image(3)["name"] == "birds/3.png" and bundle.read("wall")["label"][0] == "a leaf"
+    for path in bundle.folder.rglob("*.js"):
+        assert str(tmp_path) not in path.read_text(), f"{path} tells where it was built"
+    for wrong, told in (
+        ([*words[:3], "--images", str(tmp_path / "nowhere")], "images: there is no folder"),
+        (words[:3], "images: expected a folder of images"),
+        (["build", "--images", str(tmp_path / "photos")], "required: RUN_OR_MODEL, or --index or --features"),
+        ([*words, "--labels", str(tmp_path / "i.npy")], "labels: .*i.npy can't be read as a text file"),
+        (
+            ["build", "--index", str(tmp_path / "labels.txt"), *words[3:]],
+            "index: .*labels.txt can't be read as an array",
+        ),
+        ([*words, "--engine.threads=2"], "there is no option --engine.threads=2, but for a model"),
+    ):
+        assert main([*wrong, *into]) == 2
+        assert re.search(told, capsys.readouterr().err)
+
+
 def changed(given, name, value):
     return {**given, name: value(given[name]) if callable(value) else value}
 
@@ -155,8 +288,8 @@ def with_nan(x):
 
 MISTAKES = [
     ("codebook", [[1.0]], TypeError, "codebook: expected an array or a tensor, got list"),
-    ("codebook", lambda x: x[0], ValueError, r"codebook: expected \(codes, channels\), got shape \(5,\)"),
-    ("codebook", lambda x: x[:0], ValueError, r"codebook: expected \(codes, channels\), got shape \(0, 5\)"),
+    ("codebook", lambda x: x[0], ValueError, r"codebook: expected \(codes, channels\) or .*, got shape \(5,\)"),
+    ("codebook", lambda x: x[:0], ValueError, r"codebook: expected \(codes, channels\) or .*, got shape \(0, 5\)"),
     ("codebook", lambda x: x.astype(int), TypeError, "codebook: expected floating point, got int64"),
     ("codebook", with_nan, ValueError, "codebook: code 6 holds values that are not finite"),
     (
@@ -182,6 +315,15 @@ MISTAKES = [
     ),
     ("images", lambda x: ["nowhere.jpg"] * N, FileNotFoundError, r"images\[0\]: there is no file nowhere\.jpg"),
     ("images", lambda x: [None] * N, TypeError, r"images\[0\]: expected a uint8 array or a path, got NoneType"),
+    ("metric", "manhattan", ValueError, "metric: expected euclidean or cosine, got 'manhattan'"),
+    ("index", np.zeros((N, ROWS, COLUMNS)), TypeError, r"index\[0\]: expected integers, got float64"),
+    ("index", np.zeros((N, 2, 2), int), ValueError, r"index\[0\]: expected the rows and columns of features, \(3, 4\)"),
+    ("index", np.full((N, ROWS, COLUMNS), CODES), ValueError, r"index\[0\]: expected codes of -1 to 6, got 7 to 7"),
+    ("index", np.zeros((N, ROWS, COLUMNS, 2), int), ValueError, r"index\[0\]: expected 1 levels, .* got 2"),
+    ("labels", ["a"], ValueError, "labels: expected 7, one for each code, got 1"),
+    ("labels", [1] * CODES, TypeError, r"labels\[0\]: expected a text or None, got 1"),
+    ("decoded", ["x.png"] * CODES, TypeError, r"decoded\[0\]: expected a uint8 array, got str"),
+    ("window", 0, ValueError, "window: expected a number of patches, at least 1, got 0"),
     ("captions", "a dog", TypeError, "captions: expected an array or a list, got str"),
     ("captions", [["a dog"]] * 8, ValueError, "captions: expected 9, one for each of features, got 8"),
     ("captions", [[1]] * N, TypeError, r"captions\[0\]: expected a text or a list of texts, got \[1\]"),

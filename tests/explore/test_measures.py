@@ -35,7 +35,7 @@ class _PlantedSource:
 
     def __init__(self, corpus) -> None:
         self.scenes = corpus_scenes(corpus)
-        self.codebook = np.zeros((NUM_CODES, 8), dtype=np.float32)
+        self.codebook, self.num_codes, self.num_levels = np.zeros((NUM_CODES, 8), dtype=np.float32), NUM_CODES, 1
         self.num_images = len(self.scenes)
         self.store = str(corpus)
         self.number_of: dict[str, int] = {}

@@ -63,7 +63,7 @@ def test_usage(spooled):
             down, right = share_of_edge(row, high, rows), share_of_edge(column, wide, columns)
             positions += np.outer(down, right)
         np.testing.assert_allclose(usage.positions[code], positions.ravel(), rtol=1e-12, atol=1e-12)
-    ranks = usage.ranks()
+    ranks = usage.ranks(1)
     by_rank = sorted(range(NUM_CODES), key=lambda code: (-usage.tokens[code], code))
     assert [ranks[code] for code in by_rank] == list(range(1, NUM_CODES + 1))
 

@@ -91,6 +91,12 @@ def write_bundle(folder: Path, num_codes: int, num_shown: int, num_words: int = 
             "num_shown": num_shown,
             "num_words": len(words),
             "has_captions": True,
+            "has_distances": True,
+            "has_decoded": False,
+            "has_timeline": True,
+            "maps": ["PCA", "t-SNE"],
+            "num_levels": 1,
+            "window": 2,
             "sources": [{"name": "rules", "num_images": num_shown}],
             "licences": LICENCES,
             "position_rows": POSITION_ROWS,
@@ -169,6 +175,7 @@ def _code(code: int, members: list, rank: int, num_codes: int) -> dict:
         "words": words,
         "neighbours": [{"code": other, "count": 4, "lift": 2.5} for other in others] if members else [],
         "near": [{"code": other, "distance": 0.1 * step} for step, other in enumerate(others, 1)],
+        "next": [],
     }
 
 
@@ -192,10 +199,13 @@ def _wall(codes: list[dict], members: list) -> dict:
         "lift_low": [word and word["low"] for word in best],
         "lift_high": [word and word["high"] for word in best],
         "precision": [0.6 if word else None for word in best],
+        "label": [None] * len(codes),
         "near_code": column(lambda code: code["near"][0]["code"]),
         "near_distance": column(lambda code: code["code"] % 17 / 17),
         "x": column(lambda code: code["code"] * 0.618 % 1),
         "y": column(lambda code: code["code"] * 0.414 % 1),
+        "x_near": column(lambda code: code["code"] * 0.31 % 1 if live[code["code"]] else None),
+        "y_near": column(lambda code: code["code"] * 0.77 % 1 if live[code["code"]] else None),
         "medoid": column(lambda code: code["nearest"][0] if code["nearest"] else None),
     }
 
@@ -209,8 +219,8 @@ def _words(codes: list[dict], num_words: int) -> list[dict]:
                 claimed[word["word"]].append({"code": code["code"], "images": code["images"], **entry})
     for entries in claimed.values():
         entries.sort(key=lambda entry: (-entry["low"], entry["code"]))
-    found = [{"word": word, "images": 20, "codes": claimed[word][:50]} for word in WORDS]
-    found += [{"word": word, "images": 60, "codes": []} for word in UNCLAIMED]
+    found = [{"word": word, "images": 20, "forms": [], "codes": claimed[word][:50]} for word in WORDS]
+    found += [{"word": word, "images": 60, "forms": [], "codes": []} for word in UNCLAIMED]
     found += [
         {**found[number % 6], "word": f"word{number}", "codes": found[number % 6]["codes"][:10]}
         for number in range(num_words - len(found))

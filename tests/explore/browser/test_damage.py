@@ -106,7 +106,7 @@ def test_files_that_end_too_early_or_lack_fields(small, copy, open_window):
     assert sentence.startswith("the data of this page are damaged (") and sentence.endswith("build the explorer again")
     meta = small.read("meta")
     write(copy, "meta", {**meta, "schema": 99})
-    assert told(window, "#/wall") == "data/meta.js: expected schema 3, got 99: build the explorer again"
+    assert told(window, "#/wall") == "data/meta.js: expected schema 4, got 99: build the explorer again"
     window.complaints[:] = [text for text in window.complaints if "Failed to load resource" not in text]
 
 

@@ -1,5 +1,6 @@
 """Everything can be reached by keys, and back goes where one was."""
 
+import pytest
 from bundle_by_rule import NUM_CODES
 
 
@@ -106,3 +107,63 @@ def test_back_goes_where_one_was(open_window, big):
     window.wait()
     assert window.page.evaluate("scrollY") == top
     assert focused_code(window) == 3000
+
+
+def test_keys_of_one_letter_can_be_switched_off(window):
+    window.visit("#/wall")
+    window.press("?")
+    window.page.get_by_label("keys of a single letter or sign").uncheck()
+    window.press("Escape")
+    for key in ("/", "g", "w", "?"):
+        window.press(key)
+    assert window.page.evaluate("document.activeElement.tagName") != "INPUT"
+    assert window.page.locator("dialog").count() == 0
+    window.visit("#/code/3")
+    window.press("j")
+    assert window.address() == "#/code/3", "it is remembered"
+    window.press("ArrowRight")
+    assert window.address() == "#/code/4"
+    window.page.locator(".help").click()
+    window.page.get_by_label("keys of a single letter or sign").check()
+    window.press("Escape")
+    window.press("j")
+    assert window.address() == "#/code/5"
+
+
+def test_a_skip_link_goes_to_the_first_tile(window):
+    window.visit("#/wall")
+    window.press("Tab")
+    assert window.page.evaluate("document.activeElement.textContent") == "Skip to the content"
+    window.press("Enter")
+    assert window.page.evaluate("document.activeElement.className").startswith("tile")
+    assert window.address() in ("", "#/wall")
+
+
+def test_a_lasso_lists_the_codes_it_encloses(window):
+    window.visit("#/map")
+    page = window.page
+    box = page.locator("canvas").bounding_box()
+    page.get_by_label("lasso").check()
+    corners = [(0.02, 0.02), (0.98, 0.02), (0.98, 0.98), (0.02, 0.98)]
+    places = [(box["x"] + x * box["width"], box["y"] + y * box["height"]) for x, y in corners]
+    page.mouse.move(*places[0])
+    page.mouse.down()
+    for place in [*places[1:], places[0]]:
+        page.mouse.move(*place, steps=4)
+    page.mouse.up()
+    assert page.locator(".map-enclosed a").count() == NUM_CODES
+    assert page.locator(".map-enclosed h2").inner_text() == f"{NUM_CODES} codes enclosed"
+    page.get_by_label("lasso").uncheck()
+    assert page.locator(".map-enclosed a").count() == 0
+
+
+@pytest.mark.parametrize("by", ["PCA", "t-SNE"])
+def test_names_on_the_map_do_not_overlap(window, by):
+    window.visit(f"#/map?by={by}&colour=word")
+    window.page.wait_for_timeout(200)
+    boxes = window.page.evaluate("JSON.parse(document.querySelector('canvas').dataset.names)")
+    assert len(boxes) >= 2
+    for place, (left, top, right, bottom) in enumerate(boxes):
+        for a, b, c, d in boxes[:place]:
+            assert left >= c or right <= a or top >= d or bottom <= b
+    assert window.page.locator("select[name=by]").input_value() == by

@@ -1,12 +1,9 @@
 """Every page in a real browser: what it shows is what the bundle says, and its address brings it back."""
 
 import itertools
-import shutil
 
 import pytest
 from bundle_by_rule import EDGES, LICENCES, NUM_CODES, NUM_SHOWN, UNCLAIMED, WORDS, is_dead
-
-from soho_fast.explore.bundle import write_value
 
 PAGES = {
     "#/wall": "Wall",
@@ -44,8 +41,8 @@ def codes_on_the_wall(window):
 def test_the_wall_has_a_tile_a_code(small, window):
     window.visit()
     wall = small.read("wall")
-    by_usage = sorted(range(NUM_CODES), key=lambda code: (-wall["tokens"][code], code))
-    assert codes_on_the_wall(window) == by_usage
+    expected = sorted(range(NUM_CODES), key=lambda code: (-(wall["lift_low"][code] or 0), -wall["tokens"][code], code))
+    assert codes_on_the_wall(window) == expected, "the surest words first, then the most frequent codes"
     dead = window.page.eval_on_selector_all(".tile.unused", "tiles => tiles.map(tile => Number(tile.dataset.code))")
     assert sorted(dead) == [code for code in range(NUM_CODES) if is_dead(code)]
 
@@ -57,7 +54,7 @@ def test_a_tile_is_the_patch_of_its_medoid(small, window, patches):
     for code in (0, 13, 40, 42):
         picture, row, column, _, rows, columns = small.read("wall")["medoid"][code]
         tile = window.page.locator(f'.tile[data-code="{code}"] .crop')
-        tile.scroll_into_view_if_needed()
+        window.page.locator(f'.tile[data-code="{code}"]').scroll_into_view_if_needed()
         window.page.wait_for_selector(f'.tile[data-code="{code}"] .crop[style*="url("]')
         image, *style = tile.evaluate(
             "({ style, firstChild }) => [style.backgroundImage, style.backgroundSize, style.backgroundPosition, "
@@ -90,7 +87,7 @@ def test_the_wall_sorts_filters_and_remembers(small, window):
     def lowest_first(name):
         values = wall[name]
         known = [code for code in range(NUM_CODES) if values[code] is not None]
-        return sorted(known, key=lambda code: (values[code], code))
+        return sorted(known, key=lambda code: (values[code], -wall["tokens"][code], code))
 
     sort = window.page.get_by_label("sort by")
     sort.select_option("near")
@@ -198,31 +195,6 @@ def test_a_code_shows_its_numbers(small, window):
     assert heat == code["positions"]
     near = window.page.eval_on_selector_all(".code-list a", "links => links.map(link => link.getAttribute('href'))")
     assert near == [f"#/code/{entry['code']}" for entry in code["neighbours"] + code["near"]]
-
-
-def test_a_code_of_the_first_level_shows_those_of_the_second(small, tmp_path, open_window):
-    folder = shutil.copytree(small.folder, tmp_path / "levels")
-    codes = small.read("codes-0000")
-    for code in codes:
-        code["second"] = [{"code": 61, "tokens": code["tokens"] // 2, "patches": code["random"][:4]}]
-        code["second"] += [{"code": 5, "tokens": 1, "patches": []}]
-    write_value(folder, "codes-0000", codes)
-    write_value(folder, "meta", {**small.meta, "num_levels": 2})
-    tokens, examples = codes[3]["tokens"], codes[3]["random"][:4]
-    half, one = f"61 {100 * (tokens // 2) / tokens:.0f} %", f"5 {100 / tokens:.1f} %"
-    links = [f"#/image/{occurrence[0]}?code=3" for occurrence in examples]
-    distances = " ".join(f"{occurrence[3]:g}" for occurrence in examples)
-    for bundle, lines, linked in ((folder, [f"{half} {distances}", one], links), (small, [], [])):
-        window = open_window(bundle, viewport={"width": 390, "height": 844}, is_mobile=True, has_touch=True)
-        window.visit("#/wall")
-        assert ("has 2 levels, and a token is the sum of a code of each" in window.text()) == bool(lines)
-        window.visit("#/code/3")
-        assert ("A token is the sum of a code of each of the 2 levels" in window.text()) == bool(lines)
-        assert [" ".join(line.split()) for line in window.page.locator("[data-second]").all_inner_texts()] == lines
-        assert linked == window.page.eval_on_selector_all(
-            "[data-second] a", "links => links.map(link => link.getAttribute('href'))"
-        )
-        assert window.page.evaluate("document.documentElement.scrollWidth") == 390, "no wider than a phone"
 
 
 def test_a_dead_code_says_so(window):

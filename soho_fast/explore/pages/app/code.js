@@ -14,7 +14,7 @@
   const codeAddress = (code) => explorer.address("code", String(code));
 
   // Patches of a code with their surroundings, as links to their images.
-  const tilesOf = (code, list) =>
+  const tilesOf = (code, list, hasDistances = true) =>
     list.map((occurrence) => {
       const [image, row, column, distance] = occurrence;
       return element(
@@ -22,17 +22,18 @@
         {
           class: "occurrence",
           href: explorer.address("image", String(image), { code: code.code }),
-          "aria-label": `image ${image}, row ${row + 1}, column ${column + 1}, distance ${formatNumber(distance)}`,
+          "aria-label": `image ${image}, row ${row + 1}, column ${column + 1}, ${hasDistances ? `distance ${formatNumber(distance)}` : "drawn at random"}`,
         },
-        explorer.crop(occurrence, null, 0.75),
-        formatNumber(distance),
+        explorer.crop(occurrence, null, explorer.around),
+        hasDistances ? formatNumber(distance) : null,
       );
     });
 
   // The patches of a kind, each from another image.
-  const occurrences = (code, kind, heading, meaning) => {
+  const occurrences = (code, kind, heading, meaning, meta) => {
     const list = code[kind];
-    const tiles = tilesOf(code, list);
+    if (!list.length) return null;
+    const tiles = tilesOf(code, list, meta.has_distances);
     const row = element("div", { class: "occurrences" }, tiles.slice(0, FIRST_SHOWN));
     const more = element("button", { type: "button", class: "quiet" }, `show all ${list.length}`);
     more.addEventListener("click", () => {
@@ -52,7 +53,7 @@
   const card = (heading, hint, ...children) =>
     element("section", { class: "card" }, element("h2", {}, heading), element("p", { class: "hint" }, hint), children);
 
-  // The proven words, and a few of the others.
+  // The words that the code is associated with, and a few of the others.
   const wordTable = (rows) => {
     const greatest = 1.1 * rows.reduce((most, { high }) => Math.max(most, high), 4);
     const lines = rows.map((row) => {
@@ -98,27 +99,6 @@
     );
   };
 
-  // Codes of the second level have no pages: the pages are of the first level's.
-  const secondCard = (code, meta) => {
-    if (!meta.num_levels) return null;
-    const lines = code.second.map(({ code: number, tokens, patches }) =>
-      element(
-        "li",
-        { dataset: { second: number } },
-        element("strong", {}, number),
-        element("span", {}, formatPercent(tokens / code.tokens)),
-        tilesOf(code, patches),
-      ),
-    );
-    return card(
-      "Second-level codes",
-      `A token is the sum of a code of each of the ${meta.num_levels} levels; this code is of the first. These are ` +
-        "the second level's codes that most of its tokens have: their share of its tokens, and some of its patches, " +
-        "drawn at random.",
-      element("ul", { class: "second" }, lines),
-    );
-  };
-
   const codeList = (entries, own, wall, tell) =>
     element(
       "div",
@@ -126,14 +106,36 @@
       entries.map((entry) =>
         element(
           "a",
-          { href: codeAddress(entry.code), "aria-label": `code ${entry.code}, ${tell(entry)}` },
-          explorer.codeCrop(wall, entry.code, 72, 0.5),
-          element("span", { class: "tile-number" }, entry.code === own ? "itself" : entry.code),
-          element("span", { class: "tile-word", dir: "auto" }, wall.word[entry.code] ?? ""),
+          { href: codeAddress(entry.code), "aria-label": `code ${explorer.codeName(entry.code)}, ${tell(entry)}` },
+          explorer.codeCrop(wall, entry.code, 72),
+          element("span", { class: "tile-number" }, entry.code === own ? "itself" : explorer.codeName(entry.code)),
+          element("span", { class: "tile-word", dir: "auto" }, wall.name[entry.code] ?? ""),
           element("span", { class: "tile-value" }, tell(entry)),
         ),
       ),
     );
+
+  const nextCard = (code, wall, meta) =>
+    code.next.length > 0 &&
+    card(
+      "Codes of the next level",
+      `A patch has a code of each of the ${meta.num_levels} levels. These of the next level most of this code's patches ` +
+        "have: their share of its tokens.",
+      codeList(code.next, code.code, wall, ({ tokens }) => formatPercent(tokens / code.tokens)),
+    );
+
+  const decoded = (code, meta) =>
+    meta.has_decoded
+      ? element(
+          "figure",
+          { class: "decoded" },
+          element("img", { src: explorer.decodedPath(code), alt: "what the decoder makes of this code alone" }),
+          element("figcaption", { class: "hint" }, "decoded"),
+        )
+      : null;
+
+  const titleOf = (code, wall) =>
+    `Code ${explorer.codeName(code)}${wall.label[code] === null ? "" : `: ${wall.label[code]}`}`;
 
   const walk = (number, meta) => {
     const link = (rel, target, words) =>
@@ -156,6 +158,7 @@
     );
 
   const distanceCard = (code, meta) =>
+    meta.has_distances &&
     card(
       "Distances",
       "How far the features of its patches lie from the code, in the codebook's own units.",
@@ -195,6 +198,7 @@
     );
 
   const nearCard = (code, wall) =>
+    code.near.length > 0 &&
     card(
       "Nearest in the codebook",
       "Codes whose vectors lie closest, and how far; at distance 0 they are the same.",
@@ -229,7 +233,7 @@
     const says = wall.word[number];
     const meaning =
       says === null
-        ? element("p", { class: "meaning" }, "No word is proven for it.")
+        ? element("p", { class: "meaning" }, "It is associated with no word of the captions.")
         : element(
             "p",
             { class: "meaning" },
@@ -248,8 +252,9 @@
             href: explorer.address("image", String(wall.medoid[number][0]), { code: number }),
             "aria-label": "the image of its most typical patch",
           },
-          explorer.crop(wall.medoid[number], 176, 0.75),
+          explorer.crop(wall.medoid[number], 176, explorer.around),
         ),
+        decoded(number, meta),
         element(
           "div",
           {},
@@ -257,12 +262,16 @@
           facts([
             ["tokens", formatCount(code.tokens)],
             ["images", formatCount(code.images)],
-            ["rank by usage", `${formatCount(code.rank)} of ${formatCount(meta.num_codes)}`],
-            ["share of tokens", formatPercent(code.tokens / meta.num_tokens)],
-            [
-              "distance of its patches",
-              `${formatNumber(wall.mean_distance[number])} ± ${formatNumber(wall.spread[number], 2)}`,
-            ],
+            ["rank by usage", `${formatCount(code.rank)} of ${formatCount(meta.num_codes / meta.num_levels)}`],
+            ["share of tokens", formatPercent((code.tokens / meta.num_tokens) * meta.num_levels)],
+            ...(meta.has_distances
+              ? [
+                  [
+                    "distance of its patches",
+                    `${formatNumber(wall.mean_distance[number])} ± ${formatNumber(wall.spread[number], 2)}`,
+                  ],
+                ]
+              : []),
             ...training(code, timeline),
           ]),
         ),
@@ -274,15 +283,18 @@
         element(
           "p",
           { class: "hint" },
-          "Each piece is from another image, its patch outlined, its distance below. The nearest alone mislead: " +
-            "they look purer than the code is. A click shows the whole image with all its patches of this code.",
+          meta.has_distances
+            ? "Each piece is from another image, its patch outlined, its distance below. The nearest alone mislead: " +
+                "they look purer than the code is. "
+            : "Each piece is from another image, its patch outlined. ",
+          "A click shows the whole image with all its patches of this code.",
         ),
-        KINDS.map(([kind, heading, meaning]) => occurrences(code, kind, heading, meaning)),
+        KINDS.map(([kind, heading, meaning]) => occurrences(code, kind, heading, meaning, meta)),
       ),
       element(
         "div",
         { class: "cards" },
-        element("div", {}, wordCard(code, meta), secondCard(code, meta), besideCard(code, wall)),
+        element("div", {}, wordCard(code, meta), nextCard(code, wall, meta), besideCard(code, wall)),
         element("div", {}, distanceCard(code, meta), positionCard(code, meta), nearCard(code, wall)),
       ),
     );
@@ -292,20 +304,19 @@
     title: "Code",
     inHeader: false,
     show: async (root, argument, parameters, meta) => {
-      const number = /^\d+$/.test(argument) ? Number(argument) : NaN;
-      if (Number.isNaN(number))
+      const number = explorer.codeNumber(argument);
+      if (number === null)
         throw new Error(`code: expected a number from 0 to ${meta.num_codes - 1}, got "${argument}"`);
       const [code, wall, timeline] = await Promise.all([
         explorer.loadCode(number),
         explorer.loadWall(),
         explorer.load("timeline").catch(() => null), // The page says the rest without it.
       ]);
-      root.append(element("div", { class: "title" }, element("h1", {}, `Code ${number}`), walk(number, meta)));
+      root.append(element("div", { class: "title" }, element("h1", {}, titleOf(number, wall)), walk(number, meta)));
       if (code.tokens === 0) showUnused(root, code, wall, timeline);
       else showLive(root, code, wall, meta, timeline);
       root.append(explorer.licenceLine(meta));
-      const says = wall.word[number];
-      return says === null ? `Code ${number}` : `Code ${number}, ${says}`;
+      return [titleOf(number, wall), wall.word[number]].filter((part) => part !== null).join(", ");
     },
   });
 })();

@@ -65,11 +65,49 @@ const explorer = { pages: new Map() };
         throw new Error(`data/wall.js: ${column} has ${length} of ${numCodes} codes: build the explorer again`);
       }
     }
+    wall.name ??= wall.word.map((word, code) => wall.label[code] ?? word);
     return wall;
+  };
+
+  // Where a codebook has levels its codes are called by level and number in it, both as people and as papers count:
+  // "2.17" is code 17 of the second level.
+  let levelCodes = null; // codes of a level; null where there is one level
+  explorer.readLevels = (meta) => {
+    levelCodes = meta.num_levels > 1 ? meta.num_codes / meta.num_levels : null;
+    explorer.around = (meta.window - 1) / 2;
+  };
+  explorer.codeName = (code) =>
+    levelCodes === null ? String(code) : `${Math.floor(code / levelCodes) + 1}.${code % levelCodes}`;
+  explorer.codeNumber = (text) => {
+    const [, level, code] = /^(?:(\d+)\.)?(\d+)$/.exec(text) ?? [];
+    if (code === undefined || (level !== undefined && (levelCodes === null || level === "0"))) return null;
+    return level === undefined ? Number(code) : (Number(level) - 1) * levelCodes + Number(code);
+  };
+  // Whether a code is of a level, from 1; any is where it is null.
+  explorer.isOfLevel = (code, level) =>
+    level === null || levelCodes === null || Math.floor(code / levelCodes) === level - 1;
+  // The level of an address, from 1, or `otherwise`.
+  explorer.levelOf = (parameters, meta, otherwise) => {
+    const level = Number(parameters.get("level"));
+    return Number.isInteger(level) && level >= 1 && level <= meta.num_levels ? level : otherwise;
+  };
+  explorer.levelBox = (meta, chosen, onChange, all = null) => {
+    if (meta.num_levels === 1) return null;
+    const box = explorer.element("select", { change: ({ target }) => onChange(Number(target.value) || null) });
+    if (all) box.append(explorer.element("option", { value: "" }, all));
+    for (let level = 1; level <= meta.num_levels; level++) {
+      box.append(explorer.element("option", { value: level, selected: level === chosen }, `${level}`));
+    }
+    return explorer.element("label", {}, "level ", box);
+  };
+
+  explorer.decodedPath = (code) => {
+    const folder = String(Math.floor(code / IMAGES_PER_FILE)).padStart(4, "0");
+    return `decoded/${folder}/${String(code).padStart(6, "0")}.png`;
   };
   const WALL_COLUMNS = [
     ...["tokens", "images", "mean_distance", "spread", "word", "lift", "lift_low", "lift_high", "precision"],
-    ...["near_code", "near_distance", "x", "y", "medoid"],
+    ...["near_code", "near_distance", "x", "y", "x_near", "y_near", "medoid", "label"],
   ];
 
   explorer.imagePath = (image) => {

@@ -56,7 +56,7 @@
                 href: explorer.address("code", String(guess)),
                 title: wall.word[guess] ?? "",
               },
-              explorer.codeCrop(wall, guess, 28, 0.5),
+              explorer.codeCrop(wall, guess, 28),
               `${guess} · ${formatPercent(probability)}`,
             ),
           ),
@@ -85,9 +85,12 @@
       explorer.loadWall(),
       explorer.load("server"),
     ]);
-    const { index } = image;
     const asked = parameters.get("code");
-    const lit = asked !== null && index.includes(Number(asked)) ? Number(asked) : null;
+    const lit = asked !== null && image.index.includes(Number(asked)) ? Number(asked) : null;
+    // The level that is asked for, or that of the code.
+    const size = image.rows * image.columns;
+    const level = explorer.levelOf(parameters, meta, lit === null ? 1 : 1 + Math.floor(image.index.indexOf(lit) / size));
+    const index = image.index.slice((level - 1) * size, level * size);
     const counts = new Map(countsByCode(index));
     const source = explorer.imagePath(number);
 
@@ -96,13 +99,13 @@
       if (code === null) {
         status.replaceChildren(
           asked !== null && lit === null
-            ? `No patch here has code ${asked}.`
+            ? `No patch here has code ${explorer.codeName(asked)}.`
             : "Point at a patch to see its code and all other patches of it; a click opens the code.",
         );
         return;
       }
       status.replaceChildren(
-        element("a", { href: explorer.address("code", String(code)) }, `code ${code}`),
+        element("a", { href: explorer.address("code", String(code)) }, `code ${explorer.codeName(code)}`),
         element("span", { dir: "auto" }, says(wall, code)),
         ` · ${formatPlural(counts.get(code), "patch", "patches")} here`,
       );
@@ -114,8 +117,8 @@
       tell(code);
       for (const chip of made) chip.classList.toggle("lit", chip.dataset.code === String(code));
     };
-    const view = explorer.imageWithPatches(image, source, label, (code) => show(code ?? lit));
-    view.patches.forEach((patch) => patch?.append(element("span", { class: "patch-code" }, patch.dataset.code)));
+    const view = explorer.imageWithPatches({ ...image, index }, source, label, (code) => show(code ?? lit));
+    view.patches.forEach((patch) => patch?.append(element("span", { class: "patch-code" }, explorer.codeName(Number(patch.dataset.code)))));
 
     const made = [...counts].map(([code, count]) =>
       element(
@@ -129,8 +132,8 @@
           focus: () => show(code),
           blur: () => show(lit),
         },
-        explorer.codeCrop(wall, code, 28, 0.5),
-        element("span", { dir: "auto" }, `${code}${wall.word[code] === null ? "" : ` ${wall.word[code]}`}`),
+        explorer.codeCrop(wall, code, 28),
+        element("span", { dir: "auto" }, [explorer.codeName(code), wall.name[code]].filter((part) => part !== null).join(" ")),
         count > 1 ? element("span", { class: "hint" }, `${count} patches`) : null,
       ),
     );
@@ -168,6 +171,9 @@
           view.root,
           status,
           element("label", { class: "choice-line" }, toggle, " numbers of the codes"),
+          explorer.levelBox(meta, level, (chosen) => {
+            location.hash = explorer.address("image", String(number), { level: chosen });
+          }),
         ),
         element(
           "div",
@@ -221,7 +227,7 @@
           ? `${formatCount(meta.num_shown)} of the ${formatCount(meta.num_images)} images that statistics come from.`
           : `All ${formatCount(meta.num_images)} images that statistics come from.`,
       ),
-      element("div", { class: "gallery" }, links),
+      element("div", { class: "gallery", dataset: { content: "" } }, links),
       explorer.licenceLine(meta),
     );
   };

@@ -15,11 +15,31 @@
     ["?", "these keys"],
   ];
 
+  // Keys of one letter or sign can be switched off (WCAG 2.1.4): speech recognition types them unasked.
+  const SWITCH = "explorer: no single-letter keys";
+  const stored = (act) => {
+    try {
+      return act(localStorage);
+    } catch {
+      return null; // A browser may keep nothing for a page from a disk.
+    }
+  };
+  let isOff = stored((storage) => storage.getItem(SWITCH)) === "yes";
+
   explorer.showKeys = () => {
     const dialog = element("dialog", { class: "keys", "aria-label": "keys", close: () => dialog.remove() });
     const rows = KEYS.map(([keys, what]) => [element("dt", {}, keys), element("dd", {}, what)]);
     const close = element("button", { type: "button", click: () => dialog.close() }, "close");
-    dialog.append(element("h2", {}, "Keys"), element("dl", {}, rows), close);
+    const box = element("input", {
+      type: "checkbox",
+      checked: !isOff,
+      change: ({ target }) => {
+        isOff = !target.checked;
+        stored((storage) => (isOff ? storage.setItem(SWITCH, "yes") : storage.removeItem(SWITCH)));
+      },
+    });
+    const off = element("label", { class: "choice-line" }, box, " keys of a single letter or sign");
+    dialog.append(element("h2", {}, "Keys"), element("dl", {}, rows), element("p", {}, off), close);
     dialog.addEventListener("click", ({ target }) => target === dialog && dialog.close());
     document.body.append(dialog);
     dialog.showModal();
@@ -37,7 +57,7 @@
       if (key === "Escape") target.blur();
       return;
     }
-    if (document.querySelector("dialog[open]")) return;
+    if (document.querySelector("dialog[open]") || (isOff && key.length === 1)) return;
     const goes = going ? GOES[key] : null;
     going = key === "g";
     if (goes) location.hash = explorer.address(goes);

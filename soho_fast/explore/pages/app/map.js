@@ -13,8 +13,25 @@
   explorer.pages.set("map", {
     title: "Map",
     show: async (root, argument, parameters, meta) => {
-      const wall = await explorer.loadWall();
+      const [wall, timeline] = await Promise.all([explorer.loadWall(), explorer.load("timeline").catch(() => null)]);
+      if (!meta.num_channels) {
+        const nothing = "The codebook of these codes is not known here, so nothing tells which are close.";
+        root.append(element("h1", {}, "Map"), element("p", { class: "notice" }, nothing));
+        return;
+      }
       const numCodes = wall.tokens.length;
+      const level = explorer.levelOf(parameters, meta, 1);
+      const projection = meta.maps.includes(parameters.get("by")) ? parameters.get("by") : meta.maps[0];
+      const [xs, ys] = projection === "PCA" ? [wall.x, wall.y] : [wall.x_near, wall.y_near];
+      const codesShown = wall.tokens
+        .map((_, code) => code)
+        .filter((code) => explorer.isOfLevel(code, level) && xs[code] !== null);
+      const ages = timeline?.reset?.some((step) => step !== null) ? timeline.reset : null;
+      const colourings = ["", "usage", "word", ...(ages ? ["age"] : [])];
+      const colouring = colourings.includes(parameters.get("colour")) ? parameters.get("colour") : "";
+      // Addresses of the same map, but for what is changed.
+      const addressWith = (changes) =>
+        explorer.address("map", "", { level: level === 1 ? "" : level, by: projection, colour: colouring, ...changes });
       const most = wall.tokens.reduce((a, b) => Math.max(a, b), 1);
       const canvas = element("canvas", {
         class: "map",
@@ -38,10 +55,10 @@
       // One scale for both directions, that distances are true; view.x, view.y: the point in the middle.
       const MARGIN = 28;
       const range = (values) => {
-        const [low, high] = values.reduce(([a, b], value) => [Math.min(a, value), Math.max(b, value)], [1, 0]);
+        const [low, high] = codesShown.reduce(([a, b], code) => [Math.min(a, values[code]), Math.max(b, values[code])], [1, 0]);
         return { middle: (low + high) / 2, length: Math.max(high - low, 1e-6) };
       };
-      const [rangeX, rangeY] = [range(wall.x), range(wall.y)];
+      const [rangeX, rangeY] = [range(xs), range(ys)];
       const view = {
         zoom: clamp(given("zoom", 1), 1, GREATEST_ZOOM),
         x: given("x", rangeX.middle),
@@ -64,8 +81,8 @@
       };
       const inView = () => {
         const codes = [];
-        for (let code = 0; code < numCodes; code++) {
-          const [x, y] = [toX(wall.x[code]), toY(wall.y[code])];
+        for (const code of codesShown) {
+          const [x, y] = [toX(xs[code]), toY(ys[code])];
           if (x > -30 && x < width + 30 && y > -30 && y < height + 30) codes.push(code);
         }
         return codes;
@@ -87,15 +104,54 @@
         const image = imageAt(explorer.imagePath(number));
         if (!image.complete || !image.naturalWidth) return false;
         const [patchWidth, patchHeight] = [image.naturalWidth / columns, image.naturalHeight / rows];
-        const [x, y] = [toX(wall.x[code]) - size / 2, toY(wall.y[code]) - size / 2];
-        // Half a patch on each side is shown too, as far as the image goes.
-        const span = Math.min(2, rows, columns);
-        const left = clamp(column - 0.5, 0, columns - span) * patchWidth;
-        const top = clamp(row - 0.5, 0, rows - span) * patchHeight;
+        const [x, y] = [toX(xs[code]) - size / 2, toY(ys[code]) - size / 2];
+        // What is around it is shown too, as far as the image goes.
+        const span = Math.min(2 * explorer.around + 1, rows, columns);
+        const left = clamp(column + 0.5 - span / 2, 0, columns - span) * patchWidth;
+        const top = clamp(row + 0.5 - span / 2, 0, rows - span) * patchHeight;
         context.drawImage(image, left, top, span * patchWidth, span * patchHeight, x, y, size, size);
         context.strokeStyle = "rgb(128 128 128 / 40%)";
         context.strokeRect(x + 0.5, y + 0.5, size - 1, size - 1);
         return true;
+      };
+
+      // From few, blue, to many, red; words by a hue of their letters.
+      const ramp = (share) => `hsl(${230 - 220 * share} 75% 45%)`;
+      const hueOf = (word) => [...word].reduce((sum, letter) => (sum * 31 + letter.codePointAt(0)) % 360, 7);
+      const colourOf = (code, otherwise) => {
+        if (colouring === "usage") return ramp(Math.log1p(wall.tokens[code]) / Math.log1p(most));
+        if (colouring === "word") return wall.name[code] === null ? "#888888" : `hsl(${hueOf(wall.name[code])} 65% 45%)`;
+        if (colouring === "age") return ramp((ages[code] ?? 0) / Math.max(timeline.last_step, 1));
+        return otherwise;
+      };
+
+      // Names of codes, the surest first, each once, where none lies over another.
+      const drawNames = (context, codes, colour) => {
+        context.font = "600 13px system-ui, sans-serif";
+        context.textAlign = "center";
+        const taken = [];
+        const named = codes.filter((code) => wall.name[code] !== null);
+        named.sort((a, b) => (wall.lift_low[b] ?? Infinity) - (wall.lift_low[a] ?? Infinity) || a - b);
+        const drawn = new Set();
+        for (const code of named.slice(0, 1000)) {
+          const name = wall.name[code].slice(0, 24);
+          if (drawn.has(name)) continue;
+          const half = context.measureText(name).width / 2 + 4;
+          const [x, y] = [toX(xs[code]), toY(ys[code]) + Math.max(14, 1.4 * radius(code)) + 12];
+          const box = [x - half, y - 13, x + half, y + 4];
+          if (box[0] < 0 || box[2] > width || box[3] > height) continue;
+          if (taken.some(([a, b, c, d]) => box[0] < c && box[2] > a && box[1] < d && box[3] > b)) continue;
+          taken.push(box);
+          drawn.add(name);
+          context.lineWidth = 4;
+          context.lineJoin = "round";
+          context.strokeStyle = getComputedStyle(canvas.parentElement).backgroundColor;
+          context.strokeText(name, x, y);
+          context.fillStyle = colour;
+          context.fillText(name, x, y);
+        }
+        context.lineWidth = 1;
+        canvas.dataset.names = JSON.stringify(taken); // Tells tests.
       };
 
       const draw = () => {
@@ -106,19 +162,28 @@
         context.clearRect(0, 0, width, height);
         const codes = inView();
         const withCrops = codes.length <= CROPS_SHOWN;
+        const least = clamp(0.4 * Math.sqrt((width * height) / Math.max(codes.length, 1)), 18, 48);
         // The rare over the frequent, so that none is covered.
         codes.sort((a, b) => wall.tokens[b] - wall.tokens[a]);
         for (const code of codes) {
-          const [x, y] = [toX(wall.x[code]), toY(wall.y[code])];
+          const [x, y] = [toX(xs[code]), toY(ys[code])];
           const active = wall.tokens[code] > 0;
-          const size = Math.max(18, 2.8 * radius(code));
+          const size = Math.max(least, 2.8 * radius(code));
           context.globalAlpha = 1;
-          if (withCrops && active && drawCrop(context, code, size)) continue;
+          if (withCrops && active && drawCrop(context, code, size)) {
+            if (colouring) {
+              context.lineWidth = 3;
+              context.strokeStyle = colourOf(code);
+              context.strokeRect(x - size / 2, y - size / 2, size, size);
+              context.lineWidth = 1;
+            }
+            continue;
+          }
           context.globalAlpha = active ? 0.55 : 0.8;
           context.beginPath();
           context.arc(x, y, active ? radius(code) : 2, 0, 2 * Math.PI);
           if (active) {
-            context.fillStyle = accent;
+            context.fillStyle = colourOf(code, accent);
             context.fill();
           } else {
             context.strokeStyle = muted;
@@ -126,11 +191,21 @@
           }
         }
         context.globalAlpha = 1;
+        drawNames(context, codes, text);
+        if (lasso.length > 1) {
+          context.beginPath();
+          for (const [x, y] of lasso) context.lineTo(x, y);
+          context.closePath();
+          context.lineWidth = 2;
+          context.strokeStyle = text;
+          context.stroke();
+          context.lineWidth = 1;
+        }
         if (selected !== null) {
           context.beginPath();
           context.arc(
-            toX(wall.x[selected]),
-            toY(wall.y[selected]),
+            toX(xs[selected]),
+            toY(ys[selected]),
             Math.max(9, 1.6 * radius(selected)),
             0,
             2 * Math.PI,
@@ -158,15 +233,15 @@
         if (code === null) {
           status.textContent = "Point at a code to see it; a click opens it. Wheel or + and − zoom, drag moves.";
         } else {
-          const word = wall.word[code];
+          const word = wall.name[code];
           const active = wall.tokens[code] > 0;
           const usage = active ? formatPlural(wall.tokens[code], "token") : "unused";
-          const text = [`code ${code}`, word, usage].filter((part) => part !== null).join(" · ");
+          const text = [`code ${explorer.codeName(code)}`, word, usage].filter((part) => part !== null).join(" · ");
           status.replaceChildren(element("a", { href: explorer.address("code", String(code)), dir: "auto" }, text));
-          const [x, y] = [toX(wall.x[code]), toY(wall.y[code])];
+          const [x, y] = [toX(xs[code]), toY(ys[code])];
           card.replaceChildren(
-            explorer.codeCrop(wall, code, 96, 0.5),
-            element("strong", {}, `code ${code}`),
+            explorer.codeCrop(wall, code, 96),
+            element("strong", {}, `code ${explorer.codeName(code)}`),
             element("span", { dir: "auto" }, word ?? ""),
           );
           card.style.left = `${clamp(x + 16, 8, Math.max(8, width - 128))}px`;
@@ -177,6 +252,9 @@
       const remember = () => {
         const moved = view.zoom > 1;
         explorer.replaceAddress("map", "", {
+          level: level === 1 ? "" : level,
+          by: parameters.get("by") ?? "",
+          colour: colouring,
           code: selected,
           zoom: moved ? view.zoom.toFixed(2) : "",
           x: moved ? view.x.toFixed(4) : "",
@@ -187,8 +265,8 @@
       const nearest = (pointX, pointY, within) => {
         let best = null;
         let least = within ** 2;
-        for (let code = 0; code < numCodes; code++) {
-          const away = (toX(wall.x[code]) - pointX) ** 2 + (toY(wall.y[code]) - pointY) ** 2;
+        for (const code of codesShown) {
+          const away = (toX(xs[code]) - pointX) ** 2 + (toY(ys[code]) - pointY) ** 2;
           if (away < least) [best, least] = [code, away];
         }
         return best;
@@ -203,6 +281,34 @@
         select(selected);
         remember();
       };
+
+      // The lasso: while it is chosen, a pointer encloses codes, which are then listed.
+      let lasso = [];
+      const enclosed = element("div", { class: "map-enclosed" });
+      const isWithin = ([x, y]) => {
+        let inside = false;
+        lasso.forEach(([ax, ay], place) => {
+          const [bx, by] = lasso.at(place - 1);
+          if (ay > y !== by > y && x < ((bx - ax) * (y - ay)) / (by - ay) + ax) inside = !inside;
+        });
+        return inside;
+      };
+      const listEnclosed = () => {
+        const codes = codesShown.filter((code) => isWithin([toX(xs[code]), toY(ys[code])]));
+        enclosed.replaceChildren(
+          element("h2", {}, `${formatPlural(codes.length, "code")} enclosed`),
+          element("div", { class: "map-list" }, codes.map(listed)),
+        );
+      };
+      const lassoBox = element("input", {
+        type: "checkbox",
+        change: ({ target }) => {
+          if (target.checked) return;
+          lasso = [];
+          enclosed.replaceChildren();
+          drawSoon();
+        },
+      });
 
       // Pointers: one drags, two pinch.
       const pointers = new Map();
@@ -219,6 +325,7 @@
         canvas.setPointerCapture(event.pointerId);
         pointers.set(event.pointerId, at(event));
         if (pointers.size === 1) dragged = false;
+        if (lassoBox.checked) lasso = [at(event)];
       });
       canvas.addEventListener("pointermove", (event) => {
         const [x, y] = at(event);
@@ -227,7 +334,11 @@
           if (event.pointerType === "mouse") select(nearest(x, y, 24));
           return;
         }
-        if (pointers.size === 2) {
+        if (lassoBox.checked) {
+          lasso.push([x, y]);
+          dragged = true;
+          drawSoon();
+        } else if (pointers.size === 2) {
           const [other] = [...pointers].filter(([id]) => id !== event.pointerId).map(([, place]) => place);
           const span = (a, b) => Math.hypot(a[0] - b[0], a[1] - b[1]) || 1;
           zoomAt(span([x, y], other) / span(before, other), (x + other[0]) / 2, (y + other[1]) / 2);
@@ -243,7 +354,8 @@
       });
       const release = (event) => {
         pointers.delete(event.pointerId);
-        if (dragged) remember();
+        if (lassoBox.checked && lasso.length > 2) listEnclosed();
+        else if (dragged) remember();
       };
       canvas.addEventListener("pointerup", release);
       canvas.addEventListener("pointercancel", release);
@@ -268,9 +380,9 @@
         if (selected === null) return nearest(width / 2, height / 2, Infinity);
         let best = selected;
         let least = Infinity;
-        for (let code = 0; code < numCodes; code++) {
-          const x = toX(wall.x[code]) - toX(wall.x[selected]);
-          const y = toY(wall.y[code]) - toY(wall.y[selected]);
+        for (const code of codesShown) {
+          const x = toX(xs[code]) - toX(xs[selected]);
+          const y = toY(ys[code]) - toY(ys[selected]);
           const ahead = x * wayX + y * wayY;
           const away = ahead + 2 * Math.abs(x * wayY - y * wayX);
           if (ahead > 0 && away < least) [best, least] = [code, away];
@@ -281,8 +393,8 @@
         if (event.ctrlKey || event.altKey || event.metaKey) return;
         if (WAYS[event.key]) {
           select(neighbour(WAYS[event.key]));
-          const [x, y] = [toX(wall.x[selected]), toY(wall.y[selected])];
-          if (x < 0 || x > width || y < 0 || y > height) [view.x, view.y] = [wall.x[selected], wall.y[selected]];
+          const [x, y] = [toX(xs[selected]), toY(ys[selected])];
+          if (x < 0 || x > width || y < 0 || y > height) [view.x, view.y] = [xs[selected], ys[selected]];
           keepInside();
           select(selected);
           remember();
@@ -314,22 +426,34 @@
         element("div", { class: "map-zoom" }, zoomButton("+", "zoom in", 1.5), zoomButton("−", "zoom out", 1 / 1.5)),
       );
 
+      const listed = (code) =>
+        element(
+          "a",
+          { href: explorer.address("code", String(code)) },
+          element("strong", {}, explorer.codeName(code)),
+          element("span", { dir: "auto" }, wall.tokens[code] ? (wall.name[code] ?? "") : "unused"),
+        );
+      const choose = (words, name, values, chosen) => {
+        if (values.length < 2) return null;
+        const go = ({ target }) => (location.hash = addressWith({ [name]: target.value }));
+        const box = element("select", { name, change: go });
+        box.append(...values.map((value) => element("option", { value, selected: value === chosen }, value || "none")));
+        return element("label", {}, `${words} `, box);
+      };
+      const controls = element(
+        "div",
+        { class: "controls" },
+        explorer.levelBox(meta, level, (value) => (location.hash = addressWith({ level: value }))),
+        choose("by", "by", meta.maps, projection),
+        choose("colour", "colour", colourings, colouring),
+        element("label", {}, lassoBox, " lasso: enclose codes to list them"),
+      );
       // The list is made when it is opened.
       const list = element("div", { class: "map-list" });
       const folded = element("details", {}, element("summary", {}, "The same as a list, by usage"), list);
       folded.addEventListener("toggle", () => {
         if (!folded.open || list.firstChild) return;
-        const codes = wall.tokens.map((_, code) => code).sort((a, b) => wall.tokens[b] - wall.tokens[a] || a - b);
-        list.append(
-          ...codes.map((code) =>
-            element(
-              "a",
-              { href: explorer.address("code", String(code)) },
-              element("strong", {}, code),
-              element("span", { dir: "auto" }, wall.tokens[code] ? (wall.word[code] ?? "") : "unused"),
-            ),
-          ),
-        );
+        list.append(...codesShown.toSorted((a, b) => wall.tokens[b] - wall.tokens[a] || a - b).map(listed));
       });
       root.append(
         element("h1", {}, "Map"),
@@ -337,10 +461,15 @@
           "p",
           { class: "lead" },
           "Codes close in the codebook are close here, as far as a plane allows. The size shows the usage; rings are " +
-            "unused codes.",
+            "unused codes. " +
+            (projection === "PCA"
+              ? "PCA keeps large distances."
+              : `${projection} keeps who is near whom; distances between groups and their sizes say nothing.`),
         ),
+        controls,
         stage,
         status,
+        enclosed,
         folded,
         explorer.licenceLine(meta),
       );

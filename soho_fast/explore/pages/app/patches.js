@@ -13,9 +13,9 @@
   // outlined. At the edge of the image the tile shows more of the other side.
   explorer.crop = (occurrence, size, around = 0) => {
     const [image, row, column, , rows, columns] = occurrence;
-    const span = 2 * around + 1;
+    const span = around > 0 ? Math.min(2 * around + 1, rows, columns) : 1;
     const start = (place, length) =>
-      around > 0 ? Math.max(0, Math.min(place - around, length - span)) : Math.min(place, length);
+      around > 0 ? Math.max(0, Math.min(place + 0.5 - span / 2, length - span)) : Math.min(place, length);
     const [top, left] = [start(row, rows), start(column, columns)];
     // A percentage of what the image is larger than the tile.
     const percent = (place, length) => (length === span ? 0 : (100 * place) / (length - span));
@@ -38,7 +38,7 @@
   };
 
   // What stands for a code: its medoid's patch, or an empty tile where it is unused.
-  explorer.codeCrop = (wall, code, size, around = 0) =>
+  explorer.codeCrop = (wall, code, size, around = explorer.around) =>
     wall.medoid[code]
       ? explorer.crop(wall.medoid[code], size, around)
       : element("div", { class: "crop crop-unused", style: { width: size === null ? "100%" : `${size}px` } });
@@ -75,7 +75,7 @@
         href: index ? explorer.address("code", String(code)) : null,
         tabindex: "-1",
         dataset: index ? { code, patch } : { patch },
-        "aria-label": `${index ? `code ${code}, ` : ""}row ${row + 1}, column ${column + 1}`,
+        "aria-label": `${index ? `code ${explorer.codeName(code)}, ` : ""}row ${row + 1}, column ${column + 1}`,
         style: {
           left: `${(100 * column) / wide}%`,
           top: `${(100 * row) / high}%`,

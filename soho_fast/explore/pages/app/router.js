@@ -5,7 +5,7 @@
 // inHeader: false has no link in the header. The first page is the wall.
 (() => {
   const { element, pages } = explorer;
-  const SCHEMA = 3;
+  const SCHEMA = 4;
   let current = 0; // The newest visit; an older page that is still loading shows nothing any more.
 
   const safelyDecoded = (text) => {
@@ -36,7 +36,21 @@
     document.body.dataset.shown = location.hash;
   };
 
-  const showHeader = (meta, page) => {
+  const EMPTY = {
+    words: (meta) => !meta.has_captions,
+    map: (meta) => !meta.num_channels,
+    timeline: (meta) => !meta.has_timeline,
+    ask: (meta, server) => server === null,
+  };
+
+  // Past the header and the controls, to what the page is about.
+  const skip = (event) => {
+    event.preventDefault();
+    const content = document.querySelector("main [data-content]");
+    (content?.querySelector('[tabindex="0"], a[href]:not([tabindex="-1"])') ?? document.getElementById("page")).focus();
+  };
+
+  const showHeader = (meta, page, server) => {
     const search = element("input", {
       type: "search",
       name: "find",
@@ -50,12 +64,14 @@
       const text = search.value.trim();
       if (text === "") return;
       search.blur();
-      location.hash = /^\d+$/.test(text)
-        ? explorer.address("code", text)
+      const code = explorer.codeNumber(text);
+      location.hash =
+        code !== null
+        ? explorer.address("code", String(code))
         : explorer.address("words", "", { search: text });
     };
     const links = [...pages]
-      .filter(([, { inHeader = true }]) => inHeader)
+      .filter(([name, { inHeader = true }]) => inHeader && (name === page || !(meta && EMPTY[name]?.(meta, server))))
       .map(([name, { title }]) =>
         element("a", { href: explorer.address(name), "aria-current": name === page ? "page" : null }, title),
       );
@@ -67,6 +83,7 @@
     document
       .getElementById("header")
       .replaceChildren(
+        element("a", { class: "skip", href: "#page", click: skip }, "Skip to the content"),
         element(
           "a",
           { class: "brand", href: explorer.address("wall"), dir: "auto" },
@@ -109,12 +126,15 @@
     // Keys and timers of the page before end with its own root.
     const root = element("div", { class: `page page-${known ? page : "missing"}` });
     let meta = null;
+    let server = null;
     let title = known?.title ?? "No such page";
     try {
       meta = await explorer.load("meta");
       if (meta.schema !== SCHEMA) {
         throw new Error(`data/meta.js: expected schema ${SCHEMA}, got ${meta.schema}: build the explorer again`);
       }
+      explorer.readLevels(meta);
+      server = await explorer.load("server").catch(() => null);
       if (!known) throw new Error(`there is no page "${page}"`);
       title = (await known.show(root, argument, parameters, meta)) ?? title;
     } catch (error) {
@@ -126,7 +146,7 @@
       root.replaceChildren(element("div", { class: "error", role: "alert" }, explorer.foreignText(text)));
     }
     if (visited !== current) return;
-    showHeader(meta, page);
+    showHeader(meta, page, server);
     document.title = `${title} · ${meta?.title ?? "Dictionary explorer"}`;
     document.getElementById("page").replaceChildren(root);
     document.getElementById("page").removeAttribute("aria-busy");

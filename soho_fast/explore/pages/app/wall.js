@@ -7,13 +7,13 @@
   // What to sort by: its words, a number of each code (null goes last), whether the greatest comes first, and how the
   // number is said under the tile.
   const SORTS = {
-    usage: { words: "usage", value: (wall) => wall.tokens, down: true, tell: (n) => formatPlural(n, "token") },
     lift: {
-      words: "word lift",
+      words: "surest word first",
       value: (wall) => wall.lift_low,
       down: true,
       tell: (n) => `lift ≥ ${formatNumber(n, 2)}`,
     },
+    usage: { words: "usage", value: (wall) => wall.tokens, down: true, tell: (n) => formatPlural(n, "token") },
     precision: { words: "precision of the word", value: (wall) => wall.precision, down: true, tell: formatPercent },
     spread: {
       words: "spread, narrow first",
@@ -25,11 +25,11 @@
       words: "near-duplicates first",
       value: (wall) => wall.near_distance,
       down: false,
-      tell: (n, wall, code) => `${formatNumber(n, 2)} to ${wall.near_code[code]}`,
+      tell: (n, wall, code) => `${formatNumber(n, 2)} to ${explorer.codeName(wall.near_code[code])}`,
     },
     number: { words: "number", value: (wall) => wall.tokens.map((_, code) => code), down: false, tell: () => "" },
   };
-  const AROUND = 0.5; // A code says something of more than its patch: features see beyond it.
+  const SHOWN = ["alone", "decoded"]; // what tiles may show in the place of a patch and what is around it
   const USE = { "": "all", active: "active", unused: "unused" };
 
   const sortedCodes = (wall, { value, down }) => {
@@ -38,14 +38,15 @@
     return wall.tokens
       .map((_, code) => code)
       .sort((a, b) => {
-        if (values[a] === null || values[b] === null) return (values[a] === null) - (values[b] === null) || a - b;
-        return sign * (values[a] - values[b]) || a - b;
+        const byUsage = wall.tokens[b] - wall.tokens[a] || a - b;
+        if (values[a] === null || values[b] === null) return (values[a] === null) - (values[b] === null) || byUsage;
+        return sign * (values[a] - values[b]) || byUsage;
       });
   };
 
   const saidOf = (wall, code) => {
     if (wall.tokens[code] === 0) return "unused";
-    return wall.word[code] ?? `${formatPlural(wall.tokens[code], "token")}, no word`;
+    return wall.name[code] ?? `${formatPlural(wall.tokens[code], "token")}, no word`;
   };
 
   // Thousands of tiles: each is a copy of one, and is filled when it comes near the window.
@@ -56,16 +57,18 @@
       tile.className = tokens === 0 ? "tile unused" : "tile";
       tile.href = explorer.address("code", String(code));
       tile.dataset.code = code;
-      tile.setAttribute("aria-label", `code ${code}, ${saidOf(wall, code)}`);
+      tile.setAttribute("aria-label", `code ${explorer.codeName(code)}, ${saidOf(wall, code)}`);
       return tile;
     });
   };
-  const fillTile = (tile, wall, around) => {
+  const fillTile = (tile, wall, shown) => {
     const code = Number(tile.dataset.code);
     tile.replaceChildren(
-      explorer.codeCrop(wall, code, 96, around),
-      element("span", { class: "tile-number" }, code),
-      element("span", { class: "tile-word", dir: "auto" }, wall.tokens[code] === 0 ? "unused" : wall.word[code]),
+      shown === "decoded"
+        ? element("img", { class: "crop", src: explorer.decodedPath(code), alt: "", loading: "lazy" })
+        : explorer.codeCrop(wall, code, 120, shown === "alone" ? 0 : explorer.around),
+      element("span", { class: "tile-number" }, explorer.codeName(code)),
+      element("span", { class: "tile-word", dir: "auto" }, wall.tokens[code] === 0 ? "unused" : wall.name[code]),
       element("span", { class: "tile-value" }, tile.dataset.value),
     );
   };
@@ -108,7 +111,7 @@
           { class: "measures" },
           `${shown.map((pair) => pair.join(": ")).join("; ")}.`,
           meta.has_captions
-            ? " A code is associated with a word that is proven more frequent in the captions of its images."
+            ? " A code is associated with a word that the captions of its images have more often than chance explains."
             : null,
         )
       : "";
@@ -120,13 +123,12 @@
     return element(
       "p",
       { class: "lead" },
-      "A model sees an image as a grid of patches, and takes for each patch's feature the nearest code of its " +
-        "dictionary: a token. Each tile is a code: the patch in the middle of those that have it, outlined, and what " +
-        "is around it",
-      meta.has_captions ? "; below it, the word that most sets apart the captions of its images. " : ". ",
-      meta.num_levels
-        ? `The dictionary has ${meta.num_levels} levels, and a token is the sum of a code of each; shown are the ` +
-            "first level's codes. "
+      "The model describes each image by a grid of numbers: each number, a code, stands for what a small patch of the " +
+        "image looks like. This page shows what each code stands for. A tile shows the most typical patch of a code, " +
+        "outlined, and what is around it",
+      meta.has_captions ? "; below it stands the word most specific to the captions of its images. " : ". ",
+      meta.num_levels > 1
+        ? `A patch has a code of each of ${meta.num_levels} levels: code 2.17 is code 17 of the second level. `
         : null,
       element("strong", {}, formatCount(meta.num_codes)),
       ` codes${unused ? `, ${formatCount(unused)} of them unused: no patch here has them` : ", all in use"};`,
@@ -142,8 +144,8 @@
       element(
         "a",
         { href: explorer.address("code", String(code)), class: "chip" },
-        explorer.codeCrop(wall, code, 28, 0.5),
-        element("span", { dir: "auto" }, wall.word[code] ?? `code ${code}`),
+        explorer.codeCrop(wall, code, 28),
+        element("span", { dir: "auto" }, wall.name[code] ?? `code ${explorer.codeName(code)}`),
       ),
     );
     return element(
@@ -158,18 +160,20 @@
     title: "Wall",
     show: async (root, argument, parameters, meta) => {
       const wall = await explorer.loadWall();
+      const first = meta.has_captions ? "lift" : "usage";
       const state = {
-        sort: Object.hasOwn(SORTS, parameters.get("sort")) ? parameters.get("sort") : "usage",
+        level: explorer.levelOf(parameters, meta, null),
+        sort: Object.hasOwn(SORTS, parameters.get("sort")) ? parameters.get("sort") : first,
         show: Object.hasOwn(USE, parameters.get("show")) ? parameters.get("show") : "",
         word: parameters.get("word") ?? "",
-        patches: parameters.get("patches") === "alone" ? "alone" : "",
+        patches: SHOWN.includes(parameters.get("patches")) ? parameters.get("patches") : "",
       };
 
       const tiles = makeTiles(wall);
-      const fillOne = (tile) => fillTile(tile, wall, state.patches === "alone" ? 0 : AROUND);
+      const fillOne = (tile) => fillTile(tile, wall, state.patches);
       const fillWhenNear = explorer.whenNear(fillOne);
       tiles.forEach(fillWhenNear);
-      const grid = element("div", { class: "wall", role: "group", "aria-label": "codes" });
+      const grid = element("div", { class: "wall", role: "group", "aria-label": "codes", dataset: { content: "" } });
       const found = element("span", { class: "found", role: "status" });
       walkByKeys(grid);
 
@@ -179,8 +183,9 @@
         const wanted = state.word.trim().toLowerCase();
         const codes = sortedCodes(wall, sort).filter(
           (code) =>
+            explorer.isOfLevel(code, state.level) &&
             (state.show === "" || (state.show === "active") === wall.tokens[code] > 0) &&
-            (wanted === "" || (wall.word[code] ?? "").toLowerCase().includes(wanted)),
+            (wanted === "" || (wall.name[code] ?? "").toLowerCase().includes(wanted)),
         );
         for (const code of codes) {
           const value = values[code];
@@ -200,7 +205,7 @@
       const change = (name, value) => {
         state[name] = value;
         fill();
-        explorer.replaceAddress("wall", "", { ...state, sort: state.sort === "usage" ? "" : state.sort });
+        explorer.replaceAddress("wall", "", { ...state, sort: state.sort === first ? "" : state.sort });
       };
 
       const option =
@@ -215,14 +220,21 @@
         placeholder: "any word",
         input: ({ target }) => change("word", target.value),
       });
-      const aloneBox = element("input", {
-        type: "checkbox",
-        checked: state.patches === "alone",
-        change: ({ target }) => {
-          change("patches", target.checked ? "alone" : "");
-          tiles.filter((tile) => tile.firstChild).forEach(fillOne);
-        },
-      });
+      const shownBox = (shown, words) =>
+        element(
+          "label",
+          {},
+          element("input", {
+            type: "checkbox",
+            checked: state.patches === shown,
+            change: ({ target }) => {
+              change("patches", target.checked ? shown : "");
+              tiles.filter((tile) => tile.firstChild).forEach(fillOne);
+              for (const box of root.querySelectorAll(".controls [type=checkbox]")) box.checked &&= box === target;
+            },
+          }),
+          ` ${words}`,
+        );
       const choices = Object.entries(USE).map(([value, words]) =>
         element(
           "label",
@@ -249,7 +261,9 @@
           element("label", {}, "sort by ", sortBox),
           element("fieldset", { class: "choices", "aria-label": "codes shown" }, choices),
           meta.has_captions ? element("label", {}, "word ", wordBox) : null,
-          element("label", {}, aloneBox, " patches alone"),
+          explorer.levelBox(meta, state.level, (level) => change("level", level), "all"),
+          shownBox("alone", "patches alone"),
+          meta.has_decoded ? shownBox("decoded", "decoded") : null,
           found,
         ),
         grid,

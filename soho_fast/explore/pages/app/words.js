@@ -32,7 +32,7 @@
       element(
         "span",
         { class: "word-crops" },
-        codes.slice(0, 4).map(({ code }) => explorer.codeCrop(wall, code, 40, 0.5)),
+        codes.slice(0, 4).map(({ code }) => explorer.codeCrop(wall, code, 40)),
       ),
       element("span", { class: "word-text foreign", dir: "auto" }, word),
       element(
@@ -51,15 +51,15 @@
     };
     const made = makeRows(words, wall);
     const rows = new Map(words.map((word, number) => [word, made[number]]));
-    const list = element("div", { class: "words" });
+    const list = element("div", { class: "words", dataset: { content: "" } });
     const found = element("span", { class: "found", role: "status" });
     const fill = () => {
       const wanted = state.search.trim().toLowerCase();
       const shown = words
         .filter(
-          ({ word, codes }) =>
+          ({ word, codes, forms }) =>
             (state.filter === "" || (state.filter === "with") === codes.length > 0) &&
-            word.toLowerCase().includes(wanted),
+            [word, ...forms].some((form) => form.includes(wanted)),
         )
         .sort(SORTS[state.sort][1]);
       list.replaceChildren(...shown.map((word) => rows.get(word)));
@@ -103,7 +103,7 @@
       element(
         "p",
         { class: "lead" },
-        "Words of the captions, and the codes in whose images they are proven more frequent than elsewhere. ",
+        "Words of the captions, and the codes with whose images they are associated: more frequent there than chance explains. ",
         "No label and no other model names a code: only what people wrote about its images.",
       ),
       element(
@@ -120,7 +120,8 @@
   };
 
   const showWord = (root, text, words, wall, meta) => {
-    const word = words.find((one) => one.word === text) ?? words.find((one) => one.word === text.toLowerCase());
+    const isCalled = (form) => words.find((one) => one.word === form || one.forms.includes(form));
+    const word = words.find((one) => one.word === text) ?? isCalled(text.toLowerCase());
     if (!word) throw new Error(`there is no word "${text}" in the captions that were counted`);
     root.append(
       element(
@@ -154,11 +155,11 @@
       element(
         "a",
         { class: "word-code", href: explorer.address("code", String(row.code)), dataset: { code: row.code } },
-        explorer.codeCrop(wall, row.code, 112, 0.5),
+        explorer.codeCrop(wall, row.code, 112),
         element(
           "span",
           { class: "word-code-text" },
-          element("strong", {}, `code ${row.code}`),
+          element("strong", {}, `code ${explorer.codeName(row.code)}`),
           element("span", {}, `× ${formatNumber(row.lift, row.lift < 10 ? 2 : 3)}`),
           explorer.charts.interval({ ...row, value: row.lift, greatest, proven: row.low > 1 }),
           element(

@@ -1,0 +1,86 @@
+"""The explorer of any codebook, from files: what `build` takes in the place of a model, see `build_from_arrays`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from soho_fast.common.command_line import Parser
+from soho_fast.common.errors import UserError
+from soho_fast.common.extras import from_extra
+
+with from_extra("explore"):
+    import numpy as np
+
+_ARRAYS = {
+    "features": "Features, floating point (images, rows, columns, channels).",
+    "index": "Codes that the quantiser chose, integers (images, rows, columns) or (images, rows, columns, levels).",
+    "codebook": "Codebook, (codes, channels) or (levels, codes, channels).",
+    "decoded": "What a decoder makes of each code, uint8 (codes, height, width, 3).",
+}
+_TEXTS = {
+    "captions": "Text file: the caption of each image, one a line.",
+    "labels": "Text file: what each code is called, one a line; an empty line is no name.",
+}
+_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+
+
+def add_arguments(parser: Parser) -> None:
+    """The files that stand for a model."""
+    group = parser.add_argument_group("any codebook, from files, in the place of a model")
+    for name, what in _ARRAYS.items():
+        group.add_argument(f"--{name}", metavar="FILE.npy", help=what)
+    for name, what in _TEXTS.items():
+        group.add_argument(f"--{name}", metavar="FILE.txt", help=what)
+    group.add_argument("--metric", choices=["euclidean", "cosine"], default="euclidean", help="What is nearest.")
+    group.add_argument("--window", type=float, help="Side of what tiles show around a patch, in patches.")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Build, and say where to look."""
+    from soho_fast.explore.from_arrays import build_from_arrays
+
+    if not (options.features or options.index):
+        raise UserError("the following arguments are required: RUN_OR_MODEL, or --index or --features of a codebook")
+    if options.images is None:
+        raise UserError("images: expected a folder of images, in the order of their names, got none")
+    given: dict[str, Any] = {name: _read(name, getattr(options, name), _array, "an array of numpy") for name in _ARRAYS}
+    given |= {name: _read(name, getattr(options, name), _lines, "a text file") for name in _TEXTS}
+    if given["labels"] is not None:
+        given["labels"] = [label or None for label in given["labels"]]
+    given |= {name: getattr(options, name) for name in ("title", "metric", "window")}
+    given |= {"images": _images(Path(options.images)), "licences": options.licence}
+    try:
+        into = build_from_arrays(
+            folder=options.into or "explorer", **{name: value for name, value in given.items() if value is not None}
+        )
+    except TypeError as error:
+        raise UserError(str(error)) from error
+    print(f"open {into / 'index.html'}")
+    return 0
+
+
+def _array(path: str) -> np.ndarray:
+    return np.load(path, mmap_mode="r", allow_pickle=False)  # Features may be more than memory holds.
+
+
+def _lines(path: str) -> list[str]:
+    return Path(path).read_text(encoding="utf-8").splitlines()
+
+
+def _read(name: str, path: str | None, read: Callable[[str], Any], what: str) -> Any:
+    try:
+        return None if path is None else read(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{name}: {path} can't be read as {what} ({error})") from error
+
+
+def _images(folder: Path) -> Sequence[Path]:
+    if not folder.is_dir():
+        raise UserError(f"images: there is no folder {folder}")
+    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _ENDINGS)
+    if not found:
+        raise UserError(f"images: {folder} holds no image; expected files that end in {', '.join(_ENDINGS)}")
+    return found
