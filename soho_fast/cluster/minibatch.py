@@ -28,7 +28,7 @@ _SEEDED_BATCHES = 3  # of rows, and of centres at least as many, in the sample f
 class MiniBatchKMeans(KMeans):
     """k-means in few passes, for many rows. Each batch moves its centres toward the mean of their rows by the rule of
     `ops.codebook_ema_`, `d <- d + e (mean - d)`; e falls from 1 to 0 along a cosine (e-means, arXiv 2611.09501). In the
-    first half of the steps, centres that hardly any row is nearest to are drawn anew among the rows far from theirs.
+    first half of the steps, centres that hardly any row is nearest to are drawn again among the rows far from theirs.
 
     "k-means++" works on a sample of 3 max(batch_size, K) rows. Batches that X gives are taken as they come. Several
     processes move the same centres, each by batches of its own rows; of batches that X gives, all give as many.

@@ -128,7 +128,7 @@ def read_dataset(path: Path, folder: Path, image_column: str = "", caption_colum
 
     Args:
         path: What `save_to_disk` wrote, or a .parquet file, or a folder of such, by whose names' beginnings (`train-`,
-            `validation-`, `test-`) splits are told.
+            `validation-`, `test-`) splits are reported.
         folder: Where the images go.
         image_column, caption_column: Names of columns; empty takes one of the usual names. A caption column holds a
             text or a list of texts.

@@ -131,8 +131,8 @@ def _has_open(pid: str, path: str) -> bool:
 
 
 def _contents(name: str, out: Path) -> dict[str, bytes]:
-    """All below a folder by name, with its bytes where these are the same each time. Of checkpoints the newest: one that
-    was saved when a run was asked to stop may have taken the place of an older one."""
+    """All below a folder by name, with its bytes where these are the same each time. Of checkpoints the newest: one
+    that was saved when a run was asked to stop may have taken the place of an older one."""
     found, older = {}, sorted(out.glob("run/checkpoints/step-*"))[:-1]
     for path in out.rglob("*"):
         if any(path.is_relative_to(checkpoint) for checkpoint in older):

@@ -439,8 +439,8 @@ def _recalls(scores_NN: torch.Tensor) -> dict[str, float]:
 def nothing_learnt(metrics: Mapping[str, float]) -> str:
     """That held-out images are of no use to the model yet, in words; empty where they are.
 
-    They are not where matching is within two standard errors of chance, and masked content words are told no better
-    than with another image, within two standard errors of the difference.
+    They are not where matching is within two standard errors of chance, and masked content words are predicted no better
+    than with shuffled images, within two standard errors of the difference.
     """
     count, words, shuffled = (metrics[name] for name in ("num_images", "mlm_content", "mlm_content_shuffled"))
     share = (words + shuffled) / 2
@@ -448,8 +448,8 @@ def nothing_learnt(metrics: Mapping[str, float]) -> str:
     if words - shuffled > margin or metrics["itm"] - metrics["itm_majority"] > 2 * math.sqrt(0.25 / (2 * count)):
         return ""
     return (
-        f"nothing is learnt of held-out images yet: masked content words {words:.1%} ({shuffled:.1%} with another "
-        f"image), matching {metrics['itm']:.1%} (chance {metrics['itm_majority']:.1%})"
+        f"nothing is learnt of held-out images yet: masked content words {words:.1%} ({shuffled:.1%} with shuffled "
+        f"images), matching {metrics['itm']:.1%} (chance {metrics['itm_majority']:.1%})"
     )
 
 
