@@ -439,8 +439,8 @@ def _recalls(scores_NN: torch.Tensor) -> dict[str, float]:
 def nothing_learnt(metrics: Mapping[str, float]) -> str:
     """That held-out images are of no use to the model yet, in words; empty where they are.
 
-    They are not where matching is within two standard errors of chance, and masked content words are predicted no better
-    than with shuffled images, within two standard errors of the difference.
+    They are not where matching is within two standard errors of chance, and masked content words are predicted
+    no better than with shuffled images, within two standard errors of the difference.
     """
     count, words, shuffled = (metrics[name] for name in ("num_images", "mlm_content", "mlm_content_shuffled"))
     share = (words + shuffled) / 2
