@@ -153,7 +153,7 @@ class MiniBatchKMeans(KMeans):
 
     def _checked(self, X: Any, sample_weight: Any, seed: int) -> tuple[Rows, list[Tensor] | None]:
         check_count("batch_size", self.batch_size)
-        return super()._checked(X, sample_weight, seed)
+        return KMeans._checked(self, X, sample_weight, seed)
 
     def _checked_part(self, X: Any, sample_weight: Any, seed: int, is_first: bool) -> tuple[Rows, list[Tensor] | None]:
         if is_first:

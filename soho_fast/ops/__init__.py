@@ -1,7 +1,7 @@
 """Vector-quantisation ops for any codebase: codebook lookup, codebook update, grouped masking.
 
 Every op has a reference in plain torch (its specification), a CPU kernel where the compiled extension is present, and
-Triton kernels for GPUs where Triton is.
+Triton kernels for GPUs where Triton is. Of `rotation_trick`, `diveq`, `fsq` and `lfq` plain torch is all there is.
 One convention everywhere: `valid` is True at real positions, and a negative index marks a position without a code.
 
 Letters in tensor names: N feature vectors, K codes, C channels, B images, L tokens per image.

@@ -21,8 +21,8 @@ def fsq(features: Tensor, levels: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Finite scalar quantisation (Mentzer et al., arXiv 2309.15505): `round(tanh(x + s) h - o)` in each channel.
 
     The values at which rounding changes are found in float64, and features compared with them: the index depends on
-    neither batch, layout, device nor autocast. NaN counts as infinity. The gradient is that of the formula without
-    `round`.
+    neither batch, layout, device nor autocast. NaN counts as minus infinity. The gradient is that of the formula
+    without `round`.
 
     Args:
         features: (..., C) float32, bfloat16 or float16.
@@ -42,20 +42,13 @@ def fsq(features: Tensor, levels: Sequence[int]) -> tuple[Tensor, Tensor]:
             f"levels: expected one for each channel of features {tuple(features.shape)}, got {len(levels)}"
         )
     half, offset, shift = zip(*map(_bound, levels), strict=True)
-    most = max(levels) - 1
-    edges_CT = torch.tensor(
-        [
-            [math.atanh((value + 0.5 + o) / h) - s for value in range(-(level // 2), (level - 1) // 2)]
-            + [math.inf] * (most - level + 1)
-            for level, h, o, s in zip(levels, half, offset, shift, strict=True)
-        ],
-        dtype=torch.float64,
-        device=features.device,
-    )
-    flat_CN = features.detach().double().reshape(-1, len(levels)).T.contiguous()
-    digit = torch.searchsorted(edges_CT, flat_CN).T.reshape(features.shape)
-    digit = digit.minimum(digit.new_tensor([level - 1 for level in levels]))
-    index = (digit * digit.new_tensor(_places(levels))).sum(-1)
+    digits = []
+    channels = features.detach().movedim(-1, 0).double().contiguous()
+    for level, h, o, s, x in zip(levels, half, offset, shift, channels, strict=True):
+        edges = [math.atanh((value + 0.5 + o) / h) - s for value in range(-(level // 2), (level - 1) // 2)]
+        digits.append(sum(((x > edge).int() for edge in edges[1:]), start=(x > edges[0]).int()))  # they are few
+    index = torch.stack([digit.long() * place for digit, place in zip(digits, _places(levels), strict=True)]).sum(0)
+    digit = torch.stack(digits, -1)
     widths = features.new_tensor([level // 2 for level in levels], dtype=torch.float32)
     quantized = ((digit - widths) / widths).to(features.dtype)
     smooth = torch.tanh(features.float() + widths.new_tensor(shift)) * (widths.new_tensor(half) / widths)

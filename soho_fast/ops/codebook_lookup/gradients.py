@@ -3,12 +3,14 @@
 Letters: N features, K codes, C channels.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from soho_fast.ops.backends import op_for
 from soho_fast.ops.codebook_lookup import check_chosen, reference
-from soho_fast.ops.forward_mode import pass_on
+from soho_fast.ops.forward_mode import has_tangent, pass_on
 
 
 def rotation_trick(features: Tensor, codebook: Tensor, index: Tensor, *, backend: str | None = None) -> Tensor:
@@ -32,16 +34,45 @@ def rotation_trick(features: Tensor, codebook: Tensor, index: Tensor, *, backend
     check_chosen(features, codebook, index)
     op = op_for("straight_through", backend, features.device)
     quantized = op(features.detach(), codebook.detach(), index)
-    fixed, code = features.detach().float(), quantized.float()
-    length, code_length = (torch.linalg.vector_norm(t, dim=-1, keepdim=True) for t in (fixed, code))
-    unit, code_unit = (torch.nn.functional.normalize(t, dim=-1) for t in (fixed, code))
-    between = torch.nn.functional.normalize(unit + code_unit, dim=-1)
-    moving = features.float()
-    along, across = ((moving * t).sum(-1, keepdim=True) for t in (unit, between))
-    scale = code_length / torch.where(length > 0, length, 1.0)
-    rotated = scale * (moving - 2 * across * between + 2 * along * code_unit)
-    rotated = torch.where(length > 0, rotated, moving)
-    return pass_on(rotated.to(features.dtype), quantized)
+    if has_tangent(features):
+        return pass_on(_turned(features.detach(), quantized, features), quantized)
+    return _RotationTrick.apply(features, quantized)
+
+
+class _RotationTrick(torch.autograd.Function):
+    """(features, quantized) -> quantized, whose gradient is turned back."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(features: Tensor, quantized: Tensor) -> Tensor:
+        return quantized.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        features, quantized = ctx.saved_tensors
+        return _turned(quantized.detach(), features.detach(), grad, back=True), None
+
+
+def _turned(start: Tensor, end: Tensor, vectors: Tensor, back: bool = False) -> Tensor:
+    """Vectors (..., C) as start is rotated to end, times |end| / |start|, or with `back` the inverse of that; where the
+    feature, start or end, is zero as they are.
+
+    With the unit vectors u, q of both: v - (u + q) (u + q).v / (1 + u.q) + 2 q u.v.
+    """
+    start, end, moving = start.float(), end.float(), vectors.float()
+    length, end_length = (torch.linalg.vector_norm(t, dim=-1, keepdim=True) for t in (start, end))
+    per_length, per_end = (torch.where(t > 0, 1 / t, 0.0) for t in (length, end_length))
+    one_more = 1 + (start * end).sum(-1, keepdim=True) * per_length * per_end
+    of_start, of_end = ((t * moving).sum(-1, keepdim=True) * per for t, per in ((start, per_length), (end, per_end)))
+    both = torch.where(one_more > 1e-6, (of_start + of_end) / one_more, 0.0)  # else they are opposite
+    scale = length * per_end if back else end_length * per_length
+    turned = (moving - (both * per_length) * start + ((2 * of_start - both) * per_end) * end) * scale
+    return torch.where((end_length if back else length) > 0, turned, moving).to(vectors.dtype)
 
 
 def diveq(
