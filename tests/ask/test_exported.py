@@ -151,6 +151,15 @@ def test_the_example_prints_the_answer(answers, soho_of):
     assert codes.split()[1:] == [str(code) for code in found[0][3].flatten().tolist()]
 
 
+def test_the_model_card_goes_with_it(folder_of, tmp_path, monkeypatch):
+    monkeypatch.setattr("soho_fast.export.package._compile", lambda stage, inputs, path: path.write_bytes(b"compiled"))
+    shutil.copytree(folder_of("compare"), tmp_path / "model")
+    (tmp_path / "model" / "README.md").write_text("# A card")
+    assert export_main([str(tmp_path / "model"), str(tmp_path / "exported")]) == 0
+    assert (tmp_path / "exported" / "README.md").read_text() == "# A card"
+    assert "README.md" not in (tmp_path / "exported" / "SHA256SUMS").read_text(), "it may be completed"
+
+
 def test_what_lies_beside_the_stages(exported, processor, folder_of):
     assert sorted(path.name for path in exported.iterdir() if path.is_file()) == [
         "SHA256SUMS", "about.json", "encode.pt2", "read.pt2", "run.py", "tokenizer.json",
