@@ -76,6 +76,8 @@ def main() -> int:
 
     with torch.no_grad():
         features_NhwC = encoder(pixels_N3HW).permute(0, 2, 3, 1)
+        decoded_K3HW = decoder(quantizer.codebook[:, :, None, None])  # each code alone, as one patch
+        decoded_KHW3 = ((decoded_K3HW + 1) * 127.5).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
     licences = [
         {"what": caption, "credit": credit, "licence": licence, "images": [f"{Path(name).stem} at *"]}
         for name, (caption, credit, licence) in PHOTOS.items()
@@ -87,6 +89,7 @@ def main() -> int:
         chosen.folder,
         captions=captions,
         names=names,
+        decoded=decoded_KHW3,
         title="Codes of a VQ-VAE on seven photographs",
         licences=licences,
     )

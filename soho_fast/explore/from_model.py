@@ -174,7 +174,8 @@ class ModelSource:
         levels = [self.dictionary.codebook_of(level) for level in range(self.num_levels)]
         self.codebook = torch.cat(levels).float().cpu().numpy()
         self.num_codes = len(self.codebook)
-        self.title, self.model = title, called
+        # A folder that is sent away does not tell where the model lies on this machine.
+        self.title, self.model = title, "/".join(called.split(os.sep)[-2:]) if os.path.isabs(called) else called
         self.data_sets, self.licences = images.data_sets, images.licences.entries
         self.num_images = len(images.images)
         self._patch = 32 * model.config.visual_pool

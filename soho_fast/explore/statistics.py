@@ -258,11 +258,15 @@ def neighbours_on_map(codebook: np.ndarray, is_active: np.ndarray) -> np.ndarray
     active = codebook[is_active].astype(np.float64)
     try:
         from sklearn.manifold import TSNE
+        from threadpoolctl import threadpool_limits
     except ImportError:
         return place
     if _TSNE_CODES[0] <= len(active) <= _TSNE_CODES[1] and active.std() > 0:
         perplexity = min(30.0, (len(active) - 1) / 3)
-        found = TSNE(init="random", perplexity=perplexity, random_state=0).fit_transform(active).astype(np.float64)
+        # Its threads wait for each other at every step: on a busy machine one took a tenth of the time of two.
+        with threadpool_limits(1):
+            embedding = TSNE(init="random", perplexity=perplexity, max_iter=500, random_state=0)
+            found = embedding.fit_transform(active).astype(np.float64)
         place[is_active] = _scaled(found, found)
     return place
 

@@ -150,6 +150,11 @@ def test_codes_of_both_levels_are_those_that_the_model_gives(tmp_path):
     assert SeeingPipeline.from_pretrained(tmp_path / "run").weights() == bundle.meta["weights"], "patches name codes"
 
 
+def test_nothing_tells_where_it_was_built(run, built):
+    for path in (built.folder / "data").iterdir():
+        assert str(run[0] if isinstance(run, tuple) else run) not in path.read_text(), path.name
+
+
 def test_what_masked_visual_modelling_hides_and_guesses(run, built):
     hidden = 0
     for picture in range(12):

@@ -15,6 +15,7 @@ from soho_fast.explore.statistics import (
     count_sides,
     count_usage,
     near_codes,
+    neighbours_on_map,
     positions_on_map,
 )
 
@@ -163,3 +164,16 @@ def test_the_map_of_one_live_code_has_it_in_the_middle():
     with np.errstate(all="raise"):
         place = positions_on_map(codes, np.array([True, False, False]))
     assert place[0].tolist() == [0.5, 0.5] and sorted(map(sorted, place[1:].tolist())) in ([[0.0, 0.5], [0.5, 1.0]],)
+
+
+def test_the_map_of_neighbours_keeps_groups_together():
+    rng = np.random.default_rng(0)
+    group = np.repeat(np.arange(3), 12)
+    codes = (10 * np.eye(3)[group] + rng.normal(scale=0.1, size=(36, 3))).astype(np.float32)
+    codes = np.concatenate([codes, np.full((1, 3), 1e6, np.float32)])
+    place = neighbours_on_map(codes, np.arange(37) < 36)
+    assert np.isnan(place[36]).all() and (place[:36] >= 0).all() and (place[:36] <= 1).all()
+    away = np.linalg.norm(place[:36, None] - place[None, :36], axis=2)
+    np.fill_diagonal(away, np.inf)
+    assert (group[away.argmin(1)] == group).all()
+    assert np.isnan(neighbours_on_map(codes[:5], np.ones(5, dtype=bool))).all(), "too few"

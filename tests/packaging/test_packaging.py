@@ -88,8 +88,8 @@ def test_what_the_package_imports_is_required(metadata):
     files = set((ROOT / "soho_fast").rglob("*.py"))
     explorers = {path for path in files if path.is_relative_to(explorer)}
     assert imported_by(files - explorers) - OPTIONAL == required(metadata, "train")
-    # Starlette reads forms with python-multipart, uvicorn's h11 has a floor, and k-means to compare with is the demo's.
-    needed = required(metadata, "explore") - {"python-multipart", "h11"} | {"scikit-learn"}
+    # Starlette reads forms with python-multipart, uvicorn's h11 has a floor, and k-means and t-SNE are the demo's.
+    needed = required(metadata, "explore") - {"python-multipart", "h11"} | {"scikit-learn", "threadpoolctl"}
     assert imported_by(explorers) - required(metadata, "train") == needed - required(metadata, "train")
     assert {"numpy", "pillow", "matplotlib"} <= required(metadata, "explore") & imported_by(explorers)
 

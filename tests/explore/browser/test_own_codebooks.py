@@ -1,5 +1,7 @@
 """Codebooks of others: levels, decoded codes, labels, no distances, no codebook, on a real explorer of tiny arrays."""
 
+import csv
+
 import numpy as np
 import pytest
 
@@ -58,6 +60,25 @@ def test_the_wall_shows_a_level_labels_and_decoded_codes(levels, open_window):
     assert window.address() == "#/wall?patches=decoded"
     window.page.get_by_label("patches alone").check()
     assert not window.page.get_by_label("decoded").is_checked() and window.page.locator("img.crop").count() == 0
+
+
+def test_the_codes_shown_are_saved_as_a_table(levels, arrays, tmp_path, open_window):
+    index, images = arrays
+    labels = ['=HYPERLINK("x")', 'a "leaf", green', *[None] * (CODES - 2)]
+    more = {"labels": labels, "folder": tmp_path / "explorer", "say": lambda line: None}
+    for folder, address, first in (
+        (levels.folder, "#/wall?level=2&sort=number", "2.0"),
+        (build_from_arrays(index=index[..., 0], images=images, **more), "#/wall?sort=number", "0"),
+    ):
+        window = open_window(folder)
+        window.visit(address)
+        with window.page.expect_download() as download:
+            window.page.get_by_text("save as CSV").click()
+        rows = list(csv.DictReader(download.value.path().read_text("utf-8-sig").splitlines()))
+        assert len(rows) == CODES and rows[0]["code"] == first
+        tokens = Bundle(folder).read("wall")["tokens"][-CODES:]
+        assert [int(row["tokens"]) for row in rows] == tokens
+    assert [row["label"] for row in rows[:3]] == ["'" + labels[0], labels[1], ""]
 
 
 def test_what_is_not_known_is_not_shown(arrays, tmp_path, open_window):

@@ -134,9 +134,10 @@
         throw new Error(`data/meta.js: expected schema ${SCHEMA}, got ${meta.schema}: build the explorer again`);
       }
       explorer.readLevels(meta);
-      server = await explorer.load("server").catch(() => null);
+      const asked = explorer.load("server").catch(() => null); // It comes while the page is made.
       if (!known) throw new Error(`there is no page "${page}"`);
       title = (await known.show(root, argument, parameters, meta)) ?? title;
+      server = await asked;
     } catch (error) {
       console.info(error);
       const isOurs = error.constructor === Error;

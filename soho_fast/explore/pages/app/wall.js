@@ -137,15 +137,31 @@
     );
   };
 
+  // The table of the codes shown, for spreadsheets: fields in quotes; what a spreadsheet would compute is kept a text.
+  const csvOf = (wall, codes) => {
+    const field = (value) => {
+      const text = value === null ? "" : String(value);
+      return `"${(/^[=+@\t\r-]/.test(text) && !Number.isFinite(Number(text)) ? `'${text}` : text).replaceAll('"', '""')}"`;
+    };
+    const columns = ["tokens", "images", "label", "word", "lift", "lift_low", "lift_high", "precision", "mean_distance"];
+    const rows = codes.map((code) => [explorer.codeName(code), ...columns.map((name) => wall[name][code])]);
+    return [["code", ...columns], ...rows].map((row) => row.map(field).join(",")).join("\r\n");
+  };
+  const download = (text) => {
+    const address = URL.createObjectURL(new Blob(["\ufeff", text], { type: "text/csv" }));
+    element("a", { href: address, download: "codes.csv" }).click();
+    setTimeout(() => URL.revokeObjectURL(address), 10_000);
+  };
+
   const figureStrip = (meta, wall) => {
-    const codes = meta.figure.filter((code) => wall.medoid[code]);
+    const codes = meta.figure.filter((code) => wall.medoid[code] && wall.name[code] !== null);
     if (!codes.length) return null;
     const links = codes.map((code) =>
       element(
         "a",
         { href: explorer.address("code", String(code)), class: "chip" },
         explorer.codeCrop(wall, code, 28),
-        element("span", { dir: "auto" }, wall.name[code] ?? `code ${explorer.codeName(code)}`),
+        element("span", { dir: "auto" }, wall.name[code]),
       ),
     );
     return element(
@@ -177,6 +193,7 @@
       const found = element("span", { class: "found", role: "status" });
       walkByKeys(grid);
 
+      let codesShown = [];
       const fill = () => {
         const sort = SORTS[state.sort];
         const values = sort.value(wall);
@@ -187,6 +204,7 @@
             (state.show === "" || (state.show === "active") === wall.tokens[code] > 0) &&
             (wanted === "" || (wall.name[code] ?? "").toLowerCase().includes(wanted)),
         );
+        codesShown = codes;
         for (const code of codes) {
           const value = values[code];
           const isShown = value !== null && (wall.tokens[code] > 0 || state.sort === "near" || state.sort === "number");
@@ -264,6 +282,7 @@
           explorer.levelBox(meta, state.level, (level) => change("level", level), "all"),
           shownBox("alone", "patches alone"),
           meta.has_decoded ? shownBox("decoded", "decoded") : null,
+          element("button", { type: "button", click: () => download(csvOf(wall, codesShown)) }, "save as CSV"),
           found,
         ),
         grid,
