@@ -6,6 +6,7 @@ import json
 from scipy.stats import ttest_1samp
 
 from benchmarks.studies_page import PAGE, RESULTS, rendered
+from soho_fast.studies.results import read_rows
 
 TASKS = {
     "vqa": ("test.vqa_score", "styles.vqa_score"),
@@ -101,6 +102,18 @@ def test_what_is_said_of_longer_runs_is_of_their_rows():
             before[row["condition"]] = " / ".join(f"{share:.1f}" for share in shares)
     told = f"ended at R@1 {before['k256, 4x steps']} %, and at {before['none, 4x steps']} % without a dictionary"
     assert told in " ".join(text.split())
+
+
+def test_what_is_said_of_the_begun_study_is_of_its_rows():
+    rows = [row for row in read_rows([RESULTS / "dictionary-begun.jsonl"]) if row["stage"] == "pretraining"]
+    seeds = sorted({row["seed"] for row in rows})
+    assert f"seeds {', '.join(map(str, seeds))}, after pre-training" in PAGE.read_text()
+    for condition in ("none", "one level", "two levels", "four levels"):
+        cells = {row["seed"]: row["metrics"] for row in rows if row["condition"] == condition}
+        assert sorted(cells) == seeds
+        names = ("itm", "styles.itm", "mlm_content", "image_to_text_r1")
+        shares = [", ".join(f"{100 * cells[seed][name]:.1f}" for seed in seeds) for name in names]
+        assert f"| {condition} | {' | '.join(shares)} |" in PAGE.read_text()
 
 
 def test_what_is_said_of_the_guard_is_of_its_rows():
