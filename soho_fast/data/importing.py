@@ -22,10 +22,18 @@ from typing import Any
 from soho_fast.common.command_line import Parser, exit_code
 from soho_fast.common.errors import UserError
 from soho_fast.common.extras import from_extra
-from soho_fast.common.files import write_atomically
+from soho_fast.common.files import scratch_beside, write_atomically
+from soho_fast.common.images import one_line
 from soho_fast.common.spelling import did_you_mean
 from soho_fast.data.readers.captions import read_coco_captions
-from soho_fast.data.readers.records import Candidate, ImageTextRecord, ReadReport, check_text, find_captioned
+from soho_fast.data.readers.records import (
+    Candidate,
+    ImageTextRecord,
+    ReadReport,
+    check_text,
+    find_captioned,
+    is_blank,
+)
 
 IMAGE_SUFFIXES = (
     ".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".avif", ".heic", ".heif",
@@ -52,7 +60,8 @@ def images_below(folder: Path) -> list[str]:
 def read_csv(path: Path, folder: Path, file_column: str = "", caption_column: str = "") -> list[Candidate]:
     """Images with captions of a CSV file whose first line names its columns, among them perhaps `split`.
 
-    Rows of one file are one image with several captions. Columns are divided by comma, semicolon, tab or bar.
+    Rows of one file are one image with several captions. Columns are divided by comma, semicolon, tab or bar; case does
+    not count in their names, nor in those of splits.
 
     Args:
         path: The CSV file.
@@ -60,7 +69,8 @@ def read_csv(path: Path, folder: Path, file_column: str = "", caption_column: st
         file_column, caption_column: Names of columns; empty takes one of the usual names.
 
     Raises:
-        FileNotFoundError, ValueError: No such file, it is no UTF-8, lacks a column, or an image is of two splits.
+        FileNotFoundError, ValueError: No such file, it is no UTF-8, lacks a column, a row has more or fewer values
+            than columns or an open quote, or an image is of two splits.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -68,25 +78,39 @@ def read_csv(path: Path, folder: Path, file_column: str = "", caption_column: st
         raise ValueError(f"{path}: not UTF-8 ({error}); save the file as UTF-8") from error
     header = text.partition("\n")[0]
     delimiter = max(_DELIMITERS, key=header.count)
-    rows = csv.DictReader(io.StringIO(text), delimiter=delimiter, skipinitialspace=True)
-    columns = [name.strip() for name in rows.fieldnames or []]
-    rows.fieldnames = columns
-    file_name = _column(columns, file_column, _FILES, path, "--file-column")
-    caption_name = _column(columns, caption_column, _CAPTIONS, path, "--caption-column")
+    rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True)
     found: dict[str, Candidate] = {}
+    begin = 1  # the line where a row begins: what a missing quote swallows ends far below
     try:
-        for row in rows:
-            where = f"{path}: line {rows.line_num}"
-            name, caption, split = (row.get(each) or "" for each in (file_name, caption_name, "split"))
+        columns = [name.strip() for name in next(rows, [])]
+        if not any(columns):
+            raise ValueError(f"{path}: empty; expected a first line that names the columns")
+        file_name = _column(columns, file_column, _FILES, path, "--file-column")
+        caption_name = _column(columns, caption_column, _CAPTIONS, path, "--caption-column")
+        split_name = next((name for name in columns if name.lower() == "split"), "")
+        begin = rows.line_num + 1
+        for values in rows:
+            where, begin = f"{path}: line {begin}", rows.line_num + 1
+            if not values:
+                continue
+            if len(values) != len(columns):
+                raise ValueError(
+                    f"{where}: {len(values)} values; expected {len(columns)}, as in the first line: "
+                    f"a text that holds {delimiter!r} goes in double quotes"
+                )
+            row = dict(zip(columns, values, strict=True))
+            name, caption, split = row[file_name].strip(), row[caption_name], row.get(split_name, "")
+            if any("\n" in text and suffix in text.lower() for text in (name, caption) for suffix in IMAGE_SUFFIXES):
+                raise ValueError(f"{where}: a text of several lines holds other rows; expected a quote at its end")
             check_text(caption, f"{where}: column {caption_name!r}")
-            if not name.strip():
+            if not name:
                 raise ValueError(f"{where}: column {file_name!r} is empty; expected the name of an image")
-            candidate = found.setdefault(name.strip(), Candidate((name.strip(),), [], name.strip(), _split(split)))
+            candidate = found.setdefault(name, Candidate((name,), [], name, _split(split)))
             if candidate.split != _split(split):
                 raise ValueError(f"{where}: image {name} is of split {split!r}, and before of {candidate.split!r}")
             candidate.captions.append(caption)
     except csv.Error as error:
-        raise ValueError(f"{path}: line {rows.line_num}: {error}") from error
+        raise ValueError(f"{path}: line {begin}: {error}") from error
     return list(found.values())
 
 
@@ -99,8 +123,8 @@ def _column(columns: Sequence[str], wanted: str, usual: Sequence[str], where: ob
     return found
 
 
-def _split(name: str | None) -> str:
-    name = (name or "").strip()
+def _split(name: str) -> str:
+    name = name.strip().lower()
     return _SPLITS.get(name, name)
 
 
@@ -123,8 +147,16 @@ def read_text_files(folder: Path) -> list[Candidate]:
     return candidates
 
 
-def read_dataset(path: Path, folder: Path, image_column: str = "", caption_column: str = "") -> list[Candidate]:
-    """Images with captions of Hugging Face `datasets`; the images are written into `folder/images`.
+def read_dataset(
+    path: Path,
+    folder: Path,
+    image_column: str = "",
+    caption_column: str = "",
+    *,
+    overwrite: bool = False,
+    report: ReadReport | None = None,
+) -> list[Candidate]:
+    """Images with captions of Hugging Face `datasets`; the images are written into `folder/images` when all are read.
 
     Args:
         path: What `save_to_disk` wrote, or a .parquet file, or a folder of such, by whose names' beginnings (`train-`,
@@ -132,65 +164,90 @@ def read_dataset(path: Path, folder: Path, image_column: str = "", caption_colum
         folder: Where the images go.
         image_column, caption_column: Names of columns; empty takes one of the usual names. A caption column holds a
             text or a list of texts.
+        overwrite: Replace files of the same names.
+        report: Counts the images that can't be opened.
 
     Raises:
         MissingExtraError: `datasets` is not installed.
-        ValueError: It can't be read, lacks a column, or a column holds something else.
+        ValueError: It can't be read, lacks a column, a column holds something else, an image lies elsewhere, only some
+            .parquet files are of a split, or a file is there already.
     """
     with from_extra("datasets"):
         import datasets
+    from PIL import Image
+
+    report = report or ReadReport()
+    by_split = _parquet_by_split(path)
     try:
-        loaded = _load_dataset(datasets, path)
+        loaded = (
+            {split: datasets.Dataset.from_parquet(files) for split, files in by_split.items()}
+            or datasets.load_from_disk(str(path))
+        )  # fmt: skip
     except Exception as error:  # of any kind: arrow's own, pickle's, OSError
         raise ValueError(f"{path}: datasets can't read it ({' '.join(str(error).split())[:200]})") from error
     parts = loaded if isinstance(loaded, dict) else {"": loaded}
-    (folder / "images").mkdir(parents=True, exist_ok=True)
     candidates = []
-    for split, part in parts.items():
-        where = f"{path}, split {split}" if split else str(path)
-        images = _column(part.column_names, image_column, ("image", "img", "jpg", "png"), where, "--image-column")
-        captions = _column(part.column_names, caption_column, _CAPTIONS, where, "--caption-column")
-        if not isinstance(part.features[images], datasets.Image):
-            raise ValueError(f"{where}: column {images!r} is {part.features[images]}; expected images")
-        rows = (row for batch in part.with_format("arrow").iter(batch_size=100) for row in batch.to_pylist())
-        for number, row in enumerate(rows):  # images as they are stored
-            texts = [row[captions]] if isinstance(row[captions], str) else list(row[captions] or ())
-            if not all(isinstance(text, str) for text in texts):
-                raise ValueError(f"{where}, row {number}: column {captions!r} holds {row[captions]!r:.60}, no texts")
-            name = _write_image(row[images], folder, f"{split or 'image'}-{number:07d}", f"{where}, row {number}")
-            candidates.append(Candidate((name,), texts, name, _split(split)))
+    with scratch_beside(folder / "images") as scratch:
+        scratch.mkdir()
+        for split, part in parts.items():
+            where = f"{path}, split {split}" if split else str(path)
+            images = _column(part.column_names, image_column, ("image", "img", "jpg", "png"), where, "--image-column")
+            captions = _column(part.column_names, caption_column, _CAPTIONS, where, "--caption-column")
+            if not isinstance(part.features[images], datasets.Image):
+                raise ValueError(f"{where}: column {images!r} is {part.features[images]}; expected images")
+            rows = (row for batch in part.with_format("arrow").iter(batch_size=100) for row in batch.to_pylist())
+            for number, row in enumerate(rows):  # images as they are stored
+                texts = row[captions] if isinstance(row[captions], list) else [row[captions] or ""]
+                if not all(isinstance(text, str) for text in texts):
+                    raise ValueError(
+                        f"{where}, row {number}: column {captions!r} holds {row[captions]!r:.60}, no texts"
+                    )
+                name = f"{split or 'image'}-{number:07d}"
+                content = _image_content(row[images] or {}, path, f"{where}, row {number}")
+                if content and not all(map(is_blank, texts)):  # the others have no file, and are counted so
+                    try:
+                        with Image.open(io.BytesIO(content)) as opened:
+                            name += _SUFFIX.get(opened.format or "", ".img")
+                    except (OSError, ValueError, Image.DecompressionBombError) as error:
+                        report.num_broken += 1
+                        report.first_broken = report.first_broken or f"{where}, row {number}: {one_line(error)}"
+                        continue
+                    (scratch / name).write_bytes(content)
+                candidates.append(Candidate((f"images/{name}",), texts, name, _split(split)))
+        written = sorted(each.name for each in scratch.iterdir())
+        if there := [name for name in written if (folder / "images" / name).exists() and not overwrite]:
+            raise UserError(f"folder: {folder / 'images' / there[0]} is there; give --overwrite to replace it")
+        (folder / "images").mkdir(exist_ok=True)
+        for name in written:
+            (scratch / name).replace(folder / "images" / name)
     return candidates
 
 
-def _load_dataset(datasets: Any, path: Path) -> Any:
-    if path.is_dir() and not any(path.glob("*.parquet")):
-        return datasets.load_from_disk(str(path))
-    files = [path] if path.is_file() else sorted(path.glob("*.parquet"))
+def _parquet_by_split(path: Path) -> dict[str, list[str]]:
+    """The .parquet files at a path by the split that their names begin with, "" where none does."""
     by_split: dict[str, list[str]] = {}
-    for file in files:
+    for file in [path] if path.is_file() else sorted(path.glob("*.parquet")):
         split = file.stem.split("-")[0]
         by_split.setdefault(split if split in ("train", "val", "test", *_SPLITS) else "", []).append(str(file))
-    parts = {split: datasets.Dataset.from_parquet(each) for split, each in by_split.items()}
-    return parts if "" not in parts else datasets.concatenate_datasets(list(parts.values()))
+    if len(by_split) > 1 and "" in by_split:
+        raise ValueError(
+            f"{by_split[''][0]}: of no split, unlike others beside it; expected train-, validation- or test- at the "
+            "beginning of its name"
+        )
+    return by_split
 
 
-def _write_image(image: Mapping[str, Any] | None, folder: Path, name: str, where: str) -> str:
-    """The name of the file that was written, relative to the folder."""
-    from PIL import Image
-
-    content = (image or {}).get("bytes")
-    if content is None and (image or {}).get("path"):
-        content = Path(str((image or {})["path"])).read_bytes()
-    if not content:
-        raise ValueError(f"{where}: there is no image in it")
-    try:
-        with Image.open(io.BytesIO(content)) as opened:
-            suffix = _SUFFIX.get(opened.format or "", ".img")
-    except OSError:  # `soho check` tells which can't be decoded
-        suffix = ".img"
-    file = f"images/{name}{suffix}"
-    (folder / file).write_bytes(content)
-    return file
+def _image_content(image: Mapping[str, Any], source: Path, where: str) -> bytes | None:
+    """What a row has for its image, or the file below `source` that it names; None where there is none."""
+    if image.get("bytes") or not image.get("path"):
+        return image.get("bytes")
+    folder = (source if source.is_dir() else source.parent).resolve()
+    file = (folder / image["path"]).resolve()
+    if not file.is_relative_to(folder):
+        raise ValueError(
+            f"{where}: its image {image['path']} leads out of {folder}; expected its bytes, or a path below"
+        )
+    return file.read_bytes() if file.is_file() else None
 
 
 def lines_of(records: Iterable[ImageTextRecord], splits: Mapping[str, str]) -> Iterator[str]:
@@ -245,7 +302,7 @@ def _parser() -> Parser:
             names = "--file-column" if form == "csv" else "--image-column"
             sub.add_argument(names, default="", dest="image_column", help="name of the column with the images")
             sub.add_argument("--caption-column", default="", help="name of the column with the captions")
-        sub.add_argument("--overwrite", action="store_true", help="replace an images.jsonl that is there")
+        sub.add_argument("--overwrite", action="store_true", help="replace an images.jsonl that is there, and images")
     return parser
 
 
@@ -264,9 +321,11 @@ def _run(arguments: list[str]) -> int:
             return read_coco_captions(source, folder, missing_images="skip", report=report), {}
         if options.form == "text":
             candidates = read_text_files(folder)
+        elif options.form == "csv":
+            candidates = read_csv(source, folder, options.image_column, options.caption_column)
         else:
-            reader = read_csv if options.form == "csv" else read_dataset
-            candidates = reader(source, folder, options.image_column, options.caption_column)
+            columns = options.image_column, options.caption_column
+            candidates = read_dataset(source, folder, *columns, overwrite=options.overwrite, report=report)
         report.source = source.stem
         return (
             find_captioned(candidates, folder, source, None, "skip", report),

@@ -69,6 +69,32 @@ def test_what_a_csv_lacks_is_named(folder, capsys):
     assert captions(folder) == {"a.jpg": ("a dog",)}, "what was there stays"
 
 
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ("a.jpg,a dog, that sleeps", "line 2: 3 values; expected 2, as in the first line: a text that holds ','"),
+        ("a.jpg", "line 2: 1 values; expected 2"),
+        ('a.jpg,a dog\n\na.jpg,"a cat\ndeep/b.png,two cats\n', "line 4: unexpected end of data"),
+        ('a.jpg,"a cat\ndeep/b.png,"two cats"\n', "line 2: ',' expected after"),
+        ('a.jpg,"a cat\ndeep/b.png,two cats"\n', "line 2: a text of several lines holds other rows"),
+        (f"a.jpg,{'a' * 200_000}", "line 2: field larger than field limit"),
+        (None, "captions.csv: empty; expected a first line that names the columns"),
+    ],
+)
+def test_captions_that_would_be_cut_or_merged_are_refused(folder, capsys, rows, words):
+    (folder / "captions.csv").write_text("" if rows is None else f"image,caption\n{rows}\n")
+    assert words in run(capsys, "csv", folder / "captions.csv", folder, code=2)
+    assert not (folder / "images.jsonl").exists()
+
+
+def test_case_does_not_count_in_splits(folder, capsys):
+    text = 'Image,Caption,Split\na.jpg,"a dog\nthat sleeps",Train\na.jpg,a cat,train\ndeep/b.png,two,VAL\n'
+    (folder / "captions.csv").write_text(text)
+    run(capsys, "csv", folder / "captions.csv", folder)
+    assert [line["split"] for line in lines(folder)] == ["train", "val"]
+    assert lines(folder)[0]["captions"] == ["a dog\nthat sleeps", "a cat"]
+
+
 def test_text_files_lie_beside_their_images(folder, capsys):
     (folder / "a.txt").write_text("a dog\n\n a beach\n")
     said = run(capsys, "text", folder)
@@ -92,8 +118,7 @@ def test_hugging_face_datasets(folder, tmp_path, capsys, form):
     datasets = pytest.importorskip("datasets")
     rows = {"image": [str(folder / "a.jpg"), str(folder / "deep/b.png")], "caption": [["a dog", "a beach"], ["a cat"]]}
     made = datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image())
-    source, output = tmp_path / "set", tmp_path / "my_images"
-    source.mkdir()
+    source, output = tmp_path / "set" if form in ("disk", "splits") else folder, tmp_path / "my_images"
     if form == "disk":
         made.save_to_disk(source)
     elif form == "splits":
@@ -111,6 +136,69 @@ def test_hugging_face_datasets(folder, tmp_path, capsys, form):
     assert (output / found[0]["file"]).read_bytes() == (folder / "a.jpg").read_bytes()
     with Image.open(output / found[1]["file"]) as image:
         assert image.size == (48, 40)
+
+
+@pytest.fixture
+def parquet(folder, tmp_path):
+    """Writes rows of image and caption, the images as they are given, into a .parquet file."""
+    arrow = pytest.importorskip("pyarrow")
+    pytest.importorskip("datasets").disable_progress_bars()
+    from pyarrow.parquet import write_table
+
+    hugging_face = {
+        "info": {"features": {"image": {"_type": "Image"}, "caption": {"dtype": "string", "_type": "Value"}}}
+    }
+    kind = arrow.struct([("bytes", arrow.binary()), ("path", arrow.string())])
+
+    def write(name, images, captions):
+        (tmp_path / "set").mkdir(exist_ok=True)
+        table = arrow.table({"image": arrow.array(images, kind), "caption": captions})
+        write_table(table.replace_schema_metadata({"huggingface": json.dumps(hugging_face)}), tmp_path / "set" / name)
+        return tmp_path / "set"
+
+    return write
+
+
+@pytest.mark.rest
+def test_images_of_datasets_that_are_none_are_counted(folder, tmp_path, parquet, capsys):
+    good = {"bytes": (folder / "a.jpg").read_bytes()}
+    broken, gone, empty = {"bytes": b"no image"}, {"path": "gone.jpg"}, {"bytes": None}
+    beside = {"path": "beside.jpg"}
+    source = parquet("all.parquet", [None, gone, empty, broken, good, beside, good], [*"abcdef", None])
+    (source / "beside.jpg").write_bytes((folder / "a.jpg").read_bytes())
+    said = run(capsys, "datasets", source, tmp_path / "mine")
+    assert "3 images left out: no file" in said and "1 images left out: no caption" in said
+    assert "1 samples left out: broken, as " in said and "row 3: " in said
+    assert captions(tmp_path / "mine") == {"images/image-0000004.jpg": ("e",), "images/image-0000005.jpg": ("f",)}
+
+
+@pytest.mark.rest
+def test_a_dataset_takes_no_file_from_elsewhere(folder, tmp_path, parquet, capsys):
+    good = {"bytes": (folder / "a.jpg").read_bytes()}
+    source = parquet("all.parquet", [good, {"path": str(folder / "a.jpg")}], ["a dog", "a secret"])
+    said = run(capsys, "datasets", source, tmp_path / "mine", code=2)
+    assert f"row 1: its image {folder / 'a.jpg'} leads out of {source}" in said
+    assert not [each for each in (tmp_path / "mine").rglob("*") if each.is_file()], "nothing is written by halves"
+
+
+@pytest.mark.rest
+def test_images_that_are_there_stay(folder, tmp_path, parquet, capsys):
+    source = parquet("all.parquet", [{"bytes": (folder / "a.jpg").read_bytes()}], ["a dog"])
+    mine = tmp_path / "mine" / "images" / "image-0000000.jpg"
+    mine.parent.mkdir(parents=True)
+    mine.write_bytes(b"mine")
+    said = run(capsys, "datasets", source, tmp_path / "mine", code=2)
+    assert f"{mine} is there; give --overwrite to replace it" in said and mine.read_bytes() == b"mine"
+    run(capsys, "datasets", source, tmp_path / "mine", "--overwrite")
+    assert mine.read_bytes() == (folder / "a.jpg").read_bytes()
+
+
+@pytest.mark.rest
+def test_parquet_files_of_which_some_have_a_split_are_refused(folder, tmp_path, parquet, capsys):
+    for name in ("train-0.parquet", "more.parquet"):
+        source = parquet(name, [{"bytes": (folder / "a.jpg").read_bytes()}], ["a dog"])
+    said = run(capsys, "datasets", source, tmp_path / "mine", code=2)
+    assert f"{source / 'more.parquet'}: of no split, unlike others beside it" in said
 
 
 def test_datasets_that_is_not_installed_is_named(folder, capsys, monkeypatch):
