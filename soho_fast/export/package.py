@@ -6,6 +6,7 @@ import io
 import json
 import os
 import platform
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +27,8 @@ from soho_fast.common.versions import gone_on, program, read_run_of
 from soho_fast.export.graphs import EncodeImages, ReadTexts
 
 _STRIDE = 32
+# How a model card loads a model.
+_SNIPPET = re.compile(r"```python\nfrom soho_fast\.model import .*?```", re.DOTALL)
 # The most images, texts, and visual tokens of an image that a call may have.
 _MOST_ROWS, _MOST_TOKENS = 1 << 16, 1 << 14
 
@@ -62,7 +65,9 @@ def export_model(folder: str | os.PathLike[str], output: Path, say: Callable[[st
         write_checksums(scratch)
         card = Path(model_folder(folder)) / "README.md"
         if card.is_file():
-            shutil.copyfile(card, scratch / card.name)
+            usage = f"python run.py {' '.join(f'{name}.ppm' for name in about['images'])} TOKEN ..."
+            text = _SNIPPET.sub(lambda _: f"```bash\n{usage}\n```", card.read_text(encoding="utf-8"))
+            (scratch / card.name).write_text(text, encoding="utf-8")
         os.replace(scratch, output)
     say(f"{output}: encode.pt2, read.pt2, about.json, tokenizer.json, run.py, {SUMS}")
 

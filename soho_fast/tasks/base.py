@@ -61,7 +61,7 @@ class BaseTask(ABC):
     """Those that read training data together."""
 
     _last_metrics: Mapping[str, float] = MappingProxyType({})
-    """Those of the last full evaluation, for the model card."""
+    """Those of the last full evaluation, until the next step; for the model card."""
 
     def __init__(self, data: Any, seed: int = 0, model: Any = None, *, say: Callable[[str], None] = print) -> None:
         self.data, self.seed, self._say = data, seed, say
@@ -274,8 +274,10 @@ class BaseTask(ABC):
         features_BChw, mask_Bhw = pad_features(features)
         return {"backbone_features": features_BChw, "backbone_mask": mask_Bhw}
 
-    def before_step(self, model: Any, epoch: float) -> None:  # noqa: B027  # most tasks change nothing
-        """Called before each optimiser step with the epochs behind it."""
+    def before_step(self, model: Any, epoch: float) -> None:
+        """Called before each optimiser step with the epochs behind it; what was measured before is not of the model
+        that it makes."""
+        self._last_metrics = MappingProxyType({})
 
     def figures(self, model: Any) -> Mapping[str, torch.Tensor]:
         """The forward's own are logged."""

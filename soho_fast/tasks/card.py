@@ -68,6 +68,8 @@ def model_card(task: Any, model: Any, metrics: Mapping[str, float]) -> str:
     data = [f"- {name}: {_short(_file(each))}, format {getattr(each, 'format', task.name)}" for name, each in sets]
     licences = dict.fromkeys(line for folder in images for line in _licences(Path(folder)))
     base = [f"- {name}: {_short(getattr(task.model, name))}" for name in _BASE if getattr(task.model, name, None)]
+    if getattr(task.model, "pretrained", None):
+        base = base[:1]
     codes = f"{config.num_codes:,} codes" if config.use_dictionary else "no visual dictionary"
     return _TEXT.format(
         kind=kind,
@@ -82,6 +84,7 @@ def model_card(task: Any, model: Any, metrics: Mapping[str, float]) -> str:
     )
 
 
+# The first one replaces the others.
 _BASE = ("pretrained", "text_encoder", "backbone")
 
 

@@ -18,7 +18,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
@@ -76,15 +76,21 @@ def check(folder: Path, recipe: Recipe, say: Callable[[str], None] = print) -> i
         folder: The images and `images.jsonl`.
         recipe: Of pre-training, its data in that folder.
         say: Called with each line.
+
+    Raises:
+        UserError: the recipe has no sources.
     """
     findings = Findings(say)
+    if not recipe.data.sources:
+        raise UserError("data.sources: empty; expected at least one")
     annotations = Path(recipe.data.sources[0].annotations)
     if not annotations.is_file():
         findings.error(f"{annotations} does not exist; write it (docs/own_data.md), or see soho import --help")
         return findings.num_errors
     sets = {name: _read(findings, getattr(recipe.data, name)) for name in ("sources", "heldout")}
-    _check_unnamed(findings, folder, annotations)
     training, held_out = sets.values()
+    if training and (held_out or not recipe.data.heldout):  # Otherwise it has been told what can't be read.
+        _check_unnamed(findings, folder, [*training, *held_out])
     if training or held_out:
         _check_images(findings, training, held_out, recipe.data.shorter_edge)
         _check_texts(findings, [text for each in (*training, *held_out) for text in each.captions], recipe, annotations)
@@ -124,17 +130,12 @@ def _read(findings: Findings, sources: Sequence[Any]) -> list[ImageTextRecord]:
     return records
 
 
-def _check_unnamed(findings: Findings, folder: Path, annotations: Path) -> None:
+def _check_unnamed(findings: Findings, folder: Path, records: Sequence[ImageTextRecord]) -> None:
     from soho_fast.data.importing import images_below
-    from soho_fast.data.readers.records import load_json_lines
 
-    try:
-        lines = load_json_lines(annotations, "one JSON object a line")
-    except ValueError:  # which has been told
-        return
-    named = {str(PurePosixPath(str(line.get("file")))) for _, line in lines}
-    if unnamed := [name for name in images_below(folder) if not {name, str((folder / name).resolve())} & named]:
-        findings.warning(f"{len(unnamed):,} images of {folder} have no line in {annotations}: {_some(unnamed)}")
+    named = {Path(str(record.image)).resolve() for record in records}
+    if unnamed := [name for name in images_below(folder) if (folder / name).resolve() not in named]:
+        findings.warning(f"{len(unnamed):,} images of {folder} are neither trained on nor held out: {_some(unnamed)}")
 
 
 def _check_images(
@@ -181,7 +182,7 @@ def _check_texts(findings: Findings, texts: Sequence[str], recipe: Recipe, annot
     from soho_fast.data.tokenizer import words_of
 
     name = recipe.data.tokenizer
-    if not Path(name).exists() and Path(name).parent.exists():
+    if "/" in name and not Path(name).exists() and Path(name).parent.exists():
         findings.error(f"there is no tokenizer {name}; make one: soho tokenizer {annotations} {name}")
         return
     try:

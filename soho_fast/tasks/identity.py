@@ -20,7 +20,7 @@ NOT_COMPARED = {
     "data.image_batch": "how much is evaluated at a time",
     "data.text_batch": "how much is evaluated at a time",
     "data.pair_batch": "how much is evaluated at a time",
-    "model.pretrained": "its weights are compared",
+    "model.pretrained": "its weights, and words other than the tokenizer's, are compared",
     "model.text_encoder": "its weights are compared",
     "model.backbone": "its weights are compared",
 }

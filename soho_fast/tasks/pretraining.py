@@ -24,7 +24,7 @@ from soho_fast.data.text import PackedTexts, TextLists, load_tokenizer
 from soho_fast.model import SohoConfig, SohoForPreTraining
 from soho_fast.model.feature_watch import STEPS_UNTIL_LOST
 from soho_fast.tasks.base import BaseTask
-from soho_fast.tasks.contents import records_identity, sets_identity
+from soho_fast.tasks.contents import records_identity, sets_identity, words_identity
 from soho_fast.tasks.evaluation.pretraining import evaluate_pretraining, format_table, nothing_learnt
 from soho_fast.tasks.evaluation.sharing import Sharing
 from soho_fast.tasks.settings import (
@@ -236,8 +236,13 @@ class PretrainingTask(BaseTask):
         """Contents of the data and of the starting weights; the model's configuration with all its fields."""
         config = self.model_config
         self.training_data()
+        contents = super().contents()
+        if self.model.pretrained:
+            words = words_identity(load_tokenizer(self.model.pretrained))
+            if words != contents["data.tokenizer"]:  # Then they decide which rows are taken.
+                contents["model.pretrained"] += f", {words}"
         return {
-            **super().contents(),
+            **contents,
             "training data": self._records.identity,
             "held-out data": records_identity(self.heldout_records),
             **{f"model.config.{name}": getattr(config, name) for name in SohoConfig.__annotations__},
@@ -272,6 +277,7 @@ class PretrainingTask(BaseTask):
 
     def before_step(self, model: SohoForPreTraining, epoch: float) -> None:
         """The first `bag_of_words_epochs` train the visual encoder alone, by the bag-of-words loss."""
+        super().before_step(model, epoch)
         model.bag_of_words_only = bool(self.phase(epoch))
 
     def figures(self, model: SohoForPreTraining) -> Mapping[str, torch.Tensor]:

@@ -23,6 +23,7 @@ from soho_fast.ask.pipeline import load_model
 from soho_fast.common.versions import program, write_run_of
 from soho_fast.export.__main__ import main as export_main
 from soho_fast.export.graphs import EncodeImages, PlainLookup, ReadTexts
+from soho_fast.tasks.card import _TEXT
 
 TEXTS = ["a red", "there is a man and a woman .", "blue", "the man"]
 # Runs run.py's `Model` on saved calls, where nothing but torch can be imported of what could help it.
@@ -151,12 +152,17 @@ def test_the_example_prints_the_answer(answers, soho_of):
     assert codes.split()[1:] == [str(code) for code in found[0][3].flatten().tolist()]
 
 
+_SNIPPET = re.search("```python.*?```", _TEXT.replace("{kind}", "SohoForPreTraining"), re.DOTALL)[0]
+
+
 def test_the_model_card_goes_with_it(folder_of, tmp_path, monkeypatch):
     monkeypatch.setattr("soho_fast.export.package._compile", lambda stage, inputs, path: path.write_bytes(b"compiled"))
     shutil.copytree(folder_of("compare"), tmp_path / "model")
-    (tmp_path / "model" / "README.md").write_text("# A card")
+    (tmp_path / "model" / "README.md").write_text(f"# A card\n\n{_SNIPPET}\n\n## Base\n")
     assert export_main([str(tmp_path / "model"), str(tmp_path / "exported")]) == 0
-    assert (tmp_path / "exported" / "README.md").read_text() == "# A card"
+    assert (tmp_path / "exported" / "README.md").read_text() == (
+        "# A card\n\n```bash\npython run.py left.ppm right.ppm TOKEN ...\n```\n\n## Base\n"
+    )
     assert "README.md" not in (tmp_path / "exported" / "SHA256SUMS").read_text(), "it may be completed"
 
 

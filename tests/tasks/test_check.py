@@ -4,9 +4,11 @@ import json
 import shutil
 
 import pytest
+import yaml
 from tiny_corpus import COLOURS, draw, write_tokenizer
 
 from soho_fast.tasks.check import main
+from soho_fast.tasks.recipe import RECIPES
 
 
 @pytest.fixture
@@ -69,7 +71,7 @@ def test_all_that_must_be_mended_is_told_at_once(folder, capsys):
         folder / "tokenizer"
     )
     warned = "\n".join(starting(said, "warning: "))
-    assert f"1 images of {folder} have no line in {folder}/images.jsonl: more.png" in warned
+    assert f"1 images of {folder} are neither trained on nor held out: more.png" in warned
     assert "1 images come several times: " in warned and f"{folder}/black.jpg = {folder}/grey.jpg" in warned
     assert said[-1] == f"{folder}: 4 to mend before training" and not starting(said, "training: ")
 
@@ -107,3 +109,40 @@ def test_a_folder_without_lines_and_none_at_all(folder, capsys):
     assert main([str(folder / "nowhere")]) == 2
     assert "nowhere: there is no such folder" in capsys.readouterr().err
     assert main([str(folder), "--recipe", "mini"]) == 2
+
+
+@pytest.fixture
+def recipe_with(tmp_path_factory):
+    """Writes a copy of recipe own with other fields of `data`."""
+
+    def write(**data):
+        recipe = yaml.safe_load((RECIPES / "own.yaml").read_text())
+        recipe["data"] |= data
+        path = tmp_path_factory.mktemp("recipe") / "mine.yaml"
+        path.write_text(yaml.safe_dump(recipe))
+        return str(path), recipe["data"]
+
+    return write
+
+
+def test_a_tokenizer_of_the_hub_is_not_called_missing(folder, capsys, recipe_with):
+    recipe, _ = recipe_with(tokenizer="no-such-tokenizer")
+    assert starting(run(folder, capsys, code=1, recipe=recipe), "error: ")[0].startswith("tokenizer: no-such-tokenizer")
+
+
+def test_a_recipe_without_sources_is_refused(folder, capsys, recipe_with):
+    assert main([str(folder), "--recipe", recipe_with(sources=[])[0]]) == 2
+    assert "data.sources: empty; expected at least one" in capsys.readouterr().err
+
+
+def test_images_of_every_source_are_named(folder, capsys, recipe_with):
+    draw(folder / "more.png", "red")
+    draw(folder / "unnamed.png", "blue")
+    (folder / "coco.json").write_text(json.dumps({
+        "images": [{"id": 9, "file_name": "more.png"}], "annotations": [{"image_id": 9, "caption": "there is a red"}],
+    }))  # fmt: skip
+    first = recipe_with()[1]["sources"][0]
+    more = {"annotations": "{images}/coco.json", "images": ["{images}"], "format": "coco_captions"}
+    for sources in ([first, more], [more, first]):
+        said = "\n".join(run(folder, capsys, recipe=recipe_with(sources=sources)[0]))
+        assert f"1 images of {folder} are neither trained on nor held out: unnamed.png" in said

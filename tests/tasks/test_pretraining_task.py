@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoModelForPreTraining, AutoProcessor
 from soho_fast.common.checksums import altered_files
 from soho_fast.data.processor import SohoProcessor
 from soho_fast.model import SohoConfig, SohoForPreTraining
+from soho_fast.tasks.card import model_card
 from soho_fast.tasks.evaluation.sharing import Sharing
 from soho_fast.tasks.pretraining import PretrainingTask
 from soho_fast.tasks.settings import CaptionSource, PretrainingData, PretrainingModel
@@ -222,6 +223,11 @@ def test_words_of_a_pre_trained_model_are_found_by_their_spelling(data, tmp_path
     again = PretrainingTask(
         data, 3, PretrainingModel(config=config, pretrained=str(tmp_path / "model")), say=said.append
     )
+    identity = again.contents()["model.pretrained"]
+    content["model"]["vocab"] = {**there, one: there[two], two: there[one]}
+    words.write_text(json.dumps(content))
+    assert again.contents()["model.pretrained"] != identity, "rows are taken by its words"
+    words.write_text(json.dumps({**content, "model": {**content["model"], "vocab": there}}))
     taken, here = again.build_model().state_dict(), again.tokenizer.get_vocab()
     assert f"knows {len(here) - 1} of the {len(here)} tokens here" in said[-2]
     for name in ("soho.text_embeddings.word_embeddings.weight", "mlm_head.decoder.bias"):
@@ -273,6 +279,11 @@ def test_an_exported_model_has_a_card(data, tmp_path):
     assert str(tmp_path) not in card, "no path of this machine"
     for name, value, baseline in task.table(metrics).rows:
         assert f"| {name} | {value} | {baseline} |" in card
+    task.before_step(model, 1.0)
+    task.export(model, model.state_dict(), tmp_path / "later")
+    assert "Not measured." in (tmp_path / "later" / "README.md").read_text(), "those were another step's"
+    task.model.pretrained, task.model.backbone = str(tmp_path / "model"), "imagenet"
+    assert f"## Base\n\n- pretrained: {tmp_path.name}/model\n\n" in model_card(task, model, {})
     snippet = re.search("```python\n(.*?)```", card, re.DOTALL)[1]
     exec(snippet.replace("FOLDER_OR_NAME", str(tmp_path / "model")), found := {})
     assert type(found["model"]) is SohoForPreTraining
