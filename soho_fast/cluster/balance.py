@@ -11,14 +11,15 @@ from soho_fast.cluster.lloyd import Fitted, means
 from soho_fast.cluster.rows import Rows
 from soho_fast.cluster.statistics import exact_sum, totals_of
 
-_RAISE = 0.2  # of a price at least, in units of the mean squared distance to the second nearest centre
+_RAISE = 0.2  # of a price at least, in units of the median squared distance to the second nearest centre
+_GROWTH = 1.02  # of the raise, each round: far rows outbid full clusters in hundreds of rounds, not in millions
 _TOGETHER = 1 << 14  # rows
 _LEAST_GAIN = 1e-3  # of the inertia, for another step
 
 
 def bounded_labels(features_NC: Tensor, centers_KC: Tensor, most: int) -> Tensor:
     """int64 (N,): each row to a centre, no centre with more than `most` rows, K * most >= N. The inertia is the least
-    possible but for `_RAISE` a row.
+    possible but for what a row's last bid was raised by: `_RAISE`, which grows by `_GROWTH` a round.
 
     An auction (Bertsekas, 1992). A full cluster has a price; rows without a cluster take the one of lowest squared
     distance plus price, and bid what the second best would cost them more. A cluster with too many keeps the highest
@@ -35,7 +36,8 @@ def bounded_labels(features_NC: Tensor, centers_KC: Tensor, most: int) -> Tensor
     while len(free_F):
         codes = torch.cat([centers_KC, price_K.sqrt().float()[:, None]], 1)
         best_F2, cost_F2 = ops.codebook_lookup(features[free_F], codes, topk=2, return_distance=True)
-        raised = raised or _RAISE * float(cost_F2[:, 1].double().mean()) or 1.0
+        second_F = cost_F2[:, 1].double()
+        raised = raised * _GROWTH or _RAISE * float(second_F.median()) or float(second_F.mean()) or 1.0
         taken_F = best_F2[:, 0]
         label_N[free_F] = taken_F
         bid_N[free_F] = price_K[taken_F] + cost_F2.double().diff(dim=1)[:, 0] + raised

@@ -1,6 +1,6 @@
 """What scikit-learn asks of any estimator, without scikit-learn: parameters, tags, the state of being fitted."""
 
-import importlib
+import importlib.util
 import inspect
 import sys
 from typing import Any, Self
@@ -47,10 +47,12 @@ class Estimator:
         changes nothing. Without a call of this it is what `sklearn.set_config` says.
 
         Raises:
-            ValueError: anything else.
+            ValueError: anything else. ImportError: that library is not installed.
         """
         if transform not in (None, *CONTAINERS):
             raise ValueError(f"transform: expected {', '.join(CONTAINERS)} or None, got {transform!r}")
+        if transform not in (None, "default") and importlib.util.find_spec(transform) is None:
+            raise ImportError(f"transform: expected an installed library, but {transform} is not there")
         self._container = transform or self._container
         return self
 

@@ -10,7 +10,7 @@ import operator
 import random
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from numbers import Real
 from typing import TYPE_CHECKING, Any, Self, overload
 
@@ -155,9 +155,9 @@ class KMeans(Clusterer):
             answered alike: pruned lookups, see `ops.codebook_lookup`.
         metric: "euclidean"; or "cosine", spherical k-means (Dhillon and Modha, 2001): rows are scaled to length 1, a
             centre is the direction of their mean, and distances are those of unit vectors, squared 2 - 2 cos.
-        balance: None, or a number from 1 on: in `labels_` no cluster has more than ceil(balance * N / K) rows. After
-            Lloyd's steps come steps whose labels have nearly the least inertia within that bound. `predict` gives the
-            nearest centre, whatever its size. For rows in memory of one process, without weights.
+        balance: None, or a finite number from 1 on: in `labels_` no cluster has more than ceil(balance * N / K) rows.
+            After Lloyd's steps come steps whose labels have nearly the least inertia within that bound. `predict` gives
+            the nearest centre, whatever its size. For rows in memory of one process, without weights.
         distributed: False: this process fits alone, whatever torch.distributed says.
 
     Attributes:
@@ -209,8 +209,7 @@ class KMeans(Clusterer):
         """
         processes = Processes(self.distributed)
         seed = shared_seed(self.random_state, processes)
-        rows, given = processes.agree(lambda: self._checked(X, sample_weight, seed))
-        given = centre_alike(rows, processes, processes.gather(given)[0] if callable(self.init) else given)
+        rows, given = self._centred(processes, lambda: self._checked(X, sample_weight, seed))
         check_alike(self, rows, processes, given)
         fitted = best_start(self, rows, processes, seed, given)
         self._keep(fitted.centers, fitted.labels, rows)
@@ -274,6 +273,13 @@ class KMeans(Clusterer):
         seeds = [random.Random(f"{seed} {start}").getrandbits(32) for start in range(starts)]
         return rows, [self._given(self.init(X, self.n_clusters, random_state=one), rows) for one in seeds]
 
+    def _centred(
+        self, processes: Processes, make: Callable[[], tuple[Rows, list[Tensor] | None]]
+    ) -> tuple[Rows, list[Tensor] | None]:
+        """What `_checked` gives, without the offset; of centres that a function gives, the first process's hold."""
+        rows, given = processes.agree(make)
+        return rows, centre_alike(rows, processes, processes.gather(given)[0] if callable(self.init) else given)
+
     def _given(self, centers: Any, rows: Rows) -> Tensor:
         centers_KC = as_rows("init", centers)[0]
         if tuple(centers_KC.shape) != (self.n_clusters, rows.num_channels):
@@ -293,8 +299,10 @@ def check_parameters(model: Any) -> None:
     if isinstance(model.tol, bool) or not isinstance(model.tol, Real) or not float(model.tol) >= 0:
         raise ValueError(f"tol: expected a number of at least 0, got {model.tol!r}")
     balance = model.balance
-    if balance is not None and (isinstance(balance, bool) or not isinstance(balance, Real) or not float(balance) >= 1):
-        raise ValueError(f"balance: expected None or a number of at least 1, got {balance!r}")
+    if balance is not None and (
+        isinstance(balance, bool) or not isinstance(balance, Real) or not 1 <= float(balance) < math.inf
+    ):
+        raise ValueError(f"balance: expected None or a finite number of at least 1, got {balance!r}")
     if isinstance(model.init, str) and model.init not in INITS:
         raise ValueError(f"init: expected {', '.join(INITS)} or the centres, got {model.init!r}")
 

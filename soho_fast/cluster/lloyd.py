@@ -155,16 +155,16 @@ def fit_centers(
         )
         if not num_repaired and (num_changed == 0 or shift <= tolerance):
             break
-    labels, inertia, members = final_pass(rows, centers_KC, label_N, processes)
-    return Fitted(centers_KC, labels, inertia, number, int((members > 0).sum()))
+    labels, inertia, total = final_pass(rows, centers_KC, label_N, processes)
+    return Fitted(centers_KC, labels, inertia, number, int((as_totals(total).members > 0).sum()))
 
 
 def final_pass(
     rows: Rows, centers_KC: Tensor, warm_start_N: Tensor | None, processes: Processes
 ) -> tuple[Tensor, float, Tensor]:
-    """Labels (N,) for these centres, the inertia of all processes, and the number of rows (K,) of each cluster."""
+    """Labels (N,) for these centres, the inertia of all processes, and their totals (K, C + 2)."""
     found, inertia = [torch.zeros(0, dtype=torch.int64, device=rows.device)], []
-    members_K = torch.zeros(len(centers_KC), dtype=torch.int64, device=rows.device)
+    total = centers_KC.new_zeros(len(centers_KC), rows.num_channels + 2, dtype=torch.float64)
     prepared = ops.prepare_codebook(centers_KC)
     for batch in rows.batches():
         warm_start_M = None if warm_start_N is None else warm_start_N[batch.first : batch.first + len(batch.features)]
@@ -172,7 +172,7 @@ def final_pass(
             batch.features, prepared, return_distance=True, warm_start=warm_start_M
         )
         found.append(label_M)
-        members_K += torch.bincount(label_M, minlength=len(centers_KC))
+        total += totals_of(batch.features, label_M, batch.weight, len(centers_KC))
         inertia.append(exact_sum(weighted(squared_M, batch.weight)))
     every = [part for rank in processes.gather(inertia) for part in rank]
-    return torch.cat(found), math.fsum(every), processes.sum(members_K)
+    return torch.cat(found), math.fsum(every), processes.sum(total)

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from soho_fast import ops
-from soho_fast.cluster.kmeans import KMeans, centre_alike, check_alike, check_count, shared_seed, tell
+from soho_fast.cluster.kmeans import KMeans, check_alike, check_count, shared_seed, tell
 from soho_fast.cluster.lloyd import final_pass, means
 from soho_fast.cluster.processes import Processes
 from soho_fast.cluster.rows import MemoryRows, Rows
 from soho_fast.cluster.seeding import Seeding, uniform
-from soho_fast.cluster.statistics import totals_of, weighted
+from soho_fast.cluster.statistics import as_totals, totals_of, weighted
 
 _RESETS = 4  # looks for unused centres, in the first half of the steps
 _UNUSED = 0.1  # of the mean number of rows: below it a centre is drawn anew
@@ -77,8 +77,7 @@ class MiniBatchKMeans(KMeans):
         """
         processes = Processes(self.distributed)
         seed = shared_seed(self.random_state, processes)
-        rows, given = processes.agree(lambda: self._checked(X, sample_weight, seed))
-        given = centre_alike(rows, processes, processes.gather(given)[0] if callable(self.init) else given)
+        rows, given = self._centred(processes, lambda: self._checked(X, sample_weight, seed))
         check_alike(self, rows, processes, given)
         num_rows = processes.gather(rows.num_rows)
         of_pass = rows.num_batches if rows.memory is None else max(1, sum(num_rows) // self.batch_size)
@@ -104,7 +103,10 @@ class MiniBatchKMeans(KMeans):
                     _draw_anew(centers_KC, unused, features_MC, key_M, processes)
                     used_K.zero_()
             tell(self, processes, f"pass {number + 1} of {self.max_iter}: {of_pass} batches")
-        labels, self.inertia_, self._weight = final_pass(rows, centers_KC, None, processes)
+        labels, self.inertia_, total = final_pass(rows, centers_KC, None, processes)
+        self._weight, self._length = as_totals(total).weight, centers_KC.new_ones(len(centers_KC), 1)
+        if self._unit:  # of the means whose directions the centres are
+            self._length = means(total, centers_KC, False).norm(dim=1, keepdim=True)
         self._keep(centers_KC, labels, rows)
         self.n_iter_, self.n_steps_, self.n_features_in_ = self.max_iter, step, rows.num_channels
         return self
@@ -123,25 +125,26 @@ class MiniBatchKMeans(KMeans):
         processes = Processes(self.distributed)
         seed = shared_seed(self.random_state, processes)
         is_first = not self.__sklearn_is_fitted__()
-        rows, given = processes.agree(lambda: self._checked_part(X, sample_weight, seed, is_first))
-        given = centre_alike(rows, processes, given)
+        rows, given = self._centred(processes, lambda: self._checked_part(X, sample_weight, seed, is_first))
         if is_first:
             check_alike(self, rows, processes, given)
             centers_KC, self.n_steps_ = self._start(rows, processes, seed, given), 0
             self._weight = torch.zeros(len(centers_KC), dtype=torch.float64, device=rows.device)
+            self._length = centers_KC.new_ones(len(centers_KC), 1)
         else:
             centers_KC = self._centers(rows.device)
-        labels, self.inertia_, _ = final_pass(rows, centers_KC, None, processes)
-        assert rows.memory is not None
-        total = processes.sum(totals_of(rows.memory.features, labels, rows.memory.weight, len(centers_KC)))
-        self._weight = self._weight.to(rows.device) + total[:, -2]
-        rate_K1 = (total[:, -2] / self._weight.clamp(min=1e-300))[:, None].float()
-        self._keep(self._moved(centers_KC, means(total, centers_KC, rows.unit), rate_K1), labels, rows)
+        labels, self.inertia_, total = final_pass(rows, centers_KC, None, processes)
+        weight_K, mean_KC = as_totals(total).weight, centers_KC * self._length.to(rows.device)
+        self._weight = self._weight.to(rows.device) + weight_K
+        rate_K1 = (weight_K / self._weight.clamp(min=1e-300))[:, None].float()
+        mean_KC = mean_KC + rate_K1 * (means(total, mean_KC, False) - mean_KC)
+        self._length = mean_KC.norm(dim=1, keepdim=True) if self._unit else torch.ones_like(rate_K1)
+        self._keep(torch.where(self._length > 0, mean_KC / self._length, centers_KC), labels, rows)
         self.n_steps_ += 1
         self.n_iter_, self.n_features_in_ = 1, rows.num_channels
         return self
 
-    def _moved(self, centers_KC: Tensor, mean_KC: Tensor, rate: float | Tensor) -> Tensor:
+    def _moved(self, centers_KC: Tensor, mean_KC: Tensor, rate: float) -> Tensor:
         centers_KC = centers_KC + rate * (mean_KC - centers_KC)
         return torch.nn.functional.normalize(centers_KC, dim=1) if self._unit else centers_KC
 

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from soho_fast.ops.forward_mode import unmapped
+
 FLOAT_TYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -19,6 +21,14 @@ def check_type(name: str, value: object, types: tuple[torch.dtype, ...] = FLOAT_
 def check_index(name: str, value: object, shape: tuple[int, ...], meaning: str) -> None:
     """TypeError unless `value` is an int64 tensor, ValueError unless it has `shape`."""
     check_shape(name, check_type(name, value, (torch.int64,)), shape, meaning)
+
+
+def check_below(index: Tensor, num_codes: int) -> None:
+    """ValueError where an index on a CPU is beyond the codes; a graph that is being compiled can't ask."""
+    if index.device.type == "cpu" and not torch.compiler.is_compiling():
+        index = unmapped(index)
+        if bool((index > num_codes - 1).any()):
+            raise ValueError(f"index: expected values below {num_codes} (codes), got {int(index.max())}")
 
 
 def check_valid(value: object, shape: tuple[int, ...], meaning: str) -> None:

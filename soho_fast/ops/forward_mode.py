@@ -51,7 +51,7 @@ def without_gradient(op: Callable, *arguments: Any) -> Any:
 
 
 def pass_on(features: Tensor, quantized: Tensor) -> Tensor:
-    """`quantized` to the bit, with the derivatives of `features`, in every mode and in compiled graphs; none where a
-    feature is not finite."""
+    """`quantized` to the bit, with the derivatives of `features`, in every mode and in compiled graphs, but none where
+    a feature is not finite."""
     features = features.nan_to_num()
     return quantized - (features.detach() - features)  # minus zero, which keeps the sign of one

@@ -18,11 +18,13 @@ _EPSILON = 1e-3  # of FSQ's bound: the outermost values lie this far inside tanh
 
 
 def fsq(features: Tensor, levels: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Finite scalar quantisation (Mentzer et al., arXiv 2309.15505): `round(tanh(x + s) h - o)` in each channel.
+    """Finite scalar quantisation (Mentzer et al., arXiv 2309.15505): `round(tanh(x + s) h - o)` in each channel, with
+    vector-quantize-pytorch's h = (L - 1) (1 + 1e-3) / 2 and s = atanh(o / h), where the paper's code has 1 - 1e-3 and
+    tan; o is 1/2 where L, the number of values, is even. Of two values s is 0, so that the sign decides.
 
     The values at which rounding changes are found in float64, and features compared with them: the index depends on
     neither batch, layout, device nor autocast. NaN counts as minus infinity. The gradient is that of the formula
-    without `round`.
+    without `round`; a feature that is not finite has none.
 
     Args:
         features: (..., C) float32, bfloat16 or float16.
@@ -51,32 +53,33 @@ def fsq(features: Tensor, levels: Sequence[int]) -> tuple[Tensor, Tensor]:
     digit = torch.stack(digits, -1)
     widths = features.new_tensor([level // 2 for level in levels], dtype=torch.float32)
     quantized = ((digit - widths) / widths).to(features.dtype)
-    smooth = torch.tanh(features.float() + widths.new_tensor(shift)) * (widths.new_tensor(half) / widths)
+    smooth = torch.tanh(features.float().nan_to_num() + widths.new_tensor(shift)) * (widths.new_tensor(half) / widths)
     return index, pass_on(smooth.to(features.dtype), quantized)
 
 
 def fsq_codes(index: Tensor, levels: Sequence[int]) -> Tensor:
-    """What `fsq` made of features: float32 (..., C) of an index int64 (...).
+    """What `fsq` made of features: float32 (..., C) of an index int64 (...); a negative one (padding) gives zeros.
 
     Raises:
-        TypeError, ValueError: a type, or levels that are none.
+        TypeError, ValueError: a type, levels that are none, or on a CPU an index beyond the codes.
     """
     checks.check_type("index", index, (torch.int64,))
     _check_levels(levels)
     digit = index.unsqueeze(-1) // index.new_tensor(_places(levels)) % index.new_tensor(levels)
     widths = index.new_tensor([level // 2 for level in levels], dtype=torch.float32)
-    return (digit - widths) / widths
+    return _of_codes((digit - widths) / widths, index, math.prod(levels))
 
 
 def lfq(features: Tensor) -> tuple[Tensor, Tensor]:
     """Lookup-free quantisation (Yu et al., arXiv 2310.05737): the sign of each channel, 1 above zero, else -1 (also of
-    NaN), with the straight-through gradient.
+    NaN), with the straight-through gradient; a feature that is not finite has none.
 
     Args:
         features: (..., C) float32, bfloat16 or float16, at most 63 channels.
 
     Returns:
-        index int64 (...), the last channel's bit counting least, and quantized (..., C) in the type of features.
+        index int64 (...), the last channel's bit counting least (as in vector-quantize-pytorch; in the paper
+        the first one's), and quantized (..., C) in the type of features.
 
     Raises:
         TypeError, ValueError: a type or a number of channels.
@@ -91,15 +94,22 @@ def lfq(features: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def lfq_codes(index: Tensor, num_channels: int) -> Tensor:
-    """What `lfq` made of features: float32 (..., C), 1 or -1, of an index int64 (...).
+    """What `lfq` made of features: float32 (..., C), 1 or -1, of an index int64 (...); a negative one (padding) gives
+    zeros.
 
     Raises:
-        TypeError, ValueError: a type or a number of channels.
+        TypeError, ValueError: a type, a number of channels, or on a CPU an index beyond the codes.
     """
     checks.check_type("index", index, (torch.int64,))
     checks.check_int("num_channels", num_channels, 1, 63)
     bits = index.unsqueeze(-1) >> torch.arange(num_channels - 1, -1, -1, device=index.device)
-    return 2.0 * (bits & 1) - 1.0
+    return _of_codes(2.0 * (bits & 1) - 1.0, index, 1 << num_channels)
+
+
+def _of_codes(values: Tensor, index: Tensor, num_codes: int) -> Tensor:
+    """The values (..., C) of these codes, zeros where the index (...) is none."""
+    checks.check_below(index, num_codes)
+    return torch.where(((index >= 0) & (index <= num_codes - 1)).unsqueeze(-1), values, 0.0)
 
 
 def _check_levels(levels: Sequence[int]) -> None:
@@ -112,9 +122,10 @@ def _check_levels(levels: Sequence[int]) -> None:
 
 
 def _bound(level: int) -> tuple[float, float, float]:
-    """Of a channel h, o, s: half the range, half a step where the number of values is even, and what centres it."""
+    """Of a channel h, o, s: half the range, half a step where the number of values is even, and what centres it
+    (of two values the edge between them)."""
     half, offset = (level - 1) * (1 + _EPSILON) / 2, 0.0 if level % 2 else 0.5
-    return half, offset, math.atanh(offset / half)
+    return half, offset, 0.0 if level == 2 else math.atanh(offset / half)
 
 
 def _places(levels: Sequence[int]) -> list[int]:

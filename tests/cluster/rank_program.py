@@ -40,6 +40,10 @@ def main(rank: int, num_ranks: int, rendezvous: str, rows_file: str, output: str
     for part in rows[mine].split(len(rows[mine]) // 2 + 1) if num_ranks == 2 else ():
         mini.partial_fit(part)
     found["minibatch", False] = (mini.cluster_centers_, mini.labels_, mini.inertia_, mini.n_iter_)
+    function = MiniBatchKMeans(2, init=lambda X, number, random_state: X[:number] if len(X) else rows[:number])
+    for _ in range(2):
+        function.partial_fit(rows[mine])
+    found["function", False] = (function.cluster_centers_, function.labels_, function.inertia_, function.n_iter_)
     alone = KMeans(4, random_state=0, distributed=False).fit(rows[mine] if len(rows[mine]) else rows)
     found["alone", False] = (alone.cluster_centers_, alone.labels_, alone.inertia_, alone.n_iter_)
     refused = []

@@ -7,6 +7,7 @@ import pytest
 import torch
 from scipy.optimize import linear_sum_assignment
 
+from soho_fast import ops
 from soho_fast.cluster import KMeans, ResidualKMeans, semantic_ids
 from soho_fast.cluster.balance import bounded_labels
 
@@ -29,6 +30,27 @@ def test_labels_within_a_bound_cost_hardly_more_than_the_best(most):
     row, place = linear_sum_assignment(cost.repeat_interleave(most, 1).numpy())
     least = float(cost[row, place // most].sum())
     assert least - 1e-6 <= float(cost[torch.arange(400), label].sum()) <= 1.03 * least
+
+
+@pytest.mark.parametrize(("kind", "share"), [("outliers", 1.03), ("skewed", 1.15)])
+def test_it_ends_where_few_rows_are_far_from_all_others(kind, share, monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(500, 4, generator=generator)
+    rows[0], rows[1] = 1e3, 1e5
+    rows = rows if kind == "outliers" else (1.5 * torch.randn(500, 8, generator=generator)).exp()
+    centers, rounds, lookup = KMeans(10, random_state=0).fit(rows).cluster_centers_, [], ops.codebook_lookup
+
+    def counted(*given, **options):
+        rounds.append(len(given[0]))
+        assert len(rounds) < 2000, "rounds"
+        return lookup(*given, **options)
+
+    monkeypatch.setattr(ops, "codebook_lookup", counted)
+    label = bounded_labels(rows, centers, 50)
+    assert torch.bincount(label).tolist() == [50] * 10
+    cost = torch.cdist(rows.double(), centers.double()).square()
+    row, place = linear_sum_assignment(cost.repeat_interleave(50, 1).numpy())
+    assert float(cost[torch.arange(500), label].sum()) <= share * float(cost[row, place // 50].sum())
 
 
 @pytest.mark.parametrize("kind", ["equal", "on their centres"])
@@ -92,8 +114,8 @@ def test_refused_codes(codes):
 @pytest.mark.parametrize("kind", [KMeans, ResidualKMeans])
 def test_refusals(kind):
     rows = crowded(50)
-    for balance in (0.9, "1", True, math.nan):
-        with pytest.raises(ValueError, match="balance: expected None or a number of at least 1"):
+    for balance in (0.9, "1", True, math.nan, math.inf):
+        with pytest.raises(ValueError, match="balance: expected None or a finite number of at least 1"):
             kind(n_clusters=4, balance=balance).fit(rows)
     for given, weight in ((rows, np.ones(50)), (lambda: iter(rows.split(20)), None)):
         with pytest.raises(ValueError, match="balance: expected rows in memory of one process, without sample_weight"):

@@ -205,7 +205,7 @@ def test_what_scikit_learns_programs_pass(make_features):
 
 
 @pytest.mark.parametrize("kind", [KMeans, ResidualKMeans])
-def test_names_and_data_frames(kind, make_features):
+def test_names_and_data_frames(kind, make_features, monkeypatch):
     rows = make_features(50)
     model = kind(n_clusters=3, random_state=0)
     with pytest.raises((NotFittedError, ValueError), match="is not fitted yet"):
@@ -215,6 +215,10 @@ def test_names_and_data_frames(kind, make_features):
     assert model.get_feature_names_out().tolist() == names
     with pytest.raises(ValueError, match="transform: expected default, pandas, polars or None, got 'arrow'"):
         model.set_output(transform="arrow")
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "pandas", None)
+        with pytest.raises(ImportError, match="transform: expected an installed library, but pandas is not there"):
+            model.set_output(transform="pandas")
     pandas = pytest.importorskip("pandas")
     frame = pandas.DataFrame(rows, index=range(100, 150))
     framed = model.set_output(transform="pandas").set_output().transform(frame)

@@ -82,10 +82,30 @@ def test_partial_fit_keeps_the_mean_of_all_rows_so_far(dtype, make_features):
     assert model.n_steps_ == 6 and model.cluster_centers_.dtype == dtype
 
 
-def test_partial_fit_goes_on_after_fit(make_features):
+@pytest.mark.parametrize("start", ["partial_fit", "fit"])
+def test_partial_fit_keeps_the_mean_direction_of_all_rows_so_far(start):
+    parts = [
+        torch.tensor(row).expand(number, 2) for row, number in (([1.0, 0.0], 2), ([0.0, 1.0], 2), ([3.0, -4.0], 4))
+    ]
+    model = MiniBatchKMeans(1, metric="cosine", random_state=0)
+    for part in parts if start == "partial_fit" else [torch.cat(parts[:2]), parts[2]]:
+        model = getattr(model, "partial_fit" if model.__sklearn_is_fitted__() else start)(part)
+    expected = torch.nn.functional.normalize(torch.tensor([[2 + 2.4, 2 - 3.2]]))
+    torch.testing.assert_close(model.cluster_centers_, expected, rtol=1e-3 if start == "fit" else 1e-6, atol=1e-6)
+
+
+def test_a_mean_without_direction_leaves_the_centre():
+    model = MiniBatchKMeans(1, metric="cosine", random_state=0).partial_fit(torch.tensor([[1.0, 0.0]]))
+    assert model.partial_fit(torch.tensor([[-1.0, 0.0]])).cluster_centers_.tolist() == [[1.0, 0.0]]
+    assert model.partial_fit(torch.tensor([[0.0, 1.0]])).cluster_centers_.tolist() == [[0.0, 1.0]]
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_partial_fit_goes_on_after_fit(weighted, make_features):
     rows = make_features(500)
-    model = MiniBatchKMeans(5, random_state=0).fit(rows)
-    before, members = model.cluster_centers_.astype(np.float64), np.bincount(model.labels_, minlength=5)
+    weight = np.random.default_rng(0).uniform(0, 9, size=500) if weighted else None
+    model = MiniBatchKMeans(5, random_state=0).fit(rows, sample_weight=weight)
+    before, members = model.cluster_centers_.astype(np.float64), np.bincount(model.labels_, weight, minlength=5)
     model.partial_fit(rows[:1])
     (k,) = model.labels_
     np.testing.assert_allclose(

@@ -47,7 +47,7 @@ CASES += [("batched", False), ("residual", False), ("wide", False)]
 
 
 @pytest.mark.parametrize("number", [2, 3])
-@pytest.mark.parametrize("case", [*CASES, ("minibatch", False), ("unseeded", False)], ids=str)
+@pytest.mark.parametrize("case", [*CASES, ("minibatch", False), ("function", False), ("unseeded", False)], ids=str)
 def test_ranks_have_the_same_centres(found, number, case):
     first, *others = (rank["found"][case] for rank in found[number])
     for centers, _, inertia, steps in others:

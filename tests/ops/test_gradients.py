@@ -1,5 +1,7 @@
 """The gradients beside straight-through's: the rotation trick and DiVeQ."""
 
+import math
+
 import pytest
 import torch
 
@@ -52,6 +54,29 @@ def test_rotation_trick_where_no_rotation_is():
     torch.testing.assert_close(found[:2], grad[:2])
     unit = codebook[0] / 3
     torch.testing.assert_close(found[2], grad[2] - 2 * (grad[2] @ unit) * unit)
+
+
+@pytest.mark.parametrize("op", [rotation_trick, diveq])
+def test_padding_has_no_gradient_and_an_index_beyond_the_codes_is_refused(op):
+    features = torch.zeros(1, 4, requires_grad=True)
+    op(features, torch.ones(2, 4), torch.tensor([-1])).sum().backward()
+    assert not features.grad.any()
+    moved = torch.func.jvp(
+        lambda x: op(x, torch.ones(2, 4), torch.tensor([-1])), (torch.zeros(1, 4),), (torch.ones(1, 4),)
+    )
+    assert not moved[1].any()
+    with pytest.raises((ValueError, RuntimeError), match=r"index: .*below 2 .*got 2"):
+        op(features, torch.ones(2, 4), torch.tensor([2]))
+
+
+@pytest.mark.parametrize("wrong", [math.inf, math.nan])
+def test_the_gradient_of_the_rotation_trick_is_none_where_a_feature_is_not_finite(wrong):
+    features, codebook = torch.tensor([[wrong, 1.0], [1.0, 0.0]], requires_grad=True), torch.tensor([[0.0, 2.0]])
+    index = torch.zeros(2, dtype=torch.int64)
+    rotation_trick(features, codebook, index).sum().backward()
+    assert features.grad[0].tolist() == [0, 0] and features.grad[1].isfinite().all()
+    moved = torch.func.jvp(lambda x: rotation_trick(x, codebook, index), (features.detach(),), (torch.ones(2, 2),))[1]
+    assert moved[0].tolist() == [0, 0] and moved[1].isfinite().all()
 
 
 def test_rotation_trick_is_vector_quantize_pytorchs():

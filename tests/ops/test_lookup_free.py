@@ -11,11 +11,12 @@ LEVELS = [[8, 5, 5, 5], [2, 3, 4, 7], [1000], [8, 8, 8, 6, 5]]
 
 
 def published(features, levels):
-    """The paper's appendix, in float64."""
+    """The formula of vector-quantize-pytorch, in float64; of two values, which it refuses, the sign."""
     levels = torch.tensor(levels)
     half = (levels - 1) * (1 + 1e-3) / 2
     offset = torch.where(levels % 2 == 0, 0.5, 0.0).double()
-    bounded = (features.double() + (offset / half).atanh()).tanh() * half - offset
+    shift = torch.where(levels == 2, 0.0, (offset / half).atanh())
+    bounded = (features.double() + shift).tanh() * half - offset
     rounded = bounded.round()
     places = torch.cumprod(torch.tensor([1, *levels[:-1]]), 0)
     return ((rounded + levels // 2) * places).sum(-1).long(), rounded / (levels // 2), bounded / (levels // 2)
@@ -48,6 +49,21 @@ def test_all_codes_of_fsq_are_reached_and_none_beyond(levels):
     assert [len(column.unique()) for column in digits.T] == levels
 
 
+def test_the_sign_decides_between_two_levels():
+    index, quantized = fsq(torch.tensor([[-1e-6], [1e-6]]), [2])
+    assert index.tolist() == [0, 1] and quantized.tolist() == [[-1], [0]]
+
+
+@pytest.mark.parametrize("codes", [lambda index: fsq_codes(index, [3, 5]), lambda index: lfq_codes(index, 4)])
+def test_padding_gives_zeros(codes):
+    index = torch.tensor([[-1, 14], [3, -100]])
+    found = codes(index)
+    assert not found[0, 0].any() and not found[1, 1].any()
+    assert torch.equal(found[0, 1], codes(torch.tensor(14))) and found[0, 1].any()
+    assert torch.equal(torch.vmap(codes)(index), found)
+    assert torch.equal(torch.compile(codes, fullgraph=True, dynamic=True, backend="aot_eager")(index), found)
+
+
 def test_a_number_between_two_levels_changes_at_the_edge():
     """The edge of tanh(x) * 2.002 between 0 and 1, and the float32 numbers on both sides of it."""
     edge = math.atanh(0.5 / 2.002)
@@ -73,11 +89,14 @@ def test_batch_layout_and_autocast_change_no_bit(call):
     assert torch.equal(compiled[0], index) and torch.equal(compiled[1], quantized)
 
 
+@pytest.mark.parametrize("wrong", [None, math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("call", [lambda x: fsq(x, [8, 5, 5])[1], lambda x: lfq(x)[1]])
-def test_forward_mode_is_backward_mode(call):
+def test_forward_mode_is_backward_mode(call, wrong):
     features, tangent = torch.randn(1, 3), torch.randn(1, 3)
+    features[0, 0] = features[0, 0] if wrong is None else wrong
     moved = torch.func.jvp(call, (features,), (tangent,))[1]
     back = torch.func.vjp(call, features)[1](torch.ones(1, 3))[0]
+    assert wrong is None or back[0, 0] == 0
     torch.testing.assert_close(moved, back * tangent)  # no channel depends on another
 
 

@@ -3,6 +3,7 @@ came. What only a kernel can see, an index beyond the codebook, is tested at eve
 
 import functools
 import itertools
+import math
 
 import pytest
 import torch
@@ -248,6 +249,10 @@ SCALAR = [
     (lambda: rotation_trick(ROW, ROW[:, :2], whole(1)), ValueError, ("codebook", "3 channels", "(1, 2)")),
     (lambda: diveq(ROW.double(), ROW, whole(1)), TypeError, ("features", FLOATS, "float64")),
     (lambda: diveq(ROW, ROW, whole(1), variance=-1.0), ValueError, ("variance", "at least 0", "-1.0")),
+    (lambda: diveq(ROW, ROW, whole(1), variance=math.inf), ValueError, ("variance", "a finite number", "inf")),
+    (lambda: diveq(ROW, ROW, 1 + whole(1)), ValueError, ("index", "below 1", "1")),
+    (lambda: fsq_codes(15 + whole(1), [3, 5]), ValueError, ("index", "below 15", "15")),
+    (lambda: lfq_codes(16 + whole(1), 4), ValueError, ("index", "below 16", "16")),
     (lambda: fsq(ROW.double(), [3, 3, 3]), TypeError, ("features", FLOATS, "float64")),
     (lambda: fsq(ROW, [3, 3]), ValueError, ("levels", "one for each channel", "(1, 3)", "2")),
     (lambda: fsq(ROW, [3, 1, 3]), ValueError, ("levels", "at least 2", "1")),

@@ -3,11 +3,13 @@
 Letters: N features, K codes, C channels.
 """
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from soho_fast.ops import checks
 from soho_fast.ops.backends import op_for
 from soho_fast.ops.codebook_lookup import check_chosen, reference
 from soho_fast.ops.forward_mode import has_tangent, pass_on
@@ -17,7 +19,7 @@ def rotation_trick(features: Tensor, codebook: Tensor, index: Tensor, *, backend
     """The chosen codes with the gradient of the rotation trick (Fifty et al., arXiv 2410.06424, section 4.2).
 
     The forward has the bits of `straight_through`. Backward features get `|d| / |x| R^T grad`, in float32, where R
-    rotates x to d in the plane of both; a feature of zeros gets the gradient as it is.
+    rotates x to d in the plane of both; a feature of zeros gets the gradient as it is, one that is not finite none.
 
     Args:
         features: (..., N, C) float32, bfloat16 or float16.
@@ -34,18 +36,19 @@ def rotation_trick(features: Tensor, codebook: Tensor, index: Tensor, *, backend
     check_chosen(features, codebook, index)
     op = op_for("straight_through", backend, features.device)
     quantized = op(features.detach(), codebook.detach(), index)
+    real = ((index >= 0) & (index < codebook.shape[-2])).unsqueeze(-1)
     if has_tangent(features):
-        return pass_on(_turned(features.detach(), quantized, features), quantized)
-    return _RotationTrick.apply(features, quantized)
+        return pass_on(_turned(features.detach(), quantized, features, real), quantized)
+    return _RotationTrick.apply(features, quantized, real)
 
 
 class _RotationTrick(torch.autograd.Function):
-    """(features, quantized) -> quantized, whose gradient is turned back."""
+    """(features, quantized, real) -> quantized, whose gradient is turned back."""
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(features: Tensor, quantized: Tensor) -> Tensor:
+    def forward(features: Tensor, quantized: Tensor, real: Tensor) -> Tensor:
         return quantized.clone()
 
     @staticmethod
@@ -53,14 +56,14 @@ class _RotationTrick(torch.autograd.Function):
         ctx.save_for_backward(*inputs)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        features, quantized = ctx.saved_tensors
-        return _turned(quantized.detach(), features.detach(), grad, back=True), None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        features, quantized, real = ctx.saved_tensors
+        return _turned(quantized.detach(), features.detach(), grad, real, back=True), None, None
 
 
-def _turned(start: Tensor, end: Tensor, vectors: Tensor, back: bool = False) -> Tensor:
+def _turned(start: Tensor, end: Tensor, vectors: Tensor, real: Tensor, back: bool = False) -> Tensor:
     """Vectors (..., C) as start is rotated to end, times |end| / |start|, or with `back` the inverse of that; where the
-    feature, start or end, is zero as they are.
+    feature, start or end, is zero as they are; zeros where it is not finite, or has no `real` code.
 
     With the unit vectors u, q of both: v - (u + q) (u + q).v / (1 + u.q) + 2 q u.v.
     """
@@ -72,7 +75,9 @@ def _turned(start: Tensor, end: Tensor, vectors: Tensor, back: bool = False) -> 
     both = torch.where(one_more > 1e-6, (of_start + of_end) / one_more, 0.0)  # else they are opposite
     scale = length * per_end if back else end_length * per_length
     turned = (moving - (both * per_length) * start + ((2 * of_start - both) * per_end) * end) * scale
-    return torch.where((end_length if back else length) > 0, turned, moving).to(vectors.dtype)
+    of_feature = end_length if back else length
+    turned = torch.where(of_feature > 0, turned, moving)
+    return torch.where(real & of_feature.isfinite(), turned, 0.0).to(vectors.dtype)
 
 
 def diveq(
@@ -103,11 +108,13 @@ def diveq(
         TypeError, ValueError: types, shapes, devices or a variance that do not fit.
     """
     check_chosen(features, codebook, index)
-    if isinstance(variance, bool) or not isinstance(variance, (int, float)) or not variance >= 0:
-        raise ValueError(f"variance: expected a number of at least 0, got {variance!r}")
+    if isinstance(variance, bool) or not isinstance(variance, (int, float)) or not 0 <= variance < math.inf:
+        raise ValueError(f"variance: expected a finite number of at least 0, got {variance!r}")
+    num_codes = codebook.shape[-2]
+    checks.check_below(index, num_codes)
     moving = features.float()
-    apart = reference.gather(codebook, index.clamp(min=0)).float() - moving
+    apart = reference.gather(codebook, index.clamp(0, num_codes - 1)).float() - moving
     noise = torch.empty_like(moving.detach()).normal_(generator=generator)
     direction = torch.nn.functional.normalize(apart.detach() + variance**0.5 * noise, dim=-1)
     quantized = moving + torch.linalg.vector_norm(apart, dim=-1, keepdim=True) * direction
-    return torch.where((index >= 0).unsqueeze(-1), quantized, 0.0).to(features.dtype)
+    return torch.where(((index >= 0) & (index < num_codes)).unsqueeze(-1), quantized, 0.0).to(features.dtype)
