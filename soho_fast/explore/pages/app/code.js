@@ -263,7 +263,7 @@
             ["tokens", formatCount(code.tokens)],
             ["images", formatCount(code.images)],
             ["rank by usage", `${formatCount(code.rank)} of ${formatCount(meta.num_codes / meta.num_levels)}`],
-            ["share of tokens", formatPercent((code.tokens / meta.num_tokens) * meta.num_levels)],
+            ["share of tokens", formatPercent(code.tokens / tokensOfLevel(number, wall, meta))],
             ...(meta.has_distances
               ? [
                   [
@@ -300,13 +300,18 @@
     );
   };
 
+  const tokensOfLevel = (code, wall, meta) => {
+    const level = Math.floor((code * meta.num_levels) / meta.num_codes) + 1;
+    return wall.tokens.reduce((sum, tokens, other) => sum + (explorer.isOfLevel(other, level) ? tokens : 0), 0);
+  };
+
   explorer.pages.set("code", {
     title: "Code",
     inHeader: false,
     show: async (root, argument, parameters, meta) => {
       const number = explorer.codeNumber(argument);
       if (number === null)
-        throw new Error(`code: expected a number from 0 to ${meta.num_codes - 1}, got "${argument}"`);
+        throw new Error(`code: expected a number from ${explorer.codeName(0)} to ${explorer.codeName(meta.num_codes - 1)}, got "${argument}"`);
       const [code, wall, timeline] = await Promise.all([
         explorer.loadCode(number),
         explorer.loadWall(),

@@ -57,7 +57,7 @@
                 title: wall.word[guess] ?? "",
               },
               explorer.codeCrop(wall, guess, 28),
-              `${guess} · ${formatPercent(probability)}`,
+              `${explorer.codeName(guess)} · ${formatPercent(probability)}`,
             ),
           ),
         ),
@@ -71,7 +71,7 @@
         "p",
         { class: "hint" },
         "All patches of a code are hidden together, so that none can be copied from its neighbour: here ",
-        element("a", { href: explorer.address("code", String(code)) }, `code ${code}`),
+        element("a", { href: explorer.address("code", String(code)) }, `code ${explorer.codeName(code)}`),
         `, ${formatPlural(patches.length, "patch", "patches")}. From the rest and the caption the model guesses ` +
           `what was there; its best guess is right in ${right} of ${patches.length}.`,
       ),

@@ -19,9 +19,11 @@
         root.append(element("h1", {}, "Map"), element("p", { class: "notice" }, nothing));
         return;
       }
-      const numCodes = wall.tokens.length;
       const level = explorer.levelOf(parameters, meta, 1);
-      const projection = meta.maps.includes(parameters.get("by")) ? parameters.get("by") : meta.maps[0];
+      // A level of too few codes has no t-SNE.
+      const hasNear = wall.x_near.some((x, code) => x !== null && explorer.isOfLevel(code, level));
+      const maps = meta.maps.filter((name) => name === "PCA" || hasNear);
+      const projection = maps.includes(parameters.get("by")) ? parameters.get("by") : maps[0];
       const [xs, ys] = projection === "PCA" ? [wall.x, wall.y] : [wall.x_near, wall.y_near];
       const codesShown = wall.tokens
         .map((_, code) => code)
@@ -48,7 +50,7 @@
         return text !== null && Number.isFinite(Number(text)) ? Number(text) : otherwise;
       };
       const asked = given("code", -1);
-      let selected = Number.isInteger(asked) && asked >= 0 && asked < numCodes ? asked : null;
+      let selected = codesShown.includes(asked) ? asked : null;
       let width = 0;
       let height = 0;
 
@@ -444,7 +446,7 @@
         "div",
         { class: "controls" },
         explorer.levelBox(meta, level, (value) => (location.hash = addressWith({ level: value }))),
-        choose("by", "by", meta.maps, projection),
+        choose("by", "by", maps, projection),
         choose("colour", "colour", colourings, colouring),
         element("label", {}, lassoBox, " lasso: enclose codes to list them"),
       );
@@ -460,10 +462,9 @@
         element(
           "p",
           { class: "lead" },
-          "Codes close in the codebook are close here, as far as a plane allows. The size shows the usage; rings are " +
-            "unused codes. " +
+          "Codes close in the codebook are close here, as far as a plane allows. The size shows the usage. " +
             (projection === "PCA"
-              ? "PCA keeps large distances."
+              ? "PCA keeps large distances; rings are unused codes."
               : `${projection} keeps who is near whom; distances between groups and their sizes say nothing.`),
         ),
         controls,

@@ -144,8 +144,10 @@
       return `"${(/^[=+@\t\r-]/.test(text) && !Number.isFinite(Number(text)) ? `'${text}` : text).replaceAll('"', '""')}"`;
     };
     const columns = ["tokens", "images", "label", "word", "lift", "lift_low", "lift_high", "precision", "mean_distance"];
-    const rows = codes.map((code) => [explorer.codeName(code), ...columns.map((name) => wall[name][code])]);
-    return [["code", ...columns], ...rows].map((row) => row.map(field).join(",")).join("\r\n");
+    // Level and code apart: to a spreadsheet 1.1 and 1.10 are one number.
+    const named = codes.map((code) => [...explorer.codeName(code).split("."), ...columns.map((name) => wall[name][code])]);
+    const heads = explorer.codeName(0).includes(".") ? ["level", "code"] : ["code"];
+    return [[...heads, ...columns], ...named].map((row) => row.map(field).join(",")).join("\r\n");
   };
   const download = (text) => {
     const address = URL.createObjectURL(new Blob(["\ufeff", text], { type: "text/csv" }));
@@ -176,10 +178,11 @@
     title: "Wall",
     show: async (root, argument, parameters, meta) => {
       const wall = await explorer.loadWall();
-      const first = meta.has_captions ? "lift" : "usage";
+      const known = Object.keys(SORTS).filter((name) => SORTS[name].value(wall).some((value) => value !== null));
+      const first = known.includes("lift") ? "lift" : "usage";
       const state = {
         level: explorer.levelOf(parameters, meta, null),
-        sort: Object.hasOwn(SORTS, parameters.get("sort")) ? parameters.get("sort") : first,
+        sort: known.includes(parameters.get("sort")) ? parameters.get("sort") : first,
         show: Object.hasOwn(USE, parameters.get("show")) ? parameters.get("show") : "",
         word: parameters.get("word") ?? "",
         patches: SHOWN.includes(parameters.get("patches")) ? parameters.get("patches") : "",
@@ -231,7 +234,7 @@
         ([value, { words }]) =>
           element("option", { value, selected: value === chosen }, words);
       const sortBox = element("select", { change: ({ target }) => change("sort", target.value) });
-      sortBox.append(...Object.entries(SORTS).map(option(state.sort)));
+      sortBox.append(...known.map((name) => option(state.sort)([name, SORTS[name]])));
       const wordBox = element("input", {
         type: "search",
         value: state.word,
