@@ -119,16 +119,19 @@ def build_from_arrays(
         checked = _check_batch(batch, codes, number * _IMAGES_AT_A_TIME)
         _check_alike(checked, sizes, number * _IMAGES_AT_A_TIME)
         highest = max([highest, *(int(each.max()) for each in checked["index"] or ())])
-    if num_codes is not None and (codes is not None or not highest < num_codes <= _MOST_CODES):
-        raise ValueError(f"num_codes: expected no codebook, and more than the highest code, {highest}, got {num_codes}")
-    shape = (sizes["index"], num_codes or 0) if codes is None else codes.shape[:2]
-    if codes is None and not num_codes:
-        told = max(len(value) if isinstance(value, Sized) else 0 for value in (labels, decoded))
-        shape = shape[0], max(highest + 1, told // shape[0])
-    if codes is None and features is not None:
-        if shape[0] > 1:
-            raise ValueError(f"codebook: expected one, with features of {shape[0]} levels; or give no features")
-        codes = _means(map(lambda batch: _check_batch(batch, None, 0), batches()), shape[1], metric)[None]
+    is_number = isinstance(num_codes, int) and highest < num_codes <= _MOST_CODES
+    if num_codes is not None and (codes is not None or not is_number):
+        told = f"num_codes: expected no codebook, and more than the highest code, {highest}, up to {_MOST_CODES}"
+        raise ValueError(f"{told}, got {num_codes!r}")
+    if codes is not None:
+        shape = codes.shape[:2]
+    else:
+        said = max(len(value) if isinstance(value, Sized) else 0 for value in (labels, decoded))
+        shape = sizes["index"], num_codes or max(highest + 1, said // sizes["index"])
+        if features is not None:
+            if shape[0] > 1:
+                raise ValueError(f"codebook: expected one, with features of {shape[0]} levels; or give no features")
+            codes = _means(map(lambda batch: _check_batch(batch, None, 0), batches()), shape[1], metric)[None]
     source = ArraySource(batches(), codes, shape, metric=metric, title=title, licences=licences, num_images=num_images)
     options = _check_of_codes(source.num_codes, labels, decoded, window)
     return assemble(source, folder, say=say, **options)

@@ -106,7 +106,7 @@ def singulars_of(word: str) -> list[str]:
     return [first + space + one for one in found]
 
 
-@lru_cache(2**20)
+@lru_cache(2**16)
 def _roots_of(word: str) -> tuple[str, ...]:
     """`singulars_of` a word, theirs ("mens", "men", "man"), and so on."""
     found = dict.fromkeys(singulars_of(word))

@@ -1,6 +1,7 @@
 """The explorer of any codebook from arrays: the same from batches, with the extra alone, and every mistake by name."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -325,7 +326,10 @@ def test_the_command_takes_files(given, tmp_path, capsys):
         (["build", "--index", str(tmp_path / "0d.npy"), *words[3:]], "index: .*0d.npy can't be read as an array"),
         ([*words, "--split", "heldout"], "split: expected only with a model, got none"),
         ([*words, "--recipe", "nope"], "recipe: expected only with a model, got none"),
-        ([*words, "--num-codes", "3"], "num_codes: expected no codebook, and more than the highest code, 6, got 3"),
+        (
+            [*words, "--num-codes", "3"],
+            "num_codes: expected no codebook, and more than the highest code, 6, up to 262144, got 3",
+        ),
         (["build", "nowhere", *more[4:]], "labels: expected only without a model, got one"),
         (["build", "nowhere", "--metric", "cosine"], "metric: expected only without a model, got one"),
         ([*words, "--engine.threads=2"], "there is no option --engine.threads=2, but for a model"),
@@ -396,7 +400,12 @@ MISTAKES = [
         ValueError,
         r"index\[4\]: expected 1 levels, .* got 2",
     ),
-    ("num_codes", CODES, ValueError, "num_codes: expected no codebook, and more than the highest code, -1, got 7"),
+    (
+        "num_codes",
+        CODES,
+        ValueError,
+        "num_codes: expected no codebook, and more than the highest code, -1, up to 262144, got 7",
+    ),
     ("labels", ["a"], ValueError, "labels: expected 7, one for each code, got 1"),
     ("labels", [1] * CODES, TypeError, r"labels\[0\]: expected a text or None, got 1"),
     ("decoded", ["x.png"] * CODES, TypeError, r"decoded\[0\]: expected a uint8 array, got str"),
@@ -485,6 +494,8 @@ explore.build_from_arrays(
 print(len(explore.occurrences(sys.argv[1], 0)), len(explore.words_of_code(sys.argv[1], 0)),
       len(explore.codes_of_word(sys.argv[1], "dog")))
 from soho_fast.explore.__main__ import main
+np.save("i.npy", np.zeros((6, 2, 2), int))
+print(main(["build", "--index", "i.npy", "--images", sys.argv[1] + "/images", "--into", "from_files"]))
 print(main(["figure", sys.argv[1]]), main(["build", "nowhere/at/all"]))
 """
 
@@ -492,9 +503,10 @@ print(main(["figure", sys.argv[1]]), main(["build", "nowhere/at/all"]))
 def test_the_extra_explore_is_enough(tmp_path):
     """What the extra `train` brings is not there, and is asked for by name where a model is to be looked at."""
     done = subprocess.run(
-        [sys.executable, "-c", ALONE, str(tmp_path / "explorer")],
-        capture_output=True, text=True, cwd=ROOT, timeout=120, check=False,
+        [sys.executable, "-c", ALONE, str(tmp_path / "explorer")], env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True, cwd=tmp_path, timeout=120, check=False,
     )  # fmt: skip
     assert "Traceback" not in done.stderr or "MissingExtraError" in done.stderr, done.stderr
     assert f"install it with: {install_command('train')}" in done.stderr
     assert done.stdout.split()[0] != "0" and (tmp_path / "explorer" / "index.html").is_file()
+    assert (tmp_path / "from_files" / "index.html").is_file(), done.stderr
