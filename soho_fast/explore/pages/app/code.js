@@ -22,7 +22,9 @@
         {
           class: "occurrence",
           href: explorer.address("image", String(image), { code: code.code }),
-          "aria-label": `image ${image}, row ${row + 1}, column ${column + 1}, ${hasDistances ? `distance ${formatNumber(distance)}` : "drawn at random"}`,
+          "aria-label":
+            `image ${image}, row ${row + 1}, column ${column + 1}, ` +
+            (hasDistances ? `distance ${formatNumber(distance)}` : "drawn at random"),
         },
         explorer.crop(occurrence, null, explorer.around),
         hasDistances ? formatNumber(distance) : null,
@@ -119,7 +121,7 @@
     code.next.length > 0 &&
     card(
       "Codes of the next level",
-      `A patch has a code of each of the ${meta.num_levels} levels. These of the next level most of this code's patches ` +
+      `A patch has a code of each of the ${meta.num_levels} levels. These of the next level most of its patches ` +
         "have: their share of its tokens.",
       codeList(code.next, code.code, wall, ({ tokens }) => formatPercent(tokens / code.tokens)),
     );
@@ -310,8 +312,9 @@
     inHeader: false,
     show: async (root, argument, parameters, meta) => {
       const number = explorer.codeNumber(argument);
+      const last = explorer.codeName(meta.num_codes - 1);
       if (number === null)
-        throw new Error(`code: expected a number from ${explorer.codeName(0)} to ${explorer.codeName(meta.num_codes - 1)}, got "${argument}"`);
+        throw new Error(`code: expected a number from ${explorer.codeName(0)} to ${last}, got "${argument}"`);
       const [code, wall, timeline] = await Promise.all([
         explorer.loadCode(number),
         explorer.loadWall(),

@@ -57,7 +57,8 @@
       // One scale for both directions, that distances are true; view.x, view.y: the point in the middle.
       const MARGIN = 28;
       const range = (values) => {
-        const [low, high] = codesShown.reduce(([a, b], code) => [Math.min(a, values[code]), Math.max(b, values[code])], [1, 0]);
+        const low = codesShown.reduce((least, code) => Math.min(least, values[code]), 1);
+        const high = codesShown.reduce((greatest, code) => Math.max(greatest, values[code]), 0);
         return { middle: (low + high) / 2, length: Math.max(high - low, 1e-6) };
       };
       const [rangeX, rangeY] = [range(xs), range(ys)];
@@ -122,7 +123,8 @@
       const hueOf = (word) => [...word].reduce((sum, letter) => (sum * 31 + letter.codePointAt(0)) % 360, 7);
       const colourOf = (code, otherwise) => {
         if (colouring === "usage") return ramp(Math.log1p(wall.tokens[code]) / Math.log1p(most));
-        if (colouring === "word") return wall.name[code] === null ? "#888888" : `hsl(${hueOf(wall.name[code])} 65% 45%)`;
+        const name = wall.name[code];
+        if (colouring === "word") return name === null ? "#888888" : `hsl(${hueOf(name)} 65% 45%)`;
         if (colouring === "age") return ramp((ages[code] ?? 0) / Math.max(timeline.last_step, 1));
         return otherwise;
       };
