@@ -119,15 +119,14 @@ def build_from_arrays(
         checked = _check_batch(batch, codes, number * _IMAGES_AT_A_TIME)
         _check_alike(checked, sizes, number * _IMAGES_AT_A_TIME)
         highest = max([highest, *(int(each.max()) for each in checked["index"] or ())])
-    is_number = isinstance(num_codes, int) and highest < num_codes <= _MOST_CODES
-    if num_codes is not None and (codes is not None or not is_number):
+    if num_codes is not None and (codes is not None or num_codes not in range(highest + 1, _MOST_CODES + 1)):
         told = f"num_codes: expected no codebook, and more than the highest code, {highest}, up to {_MOST_CODES}"
         raise ValueError(f"{told}, got {num_codes!r}")
     if codes is not None:
         shape = codes.shape[:2]
     else:
         said = max(len(value) if isinstance(value, Sized) else 0 for value in (labels, decoded))
-        shape = sizes["index"], num_codes or max(highest + 1, said // sizes["index"])
+        shape = sizes["index"], int(num_codes or max(highest + 1, said // sizes["index"]))
         if features is not None:
             if shape[0] > 1:
                 raise ValueError(f"codebook: expected one, with features of {shape[0]} levels; or give no features")

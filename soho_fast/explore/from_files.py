@@ -104,8 +104,6 @@ def _images(folder: Path, into: Path) -> list[Path]:
 
 def _tell_order(names: Sequence[str]) -> None:
     """Which image is the first: features are not always in the order of names as texts, where 10 is before 2."""
-    by_number = sorted(
-        names, key=lambda name: [re.sub(r"\d+", lambda n: n[0].zfill(20), part) for part in name.split("/")]
-    )
+    by_number = sorted(names, key=lambda name: re.sub(r"\d+", lambda n: n[0].zfill(20), name.replace("/", "\0")))
     other = next((f"; {one} before {two}" for one, two in zip(names, by_number, strict=True) if one != two), "")
     print(f"{len(names):,} images in the order of their names: {names[0]} to {names[-1]}{other}")

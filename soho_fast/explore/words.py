@@ -18,7 +18,7 @@ from __future__ import annotations
 import itertools
 import re
 import unicodedata
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -64,7 +64,6 @@ _COLOURS = "red orange yellow green blue purple violet pink brown black white gr
 _SINGULARS = {"men": "man", "women": "woman", "children": "child", "people": "person", "leaves": "leaf"}
 _SINGULARS |= {"mice": "mouse", "feet": "foot", "teeth": "tooth", "geese": "goose", "knives": "knife"}
 _NO_PLURALS = frozenset(["news", "glasses", "shorts", "clothes", "woods", "james"])
-_BEFORE_ES = ("s", "x", "z", "ch", "sh", "o")
 
 
 def words_of(captions: Iterable[str]) -> set[str]:
@@ -101,7 +100,7 @@ def singulars_of(word: str) -> list[str]:
     first, space, last = word.rpartition(" ")
     found = [_SINGULARS[last]] if last in _SINGULARS else []
     if last.endswith("s") and not (found or last.endswith(("ss", "us", "is")) or last in _NO_PLURALS):
-        found += [last[:-1], *([last[:-2]] if last.endswith("es") and last[:-2].endswith(_BEFORE_ES) else [])]
+        found += [last[:-1], *([last[:-2]] if re.search("(?:[sxzo]|ch|sh)es$", last) else [])]
         found += [last[:-3] + "y"] if last.endswith("ies") else []
     return [first + space + one for one in found]
 
@@ -109,7 +108,7 @@ def singulars_of(word: str) -> list[str]:
 @lru_cache(2**16)
 def _roots_of(word: str) -> tuple[str, ...]:
     """`singulars_of` a word, theirs ("mens", "men", "man"), and so on."""
-    found = dict.fromkeys(singulars_of(word))
+    found = singulars_of(word)
     return tuple(dict.fromkeys([*found, *(root for one in found for root in _roots_of(one))]))
 
 
@@ -125,20 +124,18 @@ class Vocabulary:
         self._number_of: dict[str, int] = {}
         self._images: list[int] = []
         # Images with several words that may have the same root.
-        self._together: Counter[tuple[str, ...]] = Counter()
+        self._together: Counter[tuple[str, frozenset[str]]] = Counter()
 
     def numbers(self, captions: Iterable[str]) -> np.ndarray:
         """The numbers of an image's words, int32, each once; the image is counted."""
         captions = list(captions)
         words = sorted(words_of(captions) | phrases_of(captions))
         numbers = [self._number_of.setdefault(word, len(self._number_of)) for word in words]
-        forms: dict[str, list[str]] = {}
+        present, forms = set(words), defaultdict[str, set[str]](set)
         for word in words:
             for root in _roots_of(word):
-                forms.setdefault(root, [root]).append(word)
-        present = set(words)
-        together = [(root, *(form for form in each if form in present)) for root, each in forms.items()]
-        self._together.update(each for each in together if len(each) > 2)
+                forms[root] |= {word, root} & present
+        self._together.update((root, frozenset(each)) for root, each in forms.items() if len(each) > 1)
         self._images += [0] * (len(self._number_of) - len(self._images))
         for number in numbers:
             self._images[number] += 1
@@ -156,7 +153,7 @@ class Vocabulary:
         images = np.array(self._images, dtype=np.int64)
         # An image counts for a root once, whatever forms of it it has; forms keep their own count.
         images = np.where(root == np.arange(len(root)), np.bincount(root, images, len(root)).astype(np.int64), images)
-        for (one, *several), count in self._together.items():
+        for (one, several), count in self._together.items():
             place = self._number_of.get(one, -1)
             images[place] -= count * max(0, sum(root[self._number_of[form]] == place for form in several) - 1)
         frequent = [
