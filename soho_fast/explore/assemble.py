@@ -141,6 +141,8 @@ def _look(source: Source, spool: Spool, say: Callable[[str], None]) -> words.Wor
             progress(len(spool), source.num_images)
     if not len(spool):
         raise ValueError("images: there is none; expected at least one that can be read")
+    if spool.distance_range[0] == np.inf:
+        raise ValueError("index: no patch of any image has a code; expected at least one")
     spool.finish()
     return vocabulary.choose()
 
@@ -401,11 +403,8 @@ class _Writer:
     ) -> dict[str, Any]:
         codebook = self.source.codebook
         counts = np.zeros(len(self.source.data_sets), dtype=np.int64)
-        has_captions = False
         for number in range(len(self.spool)):
-            text = self.spool.texts(number)
-            counts[text["source"]] += 1
-            has_captions = has_captions or bool(text["captions"])
+            counts[self.spool.texts(number)["source"]] += 1
         return {
             "schema": layout.SCHEMA,
             "title": self.source.title,
@@ -422,7 +421,7 @@ class _Writer:
             "num_tokens": int(self.usage.tokens.sum()),
             "num_shown": len(self.images_G),
             "num_words": len(self.words.spelling),
-            "has_captions": has_captions,
+            "has_captions": self.num_captioned > 0,
             "has_distances": self.spool.has_distances,
             "has_decoded": has_decoded,
             "has_timeline": has_timeline,

@@ -155,12 +155,14 @@ def run(options: argparse.Namespace) -> int:
     """Build, and say where to look."""
     from soho_fast.explore.assemble import assemble, check_folder, is_made_of
 
+    wrong, given = (("recipe", "checkpoint", "split"), "none") if options.model is None else (from_files.OPTIONS, "one")
+    for name in wrong:
+        if getattr(options, name) not in (None, []):
+            raise UserError(f"{name}: expected only {'with' if given == 'none' else 'without'} a model, got {given}")
     if options.model is None:
         if options.fields:
             raise UserError(f"there is no option {options.fields[0]}, but for a model; see build --help")
         return from_files.run(options)
-    if options.features or options.index:
-        raise UserError("model: expected a model, or features and an index of another's; got both")
     folder = Path(options.into) if options.into else default_folder(options.model)
     check_folder(folder)
     opened = open_model(options, print)

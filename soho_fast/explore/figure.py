@@ -220,6 +220,13 @@ def _of_code(bundle: Bundle, code: int) -> Mapping[str, Any]:
     return found
 
 
+def _name(bundle: Bundle, code: int) -> str:
+    """As the pages call a code: 2.17 is code 17 of the second level."""
+    levels = bundle.meta.get("num_levels", 1)
+    level, number = divmod(code, bundle.meta["num_codes"] // levels)
+    return f"{level + 1}.{number}" if levels > 1 else str(code)
+
+
 def _shown_of(code: Mapping[str, Any], kind: str) -> Sequence[Sequence[Any]]:
     """Occurrences of a kind; without distances those at random."""
     return code[kind] or code["random"]
@@ -287,7 +294,9 @@ def _draw(
                 x = left + place * (1 + _GAP)
                 axes.imshow(tile.pixels, extent=(x, x + 1, top + 1, top), interpolation="antialiased", aspect="auto")
                 axes.add_patch(_outline(tile, x, top))
-            axes.text(0.1, top + 0.3, f"code {code['code']}", fontsize=8.5, fontweight="bold", va="center")
+            axes.text(
+                0.1, top + 0.3, f"code {_name(bundle, code['code'])}", fontsize=8.5, fontweight="bold", va="center"
+            )
             shown = f"{code['tokens']:,} tokens, {code['images']:,} images"
             axes.text(left - 0.15, top + 0.3, shown, fontsize=6.2, color="0.45", va="center", ha="right")
             for line, words in enumerate(_words(code)):

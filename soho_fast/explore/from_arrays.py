@@ -6,8 +6,9 @@ N images (B of a batch), h x w patches of an image, C channels, Q levels of a co
 from __future__ import annotations
 
 import os
+import re
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,12 +30,14 @@ with from_extra("explore"):
 _IMAGES_AT_A_TIME = 256
 # A wall of more tiles is none.
 _MOST_CODES = 2**18
+# Of a label they would turn what follows it.
+_BIDI_CONTROLS = re.compile("[\u202a-\u202e\u2066-\u2069]")
 
 Array = np.ndarray | torch.Tensor
 Arrays = Array | Sequence[Array]
 Images = Array | Sequence[Array | Image.Image | str | os.PathLike[str]]
 Captions = Sequence[str | Sequence[str]]
-LicenceEntries = str | Sequence[Mapping[str, Any]] | None
+LicenceEntries = str | Licences | Sequence[Mapping[str, Any]] | None
 Metric = Literal["euclidean", "cosine"]
 
 
@@ -45,6 +48,7 @@ def build_from_arrays(
     folder: str | os.PathLike[str] = "explorer",
     *,
     index: Arrays | None = None,
+    num_codes: int | None = None,
     metric: Metric = "euclidean",
     captions: Captions | None = None,
     names: Sequence[str] | None = None,
@@ -70,7 +74,10 @@ def build_from_arrays(
         images: uint8 (N, H, W, 3), or N of (H, W, 3), of any size, or N PIL images or paths of image files.
         folder: Where the explorer goes; one that is there is replaced, anything else is not overwritten.
         index: Integers (N, h, w) or of Q levels (N, h, w, Q), or N of them, 0 to K - 1; -1 where a patch has no code.
-        metric: What is nearest: "cosine" gives all features and codes the length 1.
+        num_codes: K where there is no codebook; as many as there are labels or images decoded, else up to the highest
+            in the index, if not given.
+        metric: What is nearest: "cosine" gives all features and codes the length 1; of grouped codes each part of a
+            feature, of residual ones the feature alone and not what a level leaves of it.
         captions: N texts, or N lists of texts; words are found in them.
         names: What the images are called; the names of their files, or their numbers, if not given.
         labels: What each code is called, Q K of them, None where it has no name.
@@ -107,30 +114,41 @@ def build_from_arrays(
             yield {name: None if value is None else value[some] for name, value in per_image.items()}
 
     # All of it is looked at before anything is written.
-    highest = num_levels = 0
+    highest, sizes = -1, dict[str, int]()
     for number, batch in enumerate(batches()):
         checked = _check_batch(batch, codes, number * _IMAGES_AT_A_TIME)
-        for each in checked["index"] or ():
-            highest, num_levels = max(highest, int(each.max())), len(each)
-    shape = (num_levels, highest + 1) if codes is None else codes.shape[:2]
-    if codes is None and features is not None and num_levels == 1:
-        codes = _means(map(lambda batch: _check_batch(batch, None, 0), batches()), highest + 1)[None]
+        _check_alike(checked, sizes, number * _IMAGES_AT_A_TIME)
+        highest = max([highest, *(int(each.max()) for each in checked["index"] or ())])
+    if num_codes is not None and (codes is not None or num_codes not in range(highest + 1, _MOST_CODES + 1)):
+        told = f"num_codes: expected no codebook, and more than the highest code, {highest}, up to {_MOST_CODES}"
+        raise ValueError(f"{told}, got {num_codes!r}")
+    if codes is not None:
+        shape = codes.shape[:2]
+    else:
+        said = max(len(value) if isinstance(value, Sized) else 0 for value in (labels, decoded))
+        shape = sizes["index"], int(num_codes or max(highest + 1, said // sizes["index"]))
+        if features is not None:
+            if shape[0] > 1:
+                raise ValueError(f"codebook: expected one, with features of {shape[0]} levels; or give no features")
+            codes = _means(map(lambda batch: _check_batch(batch, None, 0), batches()), shape[1], metric)[None]
     source = ArraySource(batches(), codes, shape, metric=metric, title=title, licences=licences, num_images=num_images)
     options = _check_of_codes(source.num_codes, labels, decoded, window)
     return assemble(source, folder, say=say, **options)
 
 
-def _means(batches: Iterable[Mapping[str, Any]], num_codes: int) -> np.ndarray:
-    """float32 (K, C), the mean of the features that have each code; 0 where none has."""
+def _means(batches: Iterable[Mapping[str, Any]], num_codes: int, metric: str) -> np.ndarray:
+    """float32 (K, C), the mean of the features that have each code, by cosine all of length 1; 0 where none has."""
     sums, counts = None, np.zeros(num_codes, dtype=np.int64)
     for batch in batches:
         for features, index in zip(batch["features"], batch["index"], strict=True):
             code, known = index.ravel(), index.ravel() >= 0
+            features = _of_length_1(features) if metric == "cosine" else features
             sums = np.zeros((num_codes, features.shape[2])) if sums is None else sums
             np.add.at(sums, code[known], features.reshape(-1, features.shape[2])[known])
             counts += np.bincount(code[known], minlength=num_codes)
     assert sums is not None
-    return (sums / np.maximum(counts, 1)[:, None]).astype(np.float32)
+    means = (sums / np.maximum(counts, 1)[:, None]).astype(np.float32)
+    return _of_length_1(means) if metric == "cosine" else means
 
 
 def build_from_batches(
@@ -188,8 +206,6 @@ def _named(batch: Any) -> dict[str, Any]:
 
 def check_codebook(codebook: Any, metric: str = "euclidean") -> np.ndarray:
     """A codebook as float32 (Q, K, C), by cosine of length 1. Raises TypeError, ValueError: it is something else."""
-    if metric not in ("euclidean", "cosine"):
-        raise ValueError(f"metric: expected euclidean or cosine, got {metric!r}")
     codes = _floats("codebook", codebook)
     if codes.ndim not in (2, 3) or 0 in codes.shape:
         raise ValueError(f"codebook: expected (codes, channels) or (levels, codes, channels), got shape {codes.shape}")
@@ -219,6 +235,8 @@ def _check_of_codes(num_codes: int, labels: Any, decoded: Any, window: Any) -> d
     if window is not None and not (isinstance(window, (int, float)) and 1 <= window < np.inf):
         raise ValueError(f"window: expected a number of patches, at least 1, got {window!r}")
     arrays = None if decoded is None else [_array(image) for image in decoded]
+    if labels is not None:
+        labels = [label and (_BIDI_CONTROLS.sub("", label).strip() or None) for label in labels]
     return {"labels": labels, "decoded": arrays, "window": window}
 
 
@@ -250,6 +268,8 @@ class ArraySource:
         num_images: int | None = None,
         kept: Any = None,
     ) -> None:
+        if metric not in ("euclidean", "cosine"):
+            raise ValueError(f"metric: expected euclidean or cosine, got {metric!r}")
         if isinstance(licences, str):
             licences = licence_of_all(licences)
         self.num_levels, self.num_codes = shape[0], shape[0] * shape[1]
@@ -257,7 +277,7 @@ class ArraySource:
         self.title, self.num_images = title, num_images
         self.data_sets = ["images"]
         self._levels, self._metric = codebook, metric
-        self._licences = Licences(licences or [])
+        self._licences = licences if isinstance(licences, Licences) else Licences(licences or [])
         self._batches, self._kept = batches, kept
         # Of each image its path or itself; of one in the file of small copies (begin, end, width, height).
         self._shown: list[Any] = []
@@ -267,9 +287,10 @@ class ArraySource:
         return self._licences.entries
 
     def images(self) -> Iterator[SeenImage]:
-        first = 0
+        first, sizes = 0, dict[str, int]()
         for given in self._batches:
             batch = _check_batch(given, self._levels, first)
+            _check_alike(batch, sizes, first)
             images, captions, names = batch["images"], batch["captions"], batch["names"]
             for number, (index, distance) in enumerate(look_up(batch, self._levels, self._metric)):
                 image = images[number]
@@ -308,7 +329,7 @@ class ArraySource:
 def _opened(image: Any) -> Image.Image:
     if isinstance(image, (str, os.PathLike)):
         return open_image(image)
-    return image if isinstance(image, Image.Image) else Image.fromarray(_array(image))
+    return to_rgb(ImageOps.exif_transpose(image)) if isinstance(image, Image.Image) else Image.fromarray(_array(image))
 
 
 def look_up(
@@ -329,7 +350,9 @@ def look_up(
     sizes = [each.shape[:2] for each in features]
     rest = np.concatenate([each.reshape(-1, each.shape[2]) for each in features])
     index_QT = np.concatenate([each.reshape(len(levels), -1) for each in given], axis=1) if given else None
-    rest, channels = _of_length_1(rest) if metric == "cosine" else rest, levels.shape[2]
+    channels = levels.shape[2]
+    if metric == "cosine":
+        rest = _of_length_1(rest.reshape(len(rest), -1, channels)).reshape(rest.shape)
     grouped = channels < rest.shape[1]
     found = []
     for level, codes in enumerate(levels):
@@ -342,7 +365,7 @@ def look_up(
             index = index_QT[level]
             distance = np.linalg.norm(own - codes[index], axis=1)
         found.append((index, distance))
-        rest = rest if grouped else rest - codes[index]
+        rest = rest if grouped else rest - np.where(index[:, None] < 0, 0, codes[index])
     ends = np.cumsum([rows * columns for rows, columns in sizes])[:-1]
     split = [np.split(np.stack(each), ends, axis=1) for each in zip(*found, strict=True)]
     return [(one.reshape(-1, *size), other.reshape(-1, *size)) for size, one, other in zip(sizes, *split, strict=True)]
@@ -406,6 +429,15 @@ def _check_batch(batch: Mapping[str, Any], levels: np.ndarray | None, first: int
         if not isinstance(name, str):
             raise TypeError(f"names[{first + number}]: expected a text, got {name!r:.60}")
     return checked
+
+
+def _check_alike(checked: Mapping[str, Any], sizes: dict[str, int], first: int) -> None:
+    """Raises ValueError: channels or levels differ from the first image's, which `sizes` keeps."""
+    for name, axis, what in (("features", 2, "channels"), ("index", 0, "levels")):
+        for n, each in enumerate(checked[name] or ()):
+            expected = sizes.setdefault(name, each.shape[axis])
+            if each.shape[axis] != expected:
+                raise ValueError(f"{name}[{first + n}]: expected {expected} {what}, got {each.shape[axis]}")
 
 
 def _check_lengths(given: Mapping[str, Any]) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,10 @@ from soho_fast.common.extras import from_extra
 
 with from_extra("explore"):
     import numpy as np
+    from PIL import Image
+
+    from soho_fast.common.images import FORMATS
+    from soho_fast.explore.licences import read_licences
 
 _ARRAYS = {
     "features": "Features, floating point (images, rows, columns, channels).",
@@ -24,7 +29,9 @@ _TEXTS = {
     "captions": "Text file: the caption of each image, one a line.",
     "labels": "Text file: what each code is called, one a line; an empty line is no name.",
 }
-_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+_VALUES = ("metric", "num_codes", "window")
+OPTIONS = (*_ARRAYS, *_TEXTS, *_VALUES)
+"""What `add_arguments` adds."""
 
 
 def add_arguments(parser: Parser) -> None:
@@ -34,7 +41,8 @@ def add_arguments(parser: Parser) -> None:
         group.add_argument(f"--{name}", metavar="FILE.npy", help=what)
     for name, what in _TEXTS.items():
         group.add_argument(f"--{name}", metavar="FILE.txt", help=what)
-    group.add_argument("--metric", choices=["euclidean", "cosine"], default="euclidean", help="What is nearest.")
+    group.add_argument("--metric", choices=["euclidean", "cosine"], help="What is nearest (default: euclidean).")
+    group.add_argument("--num-codes", type=int, help="Codes of each level, where no codebook tells.")
     group.add_argument("--window", type=float, help="Side of what tiles show around a patch, in patches.")
 
 
@@ -50,12 +58,14 @@ def run(options: argparse.Namespace) -> int:
     given |= {name: _read(name, getattr(options, name), _lines, "a text file") for name in _TEXTS}
     if given["labels"] is not None:
         given["labels"] = [label or None for label in given["labels"]]
-    given |= {name: getattr(options, name) for name in ("title", "metric", "window")}
-    given |= {"images": _images(Path(options.images)), "licences": options.licence}
+    given |= {name: getattr(options, name) for name in ("title", *_VALUES)}
+    folder, into = Path(options.images).resolve(), Path(options.into or "explorer")
+    images = _images(folder, into.resolve())
+    given |= {"images": images, "names": [path.relative_to(folder).as_posix() for path in images]}
+    given["licences"] = options.licence or read_licences(str(folder))
+    _tell_order(given["names"])
     try:
-        into = build_from_arrays(
-            folder=options.into or "explorer", **{name: value for name, value in given.items() if value is not None}
-        )
+        into = build_from_arrays(folder=into, **{name: value for name, value in given.items() if value is not None})
     except TypeError as error:
         raise UserError(str(error)) from error
     print(f"open {into / 'index.html'}")
@@ -63,7 +73,10 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _array(path: str) -> np.ndarray:
-    return np.load(path, mmap_mode="r", allow_pickle=False)  # Features may be more than memory holds.
+    array = np.load(path, mmap_mode="r", allow_pickle=False)  # Features may be more than memory holds.
+    if not isinstance(array, np.ndarray) or not array.ndim:
+        raise ValueError("expected a .npy file of one array, of one dimension or more")
+    return array
 
 
 def _lines(path: str) -> list[str]:
@@ -73,14 +86,24 @@ def _lines(path: str) -> list[str]:
 def _read(name: str, path: str | None, read: Callable[[str], Any], what: str) -> Any:
     try:
         return None if path is None else read(path)
-    except (OSError, ValueError) as error:
+    except (OSError, EOFError, ValueError) as error:
         raise UserError(f"{name}: {path} can't be read as {what} ({error})") from error
 
 
-def _images(folder: Path) -> Sequence[Path]:
+def _images(folder: Path, into: Path) -> list[Path]:
+    """Images in a folder, but for those of the explorer that is built; both are resolved."""
     if not folder.is_dir():
         raise UserError(f"images: there is no folder {folder}")
-    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _ENDINGS)
+    endings = [ending for ending, kind in Image.registered_extensions().items() if kind in FORMATS]
+    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in endings)
+    found = [path for path in found if not path.is_relative_to(into)]
     if not found:
-        raise UserError(f"images: {folder} holds no image; expected files that end in {', '.join(_ENDINGS)}")
+        raise UserError(f"images: {folder} holds no image; expected files that end in {', '.join(endings)}")
     return found
+
+
+def _tell_order(names: Sequence[str]) -> None:
+    """Which image is the first: features are not always in the order of names as texts, where 10 is before 2."""
+    by_number = sorted(names, key=lambda name: re.sub(r"\d+", lambda n: n[0].zfill(20), name.replace("/", "\0")))
+    other = next((f"; {one} before {two}" for one, two in zip(names, by_number, strict=True) if one != two), "")
+    print(f"{len(names):,} images in the order of their names: {names[0]} to {names[-1]}{other}")

@@ -68,7 +68,7 @@ def choose_images(spool: Spool, images_K: np.ndarray, most: int = MOST_SHOWN) ->
 
     Rare codes choose first, in turn the nearest and one drawn at random, until each code has `NUM_OCCURRENCES` images
     or all there are. What is left goes to the nearest image of each code, then to its second, and so on, and at last to
-    any.
+    any. Without distances all are drawn.
 
     Args:
         spool: All images.
@@ -85,6 +85,8 @@ def choose_images(spool: Spool, images_K: np.ndarray, most: int = MOST_SHOWN) ->
         patch = (chunk.row * chunk.columns + chunk.column)[known]
         nearest.add(chunk.index[known], image, chunk.distance[known].astype(np.float64))
         drawn.add(chunk.index[known], image, draw(image, patch).astype(np.float64))
+    if not spool.has_distances:
+        nearest = drawn
     chosen: set[int] = set()
     has_K = np.zeros(num_codes, dtype=np.int64)
 

@@ -11,6 +11,7 @@ if none does, its licence is said to be unknown. The demo corpus knows of each o
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -97,10 +98,11 @@ def read_licences(root: str) -> Licences:
     Raises:
         ValueError: it is no JSON, or not as it should be.
     """
-    from soho_fast.data.readers.records import load_json
-
     path = Path(root) / FILE if Path(root).is_dir() else Path(root).parent / FILE
-    return Licences(load_json(path, "a list of licences") if path.is_file() else [], str(path))
+    try:
+        return Licences(json.loads(path.read_bytes()) if path.is_file() else [], str(path))
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"{path}: not valid JSON ({error}); expected a list of licences") from error
 
 
 def demo_licences(root: str) -> dict[str, list[dict[str, str]]] | None:

@@ -67,6 +67,8 @@ class Spool:
         """Append an image with the numbers of its captions' words, int32, each once."""
         rows, columns = image.index.shape[-2:]
         index = np.ascontiguousarray(image.index, dtype=np.int32)
+        if len(self) and self.has_distances != (image.distance is not None):
+            raise ValueError(f"features: expected those of all images or of none; {image.name} differs from others")
         self.has_distances = image.distance is not None
         distance = np.zeros(index.shape, np.float32) if image.distance is None else image.distance
         distance = np.ascontiguousarray(distance, dtype=np.float32)

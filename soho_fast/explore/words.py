@@ -18,9 +18,10 @@ from __future__ import annotations
 import itertools
 import re
 import unicodedata
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -62,6 +63,7 @@ _NOT_COUNTED = STOP_WORDS | frozenset(_PLACES.split())
 _COLOURS = "red orange yellow green blue purple violet pink brown black white grey gray dark light bright beige"
 _SINGULARS = {"men": "man", "women": "woman", "children": "child", "people": "person", "leaves": "leaf"}
 _SINGULARS |= {"mice": "mouse", "feet": "foot", "teeth": "tooth", "geese": "goose", "knives": "knife"}
+_NO_PLURALS = frozenset(["news", "glasses", "shorts", "clothes", "woods", "james"])
 
 
 def words_of(captions: Iterable[str]) -> set[str]:
@@ -94,13 +96,20 @@ def _runs(captions: Iterable[str]) -> Iterator[list[str]]:
 
 
 def singulars_of(word: str) -> list[str]:
-    """What a word may be the plural of, likeliest first."""
+    """What a word may be the plural of."""
     first, space, last = word.rpartition(" ")
     found = [_SINGULARS[last]] if last in _SINGULARS else []
-    if last.endswith("s") and not last.endswith(("ss", "us", "is")) and last != "news":
-        found += [last[:-1], *([last[:-2]] if last.endswith("es") else [])]
+    if last.endswith("s") and not (found or last.endswith(("ss", "us", "is")) or last in _NO_PLURALS):
+        found += [last[:-1], *([last[:-2]] if re.search("(?:[sxzo]|ch|sh)es$", last) else [])]
         found += [last[:-3] + "y"] if last.endswith("ies") else []
     return [first + space + one for one in found]
+
+
+@lru_cache(2**16)
+def _roots_of(word: str) -> tuple[str, ...]:
+    """`singulars_of` a word, theirs ("mens", "men", "man"), and so on."""
+    found = singulars_of(word)
+    return tuple(dict.fromkeys([*found, *(root for one in found for root in _roots_of(one))]))
 
 
 def leads(word: str) -> bool:
@@ -114,15 +123,19 @@ class Vocabulary:
     def __init__(self) -> None:
         self._number_of: dict[str, int] = {}
         self._images: list[int] = []
-        self._with_singular: Counter[tuple[str, str]] = Counter()
+        # Images with several words that may have the same root.
+        self._together: Counter[tuple[str, frozenset[str]]] = Counter()
 
     def numbers(self, captions: Iterable[str]) -> np.ndarray:
         """The numbers of an image's words, int32, each once; the image is counted."""
         captions = list(captions)
         words = sorted(words_of(captions) | phrases_of(captions))
         numbers = [self._number_of.setdefault(word, len(self._number_of)) for word in words]
+        present, forms = set(words), defaultdict[str, set[str]](set)
         for word in words:
-            self._with_singular.update((word, one) for one in singulars_of(word) if one in words)
+            for root in _roots_of(word):
+                forms[root] |= {word, root} & present
+        self._together.update((root, frozenset(each)) for root, each in forms.items() if len(each) > 1)
         self._images += [0] * (len(self._number_of) - len(self._images))
         for number in numbers:
             self._images[number] += 1
@@ -130,14 +143,19 @@ class Vocabulary:
 
     def choose(self) -> Words:
         """The words that are counted: the most frequent ones that enough images have, in alphabetical order."""
-        images = np.array(self._images, dtype=np.int64)
         spelling = list(self._number_of)
         root = np.arange(len(spelling))
         for plural, word in enumerate(spelling):
             known = [self._number_of[one] for one in singulars_of(word) if one in self._number_of]
-            if known:
-                root[plural] = known[0]
-                images[known[0]] += self._images[plural] - self._with_singular[word, spelling[known[0]]]
+            root[plural] = max(known, key=self._images.__getitem__, default=plural)
+        while (root[root] != root).any():
+            root = root[root]
+        images = np.array(self._images, dtype=np.int64)
+        # An image counts for a root once, whatever forms of it it has; forms keep their own count.
+        images = np.where(root == np.arange(len(root)), np.bincount(root, images, len(root)).astype(np.int64), images)
+        for (one, several), count in self._together.items():
+            place = self._number_of.get(one, -1)
+            images[place] -= count * max(0, sum(root[self._number_of[form]] == place for form in several) - 1)
         frequent = [
             number
             for number in np.argsort(-images, kind="stable")

@@ -153,6 +153,8 @@ def test_what_is_drawn_says_words_counts_and_licence(explorer, tmp_path):
         assert words in texts
     assert "Images: drawings $1 of $2: A. Person, https://example.org; CC-BY-4.0" in texts
     assert "of none shown" not in texts
+    write_value(explorer, "meta", {**Bundle(explorer).meta, "num_levels": 2})
+    assert "code 2.1" in _texts(explorer, [1, 4]), "each level has three codes"
 
 
 def _texts(explorer: Path, codes: list[int]) -> str:

@@ -1,5 +1,7 @@
 """The explorer of any codebook from arrays: the same from batches, with the extra alone, and every mistake by name."""
 
+import json
+import os
 import re
 import subprocess
 import sys
@@ -158,11 +160,13 @@ def codes_of(explorer, number=0):
 
 def test_an_index_alone_is_enough(given, tmp_path):
     """No distance is made up: nothing is nearest, and there is no map."""
+    given["captions"] = [""] * N
     index = nearest_to(given)
     index[0, 0, 0] = -1
     rest = {name: given[name] for name in ("images", "captions")}
     bundle = Bundle(build_from_arrays(index=index, **rest, folder=tmp_path / "explorer", say=quiet))
     assert bundle.image(0)["index"] == [None, *index[0].ravel().tolist()[1:]]
+    assert not bundle.meta["has_captions"], "they are all empty"
     assert not bundle.meta["has_distances"] and bundle.meta["weights"] == "" and bundle.meta["num_channels"] == 0
     wall, code = bundle.read("wall"), bundle.code(int(index[0, 0, 1]))
     assert code["nearest"] == code["quantiles"] == code["near"] == [] and code["random"]
@@ -192,6 +196,35 @@ def test_cosine_is_blind_to_length(given, tmp_path):
     explorer = build_from_arrays(**given, metric="cosine", folder=tmp_path / "explorer", say=quiet)
     assert codes_of(explorer) == (given["features"][0] @ unit.T).argmax(-1).ravel().tolist()
     assert codes_of(explorer) != nearest_to(given)[0].ravel().tolist()
+
+
+def test_cosine_measures_from_the_means_of_directions(given, tmp_path):
+    """Features along their code lie at distance 0, however long they are."""
+    index = np.random.default_rng(2).integers(CODES, size=(N, ROWS, COLUMNS))
+    length = np.random.default_rng(3).uniform(1, 9, size=(N, ROWS, COLUMNS, 1))
+    given |= {"features": (given["codebook"][index] * length).astype(np.float32), "codebook": None}
+    bundle = Bundle(build_from_arrays(**given, index=index, metric="cosine", folder=tmp_path / "explorer", say=quiet))
+    assert max(bundle.read("wall")["mean_distance"]) < 1e-5
+
+
+def test_cosine_of_grouped_codes_is_of_each_part(given, tmp_path):
+    rng = np.random.default_rng(4)
+    levels, index = rng.normal(size=(2, CODES, 3)), rng.integers(CODES, size=(N, ROWS, COLUMNS, 2))
+    parts = [levels[level][index[..., level]] * (1 + 8 * level) for level in range(2)]
+    given |= {"features": np.concatenate(parts, axis=-1), "codebook": levels}
+    bundle = Bundle(build_from_arrays(**given, metric="cosine", folder=tmp_path / "explorer", say=quiet))
+    assert bundle.image(0)["index"] == [*index[0, ..., 0].ravel(), *(CODES + index[0, ..., 1].ravel())]
+    assert max(bundle.read("wall")["mean_distance"]) < 1e-3
+
+
+def test_a_patch_without_a_first_code_leaves_all_of_its_feature(given, tmp_path):
+    levels = np.random.default_rng(5).normal(size=(2, CODES, CHANNELS)).astype(np.float32)
+    index = np.full((N, ROWS, COLUMNS, 2), -1)
+    index[0, 0, 0, 1], index[1, 0, 0, 0] = 3, 0
+    given |= {"codebook": levels, "index": index}
+    bundle = Bundle(build_from_arrays(**given, folder=tmp_path / "explorer", say=quiet))
+    expected = np.linalg.norm(given["features"][0, 0, 0] - levels[1, 3])
+    assert bundle.code(CODES + 3)["nearest"][0][3] == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["residual", "grouped"])
@@ -228,11 +261,15 @@ def test_codes_of_levels(given, tmp_path, kind):
 
 def test_decoded_images_labels_and_the_window(given, tmp_path):
     decoded = np.random.default_rng(1).integers(256, size=(CODES, 4, 6, 3), dtype=np.uint8)
-    labels = [None, "a leaf", *[None] * (CODES - 2)]
+    labels = ["  ", " a leaf", *[None] * (CODES - 2)]
     more = {"decoded": decoded, "labels": labels, "window": 2.5}
     bundle = Bundle(build_from_arrays(**given, **more, folder=tmp_path / "explorer", say=quiet))
     assert (np.asarray(Image.open(bundle.folder / decoded_path(5))) == decoded[5]).all()
-    assert bundle.meta["has_decoded"] and bundle.meta["window"] == 2.5 and bundle.read("wall")["label"] == labels
+    assert (
+        bundle.meta["has_decoded"]
+        and bundle.meta["window"] == 2.5
+        and bundle.read("wall")["label"] == [None, "a leaf", *labels[2:]]
+    )
     bundle.check()
 
 
@@ -241,6 +278,12 @@ def test_images_of_pil_and_of_a_dataset(given, tmp_path):
     expected = Bundle(build_from_arrays(**given, folder=tmp_path / "expected", say=quiet))
     given["images"] = [Image.fromarray(image) for image in given["images"]]
     assert_same(Bundle(build_from_arrays(**given, folder=tmp_path / "found", say=quiet)), expected)
+    turned = Image.fromarray(np.full((8, 16, 4), (200, 0, 0, 0), np.uint8))
+    turned.getexif()[0x0112] = 6  # A quarter turn.
+    one = {"features": given["features"][:1], "codebook": given["codebook"], "images": [turned]}
+    bundle = Bundle(build_from_arrays(**one, folder=tmp_path / "turned", say=quiet))
+    shown = Image.open(bundle.folder / "images/0000/000000.jpg")
+    assert shown.size == (8, 16) and shown.getpixel((4, 8)) == (255, 255, 255), "upright, and white where it is clear"
 
 
 def test_the_command_takes_files(given, tmp_path, capsys):
@@ -252,13 +295,21 @@ def test_the_command_takes_files(given, tmp_path, capsys):
     np.save(tmp_path / "i.npy", nearest_to(given))
     np.save(tmp_path / "c.npy", given["codebook"])
     (tmp_path / "labels.txt").write_text("a leaf\n" + "\n" * (CODES - 1))
+    (tmp_path / "empty.npy").touch()
+    np.savez(tmp_path / "two.npz", nearest_to(given))
+    np.save(tmp_path / "0d.npy", 3)
     words = ["build", "--index", str(tmp_path / "i.npy"), "--images", str(tmp_path / "photos")]
     more = ["--features", f"{tmp_path}/f.npy", "--codebook", f"{tmp_path}/c.npy", "--labels", f"{tmp_path}/labels.txt"]
     into = ["--into", str(tmp_path / "explorer")]
+    licences = [{"what": "birds", "credit": "Ada", "licence": "CC0", "images": ["birds/[0-7].png"]}]
+    (tmp_path / "photos/licences.json").write_text(json.dumps(licences))
     assert main([*words, *more, *into]) == 0, capsys.readouterr().err
+    assert "9 images in the order of their names: birds/0.png to birds/8.png" in capsys.readouterr().out
     bundle = Bundle(tmp_path / "explorer")
     assert bundle.image(3)["index"] == nearest_to(given)[3].ravel().tolist()
     assert bundle.image(3)["name"] == "birds/3.png" and bundle.read("wall")["label"][0] == "a leaf"
+    told = [[bundle.meta["licences"][n]["credit"] for n in bundle.image(p)["licences"]] for p in (0, 8)]
+    assert told == [["Ada"], ["unknown"]]
     for path in bundle.folder.rglob("*.js"):
         assert str(tmp_path) not in path.read_text(), f"{path} tells where it was built"
     for wrong, told in (
@@ -270,10 +321,33 @@ def test_the_command_takes_files(given, tmp_path, capsys):
             ["build", "--index", str(tmp_path / "labels.txt"), *words[3:]],
             "index: .*labels.txt can't be read as an array",
         ),
+        (["build", "--index", str(tmp_path / "empty.npy"), *words[3:]], "index: .*empty.npy can't be read as an array"),
+        (["build", "--index", str(tmp_path / "two.npz"), *words[3:]], "index: .*two.npz can't be read as an array"),
+        (["build", "--index", str(tmp_path / "0d.npy"), *words[3:]], "index: .*0d.npy can't be read as an array"),
+        ([*words, "--split", "heldout"], "split: expected only with a model, got none"),
+        ([*words, "--recipe", "nope"], "recipe: expected only with a model, got none"),
+        (
+            [*words, "--num-codes", "3"],
+            "num_codes: expected no codebook, and more than the highest code, 6, up to 262144, got 3",
+        ),
+        (["build", "nowhere", *more[4:]], "labels: expected only without a model, got one"),
+        (["build", "nowhere", "--metric", "cosine"], "metric: expected only without a model, got one"),
         ([*words, "--engine.threads=2"], "there is no option --engine.threads=2, but for a model"),
     ):
         assert main([*wrong, *into]) == 2
         assert re.search(told, capsys.readouterr().err)
+
+
+def test_the_command_finds_images(given, tmp_path, monkeypatch, capsys):
+    """Of all formats that are read, but none of the explorer that it made before; and tells of an order to mistake."""
+    monkeypatch.chdir(tmp_path)
+    for number in range(11):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{number}.{('png', 'ppm', 'JPG')[number % 3]}")
+    np.save("i.npy", np.zeros((11, 2, 2), int))
+    for _ in range(2):
+        assert main(["build", "--index", "i.npy", "--images", ".", "--into", "made"]) == 0, capsys.readouterr().err
+    assert "order of their names: 0.png to 9.png; 10.ppm before 2.JPG" in capsys.readouterr().out
+    assert Bundle("made").meta["num_images"] == 11
 
 
 def changed(given, name, value):
@@ -320,6 +394,18 @@ MISTAKES = [
     ("index", np.zeros((N, 2, 2), int), ValueError, r"index\[0\]: expected the rows and columns of features, \(3, 4\)"),
     ("index", np.full((N, ROWS, COLUMNS), CODES), ValueError, r"index\[0\]: expected codes of -1 to 6, got 7 to 7"),
     ("index", np.zeros((N, ROWS, COLUMNS, 2), int), ValueError, r"index\[0\]: expected 1 levels, .* got 2"),
+    (
+        "index",
+        [np.zeros((ROWS, COLUMNS, 1 + (n > 3)), int) for n in range(N)],
+        ValueError,
+        r"index\[4\]: expected 1 levels, .* got 2",
+    ),
+    (
+        "num_codes",
+        CODES,
+        ValueError,
+        "num_codes: expected no codebook, and more than the highest code, -1, up to 262144, got 7",
+    ),
     ("labels", ["a"], ValueError, "labels: expected 7, one for each code, got 1"),
     ("labels", [1] * CODES, TypeError, r"labels\[0\]: expected a text or None, got 1"),
     ("decoded", ["x.png"] * CODES, TypeError, r"decoded\[0\]: expected a uint8 array, got str"),
@@ -339,6 +425,40 @@ def test_mistakes_are_told_before_anything_is_written(given, tmp_path, name, val
     with pytest.raises(error, match=told):
         build_from_arrays(**changed(given, name, value), folder=tmp_path / "a" / "explorer", say=quiet)
     assert list(tmp_path.iterdir()) == []
+
+
+INDEX = np.zeros((N, ROWS, COLUMNS), int)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ({"index": INDEX - 1, "features": None}, "index: no patch of any image has a code; expected at least one"),
+        ({"index": [*INDEX[1:], np.zeros((2, 2, 3), int)], "features": None}, r"index\[8\]: expected 1 levels, got 3"),
+        ({"index": INDEX, "metric": "manhattan"}, "metric: expected euclidean or cosine"),
+        ({"index": np.stack([INDEX] * 2, axis=-1)}, "codebook: expected one, with features of 2 levels"),
+        (
+            {"index": INDEX, "features": [*np.zeros((8, ROWS, COLUMNS, 6)), np.zeros((ROWS, COLUMNS, 7))]},
+            r"features\[8\]: expected 6 channels, got 7",
+        ),
+    ],
+)
+def test_mistakes_without_a_codebook(given, tmp_path, arguments, told):
+    with pytest.raises(ValueError, match=told):
+        build_from_arrays(**{**given, **arguments, "codebook": None}, folder=tmp_path / "explorer", say=quiet)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_batches_with_features_and_without_are_refused(given, tmp_path):
+    batches = [(None, given["images"], None, None, nearest_to(given)), (given["features"], given["images"])]
+    with pytest.raises(ValueError, match="features: expected those of all images or of none; image 9 differs"):
+        build_from_batches(batches, given["codebook"], tmp_path / "explorer", say=quiet)
+
+
+@pytest.mark.parametrize("arguments", [{"num_codes": 12}, {"labels": ["a"] * 12}])
+def test_codes_above_the_highest_seen_are_unused_ones(given, tmp_path, arguments):
+    rest = {"index": nearest_to(given), "images": given["images"], **arguments}
+    assert len(Bundle(build_from_arrays(**rest, folder=tmp_path / "explorer", say=quiet)).read("wall")["tokens"]) == 12
 
 
 def test_mistakes_in_a_later_batch_leave_nothing(given, tmp_path):
@@ -374,6 +494,8 @@ explore.build_from_arrays(
 print(len(explore.occurrences(sys.argv[1], 0)), len(explore.words_of_code(sys.argv[1], 0)),
       len(explore.codes_of_word(sys.argv[1], "dog")))
 from soho_fast.explore.__main__ import main
+np.save("i.npy", np.zeros((6, 2, 2), int))
+print(main(["build", "--index", "i.npy", "--images", sys.argv[1] + "/images", "--into", "from_files"]))
 print(main(["figure", sys.argv[1]]), main(["build", "nowhere/at/all"]))
 """
 
@@ -381,9 +503,10 @@ print(main(["figure", sys.argv[1]]), main(["build", "nowhere/at/all"]))
 def test_the_extra_explore_is_enough(tmp_path):
     """What the extra `train` brings is not there, and is asked for by name where a model is to be looked at."""
     done = subprocess.run(
-        [sys.executable, "-c", ALONE, str(tmp_path / "explorer")],
-        capture_output=True, text=True, cwd=ROOT, timeout=120, check=False,
+        [sys.executable, "-c", ALONE, str(tmp_path / "explorer")], env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True, cwd=tmp_path, timeout=120, check=False,
     )  # fmt: skip
     assert "Traceback" not in done.stderr or "MissingExtraError" in done.stderr, done.stderr
     assert f"install it with: {install_command('train')}" in done.stderr
     assert done.stdout.split()[0] != "0" and (tmp_path / "explorer" / "index.html").is_file()
+    assert (tmp_path / "from_files" / "index.html").is_file(), done.stderr

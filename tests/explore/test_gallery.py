@@ -1,5 +1,7 @@
 """Which pictures are shown, and which of their patches: distinct, in order, the same whatever comes together."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from explore_made import patches_of, seen_images
@@ -46,6 +48,12 @@ def test_what_is_left_goes_to_the_nearest_of_each_code(tmp_path):
     chosen = choose_images(filled(images, tmp_path), count, 150).tolist()
     for code in np.flatnonzero(count):
         assert min(patches[code], key=lambda patch: (patch[3], patch[0]))[0] in chosen
+
+
+def test_without_distances_the_images_are_drawn(tmp_path):
+    images = [dataclasses.replace(image, distance=None) for image in seen_images(400, 4, size=(2, 2))]
+    chosen = choose_images(filled(images, tmp_path), np.full(4, 100), 40)
+    assert (chosen < 40).sum() < 12, "not the first ones"
 
 
 def test_more_rare_codes_than_images_share_them(tmp_path):

@@ -69,7 +69,18 @@ def test_number_is_merged_where_captions_have_both():
     captions = ["puppies"] * 4 + ["puppy"] + ["a box"] * 3 + ["boxes"] * 3 + ["men"] * 4 + ["a man"]
     assert counted(captions)[0] == {"puppy": 5, "box": 6, "man": 5}
     assert counted(["a princess"] * 5 + ["princes"] * 5 + ["news"] * 5 + ["new"] * 5)[1] == {}
+    captions = (
+        ["boxes"] * 10 + ["a box"] * 10 + ["a boxe", "ice cubes"] + ["a cub"] * 5 + ["glasses"] * 5 + ["glass"] * 5
+    )
+    assert counted(captions) == ({"box": 20, "cub": 5, "glasses": 5, "glass": 5}, {"box": ["boxes"]})
     assert singulars_of("polar bears") == ["polar bear"]
+
+
+def test_an_image_counts_once_whatever_forms_of_a_word_it_has():
+    found, forms = counted(["people and persons"] * 10 + ["a person"] * 5 + ["people, persons, a person"])
+    assert found == {"person": 16} and sorted(forms["person"]) == ["people", "persons"]
+    found, forms = counted(["mens"] * 3 + ["men, mens"] * 2 + ["a man"] * 4)
+    assert found == {"man": 9} and sorted(forms["man"]) == ["men", "mens"]
 
 
 def test_two_words_that_stand_together_are_one():

@@ -1,6 +1,7 @@
 """Codebooks of others: levels, decoded codes, labels, no distances, no codebook, on a real explorer of tiny arrays."""
 
 import csv
+import re
 
 import numpy as np
 import pytest
@@ -46,6 +47,28 @@ def test_each_level_has_its_pages(levels, arrays, open_window):
     window.page.locator("header input").fill("2.5")
     window.press("Enter")
     assert window.address() == f"#/code/{CODES + 5}"
+    window.page.locator("header input").fill("1.8")
+    window.press("Enter")
+    assert window.address() == "#/words?search=1.8", "not code 2.2"
+
+
+def test_a_level_of_fewer_codes_and_tokens(arrays, tmp_path, open_window):
+    pytest.importorskip("sklearn")
+    index = np.random.default_rng(3).integers(10, size=(20, 4, 4, 2))
+    index[..., 1] %= 3  # Too few for t-SNE.
+    index[:, 1:, :, 1] = -1
+    codebook = np.random.default_rng(1).normal(size=(2, 10, 3))
+    more = {"folder": tmp_path / "explorer", "say": lambda line: None}
+    window = open_window(build_from_arrays(np.zeros((20, 4, 4, 3)), codebook, arrays[1], index=index, **more))
+    for address, maps in (("#/map", ["t-SNE", "PCA"]), ("#/map?level=2&by=t-SNE", [])):
+        window.visit(address)
+        assert window.page.locator("option", has_text=re.compile("^(t-SNE|PCA)$")).all_inner_texts() == maps
+        assert ("rings are" in window.text()) == (not maps), "PCA is the only choice; t-SNE shows no unused codes"
+    window.visit("#/map?code=12")
+    assert not window.page.locator("canvas").get_attribute("data-selected"), "a code of another level"
+    window.visit("#/code/11")
+    share = (index[..., 1] == 1).sum() / (20 * 4)
+    assert f"{100 * share:.0f}" in window.page.locator(".facts").inner_text().split("share of tokens")[1][:6]
 
 
 def test_the_wall_shows_a_level_labels_and_decoded_codes(levels, open_window):
@@ -67,15 +90,15 @@ def test_the_codes_shown_are_saved_as_a_table(levels, arrays, tmp_path, open_win
     labels = ['=HYPERLINK("x")', 'a "leaf", green', *[None] * (CODES - 2)]
     more = {"labels": labels, "folder": tmp_path / "explorer", "say": lambda line: None}
     for folder, address, first in (
-        (levels.folder, "#/wall?level=2&sort=number", "2.0"),
-        (build_from_arrays(index=index[..., 0], images=images, **more), "#/wall?sort=number", "0"),
+        (levels.folder, "#/wall?level=2&sort=number", ("2", "0")),
+        (build_from_arrays(index=index[..., 0], images=images, **more), "#/wall?sort=number", (None, "0")),
     ):
         window = open_window(folder)
         window.visit(address)
         with window.page.expect_download() as download:
             window.page.get_by_text("save as CSV").click()
         rows = list(csv.DictReader(download.value.path().read_text("utf-8-sig").splitlines()))
-        assert len(rows) == CODES and rows[0]["code"] == first
+        assert len(rows) == CODES and (rows[0].get("level"), rows[0]["code"]) == first
         tokens = Bundle(folder).read("wall")["tokens"][-CODES:]
         assert [int(row["tokens"]) for row in rows] == tokens
     assert [row["label"] for row in rows[:3]] == ["'" + labels[0], labels[1], ""]
@@ -91,5 +114,7 @@ def test_what_is_not_known_is_not_shown(arrays, tmp_path, open_window):
     for heading in ("Distances", "Nearest in the codebook", "Codes of the next level", "Words"):
         assert window.page.get_by_role("heading", name=heading).count() == 0, heading
     assert "distance" not in window.text()
+    window.visit("#/wall")
+    assert window.page.get_by_label("sort by").locator("option").all_inner_texts() == ["usage", "number"]
     window.visit("#/map")
     assert "The codebook of these codes is not known here" in window.text()

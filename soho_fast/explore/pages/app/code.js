@@ -22,7 +22,9 @@
         {
           class: "occurrence",
           href: explorer.address("image", String(image), { code: code.code }),
-          "aria-label": `image ${image}, row ${row + 1}, column ${column + 1}, ${hasDistances ? `distance ${formatNumber(distance)}` : "drawn at random"}`,
+          "aria-label":
+            `image ${image}, row ${row + 1}, column ${column + 1}, ` +
+            (hasDistances ? `distance ${formatNumber(distance)}` : "drawn at random"),
         },
         explorer.crop(occurrence, null, explorer.around),
         hasDistances ? formatNumber(distance) : null,
@@ -119,7 +121,7 @@
     code.next.length > 0 &&
     card(
       "Codes of the next level",
-      `A patch has a code of each of the ${meta.num_levels} levels. These of the next level most of this code's patches ` +
+      `A patch has a code of each of the ${meta.num_levels} levels. These of the next level most of its patches ` +
         "have: their share of its tokens.",
       codeList(code.next, code.code, wall, ({ tokens }) => formatPercent(tokens / code.tokens)),
     );
@@ -263,7 +265,7 @@
             ["tokens", formatCount(code.tokens)],
             ["images", formatCount(code.images)],
             ["rank by usage", `${formatCount(code.rank)} of ${formatCount(meta.num_codes / meta.num_levels)}`],
-            ["share of tokens", formatPercent((code.tokens / meta.num_tokens) * meta.num_levels)],
+            ["share of tokens", formatPercent(code.tokens / tokensOfLevel(number, wall, meta))],
             ...(meta.has_distances
               ? [
                   [
@@ -300,13 +302,19 @@
     );
   };
 
+  const tokensOfLevel = (code, wall, meta) => {
+    const level = Math.floor((code * meta.num_levels) / meta.num_codes) + 1;
+    return wall.tokens.reduce((sum, tokens, other) => sum + (explorer.isOfLevel(other, level) ? tokens : 0), 0);
+  };
+
   explorer.pages.set("code", {
     title: "Code",
     inHeader: false,
     show: async (root, argument, parameters, meta) => {
       const number = explorer.codeNumber(argument);
+      const last = explorer.codeName(meta.num_codes - 1);
       if (number === null)
-        throw new Error(`code: expected a number from 0 to ${meta.num_codes - 1}, got "${argument}"`);
+        throw new Error(`code: expected a number from ${explorer.codeName(0)} to ${last}, got "${argument}"`);
       const [code, wall, timeline] = await Promise.all([
         explorer.loadCode(number),
         explorer.loadWall(),

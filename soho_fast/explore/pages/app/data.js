@@ -81,6 +81,7 @@ const explorer = { pages: new Map() };
   explorer.codeNumber = (text) => {
     const [, level, code] = /^(?:(\d+)\.)?(\d+)$/.exec(text) ?? [];
     if (code === undefined || (level !== undefined && (levelCodes === null || level === "0"))) return null;
+    if (level !== undefined && Number(code) >= levelCodes) return null;
     return level === undefined ? Number(code) : (Number(level) - 1) * levelCodes + Number(code);
   };
   // Whether a code is of a level, from 1; any is where it is null.

@@ -10,7 +10,7 @@
       else if (name === "style" || name === "dataset") Object.assign(element[name], value);
       else element.setAttribute(name, value === true ? "" : value);
     }
-    element.append(...children.flat(Infinity).filter((child) => child !== null && child !== undefined && child !== false));
+    element.append(...children.flat(Infinity).filter((child) => (child ?? false) !== false));
     return element;
   };
 

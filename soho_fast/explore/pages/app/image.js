@@ -57,7 +57,7 @@
                 title: wall.word[guess] ?? "",
               },
               explorer.codeCrop(wall, guess, 28),
-              `${guess} · ${formatPercent(probability)}`,
+              `${explorer.codeName(guess)} · ${formatPercent(probability)}`,
             ),
           ),
         ),
@@ -71,7 +71,7 @@
         "p",
         { class: "hint" },
         "All patches of a code are hidden together, so that none can be copied from its neighbour: here ",
-        element("a", { href: explorer.address("code", String(code)) }, `code ${code}`),
+        element("a", { href: explorer.address("code", String(code)) }, `code ${explorer.codeName(code)}`),
         `, ${formatPlural(patches.length, "patch", "patches")}. From the rest and the caption the model guesses ` +
           `what was there; its best guess is right in ${right} of ${patches.length}.`,
       ),
@@ -89,7 +89,8 @@
     const lit = asked !== null && image.index.includes(Number(asked)) ? Number(asked) : null;
     // The level that is asked for, or that of the code.
     const size = image.rows * image.columns;
-    const level = explorer.levelOf(parameters, meta, lit === null ? 1 : 1 + Math.floor(image.index.indexOf(lit) / size));
+    const levelOfLit = lit === null ? 1 : 1 + Math.floor(image.index.indexOf(lit) / size);
+    const level = explorer.levelOf(parameters, meta, levelOfLit);
     const index = image.index.slice((level - 1) * size, level * size);
     const counts = new Map(countsByCode(index));
     const source = explorer.imagePath(number);
@@ -118,7 +119,8 @@
       for (const chip of made) chip.classList.toggle("lit", chip.dataset.code === String(code));
     };
     const view = explorer.imageWithPatches({ ...image, index }, source, label, (code) => show(code ?? lit));
-    view.patches.forEach((patch) => patch?.append(element("span", { class: "patch-code" }, explorer.codeName(Number(patch.dataset.code)))));
+    const nameOf = (patch) => explorer.codeName(Number(patch.dataset.code));
+    view.patches.forEach((patch) => patch?.append(element("span", { class: "patch-code" }, nameOf(patch))));
 
     const made = [...counts].map(([code, count]) =>
       element(
@@ -133,7 +135,7 @@
           blur: () => show(lit),
         },
         explorer.codeCrop(wall, code, 28),
-        element("span", { dir: "auto" }, [explorer.codeName(code), wall.name[code]].filter((part) => part !== null).join(" ")),
+        element("span", { dir: "auto" }, `${explorer.codeName(code)} ${wall.name[code] ?? ""}`.trim()),
         count > 1 ? element("span", { class: "hint" }, `${count} patches`) : null,
       ),
     );

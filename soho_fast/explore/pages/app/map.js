@@ -19,9 +19,11 @@
         root.append(element("h1", {}, "Map"), element("p", { class: "notice" }, nothing));
         return;
       }
-      const numCodes = wall.tokens.length;
       const level = explorer.levelOf(parameters, meta, 1);
-      const projection = meta.maps.includes(parameters.get("by")) ? parameters.get("by") : meta.maps[0];
+      // A level of too few codes has no t-SNE.
+      const hasNear = wall.x_near.some((x, code) => x !== null && explorer.isOfLevel(code, level));
+      const maps = meta.maps.filter((name) => name === "PCA" || hasNear);
+      const projection = maps.includes(parameters.get("by")) ? parameters.get("by") : maps[0];
       const [xs, ys] = projection === "PCA" ? [wall.x, wall.y] : [wall.x_near, wall.y_near];
       const codesShown = wall.tokens
         .map((_, code) => code)
@@ -48,14 +50,15 @@
         return text !== null && Number.isFinite(Number(text)) ? Number(text) : otherwise;
       };
       const asked = given("code", -1);
-      let selected = Number.isInteger(asked) && asked >= 0 && asked < numCodes ? asked : null;
+      let selected = codesShown.includes(asked) ? asked : null;
       let width = 0;
       let height = 0;
 
       // One scale for both directions, that distances are true; view.x, view.y: the point in the middle.
       const MARGIN = 28;
       const range = (values) => {
-        const [low, high] = codesShown.reduce(([a, b], code) => [Math.min(a, values[code]), Math.max(b, values[code])], [1, 0]);
+        const low = codesShown.reduce((least, code) => Math.min(least, values[code]), 1);
+        const high = codesShown.reduce((greatest, code) => Math.max(greatest, values[code]), 0);
         return { middle: (low + high) / 2, length: Math.max(high - low, 1e-6) };
       };
       const [rangeX, rangeY] = [range(xs), range(ys)];
@@ -120,7 +123,8 @@
       const hueOf = (word) => [...word].reduce((sum, letter) => (sum * 31 + letter.codePointAt(0)) % 360, 7);
       const colourOf = (code, otherwise) => {
         if (colouring === "usage") return ramp(Math.log1p(wall.tokens[code]) / Math.log1p(most));
-        if (colouring === "word") return wall.name[code] === null ? "#888888" : `hsl(${hueOf(wall.name[code])} 65% 45%)`;
+        const name = wall.name[code];
+        if (colouring === "word") return name === null ? "#888888" : `hsl(${hueOf(name)} 65% 45%)`;
         if (colouring === "age") return ramp((ages[code] ?? 0) / Math.max(timeline.last_step, 1));
         return otherwise;
       };
@@ -444,7 +448,7 @@
         "div",
         { class: "controls" },
         explorer.levelBox(meta, level, (value) => (location.hash = addressWith({ level: value }))),
-        choose("by", "by", meta.maps, projection),
+        choose("by", "by", maps, projection),
         choose("colour", "colour", colourings, colouring),
         element("label", {}, lassoBox, " lasso: enclose codes to list them"),
       );
@@ -460,10 +464,9 @@
         element(
           "p",
           { class: "lead" },
-          "Codes close in the codebook are close here, as far as a plane allows. The size shows the usage; rings are " +
-            "unused codes. " +
+          "Codes close in the codebook are close here, as far as a plane allows. The size shows the usage. " +
             (projection === "PCA"
-              ? "PCA keeps large distances."
+              ? "PCA keeps large distances; rings are unused codes."
               : `${projection} keeps who is near whom; distances between groups and their sizes say nothing.`),
         ),
         controls,

@@ -123,9 +123,9 @@
     return element(
       "p",
       { class: "lead" },
-      "The model describes each image by a grid of numbers: each number, a code, stands for what a small patch of the " +
-        "image looks like. This page shows what each code stands for. A tile shows the most typical patch of a code, " +
-        "outlined, and what is around it",
+      "The model describes each image by a grid of numbers: each number, a code, stands for what a small patch of " +
+        "the image looks like. This page shows what each code stands for. A tile shows the most typical patch of a " +
+        "code, outlined, and what is around it",
       meta.has_captions ? "; below it stands the word most specific to the captions of its images. " : ". ",
       meta.num_levels > 1
         ? `A patch has a code of each of ${meta.num_levels} levels: code 2.17 is code 17 of the second level. `
@@ -141,11 +141,16 @@
   const csvOf = (wall, codes) => {
     const field = (value) => {
       const text = value === null ? "" : String(value);
-      return `"${(/^[=+@\t\r-]/.test(text) && !Number.isFinite(Number(text)) ? `'${text}` : text).replaceAll('"', '""')}"`;
+      const computed = /^[=+@\t\r-]/.test(text) && !Number.isFinite(Number(text));
+      return `"${computed ? "'" : ""}${text.replaceAll('"', '""')}"`;
     };
-    const columns = ["tokens", "images", "label", "word", "lift", "lift_low", "lift_high", "precision", "mean_distance"];
-    const rows = codes.map((code) => [explorer.codeName(code), ...columns.map((name) => wall[name][code])]);
-    return [["code", ...columns], ...rows].map((row) => row.map(field).join(",")).join("\r\n");
+    const ofWord = ["label", "word", "lift", "lift_low", "lift_high", "precision"];
+    const columns = ["tokens", "images", ...ofWord, "mean_distance"];
+    // Level and code apart: to a spreadsheet 1.1 and 1.10 are one number.
+    const nameOf = (code) => explorer.codeName(code).split(".");
+    const named = codes.map((code) => [...nameOf(code), ...columns.map((name) => wall[name][code])]);
+    const heads = nameOf(0).length > 1 ? ["level", "code"] : ["code"];
+    return [[...heads, ...columns], ...named].map((row) => row.map(field).join(",")).join("\r\n");
   };
   const download = (text) => {
     const address = URL.createObjectURL(new Blob(["\ufeff", text], { type: "text/csv" }));
@@ -176,10 +181,11 @@
     title: "Wall",
     show: async (root, argument, parameters, meta) => {
       const wall = await explorer.loadWall();
-      const first = meta.has_captions ? "lift" : "usage";
+      const known = Object.keys(SORTS).filter((name) => SORTS[name].value(wall).some((value) => value !== null));
+      const first = known.includes("lift") ? "lift" : "usage";
       const state = {
         level: explorer.levelOf(parameters, meta, null),
-        sort: Object.hasOwn(SORTS, parameters.get("sort")) ? parameters.get("sort") : first,
+        sort: known.includes(parameters.get("sort")) ? parameters.get("sort") : first,
         show: Object.hasOwn(USE, parameters.get("show")) ? parameters.get("show") : "",
         word: parameters.get("word") ?? "",
         patches: SHOWN.includes(parameters.get("patches")) ? parameters.get("patches") : "",
@@ -231,7 +237,7 @@
         ([value, { words }]) =>
           element("option", { value, selected: value === chosen }, words);
       const sortBox = element("select", { change: ({ target }) => change("sort", target.value) });
-      sortBox.append(...Object.entries(SORTS).map(option(state.sort)));
+      sortBox.append(...known.map((name) => option(state.sort)([name, SORTS[name]])));
       const wordBox = element("input", {
         type: "search",
         value: state.word,

@@ -103,7 +103,8 @@
       element(
         "p",
         { class: "lead" },
-        "Words of the captions, and the codes with whose images they are associated: more frequent there than chance explains. ",
+        "Words of the captions, and the codes with whose images they are associated: more frequent there than chance " +
+          "explains. ",
         "No label and no other model names a code: only what people wrote about its images.",
       ),
       element(
