@@ -265,7 +265,7 @@ def test_command(page, command, state, run):
     if "explore serve" in command:
         serves(f"{command} {behind}", state)
         return
-    if "runs/own" in command and not (state / "runs/own").exists():
+    if re.search("runs/own|soho check", command) and not (state / "runs/own").exists():
         # Other pages go on from what the README's commands make, which are in the other part of the tests.
         for line in (line for first, line in COMMANDS if first == "README.md" and "my_images" in line):
             test_command("README.md", line, state, run)
