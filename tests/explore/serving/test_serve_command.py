@@ -163,8 +163,8 @@ def test_damaged_models_and_explorers_are_told_before_anything_is_served(run, ca
     assert "meta.js lacks weights; build the explorer again" in refused(capsys, run)
     meta.write_text(re.sub('"num_shown":[0-9]+', '"num_shown":"many"', text))
     assert "meta.js lacks num_shown; build the explorer again" in refused(capsys, run)
-    meta.write_text(text.replace('"schema":3', '"schema":1'))
-    assert "expected schema 3, got 1" in refused(capsys, run)
+    meta.write_text(text.replace('"schema":4', '"schema":1'))
+    assert "expected schema 4, got 1" in refused(capsys, run)
 
 
 def test_models_of_one_name_are_called_by_their_paths(runs, bundle_folder, tmp_path):
