@@ -10,7 +10,6 @@ import re
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -287,7 +286,7 @@ def test_a_model_leaves_gradients_of_the_process_alone(monkeypatch, tmp_path):
     assert torch.is_grad_enabled() and (weight * 2).requires_grad
 
 
-def test_no_size_of_a_call_is_built_in(monkeypatch):
+def test_no_size_of_a_call_is_built_in(monkeypatch, tmp_path):
     """What torch.export assumes of sizes is what a call is checked for; with tokens of 2 x 2 cells, as in the paper."""
     from small_models import SMALL
 
@@ -299,7 +298,7 @@ def test_no_size_of_a_call_is_built_in(monkeypatch):
     for pool in (1, 2):
         model = SohoForPreTraining(SohoConfig.from_preset(**{**SMALL, "visual_pool": pool})).eval()
         stage = EncodeImages(model)
-        package._compile(stage, package._images(model.config), Path("encode.pt2"))
+        package._compile(stage, package._images(model.config), tmp_path / "encode.pt2")
         bounds = [int(bound.lower) for symbol, bound in programs[-1].range_constraints.items() if symbol.is_Symbol]
         assert sorted(bounds) == [1, pool + 1, pool + 1]
         program, edge = programs[-1].module(), 32 * (pool + 1)
