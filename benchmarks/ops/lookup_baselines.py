@@ -121,7 +121,7 @@ BASELINES = {
 AUTOMATIC = {
     "soho_fast": soho_fast,
     "soho_fast prepared": soho_fast_prepared,
-    "soho_fast prepared, without the reduced pass": soho_fast_full,
+    "soho_fast prepared, without pruning": soho_fast_full,
 }
 EVERY_LEVEL = {f"soho_fast {level}": (soho_fast, level) for level in FAST_LEVELS}
 OURS = EVERY_LEVEL | {f"soho_fast {level} prepared": (soho_fast_prepared, level) for level in FAST_LEVELS[-1:]}

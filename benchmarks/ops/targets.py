@@ -79,17 +79,17 @@ def verdict_table(verdicts: Sequence[Verdict]) -> Table:
     return Table(("comparison", "target", "measured", "result"), rows)
 
 
-PREPARED, WITHOUT_REDUCED = f"{OURS} prepared", f"{OURS} prepared, without the reduced pass"
-# Noise gains nothing from pruning, the reduced pass of these names; this is what its trial may cost.
+PREPARED, WITHOUT_PRUNING = f"{OURS} prepared", f"{OURS} prepared, without pruning"
+# Noise gains nothing from pruning; this is what its trial may cost.
 AT_MOST_1_03 = 1 / 1.03
 TARGETS = (
     Target("codebook_lookup", "float32", BEST_LEVEL, FASTEST, 6.0),
     Target("codebook_lookup", "float32", BEST_LEVEL, FASTEST, 5.0, every_case=True),
     Target("codebook_lookup", "real", PREPARED, FASTEST, 20.0),
     Target("codebook_lookup", "real", PREPARED, FASTEST, 10.0, every_case=True),
-    Target("codebook_lookup", "real", PREPARED, WITHOUT_REDUCED, 4.0, every_case=True, channels=(768, math.inf)),
-    Target("codebook_lookup", "real", PREPARED, WITHOUT_REDUCED, 2.0, every_case=True, channels=(192, 768)),
-    Target("codebook_lookup", "float32", PREPARED, WITHOUT_REDUCED, AT_MOST_1_03, every_case=True),
+    Target("codebook_lookup", "real", PREPARED, WITHOUT_PRUNING, 4.0, every_case=True, channels=(768, math.inf)),
+    Target("codebook_lookup", "real", PREPARED, WITHOUT_PRUNING, 2.0, every_case=True, channels=(192, 768)),
+    Target("codebook_lookup", "float32", PREPARED, WITHOUT_PRUNING, AT_MOST_1_03, every_case=True),
     Target("codebook_lookup", "small", OURS, "torch addmm+argmin", 1.0, every_case=True),
     Target("codebook_lookup", "small", OURS, BEST_LEVEL, 0.9, every_case=True),
     Target("codebook_lookup", "float32", f"{OURS} amx", "faiss-cpu", 7.0),

@@ -74,7 +74,7 @@ def test_a_target_looks_at_its_number_of_channels():
     def lookup(channels, ratio):
         case, shape = f"real x {channels}", (2, 3, channels)
         ours = record("codebook_lookup", case, targets.PREPARED, 1.0, shape=shape)
-        return [ours, record("codebook_lookup", case, targets.WITHOUT_REDUCED, ratio, shape=shape)]
+        return [ours, record("codebook_lookup", case, targets.WITHOUT_PRUNING, ratio, shape=shape)]
 
     records = [line for channels in (64, 192, 767, 768, 1280) for line in lookup(channels, channels / 100)]
     many, few = (
