@@ -14,18 +14,28 @@ from soho_fast.plan.fake import StepCost
 
 PAGE = Path(__file__).resolve().parents[2] / "docs/plan.md"
 _COMMAND = re.compile(r"(```bash\npython -m soho_fast\.plan ([^\n]*)\n```\n\n```text\n)(.*?)(```\n)", flags=re.DOTALL)
+_CARD = re.compile(r"^\| `(--gpus \d+ --card \w+)` \|.*$", flags=re.MULTILINE)
 _PUBLISHED = re.compile(r"(<!-- published -->\n)(.*?)(<!-- end -->)", flags=re.DOTALL)
 _MEASURED = re.compile(r"(<!-- measured -->\n)(.*?)(<!-- end -->)", flags=re.DOTALL)
 
 
 def with_plans(page: str) -> str:
-    """The page with what its commands print."""
+    """The page with what its commands print, and the memory and hours of each row of its table of cards."""
     known: dict = {}  # Cards of one precision compute the same.
 
-    def rendered(found: re.Match) -> str:
-        return f"{found[1]}{planned(shlex.split(found[2]), known)}\n{found[4]}"
+    def printed(arguments: str) -> str:
+        return planned(shlex.split(arguments), known)
 
-    return _COMMAND.sub(rendered, page)
+    def rendered(found: re.Match) -> str:
+        return f"{found[1]}{printed(found[2])}\n{found[4]}"
+
+    def row(found: re.Match) -> str:
+        memory, hours = re.findall(
+            r"^memory of a GPU: (.*?), .*hours in all: ([\d.]+)", printed(found[1]), re.MULTILINE
+        )[0]
+        return f"| `{found[1]}` | {memory} | {hours} |"
+
+    return _CARD.sub(row, _COMMAND.sub(rendered, page))
 
 
 def with_published(page: str, costs: dict[str, StepCost]) -> str:

@@ -2,18 +2,22 @@
 
 The state is a folder with the project's own files and, made there by the documented command at a small size, the corpus
 `data/soho-mini` and the run `runs/mini`. Commands run as they are written; sizes are put behind them so that they end
-within seconds.
+within seconds. Blocks of `sh` are for clusters: a shell runs them with programs that only note their arguments, which
+the launchers' own parsers and ours then read.
 """
 
+import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
 import urllib.request
 from pathlib import Path
 
+import numpy as np
 import pytest
 from forked_python import ForkedPython
 
@@ -42,6 +46,7 @@ def commands() -> list[tuple[str, str]]:
 
 
 COMMANDS = commands()
+SHOWN = blocks("sh")
 SNIPPETS = blocks("python")
 
 
@@ -72,6 +77,7 @@ SIZES = [
     ("--recipe mini_retrieval", f"{CORPUS} {SMALL}"),
     ("--recipe own_vqa", SMALL),
     ("--recipe own", f"{SMALL} {PRETRAINING}"),
+    ("studies table7", "--list"),
     ("soho_fast.data.tokenizer", ""),
     ("soho check", ""),
     ("soho_fast.data.shards", ""),
@@ -88,10 +94,7 @@ SIZES = [
     ("studies cold_start --report", ""),
     ("studies planted --report", ""),
     ("studies planted", f"--conditions honest --seeds 0 --threads 1 --data.train_share 1 {CORPUS} {SMALL}"),
-    ("examples/ranked_captions.py", "--candidates 6 --columns 2"),
     ("benchmarks.inference", "--small --batches 1 --rounds 1 --only 'SOHO eager, float32'"),
-    ("pytest benchmarks/", "-k group_mask --benchmark-max-time 0.01 --benchmark-min-rounds 1"),
-    ("benchmarks.render", ""),
     ("pytest tests/", "--collect-only"),
     ("fuzz_lookup.py", "--rows 300"),
     ("build/", ""),
@@ -112,7 +115,6 @@ REFUSED = {
     "--recipe paper": "/data/coco/dataset_coco.json",
     "/data/cc3m/": "/data/cc3m/00000.tar: there is no such shard (432 of 432 are missing)",
     "--recipe vqa": "model.pretrained: runs/paper/model: there is no such file or folder",
-    "benchmarks.render": "error: result: cannot read result.json",
 }
 
 # What the others say, by what the command holds.
@@ -132,18 +134,19 @@ SAYS = {
     "soho_fast.ask rank": " %  two cats",
     "soho_fast.export": "Folder to create.",
     "soho_fast.ask many": "results.jsonl: 5 lines",
+    "explore build --features": "explorer/index.html",
     "soho_fast.explore build": "runs/mini/explorer is up to date",
     "soho_fast.explore figure": "the codes as a figure: ",
     "examples/explore_vector_quantize_pytorch.py": "vq_explorer/index.html",
     "soho_fast.explore measure": "codes associated with a word",
     "benchmarks.inference": "wrote inference.json",
-    "pytest benchmarks/": " passed",
     "pytest tests/": " tests collected",
     "fuzz_lookup.py": "300 rows in 1 problems, 0 different",
     "build/example/kmeans": "of the true centres",
     "dictionary_life": "{dictionary_init: data, code_reset_threshold: 0.02}",
     "codec_encode": "mimi soho_fast: 0 of 1 frames differ from float64",
     "studies dictionary --list": " runs to make: ",
+    "studies table7": " runs to make: ",
     "studies planted": "report.md",
     "profile_step": "the backbone ran on 4 images",
     "--recipe own": "ITM, balanced pairs",
@@ -181,7 +184,7 @@ def run(tmp_path_factory):
 
 
 def serves(command: str, folder: Path) -> None:
-    """The command prints an address at which the pages are, and ends with Ctrl-C."""
+    """The command prints an address at which the pages are and curl's question is answered, and ends with Ctrl-C."""
     with subprocess.Popen(
         f"exec {command}",
         shell=True,
@@ -199,6 +202,13 @@ def serves(command: str, folder: Path) -> None:
                 said += line
             with urllib.request.urlopen(found[0], timeout=30) as page:
                 assert b"Dictionary explorer" in page.read()
+            (asking,) = (text for _, text in SHOWN if text.startswith("curl "))
+            if shutil.which("curl"):
+                asking = re.sub(r"http://[\d.]+:\d+", found[0].rstrip("/"), asking)
+                answer = subprocess.run(
+                    asking, shell=True, cwd=folder, capture_output=True, text=True, check=True
+                ).stdout
+                assert {row["text"] for row in json.loads(answer)["answers"]} == {"two dogs", "a cat"}, answer
             server.send_signal(signal.SIGINT)
             assert server.wait(30) in (0, 130)
         finally:
@@ -223,6 +233,10 @@ def state(tmp_path_factory, run):
     assert done.returncode == 0 and (folder / "runs/mini/explorer/index.html").is_file(), done.stdout + done.stderr
     draw(folder / "photo.jpg")
     write_images(folder / "my_images")
+    for number in range(6):
+        draw(folder / f"photos/{number}.jpg")
+    np.save(folder / "f.npy", np.random.default_rng(0).normal(size=(6, 4, 4, 8)))
+    np.save(folder / "i.npy", np.arange(96).reshape(6, 4, 4) % 5)
     return folder
 
 
@@ -260,8 +274,6 @@ def test_command(page, command, state, run):
         return  # It made the state.
     behind = next((size for part, size in SIZES if part in command), None)
     assert behind is not None, f"{page} has a command that no test runs: {command}"
-    if "examples/ranked_captions.py" in command:
-        command = command.replace("docs/demo.png", "demo.png")
     if "explore serve" in command:
         serves(f"{command} {behind}", state)
         return
@@ -281,6 +293,56 @@ def test_command(page, command, state, run):
     assert done.returncode == 0, done.stdout + done.stderr
     said = next((words for part, words in SAYS.items() if part in command), "")
     assert said in done.stdout, done.stdout
+
+
+@pytest.mark.rest
+@pytest.mark.parametrize(("page", "text"), [(page, text) for page, text in SHOWN if not text.startswith("curl ")])
+def test_commands_of_clusters_are_read_by_the_launchers_and_by_us(page, text, tmp_path):
+    from deepspeed.launcher.runner import parse_args as of_deepspeed
+    from torch.distributed.run import parse_args as of_torchrun
+
+    from soho_fast.tasks.recipe import load_recipe
+
+    noting = 'printf "%s\\0" "${0##*/}" "$@" >> "$NOTED"; echo >> "$NOTED"'
+    for name, does in {"deepspeed": noting, "torchrun": noting, "srun": 'exec "$@"', "scontrol": "echo node1"}.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{does}\n")
+        (tmp_path / name).chmod(0o755)
+    slurm = {"SLURM_JOB_NODELIST": "node[1-4]", "SLURM_NNODES": "4", "NODE": "0", "NOTED": str(tmp_path / "noted")}
+    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-eu"], input=text, env=slurm | {"PATH": path}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    for line in (tmp_path / "noted").read_text().splitlines():
+        program, *given = line.rstrip("\0").split("\0")
+        parsed = of_deepspeed(given) if program == "deepspeed" else of_torchrun(given)
+        script = parsed.user_script if program == "deepspeed" else parsed.training_script
+        ours = parsed.user_args if program == "deepspeed" else parsed.training_script_args
+        assert script == "soho_fast/train.py" and (ROOT / script).is_file()
+        assert load_recipe(ours).name == ("paper" if "paper" in ours else "mini")
+
+
+@pytest.mark.rest
+def test_the_hostfile_is_one(tmp_path):
+    from deepspeed.launcher.runner import fetch_hostfile
+
+    (hosts,) = (text for page, text in blocks("text") if page == "cluster.md")
+    (tmp_path / "hosts").write_text(hosts)
+    assert fetch_hostfile(str(tmp_path / "hosts")) == {"node1": 8, "node2": 8}
+
+
+def test_no_size_and_no_saying_is_left_of_a_command_that_has_gone():
+    parts = [*dict(SIZES), *REFUSED, *SAYS]
+    assert not [part for part in parts if not any(part in command for _, command in COMMANDS)]
+
+
+def test_every_block_says_what_it_is():
+    """Else no test would run it: `text` is what something prints, or a file."""
+    known = {"bash", "sh", "python", "json", "yaml", "text"}
+    fences = {page.name: re.findall(r"^ *```(.*)", page.read_text(), flags=re.MULTILINE)[::2] for page in PAGES}
+    assert not [(page, language) for page, found in fences.items() for language in found if language not in known]
+    programs = re.compile(r"^(srun|torchrun|deepspeed|soho|python|make|pip|curl) ", flags=re.MULTILINE)
+    assert not [(page, text) for page, text in blocks("text") if programs.search(text)]
 
 
 def test_every_link_leads_somewhere():

@@ -1,0 +1,37 @@
+"""What CI and pre-commit run is what CONTRIBUTING.md names: targets of the Makefile, and .ci/run."""
+
+import re
+import subprocess
+
+import yaml
+from house import ROOT
+
+TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+CI_RUN = (ROOT / ".ci/run").read_text()
+
+
+def made(lines: str) -> list[str]:
+    """The targets of the lines that call make."""
+    return re.findall(r"\bmake ([a-z-]+)", re.sub(r"^#.*", "", lines, flags=re.MULTILINE))
+
+
+def test_the_workflow_runs_what_people_run():
+    jobs = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())["jobs"]
+    lines = {name: [step["run"] for step in job["steps"] if "run" in step] for name, job in jobs.items()}
+    assert lines["test"] == ['sudo -E env "PATH=$PATH" CI=true bash .ci/run']
+    assert [made(line) for line in lines["wheels"]] == [["wheels"]]
+    assert set(made(CI_RUN)) == {"check", "docs", "test", "test-rest"} <= TARGETS
+    assert subprocess.run(["bash", "-n", ROOT / ".ci/run"], check=False).returncode == 0
+
+
+def test_the_workflow_builds_wheels_of_every_python_that_is_promised():
+    classifiers = re.findall(r"Python :: (3\.\d+)", (ROOT / "pyproject.toml").read_text())
+    workflow = (ROOT / ".github/workflows/ci.yml").read_text()
+    assert classifiers and re.findall(r"python(3\.\d+)", workflow) == classifiers
+
+
+def test_pre_commit_runs_make_check_alone():
+    (repository,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    (hook,) = repository["hooks"]
+    assert repository["repo"] == "local" and hook["language"] == "system"  # nothing is fetched
+    assert made(hook["entry"]) == ["check"] and hook["pass_filenames"] is False
