@@ -40,7 +40,7 @@ def _parser() -> Parser:
     )
     options.add_argument("--compile", action="store_true", help="Prepare the model for inference with torch.compile.")
     parser = Parser(prog="ask.py", description="Ask a model about images.", parents=[options])
-    actions = parser.add_subparsers(dest="action", required=True)
+    actions = parser.add_subparsers(dest="action", required=True, metavar="answer|rank|entails|compare|many")
     for action, inputs, what in (
         ("answer", ["image", "question"], "Answer a question about an image."),
         ("rank", ["image", "texts"], "Rank texts by how well they describe an image."),

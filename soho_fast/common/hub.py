@@ -63,7 +63,10 @@ def check_name(name_or_path: str | os.PathLike[str], *, needs_owner: bool = Fals
     begins_here = len(parts) > 1 and os.path.isdir(parts[0])
     is_path = isinstance(name_or_path, Path) or name[:1] in ("/", ".", "~") or "" in parts or len(parts) > 2
     if is_path or begins_here or (needs_owner and len(parts) == 1):
-        raise FileNotFoundError(f"{name}: {no_such_path(name)}" if name else "expected a folder, got an empty name")
+        wanted = "; expected the folder of a run or a model, or OWNER/NAME on the hub" if needs_owner else ""
+        raise FileNotFoundError(
+            f"{name}: {no_such_path(name)}{wanted}" if name else "expected a folder, got an empty name"
+        )
 
 
 def hub_failure(name: str | os.PathLike[str], token: str | bool | None = None) -> str:

@@ -63,7 +63,7 @@ def test_all_that_must_be_mended_is_told_at_once(folder, capsys):
     shutil.rmtree(folder / "tokenizer")
     said = run(folder, capsys, code=1)
     missing, corrupt, shared, words = starting(said, "error: ")
-    assert "1 of 9 images are not in" in missing and "brown.jpg" in missing
+    assert f"1 of 9 images are not in {folder}; first: brown.jpg" in missing
     assert corrupt.startswith("2 images can't be read: ") and f"{folder}/navy.jpg" in corrupt
     assert "it is HEIC; convert it to JPEG, or: pip install" in corrupt or "HEIF" in corrupt
     assert shared.startswith("1 images are both trained on and held out") and "white.jpg" in shared

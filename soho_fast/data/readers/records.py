@@ -342,7 +342,7 @@ def find_images(
     report.num_missing = len(missing)
     report.num_images = len(image_by_names) - len(missing)
     if missing and (missing_images == "error" or not report.num_images):
-        where = ", ".join(map(str, stores))
+        where = ", ".join(dict.fromkeys(map(str, stores)))
         first = ", ".join(f"{name:.100}" for name in missing[:_NUM_SHOWN])
         otherwise = ", or set missing_images to 'skip'" if missing_images == "error" else ""
         raise FileNotFoundError(
