@@ -2,11 +2,17 @@
 
 import csv
 import json
+import re
 
 from scipy.stats import ttest_1samp
 
-from benchmarks.studies_page import PAGE, RESULTS, rendered
-from soho_fast.studies.results import read_rows
+from benchmarks.studies_page import PAGE, RESULTS, ROOT, rendered
+from soho_fast.studies.comparing import composite_of
+from soho_fast.studies.matrix import runs_of
+from soho_fast.studies.report import rows_by_cell
+from soho_fast.studies.study import find_study, read_study
+
+OTHERS = ("README.md", "docs/index.md", "docs/paper.md")
 
 TASKS = {
     "vqa": ("test.vqa_score", "styles.vqa_score"),
@@ -14,6 +20,7 @@ TASKS = {
     "snli_ve": ("test.accuracy", "styles.accuracy"),
     "retrieval": ("test.mean_r1", "styles.mean_r1"),
 }
+CONDITIONS = ("none", "one level", "two levels", "four levels")
 
 
 def test_the_page_is_rendered_from_the_committed_rows():
@@ -104,16 +111,57 @@ def test_what_is_said_of_longer_runs_is_of_their_rows():
     assert told in " ".join(text.split())
 
 
-def test_what_is_said_of_the_begun_study_is_of_its_rows():
-    rows = [row for row in read_rows([RESULTS / "dictionary-begun.jsonl"]) if row["stage"] == "pretraining"]
-    seeds = sorted({row["seed"] for row in rows})
-    assert f"seeds {', '.join(map(str, seeds))}, after pre-training" in PAGE.read_text()
-    for condition in ("none", "one level", "two levels", "four levels"):
-        cells = {row["seed"]: row["metrics"] for row in rows if row["condition"] == condition}
-        assert sorted(cells) == seeds
-        names = ("itm", "styles.itm", "mlm_content", "image_to_text_r1")
-        shares = [", ".join(f"{100 * cells[seed][name]:.1f}" for seed in seeds) for name in names]
-        assert f"| {condition} | {' | '.join(shares)} |" in PAGE.read_text()
+def test_what_the_dictionary_costs_by_metric_is_of_its_rows():
+    cells = {(row["condition"], row["seed"], row["stage"]): row["metrics"] for row in _rows("dictionary")}
+    for label, stage, metric in (
+        ("matching", "pretraining", "itm"),
+        ("masked words", "pretraining", "mlm_all"),
+        ("image to text R@1", "pretraining", "image_to_text_r1"),
+        ("VQA score", "vqa", "test.vqa_score"),
+        ("NLVR2 accuracy", "nlvr2", "test-P.accuracy"),
+        ("SNLI-VE accuracy", "snli_ve", "test.accuracy"),
+        ("matching, new style", "pretraining", "styles.itm"),
+        ("masked words, new style", "pretraining", "styles.mlm_all"),
+        ("VQA score, new style", "vqa", "styles.vqa_score"),
+        ("NLVR2 accuracy, new style", "nlvr2", "styles.accuracy"),
+        ("SNLI-VE accuracy, new style", "snli_ve", "styles.accuracy"),
+    ):
+        share = {condition: [cells[condition, seed, stage][metric] for seed in range(8)] for condition in CONDITIONS}
+        told = f"| {label} | {100 * sum(share['none']) / 8:.1f} |"
+        for condition in CONDITIONS[1:]:
+            each = [100 * (own - none) for own, none in zip(share[condition], share["none"], strict=True)]
+            told += f" {sum(each) / 8:+.1f} ({sum(one < 0 for one in each)} of 8) |"
+        assert told in PAGE.read_text(), told
+
+
+def test_what_other_pages_say_of_the_dictionary_is_of_its_rows():
+    page, shares = PAGE.read_text(), []
+    for condition in CONDITIONS[1:]:
+        start, end = re.search(
+            rf"\*\*{condition}\*\* against \*\*none\*\* hurts by .*, as from (\S+) % to (\S+) %", page
+        ).groups()
+        shares.append(end)
+    one, two, four = shares
+    row = re.search(r"one level \| none \| (\S+) logits \| (\S+) logits to (\S+) logits", page)
+    readme, index, paper = (" ".join((ROOT / name).read_text().split()) for name in OTHERS)
+    assert f"{row[1]} logits (95 % interval {row[2]} to {row[3]}), as from {start} to {one} %." in readme
+    assert f"as from {start} to {one} %, four levels to {four} %" in index
+    assert (
+        f"as from {start} to {one} % with 256 codes, to {two} % with two levels of them and to {four} % with" in paper
+    )
+
+
+def test_more_levels_cost_less_in_as_many_seeds_as_said():
+    study = read_study(find_study("dictionary"))
+    cells, _ = rows_by_cell("dictionary", runs_of(study), _rows("dictionary"))
+    value = {
+        (condition, seed): composite_of(study, cells, condition, seed) for condition in CONDITIONS for seed in range(8)
+    }
+    for condition in ("two levels", "four levels"):
+        assert sum(value[condition, seed] > value["one level", seed] for seed in range(8)) == 7
+    assert "with two and with four the composite is above that of one level in seven of eight seeds" in " ".join(
+        PAGE.read_text().split()
+    )
 
 
 def test_what_is_said_of_the_guard_is_of_its_rows():
