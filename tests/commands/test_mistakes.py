@@ -116,7 +116,7 @@ MISTAKES = [
     ("evaluate --run runs/mini", "checkpoint: runs/mini is a run without a model yet"),
     ("evaluate --run runs/vqa --splt val", "--splt: there is no such argument; did you mean --split?"),
     ("evaluate --run runs/vqa --split vall", "split: expected one of val, got 'vall'; did you mean val?"),
-    ("evaluate --run runs/vqa --checkpoint bset", "bset: there is no such file or folder; did you mean best?"),
+    ("evaluate --run runs/vqa --checkpoint bset", "or OWNER/NAME on the hub; did you mean best?"),
     ("evaluate --run runs/vqa --checkpoint last", "has no last model; there is: best"),
     ("evaluate --run runs/vqa --checkpoint runs/vqa/bst", "no such file or folder; did you mean best?"),
     ("evaluate --run runs/vqa --into runs/vqa", "into: runs/vqa is a run, whose metrics.json"),
