@@ -139,7 +139,7 @@ def cut_tile(image_HWC: np.ndarray, occurrence: Sequence[float], around: float =
             end = begin + 1
         if not 0 <= begin < end:
             raise BundleError(f"row {row}, column {column} lies outside an image of {rows:g} x {columns:g} patches")
-        margin = round(around * length / count)
+        margin = round(around * length / count) if count > 1 else 0  # Above a clip of audio there is nothing.
         side = max(1, round(length / count)) + 2 * margin
         start = max(0, min(begin - margin, length - side))
         starts.append(start)
@@ -220,13 +220,6 @@ def _of_code(bundle: Bundle, code: int) -> Mapping[str, Any]:
     return found
 
 
-def _name(bundle: Bundle, code: int) -> str:
-    """As the pages call a code: 2.17 is code 17 of the second level."""
-    levels = bundle.meta.get("num_levels", 1)
-    level, number = divmod(code, bundle.meta["num_codes"] // levels)
-    return f"{level + 1}.{number}" if levels > 1 else str(code)
-
-
 def _shown_of(code: Mapping[str, Any], kind: str) -> Sequence[Sequence[Any]]:
     """Occurrences of a kind; without distances those at random."""
     return code[kind] or code["random"]
@@ -239,6 +232,7 @@ def _tiles(
     images: dict[int, np.ndarray] = {}
     licences: dict[int, None] = {}
     rows: list[list[Tile]] = []
+    around = (bundle.meta["window"] - 1) / 2 if bundle.meta.get("has_sound") else AROUND
     for code in codes:
         occurrences = _shown_of(code, kind)
         if kind == "quantiles" and len(occurrences) > columns:
@@ -251,7 +245,7 @@ def _tiles(
                 with Image.open(io.BytesIO(bundle.content(image_path(number)))) as image:
                     images[number] = np.asarray(image.convert("RGB"))
                 licences |= dict.fromkeys(bundle.image(number)["licences"])
-            row.append(cut_tile(images[number], occurrence))
+            row.append(cut_tile(images[number], occurrence, around))
         rows.append(row)
     return rows, sorted(licences)
 
@@ -294,9 +288,7 @@ def _draw(
                 x = left + place * (1 + _GAP)
                 axes.imshow(tile.pixels, extent=(x, x + 1, top + 1, top), interpolation="antialiased", aspect="auto")
                 axes.add_patch(_outline(tile, x, top))
-            axes.text(
-                0.1, top + 0.3, f"code {_name(bundle, code['code'])}", fontsize=8.5, fontweight="bold", va="center"
-            )
+            axes.text(0.1, top + 0.3, f"code {bundle.name(code['code'])}", fontsize=8.5, fontweight="bold", va="center")
             shown = f"{code['tokens']:,} tokens, {code['images']:,} images"
             axes.text(left - 0.15, top + 0.3, shown, fontsize=6.2, color="0.45", va="center", ha="right")
             for line, words in enumerate(_words(code)):
