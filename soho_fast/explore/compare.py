@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -147,7 +147,7 @@ def _key(bundle: Bundle, image: Mapping[str, Any]) -> tuple[Any, ...]:
     return bundle.meta["sources"][image["source"]]["name"], image["name"], image["rows"], image["columns"]
 
 
-def _count(pairs: list[tuple[Mapping[str, Any], Mapping[str, Any]]], level: int, codes_of: list[int]) -> np.ndarray:
+def _count(pairs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]], level: int, codes_of: list[int]) -> np.ndarray:
     """int64 (K, L), how many patches have both a code of the first and one of the second."""
     counts = np.zeros(codes_of, dtype=np.int64)
     for pair in pairs:

@@ -116,7 +116,9 @@ class Tile:
     patch: tuple[int, int, int, int]
 
 
-def cut_tile(image_HWC: np.ndarray, occurrence: Sequence[float], around: float = AROUND) -> Tile:
+def cut_tile(
+    image_HWC: np.ndarray, occurrence: Sequence[float], around: float = AROUND, above: float | None = None
+) -> Tile:
     """A patch of an image with its surroundings faded, in the pixels of the image.
 
     What is shown is moved into the image where the patch lies at its edge; where the image is smaller, the rest is
@@ -126,20 +128,23 @@ def cut_tile(image_HWC: np.ndarray, occurrence: Sequence[float], around: float =
         image_HWC: uint8 (H, W, 3).
         occurrence: [image, row, column, distance, rows, columns], see `bundle`.
         around: How much is shown on each side, in patches.
+        above: How much above and below, if that is different.
 
     Raises:
         BundleError: the patch lies outside the image.
     """
     _, row, column, _, rows, columns = occurrence
     starts, sizes, sides, patch = [], [], [], []
-    for place, count, length in ((row, rows, len(image_HWC)), (column, columns, len(image_HWC[0]))):
+    height, width = image_HWC.shape[:2]
+    margins = around if above is None else above, around
+    for place, count, length, shown in zip((row, column), (rows, columns), (height, width), margins, strict=True):
         begin, end = (min(round(edge * length / count), length) for edge in (place, place + 1))
         if begin >= end and 0 <= place < count:  # A patch of less than a pixel is shown as one.
             begin = min(begin, length - 1)
             end = begin + 1
         if not 0 <= begin < end:
             raise BundleError(f"row {row}, column {column} lies outside an image of {rows:g} x {columns:g} patches")
-        margin = round(around * length / count) if count > 1 else 0  # Above a clip of audio there is nothing.
+        margin = round(shown * length / count)
         side = max(1, round(length / count)) + 2 * margin
         start = max(0, min(begin - margin, length - side))
         starts.append(start)
@@ -232,7 +237,8 @@ def _tiles(
     images: dict[int, np.ndarray] = {}
     licences: dict[int, None] = {}
     rows: list[list[Tile]] = []
-    around = (bundle.meta["window"] - 1) / 2 if bundle.meta.get("has_sound") else AROUND
+    # Of a clip of audio, as on the pages, all frequencies of the window.
+    margins = ((bundle.meta["window"] - 1) / 2, 0.0) if bundle.meta.get("has_sound") else (AROUND, AROUND)
     for code in codes:
         occurrences = _shown_of(code, kind)
         if kind == "quantiles" and len(occurrences) > columns:
@@ -245,7 +251,7 @@ def _tiles(
                 with Image.open(io.BytesIO(bundle.content(image_path(number)))) as image:
                     images[number] = np.asarray(image.convert("RGB"))
                 licences |= dict.fromkeys(bundle.image(number)["licences"])
-            row.append(cut_tile(images[number], occurrence, around))
+            row.append(cut_tile(images[number], occurrence, *margins))
         rows.append(row)
     return rows, sorted(licences)
 

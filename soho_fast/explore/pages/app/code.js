@@ -79,7 +79,7 @@
     });
     const first = Math.max(FIRST_SHOWN, rows.filter(({ low }) => low > 1).length);
     const body = element("tbody", {}, lines.slice(0, first));
-    const head = ["word", "its images with the code", "lift", "interval"].map((words) =>
+    const head = ["word", `its ${explorer.noun}s with the code`, "lift", "interval"].map((words) =>
       element("th", { scope: "col" }, words),
     );
     const table = element("table", { class: "lifts" }, element("thead", {}, element("tr", {}, head)), body);
@@ -97,7 +97,7 @@
     const { level, num_tests: numTests } = meta.interval;
     return card(
       "Words",
-      "How many times likelier a word is in the captions of images that have this code. Intervals at " +
+      `How many times likelier a word is in the captions of ${explorer.noun}s that have this code. Intervals at ` +
         `${formatPercent(level)}, corrected for ${formatPlural(numTests, "test")}; the dashed line is 1, as often as ` +
         "elsewhere, and what is grey may be chance.",
       code.words.length ? wordTable(code.words) : element("p", { class: "nothing" }, "No word is common enough here."),
@@ -177,7 +177,7 @@
   const positionCard = (code, meta) =>
     card(
       "Positions",
-      "Where in the images it lies; the stronger the colour, the more tokens.",
+      `Where in the ${explorer.noun}s it lies; the stronger the colour, the more tokens.`,
       charts.heatMap({
         values: code.positions,
         rows: meta.position_rows,
@@ -244,8 +244,8 @@
             { class: "meaning" },
             "Its best word is ",
             element("a", { href: explorer.address("words", says), class: "foreign", dir: "auto" }, says),
-            `: the captions of ${formatPercent(wall.precision[number])} of its images have it, ` +
-              `${formatNumber(wall.lift[number], 2)} times the share among all images.`,
+            `: the captions of ${formatPercent(wall.precision[number])} of its ${explorer.noun}s have it, ` +
+              `${formatNumber(wall.lift[number], 2)} times the share among all ${explorer.noun}s.`,
           );
     root.append(
       element(
