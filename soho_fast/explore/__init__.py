@@ -15,9 +15,11 @@ with from_extra("explore"):
 
 _HOMES = {
     "Bundle": "bundle",
+    "Clip": "sounds",
     "build_from_arrays": "from_arrays",
     "build_from_batches": "from_arrays",
     "codes_of_word": "reading",
+    "compare_explorers": "compare",
     "occurrences": "reading",
     "words_of_code": "reading",
 }

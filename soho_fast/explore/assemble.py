@@ -23,10 +23,10 @@ from soho_fast.common.files import new_folder
 from soho_fast.common.progress import ProgressLines
 from soho_fast.common.versions import program
 from soho_fast.explore import bundle as layout
-from soho_fast.explore import gallery, statistics, words
+from soho_fast.explore import gallery, sounds, statistics, words
 from soho_fast.explore.bundle import Bundle, BundleError
 from soho_fast.explore.figure import choose_codes
-from soho_fast.explore.sources import ImageError, Source, digest_of
+from soho_fast.explore.sources import ImageError, Source, digest_of, small_copy
 from soho_fast.explore.spool import Spool
 
 with from_extra("explore"):
@@ -121,7 +121,7 @@ def assemble(
         try:
             chosen_words = _look(source, spool, say)
             writer = _Writer(source, new, spool, chosen_words, most_shown, say)
-            writer.labels, writer.window = labels, window_of(spool) if window is None else window
+            writer.labels, writer.window = labels, window
             writer.write(made_of, run, timeline, decoded)
         finally:
             spool.close()
@@ -147,14 +147,17 @@ def _look(source: Source, spool: Spool, say: Callable[[str], None]) -> words.Wor
     return vocabulary.choose()
 
 
-def window_of(spool: Spool) -> float:
-    """The side, in patches, of what is recognised: five patches or 45 % of the median image's shorter edge."""
+def window_of(spool: Spool, patch_seconds: Sequence[float] = ()) -> float:
+    """The side, in patches, of what is recognised: five patches or 45 % of the median image's shorter edge; of clips of
+    audio, whose patches last so long, half a second."""
+    if patch_seconds:
+        return round(max(1.0, sounds.WINDOW_SECONDS / float(np.median(patch_seconds))), 2)
     return round(max(5.0, 0.45 * float(np.median(np.minimum(spool.rows_N, spool.columns_N)))), 2)
 
 
 class _Writer:
     labels: Sequence[str | None] | None = None
-    window = 0.0
+    window: float | None = None
     maps: Sequence[str] = ()
 
     def __init__(
@@ -205,14 +208,22 @@ class _Writer:
         readable: list[int] = []
         self.sizes_G: list[tuple[int, int]] = []
         self.sizes_in_patches_G: list[tuple[float | None, float | None]] = []
+        self.patch_seconds: list[float] = []  # of clips
         progress = ProgressLines(self.say, "images")
         for done, number in enumerate(self.images_G.tolist()):
             try:
                 text = self.spool.texts(number)
-                jpeg, width, height = self.source.small_copy(text["place"])
+                copy = self.source.small_copy(text["place"])
             except ImageError as error:
                 self.say(f"left out: {error}")
                 continue
+            if isinstance(copy, sounds.Clip):
+                layout.write_value(self.folder, f"sound-{len(readable):06d}", copy.value())
+                patches = int(self.spool.columns_N[number])
+                self.patch_seconds.append(len(copy.samples) / copy.rate / patches)
+                image = sounds.spectrogram(copy, patches)
+                copy = small_copy(image, max(image.size))
+            jpeg, width, height = copy
             path = self.folder / layout.image_path(len(readable))
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(jpeg)
@@ -426,7 +437,9 @@ class _Writer:
             "has_decoded": has_decoded,
             "has_timeline": has_timeline,
             "maps": self.maps,
-            "window": self.window,
+            "has_compare": False,
+            "has_sound": bool(self.patch_seconds),
+            "window": self.window or window_of(self.spool, self.patch_seconds),
             "sources": [
                 {"name": name, "num_images": count}
                 for name, count in zip(self.source.data_sets, counts.tolist(), strict=True)

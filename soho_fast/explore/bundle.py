@@ -12,6 +12,8 @@ fetch files. The value is JSON, so Python reads the same files.
     data/codes-0000.js       a list of CODES_PER_FILE codes, number // 64
     data/words.js            what each word of the captions has to do with codes
     data/images-0000.js      a list of IMAGES_PER_FILE images
+    data/compare.js          what became of the codes of another explorer, where `compare` was asked
+    data/sound-000000.js     what is heard of an image that is a clip of audio
     data/timeline.js         how the codebook came about; null where nothing is known
     data/server.js           null; the server answers with what it can be asked in its place
     SHA256SUMS               checksums of all of these
@@ -39,7 +41,8 @@ data/meta.js:
     num_words: words of the captions that were counted
     has_captions: bool
     has_distances: bool; without, no patch is nearest: nearest and quantiles are empty
-    has_decoded, has_timeline: bool, whether there is decoded/, and something in data/timeline.js
+    has_decoded, has_timeline, has_compare: bool, whether there is decoded/, a timeline, data/compare.js
+    has_sound: bool, whether the images are clips of audio, seen as spectrograms, of one row of patches
     maps: list of t-SNE and PCA, those that there are, the first shown first
     window: side of what tiles show around a patch, in patches
     sources: list of {name, num_images}: the data sets
@@ -95,6 +98,20 @@ data/images-0000.js, each image:
     masked: null, or {code, patches: [{patch, guesses: [[code, probability], ...]}]}: what masked visual modelling
         hides together, and what the model predicts there
 
+data/compare.js, of this explorer, the second, and another, the first:
+    first: title of the first
+    num_images: images that both show
+    figures: list of [name, of the first, of the second]; null where one has none
+    rows: list of {level, kind, first, second, tokens, overlap, to, tile}: `first`, a code of the first by its number in
+        the level, null of a new one; `second`, its partner, null where it has none; `tokens` of the first's code in
+        these images; `overlap`, patches with both of those with either; `to`, list of [code, tokens]: those that most
+        of its tokens have now; kind: kept (overlap of half or more), moved, split (several codes are mostly parts of
+        it), merged (several are mostly parts of one), lost, new; `tile`, an occurrence of the first's code, or null
+
+data/sound-000000.js, of a clip of audio:
+    rate: samples a second
+    samples: int16, little-endian, in base64
+
 data/timeline.js:
     series: list of {name, points: [[step, value], ...]}: perplexity, perplexity of a step, share of the most frequent
         code, code error, feature drift, feature spread, active codes, reset codes (since the point before), codebook
@@ -116,7 +133,9 @@ data/server.js, as the server answers:
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import html
 import itertools
 import json
 import os
@@ -246,6 +265,32 @@ class Bundle:
                 was = f"{self.folder} was built of the model of step {run['step']:,}"
                 return [f"{was}; {folder} is {other}of step {now['step']:,} by now"]
         return []
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the codes of the figure, or the most frequent ones, each as its tile on the wall."""
+        wall = self.read("wall")
+        frequent = sorted(range(self.meta["num_codes"]), key=lambda code: -wall["tokens"][code])
+        tiles = []
+        for code in [code for code in self.meta["figure"] or frequent if wall["medoid"][code]][:12]:
+            image, row, column, _, *sizes = wall["medoid"][code]
+            spans = [min(self.meta["window"], size if self.meta.get("has_sound") else min(sizes)) for size in sizes]
+            shown = list(zip((row, column), sizes, spans, strict=True))[::-1]  # across, down
+            starts = [max(0.0, min(at + 0.5 - span / 2, size - span)) for at, size, span in shown]
+            scale = " ".join(f"{100 * size / span:.2f}%" for _, size, span in shown)
+            moved = zip(starts, shown, strict=True)
+            place = " ".join(f"{100 * start / max(size - span, 1e-9):.2f}%" for start, (_, size, span) in moved)
+            source = f"data:image/jpeg;base64,{base64.b64encode(self.content(image_path(image))).decode()}"
+            style = f"width:96px;height:96px;background:url({source}) {place}/{scale} no-repeat"
+            name = html.escape(wall["label"][code] or wall["word"][code] or "")
+            tiles.append(f'<div style="width:96px"><div style="{style}"></div>{self.name(code)} {name}</div>')
+        title = f"{self.meta['title']}: {self.meta['num_codes']:,} codes, {self.folder / 'index.html'}"
+        return f'<p>{html.escape(title)}</p><div style="display:flex;flex-wrap:wrap;gap:8px">{"".join(tiles)}</div>'
+
+    def name(self, code: int) -> str:
+        """As the pages call a code: 2.17 is code 17 of the second level."""
+        levels = self.meta.get("num_levels", 1)
+        level, number = divmod(code, self.meta["num_codes"] // levels)
+        return f"{level + 1}.{number}" if levels > 1 else str(code)
 
     def code(self, number: int) -> Mapping[str, Any]:
         """All of a code. Raises IndexError: there is no such code."""

@@ -116,7 +116,9 @@ class Tile:
     patch: tuple[int, int, int, int]
 
 
-def cut_tile(image_HWC: np.ndarray, occurrence: Sequence[float], around: float = AROUND) -> Tile:
+def cut_tile(
+    image_HWC: np.ndarray, occurrence: Sequence[float], around: float = AROUND, above: float | None = None
+) -> Tile:
     """A patch of an image with its surroundings faded, in the pixels of the image.
 
     What is shown is moved into the image where the patch lies at its edge; where the image is smaller, the rest is
@@ -126,20 +128,23 @@ def cut_tile(image_HWC: np.ndarray, occurrence: Sequence[float], around: float =
         image_HWC: uint8 (H, W, 3).
         occurrence: [image, row, column, distance, rows, columns], see `bundle`.
         around: How much is shown on each side, in patches.
+        above: How much above and below, if that is different.
 
     Raises:
         BundleError: the patch lies outside the image.
     """
     _, row, column, _, rows, columns = occurrence
     starts, sizes, sides, patch = [], [], [], []
-    for place, count, length in ((row, rows, len(image_HWC)), (column, columns, len(image_HWC[0]))):
+    height, width = image_HWC.shape[:2]
+    margins = around if above is None else above, around
+    for place, count, length, shown in zip((row, column), (rows, columns), (height, width), margins, strict=True):
         begin, end = (min(round(edge * length / count), length) for edge in (place, place + 1))
         if begin >= end and 0 <= place < count:  # A patch of less than a pixel is shown as one.
             begin = min(begin, length - 1)
             end = begin + 1
         if not 0 <= begin < end:
             raise BundleError(f"row {row}, column {column} lies outside an image of {rows:g} x {columns:g} patches")
-        margin = round(around * length / count)
+        margin = round(shown * length / count)
         side = max(1, round(length / count)) + 2 * margin
         start = max(0, min(begin - margin, length - side))
         starts.append(start)
@@ -220,13 +225,6 @@ def _of_code(bundle: Bundle, code: int) -> Mapping[str, Any]:
     return found
 
 
-def _name(bundle: Bundle, code: int) -> str:
-    """As the pages call a code: 2.17 is code 17 of the second level."""
-    levels = bundle.meta.get("num_levels", 1)
-    level, number = divmod(code, bundle.meta["num_codes"] // levels)
-    return f"{level + 1}.{number}" if levels > 1 else str(code)
-
-
 def _shown_of(code: Mapping[str, Any], kind: str) -> Sequence[Sequence[Any]]:
     """Occurrences of a kind; without distances those at random."""
     return code[kind] or code["random"]
@@ -239,6 +237,8 @@ def _tiles(
     images: dict[int, np.ndarray] = {}
     licences: dict[int, None] = {}
     rows: list[list[Tile]] = []
+    # Of a clip of audio, as on the pages, all frequencies of the window.
+    margins = ((bundle.meta["window"] - 1) / 2, 0.0) if bundle.meta.get("has_sound") else (AROUND, AROUND)
     for code in codes:
         occurrences = _shown_of(code, kind)
         if kind == "quantiles" and len(occurrences) > columns:
@@ -251,7 +251,7 @@ def _tiles(
                 with Image.open(io.BytesIO(bundle.content(image_path(number)))) as image:
                     images[number] = np.asarray(image.convert("RGB"))
                 licences |= dict.fromkeys(bundle.image(number)["licences"])
-            row.append(cut_tile(images[number], occurrence))
+            row.append(cut_tile(images[number], occurrence, *margins))
         rows.append(row)
     return rows, sorted(licences)
 
@@ -294,9 +294,7 @@ def _draw(
                 x = left + place * (1 + _GAP)
                 axes.imshow(tile.pixels, extent=(x, x + 1, top + 1, top), interpolation="antialiased", aspect="auto")
                 axes.add_patch(_outline(tile, x, top))
-            axes.text(
-                0.1, top + 0.3, f"code {_name(bundle, code['code'])}", fontsize=8.5, fontweight="bold", va="center"
-            )
+            axes.text(0.1, top + 0.3, f"code {bundle.name(code['code'])}", fontsize=8.5, fontweight="bold", va="center")
             shown = f"{code['tokens']:,} tokens, {code['images']:,} images"
             axes.text(left - 0.15, top + 0.3, shown, fontsize=6.2, color="0.45", va="center", ha="right")
             for line, words in enumerate(_words(code)):

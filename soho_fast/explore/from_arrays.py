@@ -19,6 +19,7 @@ from soho_fast import ops
 from soho_fast.common.extras import from_extra
 from soho_fast.explore.assemble import assemble, check_folder
 from soho_fast.explore.licences import Licences, licence_of_all
+from soho_fast.explore.sounds import MOST_PATCHES, Clip, is_sound
 from soho_fast.explore.sources import ImageError, SeenImage, by_level, small_copy
 
 with from_extra("explore"):
@@ -35,7 +36,7 @@ _BIDI_CONTROLS = re.compile("[\u202a-\u202e\u2066-\u2069]")
 
 Array = np.ndarray | torch.Tensor
 Arrays = Array | Sequence[Array]
-Images = Array | Sequence[Array | Image.Image | str | os.PathLike[str]]
+Images = Array | Sequence[Array | Image.Image | Clip | str | os.PathLike[str]]
 Captions = Sequence[str | Sequence[str]]
 LicenceEntries = str | Licences | Sequence[Mapping[str, Any]] | None
 Metric = Literal["euclidean", "cosine"]
@@ -71,7 +72,8 @@ def build_from_arrays(
         codebook: Floating point (K, C), or of Q levels (Q, K, C): each codes what those before it leave of a feature
             (residual); or (Q, K, C / Q): each codes its part of the channels (grouped). Where it is None and there
             are features and an index of one level, the mean of each code's features stands for it.
-        images: uint8 (N, H, W, 3), or N of (H, W, 3), of any size, or N PIL images or paths of image files.
+        images: uint8 (N, H, W, 3), or N of (H, W, 3), of any size, or N PIL images or paths of image files; or N clips
+            of audio, `Clip` or paths of WAV files, whose patches are one row, (N, 1, w, ...), that divide them evenly.
         folder: Where the explorer goes; one that is there is replaced, anything else is not overwritten.
         index: Integers (N, h, w) or of Q levels (N, h, w, Q), or N of them, 0 to K - 1; -1 where a patch has no code.
         num_codes: K where there is no codebook; as many as there are labels or images decoded, else up to the highest
@@ -83,7 +85,7 @@ def build_from_arrays(
         labels: What each code is called, Q K of them, None where it has no name.
         decoded: uint8 (Q K, H, W, 3): what a decoder makes of each code.
         window: How much of an image a tile shows around a patch, such as the receptive field of a feature: its side in
-            patches. If not given, 5 patches or 45 % of the images' shorter edge.
+            patches. If not given, 5 patches or 45 % of the images' shorter edge; of a clip half a second.
         title: What the pages are headed by.
         licences: Licence and credit of all images, or a list of {what, credit, licence}, with "images", patterns of
             names, where an entry does not hold for all. The licence is said to be unknown if not given.
@@ -278,7 +280,7 @@ class ArraySource:
         self.data_sets = ["images"]
         self._levels, self._metric = codebook, metric
         self._licences = licences if isinstance(licences, Licences) else Licences(licences or [])
-        self._batches, self._kept = batches, kept
+        self._batches, self._kept, self._kind = batches, kept, ""
         # Of each image its path or itself; of one in the file of small copies (begin, end, width, height).
         self._shown: list[Any] = []
 
@@ -294,9 +296,10 @@ class ArraySource:
             images, captions, names = batch["images"], batch["captions"], batch["names"]
             for number, (index, distance) in enumerate(look_up(batch, self._levels, self._metric)):
                 image = images[number]
+                kind = self._check_kind(image, first + number, index.shape[1:])
                 is_path = isinstance(image, (str, os.PathLike))
                 self._shown.append(image if is_path or self._kept is None else self._keep(image))
-                path = Path(image).as_posix() if is_path else f"image {first + number}"
+                path = Path(image).as_posix() if is_path else f"{kind} {first + number}"
                 # A folder that is sent away does not tell where the images lie on this machine.
                 name = names[number] if names is not None else "/".join(path.split("/")[-2:])
                 texts = () if captions is None else captions[number]
@@ -307,18 +310,32 @@ class ArraySource:
                 )
             first += len(images)
 
-    def _keep(self, image: Any) -> tuple[int, int, int, int]:
-        jpeg, width, height = small_copy(_opened(image))
-        begin = self._kept.seek(0, os.SEEK_END)
-        self._kept.write(jpeg)
-        return begin, begin + len(jpeg), width, height
+    def _check_kind(self, image: Any, number: int, grid: tuple[int, ...]) -> str:
+        """Whether it is an "image" or a "clip". Raises ValueError: it is not what the first is, or of other patches."""
+        kind = "clip" if is_sound(image) else "image"
+        self._kind = self._kind or kind
+        if kind != self._kind:
+            raise ValueError(f"images[{number}]: expected {self._kind}s alone, as the first is one, got one {kind}")
+        if kind == "clip" and (grid[0] != 1 or grid[1] > MOST_PATCHES):
+            told = f"expected one row of at most {MOST_PATCHES:,} patches of a clip, got {grid[0]} x {grid[1]}"
+            raise ValueError(f"index[{number}]: {told}")
+        return kind
 
-    def small_copy(self, place: int) -> tuple[bytes, int, int]:
+    def _keep(self, image: Any) -> tuple[int, ...]:
+        kept: Any = (image.samples.tobytes(), image.rate) if is_sound(image) else small_copy(_opened(image))
+        begin = self._kept.seek(0, os.SEEK_END)
+        self._kept.write(kept[0])
+        return begin, begin + len(kept[0]), *kept[1:]
+
+    def small_copy(self, place: int) -> Any:
         image = self._shown[place]
         if isinstance(image, tuple):
-            begin, end, width, height = image
+            begin, end, *about = image
             self._kept.seek(begin)
-            return self._kept.read(end - begin), width, height
+            content = self._kept.read(end - begin)
+            return Clip(np.frombuffer(content, np.int16), *about) if len(about) == 1 else (content, *about)
+        if is_sound(image):
+            return image if isinstance(image, Clip) else Clip.read(image)
         return small_copy(_opened(image))
 
     def masked(self, places: Sequence[int], captions: Sequence[str]) -> Iterator[None]:
@@ -492,7 +509,7 @@ def _check_image(image: Any, where: str, only_arrays: bool = False) -> None:
         if not os.path.isfile(image):
             raise FileNotFoundError(f"{where}: there is no file {os.fspath(image)}")
         return
-    if not only_arrays and isinstance(image, Image.Image):
+    if not only_arrays and isinstance(image, (Image.Image, Clip)):
         return
     if not isinstance(image, (np.ndarray, torch.Tensor)):
         raise TypeError(

@@ -94,7 +94,7 @@ def _images(folder: Path, into: Path) -> list[Path]:
     """Images in a folder, but for those of the explorer that is built; both are resolved."""
     if not folder.is_dir():
         raise UserError(f"images: there is no folder {folder}")
-    endings = [ending for ending, kind in Image.registered_extensions().items() if kind in FORMATS]
+    endings = [ending for ending, kind in Image.registered_extensions().items() if kind in FORMATS] + [".wav"]
     found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in endings)
     found = [path for path in found if not path.is_relative_to(into)]
     if not found:

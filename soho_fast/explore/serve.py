@@ -58,6 +58,9 @@ _TYPES = {
     ".png": "image/png",
 }
 
+PAGE_FILES, FOLDERS = ("index.html", "app"), ("data", "images", "decoded")
+"""What is served of the installed pages, and of an explorer's folder."""
+
 _REQUEST_SECONDS = 20  # Within which a request's headers must have come.
 _CONNECTIONS = 100
 _LARGEST_HEADERS = 32 * 1024
@@ -193,10 +196,10 @@ class _Files(StaticFiles):
     def lookup_path(self, path: str) -> tuple[str, os.stat_result | None]:
         path = "index.html" if path == "." else path
         asked = Path(path).parts
-        if asked[0] in ("index.html", "app"):
+        if asked[0] in PAGE_FILES:
             return self._pages.lookup_path(path)
         found, stat = super().lookup_path(path)
-        if not found or asked[0] not in ("data", "images", "decoded"):
+        if not found or asked[0] not in FOLDERS:
             return "", None
         return (found, stat) if Path(found).relative_to(self._root).parts[:1] == asked[:1] else ("", None)
 

@@ -20,7 +20,7 @@ NUM_CODES = 70  # two files of codes
 PAGES = (
     "index.html", "app/style.css", "app/ask.css", "app/ask.js", "app/attention.js", "app/charts.js", "app/code.js",
     "app/data.js", "app/elements.js", "app/image.js", "app/keys.js", "app/map.js", "app/patches.js", "app/router.js",
-    "app/timeline.js", "app/wall.js", "app/words.js",
+    "app/compare.js", "app/notes.js", "app/sound.js", "app/timeline.js", "app/wall.js", "app/words.js",
 )  # fmt: skip
 DATA = (
     "data/meta.js", "data/wall.js", "data/words.js", "data/timeline.js", "data/server.js", "data/codes-0000.js",

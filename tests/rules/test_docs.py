@@ -87,6 +87,7 @@ SIZES = [
     ("soho_fast.evaluate", ""),
     ("soho_fast.ask", ""),
     ("soho_fast.export", "--help"),  # A compiler takes minutes; tests/ask/test_exported.py has one at work.
+    ("examples/explore_encodec.py", ""),
     ("examples/explore_vector_quantize_pytorch.py", "--steps 10"),
     ("soho_fast.explore serve", "--port 0"),
     ("soho_fast.explore", ""),
@@ -136,7 +137,9 @@ SAYS = {
     "soho_fast.ask many": "results.jsonl: 5 lines",
     "explore build --features": "explorer/index.html",
     "soho_fast.explore build": "runs/mini/explorer is up to date",
+    "soho_fast.explore compare": " kept\nopen compared/index.html",
     "soho_fast.explore figure": "the codes as a figure: ",
+    "examples/explore_encodec.py": "codec_explorer/index.html",
     "examples/explore_vector_quantize_pytorch.py": "vq_explorer/index.html",
     "soho_fast.explore measure": "codes associated with a word",
     "benchmarks.inference": "wrote inference.json",

@@ -148,7 +148,7 @@ def test_from_the_first_key_to_the_last_link_and_out_again(small, open_window):
     for address in ("#/code/3", "#/image/12", "#/words/dolphin", "#/map"):
         window.visit(address)
         stops = window.page.evaluate(
-            "[...document.querySelectorAll('a[href], button, input, select, canvas, summary')]"
+            "[...document.querySelectorAll('a[href], button, input, select, textarea, canvas, summary')]"
             ".filter((one) => one.tabIndex >= 0 && one.checkVisibility()).length"
         )
         seen = set()

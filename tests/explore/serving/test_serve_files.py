@@ -1,12 +1,19 @@
 """What of a disk the server hands out, and to whom."""
 
 import os
+import re
 import shutil
 import socket
 import time
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from loopback import serve
+from starlette.routing import Route
+
+from soho_fast.explore.asking import Asking
+from soho_fast.explore.serve import FOLDERS, PAGE_FILES, application
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +64,17 @@ def test_a_bundle_that_is_built_anew_is_shown(site):
     there = site.get("/data/meta.js")
     assert there.headers["cache-control"] == "no-cache"
     assert site.get("/data/meta.js", **{"If-None-Match": there.headers["etag"]}).status == 304
+
+
+def test_every_route_is_documented(tmp_path):
+    """A request a row of the table of docs/explorer.md, and nothing else is served."""
+    page = (Path(__file__).resolve().parents[3] / "docs/explorer.md").read_text()
+    told = set(re.findall(r"^\| `((?:GET|POST) /\S*)` \|", page, flags=re.MULTILINE))
+    shown = SimpleNamespace(bundle=SimpleNamespace(folder=tmp_path))
+    routes = application(Asking({}, shown, upload_bytes=1, seconds=1.0)).app.routes
+    served = {f"{next(iter(route.methods - {'HEAD'}))} {route.path}" for route in routes if isinstance(route, Route)}
+    assert served == {"POST /ask", "GET /data/server.js"} <= told
+    assert {request.split("/")[1] for request in told - served} == {"", *PAGE_FILES, *FOLDERS}
 
 
 OUTSIDE = [

@@ -17,18 +17,20 @@
   const tilesOf = (code, list, hasDistances = true) =>
     list.map((occurrence) => {
       const [image, row, column, distance] = occurrence;
-      return element(
+      const where = `${explorer.noun} ${image}, row ${row + 1}, column ${column + 1}`;
+      const tile = element(
         "a",
         {
           class: "occurrence",
           href: explorer.address("image", String(image), { code: code.code }),
           "aria-label":
-            `image ${image}, row ${row + 1}, column ${column + 1}, ` +
-            (hasDistances ? `distance ${formatNumber(distance)}` : "drawn at random"),
+            `${where}, ` + (hasDistances ? `distance ${formatNumber(distance)}` : "drawn at random"),
         },
         explorer.crop(occurrence, null, explorer.around),
         hasDistances ? formatNumber(distance) : null,
       );
+      if (!explorer.isSound) return tile;
+      return element("div", {}, tile, explorer.playButton(`play ${where}`, [explorer.partOf(occurrence)]));
     });
 
   // The patches of a kind, each from another image.
@@ -46,6 +48,7 @@
       "section",
       { class: "kind", "aria-label": heading, dataset: { kind } },
       element("h3", {}, heading),
+      explorer.isSound && explorer.playButton(`play all: ${heading}`, list.map(explorer.partOf)),
       element("p", { class: "hint" }, meaning),
       row,
       tiles.length > FIRST_SHOWN ? more : null,
@@ -76,7 +79,7 @@
     });
     const first = Math.max(FIRST_SHOWN, rows.filter(({ low }) => low > 1).length);
     const body = element("tbody", {}, lines.slice(0, first));
-    const head = ["word", "its images with the code", "lift", "interval"].map((words) =>
+    const head = ["word", `its ${explorer.noun}s with the code`, "lift", "interval"].map((words) =>
       element("th", { scope: "col" }, words),
     );
     const table = element("table", { class: "lifts" }, element("thead", {}, element("tr", {}, head)), body);
@@ -94,7 +97,7 @@
     const { level, num_tests: numTests } = meta.interval;
     return card(
       "Words",
-      "How many times likelier a word is in the captions of images that have this code. Intervals at " +
+      `How many times likelier a word is in the captions of ${explorer.noun}s that have this code. Intervals at ` +
         `${formatPercent(level)}, corrected for ${formatPlural(numTests, "test")}; the dashed line is 1, as often as ` +
         "elsewhere, and what is grey may be chance.",
       code.words.length ? wordTable(code.words) : element("p", { class: "nothing" }, "No word is common enough here."),
@@ -174,7 +177,7 @@
   const positionCard = (code, meta) =>
     card(
       "Positions",
-      "Where in the images it lies; the stronger the colour, the more tokens.",
+      `Where in the ${explorer.noun}s it lies; the stronger the colour, the more tokens.`,
       charts.heatMap({
         values: code.positions,
         rows: meta.position_rows,
@@ -241,8 +244,8 @@
             { class: "meaning" },
             "Its best word is ",
             element("a", { href: explorer.address("words", says), class: "foreign", dir: "auto" }, says),
-            `: the captions of ${formatPercent(wall.precision[number])} of its images have it, ` +
-              `${formatNumber(wall.lift[number], 2)} times the share among all images.`,
+            `: the captions of ${formatPercent(wall.precision[number])} of its ${explorer.noun}s have it, ` +
+              `${formatNumber(wall.lift[number], 2)} times the share among all ${explorer.noun}s.`,
           );
     root.append(
       element(
@@ -252,7 +255,7 @@
           "a",
           {
             href: explorer.address("image", String(wall.medoid[number][0]), { code: number }),
-            "aria-label": "the image of its most typical patch",
+            "aria-label": `the ${explorer.noun} of its most typical patch`,
           },
           explorer.crop(wall.medoid[number], 176, explorer.around),
         ),
@@ -263,7 +266,7 @@
           meaning,
           facts([
             ["tokens", formatCount(code.tokens)],
-            ["images", formatCount(code.images)],
+            [`${explorer.noun}s`, formatCount(code.images)],
             ["rank by usage", `${formatCount(code.rank)} of ${formatCount(meta.num_codes / meta.num_levels)}`],
             ["share of tokens", formatPercent(code.tokens / tokensOfLevel(number, wall, meta))],
             ...(meta.has_distances
@@ -286,10 +289,10 @@
           "p",
           { class: "hint" },
           meta.has_distances
-            ? "Each piece is from another image, its patch outlined, its distance below. The nearest alone mislead: " +
-                "they look purer than the code is. "
-            : "Each piece is from another image, its patch outlined. ",
-          "A click shows the whole image with all its patches of this code.",
+            ? `Each piece is from another ${explorer.noun}, its patch outlined, its distance below. The nearest ` +
+                "alone mislead: they look purer than the code is. "
+            : `Each piece is from another ${explorer.noun}, its patch outlined. `,
+          `A click shows the whole ${explorer.noun} with all its patches of this code.`,
         ),
         KINDS.map(([kind, heading, meaning]) => occurrences(code, kind, heading, meaning, meta)),
       ),
@@ -323,7 +326,7 @@
       root.append(element("div", { class: "title" }, element("h1", {}, titleOf(number, wall)), walk(number, meta)));
       if (code.tokens === 0) showUnused(root, code, wall, timeline);
       else showLive(root, code, wall, meta, timeline);
-      root.append(explorer.licenceLine(meta));
+      root.append(explorer.notesCard(number, meta), explorer.licenceLine(meta));
       return [titleOf(number, wall), wall.word[number]].filter((part) => part !== null).join(", ");
     },
   });

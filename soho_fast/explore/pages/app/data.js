@@ -75,6 +75,8 @@ const explorer = { pages: new Map() };
   explorer.readLevels = (meta) => {
     levelCodes = meta.num_levels > 1 ? meta.num_codes / meta.num_levels : null;
     explorer.around = (meta.window - 1) / 2;
+    explorer.isSound = meta.has_sound ?? false; // Then images are clips of audio, seen as spectrograms.
+    explorer.noun = explorer.isSound ? "clip" : "image";
   };
   explorer.codeName = (code) =>
     levelCodes === null ? String(code) : `${Math.floor(code / levelCodes) + 1}.${code % levelCodes}`;

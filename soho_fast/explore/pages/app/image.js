@@ -112,7 +112,8 @@
       );
     };
     const caption = image.captions.find((text) => text.trim() !== "");
-    const label = caption === undefined ? `image ${number}` : caption.slice(0, 200);
+    const title = `${explorer.isSound ? "Clip" : "Image"} ${number}`;
+    const label = caption === undefined ? `${explorer.noun} ${number}` : caption.slice(0, 200);
     const show = (code) => {
       view.light(code);
       tell(code);
@@ -153,7 +154,8 @@
         explorer.replaceAddress("image", String(number), { code: asked, numbers: target.checked ? "" : "no" });
       },
     });
-    view.root.classList.toggle("without-numbers", !toggle.checked);
+    view.root.classList.toggle("without-numbers", explorer.isSound || !toggle.checked);
+    if (explorer.isSound) view.root.style.minWidth = `${12 * image.columns}px`; // A long clip is scrolled.
 
     const captions = image.captions.length
       ? element(
@@ -163,16 +165,18 @@
         )
       : element("p", { class: "nothing" }, "It has none.");
     root.append(
-      element("div", { class: "title" }, element("h1", {}, `Image ${number}`), walk(number, meta, asked)),
+      element("div", { class: "title" }, element("h1", {}, title), walk(number, meta, asked)),
       element(
         "div",
         { class: "image-view" },
         element(
           "div",
           { class: "image-stage" },
-          view.root,
+          explorer.isSound ? element("div", { class: "strip" }, view.root) : view.root,
           status,
-          element("label", { class: "choice-line" }, toggle, " numbers of the codes"),
+          explorer.isSound
+            ? explorer.playButton("play the clip", [[number, 0, 1]])
+            : element("label", { class: "choice-line" }, toggle, " numbers of the codes"),
           explorer.levelBox(meta, level, (chosen) => {
             location.hash = explorer.address("image", String(number), { level: chosen });
           }),
@@ -188,7 +192,8 @@
           element(
             "p",
             { class: "foreign", dir: "auto" },
-            `${image.name}, of ${meta.sources[image.source]?.name ?? "an unknown data set"}; shown smaller.`,
+            `${image.name}, of ${meta.sources[image.source]?.name ?? "an unknown data set"}; shown `,
+            explorer.isSound ? "as its spectrogram." : "smaller.",
           ),
           explorer.licenceLine(meta, image.licences),
           server
@@ -202,7 +207,7 @@
       ),
       image.masked ? masked(image, wall, source) : "",
     );
-    return `Image ${number}`;
+    return title;
   };
 
   // All images that there are, so that any can be come by.
@@ -215,19 +220,20 @@
       element("a", {
         href: explorer.address("image", String(number)),
         dataset: { image: number },
-        "aria-label": `image ${number}`,
+        "aria-label": `${explorer.noun} ${number}`,
       }),
     );
     links.forEach(fillWhenNear);
+    const nouns = `${explorer.noun}s`;
     const rest = meta.num_images - meta.num_shown;
     root.append(
-      element("h1", {}, "Images"),
+      element("h1", {}, explorer.isSound ? "Clips" : "Images"),
       element(
         "p",
         { class: "lead" },
         rest > 0
-          ? `${formatCount(meta.num_shown)} of the ${formatCount(meta.num_images)} images that statistics come from.`
-          : `All ${formatCount(meta.num_images)} images that statistics come from.`,
+          ? `${formatCount(meta.num_shown)} of the ${formatCount(meta.num_images)} ${nouns} that statistics come from.`
+          : `All ${formatCount(meta.num_images)} ${nouns} that statistics come from.`,
       ),
       element("div", { class: "gallery", dataset: { content: "" } }, links),
       explorer.licenceLine(meta),

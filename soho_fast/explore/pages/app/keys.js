@@ -17,14 +17,14 @@
 
   // Keys of one letter or sign can be switched off (WCAG 2.1.4): speech recognition types them unasked.
   const SWITCH = "explorer: no single-letter keys";
-  const stored = (act) => {
+  explorer.stored = (act) => {
     try {
       return act(localStorage);
     } catch {
       return null; // A browser may keep nothing for a page from a disk.
     }
   };
-  let isOff = stored((storage) => storage.getItem(SWITCH)) === "yes";
+  let isOff = explorer.stored((storage) => storage.getItem(SWITCH)) === "yes";
 
   explorer.showKeys = () => {
     const dialog = element("dialog", { class: "keys", "aria-label": "keys", close: () => dialog.remove() });
@@ -35,7 +35,7 @@
       checked: !isOff,
       change: ({ target }) => {
         isOff = !target.checked;
-        stored((storage) => (isOff ? storage.setItem(SWITCH, "yes") : storage.removeItem(SWITCH)));
+        explorer.stored((storage) => (isOff ? storage.setItem(SWITCH, "yes") : storage.removeItem(SWITCH)));
       },
     });
     const off = element("label", { class: "choice-line" }, box, " keys of a single letter or sign");

@@ -39,6 +39,7 @@
   const EMPTY = {
     words: (meta) => !meta.has_captions,
     map: (meta) => !meta.num_channels,
+    compare: (meta) => !meta.has_compare,
     timeline: (meta) => !meta.has_timeline,
     ask: (meta, server) => server === null,
   };
@@ -73,7 +74,11 @@
     const links = [...pages]
       .filter(([name, { inHeader = true }]) => inHeader && (name === page || !(meta && EMPTY[name]?.(meta, server))))
       .map(([name, { title }]) =>
-        element("a", { href: explorer.address(name), "aria-current": name === page ? "page" : null }, title),
+        element(
+          "a",
+          { href: explorer.address(name), "aria-current": name === page ? "page" : null },
+          name === "image" && meta?.has_sound ? "Clips" : title,
+        ),
       );
     const help = element(
       "button",

@@ -30,7 +30,7 @@
     number: { words: "number", value: (wall) => wall.tokens.map((_, code) => code), down: false, tell: () => "" },
   };
   const SHOWN = ["alone", "decoded"]; // what tiles may show in the place of a patch and what is around it
-  const USE = { "": "all", active: "active", unused: "unused" };
+  const USE = { "": "all", active: "active", unused: "unused", kept: "kept" };
 
   const sortedCodes = (wall, { value, down }) => {
     const values = value(wall);
@@ -119,14 +119,18 @@
 
   const summary = (meta) => {
     const unused = meta.num_codes - meta.num_active;
-    const images = formatPlural(meta.num_images, "image");
+    const images = formatPlural(meta.num_images, explorer.noun);
     return element(
       "p",
       { class: "lead" },
-      "The model describes each image by a grid of numbers: each number, a code, stands for what a small patch of " +
-        "the image looks like. This page shows what each code stands for. A tile shows the most typical patch of a " +
-        "code, outlined, and what is around it",
-      meta.has_captions ? "; below it stands the word most specific to the captions of its images. " : ". ",
+      explorer.isSound
+        ? "The model describes each clip of audio by a row of numbers: each number, a code, stands for how a moment " +
+            "of the clip sounds. This page shows what each code stands for, as spectrograms, the lowest tones at the " +
+            "bottom; a code's page plays them. "
+        : "The model describes each image by a grid of numbers: each number, a code, stands for what a small patch " +
+            "of the image looks like. This page shows what each code stands for. ",
+      "A tile shows the most typical patch of a code, outlined, and what is around it",
+      meta.has_captions ? `; below it stands the word most specific to the captions of its ${explorer.noun}s. ` : ". ",
       meta.num_levels > 1
         ? `A patch has a code of each of ${meta.num_levels} levels: code 2.17 is code 17 of the second level. `
         : null,
@@ -138,7 +142,7 @@
   };
 
   // The table of the codes shown, for spreadsheets: fields in quotes; what a spreadsheet would compute is kept a text.
-  const csvOf = (wall, codes) => {
+  const csvOf = (wall, codes, notes) => {
     const field = (value) => {
       const text = value === null ? "" : String(value);
       const computed = /^[=+@\t\r-]/.test(text) && !Number.isFinite(Number(text));
@@ -148,15 +152,13 @@
     const columns = ["tokens", "images", ...ofWord, "mean_distance"];
     // Level and code apart: to a spreadsheet 1.1 and 1.10 are one number.
     const nameOf = (code) => explorer.codeName(code).split(".");
-    const named = codes.map((code) => [...nameOf(code), ...columns.map((name) => wall[name][code])]);
+    const noteOf = (code) => [notes[code]?.kept ?? false, notes[code]?.note ?? ""];
+    const named = codes.map((code) => [...nameOf(code), ...columns.map((name) => wall[name][code]), ...noteOf(code)]);
     const heads = nameOf(0).length > 1 ? ["level", "code"] : ["code"];
-    return [[...heads, ...columns], ...named].map((row) => row.map(field).join(",")).join("\r\n");
+    return [[...heads, ...columns, "kept", "note"], ...named].map((row) => row.map(field).join(",")).join("\r\n");
   };
-  const download = (text) => {
-    const address = URL.createObjectURL(new Blob(["\ufeff", text], { type: "text/csv" }));
-    element("a", { href: address, download: "codes.csv" }).click();
-    setTimeout(() => URL.revokeObjectURL(address), 10_000);
-  };
+  const saveTable = (wall, codes, meta) =>
+    explorer.download(`\ufeff${csvOf(wall, codes, explorer.notes(meta))}`, "codes.csv", "text/csv");
 
   const figureStrip = (meta, wall) => {
     const codes = meta.figure.filter((code) => wall.medoid[code] && wall.name[code] !== null);
@@ -203,18 +205,22 @@
       const fill = () => {
         const sort = SORTS[state.sort];
         const values = sort.value(wall);
+        const notes = explorer.notes(meta);
+        const isUsed = (code) => wall.tokens[code] > 0;
+        const isShown = (code) =>
+          state.show === "kept" ? notes[code]?.kept : state.show === "" || (state.show === "active") === isUsed(code);
         const wanted = state.word.trim().toLowerCase();
         const codes = sortedCodes(wall, sort).filter(
           (code) =>
             explorer.isOfLevel(code, state.level) &&
-            (state.show === "" || (state.show === "active") === wall.tokens[code] > 0) &&
+            isShown(code) &&
             (wanted === "" || (wall.name[code] ?? "").toLowerCase().includes(wanted)),
         );
         codesShown = codes;
         for (const code of codes) {
           const value = values[code];
-          const isShown = value !== null && (wall.tokens[code] > 0 || state.sort === "near" || state.sort === "number");
-          tiles[code].dataset.value = isShown ? sort.tell(value, wall, code) : "";
+          const isTold = value !== null && (wall.tokens[code] > 0 || state.sort === "near" || state.sort === "number");
+          tiles[code].dataset.value = isTold ? sort.tell(value, wall, code) : "";
           if (tiles[code].lastChild) tiles[code].lastChild.textContent = tiles[code].dataset.value;
           tiles[code].tabIndex = -1;
         }
@@ -288,7 +294,8 @@
           explorer.levelBox(meta, state.level, (level) => change("level", level), "all"),
           shownBox("alone", "patches alone"),
           meta.has_decoded ? shownBox("decoded", "decoded") : null,
-          element("button", { type: "button", click: () => download(csvOf(wall, codesShown)) }, "save as CSV"),
+          element("button", { type: "button", click: () => saveTable(wall, codesShown, meta) }, "save as CSV"),
+          explorer.notesButtons(meta, fill),
           found,
         ),
         grid,

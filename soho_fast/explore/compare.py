@@ -1,0 +1,182 @@
+"""Two explorers of the same images side by side: what became of each code of the first, by the patches that have both.
+
+python -m soho_fast.explore compare runs/step_500 runs/step_1000 --into compared
+
+K codes of a level of the first, L of the second.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from soho_fast.common.checksums import write_checksums
+from soho_fast.common.command_line import Parser
+from soho_fast.common.errors import UserError
+from soho_fast.common.extras import from_extra
+from soho_fast.explore import bundle as layout
+from soho_fast.explore.assemble import put_in_place
+from soho_fast.explore.bundle import KINDS, Bundle
+from soho_fast.explore.figure import open_explorer
+
+with from_extra("explore"):
+    import numpy as np
+    from scipy.optimize import linear_sum_assignment
+    from scipy.stats import entropy
+
+KEPT = 0.5
+"""Overlap from which on a code and its partner are called the same: patches with both of those with either."""
+PART = 0.1
+"""Of a code's patches, from which on another code is said to have taken a part of it."""
+
+
+def add_arguments(parser: Parser) -> None:
+    """What `compare` takes."""
+    for name in ("first", "second"):
+        parser.add_argument(name, metavar=name.upper(), help=f"Folder of the {name} explorer, or of its run.")
+    parser.add_argument("--into", default="compared", help="Folder for the explorer (default: compared).")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Compare, and say where to look."""
+    compare_explorers(options.first, options.second, options.into)
+    print(f"open {Path(options.into) / 'index.html'}")
+    return 0
+
+
+def compare_explorers(
+    first: str | Path, second: str | Path, into: str | Path, say: Callable[[str], None] = print
+) -> Path:
+    """Write the second explorer with a page on what became of the codes of the first, see `bundle`, data/compare.js.
+
+    Codes of the same level are matched one to one, so that the sum of their overlaps is the largest (Hungarian
+    algorithm): by the patches that have them in images of the same name and grid that both show, and by nothing else.
+
+    Args:
+        first, second: Folders of explorers, or of runs that have one.
+        into: Where it goes; an explorer that is there is replaced.
+        say: Called with each line of what is found.
+
+    Returns:
+        The folder.
+
+    Raises:
+        FileNotFoundError, BundleError: an explorer is not there, or damaged.
+        UserError: they share no image, or `into` holds something else.
+    """
+    one, other = open_explorer(first), open_explorer(second)
+    theirs = {_key(other, image): image for image in _images(other)}
+    pairs = [(image, theirs[key]) for image in _images(one) if (key := _key(one, image)) in theirs]
+    if not pairs:
+        told = "share no image of the same name and grid of patches; build both from the same images"
+        raise UserError(f"compare: {one.folder} and {other.folder} {told}")
+    number_of = {image["image"]: there["image"] for image, there in pairs}
+    codes = _items(one, "codes", one.meta["num_codes"], layout.CODES_PER_FILE)
+    tiles = [_tile(code, number_of) for code in codes]
+    rows: list[dict[str, Any]] = []
+    codes_of = [bundle.meta["num_codes"] // bundle.meta["num_levels"] for bundle in (one, other)]
+    for level in range(min(one.meta["num_levels"], other.meta["num_levels"])):
+        counts_KL = _count(pairs, level, codes_of)
+        for row in match(counts_KL):
+            tile = None if row["first"] is None else tiles[level * codes_of[0] + row["first"]]
+            rows.append({"level": level + 1, **row, "tile": tile})
+        if not level:
+            figures = _figures(one, other, counts_KL)
+    value = {"first": one.meta["title"], "num_images": len(pairs), "figures": figures, "rows": rows}
+    folder = Path(into).resolve()
+    with put_in_place(folder) as new:
+        shutil.copytree(other.folder, new, dirs_exist_ok=True)
+        layout.copy_pages(new)
+        layout.write_value(new, "compare", value)
+        layout.write_value(new, "meta", {**other.meta, "has_compare": True})
+        write_checksums(new)
+    kinds = [row["kind"] for row in rows]
+    say(f"{len(pairs):,} images: " + ", ".join(f"{kinds.count(kind):,} {kind}" for kind in sorted(set(kinds))))
+    return folder
+
+
+def match(counts_KL: np.ndarray) -> list[dict[str, Any]]:
+    """What became of each code of the first, and the new ones of the second.
+
+    Args:
+        counts_KL: int (K, L), patches that have both codes.
+
+    Returns:
+        `rows` of data/compare.js, but for level and tile.
+    """
+    tokens_K, tokens_L = counts_KL.sum(1), counts_KL.sum(0)
+    overlap_KL = counts_KL / np.maximum(tokens_K[:, None] + tokens_L - counts_KL, 1)
+    matched = zip(*linear_sum_assignment(overlap_KL, maximize=True), strict=True)
+    partner = {code: there for code, there in matched if counts_KL[code, there]}
+    # Parts that codes of the second are of a code of the first, and the other way round.
+    parts_KL = (2 * counts_KL >= tokens_L) & (counts_KL >= PART * tokens_K[:, None]) & (counts_KL > 0)
+    united_KL = (2 * counts_KL >= tokens_K[:, None]) & (counts_KL >= PART * tokens_L) & (counts_KL > 0)
+    is_split_K = parts_KL.sum(1) > 1
+    is_merged_K = (united_KL & (united_KL.sum(0) > 1)).any(1)
+    rows: list[dict[str, Any]] = []
+    for code in np.flatnonzero(tokens_K):
+        found, counts_L = partner.get(code), counts_KL[code]
+        overlap = 0.0 if found is None else round(float(overlap_KL[code, found]), 4)
+        kind = "lost" if found is None else "kept" if overlap >= KEPT else "moved"
+        kind = "split" if is_split_K[code] else "merged" if is_merged_K[code] else kind
+        largest = np.argsort(-counts_L, kind="stable")[:4]
+        to = [[int(there), int(counts_L[there])] for there in largest if counts_L[there] >= PART * tokens_K[code]]
+        about = {"second": None if found is None else int(found), "overlap": overlap, "to": to}
+        rows.append({"kind": kind, "first": int(code), "tokens": int(tokens_K[code]), **about})
+    is_new_L = (tokens_L > 0) & ~parts_KL[is_split_K].any(0)
+    is_new_L[list(partner.values())] = False
+    for there in map(int, np.flatnonzero(is_new_L)):
+        about = {"second": there, "overlap": 0.0, "to": [[there, int(tokens_L[there])]]}
+        rows.append({"kind": "new", "first": None, "tokens": 0, **about})
+    return rows
+
+
+def _items(bundle: Bundle, name: str, count: int, per_file: int) -> Iterator[dict[str, Any]]:
+    for number in range(-(-count // per_file)):
+        yield from bundle.read(f"{name}-{number:04d}")
+
+
+def _images(bundle: Bundle) -> Iterator[dict[str, Any]]:
+    return _items(bundle, "images", bundle.meta["num_shown"], layout.IMAGES_PER_FILE)
+
+
+def _key(bundle: Bundle, image: Mapping[str, Any]) -> tuple[Any, ...]:
+    return bundle.meta["sources"][image["source"]]["name"], image["name"], image["rows"], image["columns"]
+
+
+def _count(pairs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]], level: int, codes_of: list[int]) -> np.ndarray:
+    """int64 (K, L), how many patches have both a code of the first and one of the second."""
+    counts = np.zeros(codes_of, dtype=np.int64)
+    for pair in pairs:
+        size = pair[0]["rows"] * pair[0]["columns"]
+        found = [np.array(image["index"][level * size : (level + 1) * size], dtype=float) for image in pair]
+        known = ~np.isnan(found[0] + found[1])
+        places = tuple(code[known].astype(int) - level * most for code, most in zip(found, codes_of, strict=True))
+        np.add.at(counts, places, 1)
+    return counts
+
+
+def _figures(one: Bundle, other: Bundle, counts_KL: np.ndarray) -> list[list[Any]]:
+    """[name, of the first, of the second]: usage of the first level's codes, and the last values of the timelines."""
+    figures: list[list[Any]] = [["levels", *(bundle.meta["num_levels"] for bundle in (one, other))]]
+    figures.append(["codes in use", *(int((counts_KL.sum(axis) > 0).sum()) for axis in (1, 0))])
+    perplexity = [round(float(np.exp(entropy(counts_KL.sum(axis)))), 1) for axis in (1, 0)]
+    figures.append(["perplexity", *perplexity])
+    for name, value in one.meta["measures"].items():
+        figures.append([name, value, other.meta["measures"].get(name)])
+    ends = [
+        {line["name"]: line["points"][-1][1] for line in (bundle.read("timeline") or {"series": []})["series"]}
+        for bundle in (one, other)
+    ]
+    return figures + [[f"{name}, in training", *(end.get(name) for end in ends)] for name in {**ends[0], **ends[1]}]
+
+
+def _tile(code: Mapping[str, Any], number_of: Mapping[int, int]) -> list[Any] | None:
+    """An occurrence of a code of the first, in the second's image of the same name; None where that shows none."""
+    for image, *rest in (patch for kind in KINDS for patch in code[kind]):
+        if image in number_of:
+            return [number_of[image], *rest]
+    return None

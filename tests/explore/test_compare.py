@@ -1,0 +1,85 @@
+"""Two explorers side by side: what was kept, moved, split, merged, lost and is new."""
+
+import numpy as np
+import pytest
+
+from soho_fast.explore import Bundle, build_from_arrays
+from soho_fast.explore.__main__ import main
+from soho_fast.explore.compare import match
+
+# A code of the first (row) and one of the second (column): patches with both.
+COUNTS = np.array(
+    [
+        [0, 90, 0, 0, 0, 0, 0, 0],  # kept as 1
+        [50, 0, 40, 0, 0, 0, 0, 0],  # split into 0 and 2
+        [0, 0, 0, 30, 0, 0, 0, 0],  # merged into 3, with the next one
+        [0, 0, 0, 20, 0, 0, 0, 0],
+        [0, 0, 0, 0, 4, 10, 10, 10],  # split into the last three
+        [0, 0, 0, 0, 20, 0, 0, 0],  # kept as 4
+        [0, 5, 0, 0, 0, 0, 0, 0],  # lost: 1 stands for another
+        [0, 0, 0, 0, 0, 0, 0, 0],  # unused
+    ]
+)
+
+
+def test_what_became_of_each_code():
+    rows = match(COUNTS)
+    kinds = {row["first"]: row["kind"] for row in rows if row["first"] is not None}
+    assert kinds == {0: "kept", 1: "split", 2: "merged", 3: "merged", 4: "split", 5: "kept", 6: "lost"}
+    by_first = {row["first"]: row for row in rows}
+    assert by_first[1]["to"] == [[0, 50], [2, 40]] and by_first[1]["tokens"] == 90
+    assert by_first[0]["second"] == 1 and by_first[0]["overlap"] == pytest.approx(90 / 95, abs=1e-4)
+    assert by_first[6]["second"] is None and by_first[6]["to"] == [[1, 5]]
+    moved = match(np.array([[10, 9, 9], [0, 20, 0], [0, 0, 20]]))
+    assert [row["kind"] for row in moved] == ["moved", "kept", "kept"]
+    new = match(np.array([[80, 5]]))
+    assert [(row["kind"], row["second"]) for row in new] == [("kept", 0), ("new", 1)]
+
+
+def test_partners_are_chosen_for_all_codes_together():
+    """By the largest overlap first, code 1 would be left without one."""
+    rows = match(np.array([[50, 30], [20, 0]]))
+    assert [row["second"] for row in rows] == [1, 0]
+
+
+@pytest.fixture
+def explorers(tmp_path):
+    """The second shows the images in another order and one more level, and has codes 0 and 1 exchanged."""
+    rng = np.random.default_rng(0)
+    index, images = rng.integers(4, size=(8, 3, 3)), rng.integers(256, size=(8, 12, 12, 3), dtype=np.uint8)
+    index[0, 0, 0] = -1
+    names = [f"photo {n}" for n in range(8)]
+    quiet = {"say": lambda line: None, "num_codes": 4}
+    one = build_from_arrays(index=index, images=images, names=names, folder=tmp_path / "one", title="before", **quiet)
+    swapped = np.select([index == 0, index == 1], [1, 0], index)
+    two = np.stack([swapped, rng.integers(4, size=index.shape)], axis=-1)[::-1]
+    more = {"names": names[::-1], "folder": tmp_path / "other", "title": "after"}
+    return one, build_from_arrays(index=two, images=images[::-1], **more, **quiet), index
+
+
+def test_the_command_compares_two_explorers(explorers, tmp_path, capsys):
+    one, other, index = explorers
+    assert main(["compare", str(one), str(other), "--into", str(tmp_path / "both")]) == 0, capsys.readouterr().err
+    assert "8 images: 4 kept" in capsys.readouterr().out
+    bundle = Bundle(tmp_path / "both")
+    bundle.check()
+    assert bundle.meta["has_compare"] and bundle.meta["title"] == "after"
+    found = bundle.read("compare")
+    assert found["first"] == "before" and found["num_images"] == 8
+    assert [(row["first"], row["second"], row["overlap"]) for row in found["rows"]] == [
+        (0, 1, 1.0), (1, 0, 1.0), (2, 2, 1.0), (3, 3, 1.0),
+    ]  # fmt: skip
+    for row in found["rows"]:
+        image, place, column, *_ = row["tile"]
+        assert bundle.image(image)["index"][3 * place + column] == row["second"], "its patch in the second's images"
+        assert row["tokens"] == (index == row["first"]).sum()
+    assert ["levels", 1, 2] in found["figures"]
+
+
+def test_explorers_of_other_images_are_refused(explorers, tmp_path, capsys):
+    one, *_ = explorers
+    rest = {"folder": tmp_path / "third", "say": lambda line: None}
+    third = build_from_arrays(index=np.zeros((1, 2, 2), int), images=np.zeros((1, 4, 4, 3), np.uint8), **rest)
+    assert main(["compare", str(one), str(third), "--into", str(tmp_path / "both")]) == 2
+    assert "share no image of the same name and grid of patches" in capsys.readouterr().err
+    assert not (tmp_path / "both").exists()
