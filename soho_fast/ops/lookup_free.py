@@ -58,7 +58,7 @@ class _Fsq(torch.autograd.Function):
 
     @staticmethod
     def forward(features: Tensor, levels: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-        index, quantized = features.new_zeros((), dtype=torch.int64), list[Tensor]()
+        index, quantized = features.new_zeros((), dtype=torch.int64), []
         channels = features.movedim(-1, 0).float().contiguous()
         for level, place, x in zip(levels, _places(levels), channels, strict=True):
             half, offset, shift = _bound(level)

@@ -1,5 +1,6 @@
 // The CUDA lookup on the model of the machine, against the scalar level: the
 // kernels' own source, every buffer of its exact size.
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -192,6 +193,17 @@ void test_float32_compares_first() {
   soho_model::float64_products = 0;
   CHECK(compare(problem).all_codes == 24);
   CHECK(soho_model::float64_products <= 2 * (24 * 900 * 20 / 4));  // of two lookups
+
+  // The same squares in many orders: their distances differ by less than float32 rounds, whose order is another.
+  Problem alike{normal(24 * 20, 23, 0x1p-24f), {}, 24, 900, 20};
+  std::vector<float> values = normal(20, 24);
+  std::mt19937 engine(25);
+  for (int j = 0; j < 900; ++j) {
+    std::shuffle(values.begin(), values.end(), engine);
+    alike.codebook.insert(alike.codebook.end(), values.begin(), values.end());
+  }
+  alike.codebook[0] = -50.0f;
+  CHECK(compare(alike).all_codes == 24);
 }
 
 // Two blocks of each kernel fit a multiprocessor: of sm_80, of sm_86 and sm_89.

@@ -60,11 +60,12 @@ __device__ __forceinline__ DecideArgs decide_args_of_book(DecideArgs args, unsig
   return args;
 }
 
-// The defined distance of a row and a code, in all lanes of a group of eight.
-template <Element type>
+// The defined distance of a row and a code, in all lanes of a group of eight. Unrolled it takes more registers.
+template <Element type, int unrolled = 4>
 __device__ __forceinline__ double squared_distance(const void* row, const float* code, int64_t num_channels,
                                                    int sum_lane) {
   double sum = 0.0;
+#pragma unroll unrolled
   for (int64_t c = sum_lane; c < num_channels; c += kSums) {
     const double difference = __dsub_rn(static_cast<double>(load_value<type>(row, c)), static_cast<double>(code[c]));
     sum = __dadd_rn(sum, __dmul_rn(difference, difference));
@@ -217,7 +218,7 @@ __global__ void __launch_bounds__(kBlockThreads, 2) compare_all(DecideArgs slab)
         smallest[r] = fminf(smallest[r], least);
         const bool may_be_nearest = used && near[r] <= far_from(smallest[r], lookup.num_channels);
         if (!__any_sync(kAllLanes, may_be_nearest)) continue;
-        const double distance = squared_distance<type>(rows[r], code, lookup.num_channels, sum_lane);
+        const double distance = squared_distance<type, 1>(rows[r], code, lookup.num_channels, sum_lane);
         if (used && distance < nearest[r].distance) nearest[r] = {distance, static_cast<int32_t>(j)};
       }
     }
