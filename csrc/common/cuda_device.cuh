@@ -100,5 +100,13 @@ inline int num_multiprocessors() {
   return cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device) == cudaSuccess ? count : 1;
 }
 
+// Shared memory of one of them, 1 KiB of which each block takes for the system; 0 where it cannot be asked.
+inline int shared_bytes_of_multiprocessor() {
+  int device = 0, bytes = 0;
+  cudaGetDevice(&device);
+  cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerMultiprocessor, device);
+  return bytes;
+}
+
 }  // namespace soho
 #endif

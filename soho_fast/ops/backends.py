@@ -23,9 +23,10 @@ BACKENDS = ("reference", "cpu", "triton", "cuda")
 CPU_LEVELS = ("scalar", "avx2", "avx512", "avx512_bf16", "avx512_vnni", "amx")
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 
-_BEST_FIRST = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}  # tried in turn where no backend is named, by device type
+_BEST_FIRST = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}  # in turn, where none is named; see _triton_first
 _NATIVE_OPS: dict[str, set[str]] = {"cpu": set(), "triton": set(), "cuda": set()}
 _REFERENCES: dict[str, Callable] = {}
+_OPS: dict[tuple[str, str], Callable] = {}  # by name and backend
 _NOTHING: Mapping[str, str] = MappingProxyType({})
 _fallback_warned = False
 
@@ -104,7 +105,7 @@ def define_op(
         elif backend == "triton":
             triton_backend.register(LIBRARY, name, home=reference.__module__.rpartition(".")[0])
         torch.library.register_fake(qualified, fake, lib=LIBRARY)
-        op = getattr(getattr(torch.ops, NAMESPACE), f"{name}_{backend}").default
+        op = _OPS[name, backend] = getattr(getattr(torch.ops, NAMESPACE), f"{name}_{backend}").default
         torch.library.register_vmap(qualified, functools.partial(vmap, op), lib=LIBRARY)
         if backward is not None:
             torch.library.register_autograd(qualified, backward, setup_context=setup_context, lib=LIBRARY)
@@ -138,7 +139,16 @@ def _refusals(name: str, backend: str, device_type: str, lacking: Mapping[str, s
     return reasons
 
 
-def backend_for(name: str, backend: str | None, device_type: str, lacking: Mapping[str, str] = _NOTHING) -> str:
+def _triton_first(device: torch.device) -> bool:
+    """Whether Triton comes before the CUDA kernels on this GPU: from sm_90 on, where its screening is compiled to wgmma
+    instructions, that of the CUDA kernels to mma.sync. No card has measured the two yet."""
+    return _has_cuda_kernels() and torch.cuda.is_available() and torch.cuda.get_device_capability(device) >= (9, 0)
+
+
+_triton_first._dynamo_marked_constant = True  # type: ignore[attr-defined]  # called while tracing, as self_check.require
+
+
+def backend_for(name: str, backend: str | None, device: torch.device, lacking: Mapping[str, str] = _NOTHING) -> str:
     """Name of the backend that serves this call; raises as `op_for`.
 
     `lacking` says of a backend what the arguments of this call ask for and its kernel does not do.
@@ -146,14 +156,17 @@ def backend_for(name: str, backend: str | None, device_type: str, lacking: Mappi
     if backend is not None and backend not in BACKENDS:
         raise ValueError(f"backend: expected one of {', '.join(BACKENDS)} or None, got {backend!r}")
     if backend is not None:
-        reasons = _refusals(name, backend, device_type, lacking)
+        reasons = _refusals(name, backend, device.type, lacking)
         if reasons:
             raise ValueError(f"backend: {backend!r} cannot serve {name}: {'; '.join(reasons)}")
         return backend
-    for best in _BEST_FIRST.get(device_type, ()):
+    best_first = _BEST_FIRST.get(device.type, ())
+    if device.type == "cuda" and _triton_first(device):
+        best_first = best_first[::-1]
+    for best in best_first:
         if best == "cpu" and _ONLY_SCALAR and name in _FASTER_THAN_SCALAR:
             continue
-        if not _refusals(name, best, device_type, lacking):
+        if not _refusals(name, best, device.type, lacking):
             return best
     return "reference"
 
@@ -165,10 +178,14 @@ def op_for(name: str, backend: str | None, device: torch.device) -> Callable:
         ValueError: unknown backend, or a backend asked for by name that cannot serve the call, with every reason.
         RuntimeError: a backend for GPUs that errs on this device (`self_check`).
     """
-    chosen = backend_for(name, backend, device.type)
+    return op_of(name, backend_for(name, backend, device), device)
+
+
+def op_of(name: str, chosen: str, device: torch.device) -> Callable:
+    """The registered op of the backend that `backend_for` chose; RuntimeError as `op_for`."""
     if chosen in ("triton", "cuda"):
         self_check.require(name, chosen, device, _REFERENCES[name])
-    return getattr(getattr(torch.ops, NAMESPACE), f"{name}_{chosen}").default
+    return _OPS[name, chosen]
 
 
 def mark_changed(tensor: Tensor) -> None:
@@ -178,7 +195,10 @@ def mark_changed(tensor: Tensor) -> None:
 
 
 def available_backends() -> list[str]:
-    """Names of the backends that can run here, the slowest first; `reference` is always among them."""
+    """Names of the backends that can run here; `reference` is always among them, `cuda` the last.
+
+    Where none is named a GPU takes `cuda` before `triton`, from sm_90 on `triton` before `cuda`.
+    """
     has_device = torch.cuda.is_available()
     runs = {
         "reference": True,

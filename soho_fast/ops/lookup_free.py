@@ -7,12 +7,13 @@ Letters: C channels.
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from soho_fast.ops import checks
-from soho_fast.ops.forward_mode import pass_on
+from soho_fast.ops.forward_mode import has_tangent, pass_on
 
 _EPSILON = 1e-3  # of FSQ's bound: the outermost values lie this far inside tanh's
 
@@ -22,9 +23,9 @@ def fsq(features: Tensor, levels: Sequence[int]) -> tuple[Tensor, Tensor]:
     vector-quantize-pytorch's h = (L - 1) (1 + 1e-3) / 2 and s = atanh(o / h), where the paper's code has 1 - 1e-3 and
     tan; o is 1/2 where L, the number of values, is even. Of two values s is 0, so that the sign decides.
 
-    The values at which rounding changes are found in float64, and features compared with them: the index depends on
-    neither batch, layout, device nor autocast. NaN counts as minus infinity. The gradient is that of the formula
-    without `round`; a feature that is not finite has none.
+    The values at which rounding changes are found in float64, and features compared with them, exactly: the index
+    depends on neither batch, layout, device nor autocast. NaN counts as minus infinity. The gradient is that of the
+    formula without `round`; a feature that is not finite has none.
 
     Args:
         features: (..., C) float32, bfloat16 or float16.
@@ -43,18 +44,52 @@ def fsq(features: Tensor, levels: Sequence[int]) -> tuple[Tensor, Tensor]:
         raise ValueError(
             f"levels: expected one for each channel of features {tuple(features.shape)}, got {len(levels)}"
         )
-    half, offset, shift = zip(*map(_bound, levels), strict=True)
-    digits = []
-    channels = features.detach().movedim(-1, 0).double().contiguous()
-    for level, h, o, s, x in zip(levels, half, offset, shift, channels, strict=True):
-        edges = [math.atanh((value + 0.5 + o) / h) - s for value in range(-(level // 2), (level - 1) // 2)]
-        digits.append(sum(((x > edge).int() for edge in edges[1:]), start=(x > edges[0]).int()))  # they are few
-    index = torch.stack([digit.long() * place for digit, place in zip(digits, _places(levels), strict=True)]).sum(0)
-    digit = torch.stack(digits, -1)
-    widths = features.new_tensor([level // 2 for level in levels], dtype=torch.float32)
-    quantized = ((digit - widths) / widths).to(features.dtype)
-    smooth = torch.tanh(features.float().nan_to_num() + widths.new_tensor(shift)) * (widths.new_tensor(half) / widths)
-    return index, pass_on(smooth.to(features.dtype), quantized)
+    if has_tangent(features):
+        index, quantized = _Fsq.forward(features.detach(), tuple(levels))
+        tanh, slope = _formula(features, levels)
+        return index, pass_on((tanh * slope).movedim(0, -1).to(features.dtype), quantized)
+    return _Fsq.apply(features, tuple(levels))
+
+
+class _Fsq(torch.autograd.Function):
+    """(features, levels) -> (index, quantized): channel after channel, since a few channels a row fill no vector."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(features: Tensor, levels: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        index, quantized = features.new_zeros((), dtype=torch.int64), []
+        channels = features.movedim(-1, 0).float().contiguous()
+        for level, place, x in zip(levels, _places(levels), channels, strict=True):
+            half, offset, shift = _bound(level)
+            values = range(-(level // 2), (level - 1) // 2)
+            edges = [_float32_below(math.atanh((value + 0.5 + offset) / half) - shift) for value in values]
+            digit = sum(((x > edge).float() for edge in edges[1:]), start=(x > edges[0]).float())  # they are few
+            index = torch.add(index, digit.long(), alpha=place)
+            quantized.append((digit - level // 2) / (level // 2))
+        return index, torch.stack(quantized).to(features.dtype).movedim(0, -1).contiguous()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, tuple[int, ...]], output: tuple[Tensor, Tensor]) -> None:
+        features, ctx.levels = inputs
+        ctx.mark_non_differentiable(output[0])
+        ctx.save_for_backward(features)
+
+    @staticmethod
+    def backward(ctx: Any, grad_index: Tensor, grad: Tensor) -> tuple[Tensor, None]:
+        (features,) = ctx.saved_tensors
+        tanh, slope = _formula(features, ctx.levels)
+        moved = grad.movedim(-1, 0) * slope * (1 - tanh * tanh)
+        return moved.movedim(0, -1).contiguous().to(grad.dtype), None
+
+
+def _formula(features: Tensor, levels: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """tanh(x + s) (C, ...), flat where x is not finite, and h by the steps from 0 to 1 (C, 1, ...)."""
+    half, _, shift = zip(*map(_bound, levels), strict=True)
+    x = features.movedim(-1, 0).float().contiguous().nan_to_num(nan=math.inf, posinf=math.inf, neginf=-math.inf)
+    slope = [h / (level // 2) for h, level in zip(half, levels, strict=True)]
+    one_each = (-1, *(1,) * (x.dim() - 1))
+    return x.add_(x.new_tensor(shift).reshape(one_each)).tanh_(), x.new_tensor(slope).reshape(one_each)
 
 
 def fsq_codes(index: Tensor, levels: Sequence[int]) -> Tensor:
@@ -126,6 +161,12 @@ def _bound(level: int) -> tuple[float, float, float]:
     (of two values the edge between them)."""
     half, offset = (level - 1) * (1 + _EPSILON) / 2, 0.0 if level % 2 else 0.5
     return half, offset, 0.0 if level == 2 else math.atanh(offset / half)
+
+
+def _float32_below(value: float) -> float:
+    """The largest float32 number that is not above the value: float32 numbers above one are above the other."""
+    mantissa, exponent = math.frexp(value)
+    return math.ldexp(math.floor(mantissa * 2**24), exponent - 24)
 
 
 def _places(levels: Sequence[int]) -> list[int]:

@@ -1,5 +1,6 @@
 // The CUDA lookup on the model of the machine, against the scalar level: the
 // kernels' own source, every buffer of its exact size.
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -185,6 +186,36 @@ void test_near_ties() {
   compare(line);
 }
 
+// Of rows whose candidates do not fit a list, float32 leaves a quarter of the codes or less to float64.
+void test_float32_compares_first() {
+  Problem problem{normal(24 * 20, 21, 0x1p-6f, 1.0f), normal(900 * 20, 22, 0x1p-14f, 1.0f), 24, 900, 20};
+  problem.codebook[0] = -50.0f;  // makes float16 too coarse for the others
+  soho_model::float64_products = 0;
+  CHECK(compare(problem).all_codes == 24);
+  CHECK(soho_model::float64_products <= 2 * (24 * 900 * 20 / 4));  // of two lookups
+
+  // The same squares in many orders: their distances differ by less than float32 rounds, whose order is another.
+  Problem alike{normal(24 * 20, 23, 0x1p-24f), {}, 24, 900, 20};
+  std::vector<float> values = normal(20, 24);
+  std::mt19937 engine(25);
+  for (int j = 0; j < 900; ++j) {
+    std::shuffle(values.begin(), values.end(), engine);
+    alike.codebook.insert(alike.codebook.end(), values.begin(), values.end());
+  }
+  alike.codebook[0] = -50.0f;
+  CHECK(compare(alike).all_codes == 24);
+}
+
+// Two blocks of each kernel fit a multiprocessor: of sm_80, of sm_86 and sm_89.
+void test_shared_memory() {
+  for (const int bytes : {164 * 1024, 100 * 1024}) {
+    soho_model::shared_bytes_of_multiprocessor = bytes;
+    soho_model::largest_shared_bytes = 0;
+    for (const int64_t channels : {5, 40, 70, 100}) compare(random_problem(140, 300, channels));  // 1 to 4 steps a tile
+    CHECK(2 * (static_cast<int>(soho_model::largest_shared_bytes) + 1024) <= bytes);
+  }
+}
+
 void test_magnitudes() {
   for (float offset : {1e2f, 1e4f, 1e7f})
     compare({normal(60 * 33, 7, 1.0f, offset), normal(100 * 33, 8, 1.0f, offset), 60, 100, 33});
@@ -281,6 +312,8 @@ void test_codebook_lookup_cuda() {
   test_sizes();
   test_screening_decides();
   test_copies();
+  test_float32_compares_first();
+  test_shared_memory();
   test_magnitudes();
   test_slabs();
   test_batched();

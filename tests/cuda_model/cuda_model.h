@@ -62,6 +62,14 @@ inline unsigned __float_as_uint(float value) { return std::bit_cast<unsigned>(va
 inline long long __double_as_longlong(double value) { return std::bit_cast<long long>(value); }
 inline double __longlong_as_double(long long bits) { return std::bit_cast<double>(bits); }
 
+namespace soho_model {
+
+inline int64_t float64_products = 0;                  // by __dmul_rn
+inline int shared_bytes_of_multiprocessor = 1 << 17;  // as a test sets it
+inline size_t largest_shared_bytes = 0;               // dynamic, of a block of any launch
+
+}  // namespace soho_model
+
 // Compiled with -ffp-contract=off, each rounds once.
 inline float __fadd_rn(float a, float b) { return a + b; }
 inline float __fmul_rn(float a, float b) { return a * b; }
@@ -69,7 +77,10 @@ inline float __fdiv_rn(float a, float b) { return a / b; }
 inline double __dadd_rn(double a, double b) { return a + b; }
 inline float __double2float_rn(double a) { return static_cast<float>(a); }
 inline double __dsub_rn(double a, double b) { return a - b; }
-inline double __dmul_rn(double a, double b) { return a * b; }
+__attribute__((no_sanitize("thread"))) inline double __dmul_rn(double a, double b) {  // the count is not the kernel's
+  ++soho_model::float64_products;
+  return a * b;
+}
 
 inline long long __double2ll_rd(double value) {  // saturates
   const double whole = std::floor(value);
@@ -278,6 +289,7 @@ void copy_async_wait() {
 
 template <class... Parameters, class... Args>
 CudaStatus launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes, CudaStream, Args... args) {
+  soho_model::largest_shared_bytes = std::max(soho_model::largest_shared_bytes, shared_bytes);
   const std::tuple<Parameters...> parameters(static_cast<Parameters>(args)...);
   soho_model::run_grid(grid, block, shared_bytes, [&] { std::apply(kernel, parameters); });
   return 0;
@@ -289,5 +301,6 @@ inline CudaStatus clear(void* memory, int byte, size_t num_bytes, CudaStream) {
 }
 
 inline int num_multiprocessors() { return 3; }
+inline int shared_bytes_of_multiprocessor() { return soho_model::shared_bytes_of_multiprocessor; }
 
 }  // namespace soho

@@ -1,9 +1,11 @@
 """What each CUDA kernel takes of a multiprocessor, as ptxas reports it, and the instructions in its PTX.
 
-Needs nvcc and no GPU. `python tests/kernels/cuda_resources.py` prints the table of every kernel for every architecture.
+Where there is nvdisasm, the machine code of matrix kernels is counted as well, for MACHINE. Needs nvcc and no GPU.
+`python tests/kernels/cuda_resources.py` prints the table of every kernel for every architecture.
 """
 
 import hashlib
+import importlib.util
 import json
 import re
 import shutil
@@ -15,6 +17,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 ARCHITECTURES = (80, 90, 100)
+MACHINE = 90  # whose machine code is counted
 FLAGS = ["-std=c++20", "-O3", "-fmad=false", "-I", str(ROOT / "csrc"), "-Xptxas", "-v", "--keep"]
 ELEMENTS = {"0": "float32", "1": "bfloat16", "2": "float16"}  # of soho::Element
 
@@ -42,6 +45,7 @@ class Kernel:
     stack: int = 0
     spills: int = 0
     instructions: dict[str, int] = field(default_factory=dict)
+    machine_code: dict[str, int] = field(default_factory=dict)  # see _of_machine_code
 
 
 def missing_compiler() -> str | None:
@@ -50,6 +54,13 @@ def missing_compiler() -> str | None:
         if shutil.which(program) is None:
             return f"{program} was not found"
     return None
+
+
+def disassembler() -> str | None:
+    """Path of nvdisasm: the toolkit's, or the one that Triton brings; None where there is neither."""
+    triton = importlib.util.find_spec("triton")
+    brought = Path(triton.origin or "").parent / "backends/nvidia/bin/nvdisasm" if triton else None
+    return shutil.which("nvdisasm") or (str(brought) if brought and brought.exists() else None)
 
 
 def sources() -> list[Path]:
@@ -99,6 +110,26 @@ def _instructions(ptx: str) -> dict[str, dict[str, int]]:
     }
 
 
+def _of_machine_code(sass: str) -> dict[str, dict[str, int]]:
+    """What the kernels with matrix instructions consist of, by symbol: HMMA; the step from the barrier to the last HMMA
+    without the start values of the sums, which are counted apart; the epilogue to the first vote on 32 scores."""
+    counts = {}
+    for body in re.split(r"^\.text\.", sass, flags=re.MULTILINE)[1:]:
+        names = re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P[T\d]+ )?([A-Z][A-Z0-9]*)", body)
+        matrix = [place for place, name in enumerate(names) if name == "HMMA"]
+        if matrix:
+            barrier = max(place for place in range(matrix[0]) if names[place] == "BAR")
+            step = names[barrier : matrix[-1] + 1]
+            start = step.count("FMUL") + step.count("LDS")
+            counts[re.match(r"\w+", body)[0]] = {
+                "HMMA": len(matrix),
+                "step": len(step) - start,
+                "start": start,
+                "epilogue": names.index("VOTE", matrix[-1]) - matrix[-1],
+            }
+    return counts
+
+
 def compile_kernels(source: Path) -> list[Kernel]:
     """Every kernel of `source` for every architecture; kept in build/ until a source, a flag or nvcc changes.
 
@@ -106,7 +137,8 @@ def compile_kernels(source: Path) -> list[Kernel]:
         RuntimeError: nvcc refuses the file or warns of it.
     """
     version = subprocess.run(["nvcc", "--version"], capture_output=True, text=True, check=True).stdout
-    digest = hashlib.sha256(f"{version} {FLAGS} {ARCHITECTURES} {Path(__file__).read_text()}".encode())
+    disassembles = disassembler()
+    digest = hashlib.sha256(f"{version} {FLAGS} {ARCHITECTURES} {disassembles} {Path(__file__).read_text()}".encode())
     headers = [*source.parent.glob("*.h"), *source.parent.glob("*.cuh"), *(ROOT / "csrc" / "common").glob("*.*h")]
     for path in [source, *sorted(headers)]:
         digest.update(f"{path.name}\n{path.read_text()}".encode())
@@ -126,6 +158,11 @@ def compile_kernels(source: Path) -> list[Kernel]:
             ptx = Path(f"{folder}/{source.stem}.compute_{number}.ptx").read_text()
             for symbol, counts in _instructions(ptx).items():
                 kernels[symbol, number].instructions = counts
+        if disassembles and MACHINE in ARCHITECTURES:
+            command = [disassembles, "-c", f"{folder}/{source.stem}.compute_{MACHINE}.cubin"]
+            sass = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+            for symbol, counts in _of_machine_code(sass).items():
+                kernels[symbol, MACHINE].machine_code = counts
     found = sorted(kernels.values(), key=lambda kernel: (kernel.name, kernel.architecture))
     kept.parent.mkdir(parents=True, exist_ok=True)
     kept.write_text(json.dumps([asdict(kernel) for kernel in found]))

@@ -45,7 +45,8 @@ BUDGETS = {
 # has no matrix instruction and moves nothing by 16 bytes.
 MEANT = {
     "codebook_lookup/cuda.cu": {
-        "screen_rows": {"mma": 64, "ldmatrix": 20, "16-byte copy": 12},
+        "screen_rows<2>": {"mma": 64, "ldmatrix": 20, "16-byte copy": 12},
+        "screen_rows<3>": {"mma": 64, "ldmatrix": 20, "16-byte copy": 12},
         "convert_rows<float32>": {"16-byte load": 2},
         "convert_rows<bfloat16>": {"8-byte load": 2},  # four elements at a time, too
         "convert_rows<float16>": {"8-byte load": 2},
@@ -114,6 +115,19 @@ def test_instructions(file):
             count for what, count in kernel.instructions.items() if what in ("mma", "ldmatrix") or "16-byte" in what
         )
         assert kernel.name in MEANT[file] or not wide, f"{kernel.name} is not named: {kernel.instructions}"
+
+
+@needs_nvcc
+@pytest.mark.skipif(resources.disassembler() is None, reason="needs nvdisasm, of the CUDA toolkit or of Triton")
+def test_machine_code_of_the_screening():
+    """A warp takes 64 HMMA for 128 x 32 scores and 32 channels; they are a quarter of the step or more. A lane starts
+    its 128 sums, and drops 32 of them, in one instruction and a quarter each."""
+    kernels = resources.compile_kernels(resources.ROOT / "csrc/kernels/codebook_lookup/cuda.cu")
+    found = {kernel.name: kernel.machine_code for kernel in kernels if kernel.machine_code}
+    assert set(found) == {"screen_rows<2>", "screen_rows<3>"}
+    for name, counts in found.items():
+        assert counts["HMMA"] == 64 and counts["step"] <= 4 * 64, (name, counts)
+        assert counts["start"] <= 1.25 * 128 and counts["epilogue"] <= 1.25 * 32, (name, counts)
 
 
 def test_an_excess_is_named():

@@ -65,16 +65,47 @@ def test_without_extension_the_reference_runs_and_says_so_once():
 def test_a_lookup_where_only_the_scalar_level_runs(monkeypatch):
     """It takes the reference, which is faster, unless the level is asked for; the other ops stay."""
     assert (ops.build_info()["cpu_levels_available"] == ["scalar"]) == backends._ONLY_SCALAR
+    cpu = torch.device("cpu")
     for only_scalar, chosen in ((False, "cpu"), (True, "reference")):
         monkeypatch.setattr(backends, "_ONLY_SCALAR", only_scalar)
         for name in ("codebook_lookup", "pack_codebook"):
-            assert backends.backend_for(name, None, "cpu") == chosen
-            assert backends.backend_for(name, "cpu", "cpu") == "cpu"
+            assert backends.backend_for(name, None, cpu) == chosen
+            assert backends.backend_for(name, "cpu", cpu) == "cpu"
         for name in ("codebook_stats", "codebook_ema_", "scatter_mean_ema_", "straight_through", "group_mask"):
-            assert backends.backend_for(name, None, "cpu") == "cpu"
+            assert backends.backend_for(name, None, cpu) == "cpu"
     features, codebook = torch.randn(30, 5), torch.randn(7, 5)
     index = ops.codebook_lookup(features, codebook, backend="cpu")
     assert torch.equal(ops.codebook_lookup(features, ops.prepare_codebook(codebook)), index)
+
+
+@pytest.mark.parametrize(
+    "capability, has_kernels, has_triton, chosen",
+    [
+        ((8, 9), True, True, "cuda"),
+        ((9, 0), True, True, "triton"),
+        ((12, 0), True, True, "triton"),
+        ((9, 0), True, False, "cuda"),
+        ((8, 0), False, True, "triton"),
+        ((9, 0), False, False, "reference"),
+    ],
+)
+def test_triton_comes_before_cuda_from_sm_90_on(monkeypatch, capability, has_kernels, has_triton, chosen):
+    """Whatever comes first, a backend that is named serves."""
+    second = torch.device("cuda", 1)
+
+    def capability_of(device):
+        return capability if device == second else (8, 0)
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", capability_of)
+    monkeypatch.setattr(backends, "_extension", backends._extension or object())
+    monkeypatch.setattr(backends, "_has_cuda_kernels", lambda: has_kernels)
+    monkeypatch.setattr(backends.triton_backend, "MISSING", () if has_triton else ("Triton is not installed",))
+    monkeypatch.setattr(backends.triton_backend, "DEVICE_TYPE", "cuda")
+    assert backends.backend_for("codebook_lookup", None, second) == chosen
+    for name in ("cuda", "triton"):
+        if has_kernels and has_triton:
+            assert backends.backend_for("codebook_lookup", name, second) == name
 
 
 @needs_extension

@@ -6,7 +6,7 @@
 //   convert_rows (cuda_rows.cuh)      centres, scales and rounds the rows and bounds the error of their scores
 //   screen_rows (cuda_screen.cuh)     scores on tensor cores; what lies within the window of the best goes to a list
 //   decide (cuda_decide.cuh)          a single candidate is the nearest code; more are compared in float64
-//   compare_all, finish_compared      rows whose candidates did not fit, against all codes in float64
+//   compare_all, finish_compared      rows whose candidates did not fit, against all codes in float32, then float64
 // The error bound is that of passes.h for float16 with the first factor 3 in place of 1.25: tensor cores align
 // the terms of a sum to the largest and cut them off. Where they do so in blocks of four products, without a bit to
 // spare, each block loses less than five units of 2^-23 of the largest sum, so a chain of C additions loses less than
@@ -22,10 +22,9 @@ namespace {
 constexpr int64_t kAlignment = 256;
 constexpr int64_t kSlabBytes = 96 * 1024 * 1024;  // of converted rows, where one wave of blocks does not take more
 constexpr int64_t kMostWaves = 8;                 // of blocks in a slab
-constexpr int64_t kBlocksPerMultiprocessor = 2;   // of screen_rows
+constexpr int64_t kBlocksPerMultiprocessor = 2;   // of screen_rows, see kSharedOfTwo
 constexpr int64_t kMostRanges = 16;               // of codes, where there are few rows
 constexpr int64_t kMostBooks = 65535;             // of a launch: blocks along z
-constexpr size_t kScreenSharedBytes = sizeof(ScreenShared);
 
 int64_t ceil_div(int64_t value, int64_t divisor) { return (value + divisor - 1) / divisor; }
 
@@ -182,8 +181,12 @@ void look_up_slab(const DecideArgs& args, int64_t num_books, const Plan& plan, L
   const int lanes = lanes_of_row(args.lookup.num_channels);
   launches.start(convert_rows<type>, dim3(ceil_div(args.rows.book_rows * lanes, kBlockThreads), 1, books),
                  kBlockThreads, 0, rows, lanes);
-  launches.start(screen_rows, dim3(tiles, args.num_ranges, books), kScreenThreads, kScreenSharedBytes,
-                 ScreenArgs{args.codes, args.rows, args.lists});
+  const auto screen = [&]<int stages>() {
+    launches.start(screen_rows<stages>, dim3(tiles, args.num_ranges, books), kScreenThreads,
+                   sizeof(ScreenShared<stages>), ScreenArgs{args.codes, args.rows, args.lists});
+  };
+  kSharedOfTwo<3> <= shared_bytes_of_multiprocessor() ? screen.template operator()<3>()
+                                                      : screen.template operator()<2>();
   launches.fill(args.num_undecided, 0, num_books * static_cast<int64_t>(sizeof(uint32_t)));
   launches.start(decide<type>, dim3(ceil_div(num_rows, kBlockWarps), 1, books), kBlockThreads, 0, args);
   const int num_blocks = static_cast<int>(plan.compare_blocks(num_books));

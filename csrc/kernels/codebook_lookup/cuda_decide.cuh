@@ -1,6 +1,18 @@
 // The float64 end of the lookup: between the candidates of a row, or between all codes where they do not fit its list.
 //
 // Eight lanes evaluate one distance, lane l the partial sum l of codebook_lookup.h; a warp compares four codes at once.
+//
+// compare_all takes float32 first, of which a card does up to 64 times as many operations, and float64 for the codes
+// that are not clearly farther than the nearest so far. The float32 distance s of a code at the distance d, of C
+// channels, is a sum of squared differences in eight parts. A difference is rounded once, which counts twice in its
+// square; a square passes through at most C/8 + 1 sums of its part (fused, so that it is not rounded itself) and three
+// of parts. No term is negative, so (1 - u)^n d - t <= s <= (1 + u)^n d + t with u = 2^-24, n = C/8 + 6, and t =
+// (C + 3) 2^-150 for squares that vanish. Let m be the smallest s of a row so far. A code with
+//   s > far_from(m) = max(m (1 + 4 (C/8 + 12) u), 2^-78)
+// is farther than that of m: the distances differ by a factor of ((1 - u) / (1 + u))^n (1 + 4 (n + 6) u) or more, which
+// exceeds 1 while n u <= 0.5 (C up to 2^26). 24 u are to spare for the rounding of far_from, for t, at most 2^-45 of
+// 2^-78, and for the roundings of float64. An s that overflows is above the largest float32, and so is (1 + u)^n d;
+// where far_from overflows, and with more channels, no code is dropped. So neither is the nearest, nor one as near.
 #pragma once
 
 #include "kernels/codebook_lookup/cuda_screen.cuh"
@@ -48,11 +60,12 @@ __device__ __forceinline__ DecideArgs decide_args_of_book(DecideArgs args, unsig
   return args;
 }
 
-// The defined distance of a row and a code, in all lanes of a group of eight.
-template <Element type>
+// The defined distance of a row and a code, in all lanes of a group of eight. Unrolled it takes more registers.
+template <Element type, int unrolled = 4>
 __device__ __forceinline__ double squared_distance(const void* row, const float* code, int64_t num_channels,
                                                    int sum_lane) {
   double sum = 0.0;
+#pragma unroll unrolled
   for (int64_t c = sum_lane; c < num_channels; c += kSums) {
     const double difference = __dsub_rn(static_cast<double>(load_value<type>(row, c)), static_cast<double>(code[c]));
     sum = __dadd_rn(sum, __dmul_rn(difference, difference));
@@ -157,6 +170,12 @@ __device__ __forceinline__ Items items_of(uint32_t num_undecided, int num_blocks
   return {groups, groups == 0 || groups >= num_blocks ? 1 : num_blocks / groups};
 }
 
+// The largest float32 distance of a code that may be as near as one at the float32 distance `smallest`.
+__device__ __forceinline__ float far_from(float smallest, int64_t num_channels) {
+  const float limit = smallest * (1.0f + (static_cast<float>(num_channels) / 8 + 12) * 0x1p-22f);
+  return num_channels > (int64_t{1} << 26) ? INFINITY : fmaxf(limit, 0x1p-78f);
+}
+
 template <Element type>
 __global__ void __launch_bounds__(kBlockThreads, 2) compare_all(DecideArgs slab) {
   const DecideArgs args = decide_args_of_book(slab, blockIdx.z);
@@ -171,29 +190,36 @@ __global__ void __launch_bounds__(kBlockThreads, 2) compare_all(DecideArgs slab)
     const int64_t end = lookup.num_codes * (part + 1) / items.num_parts;
     const void* rows[kRowsOfItem];
     Nearest nearest[kRowsOfItem];
+    float smallest[kRowsOfItem];  // float32 distance that this warp has met
 #pragma unroll
     for (int r = 0; r < kRowsOfItem; ++r) {  // the last row is repeated
       const int64_t position = min(group * kRowsOfItem + r, static_cast<int64_t>(num_undecided) - 1);
       rows[r] = row_on_device<type>(lookup.features, args.undecided[position], lookup.row_stride);
       nearest[r] = {INFINITY, 0};
+      smallest[r] = INFINITY;
     }
     for (int64_t first = begin; first < end; first += kBlockDistances) {  // uniform: a warp shuffles
       const int64_t j = first + group_of_lanes;
       const bool used = j < end && args.codes.negated_half[j] != -INFINITY;
-      double sum[kRowsOfItem] = {};
+      const float* code = lookup.codebook + (used ? j : begin) * lookup.num_channels;
+      float near[kRowsOfItem] = {};
       for (int64_t c = sum_lane; used && c < lookup.num_channels; c += kSums) {
-        const double code = lookup.codebook[j * lookup.num_channels + c];
 #pragma unroll
         for (int r = 0; r < kRowsOfItem; ++r) {
-          const double difference = __dsub_rn(static_cast<double>(load_value<type>(rows[r], c)), code);
-          sum[r] = __dadd_rn(sum[r], __dmul_rn(difference, difference));
+          const float difference = load_value<type>(rows[r], c) - code[c];
+          near[r] = fmaf(difference, difference, near[r]);
         }
       }
 #pragma unroll
       for (int r = 0; r < kRowsOfItem; ++r) {
-        for (int step = kSums / 2; step > 0; step /= 2)
-          sum[r] = __dadd_rn(sum[r], __shfl_xor_sync(kAllLanes, sum[r], step));
-        if (used && sum[r] < nearest[r].distance) nearest[r] = {sum[r], static_cast<int32_t>(j)};
+        for (int step = kSums / 2; step > 0; step /= 2) near[r] += __shfl_xor_sync(kAllLanes, near[r], step);
+        float least = used ? near[r] : INFINITY;
+        for (int step = kSums; step < kWarp; step *= 2) least = fminf(least, __shfl_xor_sync(kAllLanes, least, step));
+        smallest[r] = fminf(smallest[r], least);
+        const bool may_be_nearest = used && near[r] <= far_from(smallest[r], lookup.num_channels);
+        if (!__any_sync(kAllLanes, may_be_nearest)) continue;
+        const double distance = squared_distance<type, 1>(rows[r], code, lookup.num_channels, sum_lane);
+        if (used && distance < nearest[r].distance) nearest[r] = {distance, static_cast<int32_t>(j)};
       }
     }
     if (sum_lane == 0) {

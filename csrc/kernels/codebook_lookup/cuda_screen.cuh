@@ -13,7 +13,6 @@ namespace soho {
 namespace {
 
 constexpr int kScreenThreads = 128;
-constexpr int kStages = 3;
 constexpr int kListSize = 16;  // candidates kept per row
 constexpr int kWarpRows = 32;
 constexpr int kRowSlots = 4;  // rows of a lane: g, g + 8, g + 16, g + 24 of its warp, g = lane / 4
@@ -42,13 +41,18 @@ struct Stage {
   float negated_half[kTileCodes];
 };
 
+// A ring of three stages where a multiprocessor has room for two such blocks, else of two; 1 KiB a block is the
+// system's.
+template <int stages>
 struct ScreenShared {
-  Stage stage[kStages];
+  Stage stage[stages];
   int32_t position[kTileRows * kListSize];
   float score[kTileRows * kListSize];
 };
-// Two blocks to a multiprocessor of sm_80, which has 164 KiB and takes 1 KiB of them for each block.
-static_assert(2 * (sizeof(ScreenShared) + 1024) <= 164 * 1024);
+template <int stages>
+constexpr int kSharedOfTwo = 2 * (static_cast<int>(sizeof(ScreenShared<stages>)) + 1024);
+static_assert(kSharedOfTwo<3> <= 164 * 1024);  // sm_80, sm_87; 228 KiB from sm_90 to sm_103
+static_assert(kSharedOfTwo<2> <= 100 * 1024);  // sm_86, sm_89 (A10, L4, RTX), sm_120
 
 // Rows of a stage are four chunks of 16 bytes. They are exchanged so that eight rows of one chunk, which ldmatrix reads
 // together, lie in different banks.
@@ -181,8 +185,9 @@ __device__ __forceinline__ void add_candidates(const float (&score)[2][16][4], i
 }
 
 // Block (tile of rows, range of codes, codebook).
+template <int stages>
 __global__ void __launch_bounds__(kScreenThreads, 2) screen_rows(ScreenArgs args) {
-  ScreenShared& shared = *reinterpret_cast<ScreenShared*>(dynamic_shared());
+  auto& shared = *reinterpret_cast<ScreenShared<stages>*>(dynamic_shared());
   const CudaCodes codes = codes_of_book(args.codes, blockIdx.z);
   if (!screenable(codes)) return;  // all blocks of the codebook
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
@@ -219,7 +224,7 @@ __global__ void __launch_bounds__(kScreenThreads, 2) screen_rows(ScreenArgs args
         next_codes += (kTileCodes - 1) * codes.padded_channels;
       }
       --left_to_copy;
-      next_stage = next_stage + 1 == kStages ? 0 : next_stage + 1;
+      next_stage = next_stage + 1 == stages ? 0 : next_stage + 1;
     }
     copy_async_commit();  // an empty group at the end keeps the count
   };
@@ -238,15 +243,15 @@ __global__ void __launch_bounds__(kScreenThreads, 2) screen_rows(ScreenArgs args
   int32_t* const positions = shared.position + first_entry;
   float* const scores = shared.score + first_entry;
   float score[2][16][4];
-  for (int stage = 0; stage < kStages - 1; ++stage) copy_next();
+  for (int stage = 0; stage < stages - 1; ++stage) copy_next();
   int32_t first_code = first_tile * kTileCodes;
   int step_of_tile = 0, read_stage = 0;
   for (int step = 0; step < num_steps; ++step) {
-    copy_async_wait<kStages - 2>();
+    copy_async_wait<stages - 2>();
     __syncthreads();
     copy_next();  // into the stage that all warps have left
     const Stage& stage = shared.stage[read_stage];
-    read_stage = read_stage + 1 == kStages ? 0 : read_stage + 1;
+    read_stage = read_stage + 1 == stages ? 0 : read_stage + 1;
     if (step_of_tile == 0) {
 #pragma unroll
       for (int n = 0; n < 16; ++n) {

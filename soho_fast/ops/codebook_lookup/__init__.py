@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from soho_fast.ops import checks
-from soho_fast.ops.backends import backend_for, define_op, op_for
+from soho_fast.ops.backends import backend_for, define_op, op_for, op_of
 from soho_fast.ops.codebook_lookup import reference
 from soho_fast.ops.codebook_lookup.prepared import PreparedCodebook, check_metric, lacking_metric
 from soho_fast.ops.codebook_lookup.reference import Metric
@@ -142,9 +142,9 @@ def codebook_lookup(
         checks.check_index("warm_start", warm_start, features.shape[:-1], "(..., N)")
         checks.check_same_device(features=features, warm_start=warm_start)
     lacking = lacking_metric(metric) if topk is None else dict.fromkeys(("triton", "cuda"), "it has no topk")
-    chosen = backend_for("codebook_lookup", backend, features.device.type, lacking)
+    chosen = backend_for("codebook_lookup", backend, features.device, lacking)
     packed = None if prepared is None else prepared.packed_for(chosen)
-    op = op_for("codebook_lookup", chosen, features.device)
+    op = op_of("codebook_lookup", chosen, features.device)
     options = (packed, subspace, warm_start, reference.METRICS.index(metric), topk or 1)
     results: tuple[Tensor, ...]
     if return_distance and not has_tangent(features, codes):

@@ -12,7 +12,7 @@ from torch import Tensor
 from soho_fast.ops import checks
 from soho_fast.ops.backends import op_for
 from soho_fast.ops.codebook_lookup import check_chosen, reference
-from soho_fast.ops.forward_mode import has_tangent, pass_on
+from soho_fast.ops.forward_mode import has_tangent, in_transform, pass_on
 
 
 def rotation_trick(features: Tensor, codebook: Tensor, index: Tensor, *, backend: str | None = None) -> Tensor:
@@ -114,7 +114,11 @@ def diveq(
     checks.check_below(index, num_codes)
     moving = features.float()
     apart = reference.gather(codebook, index.clamp(0, num_codes - 1)).float() - moving
-    noise = torch.empty_like(moving.detach()).normal_(generator=generator)
-    direction = torch.nn.functional.normalize(apart.detach() + variance**0.5 * noise, dim=-1)
-    quantized = moving + torch.linalg.vector_norm(apart, dim=-1, keepdim=True) * direction
-    return torch.where(((index >= 0) & (index < num_codes)).unsqueeze(-1), quantized, 0.0).to(features.dtype)
+    noise = torch.empty_like(apart.detach()).normal_(std=variance**0.5, generator=generator)
+    toward = noise.add_(apart.detach())
+    direction = toward.div_(torch.linalg.vector_norm(toward, dim=-1, keepdim=True).clamp_min(1e-12))
+    quantized = torch.addcmul(moving, torch.linalg.vector_norm(apart, dim=-1, keepdim=True), direction)
+    real = (index >= 0) & (index < num_codes)
+    if torch.compiler.is_compiling() or in_transform() or not index.is_cpu or not real.all():  # else no padding
+        quantized = torch.where(real.unsqueeze(-1), quantized, 0.0)
+    return quantized.to(features.dtype)

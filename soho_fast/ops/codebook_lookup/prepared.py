@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from soho_fast.ops import checks
-from soho_fast.ops.backends import LIBRARY, backend_for, define_op, op_for
+from soho_fast.ops.backends import LIBRARY, backend_for, define_op, op_for, op_of
 from soho_fast.ops.codebook_lookup.reference import METRICS, Metric
 from soho_fast.ops.codebook_lookup.subspace import check_subspace, codebook_subspace, paying_subspace, pays
 from soho_fast.ops.forward_mode import in_transform, without_gradient
@@ -45,16 +45,16 @@ class PreparedCodebook:
         self._version = self._codebook._version
         self._asked = backend
         self._metric = metric
-        self._backend = backend_for("pack_codebook", backend, codebook.device.type, lacking_metric(metric))
+        self._backend = backend_for("pack_codebook", backend, codebook.device, lacking_metric(metric))
         if subspace is None and self._backend == "cpu" and metric == "euclidean" and pays(*codebook.shape[-2:]):
             subspace = paying_subspace(self._codebook)
         elif isinstance(subspace, bool):
             subspace = codebook_subspace(self._codebook) if subspace else None
         self.subspace = None if subspace is None else subspace.detach().clone()
-        op = op_for("pack_codebook", self._backend, codebook.device)
+        op = op_of("pack_codebook", self._backend, codebook.device)
         self._packed = op(self.codebook, self.subspace, METRICS.index(metric))
         self._lookup_op = op_for("codebook_lookup", self._backend, codebook.device)
-        best = backend_for("codebook_lookup", None, codebook.device.type, lacking_metric(metric))
+        best = backend_for("codebook_lookup", None, codebook.device, lacking_metric(metric))
         self._serves_at_once = self._backend == best == "cpu" and codebook.dim() == 2
 
     def __reduce__(self) -> tuple[type["PreparedCodebook"], tuple]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from soho_fast.ops import checks
-from soho_fast.ops.backends import backend_for, define_op, op_for
+from soho_fast.ops.backends import backend_for, define_op, op_of
 from soho_fast.ops.codebook_lookup.prepared import PreparedCodebook
 from soho_fast.ops.forward_mode import has_tangent, pass_on
 from soho_fast.ops.mapping import in_front, padded_dims
@@ -95,9 +95,9 @@ def residual_lookup(
     levels = _num_levels(features, books, num_levels)
     if prepared is not None and prepared.metric != "euclidean":
         raise ValueError(f"codebooks: expected codes prepared for 'euclidean', got {prepared.metric!r}")
-    chosen = backend_for("residual_lookup", backend, features.device.type)
+    chosen = backend_for("residual_lookup", backend, features.device)
     packed = None if prepared is None else prepared.packed_for(chosen)
-    op = op_for("residual_lookup", chosen, features.device)
+    op = op_of("residual_lookup", chosen, features.device)
     if has_tangent(features):
         quantized, index, residual = op(features.detach(), books.detach(), levels, return_residual, packed)
         quantized = pass_on(features, quantized)
