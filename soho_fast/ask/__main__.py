@@ -40,7 +40,7 @@ def _parser() -> Parser:
     )
     options.add_argument("--compile", action="store_true", help="Prepare the model for inference with torch.compile.")
     parser = Parser(prog="ask.py", description="Ask a model about images.", parents=[options])
-    actions = parser.add_subparsers(dest="action", required=True, metavar="answer|rank|entails|compare|many")
+    actions = parser.add_subparsers(dest="action", required=True)
     for action, inputs, what in (
         ("answer", ["image", "question"], "Answer a question about an image."),
         ("rank", ["image", "texts"], "Rank texts by how well they describe an image."),
@@ -64,6 +64,7 @@ def _parser() -> Parser:
         default=2,
         help="Number of processes that decode images; 0 decodes in the main one (default: 2).",
     )
+    actions.metavar = "|".join(actions.choices)
     return parser
 
 

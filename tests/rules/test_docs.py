@@ -95,6 +95,7 @@ SIZES = [
     ("studies cold_start --report", ""),
     ("studies planted --report", ""),
     ("studies planted", f"--conditions honest --seeds 0 --threads 1 --data.train_share 1 {CORPUS} {SMALL}"),
+    ("examples/ranked_captions.py", "--candidates 6 --columns 2"),
     ("benchmarks.inference", "--small --batches 1 --rounds 1 --only 'SOHO eager, float32'"),
     ("pytest tests/", "--collect-only"),
     ("fuzz_lookup.py", "--rows 300"),
@@ -308,13 +309,19 @@ def test_commands_of_clusters_are_read_by_the_launchers_and_by_us(page, text, tm
     from soho_fast.tasks.recipe import load_recipe
 
     noting = 'printf "%s\\0" "${0##*/}" "$@" >> "$NOTED"; echo >> "$NOTED"'
-    for name, does in {"deepspeed": noting, "torchrun": noting, "srun": 'exec "$@"', "scontrol": "echo node1"}.items():
+    hosts = '[ "$*" = "show hostnames node[1-4]" ] && printf "node%s\\n" 1 2 3 4'
+    for name, does in {"deepspeed": noting, "torchrun": noting, "srun": 'exec "$@"', "scontrol": hosts}.items():
         (tmp_path / name).write_text(f"#!/bin/sh\n{does}\n")
         (tmp_path / name).chmod(0o755)
     slurm = {"SLURM_JOB_NODELIST": "node[1-4]", "SLURM_NNODES": "4", "NODE": "0", "NOTED": str(tmp_path / "noted")}
     path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
-        ["bash", "-eu"], input=text, env=slurm | {"PATH": path}, capture_output=True, text=True, check=False
+        ["bash", "-eu", "-o", "pipefail"],
+        input=text,
+        env=slurm | {"PATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0 and not done.stderr, done.stderr
     for line in (tmp_path / "noted").read_text().splitlines():

@@ -7,7 +7,7 @@ import re
 from scipy.stats import ttest_1samp
 
 from benchmarks.studies_page import PAGE, RESULTS, ROOT, rendered
-from soho_fast.studies.comparing import composite_of
+from soho_fast.studies.comparing import compare, composite_of, turn_signs
 from soho_fast.studies.matrix import runs_of
 from soho_fast.studies.report import rows_by_cell
 from soho_fast.studies.study import find_study, read_study
@@ -34,18 +34,26 @@ def test_what_the_dictionary_cost_is_of_the_rows_of_before():
         for row in csv.DictReader(file):
             if row["variant"] == "10 %":
                 rows[row["condition"], row["seed"], row["stage"]] = row
-    differences = []
-    for seed in "01234":
-        each = [
-            float(rows["k256", seed, task][metric]) - float(rows["none", seed, task][metric])
-            for task, metrics in TASKS.items()
-            for metric in metrics
+
+    def lost(condition, seeds):
+        return [
+            100
+            * sum(float(rows["none", seed, task][name]) - float(rows[condition, seed, task][name]) for task, name in of)
+            / len(of)
+            for seed in seeds
         ]
-        differences.append(100 * sum(each) / len(each))
+
+    of = [(task, metric) for task, metrics in TASKS.items() for metric in metrics]
+    differences = [-each for each in lost("k256", "01234")]
     mean, (low, high) = sum(differences) / 5, ttest_1samp(differences, 0.0).confidence_interval(0.95)
     seeds = ", ".join(f"{-each:.1f}" for each in differences)
     told = f"| points lost with 256 codes | {seeds} | {-mean:.1f} | {-high:.1f} to {-low:.1f} |"
     assert told in PAGE.read_text(), told
+    of_64, of_1024 = sum(lost("k64", "012")) / 3, sum(lost("k1024", "01234")) / 5
+    told = (
+        f"64 codes it was {of_64:.1f} points (three seeds), with 1,024 about as much as with 256 ({of_1024:.1f}, five"
+    )
+    assert told in " ".join(PAGE.read_text().split()), told
 
 
 def _rows(name):
@@ -142,26 +150,51 @@ def test_what_other_pages_say_of_the_dictionary_is_of_its_rows():
         ).groups()
         shares.append(end)
     one, two, four = shares
-    row = re.search(r"one level \| none \| (\S+) logits \| (\S+) logits to (\S+) logits", page)
+    cost, largest, least = re.search(
+        r"one level \| none \| -(\S+) logits \| -(\S+) logits to -(\S+) logits", page
+    ).groups()
     readme, index, paper = (" ".join((ROOT / name).read_text().split()) for name in OTHERS)
-    assert f"{row[1]} logits (95 % interval {row[2]} to {row[3]}), as from {start} to {one} %." in readme
-    assert f"as from {start} to {one} %, four levels to {four} %" in index
+    assert f"{cost} logits (95 % interval {least} to {largest}), like a fall from {start} to {one} %" in readme
+    assert f"as a fall from {start} to {one} %, four levels to {four} %" in index
     assert (
-        f"as from {start} to {one} % with 256 codes, to {two} % with two levels of them and to {four} % with" in paper
+        f"as a fall from {start} to {one} % with 256 codes, to {two} % with two levels of them and to {four} % with"
+        in paper
     )
 
 
-def test_more_levels_cost_less_in_as_many_seeds_as_said():
+def test_what_was_seen_afterwards_of_the_dictionary_is_of_its_rows():
     study = read_study(find_study("dictionary"))
     cells, _ = rows_by_cell("dictionary", runs_of(study), _rows("dictionary"))
+    page = " ".join(PAGE.read_text().split())
+    found = {(each.condition, each.metric): each for each in compare(study, cells) if each.against == "none"}
+
+    def interval(condition, metric, factor, digits):
+        each = found[condition, metric]
+        return f"{factor * each.low:.{digits}f} to {factor * each.high:.{digits}f}", each.verdict
+
+    matching = [interval(condition, "styles.itm", 100, 1) for condition in CONDITIONS[1:]]
+    assert [verdict for _, verdict in matching] == ["none", "helps", "helps"]
+    assert f"({matching[1][0]} and {matching[2][0]} points), with one level it can be chance ({matching[0][0]})" in page
+    loss = [interval(condition, "styles.mlm_loss", 1, 2) for condition in CONDITIONS[1:]]
+    assert [verdict == "none" for _, verdict in loss] == [False, False, True]
+    assert f"one and two levels predict masked words with a larger loss ({loss[0][0]} and {loss[1][0]} nats)" in page
+
+    trained = ("itm", "mlm_all", "image_to_text_r1", "test.vqa_score", "test-P.accuracy", "test.accuracy")
+    of_table = {key: each for key, each in found.items() if key[1] in trained}
+    assert len(of_table) == 18 and all(each.mean < 0 for each in of_table.values())
+    assert [key for key, each in of_table.items() if each.verdict == "hurts"] == [("one level", "image_to_text_r1")]
+    assert "is lower with any number of levels, but by itself only image to text R@1 with one level" in page
+
+    # More levels against one, which was not declared: these two comparisons belong together.
     value = {
         (condition, seed): composite_of(study, cells, condition, seed) for condition in CONDITIONS for seed in range(8)
     }
-    for condition in ("two levels", "four levels"):
-        assert sum(value[condition, seed] > value["one level", seed] for seed in range(8)) == 7
-    assert "with two and with four the composite is above that of one level in seven of eight seeds" in " ".join(
-        PAGE.read_text().split()
-    )
+    seeds = [str(seed) for seed in range(8)]
+    gains = [[value[more, seed] - value["one level", seed] for seed in range(8)] for more in CONDITIONS[2:]]
+    (_, _, _, p_of_two), (low, high, _, p_of_four) = turn_signs(gains, [seeds, seeds])
+    assert [sum(each > 0 for each in gain) for gain in gains] == [7, 7]
+    assert f"than one ({low:.3f} to {high:.3f} logits, p = {p_of_four:.3f})" in page
+    assert f"Two levels cost less in seven of eight seeds, which can be chance (p = {p_of_two:.3f})" in page
 
 
 def test_what_is_said_of_the_guard_is_of_its_rows():
