@@ -20,7 +20,7 @@ from soho_fast.common.extras import from_extra
 from soho_fast.explore.assemble import assemble, check_folder
 from soho_fast.explore.licences import Licences, licence_of_all
 from soho_fast.explore.sounds import MOST_PATCHES, Clip, is_sound
-from soho_fast.explore.sources import ImageError, SeenImage, by_level, small_copy
+from soho_fast.explore.sources import ImageError, SeenImage, as_array, by_level, small_copy
 
 with from_extra("explore"):
     from PIL import Image, ImageOps
@@ -236,7 +236,7 @@ def _check_of_codes(num_codes: int, labels: Any, decoded: Any, window: Any) -> d
         _check_image(image, f"decoded[{code}]", only_arrays=True)
     if window is not None and not (isinstance(window, (int, float)) and 1 <= window < np.inf):
         raise ValueError(f"window: expected a number of patches, at least 1, got {window!r}")
-    arrays = None if decoded is None else [_array(image) for image in decoded]
+    arrays = None if decoded is None else [as_array(image) for image in decoded]
     if labels is not None:
         labels = [label and (_BIDI_CONTROLS.sub("", label).strip() or None) for label in labels]
     return {"labels": labels, "decoded": arrays, "window": window}
@@ -346,7 +346,7 @@ class ArraySource:
 def _opened(image: Any) -> Image.Image:
     if isinstance(image, (str, os.PathLike)):
         return open_image(image)
-    return to_rgb(ImageOps.exif_transpose(image)) if isinstance(image, Image.Image) else Image.fromarray(_array(image))
+    return to_rgb(ImageOps.exif_transpose(image)) if isinstance(image, Image.Image) else Image.fromarray(as_array(image))
 
 
 def look_up(
@@ -401,17 +401,10 @@ def open_image(path: str | os.PathLike[str]) -> Image.Image:
         raise ImageError(f"{os.fspath(path)}: can't be read as an image ({reason})") from error
 
 
-def _array(value: Any) -> np.ndarray:
-    if isinstance(value, torch.Tensor):
-        value = value.detach().cpu()
-        value = value.float() if value.is_floating_point() else value
-    return np.asarray(value)
-
-
 def _floats(name: str, value: Any) -> np.ndarray:
     if not isinstance(value, (np.ndarray, torch.Tensor)):
         raise TypeError(f"{name}: expected an array or a tensor, got {type(value).__name__}")
-    array = _array(value)
+    array = as_array(value)
     if array.dtype.kind != "f":
         raise TypeError(f"{name}: expected floating point, got {array.dtype}")
     return np.ascontiguousarray(array, dtype=np.float32)
@@ -490,7 +483,7 @@ def _check_index(index: Any, levels: np.ndarray | None, where: str) -> np.ndarra
     """int32 (Q, h, w)."""
     if not isinstance(index, (np.ndarray, torch.Tensor)):
         raise TypeError(f"{where}: expected an array or a tensor, got {type(index).__name__}")
-    array = _array(index)
+    array = as_array(index)
     if array.dtype.kind not in "iu":
         raise TypeError(f"{where}: expected integers, got {array.dtype}")
     if array.ndim not in (2, 3) or 0 in array.shape:

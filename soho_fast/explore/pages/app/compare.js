@@ -71,7 +71,8 @@
     const list = element("ul", { class: "plain", dataset: { content: "" } });
     const hint = element("p", { class: "hint" });
     const fill = (kind) => {
-      const rows = rowsOf(kind).sort((a, b) => b.tokens - a.tokens);
+      const count = ({ tokens, to }) => tokens || to[0][1];
+      const rows = rowsOf(kind).sort((a, b) => count(b) - count(a));
       hint.textContent = `${KINDS[kind]}${rows.length > AT_FIRST ? ` The ${AT_FIRST} most frequent.` : ""}`;
       list.replaceChildren(...rows.slice(0, AT_FIRST).map(rowOf));
     };
