@@ -315,7 +315,8 @@ class ArraySource:
         kind = "clip" if is_sound(image) else "image"
         self._kind = self._kind or kind
         if kind != self._kind:
-            raise ValueError(f"images[{number}]: expected {self._kind}s alone, as the first is one, got one {kind}")
+            name = f" ({os.fspath(image)})" if isinstance(image, (str, os.PathLike)) else ""
+            raise ValueError(f"images[{number}]{name}: expected {self._kind}s only, like the first, got one {kind}")
         if kind == "clip" and (grid[0] != 1 or grid[1] > MOST_PATCHES):
             told = f"expected one row of at most {MOST_PATCHES:,} patches of a clip, got {grid[0]} x {grid[1]}"
             raise ValueError(f"index[{number}]: {told}")
@@ -346,7 +347,9 @@ class ArraySource:
 def _opened(image: Any) -> Image.Image:
     if isinstance(image, (str, os.PathLike)):
         return open_image(image)
-    return to_rgb(ImageOps.exif_transpose(image)) if isinstance(image, Image.Image) else Image.fromarray(as_array(image))
+    if isinstance(image, Image.Image):
+        return to_rgb(ImageOps.exif_transpose(image))
+    return Image.fromarray(as_array(image))
 
 
 def look_up(

@@ -130,9 +130,12 @@ def test_mistakes_are_told_by_the_number_of_the_clip(clips, index, tmp_path):
     with pytest.raises(ValueError, match=r"index\[0\]: expected one row of at most 4,096 .* got 4 x 5"):
         build_from_arrays(index=index.reshape(6, 4, 5), images=clips, **arguments)
     images = [*clips[:5], np.zeros((8, 8, 3), np.uint8)]
-    with pytest.raises(ValueError, match=r"images\[5\]: expected clips alone, as the first is one, got one image"):
+    with pytest.raises(ValueError, match=r"images\[5\]: expected clips only, like the first, got one image"):
         build_from_arrays(index=index, images=images, **arguments)
+    Image.new("RGB", (8, 8)).save(tmp_path / "leaf.png")
+    with pytest.raises(ValueError, match=r"images\[5\] \(.*leaf\.png\): expected clips only"):
+        build_from_arrays(index=index, images=[*clips[:5], tmp_path / "leaf.png"], **arguments)
     (tmp_path / "broken.wav").write_bytes(b"RIFF")
     with pytest.raises(ImageError, match=r"broken\.wav: can't be read as a WAV file"):
         Clip.read(tmp_path / "broken.wav")
-    assert [path.name for path in tmp_path.iterdir()] == ["broken.wav"]
+    assert {path.name for path in tmp_path.iterdir()} == {"broken.wav", "leaf.png"}

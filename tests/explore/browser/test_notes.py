@@ -35,7 +35,13 @@ def test_notes_are_kept_listed_saved_and_read(small, open_window, tmp_path):
     other = open_window(small)  # Another browser, which knows nothing of them.
     other.visit("#/wall?show=kept")
     assert other.page.locator(".tile").count() == 0
-    wrong = ('{"99999999": {"kept": true, "note": ""}}', '{"03": {"kept": true, "note": ""}}', '{"3": null}', "null", "[]")
+    wrong = (
+        '{"99999999": {"kept": true, "note": ""}}',
+        '{"03": {"kept": true, "note": ""}}',
+        '{"3": null}',
+        "null",
+        "[]",
+    )
     for number, notes in enumerate(wrong):
         (tmp_path / f"wrong{number}.json").write_text(f'{{"notes": {notes}}}')
         other.page.get_by_label("file of notes").set_input_files(tmp_path / f"wrong{number}.json")

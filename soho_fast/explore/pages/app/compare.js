@@ -34,7 +34,8 @@
   const show = async (root, argument, parameters, meta) => {
     const [compared, wall] = await Promise.all([explorer.load("compare"), explorer.loadWall()]);
     const levelCodes = meta.num_codes / meta.num_levels;
-    const nameOf = (level, code) => (meta.num_levels > 1 ? `${level}.${code}` : `${code}`);
+    const [[, levelsOfFirst]] = compared.figures;
+    const nameOf = (level, code) => (levelsOfFirst > 1 ? `${level}.${code}` : `${code}`);
     const tile = (crop, name, value) => [
       crop,
       element("span", { class: "tile-number" }, name),
