@@ -66,7 +66,7 @@ def compare_explorers(
 
     Raises:
         FileNotFoundError, BundleError: an explorer is not there, or damaged.
-        UserError: they share no image, or `into` holds something else, or lies in one of them.
+        UserError: they share no patch with a code of both, or `into` holds something else, or lies in one of them.
     """
     one, other = open_explorer(first), open_explorer(second)
     folder = Path(into).resolve()
@@ -78,9 +78,6 @@ def compare_explorers(
         other.check()  # The copy gets checksums of its own, which would hide what was altered.
     theirs = _by_name(other)
     pairs = [(image, there) for key, image in _by_name(one).items() if image and (there := theirs.get(key))]
-    if not pairs:
-        told = "share no image of the same name and grid of patches; build both from the same images"
-        raise UserError(f"compare: {one.folder} and {other.folder} {told}")
     number_of = {image["image"]: there["image"] for image, there in pairs}
     codes = _items(one, "codes", one.meta["num_codes"], layout.CODES_PER_FILE)
     tiles = [_tile(code, number_of) for code in codes]
@@ -93,6 +90,11 @@ def compare_explorers(
             rows.append({"level": level + 1, **row, "tile": tile})
         if not level:
             figures = _figures(one, other, counts_KL)
+    if not rows:
+        told = (
+            "share no patch with a code of both, in images of the same name and grid; build both from the same images"
+        )
+        raise UserError(f"compare: {one.folder} and {other.folder} {told}")
     value = {"first": one.meta["title"], "num_images": len(pairs), "figures": figures, "rows": rows}
     with put_in_place(folder) as new:
         shutil.copytree(other.folder, new, dirs_exist_ok=True)
@@ -174,8 +176,9 @@ def _figures(one: Bundle, other: Bundle, counts_KL: np.ndarray) -> list[list[Any
     ends: list[dict[str, Any]] = []
     for bundle, axis, num_levels in zip((one, other), (1, 0), levels, strict=True):
         tokens = counts_KL.sum(axis)
-        end = {"levels": num_levels, f"codes in use{of}": int((tokens > 0).sum())}
-        end |= {f"perplexity{of}": round(float(np.exp(entropy(tokens))), 1)} | bundle.meta["measures"]
+        perplexity = round(float(np.exp(entropy(tokens))), 1) if tokens.any() else None
+        end = {"levels": num_levels, f"codes in use{of}": int((tokens > 0).sum()), f"perplexity{of}": perplexity}
+        end |= bundle.meta["measures"]
         series = (bundle.read("timeline") or {"series": []})["series"]
         ends.append(end | {f"{line['name']}, in training": line["points"][-1][1] for line in series})
     return [[name, *(end.get(name) for end in ends)] for name in ends[0] | ends[1]]

@@ -508,9 +508,8 @@ def _check_image(image: Any, where: str, only_arrays: bool = False) -> None:
     if not only_arrays and isinstance(image, (Image.Image, Clip)):
         return
     if not isinstance(image, (np.ndarray, torch.Tensor)):
-        raise TypeError(
-            f"{where}: expected a uint8 array{'' if only_arrays else ' or a path'}, got {type(image).__name__}"
-        )
+        others = "" if only_arrays else ", PIL image, Clip or path"
+        raise TypeError(f"{where}: expected a uint8 array{others}, got {type(image).__name__}")
     if str(image.dtype).removeprefix("torch.") != "uint8":
         raise TypeError(f"{where}: expected uint8, got {image.dtype}")
     if image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:

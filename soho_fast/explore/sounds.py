@@ -9,7 +9,6 @@ import base64
 import math
 import os
 import warnings
-from numbers import Real
 from typing import Any
 
 from soho_fast.common.extras import from_extra
@@ -55,7 +54,7 @@ class Clip:
             raise ValueError(f"samples: expected (samples,) or (channels, samples), got shape {array.shape}")
         if array.ndim == 2 and len(array) > array.shape[1]:
             raise ValueError(f"samples: expected (channels, samples), got shape {array.shape}; transpose it")
-        if not (isinstance(rate, Real) and RATES[0] <= rate <= RATES[1] and rate == int(rate)):
+        if not (isinstance(rate, (int, float, np.number)) and RATES[0] <= rate <= RATES[1] and rate == int(rate)):
             raise ValueError(f"rate: expected {RATES[0]:,} to {RATES[1]:,} samples a second, got {rate}")
         if not np.isfinite(array).all():
             raise ValueError("samples: hold values that are not finite")

@@ -77,11 +77,14 @@ def test_the_command_compares_two_explorers(explorers, tmp_path, capsys):
 
 
 def test_explorers_of_other_images_are_refused(explorers, tmp_path, capsys):
-    one, *_ = explorers
+    """Also of the same images, where no patch has a code of both."""
+    one, _, index = explorers
     rest = {"folder": tmp_path / "third", "say": lambda line: None}
-    third = build_from_arrays(index=np.zeros((1, 2, 2), int), images=np.zeros((1, 4, 4, 3), np.uint8), **rest)
-    assert main(["compare", str(one), str(third), "--into", str(tmp_path / "both")]) == 2
-    assert "share no image of the same name and grid of patches" in capsys.readouterr().err
+    names = ["photo 0", "other"]
+    for codes in (index[:2, :2, :2], np.stack([np.where(index[0] < 0, 0, -1), index[1]])):
+        third = build_from_arrays(index=codes, images=np.zeros((2, 4, 4, 3), np.uint8), names=names, **rest)
+        assert main(["compare", str(one), str(third), "--into", str(tmp_path / "both")]) == 2
+        assert "share no patch with a code of both, in images of the same name and grid" in capsys.readouterr().err
     assert not (tmp_path / "both").exists()
 
 

@@ -74,7 +74,7 @@
   explorer.notesButtons = (meta, onRead) => {
     const status = element("span", { class: "hint", role: "status" });
     const save = () =>
-      explorer.download(JSON.stringify({ title: meta.title, notes: read(meta) }, null, 1), "notes.json", "text/json");
+      explorer.download(JSON.stringify({ title: meta.title, notes: read(meta) }, null, 1), "notes.json", "application/json");
     const file = element("input", {
       type: "file",
       accept: ".json",
