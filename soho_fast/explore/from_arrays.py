@@ -6,6 +6,7 @@ N images (B of a batch), h x w patches of an image, C channels, Q levels of a co
 from __future__ import annotations
 
 import os
+import pickle
 import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
@@ -281,7 +282,7 @@ class ArraySource:
         self._levels, self._metric = codebook, metric
         self._licences = licences if isinstance(licences, Licences) else Licences(licences or [])
         self._batches, self._kept, self._kind = batches, kept, ""
-        # Of each image its path or itself; of one in the file of small copies (begin, end, width, height).
+        # Of each image its path or itself; of one in the file of small copies where it begins.
         self._shown: list[Any] = []
 
     @property
@@ -322,19 +323,16 @@ class ArraySource:
             raise ValueError(f"index[{number}]: {told}")
         return kind
 
-    def _keep(self, image: Any) -> tuple[int, ...]:
-        kept: Any = (image.samples.tobytes(), image.rate) if is_sound(image) else small_copy(_opened(image))
+    def _keep(self, image: Any) -> int:
         begin = self._kept.seek(0, os.SEEK_END)
-        self._kept.write(kept[0])
-        return begin, begin + len(kept[0]), *kept[1:]
+        pickle.dump(image if is_sound(image) else small_copy(_opened(image)), self._kept)
+        return begin
 
     def small_copy(self, place: int) -> Any:
         image = self._shown[place]
-        if isinstance(image, tuple):
-            begin, end, *about = image
-            self._kept.seek(begin)
-            content = self._kept.read(end - begin)
-            return Clip(np.frombuffer(content, np.int16), *about) if len(about) == 1 else (content, *about)
+        if isinstance(image, int):
+            self._kept.seek(image)
+            return pickle.load(self._kept)
         if is_sound(image):
             return image if isinstance(image, Clip) else Clip.read(image)
         return small_copy(_opened(image))
