@@ -37,7 +37,7 @@ def made_sounds(rate: int) -> list[tuple[np.ndarray, str]]:
     return [(0.5 * samples, caption) for samples, caption in sounds]
 
 
-def small_model(values_B1T: torch.Tensor) -> EncodecModel:
+def small_model(values: list[torch.Tensor]) -> EncodecModel:
     """An EnCodec with random weights, and codes of each level drawn from what the levels before leave of features."""
     torch.manual_seed(0)
     config = EncodecConfig(
@@ -45,7 +45,7 @@ def small_model(values_B1T: torch.Tensor) -> EncodecModel:
         upsampling_ratios=[8, 5, 4], target_bandwidths=[1.0], sampling_rate=8_000,
     )  # fmt: skip
     model = EncodecModel(config).eval()
-    rest_TC = model.encoder(values_B1T).transpose(1, 2).flatten(0, 1)
+    rest_TC = torch.cat([model.encoder(values_11T)[0].T for values_11T in values])
     for level in model.quantizer.layers:
         codes_KC = rest_TC[torch.randperm(len(rest_TC))[: config.codebook_size]]
         level.codebook.embed.copy_(codes_KC)
@@ -66,15 +66,17 @@ def main() -> int:
     names: list[str] | None = None
     if chosen.sounds:
         paths = sorted(Path(chosen.sounds).rglob("*.wav"))
+        if not paths:
+            parser.error(f"--sounds: expected a folder of WAV files, got none in {chosen.sounds}")
         read = [Clip.read(path) for path in paths]
         clips = [Clip(scipy.signal.resample_poly(clip.samples / 2**15, rate, clip.rate), rate) for clip in read]
-        captions, names = [path.stem for path in paths], [path.name for path in paths]
+        captions, names = [path.stem for path in paths], [path.relative_to(chosen.sounds).as_posix() for path in paths]
     else:
         sounds = made_sounds(rate)
         clips, captions = [Clip(samples, rate) for samples, _ in sounds], [caption for _, caption in sounds]
 
     values = [torch.from_numpy(clip.samples / np.float32(2**15))[None, None] for clip in clips]
-    model = model or small_model(torch.cat(values[:20]))
+    model = model or small_model(values[:20])
     found = [model.encode(each, bandwidth=model.config.target_bandwidths[0]).audio_codes[0, 0] for each in values]
     levels = model.quantizer.layers[: len(found[0])]
     explorer = build_from_arrays(

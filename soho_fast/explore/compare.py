@@ -18,7 +18,7 @@ from soho_fast.common.command_line import Parser
 from soho_fast.common.errors import UserError
 from soho_fast.common.extras import from_extra
 from soho_fast.explore import bundle as layout
-from soho_fast.explore.assemble import put_in_place
+from soho_fast.explore.assemble import check_folder, put_in_place
 from soho_fast.explore.bundle import KINDS, Bundle
 from soho_fast.explore.figure import open_explorer
 
@@ -54,10 +54,11 @@ def compare_explorers(
 
     Codes of the same level are matched one to one, so that the sum of their overlaps is the largest (Hungarian
     algorithm): by the patches that have them in images of the same name and grid that both show, and by nothing else.
+    Images of a name that an explorer shows more than once are left out.
 
     Args:
         first, second: Folders of explorers, or of runs that have one.
-        into: Where it goes; an explorer that is there is replaced.
+        into: Where it goes; an explorer that is there is replaced, but for the two themselves.
         say: Called with each line of what is found.
 
     Returns:
@@ -65,14 +66,18 @@ def compare_explorers(
 
     Raises:
         FileNotFoundError, BundleError: an explorer is not there, or damaged.
-        UserError: they share no image, or `into` holds something else.
+        UserError: they share no patch with a code of both, or `into` holds something else, or lies in one of them.
     """
     one, other = open_explorer(first), open_explorer(second)
-    theirs = {_key(other, image): image for image in _images(other)}
-    pairs = [(image, theirs[key]) for image in _images(one) if (key := _key(one, image)) in theirs]
-    if not pairs:
-        told = "share no image of the same name and grid of patches; build both from the same images"
-        raise UserError(f"compare: {one.folder} and {other.folder} {told}")
+    folder = Path(into).resolve()
+    for lies in (one.folder.resolve(), other.folder.resolve()):
+        if folder.is_relative_to(lies) or lies.is_relative_to(folder):
+            raise UserError(f"into: {folder} and the explorer in {lies} overlap; give another folder")
+    check_folder(folder)
+    if other.sums:
+        other.check()  # The copy gets checksums of its own, which would hide what was altered.
+    theirs = _by_name(other)
+    pairs = [(image, there) for key, image in _by_name(one).items() if image and (there := theirs.get(key))]
     number_of = {image["image"]: there["image"] for image, there in pairs}
     codes = _items(one, "codes", one.meta["num_codes"], layout.CODES_PER_FILE)
     tiles = [_tile(code, number_of) for code in codes]
@@ -85,8 +90,12 @@ def compare_explorers(
             rows.append({"level": level + 1, **row, "tile": tile})
         if not level:
             figures = _figures(one, other, counts_KL)
+    if not rows:
+        told = (
+            "share no patch with a code of both, in images of the same name and grid; build both from the same images"
+        )
+        raise UserError(f"compare: {one.folder} and {other.folder} {told}")
     value = {"first": one.meta["title"], "num_images": len(pairs), "figures": figures, "rows": rows}
-    folder = Path(into).resolve()
     with put_in_place(folder) as new:
         shutil.copytree(other.folder, new, dirs_exist_ok=True)
         layout.copy_pages(new)
@@ -139,12 +148,13 @@ def _items(bundle: Bundle, name: str, count: int, per_file: int) -> Iterator[dic
         yield from bundle.read(f"{name}-{number:04d}")
 
 
-def _images(bundle: Bundle) -> Iterator[dict[str, Any]]:
-    return _items(bundle, "images", bundle.meta["num_shown"], layout.IMAGES_PER_FILE)
-
-
-def _key(bundle: Bundle, image: Mapping[str, Any]) -> tuple[Any, ...]:
-    return bundle.meta["sources"][image["source"]]["name"], image["name"], image["rows"], image["columns"]
+def _by_name(bundle: Bundle) -> dict[tuple[Any, ...], dict[str, Any] | None]:
+    """The images that are shown, by data set, name and grid; None where several have these."""
+    found: dict[tuple[Any, ...], dict[str, Any] | None] = {}
+    for image in _items(bundle, "images", bundle.meta["num_shown"], layout.IMAGES_PER_FILE):
+        key = bundle.meta["sources"][image["source"]]["name"], image["name"], image["rows"], image["columns"]
+        found[key] = None if key in found else image
+    return found
 
 
 def _count(pairs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]], level: int, codes_of: list[int]) -> np.ndarray:
@@ -161,17 +171,17 @@ def _count(pairs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]], level: 
 
 def _figures(one: Bundle, other: Bundle, counts_KL: np.ndarray) -> list[list[Any]]:
     """[name, of the first, of the second]: usage of the first level's codes, and the last values of the timelines."""
-    figures: list[list[Any]] = [["levels", *(bundle.meta["num_levels"] for bundle in (one, other))]]
-    figures.append(["codes in use", *(int((counts_KL.sum(axis) > 0).sum()) for axis in (1, 0))])
-    perplexity = [round(float(np.exp(entropy(counts_KL.sum(axis)))), 1) for axis in (1, 0)]
-    figures.append(["perplexity", *perplexity])
-    for name, value in one.meta["measures"].items():
-        figures.append([name, value, other.meta["measures"].get(name)])
-    ends = [
-        {line["name"]: line["points"][-1][1] for line in (bundle.read("timeline") or {"series": []})["series"]}
-        for bundle in (one, other)
-    ]
-    return figures + [[f"{name}, in training", *(end.get(name) for end in ends)] for name in {**ends[0], **ends[1]}]
+    levels = [bundle.meta["num_levels"] for bundle in (one, other)]
+    of = ", level 1" if max(levels) > 1 else ""
+    ends: list[dict[str, Any]] = []
+    for bundle, axis, num_levels in zip((one, other), (1, 0), levels, strict=True):
+        tokens = counts_KL.sum(axis)
+        perplexity = round(float(np.exp(entropy(tokens))), 1) if tokens.any() else None
+        end = {"levels": num_levels, f"codes in use{of}": int((tokens > 0).sum()), f"perplexity{of}": perplexity}
+        end |= bundle.meta["measures"]
+        series = (bundle.read("timeline") or {"series": []})["series"]
+        ends.append(end | {f"{line['name']}, in training": line["points"][-1][1] for line in series})
+    return [[name, *(end.get(name) for end in ends)] for name in ends[0] | ends[1]]
 
 
 def _tile(code: Mapping[str, Any], number_of: Mapping[int, int]) -> list[Any] | None:

@@ -6,6 +6,7 @@ N images (B of a batch), h x w patches of an image, C channels, Q levels of a co
 from __future__ import annotations
 
 import os
+import pickle
 import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
@@ -20,7 +21,7 @@ from soho_fast.common.extras import from_extra
 from soho_fast.explore.assemble import assemble, check_folder
 from soho_fast.explore.licences import Licences, licence_of_all
 from soho_fast.explore.sounds import MOST_PATCHES, Clip, is_sound
-from soho_fast.explore.sources import ImageError, SeenImage, by_level, small_copy
+from soho_fast.explore.sources import ImageError, SeenImage, as_array, by_level, small_copy
 
 with from_extra("explore"):
     from PIL import Image, ImageOps
@@ -236,7 +237,7 @@ def _check_of_codes(num_codes: int, labels: Any, decoded: Any, window: Any) -> d
         _check_image(image, f"decoded[{code}]", only_arrays=True)
     if window is not None and not (isinstance(window, (int, float)) and 1 <= window < np.inf):
         raise ValueError(f"window: expected a number of patches, at least 1, got {window!r}")
-    arrays = None if decoded is None else [_array(image) for image in decoded]
+    arrays = None if decoded is None else [as_array(image) for image in decoded]
     if labels is not None:
         labels = [label and (_BIDI_CONTROLS.sub("", label).strip() or None) for label in labels]
     return {"labels": labels, "decoded": arrays, "window": window}
@@ -281,7 +282,7 @@ class ArraySource:
         self._levels, self._metric = codebook, metric
         self._licences = licences if isinstance(licences, Licences) else Licences(licences or [])
         self._batches, self._kept, self._kind = batches, kept, ""
-        # Of each image its path or itself; of one in the file of small copies (begin, end, width, height).
+        # Of each image its path or itself; of one in the file of small copies where it begins.
         self._shown: list[Any] = []
 
     @property
@@ -315,25 +316,23 @@ class ArraySource:
         kind = "clip" if is_sound(image) else "image"
         self._kind = self._kind or kind
         if kind != self._kind:
-            raise ValueError(f"images[{number}]: expected {self._kind}s alone, as the first is one, got one {kind}")
+            name = f" ({os.fspath(image)})" if isinstance(image, (str, os.PathLike)) else ""
+            raise ValueError(f"images[{number}]{name}: expected {self._kind}s only, like the first, got one {kind}")
         if kind == "clip" and (grid[0] != 1 or grid[1] > MOST_PATCHES):
             told = f"expected one row of at most {MOST_PATCHES:,} patches of a clip, got {grid[0]} x {grid[1]}"
             raise ValueError(f"index[{number}]: {told}")
         return kind
 
-    def _keep(self, image: Any) -> tuple[int, ...]:
-        kept: Any = (image.samples.tobytes(), image.rate) if is_sound(image) else small_copy(_opened(image))
+    def _keep(self, image: Any) -> int:
         begin = self._kept.seek(0, os.SEEK_END)
-        self._kept.write(kept[0])
-        return begin, begin + len(kept[0]), *kept[1:]
+        pickle.dump(image if is_sound(image) else small_copy(_opened(image)), self._kept)
+        return begin
 
     def small_copy(self, place: int) -> Any:
         image = self._shown[place]
-        if isinstance(image, tuple):
-            begin, end, *about = image
-            self._kept.seek(begin)
-            content = self._kept.read(end - begin)
-            return Clip(np.frombuffer(content, np.int16), *about) if len(about) == 1 else (content, *about)
+        if isinstance(image, int):
+            self._kept.seek(image)
+            return pickle.load(self._kept)
         if is_sound(image):
             return image if isinstance(image, Clip) else Clip.read(image)
         return small_copy(_opened(image))
@@ -346,7 +345,9 @@ class ArraySource:
 def _opened(image: Any) -> Image.Image:
     if isinstance(image, (str, os.PathLike)):
         return open_image(image)
-    return to_rgb(ImageOps.exif_transpose(image)) if isinstance(image, Image.Image) else Image.fromarray(_array(image))
+    if isinstance(image, Image.Image):
+        return to_rgb(ImageOps.exif_transpose(image))
+    return Image.fromarray(as_array(image))
 
 
 def look_up(
@@ -401,17 +402,10 @@ def open_image(path: str | os.PathLike[str]) -> Image.Image:
         raise ImageError(f"{os.fspath(path)}: can't be read as an image ({reason})") from error
 
 
-def _array(value: Any) -> np.ndarray:
-    if isinstance(value, torch.Tensor):
-        value = value.detach().cpu()
-        value = value.float() if value.is_floating_point() else value
-    return np.asarray(value)
-
-
 def _floats(name: str, value: Any) -> np.ndarray:
     if not isinstance(value, (np.ndarray, torch.Tensor)):
         raise TypeError(f"{name}: expected an array or a tensor, got {type(value).__name__}")
-    array = _array(value)
+    array = as_array(value)
     if array.dtype.kind != "f":
         raise TypeError(f"{name}: expected floating point, got {array.dtype}")
     return np.ascontiguousarray(array, dtype=np.float32)
@@ -490,7 +484,7 @@ def _check_index(index: Any, levels: np.ndarray | None, where: str) -> np.ndarra
     """int32 (Q, h, w)."""
     if not isinstance(index, (np.ndarray, torch.Tensor)):
         raise TypeError(f"{where}: expected an array or a tensor, got {type(index).__name__}")
-    array = _array(index)
+    array = as_array(index)
     if array.dtype.kind not in "iu":
         raise TypeError(f"{where}: expected integers, got {array.dtype}")
     if array.ndim not in (2, 3) or 0 in array.shape:
@@ -512,9 +506,8 @@ def _check_image(image: Any, where: str, only_arrays: bool = False) -> None:
     if not only_arrays and isinstance(image, (Image.Image, Clip)):
         return
     if not isinstance(image, (np.ndarray, torch.Tensor)):
-        raise TypeError(
-            f"{where}: expected a uint8 array{'' if only_arrays else ' or a path'}, got {type(image).__name__}"
-        )
+        others = "" if only_arrays else ", PIL image, Clip or path"
+        raise TypeError(f"{where}: expected a uint8 array{others}, got {type(image).__name__}")
     if str(image.dtype).removeprefix("torch.") != "uint8":
         raise TypeError(f"{where}: expected uint8, got {image.dtype}")
     if image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:

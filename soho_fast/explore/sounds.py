@@ -12,7 +12,7 @@ import warnings
 from typing import Any
 
 from soho_fast.common.extras import from_extra
-from soho_fast.explore.sources import ImageError
+from soho_fast.explore.sources import ImageError, as_array
 
 with from_extra("explore"):
     import numpy as np
@@ -47,17 +47,19 @@ class Clip:
     """
 
     def __init__(self, samples: Any, rate: int) -> None:
-        array = np.asarray(samples)
+        array = as_array(samples)
         if array.dtype.kind != "f" and array.dtype != np.int16:
             raise TypeError(f"samples: expected floating point or int16, got {array.dtype}")
         if array.ndim not in (1, 2) or 0 in array.shape:
             raise ValueError(f"samples: expected (samples,) or (channels, samples), got shape {array.shape}")
-        if rate != int(rate) or not RATES[0] <= rate <= RATES[1]:
+        if array.ndim == 2 and len(array) > array.shape[1]:
+            raise ValueError(f"samples: expected (channels, samples), got shape {array.shape}; transpose it")
+        if not (isinstance(rate, (int, float, np.number)) and RATES[0] <= rate <= RATES[1] and rate == int(rate)):
             raise ValueError(f"rate: expected {RATES[0]:,} to {RATES[1]:,} samples a second, got {rate}")
         if not np.isfinite(array).all():
             raise ValueError("samples: hold values that are not finite")
         if array.dtype != np.int16:
-            array = np.round(array.clip(-1, 1) * 32767)
+            array = np.round(array.clip(-1, 1).astype(np.float64) * 32767)
         self.samples = np.atleast_2d(array).mean(0).astype(np.int16)
         self.rate = int(rate)
 

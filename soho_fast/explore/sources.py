@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 
 from soho_fast.common.extras import from_extra
 
@@ -80,6 +81,14 @@ class Source(Protocol):
 
     def masked(self, places: Sequence[int], captions: Sequence[str]) -> Iterator[dict[str, Any] | None]:
         """Of each of some images, read with a caption, `masked` of data/images-0000.js."""
+
+
+def as_array(value: Any) -> np.ndarray:
+    """An array of what is one, or a tensor of any device and type."""
+    if isinstance(value, torch.Tensor):
+        value = value.detach().cpu()
+        value = value.float() if value.is_floating_point() else value
+    return np.asarray(value)
 
 
 def small_copy(image: Image.Image, longer_edge: int = LONGER_EDGE) -> tuple[bytes, int, int]:

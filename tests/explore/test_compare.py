@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from soho_fast.explore import Bundle, build_from_arrays
+from soho_fast.explore import Bundle, build_from_arrays, compare_explorers
 from soho_fast.explore.__main__ import main
 from soho_fast.explore.compare import match
 
@@ -73,13 +73,44 @@ def test_the_command_compares_two_explorers(explorers, tmp_path, capsys):
         image, place, column, *_ = row["tile"]
         assert bundle.image(image)["index"][3 * place + column] == row["second"], "its patch in the second's images"
         assert row["tokens"] == (index == row["first"]).sum()
-    assert ["levels", 1, 2] in found["figures"]
+    assert found["figures"][:2] == [["levels", 1, 2], ["codes in use, level 1", 4, 4]]
 
 
 def test_explorers_of_other_images_are_refused(explorers, tmp_path, capsys):
-    one, *_ = explorers
+    """Also of the same images, where no patch has a code of both."""
+    one, _, index = explorers
     rest = {"folder": tmp_path / "third", "say": lambda line: None}
-    third = build_from_arrays(index=np.zeros((1, 2, 2), int), images=np.zeros((1, 4, 4, 3), np.uint8), **rest)
-    assert main(["compare", str(one), str(third), "--into", str(tmp_path / "both")]) == 2
-    assert "share no image of the same name and grid of patches" in capsys.readouterr().err
+    names = ["photo 0", "other"]
+    for codes in (index[:2, :2, :2], np.stack([np.where(index[0] < 0, 0, -1), index[1]])):
+        third = build_from_arrays(index=codes, images=np.zeros((2, 4, 4, 3), np.uint8), names=names, **rest)
+        assert main(["compare", str(one), str(third), "--into", str(tmp_path / "both")]) == 2
+        assert "share no patch with a code of both, in images of the same name and grid" in capsys.readouterr().err
     assert not (tmp_path / "both").exists()
+
+
+def test_neither_explorer_is_overwritten(explorers, tmp_path, capsys):
+    one, other, _ = explorers
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    for into in (one, other, other / "inner", tmp_path):
+        assert main(["compare", str(one), str(other), "--into", str(into)]) == 2
+        assert "overlap; give another folder" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_altered_files_get_no_new_checksums(explorers, tmp_path, capsys):
+    one, other, _ = explorers
+    (other / "images/0000/000001.jpg").write_bytes(b"other")
+    assert main(["compare", str(one), str(other), "--into", str(tmp_path / "both")]) == 2
+    assert "images/0000/000001.jpg has changed" in capsys.readouterr().err
+    assert not (tmp_path / "both").exists()
+
+
+def test_images_of_one_name_are_left_out(tmp_path):
+    """Which of them is which is not known."""
+    index, images = np.arange(12).reshape(3, 2, 2) // 4, np.zeros((3, 8, 8, 3), np.uint8)
+    quiet = {"say": lambda line: None, "num_codes": 3, "images": images}
+    one = build_from_arrays(index=index, names=["a", "a", "b"], folder=tmp_path / "one", **quiet)
+    other = build_from_arrays(index=index[::-1], names=["b", "a", "a"], folder=tmp_path / "other", **quiet)
+    found = Bundle(compare_explorers(one, other, tmp_path / "both", say=lambda line: None)).read("compare")
+    assert found["num_images"] == 1
+    assert [(row["kind"], row["first"], row["second"]) for row in found["rows"]] == [("kept", 2, 2)]

@@ -388,7 +388,12 @@ MISTAKES = [
         r"images\[0\]: expected \(height, width, 3\), got shape \(3, 24, 32\)",
     ),
     ("images", lambda x: ["nowhere.jpg"] * N, FileNotFoundError, r"images\[0\]: there is no file nowhere\.jpg"),
-    ("images", lambda x: [None] * N, TypeError, r"images\[0\]: expected a uint8 array or a path, got NoneType"),
+    (
+        "images",
+        lambda x: [None] * N,
+        TypeError,
+        r"images\[0\]: expected a uint8 array, PIL image, Clip or path, got NoneType",
+    ),
     ("metric", "manhattan", ValueError, "metric: expected euclidean or cosine, got 'manhattan'"),
     ("index", np.zeros((N, ROWS, COLUMNS)), TypeError, r"index\[0\]: expected integers, got float64"),
     ("index", np.zeros((N, 2, 2), int), ValueError, r"index\[0\]: expected the rows and columns of features, \(3, 4\)"),

@@ -4,6 +4,7 @@ import base64
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from scipy.io import wavfile
 
@@ -84,6 +85,13 @@ def test_wav_files_of_all_kinds_sound_the_same(dtype, tmp_path):
     assert clip.rate == RATE and np.abs(clip.samples / 32767 - wave).max() < (0.01 if dtype == "u1" else 1e-4)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_loud_samples_of_any_precision(dtype):
+    """32,767 is 32,768 in float16, which would be -32,768 in int16."""
+    loud = torch.ones(2, 3, dtype=dtype, requires_grad=True)
+    assert Clip(loud, RATE).samples.tolist() == [32767] * 3
+
+
 def test_silence_is_dark_and_short_clips_are_drawn():
     assert np.asarray(spectrogram(Clip(np.zeros(3), RATE), 2)).max() < 5
 
@@ -106,6 +114,9 @@ def test_the_command_takes_wav_files(clips, index, tmp_path, capsys):
         (np.zeros((1, 2, 3)), RATE, ValueError, r"samples: expected \(samples,\) or .*, got shape \(1, 2, 3\)"),
         (np.zeros(0), RATE, ValueError, r"samples: .* got shape \(0,\)"),
         ([0.0, np.nan], RATE, ValueError, "samples: hold values that are not finite"),
+        (np.zeros((RATE, 2)), RATE, ValueError, r"samples: expected .*, got shape \(8000, 2\); transpose it"),
+        ([0.0], None, ValueError, "rate: expected 8,000 to 96,000 samples a second, got None"),
+        ([0.0], np.nan, ValueError, "rate: expected 8,000 to 96,000 samples a second, got nan"),
         ([0.0], 200_000, ValueError, "rate: expected 8,000 to 96,000 samples a second, got 200000"),
     ],
 )
@@ -119,9 +130,12 @@ def test_mistakes_are_told_by_the_number_of_the_clip(clips, index, tmp_path):
     with pytest.raises(ValueError, match=r"index\[0\]: expected one row of at most 4,096 .* got 4 x 5"):
         build_from_arrays(index=index.reshape(6, 4, 5), images=clips, **arguments)
     images = [*clips[:5], np.zeros((8, 8, 3), np.uint8)]
-    with pytest.raises(ValueError, match=r"images\[5\]: expected clips alone, as the first is one, got one image"):
+    with pytest.raises(ValueError, match=r"images\[5\]: expected clips only, like the first, got one image"):
         build_from_arrays(index=index, images=images, **arguments)
+    Image.new("RGB", (8, 8)).save(tmp_path / "leaf.png")
+    with pytest.raises(ValueError, match=r"images\[5\] \(.*leaf\.png\): expected clips only"):
+        build_from_arrays(index=index, images=[*clips[:5], tmp_path / "leaf.png"], **arguments)
     (tmp_path / "broken.wav").write_bytes(b"RIFF")
     with pytest.raises(ImageError, match=r"broken\.wav: can't be read as a WAV file"):
         Clip.read(tmp_path / "broken.wav")
-    assert [path.name for path in tmp_path.iterdir()] == ["broken.wav"]
+    assert {path.name for path in tmp_path.iterdir()} == {"broken.wav", "leaf.png"}

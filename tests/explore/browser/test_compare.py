@@ -24,3 +24,21 @@ def test_what_became_of_the_codes_is_shown(tmp_path, open_window):
     window.visit("#/compare?kind=kept")
     assert window.page.locator('[data-kind="kept"] a').first.get_attribute("href") in ("#/code/0", "#/code/1")
     assert window.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_new_codes_are_shown_by_their_tokens_and_a_level_by_its_name(tmp_path, open_window):
+    index, images = np.zeros((8, 4, 4), int), np.zeros((8, 16, 16, 3), np.uint8)
+    rest = {"images": images, "num_codes": 4, "say": lambda line: None}
+    after = index.copy()
+    after[:4, 0, 0], after[:, 0, 1] = 1, 2
+    one = build_from_arrays(index=index, folder=tmp_path / "one", **rest)
+    other = build_from_arrays(index=np.stack([after, index], axis=-1), folder=tmp_path / "other", **rest)
+    window = open_window(compare_explorers(one, other, tmp_path / "both", say=lambda line: None))
+    window.visit("#/compare?kind=new")
+    links = window.page.locator('[data-kind="new"] a')
+    assert [link.get_attribute("href") for link in links.all()] == ["#/code/2", "#/code/1"]
+    assert links.locator(".tile-number").all_inner_texts() == ["1.2", "1.1"]
+    window.visit("#/compare?kind=kept")
+    assert window.page.locator('[data-kind="kept"] .tile-number').all_inner_texts() == ["0", "1.0"], (
+        "the first has one level"
+    )

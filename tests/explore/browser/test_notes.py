@@ -3,6 +3,10 @@
 import csv
 import json
 
+import numpy as np
+
+from soho_fast.explore import build_from_arrays
+
 
 def test_notes_are_kept_listed_saved_and_read(small, open_window, tmp_path):
     window = open_window(small)
@@ -31,10 +35,61 @@ def test_notes_are_kept_listed_saved_and_read(small, open_window, tmp_path):
     other = open_window(small)  # Another browser, which knows nothing of them.
     other.visit("#/wall?show=kept")
     assert other.page.locator(".tile").count() == 0
-    (tmp_path / "wrong.json").write_text('{"notes": {"99999999": {"kept": true, "note": ""}}}')
-    other.page.get_by_label("file of notes").set_input_files(tmp_path / "wrong.json")
-    other.page.get_by_text("wrong.json holds no notes on these codes: expected").wait_for()
+    wrong = (
+        '{"99999999": {"kept": true, "note": ""}}',
+        '{"03": {"kept": true, "note": ""}}',
+        '{"3": null}',
+        "null",
+        "[]",
+    )
+    for number, notes in enumerate(wrong):
+        (tmp_path / f"wrong{number}.json").write_text(f'{{"notes": {notes}}}')
+        other.page.get_by_label("file of notes").set_input_files(tmp_path / f"wrong{number}.json")
+        other.page.get_by_text(f"wrong{number}.json holds no notes on these codes: expected").wait_for()
     (tmp_path / "notes.json").write_text(json.dumps(saved))
     other.page.get_by_label("file of notes").set_input_files(tmp_path / "notes.json")
     other.page.get_by_text("notes on 2 codes read").wait_for()
     assert [tile.get_attribute("data-code") for tile in other.page.locator(".tile").all()] == ["3"]
+
+
+def test_the_same_file_is_read_again(small, open_window, tmp_path):
+    page = (window := open_window(small)).page
+    window.visit("#/wall?show=kept")
+    path = tmp_path / "notes.json"
+    for code in (3, 4):
+        path.write_text(f'{{"notes": {{"{code}": {{"kept": true, "note": ""}}}}}}')
+        with page.expect_file_chooser() as chooser:
+            page.get_by_text("read notes").click()
+        chooser.value.set_files(path)
+        page.locator(f'.tile[data-code="{code}"]').wait_for()
+        assert page.locator('input[type="file"]').input_value() == ""
+
+
+def test_what_the_browser_does_not_store_lasts_while_the_page_is_open(small, open_window):
+    window = open_window(small)
+    window.page.add_init_script("Storage.prototype.setItem = () => { throw new Error('full'); };")
+    window.visit("#/code/3")
+    window.page.get_by_label("your note").fill("a leaf")
+    window.page.evaluate("location.hash = '#/code/4'")
+    window.page.get_by_role("heading", name="Code 4").wait_for()
+    window.page.evaluate("location.hash = '#/code/3'")
+    window.page.get_by_role("heading", name="Code 3").wait_for()
+    assert window.page.get_by_label("your note").input_value() == "a leaf"
+
+
+def test_explorers_without_a_codebook_keep_notes_apart(tmp_path, open_window):
+    """Pages from a disk share what the browser stores."""
+    rest = {"num_codes": 4, "say": lambda line: None}
+    images = np.zeros((3, 8, 8, 3), np.uint8)
+    folders = [
+        build_from_arrays(
+            index=np.zeros((count, 2, 2), int), images=images[:count], folder=tmp_path / f"{count}", **rest
+        )
+        for count in (2, 3)
+    ]
+    window = open_window(folders[0])
+    window.visit("#/code/3")
+    window.page.get_by_label("your note").fill("a leaf")
+    window.page.goto((folders[1] / "index.html").as_uri() + "#/code/3")
+    window.page.get_by_label("your note").wait_for()
+    assert window.page.get_by_label("your note").input_value() == ""

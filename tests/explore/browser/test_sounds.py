@@ -1,5 +1,7 @@
 """Clips of audio in the pages: seen as spectrograms, heard in parts."""
 
+import shutil
+
 import numpy as np
 import pytest
 
@@ -57,9 +59,45 @@ def test_windows_of_a_code_are_seen_and_heard(clips, open_window):
     ((first, start, seconds, length, rate, pressed),) = heard(window, 1)
     assert (first, start, length, rate, pressed) == (number / 16, 0, RATE * 8 // 10, RATE, 1)
     assert seconds == pytest.approx(0.8 * 11 / PATCHES)
-    window.page.locator('.occurrences .play[aria-pressed="false"]').first.wait_for()
+    window.page.locator('.play[aria-pressed="true"]').wait_for(state="detached")
     window.page.get_by_label("play all: At random").click()
     assert len({part[0] for part in heard(window, 9)[1:]}) == 8, "all of them, one after another"
+
+
+def test_pressed_again_and_again_it_plays_once(clips, open_window):
+    window = open_window(clips)
+    window.page.add_init_script(SPY)
+    window.visit("#/code/0")
+    window.page.get_by_label("play all: At random").evaluate("e => { e.click(); e.click(); e.click(); }")
+    heard(window, 1)
+    window.page.wait_for_timeout(100)
+    assert len(heard(window, 1)) == 1, "the next part waits for this one"
+
+
+def test_a_page_that_is_left_falls_silent(clips, open_window):
+    """Also between two parts, and while the next page is still loading."""
+    window = open_window(clips)
+    window.page.add_init_script(SPY)
+    window.visit("#/code/0")
+    window.page.get_by_label("play all: At random").click()
+    heard(window, 1)
+    count = window.page.evaluate(
+        "new Promise((resolve) => {"
+        "  explorer.pages.get('wall').show = () => new Promise(() => {});"  # A page that does not come.
+        "  location.hash = '#/wall';"
+        "  setTimeout(() => resolve(heard.length), 400);"
+        "})"
+    )
+    assert count == 1
+
+
+def test_a_damaged_clip_is_told(clips, open_window, tmp_path):
+    folder = shutil.copytree(clips, tmp_path / "explorer")
+    (folder / "data/sound-000003.js").write_text("")
+    window = open_window(folder)
+    window.visit("#/image/3")
+    window.page.get_by_label("play the clip").click()
+    window.page.get_by_text("data/sound-000003.js is missing or damaged").wait_for()
 
 
 def test_a_clip_is_heard_as_a_whole(clips, open_window):

@@ -34,7 +34,8 @@
   const show = async (root, argument, parameters, meta) => {
     const [compared, wall] = await Promise.all([explorer.load("compare"), explorer.loadWall()]);
     const levelCodes = meta.num_codes / meta.num_levels;
-    const nameOf = (level, code) => (meta.num_levels > 1 ? `${level}.${code}` : `${code}`);
+    const [[, levelsOfFirst]] = compared.figures;
+    const nameOf = (level, code) => (levelsOfFirst > 1 ? `${level}.${code}` : `${code}`);
     const tile = (crop, name, value) => [
       crop,
       element("span", { class: "tile-number" }, name),
@@ -71,7 +72,8 @@
     const list = element("ul", { class: "plain", dataset: { content: "" } });
     const hint = element("p", { class: "hint" });
     const fill = (kind) => {
-      const rows = rowsOf(kind).sort((a, b) => b.tokens - a.tokens);
+      const count = ({ tokens, to }) => tokens || to[0][1];
+      const rows = rowsOf(kind).sort((a, b) => count(b) - count(a));
       hint.textContent = `${KINDS[kind]}${rows.length > AT_FIRST ? ` The ${AT_FIRST} most frequent.` : ""}`;
       list.replaceChildren(...rows.slice(0, AT_FIRST).map(rowOf));
     };

@@ -3,19 +3,19 @@
 // Codes to keep and notes on them, by a reader, kept by the browser for each explorer; as a file they can be passed on.
 (() => {
   const { element } = explorer;
-  let memory = {}; // Where the browser keeps nothing for a page from a disk.
+  const unsaved = {}; // What the browser did not store, as for some pages from a disk.
 
-  const keyOf = (meta) => `explorer: notes: ${meta.title}, ${meta.num_codes}, ${meta.weights}`;
-  const read = (meta) => {
-    try {
-      return JSON.parse(localStorage.getItem(keyOf(meta))) ?? {};
-    } catch {
-      return memory;
-    }
-  };
+  // Where the codebook is not known, explorers are told apart by their tokens.
+  const keyOf = (meta) => `explorer: notes: ${meta.title}, ${meta.num_codes}, ${meta.weights || meta.num_tokens}`;
+  const read = (meta) =>
+    unsaved[keyOf(meta)] ?? explorer.stored((storage) => JSON.parse(storage.getItem(keyOf(meta)))) ?? {};
   const write = (meta, notes) => {
-    memory = notes;
-    explorer.stored((storage) => storage.setItem(keyOf(meta), JSON.stringify(notes)));
+    const key = keyOf(meta);
+    unsaved[key] = notes;
+    explorer.stored((storage) => {
+      storage.setItem(key, JSON.stringify(notes));
+      delete unsaved[key];
+    });
   };
 
   // {code: {kept, note}} of the codes that have one of them.
@@ -59,9 +59,12 @@
   // What a file holds, as notes. Throws an error that says what is wrong.
   const checked = (text, meta) => {
     const notes = JSON.parse(text)?.notes;
-    const isOne = ([code, { kept, note }]) =>
-      /^\d+$/.test(code) && Number(code) < meta.num_codes && typeof kept === "boolean" && typeof note === "string";
-    if (typeof notes !== "object" || !Object.entries(notes ?? {}).every(isOne)) {
+    const isOne = ([code, one]) =>
+      /^(0|[1-9]\d*)$/.test(code) &&
+      Number(code) < meta.num_codes &&
+      typeof one?.kept === "boolean" &&
+      typeof one.note === "string";
+    if (notes?.constructor !== Object || !Object.entries(notes).every(isOne)) {
       throw new Error(`expected {"notes": {CODE: {"kept": true, "note": "..."}}}, codes below ${meta.num_codes}`);
     }
     return notes;
@@ -71,21 +74,24 @@
   explorer.notesButtons = (meta, onRead) => {
     const status = element("span", { class: "hint", role: "status" });
     const save = () =>
-      explorer.download(JSON.stringify({ title: meta.title, notes: read(meta) }, null, 1), "notes.json", "text/json");
+      explorer.download(JSON.stringify({ title: meta.title, notes: read(meta) }, null, 1), "notes.json", "application/json");
     const file = element("input", {
       type: "file",
       accept: ".json",
       hidden: true,
       "aria-label": "file of notes",
       change: async () => {
+        const [chosen] = file.files;
+        if (!chosen) return;
         try {
-          const notes = checked(await file.files[0].text(), meta);
+          const notes = checked(await chosen.text(), meta);
           write(meta, { ...read(meta), ...notes });
           status.textContent = `notes on ${explorer.formatPlural(Object.keys(notes).length, "code")} read`;
           onRead();
         } catch (error) {
-          status.textContent = `${file.files[0].name} holds no notes on these codes: ${error.message}`;
+          status.textContent = `${chosen.name} holds no notes on these codes: ${error.message}`;
         }
+        file.value = ""; // The same file can be read again.
       },
     });
     return [

@@ -6,7 +6,7 @@
   const { element } = explorer;
   const LARGEST = 32768; // of a sample
   let context = null;
-  let stop = () => {};
+  let stop = () => {}; // Ends what is played.
 
   const bufferOf = async (image) => {
     const { rate, samples } = await explorer.load(`sound-${String(image).padStart(6, "0")}`);
@@ -17,37 +17,41 @@
     return buffer;
   };
 
-  // Resolves when a part of a clip was heard, or was stopped.
-  const hear = (buffer, from, to) =>
-    new Promise((resolve) => {
-      const source = new AudioBufferSourceNode(context, { buffer });
-      source.connect(context.destination);
-      source.onended = resolve;
-      stop = () => source.stop();
-      source.start(0, from * buffer.duration, (to - from) * buffer.duration);
-    });
-
   // A button that plays parts of clips, [clip, from, to] of 0 to 1 each, one after another; pressed again it stops.
   explorer.playButton = (label, parts) => {
-    const button = element("button", { type: "button", class: "quiet play", "aria-label": label }, "\u25b6");
-    let isWanted = false;
-    const show = () => {
-      button.textContent = isWanted ? "\u25a0" : "\u25b6";
-      button.setAttribute("aria-pressed", String(isWanted));
+    const button = element("button", { type: "button", class: "quiet play", "aria-label": label });
+    const show = (isPlaying) => {
+      button.textContent = isPlaying ? "\u25a0" : "\u25b6";
+      button.setAttribute("aria-pressed", String(isPlaying));
     };
-    button.addEventListener("click", async () => {
-      isWanted = !isWanted;
-      if (!isWanted) return stop();
-      document.querySelector('.play[aria-pressed="true"]')?.click(); // One at a time.
+    const play = async () => {
+      let source = null;
+      let isWanted = true;
+      stop = () => {
+        isWanted = false;
+        source?.stop();
+        show(false);
+      };
+      show(true);
       context ??= new AudioContext();
-      show();
       for (const [image, from, to] of parts) {
-        const buffer = await bufferOf(image).catch(() => null);
-        if (buffer && isWanted && button.isConnected) await hear(buffer, from, to);
+        const buffer = await bufferOf(image);
+        if (!isWanted) return;
+        source = new AudioBufferSourceNode(context, { buffer });
+        source.connect(context.destination);
+        source.start(0, from * buffer.duration, (to - from) * buffer.duration);
+        await new Promise((resolve) => source.addEventListener("ended", resolve));
+        if (!isWanted) return;
       }
-      isWanted = false;
-      show();
+      show(false);
+    };
+    button.addEventListener("click", () => {
+      const isPlaying = button.getAttribute("aria-pressed") === "true";
+      stop(); // One at a time.
+      if (isPlaying) return;
+      play().catch((error) => button.replaceWith(element("span", { class: "hint", role: "alert" }, error.message)));
     });
+    show(false);
     return button;
   };
 
