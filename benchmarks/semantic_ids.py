@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("--items", type=int, default=12_101, help="default: %(default)s, as many as TIGER's Beauty has")
     number = parser.parse_args().items
     if number < CODES:
-        parser.error(f"--items: expected at least {CODES}, as many as codes, got {number}")
+        parser.error(f"--items: expected at least {CODES}, one for each code of a level, got {number}")
     torch.set_num_threads(1)
     rows = items(number, torch.Generator().manual_seed(0))
     print("| `balance` | CPU time | items of the most frequent codes | squared distance left | collisions | ids |")

@@ -58,7 +58,7 @@ class _Fsq(torch.autograd.Function):
 
     @staticmethod
     def forward(features: Tensor, levels: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-        index, quantized = features.new_zeros((), dtype=torch.int64), []
+        index, digits = features.new_zeros((), dtype=torch.int64), []
         channels = features.movedim(-1, 0).float().contiguous()
         for level, place, x in zip(levels, _places(levels), channels, strict=True):
             half, offset, shift = _bound(level)
@@ -66,8 +66,10 @@ class _Fsq(torch.autograd.Function):
             edges = [_float32_below(math.atanh((value + 0.5 + offset) / half) - shift) for value in values]
             digit = sum(((x > edge).float() for edge in edges[1:]), start=(x > edges[0]).float())  # they are few
             index = torch.add(index, digit.long(), alpha=place)
-            quantized.append((digit - level // 2) / (level // 2))
-        return index, torch.stack(quantized).to(features.dtype).movedim(0, -1).contiguous()
+            digits.append(digit)
+        widths = _of_channels(channels, [level // 2 for level in levels])
+        quantized = torch.stack(digits).sub_(widths).div_(widths)
+        return index, quantized.to(features.dtype).movedim(0, -1).contiguous()
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, tuple[int, ...]], output: tuple[Tensor, Tensor]) -> None:
@@ -88,8 +90,12 @@ def _formula(features: Tensor, levels: Sequence[int]) -> tuple[Tensor, Tensor]:
     half, _, shift = zip(*map(_bound, levels), strict=True)
     x = features.movedim(-1, 0).float().contiguous().nan_to_num(nan=math.inf, posinf=math.inf, neginf=-math.inf)
     slope = [h / (level // 2) for h, level in zip(half, levels, strict=True)]
-    one_each = (-1, *(1,) * (x.dim() - 1))
-    return x.add_(x.new_tensor(shift).reshape(one_each)).tanh_(), x.new_tensor(slope).reshape(one_each)
+    return x.add_(_of_channels(x, shift)).tanh_(), _of_channels(x, slope)
+
+
+def _of_channels(channels: Tensor, values: Sequence[float]) -> Tensor:
+    """One value for each of the channels (C, ...), as a tensor (C, 1, ...): by a number a GPU divides inexactly."""
+    return channels.new_tensor(values).reshape(-1, *(1,) * (channels.dim() - 1))
 
 
 def fsq_codes(index: Tensor, levels: Sequence[int]) -> Tensor:

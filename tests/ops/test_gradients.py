@@ -79,6 +79,17 @@ def test_the_gradient_of_the_rotation_trick_is_none_where_a_feature_is_not_finit
     assert moved[0].tolist() == [0, 0] and moved[1].isfinite().all()
 
 
+@pytest.mark.parametrize("wrong", [math.inf, math.nan])
+@pytest.mark.parametrize("op", [rotation_trick, diveq])
+def test_padding_that_is_not_finite_has_no_gradient(op, wrong):
+    features = torch.tensor([[wrong, 1.0], [1.0, 0.0]], requires_grad=True)
+    codebook = torch.ones(2, 2, requires_grad=True)
+    quantized = op(features, codebook, torch.tensor([-1, 1]))
+    quantized.sum().backward()
+    assert quantized[0].tolist() == [0, 0] and features.grad[0].tolist() == [0, 0]
+    assert codebook.grad is None or (codebook.grad.isfinite().all() and not codebook.grad[0].any())
+
+
 def test_rotation_trick_is_vector_quantize_pytorchs():
     theirs = pytest.importorskip("vector_quantize_pytorch.vector_quantize_pytorch")
     features, codebook, index = problem(50)

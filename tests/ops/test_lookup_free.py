@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from soho_fast.ops import fsq, fsq_codes, lfq, lfq_codes
 
@@ -111,6 +112,21 @@ def test_lfq():
     index, quantized = lfq(torch.tensor([0.0, -0.0, math.nan, math.inf, -math.inf]))
     assert index == 0b00010 and quantized.tolist() == [-1, -1, -1, 1, -1]
     assert lfq(torch.ones(63))[0] == 2**63 - 1 and lfq_codes(torch.tensor(2**63 - 1), 63).min() == 1
+
+
+def test_no_value_of_fsq_is_divided_by_a_number():
+    """A GPU multiplies by the number's reciprocal, rounded: 3 / 7 would have other bits than on a CPU."""
+    numbers = []
+
+    class Divisions(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func.overloadpacket in (torch.ops.aten.div, torch.ops.aten.div_):
+                numbers.append(args[1])
+            return func(*args, **(kwargs or {}))
+
+    with Divisions():
+        fsq(torch.randn(20, 2), [15, 7])
+    assert numbers and all(isinstance(number, torch.Tensor) for number in numbers)
 
 
 def test_they_are_vector_quantize_pytorchs():

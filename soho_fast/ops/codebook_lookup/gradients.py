@@ -112,13 +112,15 @@ def diveq(
         raise ValueError(f"variance: expected a finite number of at least 0, got {variance!r}")
     num_codes = codebook.shape[-2]
     checks.check_below(index, num_codes)
+    real = ((index >= 0) & (index < num_codes)).unsqueeze(-1)
+    # Read where that is cheap and allowed; without padding two passes are saved.
+    padded = torch.compiler.is_compiling() or in_transform() or not index.is_cpu or not real.all()
     moving = features.float()
     apart = reference.gather(codebook, index.clamp(0, num_codes - 1)).float() - moving
+    if padded:
+        apart = torch.where(real, apart, 0.0)  # a NaN of padding must not reach the codebook's gradient
     noise = torch.empty_like(apart.detach()).normal_(std=variance**0.5, generator=generator)
     toward = noise.add_(apart.detach())
     direction = toward.div_(torch.linalg.vector_norm(toward, dim=-1, keepdim=True).clamp_min(1e-12))
     quantized = torch.addcmul(moving, torch.linalg.vector_norm(apart, dim=-1, keepdim=True), direction)
-    real = (index >= 0) & (index < num_codes)
-    if torch.compiler.is_compiling() or in_transform() or not index.is_cpu or not real.all():  # else no padding
-        quantized = torch.where(real.unsqueeze(-1), quantized, 0.0)
-    return quantized.to(features.dtype)
+    return (torch.where(real, quantized, 0.0) if padded else quantized).to(features.dtype)
