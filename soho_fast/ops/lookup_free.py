@@ -66,9 +66,8 @@ class _Fsq(torch.autograd.Function):
             edges = [_float32_below(math.atanh((value + 0.5 + offset) / half) - shift) for value in values]
             digit = sum(((x > edge).float() for edge in edges[1:]), start=(x > edges[0]).float())  # they are few
             index = torch.add(index, digit.long(), alpha=place)
-            digits.append(digit)
-        widths = _of_channels(channels, [level // 2 for level in levels])
-        quantized = torch.stack(digits).sub_(widths).div_(widths)
+            digits.append(digit - level // 2)
+        quantized = torch.stack(digits).div_(_of_channels(channels, [level // 2 for level in levels]))
         return index, quantized.to(features.dtype).movedim(0, -1).contiguous()
 
     @staticmethod
