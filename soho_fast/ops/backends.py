@@ -23,7 +23,8 @@ BACKENDS = ("reference", "cpu", "triton", "cuda")
 CPU_LEVELS = ("scalar", "avx2", "avx512", "avx512_bf16", "avx512_vnni", "amx")
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 
-_BEST_FIRST = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}  # in turn, where none is named; see _triton_first
+_BEST_FIRST = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}  # in turn, where none is named
+_SCREENED = {"codebook_lookup", "pack_codebook"}  # which go by _triton_first
 _NATIVE_OPS: dict[str, set[str]] = {"cpu": set(), "triton": set(), "cuda": set()}
 _REFERENCES: dict[str, Callable] = {}
 _OPS: dict[tuple[str, str], Callable] = {}  # by name and backend
@@ -140,8 +141,8 @@ def _refusals(name: str, backend: str, device_type: str, lacking: Mapping[str, s
 
 
 def _triton_first(device: torch.device) -> bool:
-    """Whether Triton comes before the CUDA kernels on this GPU: from sm_90 on, where its screening is compiled to wgmma
-    instructions, that of the CUDA kernels to mma.sync. No card has measured the two yet."""
+    """Whether lookups take Triton before the CUDA kernels on this GPU: from sm_90 on, where its screening is compiled to
+    wgmma instructions, that of the CUDA kernels to mma.sync. No card has measured the two yet."""
     return _has_cuda_kernels() and torch.cuda.is_available() and torch.cuda.get_device_capability(device) >= (9, 0)
 
 
@@ -161,7 +162,7 @@ def backend_for(name: str, backend: str | None, device: torch.device, lacking: M
             raise ValueError(f"backend: {backend!r} cannot serve {name}: {'; '.join(reasons)}")
         return backend
     best_first = _BEST_FIRST.get(device.type, ())
-    if device.type == "cuda" and _triton_first(device):
+    if device.type == "cuda" and name in _SCREENED and _triton_first(device):
         best_first = best_first[::-1]
     for best in best_first:
         if best == "cpu" and _ONLY_SCALAR and name in _FASTER_THAN_SCALAR:
@@ -197,7 +198,7 @@ def mark_changed(tensor: Tensor) -> None:
 def available_backends() -> list[str]:
     """Names of the backends that can run here; `reference` is always among them, `cuda` the last.
 
-    Where none is named a GPU takes `cuda` before `triton`, from sm_90 on `triton` before `cuda`.
+    Where none is named a GPU takes `cuda` before `triton`; `codebook_lookup` from sm_90 on `triton` before `cuda`.
     """
     has_device = torch.cuda.is_available()
     runs = {

@@ -89,7 +89,7 @@ def test_a_lookup_where_only_the_scalar_level_runs(monkeypatch):
         ((9, 0), False, False, "reference"),
     ],
 )
-def test_triton_comes_before_cuda_from_sm_90_on(monkeypatch, capability, has_kernels, has_triton, chosen):
+def test_lookups_take_triton_before_cuda_from_sm_90_on(monkeypatch, capability, has_kernels, has_triton, chosen):
     """Whatever comes first, a backend that is named serves."""
     second = torch.device("cuda", 1)
 
@@ -103,6 +103,9 @@ def test_triton_comes_before_cuda_from_sm_90_on(monkeypatch, capability, has_ker
     monkeypatch.setattr(backends.triton_backend, "MISSING", () if has_triton else ("Triton is not installed",))
     monkeypatch.setattr(backends.triton_backend, "DEVICE_TYPE", "cuda")
     assert backends.backend_for("codebook_lookup", None, second) == chosen
+    assert backends.backend_for("pack_codebook", None, second) == chosen, "a lookup takes what its kernel has packed"
+    others = "cuda" if has_kernels else chosen
+    assert backends.backend_for("codebook_stats", None, second) == others
     for name in ("cuda", "triton"):
         if has_kernels and has_triton:
             assert backends.backend_for("codebook_lookup", name, second) == name
