@@ -73,8 +73,10 @@
   // Buttons that save the notes as JSON, and that read such a file; `onRead` is called when they have changed.
   explorer.notesButtons = (meta, onRead) => {
     const status = element("span", { class: "hint", role: "status" });
-    const save = () =>
-      explorer.download(JSON.stringify({ title: meta.title, notes: read(meta) }, null, 1), "notes.json", "application/json");
+    const save = () => {
+      const text = JSON.stringify({ title: meta.title, notes: read(meta) }, null, 1);
+      explorer.download(text, "notes.json", "application/json");
+    };
     const file = element("input", {
       type: "file",
       accept: ".json",
