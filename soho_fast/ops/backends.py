@@ -141,8 +141,8 @@ def _refusals(name: str, backend: str, device_type: str, lacking: Mapping[str, s
 
 
 def _triton_first(device: torch.device) -> bool:
-    """Whether lookups take Triton before the CUDA kernels on this GPU: from sm_90 on, where its screening is compiled to
-    wgmma instructions, that of the CUDA kernels to mma.sync. No card has measured the two yet."""
+    """Whether lookups take Triton before the CUDA kernels on this GPU: from sm_90 on, whose wgmma instructions its
+    screening is compiled to, that of the CUDA kernels to mma.sync. No card has measured the two yet."""
     return _has_cuda_kernels() and torch.cuda.is_available() and torch.cuda.get_device_capability(device) >= (9, 0)
 
 

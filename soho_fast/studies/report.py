@@ -146,7 +146,7 @@ def sentence(each: Difference) -> str:
     match each.verdict:
         case "helps" | "hurts":
             as_shares = f", as from {_share(each.base)} to {_share(each.base + each.mean)}" if each.declared else ""
-            return f"{what} {_word(each)} by {_signed(each.mean, each.unit)} {interval}{as_shares} ({seeds})."
+            return f"{what} {_word(each)}: {_signed(each.mean, each.unit)} {interval}{as_shares} ({seeds})."
         case "unclear":
             return (
                 f"{what}: {_signed(each.mean, each.unit)} {interval} ({seeds}), which among {each.family} comparisons "

@@ -146,7 +146,7 @@ def test_what_other_pages_say_of_the_dictionary_is_of_its_rows():
     page, shares = PAGE.read_text(), []
     for condition in CONDITIONS[1:]:
         start, end = re.search(
-            rf"\*\*{condition}\*\* against \*\*none\*\* hurts by .*, as from (\S+) % to (\S+) %", page
+            rf"\*\*{condition}\*\* against \*\*none\*\* hurts: .*, as from (\S+) % to (\S+) %", page
         ).groups()
         shares.append(end)
     one, two, four = shares

@@ -189,9 +189,9 @@ def difference(**changes):
 
 
 def test_sentences_say_what_the_interval_allows_and_no_more():
-    assert sentence(difference()) == "VQA score, 10 %: **k** against **none** helps by +1.2 [+0.4, +2.0] (5 seeds)."
+    assert sentence(difference()) == "VQA score, 10 %: **k** against **none** helps: +1.2 [+0.4, +2.0] (5 seeds)."
     hurts = sentence(difference(mean=-0.012, low=-0.02, high=-0.004))
-    assert "hurts by -1.2 [-2.0, -0.4]" in hurts
+    assert "hurts: -1.2 [-2.0, -0.4]" in hurts
     nothing = sentence(difference(low=-0.015, adjusted=1.0))
     assert "no difference was found; a gain of more than 2.0 and a loss of more than 1.5 are excluded" in nothing
     assert "among 7 comparisons can be chance" in sentence(difference(adjusted=0.07, family=7))
@@ -199,7 +199,7 @@ def test_sentences_say_what_the_interval_allows_and_no_more():
     assert "seed 3 missing" in sentence(difference(missing=["seed 3"]))
     declared = difference(declared=True, label="composite (logits)", variant="", base=0.0, mean=1.0, low=0.5, high=1.5)
     told = sentence(declared)
-    assert "helps by +1 logits [+0.5 logits, +1.5 logits], as from 50.0 % to 73.1 % (5 seeds)" in told
+    assert "helps: +1 logits [+0.5 logits, +1.5 logits], as from 50.0 % to 73.1 % (5 seeds)" in told
 
 
 def test_missing_rows_are_told_and_the_rest_is_used():
@@ -252,7 +252,7 @@ def test_variants_of_a_condition_are_compared_seed_by_seed():
     score, size = compare(study, rows)
     assert (score.condition, score.against, score.variant) == ("with all", "with small", "")
     assert score.verdict == "helps" and score.mean == pytest.approx(0.1, abs=0.003) and size.mean == 0
-    assert sentence(score).startswith("score: **with all** against **with small** helps by +10.")
+    assert sentence(score).startswith("score: **with all** against **with small** helps: +10.")
     del rows[Cell("with", 2, "tuned", "small")]
     score, _ = compare(study, rows)
     assert score.missing == ["seed 2"] and len(score.differences) == 7
