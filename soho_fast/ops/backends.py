@@ -167,9 +167,14 @@ def backend_for(name: str, backend: str | None, device: torch.device, lacking: M
     for best in best_first:
         if best == "cpu" and _ONLY_SCALAR and name in _FASTER_THAN_SCALAR:
             continue
-        if not _refusals(name, best, device.type, lacking):
+        if not _refusals(name, best, device.type, lacking) and (best == "cpu" or _runs(name, best, device)):
             return best
     return "reference"
+
+
+def _runs(name: str, backend: str, device: torch.device) -> bool:
+    tried = "codebook_lookup" if name == "pack_codebook" else name  # which reads what was packed
+    return self_check.runs(tried, backend, device, _REFERENCES[tried])
 
 
 def op_for(name: str, backend: str | None, device: torch.device) -> Callable:
@@ -177,7 +182,7 @@ def op_for(name: str, backend: str | None, device: torch.device) -> Callable:
 
     Raises:
         ValueError: unknown backend, or a backend asked for by name that cannot serve the call, with every reason.
-        RuntimeError: a backend for GPUs that errs on this device (`self_check`).
+        RuntimeError: a backend for GPUs that errs on this device, or, if it was asked for, does not run (`self_check`).
     """
     return op_of(name, backend_for(name, backend, device), device)
 

@@ -6,6 +6,7 @@ after the compiler's seconds) and one wait for the device. Under torch.compile t
 CUDA graph is captured, where tensors are fake and within a transform of torch.func it is put off to the next call.
 """
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -17,33 +18,56 @@ from soho_fast.ops.names import NAMESPACE
 
 N, K, C, B, L = 70, 150, 256, 5, 14  # N = B * L features, K codes, C channels, B images of L tokens
 
-_verdicts: dict[tuple[str, str, torch.device], str] = {}  # "" where the backend is right
+# Whether it ran, and what is wrong with it: "" where it is right.
+_verdicts: dict[tuple[str, str, torch.device], tuple[bool, str]] = {}
+
+
+def _verdict(name: str, backend: str, device: torch.device, reference: Callable) -> tuple[bool, str]:
+    key = name, backend, device
+    if key not in _verdicts:
+        if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+            return True, ""
+        if type(torch.empty(0, device=device)) is not Tensor or in_transform():
+            return True, ""  # somebody traces, or a transform would take the trial for its own
+        with torch.inference_mode(False), torch.no_grad():
+            try:
+                _verdicts[key] = True, _difference(name, backend, device, reference)
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as error:  # of a compiler or a driver
+                _verdicts[key] = False, f"{type(error).__name__}: {error}"
+    return _verdicts[key]
 
 
 def require(name: str, backend: str, device: torch.device, reference: Callable) -> None:
     """Try `name` of `backend` on `device` unless that was done.
 
     Raises:
-        RuntimeError: it does not give what the reference gives.
+        RuntimeError: it does not run, or does not give what the reference gives.
     """
-    key = name, backend, device
-    if key not in _verdicts:
-        if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-            return
-        if type(torch.empty(0, device=device)) is not Tensor or in_transform():
-            return  # somebody traces, or a transform would take the trial for its own
-        with torch.inference_mode(False), torch.no_grad():
-            _verdicts[key] = _difference(name, backend, device, reference)
-    if _verdicts[key]:
+    ran, wrong = _verdict(name, backend, device, reference)
+    if not ran:
+        raise RuntimeError(f"backend: {backend!r} cannot run {name} on {device}: {wrong}")
+    if wrong:
         raise RuntimeError(
-            f"backend: {backend!r} is wrong on {device} and refused: {name} {_verdicts[key]} on a small problem. Name "
-            "another backend ('reference' runs everywhere) and report it with what soho_fast.ops.build_info() says"
+            f"backend: {backend!r} is wrong on {device} and refused: {name} {wrong} on a small problem. Name another "
+            "backend ('reference' runs everywhere) and report it with what soho_fast.ops.build_info() says"
         )
 
 
+def runs(name: str, backend: str, device: torch.device, reference: Callable) -> bool:
+    """Whether `backend` can be compiled and started on `device`, as Triton cannot without a compiler; warns if not."""
+    ran, wrong = _verdict(name, backend, device, reference)
+    if not ran:
+        message = f"backend {backend!r} cannot run on {device} and is not used ({wrong})"
+        warnings.warn(message, RuntimeWarning, stacklevel=2)
+    return ran
+
+
 # What torch.compiler.assume_constant_result sets, which would import the compiler along with the package: torch.compile
-# calls the function while it traces.
+# calls the functions while it traces.
 require._dynamo_marked_constant = True  # type: ignore[attr-defined]
+runs._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _op(name: str, backend: str) -> Callable:

@@ -109,6 +109,39 @@ def test_a_prepared_codebook_is_tried_before_its_first_lookup(wrong_kernel, back
     assert {key[:2] for key in self_check._verdicts} == {("pack_codebook", "triton"), ("codebook_lookup", "triton")}
 
 
+@pytest.fixture
+def no_compiler(monkeypatch):
+    """Triton is the first choice here and cannot compile, as on a GPU machine without a C compiler."""
+    from soho_fast.ops import backends
+
+    def cannot(*args):
+        raise RuntimeError("Failed to find C compiler")
+
+    monkeypatch.setattr(self_check, "_difference", cannot)
+    monkeypatch.setattr(backends, "_BEST_FIRST", {"cpu": ("triton", "cpu")})
+
+
+def test_a_backend_that_cannot_run_makes_way_for_the_next_with_a_warning(no_compiler):
+    features, codebook = torch.randn(5, 4), torch.randn(6, 4)
+    expected = ops.codebook_lookup(features, codebook, backend="reference")
+    words = r"backend 'triton' cannot run on cpu and is not used \(RuntimeError: Failed to find C compiler\)"
+    with pytest.warns(RuntimeWarning, match=words):
+        assert torch.equal(ops.codebook_lookup(features, codebook), expected)
+    with pytest.warns(RuntimeWarning, match=words):
+        assert torch.equal(ops.codebook_lookup(features, ops.prepare_codebook(codebook)), expected)
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda x: ops.codebook_lookup(x, codebook), fullgraph=True, backend="aot_eager")
+    with pytest.warns(RuntimeWarning, match=words):
+        assert torch.equal(compiled(features), expected)
+
+
+def test_a_backend_asked_for_by_name_that_cannot_run_says_why(no_compiler):
+    words = "backend: 'triton' cannot run codebook_lookup on cpu: RuntimeError: Failed to find C compiler"
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match=words):
+            CALLS["codebook_lookup"]()
+
+
 def test_the_trial_happens_when_a_graph_is_traced(wrong_kernel):
     torch._dynamo.reset()
     features, codebook = torch.randn(5, 4), torch.randn(6, 4)
@@ -116,7 +149,7 @@ def test_the_trial_happens_when_a_graph_is_traced(wrong_kernel):
         lambda x: ops.codebook_lookup(x, codebook, backend="triton"), fullgraph=True, backend="aot_eager"
     )
     assert torch.equal(compiled(features), ops.codebook_lookup(features, codebook, backend="reference"))
-    assert list(self_check._verdicts.values()) == [""]
+    assert list(self_check._verdicts.values()) == [(True, "")]
     torch._dynamo.reset()
     self_check._verdicts.clear()
     wrong_kernel("distance")
