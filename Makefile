@@ -9,6 +9,7 @@
 # make kernel-hub OUT=build/kernel-hub  the ops as a repository of Hugging Face's kernel hub, built and tried here
 # make wheels PYTHONS="python3.11 python3.12"  manylinux wheels of these Pythons and a source distribution, into dist/
 # make sanitize  the C++ kernel tests under the address and undefined-behaviour sanitizers
+# make neon   the C++ kernel tests of the ARM build on an emulated processor (g++-aarch64-linux-gnu, qemu-user)
 # make check  lint, format and type check of the public ops        make format  apply both
 # make clean  remove the environment and build products (runs/ and data/ are kept)
 
@@ -25,7 +26,7 @@ STAMP  := $(VENV)/.installed
 NATIVE := CMakeLists.txt setup.py pyproject.toml $(shell find csrc -type f)
 CPP    := $(shell find csrc kernel_hub tests/kernels tests/cuda_model examples -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: demo test test-rest test-all docs faults gpu-check bench kernel-hub wheels sanitize check format clean
+.PHONY: demo test test-rest test-all docs faults gpu-check bench kernel-hub wheels sanitize neon check format clean
 
 demo: $(STAMP)
 	PATH="$(CURDIR)/$(BIN):$$PATH" deepspeed soho_fast/train.py
@@ -77,6 +78,11 @@ sanitize: $(STAMP)
 	PATH="$(CURDIR)/$(BIN):$$PATH" cmake -S . -B build/sanitize -GNinja -DSOHO_FAST_BUILD_MODULE=OFF -DSOHO_FAST_BUILD_TESTS=ON -DSOHO_FAST_SANITIZE=ON -DSOHO_FAST_CUDA=OFF
 	PATH="$(CURDIR)/$(BIN):$$PATH" cmake --build build/sanitize --target kernel_tests
 	build/sanitize/kernel_tests
+
+neon: $(STAMP)
+	PATH="$(CURDIR)/$(BIN):$$PATH" cmake -S . -B build/neon -GNinja -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 -DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++ -DCMAKE_EXE_LINKER_FLAGS=-static -DSOHO_FAST_BUILD_MODULE=OFF -DSOHO_FAST_BUILD_TESTS=ON -DSOHO_FAST_CUDA=OFF
+	PATH="$(CURDIR)/$(BIN):$$PATH" cmake --build build/neon --target kernel_tests
+	qemu-aarch64 build/neon/kernel_tests
 
 check: $(STAMP)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

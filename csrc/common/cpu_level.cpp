@@ -27,6 +27,8 @@ bool built(CpuLevel level) {
 #endif
 #ifdef SOHO_X86_LEVELS
   return level != CpuLevel::kAmx;
+#elif defined(SOHO_VECTOR_LEVELS)
+  return level <= CpuLevel::kAvx2;
 #else
   return level == CpuLevel::kScalar;
 #endif
@@ -46,7 +48,7 @@ bool has_bf16_dot_products() {
 #endif
 
 // The processor has bfloat16 tiles, and the system lets this process keep tile data.
-bool tiles_permitted() {
+[[maybe_unused]] bool tiles_permitted() {
 #ifdef SOHO_AMX_LEVEL
   constexpr unsigned kAmxBf16 = 1u << 22, kAmxTile = 1u << 24;  // CPUID.(7,0):EDX
   constexpr long kRequestPermission = 0x1023, kTileData = 18;   // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
@@ -79,14 +81,19 @@ bool probe(CpuLevel level) {
   }
   return false;
 #else
-  return level == CpuLevel::kScalar;
+  return built(level);
 #endif
 }
 
 }  // namespace
 
 const char* cpu_level_name(CpuLevel level) {
-  constexpr const char* kNames[] = {"scalar", "avx2", "avx512", "avx512_bf16", "avx512_vnni", "amx"};
+#ifdef __aarch64__
+  constexpr const char* kOfVectors = "neon";
+#else
+  constexpr const char* kOfVectors = "avx2";
+#endif
+  constexpr const char* kNames[] = {"scalar", kOfVectors, "avx512", "avx512_bf16", "avx512_vnni", "amx"};
   return kNames[static_cast<int>(level)];
 }
 
@@ -135,8 +142,10 @@ void set_cpu_level(const std::string& name) {
     forced_level.store(static_cast<int>(level));
     return;
   }
-  throw std::invalid_argument("level: expected scalar, avx2, avx512, avx512_bf16, avx512_vnni or amx, got '" + name +
-                              "'");
+  if (name == "neon" || name == "avx2")  // that of the other kind of processor
+    throw std::invalid_argument("level: this build has no '" + name + "' kernels");
+  throw std::invalid_argument("level: expected scalar, neon, avx2, avx512, avx512_bf16, avx512_vnni or amx, got '" +
+                              name + "'");
 }
 
 }  // namespace soho

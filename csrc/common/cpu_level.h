@@ -6,7 +6,8 @@
 
 namespace soho {
 
-enum class CpuLevel { kScalar, kAvx2, kAvx512, kAvx512Bf16, kAvx512Vnni, kAmx };  // ascending
+// Ascending. On ARM kAvx2 is called neon: the same code, see vectors.h.
+enum class CpuLevel { kScalar, kAvx2, kAvx512, kAvx512Bf16, kAvx512Vnni, kAmx };
 
 const char* cpu_level_name(CpuLevel level);
 

@@ -20,7 +20,7 @@ from soho_fast.ops import self_check, triton_backend
 from soho_fast.ops.names import EXTENSION, NAMESPACE
 
 BACKENDS = ("reference", "cpu", "triton", "cuda")
-CPU_LEVELS = ("scalar", "avx2", "avx512", "avx512_bf16", "avx512_vnni", "amx")
+CPU_LEVELS = ("scalar", "neon", "avx2", "avx512", "avx512_bf16", "avx512_vnni", "amx")
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 
 _BEST_FIRST = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}  # in turn, where none is named
@@ -219,8 +219,8 @@ def set_cpu_level(level: str | None) -> None:
     """Force the instruction set of the `cpu` backend, for the whole process.
 
     Args:
-        level: "scalar", "avx2", "avx512", "avx512_bf16", "avx512_vnni" or "amx"; None goes back to the best one this
-            machine has.
+        level: "scalar", "neon" (ARM), "avx2", "avx512", "avx512_bf16", "avx512_vnni" or "amx"; None goes back to the
+            best one this machine has.
             An op that has no kernel of the level runs its next lower one.
 
     Raises:

@@ -102,6 +102,7 @@ def test_lookups_take_triton_before_cuda_from_sm_90_on(monkeypatch, capability, 
     monkeypatch.setattr(backends, "_has_cuda_kernels", lambda: has_kernels)
     monkeypatch.setattr(backends.triton_backend, "MISSING", () if has_triton else ("Triton is not installed",))
     monkeypatch.setattr(backends.triton_backend, "DEVICE_TYPE", "cuda")
+    monkeypatch.setattr(backends.self_check, "runs", lambda *trial: True)
     assert backends.backend_for("codebook_lookup", None, second) == chosen
     assert backends.backend_for("pack_codebook", None, second) == chosen, "a lookup takes what its kernel has packed"
     others = "cuda" if has_kernels else chosen
@@ -109,6 +110,9 @@ def test_lookups_take_triton_before_cuda_from_sm_90_on(monkeypatch, capability, 
     for name in ("cuda", "triton"):
         if has_kernels and has_triton:
             assert backends.backend_for("codebook_lookup", name, second) == name
+    monkeypatch.setattr(backends.self_check, "runs", lambda name, backend, *trial: backend != chosen)
+    after = {"triton": "cuda" if has_kernels else "reference", "cuda": "triton" if has_triton else "reference"}
+    assert backends.backend_for("codebook_lookup", None, second) == after.get(chosen, "reference")
 
 
 @needs_extension

@@ -279,7 +279,7 @@ BACKEND = [
     (
         lambda: set_cpu_level("sse9"),
         ValueError,
-        ("level", "scalar, avx2, avx512, avx512_bf16, avx512_vnni, amx or None", "'sse9'"),
+        ("level", "scalar, neon, avx2, avx512, avx512_bf16, avx512_vnni, amx or None", "'sse9'"),
     ),
     *(
         (

@@ -3,8 +3,7 @@
 //
 // Compiled with its own flags, so nothing here may be shared with other files by the linker: no standard containers or
 // algorithms, everything in an unnamed namespace.
-#include <immintrin.h>
-
+#include "common/vectors.h"
 #include "kernels/codebook_lookup/compare_all.h"
 #include "kernels/codebook_lookup/compare_few.h"
 #include "kernels/codebook_lookup/pack_group.h"

@@ -27,6 +27,8 @@ std::vector<LookupPass> euclidean_passes(CpuLevel level) {
               {kNothingScreened, compare_all_avx512}};
     case CpuLevel::kAvx512:
       return {{kFormatAvx512, screen_avx512}, {kNothingScreened, compare_all_avx512}};
+#endif
+#ifdef SOHO_VECTOR_LEVELS
     case CpuLevel::kAvx2:
       return {{kFormatAvx2, screen_avx2}, {kNothingScreened, compare_all_avx2}};
 #endif
@@ -43,7 +45,7 @@ std::vector<LookupPass> passes_of(CpuLevel level, Metric metric) {
   return passes;
 }
 
-const PruningPass* pruning_pass_of(CpuLevel level, int64_t num_channels, Metric metric) {
+const PruningPass* pruning_pass_of(CpuLevel level, [[maybe_unused]] int64_t num_channels, Metric metric) {
   if (metric != Metric::kEuclidean) return nullptr;
   switch (level) {
 #ifdef SOHO_X86_LEVELS
@@ -59,6 +61,8 @@ const PruningPass* pruning_pass_of(CpuLevel level, int64_t num_channels, Metric 
       return &kPruningAvx512Bf16;
     case CpuLevel::kAvx512:
       return &kPruningAvx512;
+#endif
+#ifdef SOHO_VECTOR_LEVELS
     case CpuLevel::kAvx2:
       return &kPruningAvx2;
 #endif
@@ -76,6 +80,8 @@ const FewRows* few_rows_of(CpuLevel level, Metric metric, int64_t topk) {
     case CpuLevel::kAvx512Bf16:
     case CpuLevel::kAvx512:
       return &kFewRowsAvx512;
+#endif
+#ifdef SOHO_VECTOR_LEVELS
     case CpuLevel::kAvx2:
       return &kFewRowsAvx2;
 #endif

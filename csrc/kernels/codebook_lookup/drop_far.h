@@ -7,12 +7,11 @@
 // Included by each vector level and compiled with its flags; see exact_distance.h.
 #pragma once
 
-#include <immintrin.h>
-
 #include <cstdint>
 #include <cstring>
 #include <limits>
 
+#include "common/vectors.h"
 #include "kernels/codebook_lookup/passes.h"
 
 namespace soho {
@@ -57,6 +56,10 @@ inline FloatLanes load_some_floats(const float* values, int64_t count) {
   if (count >= kFloatLanes) return load_floats(values);
 #ifdef __AVX512F__
   return _mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << count) - 1), values);
+#elif defined(__aarch64__)
+  float some[kFloatLanes] = {};
+  std::memcpy(some, values, sizeof(float) * count);
+  return load_floats(some);
 #else
   const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
   return _mm256_maskload_ps(values, _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(count)), lane));

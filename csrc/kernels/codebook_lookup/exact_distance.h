@@ -4,13 +4,12 @@
 // standard container or algorithm is used, so that the linker cannot share it between levels.
 #pragma once
 
-#include <immintrin.h>
-
 #include <cmath>
 #include <cstring>
 #include <limits>
 
 #include "common/memory.h"
+#include "common/vectors.h"
 #include "kernels/codebook_lookup/passes.h"
 
 namespace soho {
@@ -24,20 +23,21 @@ constexpr double kFar = std::numeric_limits<double>::infinity();
 constexpr int kWidth = 8;
 constexpr int kTileRows = 6, kTileCodes = 4;  // 24 sums, 4 codes, 1, a row: 30 of 32 registers
 using Lanes = __m512d;
-using LanesInMemory = __m512d_u;
+inline Lanes all_lanes(double value) { return _mm512_set1_pd(value); }
+inline Lanes load_lanes(const double* values) { return _mm512_loadu_pd(values); }
+inline void store_lanes(double* target, Lanes lanes) { _mm512_storeu_pd(target, lanes); }
 inline Lanes load_lanes(const float* values) { return _mm512_cvtps_pd(_mm256_loadu_ps(values)); }
 inline Lanes times_plus(Lanes a, Lanes b, Lanes c) { return _mm512_fmadd_pd(a, b, c); }
 #else
 constexpr int kWidth = 4;
 constexpr int kTileRows = 3, kTileCodes = 4;  // 12 sums, 1, a row, a difference: 15 of 16 registers, codes from memory
 using Lanes = __m256d;
-using LanesInMemory = __m256d_u;
+inline Lanes all_lanes(double value) { return _mm256_set1_pd(value); }
+inline Lanes load_lanes(const double* values) { return _mm256_loadu_pd(values); }
+inline void store_lanes(double* target, Lanes lanes) { _mm256_storeu_pd(target, lanes); }
 inline Lanes load_lanes(const float* values) { return _mm256_cvtps_pd(_mm_loadu_ps(values)); }
 inline Lanes times_plus(Lanes a, Lanes b, Lanes c) { return _mm256_fmadd_pd(a, b, c); }
 #endif
-inline Lanes all_lanes(double value) { return Lanes{} + value; }
-inline Lanes load_lanes(const double* values) { return *reinterpret_cast<const LanesInMemory*>(values); }
-inline void store_lanes(double* target, Lanes lanes) { *reinterpret_cast<LanesInMemory*>(target) = lanes; }
 
 inline bool row_is_finite(const CodebookLookupArgs& args, int64_t i) {
   const void* row = row_at(args.features, i, args.row_stride, args.features_type);
@@ -148,7 +148,8 @@ inline void pair_sums(const ExactCopies& copies, int64_t first_row, __m256d (&re
   for (int r = 0; r < num_rows; ++r) {
     __m256d four[kTileCodes], two[2];
 #pragma GCC unroll 8
-    for (int k = 0; k < kTileCodes; ++k) four[k] = _mm256_loadu_pd(sums[r][k]) + _mm256_loadu_pd(sums[r][k] + 4);
+    for (int k = 0; k < kTileCodes; ++k)
+      four[k] = _mm256_add_pd(_mm256_loadu_pd(sums[r][k]), _mm256_loadu_pd(sums[r][k] + 4));
 #pragma GCC unroll 2
     for (int k = 0; k < 2; ++k) {  // of one code in the lower half, of the other in the upper one
       const __m256d a = four[k], b = four[k + 2];

@@ -192,10 +192,14 @@ void pack_codebook(const ScreeningFormat& format, const float* codebook, int64_t
   const int64_t most_channels = format.type == ScreeningType::kInt8 ? kMaxInt8Channels : kMaxChannels;
   if (format.width == 0 || codes.size() < 2 || num_channels > most_channels) return blank_groups_from(0);
 
-#ifdef SOHO_X86_LEVELS                                          // no other has a format with a width
+#ifdef SOHO_VECTOR_LEVELS                                       // no other has a format with a width
   std::vector<float> own_centre(euclidean ? 0 : num_channels);  // of the codes alone, rows have none
   float* centre = euclidean ? section<float>(packed, at.centre) : own_centre.data();
+#ifdef SOHO_X86_LEVELS
   const PackingLoops& loops = format.width == kFormatAvx2.width ? kPackingLoopsAvx2 : kPackingLoopsAvx512;
+#else
+  const PackingLoops& loops = kPackingLoopsAvx2;
+#endif
   const ComparedCodes compared(format.metric, codebook, codes, norms, num_channels, parallel_for);
   std::vector<double> mean(num_channels, 0.0);
   parallel_for(num_channels, kChannelsPerTask, [&](int64_t begin, int64_t end) {

@@ -251,7 +251,7 @@ class PruningPanel {
       const float* code_radius = pruning.radius + group * kWidth;
       for (int64_t r = 0; r < num_padded_; r += kRows) {
         for (int64_t line = 0; line < lines_per_tile_ && bytes_ahead_ > 0; ++line) {
-          _mm_prefetch(ahead_, _MM_HINT_T1);
+          __builtin_prefetch(ahead_, 0, 2);
           ahead_ += kLine;
           bytes_ahead_ -= kLine;
         }

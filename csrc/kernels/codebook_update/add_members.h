@@ -7,8 +7,7 @@
 //   static void store(sum, value), store_some(sum, value, left)     float64, or rounded where sum is float32
 #pragma once
 
-#include <immintrin.h>
-
+#include "common/vectors.h"
 #include "kernels/codebook_update/members.h"
 
 namespace soho {
@@ -43,7 +42,7 @@ void add_run(const Run& run, int64_t channel, double* sums) {
 #pragma GCC unroll 16
     for (int v = 0; v < num_vectors; ++v) {
       const int64_t offset = v * Vector::kLanes * element_size(type);
-      if (offset % kLineBytes == 0) _mm_prefetch(row_ahead + offset, _MM_HINT_T1);
+      if (offset % kLineBytes == 0) __builtin_prefetch(row_ahead + offset, 0, 2);
       sum[v] = Vector::add(sum[v], Vector::template row<type>(row + offset));
     }
   }
@@ -61,7 +60,7 @@ void add_run_end(const Run& run, int64_t channel, int64_t left, double* sums) {
   typename Vector::Register sum = run.from_zero ? Vector::zero() : Vector::load_some(sums + channel, left);
   const char* features = run.features + channel * element_size(type);
   for (int64_t m = run.begin; m < run.end; ++m) {
-    _mm_prefetch(features + run.rows[m + run.ahead] * run.row_bytes, _MM_HINT_T1);
+    __builtin_prefetch(features + run.rows[m + run.ahead] * run.row_bytes, 0, 2);
     sum = Vector::add(sum, Vector::template row_some<type>(features + run.rows[m] * run.row_bytes, left));
   }
   if (run.rounded != nullptr)

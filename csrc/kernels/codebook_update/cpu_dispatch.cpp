@@ -23,6 +23,8 @@ struct Kernels {
 Kernels kernels_of([[maybe_unused]] CpuLevel level) {
 #ifdef SOHO_X86_LEVELS
   if (level >= CpuLevel::kAvx512) return {add_members_avx512, move_code_avx512};
+#endif
+#ifdef SOHO_VECTOR_LEVELS
   if (level >= CpuLevel::kAvx2) return {add_members_avx2, move_code_avx2};
 #endif
   return {add_members_scalar, move_code_scalar};
