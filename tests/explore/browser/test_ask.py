@@ -374,3 +374,8 @@ def test_at_phone_width_by_keys_alone(window, asked, open_window, scheme):
     assert phone.page.locator(".ask-view .status").inner_text().startswith("code ")
     phone.press("Enter")
     assert phone.address().startswith("#/code/")
+    open_question(phone, "#/ask?question=codes&image=1")
+    wait_for_answer(phone)
+    assert phone.page.evaluate("document.documentElement.scrollWidth") <= 390
+    rights = phone.page.locator(".choice").evaluate_all("all => all.map(e => e.getBoundingClientRect().right)")
+    assert len(rights) == 5 and max(rights) <= 390, "every question can be seen"

@@ -37,7 +37,7 @@
     },
     codes: {
       title: "Which codes?",
-      score: "The code of each patch, and how many patches of the image have it",
+      score: "The code of each patch, and the share of the patches that have it",
       recipe: "mini",
     },
   };
