@@ -165,7 +165,8 @@ def in_plain_words(message: str, flags: Iterable[str]) -> str:
         told = re.sub(pattern, words, told).replace("FIELD", field)
     expected, _, came = told.rpartition(", got ")
     similar = did_you_mean(came.strip("'"), re.findall(r"'([^']*)'", expected))
-    return f"{field}: {told}{similar} (--help says more)"
+    # What a sub-command is called by, its choices, is in what is expected of it.
+    return f"{'' if '|' in field else f'{field}: '}{told}{similar} (--help says more)"
 
 
 def _unknown(rest: Sequence[str], flags: Iterable[str]) -> str:

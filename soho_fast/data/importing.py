@@ -285,7 +285,7 @@ def _parser() -> Parser:
         epilog=__doc__.partition("\n\n")[2] if __doc__ else "",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    forms = parser.add_subparsers(dest="form", required=True, metavar="csv | text | coco | datasets")
+    forms = parser.add_subparsers(dest="form", required=True, metavar="csv|text|coco|datasets")
     about = {
         "csv": "a CSV file with a row for each caption",
         "text": "a .txt file beside each image, a caption in each line",

@@ -1,10 +1,11 @@
 """POST /ask: a question about images, as a form, to a model at hand; its answers and where it looked, as JSON.
 
-The form's fields: `model`, its name; `image`, once, or twice for two images, left and right: a file, or the number of a
-image of the bundle; `text`, once a text; `question`, if it is to be checked that the model takes it; `attend`, the
-number of the text whose attention is wanted. The reply: see `SeeingPipeline.ask`; each image has also `seen` (upload,
-original or small copy) and `number`; `no_codes` says why no codes are given, where they are not, and `agreement` how
-many of the patches of some of the explorer's images, of 1, have the same code by this model.
+The form's fields: `model`, its name; `image`, once, or twice for two images, left and right: a file, or the number of
+an image of the bundle; `text`, once a text; `question`, the model's own, if that is to be checked, or "codes", which
+takes no text and asks which codes the image has; `attend`, the number of the text whose attention is wanted. The reply:
+see `SeeingPipeline.ask`; each image has also `seen` (upload, original or small copy) and `number`; `no_codes` says why
+no codes are given, where they are not, and `agreement` how many of the patches of some of the explorer's images, of 1,
+have the same code by this model.
 What can't be answered is {"error": one line}.
 """
 
@@ -144,7 +145,7 @@ class AskedModel:
                 raise _NobodyWaits
 
         self.pending += 1
-        work = self._thread.submit(self._answer, go_on, shown, images, question)
+        work = self._thread.submit(self._answer, go_on, shown, images, **question)
         future = asyncio.wrap_future(work)
         self._awaited.add(future)
         loop = asyncio.get_running_loop()
@@ -176,7 +177,8 @@ class AskedModel:
         go_on: Callable[[], None],
         shown: ShownImages,
         images: Sequence[AskedImage],
-        question: Mapping[str, Any],
+        question: str,
+        **about: Any,
     ) -> dict[str, Any]:
         if self._pipeline is None:
             self._pipeline = self._load()
@@ -191,7 +193,7 @@ class AskedModel:
         go_on()
         started = time.monotonic()
         try:
-            reply = self._pipeline.ask(self.question, [data for data, _ in files], go_on=go_on, **question)
+            reply = self._pipeline.ask(question, [data for data, _ in files], go_on=go_on, **about)
         except ValueError as error:
             raise Refused(400, str(error)) from error
         for image, asked, (_, seen) in zip(reply["images"], images, files, strict=True):
@@ -199,8 +201,8 @@ class AskedModel:
             if why is not None:
                 image["codes"] = None
         seconds = round(time.monotonic() - started, 3)
-        about = {"model": self.name, "question": self.question, "seconds": seconds}
-        return {**about, "agreement": agreement, "no_codes": why, **reply}
+        said = {"model": self.name, "question": question, "seconds": seconds, "agreement": agreement, "no_codes": why}
+        return {**said, **reply}
 
     def _comparison(self, pipeline: SeeingPipeline, shown: ShownImages) -> tuple[float | None, str | None]:
         """How far this model's codes are those of the explorer, of 1, and why they can't be taken for these.
@@ -333,16 +335,15 @@ class Asking:
         texts_of = {name: [value for value in values if isinstance(value, str)] for name, values in fields.items()}
         model = self._model(texts_of.get("model", [""])[0])
         asked = texts_of.get("question", [model.question])[0]
-        if asked != model.question:
-            raise Refused(
-                400, f"question: {model.name} is for {model.kind}: expected {model.question}, got {asked[:60]!a}"
-            )
-        texts = self._texts(texts_of.get("text", []), model)
-        expected = 2 if model.question == "compare" else 1
-        if len(fields.get("image", [])) != expected:
-            raise Refused(400, f"image: {model.question} takes {expected}, got {len(fields.get('image', []))}")
+        if asked not in (model.question, "codes"):
+            expected = f"expected {model.question} or codes, got {asked[:60]!a}"
+            raise Refused(400, f"question: {model.name} is for {model.kind}: {expected}")
+        texts = self._texts(texts_of.get("text", []), asked)
+        count = 2 if asked == "compare" else 1
+        if len(fields.get("image", [])) != count:
+            raise Refused(400, f"image: {asked} takes {count}, got {len(fields.get('image', []))}")
         images = [await self._image(value) for value in fields["image"]]
-        question: dict[str, Any] = {"texts": texts}
+        question: dict[str, Any] = {"question": asked, "texts": texts}
         if "attend" in fields:
             question["attend"] = _number("attend", texts_of["attend"][0], len(texts))
         return model, images, question
@@ -354,10 +355,10 @@ class Asking:
         return self.models[name]
 
     @staticmethod
-    def _texts(texts: Sequence[str], model: AskedModel) -> list[str]:
-        most = MAX_TEXTS if model.question == "rank" else 1
-        if not 1 <= len(texts) <= most:
-            raise Refused(400, f"text: {model.question} takes {'1 to ' if most > 1 else ''}{most}, got {len(texts)}")
+    def _texts(texts: Sequence[str], asked: str) -> list[str]:
+        least, most = {"rank": (1, MAX_TEXTS), "codes": (0, 0)}.get(asked, (1, 1))
+        if not least <= len(texts) <= most:
+            raise Refused(400, f"text: {asked} takes {'1 to ' if most > 1 else ''}{most}, got {len(texts)}")
         for number, text in enumerate(texts):
             if not text.strip():
                 raise Refused(400, f"text {number + 1} is empty")

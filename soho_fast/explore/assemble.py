@@ -9,8 +9,7 @@ import contextlib
 import errno
 import os
 import tempfile
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -120,9 +119,8 @@ def assemble(
         spool = Spool(Path(spooled))
         try:
             chosen_words = _look(source, spool, say)
-            writer = _Writer(source, new, spool, chosen_words, most_shown, say)
-            writer.labels, writer.window = labels, window
-            writer.write(made_of, run, timeline, decoded)
+            writer = _Writer(source, new, spool, chosen_words, labels, window, most_shown, say)
+            writer.write(timeline, decoded, made_of=made_of, run=run)
         finally:
             spool.close()
         write_checksums(new)
@@ -156,8 +154,6 @@ def window_of(spool: Spool, patch_seconds: Sequence[float] = ()) -> float:
 
 
 class _Writer:
-    labels: Sequence[str | None] | None = None
-    window: float | None = None
     maps: Sequence[str] = ()
 
     def __init__(
@@ -166,9 +162,12 @@ class _Writer:
         folder: Path,
         spool: Spool,
         chosen_words: words.Words,
+        labels: Sequence[str | None] | None,
+        window: float | None,
         most_shown: int,
         say: Callable[[str], None],
     ) -> None:
+        self.labels, self.window = labels, window
         self.source, self.folder, self.spool, self.words, self.say = source, folder, spool, chosen_words, say
         self.num_codes = source.num_codes
         self.level_codes = source.num_codes // source.num_levels
@@ -177,15 +176,11 @@ class _Writer:
         self.images_G = gallery.choose_images(spool, self.usage.images, most_shown)
         # What the first page shows of each code, see `bundle`, data/wall.js.
         self.wall: list[dict[str, Any]] = []
-        self.codes_of_word: dict[int, list[tuple]] = defaultdict(list)
+        # Of each code in turn the `rank_words` of those that it is associated with.
+        self.associated: list[np.ndarray] = []
 
-    def write(
-        self,
-        made_of: str,
-        run: Mapping[str, Any] | None,
-        timeline: Mapping[str, Any] | None,
-        decoded: Sequence[Any] | None,
-    ) -> None:
+    def write(self, timeline: Mapping[str, Any] | None, decoded: Sequence[Any] | None, **about: Any) -> None:
+        """about: fields of data/meta.js that are not found out here."""
         layout.copy_pages(self.folder)
         (self.folder / "data").mkdir()
         for code, pixels in enumerate(decoded if decoded is not None else ()):
@@ -200,8 +195,10 @@ class _Writer:
         layout.write_value(self.folder, "words", self._words())
         layout.write_value(self.folder, "timeline", timeline)
         layout.write_value(self.folder, "server", None)
-        layout.write_value(self.folder, "meta", self._meta(made_of, run, decoded is not None, timeline is not None))
-        self._choose_figure()
+        about |= {"has_decoded": decoded is not None, "has_timeline": timeline is not None}
+        layout.write_value(self.folder, "meta", self._meta(**about))
+        bundle = Bundle(self.folder)
+        layout.write_value(self.folder, "meta", {**bundle.meta, "figure": choose_codes(bundle)})
 
     def _write_small_copies(self) -> None:
         """Those of the gallery's images; one that can't be read any more is left out of it."""
@@ -241,10 +238,7 @@ class _Writer:
             text = self.spool.texts(number)
             yield {
                 "image": shown,
-                "name": text["name"],
-                "source": text["source"],
-                "licences": text["licences"],
-                "captions": text["captions"],
+                **{name: text[name] for name in ("name", "source", "licences", "captions")},
                 "width": self.sizes_G[shown][0],
                 "height": self.sizes_G[shown][1],
                 "patches_high": self.sizes_in_patches_G[shown][0],
@@ -294,11 +288,11 @@ class _Writer:
                     "histogram": self.usage.histogram[code].tolist(),
                     "positions": _counts(self.usage.positions[code]),
                     "words": self._words_of_code(found[: words.WORDS_PER_CODE]),
-                    "neighbours": [{"code": start + c, "count": n, "lift": _short(lift)} for c, n, lift in neighbours],
-                    "near": [{"code": c, "distance": _short(distance)} for c, distance in near_row],
+                    "neighbours": _dicts("code count lift", ((start + c, *rest) for c, *rest in neighbours)),
+                    "near": _dicts("code distance", near_row),
                     "next": statistics.most_frequent(following[block]) if len(following) else [],
                 }
-                self._note_words(code, found[found["low"] > 1])
+                self.associated.append(found[found["low"] > 1])
                 self.wall.append(self._on_wall(entry, near_row, place[code]))
                 yield entry
             progress(last, self.num_codes)
@@ -372,57 +366,31 @@ class _Writer:
         ]
 
     def _words_of_code(self, ranked: np.ndarray) -> list[dict[str, Any]]:
-        return [
-            {
-                "word": self.words.spelling[column],
-                "both": both,
-                "images": int(self.words.images[column]),
-                "lift": _short(lift),
-                "low": _short(low),
-                "high": _short(high),
-            }
-            for column, both, lift, low, high in ranked.tolist()
-        ]
-
-    def _note_words(self, code: int, associated: np.ndarray) -> None:
-        for column, both, lift, low, high in associated.tolist():
-            kept = self.codes_of_word[column]
-            kept.append((-low, -lift, code, both, high))
-            if len(kept) > 4 * words.CODES_PER_WORD:
-                kept.sort()
-                del kept[words.CODES_PER_WORD :]
+        rows = ((self.words.spelling[c], both, int(self.words.images[c]), *rest) for c, both, *rest in ranked.tolist())
+        return _dicts("word both images lift low high", rows)
 
     def _words(self) -> list[dict[str, Any]]:
-        found = []
+        code = np.repeat(np.arange(self.num_codes), list(map(len, self.associated)))
+        found = np.concatenate(self.associated)
+        order = np.lexsort((code, -found["lift"], -found["low"], found["column"]))
+        begins = np.searchsorted(found["column"][order], np.arange(len(self.words.spelling) + 1))
+        values = []
         for column, (spelling, images) in enumerate(zip(self.words.spelling, self.words.images.tolist(), strict=True)):
-            codes = [
-                {
-                    "code": code,
-                    "both": both,
-                    "images": int(self.usage.captioned[code]),
-                    "lift": _short(-lift),
-                    "low": _short(-low),
-                    "high": _short(high),
-                }
-                for low, lift, code, both, high in sorted(self.codes_of_word[column])[: words.CODES_PER_WORD]
-            ]
-            found.append({"word": spelling, "images": images, "forms": self.words.forms[column], "codes": codes})
-        return found
+            best = order[begins[column] : begins[column + 1]][: words.CODES_PER_WORD]
+            of_code = zip(code[best].tolist(), found[["both", "lift", "low", "high"]][best].tolist(), strict=True)
+            rows = ((c, both, int(self.usage.captioned[c]), *rest) for c, (both, *rest) in of_code)
+            codes = _dicts("code both images lift low high", rows)
+            values.append({"word": spelling, "images": images, "forms": self.words.forms[column], "codes": codes})
+        return values
 
-    def _meta(
-        self, made_of: str, run: Mapping[str, Any] | None, has_decoded: bool, has_timeline: bool
-    ) -> dict[str, Any]:
-        codebook = self.source.codebook
-        counts = np.zeros(len(self.source.data_sets), dtype=np.int64)
-        for number in range(len(self.spool)):
-            counts[self.spool.texts(number)["source"]] += 1
+    def _meta(self, **about: Any) -> dict[str, Any]:
+        codebook, names = self.source.codebook, self.source.data_sets
+        counts = np.bincount([self.spool.texts(n)["source"] for n in range(len(self.spool))], minlength=len(names))
         return {
             "schema": layout.SCHEMA,
             "title": self.source.title,
             "model": self.source.model,
             "weights": "" if codebook is None else digest_of(codebook[: self.level_codes]),
-            "made_of": made_of,
-            "run": run,
             "program": program(),
             "num_codes": self.num_codes,
             "num_levels": self.source.num_levels,
@@ -434,16 +402,12 @@ class _Writer:
             "num_words": len(self.words.spelling),
             "has_captions": self.num_captioned > 0,
             "has_distances": self.spool.has_distances,
-            "has_decoded": has_decoded,
-            "has_timeline": has_timeline,
+            **about,
             "maps": self.maps,
             "has_compare": False,
             "has_sound": bool(self.patch_seconds),
             "window": self.window or window_of(self.spool, self.patch_seconds),
-            "sources": [
-                {"name": name, "num_images": count}
-                for name, count in zip(self.source.data_sets, counts.tolist(), strict=True)
-            ],
+            "sources": _dicts("name num_images", zip(names, counts.tolist(), strict=True)),
             "licences": self.source.licences,
             "position_rows": self.usage.position_rows,
             "position_columns": self.usage.position_columns,
@@ -461,11 +425,12 @@ class _Writer:
         if not self.words.spelling:
             return {}
         associated = [row["word"] is not None for row in self.wall if row["tokens"]]
-        return {"share of active codes associated with a word": float(np.mean(associated)) if associated else 0.0}
+        return {"share of active codes associated with a word": float(np.mean(associated))}
 
-    def _choose_figure(self) -> None:
-        bundle = Bundle(self.folder)
-        layout.write_value(self.folder, "meta", {**bundle.meta, "figure": choose_codes(bundle)})
+
+def _dicts(names: str, rows: Iterable[Sequence[Any]]) -> list[dict[str, Any]]:
+    """Rows by the names of their values, numbers `_short`."""
+    return [dict(zip(names.split(), map(_short, row), strict=True)) for row in rows]
 
 
 def _counts(values: np.ndarray) -> list[float]:
@@ -473,6 +438,8 @@ def _counts(values: np.ndarray) -> list[float]:
     return values.astype(np.int64).tolist() if (values % 1 == 0).all() else values.round(2).tolist()
 
 
-def _short(number: float) -> float | None:
-    """Six significant digits, which is what a page can show; None where it is no finite number."""
-    return float(f"{number:.6g}") if np.isfinite(number) else None
+def _short(value: Any) -> Any:
+    """Of a float six significant digits, which is what a page can show; None where it is not finite."""
+    if not isinstance(value, float):
+        return value
+    return float(f"{value:.6g}") if np.isfinite(value) else None

@@ -57,9 +57,8 @@ class SeeingPipeline(SohoPipeline):
         pixels_3HW = self._pixels(image)
         (visual,) = self._encode([pixels_3HW], 1)
         grid = self._grid(visual, pixels_3HW)
-        index_1L = self._codes(visual)
-        assert index_1L is not None, "asked of a model with a dictionary"
-        return grid["rows"], grid["columns"], index_1L[0].tolist()
+        assert grid["codes"] is not None, "asked of a model with a dictionary"
+        return grid["rows"], grid["columns"], grid["codes"]
 
     def ask(
         self,
@@ -72,9 +71,9 @@ class SeeingPipeline(SohoPipeline):
         """Answer a question, and say where the model looked.
 
         Args:
-            question: "rank", "answer", "entails" or "compare".
+            question: "rank", "answer", "entails", "compare" or "codes", which takes no text: `images` is the reply.
             images: files, one, or left and right of "compare".
-            texts: several for "rank", one else.
+            texts: several for "rank", none for "codes", one else.
             attend: the text whose attention is wanted, by its number; None takes the first of the answers to "rank".
             go_on: called now and then; what it raises ends the work.
 
@@ -84,9 +83,10 @@ class SeeingPipeline(SohoPipeline):
             tokens: its tokens, [CLS] first, without the closing [SEP].
             reads: "codes" or "features": what the Transformer reads of an image.
             images: of each image `rows`, `columns` of its patches; `patches_high`, `patches_wide`, its own height and
-                width in patches, fractions included; `codes`, the nearest code of each patch's feature, row by row,
-                None without a dictionary; `attention[layer][token][patch]`: the share of a token's attention that goes
-                to a patch, mean over the heads. What is missing to 1 in all patches goes to the text.
+                width in patches, fractions included; `codes`, the nearest code (of the first level) of each patch's
+                feature, row by row, None without a dictionary; `attention[layer][token][patch]`: the share of a token's
+                attention that goes to a patch, mean over the heads. What is missing to 1 in all patches goes to the
+                text.
 
         Raises:
             ValueError: a text or an image can't be used, or the model is not for this question.
@@ -94,6 +94,9 @@ class SeeingPipeline(SohoPipeline):
         self._go_on = go_on
         pixels = [self._pixels(image) for image in images]
         seen = [self._encode([pixels_3HW], 1)[0] for pixels_3HW in pixels]
+        grids = [self._grid(*both) for both in zip(seen, pixels, strict=True)]
+        if question == "codes":
+            return {"images": grids}
         if question == "rank":
             answers = _numbered(self.rank(seen[0], texts, batch_size=_IMAGES_AT_ONCE), texts)
             attend = answers[0]["number"] if attend is None else attend
@@ -103,7 +106,6 @@ class SeeingPipeline(SohoPipeline):
         attend = attend or 0
         if not 0 <= attend < len(texts):
             raise ValueError(f"attend: expected the number of a text, 0 to {len(texts) - 1}, got {attend}")
-        grids = [self._grid(*both) for both in zip(seen, pixels, strict=True)]
         return {"answers": answers, "attended": attend, **self._attention(texts[attend], seen, grids)}
 
     def read(self, *inputs: Any) -> Tensor:
@@ -124,12 +126,10 @@ class SeeingPipeline(SohoPipeline):
         share_layers = [attention_PHTT.float().mean(1).cpu() for attention_PHTT in output.attentions]
         images = []
         for number, (visual, grid) in enumerate(zip(seen, grids, strict=True)):
-            index_1L = self._codes(visual)
             patches = slice(len(ids), len(ids) + visual.valid.shape[1])
             images.append(
                 {
                     **grid,
-                    "codes": None if index_1L is None else index_1L[0].tolist(),
                     "attention": [
                         [
                             [round(share, _DIGITS) for share in row]
@@ -148,17 +148,17 @@ class SeeingPipeline(SohoPipeline):
         assert isinstance(pixels_3HW, Tensor), "bytes are no encoded image"
         return pixels_3HW
 
-    def _codes(self, visual: VisualTokens) -> Tensor | None:
-        dictionary = self.model.base().visual_dictionary
-        if visual.index is not None or dictionary is None:
-            return visual.index
-        return dictionary(visual.features, visual.valid)[1]  # Fine-tuned models read the features themselves.
-
+    @torch.no_grad()
     def _grid(self, visual: VisualTokens, pixels_3HW: Tensor) -> dict[str, Any]:
+        index_1L, dictionary = visual.index, self.model.base().visual_dictionary
+        if index_1L is None and dictionary is not None:  # Fine-tuned models read the features themselves.
+            index_1L = dictionary(visual.features, visual.valid)[1]
+        codes = None if index_1L is None else index_1L[0].tolist()
         edge = 32 * self.model.config.visual_pool  # pixels of a patch
         (height, width), columns = pixels_3HW.shape[-2:], visual.columns
         rows = visual.valid.shape[1] // columns
-        return {"rows": rows, "columns": columns, "patches_high": height / edge, "patches_wide": width / edge}
+        high, wide = height / edge, width / edge
+        return {"rows": rows, "columns": columns, "patches_high": high, "patches_wide": wide, "codes": codes}
 
 
 def _numbered(answers: Sequence[ScoredText], texts: Sequence[str]) -> list[dict[str, Any]]:

@@ -24,11 +24,9 @@ from soho_fast.common.extras import from_extra
 from soho_fast.common.hub import RUN_MODELS, check_name, run_model
 from soho_fast.common.versions import gone_on, read_run_of
 from soho_fast.explore import from_files
+from soho_fast.explore.bundle import FOLDER
 
 TAKES_FIELDS = True
-FOLDER = "explorer"
-"""Where the explorer goes within a run's folder."""
-
 _FLAGS = ("--recipe", "--checkpoint", "--split", "--images", "--into", "--title", "--licence")
 
 
@@ -43,7 +41,7 @@ def add_data_arguments(parser: Parser, **of_model: Any) -> None:
     parser.add_argument(
         "--split", nargs="+", default=[], help="Splits of the recipe: training, heldout (default: all)."
     )
-    what = "Maximum number of images, evenly spaced (default: all); without a model, their folder."
+    what = "Maximum number of images, evenly spaced (default: all); without a model, their folder or data set."
     parser.add_argument("--images", help=what)
 
 
@@ -116,7 +114,6 @@ def open_model(options: argparse.Namespace, say: Callable[[str], None]) -> Opene
         )
     recipe = load_recipe(["--recipe", named, *options.fields], flags=_FLAGS)
     task = recipe.make_task(say)
-    _refuse_without_dictionary(folder)
     licence = getattr(options, "licence", None)
     return Opened(folder, run, recipe, task, list(options.split), int(options.images or 0), licence)
 
@@ -138,17 +135,6 @@ def _find_model(name: str, checkpoint: str | None) -> tuple[Path | None, str]:
         return path, run_model(path, checkpoint)[0]
     except FileNotFoundError as error:
         raise UserError(f"{'checkpoint' if checkpoint else 'model'}: {error}") from error
-
-
-def _refuse_without_dictionary(folder: str) -> None:
-    """Said before anything is read or loaded, where the model's folder tells."""
-    path = Path(folder) / "config.json"
-    try:
-        config = json.loads(path.read_text()) if path.is_file() else {}
-    except ValueError:
-        return  # The loader says more of a damaged file.
-    if isinstance(config, dict) and config.get("use_dictionary") is False:
-        raise UserError(f"{folder} has no visual dictionary (use_dictionary: false): there are no codes to show")
 
 
 def run(options: argparse.Namespace) -> int:

@@ -105,7 +105,7 @@ data/compare.js, of this explorer, the second, and another, the first:
     rows: list of {level, kind, first, second, tokens, overlap, to, tile}: `first`, a code of the first by its number in
         the level, null of a new one; `second`, its partner, null where it has none; `tokens` of the first's code in
         these images; `overlap`, patches with both of those with either; `to`, list of [code, tokens]: those that most
-        of its tokens have now; kind: kept (overlap of half or more), moved, split (several codes are mostly parts of
+        of its tokens have now; kind: stable (overlap of half or more), moved, split (several codes are mostly parts of
         it), merged (several are mostly parts of one), lost, new; `tile`, an occurrence of the first's code, or null
 
 data/sound-000000.js, of a clip of audio:
@@ -150,6 +150,8 @@ from soho_fast.common.errors import UserError
 from soho_fast.common.versions import read_run_of
 
 PAGES = Path(__file__).parent / "pages"
+FOLDER = "explorer"
+"""Where the explorer goes within a run's folder."""
 SCHEMA = 4
 KINDS = ("nearest", "quantiles", "random")
 """Of the occurrences of a code."""
@@ -203,9 +205,10 @@ class Bundle:
     """A bundle that was written before. Each file that is read is compared with its checksum, where there are some.
 
     Args:
-        folder: Where it lies.
+        folder: Where it lies, or the folder of a run that has one.
 
     Attributes:
+        noun: "image", or "clip" where it is of clips of audio.
         sums: SHA-256 of its files by name; None where it has no SHA256SUMS.
 
     Raises:
@@ -215,6 +218,8 @@ class Bundle:
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder)
+        if not (self.folder / "data").is_dir() and (self.folder / FOLDER).is_dir():
+            self.folder /= FOLDER
         if not (self.folder / "data" / "meta.js").is_file():
             raise FileNotFoundError(
                 f"{folder} is no explorer (it has no data/meta.js); make one: python -m soho_fast.explore build RUN"
@@ -227,6 +232,7 @@ class Bundle:
         if self.meta.get("schema") != SCHEMA:
             found = self.meta.get("schema")
             raise BundleError(f"{self.folder / 'data' / 'meta.js'}: expected schema {SCHEMA}, got {found!r}")
+        self.noun = "clip" if self.meta.get("has_sound") else "image"
 
     def read(self, name: str) -> Any:
         """The value of data/<name>.js. Raises BundleError: it is missing or damaged."""
@@ -273,7 +279,7 @@ class Bundle:
         tiles = []
         for code in [code for code in self.meta["figure"] or frequent if wall["medoid"][code]][:12]:
             image, row, column, _, *sizes = wall["medoid"][code]
-            spans = [min(self.meta["window"], size if self.meta.get("has_sound") else min(sizes)) for size in sizes]
+            spans = [min(self.meta["window"], size if self.noun == "clip" else min(sizes)) for size in sizes]
             shown = list(zip((row, column), sizes, spans, strict=True))[::-1]  # across, down
             starts = [max(0.0, min(at + 0.5 - span / 2, size - span)) for at, size, span in shown]
             scale = " ".join(f"{100 * size / span:.2f}%" for _, size, span in shown)

@@ -15,11 +15,9 @@ with from_extra("explore"):
 from soho_fast.explore.build import open_model
 from soho_fast.explore.measures import (
     count_labels,
-    k_means,
     look,
     normalised_mutual_information,
     purity,
-    shuffled,
     words_of_active_codes,
 )
 from soho_fast.explore.words import is_associated
@@ -48,7 +46,7 @@ def measure_codes(run: Path, most: int) -> dict[str, float]:
     source = open_model(options, print).source("", print)
     seen = look(source, print)
     num_codes = source.num_codes // source.num_levels
-    codings = {"": seen.code, "k_means_": k_means(seen.features, num_codes), "shuffled_": shuffled(seen.code)}
+    codings = dict(zip(("", "k_means_", "shuffled_"), seen.codings(num_codes).values(), strict=True))
     found: dict[str, float] = {}
     found["unexplained"] = unexplained(seen.features, np.asarray(source.codebook)[seen.code])
     found["k_means_unexplained"] = unexplained(seen.features, group_means(seen.features, codings["k_means_"]))

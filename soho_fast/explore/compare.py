@@ -20,15 +20,14 @@ from soho_fast.common.extras import from_extra
 from soho_fast.explore import bundle as layout
 from soho_fast.explore.assemble import check_folder, put_in_place
 from soho_fast.explore.bundle import KINDS, Bundle
-from soho_fast.explore.figure import open_explorer
 
 with from_extra("explore"):
     import numpy as np
     from scipy.optimize import linear_sum_assignment
     from scipy.stats import entropy
 
-KEPT = 0.5
-"""Overlap from which on a code and its partner are called the same: patches with both of those with either."""
+STABLE = 0.5
+"""Overlap from which on a code is called stable: patches with both it and its partner of those with either."""
 PART = 0.1
 """Of a code's patches, from which on another code is said to have taken a part of it."""
 
@@ -68,7 +67,7 @@ def compare_explorers(
         FileNotFoundError, BundleError: an explorer is not there, or damaged.
         UserError: they share no patch with a code of both, or `into` holds something else, or lies in one of them.
     """
-    one, other = open_explorer(first), open_explorer(second)
+    one, other = Bundle(first), Bundle(second)
     folder = Path(into).resolve()
     for lies in (one.folder.resolve(), other.folder.resolve()):
         if folder.is_relative_to(lies) or lies.is_relative_to(folder):
@@ -103,7 +102,7 @@ def compare_explorers(
         layout.write_value(new, "meta", {**other.meta, "has_compare": True})
         write_checksums(new)
     kinds = [row["kind"] for row in rows]
-    say(f"{len(pairs):,} images: " + ", ".join(f"{kinds.count(kind):,} {kind}" for kind in sorted(set(kinds))))
+    say(f"{len(pairs):,} {other.noun}s: " + ", ".join(f"{kinds.count(kind):,} {kind}" for kind in sorted(set(kinds))))
     return folder
 
 
@@ -129,7 +128,7 @@ def match(counts_KL: np.ndarray) -> list[dict[str, Any]]:
     for code in np.flatnonzero(tokens_K):
         found, counts_L = partner.get(code), counts_KL[code]
         overlap = 0.0 if found is None else round(float(overlap_KL[code, found]), 4)
-        kind = "lost" if found is None else "kept" if overlap >= KEPT else "moved"
+        kind = "lost" if found is None else "stable" if overlap >= STABLE else "moved"
         kind = "split" if is_split_K[code] else "merged" if is_merged_K[code] else kind
         largest = np.argsort(-counts_L, kind="stable")[:4]
         to = [[int(there), int(counts_L[there])] for there in largest if counts_L[there] >= PART * tokens_K[code]]

@@ -38,19 +38,13 @@ def add_arguments(parser: Parser) -> None:
     """What `figure` takes."""
     parser.add_argument("explorer", metavar="RUN_OR_EXPLORER", help="Folder of an explorer, or of a run that has one.")
     parser.add_argument("--codes", help="Comma-separated numbers of codes (default: those with the surest words).")
-    parser.add_argument(
-        "--rows", type=int, default=ROWS, help=f"Number of codes where --codes names none (default: {ROWS})."
-    )
-    parser.add_argument(
-        "--columns", type=int, default=COLUMNS, help=f"Number of patches of each code (default: {COLUMNS})."
-    )
+    for name, default, what in (
+        ("rows", ROWS, "Number of codes where --codes names none"),
+        ("columns", COLUMNS, "Number of patches of each code"),
+        ("dpi", DPI, f"Pixels per inch; a patch is drawn {_TILE_INCHES} inches wide"),
+    ):
+        parser.add_argument(f"--{name}", type=int, default=default, help=f"{what} (default: {default}).")
     parser.add_argument("--kind", choices=KINDS, default="nearest", help="Which patches of a code (default: nearest).")
-    parser.add_argument(
-        "--dpi",
-        type=int,
-        default=DPI,
-        help=f"Pixels per inch; a patch is drawn {_TILE_INCHES} inches wide (default: {DPI}).",
-    )
     parser.add_argument("--into", help="PNG or PDF to write (default: codes.png beside the explorer).")
 
 
@@ -59,7 +53,7 @@ def run(options: argparse.Namespace) -> int:
     codes = None if options.codes is None else _numbers(options.codes)
     names = ("rows", "columns", "kind", "dpi", "into")
     path = draw_figure(options.explorer, codes, **{name: getattr(options, name) for name in names})
-    for line in open_explorer(options.explorer).of_another_model():
+    for line in Bundle(options.explorer).of_another_model():
         print(line)
     print(f"the codes as a figure: {path}")
     return 0
@@ -70,13 +64,6 @@ def _numbers(text: str) -> list[int]:
         return [int(part) for part in text.split(",")]
     except ValueError:
         raise UserError(f"codes: expected numbers with commas between, as 191,107; got {text!r}") from None
-
-
-def open_explorer(path: str | Path) -> Bundle:
-    """The explorer in a folder, or in the run's folder that is named; raises as `Bundle`."""
-    path = Path(path)
-    inner = path / "explorer"
-    return Bundle(inner if not (path / "data").is_dir() and inner.is_dir() else path)
 
 
 def choose_codes(bundle: Bundle, rows: int = ROWS, columns: int = COLUMNS) -> list[int]:
@@ -194,7 +181,7 @@ def draw_figure(
     for name, value in (("rows", rows), ("columns", columns), ("dpi", dpi)):
         if value < 1:
             raise UserError(f"{name}: expected at least 1, got {value}")
-    bundle = open_explorer(explorer)
+    bundle = Bundle(explorer)
     path = bundle.folder.parent / "codes.png" if into is None else Path(into)
     if path.suffix.lower() not in _ENDINGS:
         raise UserError(f"into: expected a name that ends in {' or '.join(_ENDINGS)}, got {str(path)!r}")
@@ -203,7 +190,7 @@ def draw_figure(
     if codes is None:
         chosen = choose_codes(bundle, rows, columns)
         if not chosen:
-            raise UserError(f"columns: no code of {bundle.folder} has {columns} distinct images; give fewer")
+            raise UserError(f"columns: no code of {bundle.folder} has {columns} distinct {bundle.noun}s; give fewer")
     else:
         chosen = list(dict.fromkeys(codes))
     found = [_of_code(bundle, code) for code in chosen]
@@ -238,7 +225,7 @@ def _tiles(
     licences: dict[int, None] = {}
     rows: list[list[Tile]] = []
     # Of a clip of audio, as on the pages, all frequencies of the window.
-    margins = ((bundle.meta["window"] - 1) / 2, 0.0) if bundle.meta.get("has_sound") else (AROUND, AROUND)
+    margins = ((bundle.meta["window"] - 1) / 2, 0.0) if bundle.noun == "clip" else (AROUND, AROUND)
     for code in codes:
         occurrences = _shown_of(code, kind)
         if kind == "quantiles" and len(occurrences) > columns:
@@ -274,7 +261,7 @@ def _draw(
     credit = [_credit(bundle.meta["licences"][number]) for number in licences]
     across = columns * (1 + _GAP) * _TILE_INCHES
     width = _LABEL_INCHES + across
-    lines = textwrap.wrap("Images: " + " · ".join(credit), int(width * 22)) if credit else []
+    lines = textwrap.wrap(f"{bundle.noun.capitalize()}s: " + " · ".join(credit), int(width * 22)) if credit else []
     below = 0.12 + 0.105 * len(lines)
     height = len(codes) * (1 + _GAP) * _TILE_INCHES + below
     pixels = max(width, height) * dpi, width * height * dpi**2
@@ -295,7 +282,7 @@ def _draw(
                 axes.imshow(tile.pixels, extent=(x, x + 1, top + 1, top), interpolation="antialiased", aspect="auto")
                 axes.add_patch(_outline(tile, x, top))
             axes.text(0.1, top + 0.3, f"code {bundle.name(code['code'])}", fontsize=8.5, fontweight="bold", va="center")
-            shown = f"{code['tokens']:,} tokens, {code['images']:,} images"
+            shown = f"{code['tokens']:,} tokens, {code['images']:,} {bundle.noun}s"
             axes.text(left - 0.15, top + 0.3, shown, fontsize=6.2, color="0.45", va="center", ha="right")
             for line, words in enumerate(_words(code)):
                 axes.text(

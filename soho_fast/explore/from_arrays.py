@@ -5,6 +5,7 @@ N images (B of a batch), h x w patches of an image, C channels, Q levels of a co
 
 from __future__ import annotations
 
+import io
 import os
 import pickle
 import re
@@ -37,7 +38,7 @@ _BIDI_CONTROLS = re.compile("[\u202a-\u202e\u2066-\u2069]")
 
 Array = np.ndarray | torch.Tensor
 Arrays = Array | Sequence[Array]
-Images = Array | Sequence[Array | Image.Image | Clip | str | os.PathLike[str]]
+Images = Array | Sequence[Array | Image.Image | Clip | str | os.PathLike[str] | bytes]
 Captions = Sequence[str | Sequence[str]]
 LicenceEntries = str | Licences | Sequence[Mapping[str, Any]] | None
 Metric = Literal["euclidean", "cosine"]
@@ -73,8 +74,9 @@ def build_from_arrays(
         codebook: Floating point (K, C), or of Q levels (Q, K, C): each codes what those before it leave of a feature
             (residual); or (Q, K, C / Q): each codes its part of the channels (grouped). Where it is None and there
             are features and an index of one level, the mean of each code's features stands for it.
-        images: uint8 (N, H, W, 3), or N of (H, W, 3), of any size, or N PIL images or paths of image files; or N clips
-            of audio, `Clip` or paths of WAV files, whose patches are one row, (N, 1, w, ...), that divide them evenly.
+        images: uint8 (N, H, W, 3), or N of (H, W, 3), of any size, or N PIL images, paths or contents of image files;
+            or N clips of audio, `Clip` or paths of WAV files, whose patches are one row, (N, 1, w, ...), that divide
+            them evenly.
         folder: Where the explorer goes; one that is there is replaced, anything else is not overwritten.
         index: Integers (N, h, w) or of Q levels (N, h, w, Q), or N of them, 0 to K - 1; -1 where a patch has no code.
         num_codes: K where there is no codebook; as many as there are labels or images decoded, else up to the highest
@@ -102,13 +104,13 @@ def build_from_arrays(
     folder = Path(folder)
     check_folder(folder)
     codes = None if codebook is None else check_codebook(codebook, metric)
-    for name, value in (("features", features), ("images", images), ("index", index)):
-        if isinstance(value, Iterator):
-            raise TypeError(f"{name}: expected an array or a list, got an iterator; see build_from_batches")
     per_image = {"features": features, "images": images, "captions": captions, "names": names, "index": index}
-    for name, value in (("features", features), ("index", index)):
-        if value is not None and hasattr(value, "__len__") and not len(value):
-            raise ValueError(f"{name}: expected at least one image, got none")
+    for name in ("features", "images", "index"):
+        value: Any = per_image[name]
+        is_array = not isinstance(value, Iterator)
+        _expect(is_array, name, "an array or a list", "an iterator; see build_from_batches", TypeError)
+        is_empty = name != "images" and hasattr(value, "__len__") and not len(value)
+        _expect(not is_empty, name, "at least one image", "none")
     num_images = _check_lengths(per_image)
 
     def batches() -> Iterator[dict[str, Any]]:
@@ -119,22 +121,22 @@ def build_from_arrays(
     # All of it is looked at before anything is written.
     highest, sizes = -1, dict[str, int]()
     for number, batch in enumerate(batches()):
-        checked = _check_batch(batch, codes, number * _IMAGES_AT_A_TIME)
-        _check_alike(checked, sizes, number * _IMAGES_AT_A_TIME)
+        checked = _check_batch(batch, codes, number * _IMAGES_AT_A_TIME, sizes)
         highest = max([highest, *(int(each.max()) for each in checked["index"] or ())])
-    if num_codes is not None and (codes is not None or num_codes not in range(highest + 1, _MOST_CODES + 1)):
-        told = f"num_codes: expected no codebook, and more than the highest code, {highest}, up to {_MOST_CODES}"
-        raise ValueError(f"{told}, got {num_codes!r}")
+    is_count = num_codes is None or (codes is None and num_codes in range(highest + 1, _MOST_CODES + 1))
+    told = f"no codebook, and more than the highest code, {highest}, up to {_MOST_CODES}"
+    _expect(is_count, "num_codes", told, repr(num_codes))
     if codes is not None:
         shape = codes.shape[:2]
     else:
         said = max(len(value) if isinstance(value, Sized) else 0 for value in (labels, decoded))
         shape = sizes["index"], int(num_codes or max(highest + 1, said // sizes["index"]))
         if features is not None:
-            if shape[0] > 1:
-                raise ValueError(f"codebook: expected one, with features of {shape[0]} levels; or give no features")
-            codes = _means(map(lambda batch: _check_batch(batch, None, 0), batches()), shape[1], metric)[None]
-    source = ArraySource(batches(), codes, shape, metric=metric, title=title, licences=licences, num_images=num_images)
+            told = f"one, with features of {shape[0]} levels; or give no features"
+            _expect(shape[0] == 1, "codebook", told, "none")
+            codes = _means(map(lambda batch: _check_batch(batch, None, 0, sizes), batches()), shape[1], metric)[None]
+    about: dict[str, Any] = {"metric": metric, "title": title, "licences": licences, "num_images": num_images}
+    source = ArraySource(batches(), images, codes, shape, **about)
     options = _check_of_codes(source.num_codes, labels, decoded, window)
     return assemble(source, folder, say=say, **options)
 
@@ -170,7 +172,7 @@ def build_from_batches(
 ) -> Path:
     """As `build_from_arrays`, of images that come in batches, once each: memory does not grow with their number.
 
-    Small copies of all images are kept on disk until it is known which are shown, some kilobytes each.
+    Small copies of all images are on disk until it is known which are shown, some kilobytes each.
 
     Args:
         batches: (features, images), (features, images, captions), (features, images, captions, names) or (features,
@@ -188,9 +190,9 @@ def build_from_batches(
     if not isinstance(batches, Iterable):
         raise TypeError(f"batches: expected an iterable of (features, images), got {type(batches).__name__}")
     folder.absolute().parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=folder.absolute().parent) as kept:
-        shown: dict[str, Any] = {"title": title, "licences": licences, "num_images": num_images, "kept": kept}
-        source = ArraySource(map(_named, batches), codes, codes.shape[:2], metric=metric, **shown)
+    with tempfile.TemporaryFile(dir=folder.absolute().parent) as file:
+        about: dict[str, Any] = {"metric": metric, "title": title, "licences": licences, "num_images": num_images}
+        source = ArraySource(map(_named, batches), _Copies(file), codes, codes.shape[:2], **about)
         options = _check_of_codes(source.num_codes, labels, decoded, window)
         return assemble(source, folder, say=say, **options)
 
@@ -199,19 +201,41 @@ _OF_A_BATCH = ("features", "images", "captions", "names", "index")
 
 
 def _named(batch: Any) -> dict[str, Any]:
-    if not isinstance(batch, (tuple, list)) or not 2 <= len(batch) <= len(_OF_A_BATCH):
-        raise TypeError(
-            f"batches: expected (features, images) and perhaps {', '.join(_OF_A_BATCH[2:])}, "
-            f"got {type(batch).__name__}{f' of {len(batch)}' if isinstance(batch, (tuple, list)) else ''}"
-        )
+    is_batch = isinstance(batch, (tuple, list))
+    expected = f"(features, images) and perhaps {', '.join(_OF_A_BATCH[2:])}"
+    got = f"{type(batch).__name__}{f' of {len(batch)}' if is_batch else ''}"
+    _expect(is_batch and 2 <= len(batch) <= len(_OF_A_BATCH), "batches", expected, got, TypeError)
     return dict(zip(_OF_A_BATCH, (*batch, None, None, None), strict=False))
+
+
+class _Copies:
+    """Small copies of images that are gone when their batch is, in a file; paths and clips as they are."""
+
+    def __init__(self, file: Any) -> None:
+        self._file, self._begins = file, list[int]()
+
+    def add(self, image: Any) -> None:
+        """Append one."""
+        place = len(self._begins)
+        self._begins.append(self._file.seek(0, os.SEEK_END))
+        is_small = is_sound(image) or isinstance(image, (str, os.PathLike))
+        pickle.dump(image if is_small else small_copy(_opened(image, place)), self._file)
+
+    def __getitem__(self, place: int) -> Any:
+        self._file.seek(self._begins[place])
+        return pickle.load(self._file)
+
+
+def _expect(holds: object, where: str, expected: str, got: object, error: type[Exception] = ValueError) -> None:
+    if not holds:
+        raise error(f"{where}: expected {expected}, got {got}")
 
 
 def check_codebook(codebook: Any, metric: str = "euclidean") -> np.ndarray:
     """A codebook as float32 (Q, K, C), by cosine of length 1. Raises TypeError, ValueError: it is something else."""
     codes = _floats("codebook", codebook)
-    if codes.ndim not in (2, 3) or 0 in codes.shape:
-        raise ValueError(f"codebook: expected (codes, channels) or (levels, codes, channels), got shape {codes.shape}")
+    is_shape = codes.ndim in (2, 3) and 0 not in codes.shape
+    _expect(is_shape, "codebook", "(codes, channels) or (levels, codes, channels)", f"shape {codes.shape}")
     if not np.isfinite(codes).all():
         wrong = int(np.flatnonzero(~np.isfinite(codes.reshape(-1, codes.shape[-1])).all(1))[0])
         raise ValueError(f"codebook: code {wrong} holds values that are not finite")
@@ -227,16 +251,17 @@ def _of_length_1(values: np.ndarray) -> np.ndarray:
 def _check_of_codes(num_codes: int, labels: Any, decoded: Any, window: Any) -> dict[str, Any]:
     """What is said of each code and of tiles, as `assemble` takes it. Raises TypeError, ValueError: it is otherwise."""
     for name, value in (("labels", labels), ("decoded", decoded)):
-        if value is not None and (isinstance(value, str) or not hasattr(value, "__len__") or len(value) != num_codes):
-            got = len(value) if hasattr(value, "__len__") and not isinstance(value, str) else type(value).__name__
-            raise ValueError(f"{name}: expected {num_codes}, one for each code, got {got}")
+        if value is not None:
+            is_list = hasattr(value, "__len__") and not isinstance(value, str)
+            got = len(value) if is_list else type(value).__name__
+            _expect(got == num_codes, name, f"{num_codes}, one for each code", got)
     for code, label in enumerate(labels if labels is not None else ()):
-        if label is not None and not isinstance(label, str):
-            raise TypeError(f"labels[{code}]: expected a text or None, got {label!r:.60}")
+        is_label = label is None or isinstance(label, str)
+        _expect(is_label, f"labels[{code}]", "a text or None", f"{label!r:.60}", TypeError)
     for code, image in enumerate(decoded if decoded is not None else ()):
         _check_image(image, f"decoded[{code}]", only_arrays=True)
-    if window is not None and not (isinstance(window, (int, float)) and 1 <= window < np.inf):
-        raise ValueError(f"window: expected a number of patches, at least 1, got {window!r}")
+    is_window = window is None or (isinstance(window, (int, float)) and 1 <= window < np.inf)
+    _expect(is_window, "window", "a number of patches, at least 1", repr(window))
     arrays = None if decoded is None else [as_array(image) for image in decoded]
     if labels is not None:
         labels = [label and (_BIDI_CONTROLS.sub("", label).strip() or None) for label in labels]
@@ -248,13 +273,13 @@ class ArraySource:
 
     Args:
         batches: {features, images, captions, names, index} each, of which only images can't be None.
+        shown: All images, by their place, or where those of batches are copied to.
         codebook: float32 (Q, K, C), see `check_codebook`, or None.
         shape: (Q, K).
         metric: See `build_from_arrays`.
         title: What the heading of the pages says.
         licences: See `build_from_arrays`.
         num_images: How many there are, where that is known.
-        kept: A file for small copies of arrays that are gone when their batch is; the arrays are held if None.
     """
 
     model = "arrays"
@@ -262,6 +287,7 @@ class ArraySource:
     def __init__(
         self,
         batches: Iterable[Mapping[str, Any]],
+        shown: Images | _Copies,
         codebook: np.ndarray | None,
         shape: tuple[int, ...],
         *,
@@ -269,21 +295,17 @@ class ArraySource:
         title: str,
         licences: LicenceEntries = None,
         num_images: int | None = None,
-        kept: Any = None,
     ) -> None:
-        if metric not in ("euclidean", "cosine"):
-            raise ValueError(f"metric: expected euclidean or cosine, got {metric!r}")
+        _expect(metric in ("euclidean", "cosine"), "metric", "euclidean or cosine", repr(metric))
         if isinstance(licences, str):
             licences = licence_of_all(licences)
         self.num_levels, self.num_codes = shape[0], shape[0] * shape[1]
         self.codebook = None if codebook is None else codebook.reshape(self.num_codes, -1)
         self.title, self.num_images = title, num_images
-        self.data_sets = ["images"]
+        self.data_sets = ["images"]  # Or clips, as the first of them says.
         self._levels, self._metric = codebook, metric
         self._licences = licences if isinstance(licences, Licences) else Licences(licences or [])
-        self._batches, self._kept, self._kind = batches, kept, ""
-        # Of each image its path or itself; of one in the file of small copies where it begins.
-        self._shown: list[Any] = []
+        self._batches, self._shown, self._kind = batches, shown, ""
 
     @property
     def licences(self) -> list[dict[str, str]]:
@@ -292,14 +314,14 @@ class ArraySource:
     def images(self) -> Iterator[SeenImage]:
         first, sizes = 0, dict[str, int]()
         for given in self._batches:
-            batch = _check_batch(given, self._levels, first)
-            _check_alike(batch, sizes, first)
+            batch = _check_batch(given, self._levels, first, sizes)
             images, captions, names = batch["images"], batch["captions"], batch["names"]
             for number, (index, distance) in enumerate(look_up(batch, self._levels, self._metric)):
                 image = images[number]
                 kind = self._check_kind(image, first + number, index.shape[1:])
+                if isinstance(self._shown, _Copies):
+                    self._shown.add(image)
                 is_path = isinstance(image, (str, os.PathLike))
-                self._shown.append(image if is_path or self._kept is None else self._keep(image))
                 path = Path(image).as_posix() if is_path else f"{kind} {first + number}"
                 # A folder that is sent away does not tell where the images lie on this machine.
                 name = names[number] if names is not None else "/".join(path.split("/")[-2:])
@@ -315,36 +337,32 @@ class ArraySource:
         """Whether it is an "image" or a "clip". Raises ValueError: it is not what the first is, or of other patches."""
         kind = "clip" if is_sound(image) else "image"
         self._kind = self._kind or kind
-        if kind != self._kind:
-            name = f" ({os.fspath(image)})" if isinstance(image, (str, os.PathLike)) else ""
-            raise ValueError(f"images[{number}]{name}: expected {self._kind}s only, like the first, got one {kind}")
-        if kind == "clip" and (grid[0] != 1 or grid[1] > MOST_PATCHES):
-            told = f"expected one row of at most {MOST_PATCHES:,} patches of a clip, got {grid[0]} x {grid[1]}"
-            raise ValueError(f"index[{number}]: {told}")
+        self.data_sets = [f"{self._kind}s"]
+        name = f" ({os.fspath(image)})" if isinstance(image, (str, os.PathLike)) else ""
+        _expect(kind == self._kind, f"images[{number}]{name}", f"{self._kind}s only, like the first", f"one {kind}")
+        is_row = kind == "image" or (grid[0] == 1 and grid[1] <= MOST_PATCHES)
+        told = f"one row of at most {MOST_PATCHES:,} patches of a clip"
+        _expect(is_row, f"index[{number}]", told, f"{grid[0]} x {grid[1]}")
         return kind
 
-    def _keep(self, image: Any) -> int:
-        begin = self._kept.seek(0, os.SEEK_END)
-        pickle.dump(image if is_sound(image) else small_copy(_opened(image)), self._kept)
-        return begin
-
     def small_copy(self, place: int) -> Any:
-        image = self._shown[place]
-        if isinstance(image, int):
-            self._kept.seek(image)
-            return pickle.load(self._kept)
+        image: Any = self._shown[place]
+        if isinstance(image, tuple):
+            return image  # It was made when its batch came.
         if is_sound(image):
             return image if isinstance(image, Clip) else Clip.read(image)
-        return small_copy(_opened(image))
+        return small_copy(_opened(image, place))
 
     def masked(self, places: Sequence[int], captions: Sequence[str]) -> Iterator[None]:
         """Arrays have no model that predicts."""
         return iter(())
 
 
-def _opened(image: Any) -> Image.Image:
+def _opened(image: Any, place: int) -> Image.Image:
+    if isinstance(image, bytes):
+        return open_image(io.BytesIO(image), f"images[{place}]")
     if isinstance(image, (str, os.PathLike)):
-        return open_image(image)
+        return open_image(image, os.fspath(image))
     if isinstance(image, Image.Image):
         return to_rgb(ImageOps.exif_transpose(image))
     return Image.fromarray(as_array(image))
@@ -389,92 +407,83 @@ def look_up(
     return [(one.reshape(-1, *size), other.reshape(-1, *size)) for size, one, other in zip(sizes, *split, strict=True)]
 
 
-def open_image(path: str | os.PathLike[str]) -> Image.Image:
-    """An image file in RGB, upright. Raises ImageError: it can't be read."""
+def open_image(file: str | os.PathLike[str] | io.BytesIO, name: str) -> Image.Image:
+    """An image file in RGB, upright. Raises ImageError, which calls it `name`: it can't be read."""
     try:
-        with Image.open(path, formats=FORMATS) as image:
+        with Image.open(file, formats=FORMATS) as image:
             image.draft("RGB", (512, 512))  # Of a JPEG a half, quarter or eighth is decoded, at least that large.
             if image.width * image.height > MAX_PIXELS:
                 raise ValueError(f"{image.width} x {image.height} pixels; expected at most {MAX_PIXELS:,} in all")
             return to_rgb(ImageOps.exif_transpose(image))
     except Exception as error:  # A decoder meets damage with errors of any kind.
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).split(" <_io")[0]
-        raise ImageError(f"{os.fspath(path)}: can't be read as an image ({reason})") from error
+        raise ImageError(f"{name}: can't be read as an image ({reason})") from error
 
 
 def _floats(name: str, value: Any) -> np.ndarray:
-    if not isinstance(value, (np.ndarray, torch.Tensor)):
-        raise TypeError(f"{name}: expected an array or a tensor, got {type(value).__name__}")
+    is_array = isinstance(value, (np.ndarray, torch.Tensor))
+    _expect(is_array, name, "an array or a tensor", type(value).__name__, TypeError)
     array = as_array(value)
-    if array.dtype.kind != "f":
-        raise TypeError(f"{name}: expected floating point, got {array.dtype}")
+    _expect(array.dtype.kind == "f", name, "floating point", array.dtype, TypeError)
     return np.ascontiguousarray(array, dtype=np.float32)
 
 
-def _check_batch(batch: Mapping[str, Any], levels: np.ndarray | None, first: int) -> dict[str, Any]:
-    """A batch, of which image number `first` is the first: features float32 (h, w, C) each, index int32 (Q, h, w)."""
+def _check_batch(
+    batch: Mapping[str, Any], levels: np.ndarray | None, first: int, sizes: dict[str, int]
+) -> dict[str, Any]:
+    """A batch, of which image number `first` is the first: features float32 (h, w, C) each, index int32 (Q, h, w).
+
+    sizes: Channels and levels of the first image of all, which others must have; filled here.
+    """
     _check_lengths(batch)
-    checked, given = dict(batch), batch["index"]
-    if batch["features"] is not None:
-        checked["features"] = [
-            _check_features(each, levels, f"features[{first + n}]") for n, each in enumerate(batch["features"])
-        ]
-    if given is not None:
-        checked["index"] = [_check_index(each, levels, f"index[{first + n}]") for n, each in enumerate(given)]
-        for n, features in enumerate(checked["features"] or ()):
-            if checked["index"][n].shape[1:] != features.shape[:2]:
-                raise ValueError(
-                    f"index[{first + n}]: expected the rows and columns of features, {features.shape[:2]}, got "
-                    f"{checked['index'][n].shape[1:]}"
-                )
-    elif levels is None:
-        raise ValueError("codebook: expected one, to look features up in, or an index; got neither")
-    for number, image in enumerate(batch["images"]):
-        _check_image(image, f"images[{first + number}]")
-    for number, texts in enumerate(batch["captions"] if batch["captions"] is not None else ()):
-        if not isinstance(texts, str) and not (
-            isinstance(texts, (list, tuple)) and all(isinstance(text, str) for text in texts)
-        ):
-            raise TypeError(f"captions[{first + number}]: expected a text or a list of texts, got {texts!r:.60}")
-    for number, name in enumerate(batch["names"] if batch["names"] is not None else ()):
-        if not isinstance(name, str):
-            raise TypeError(f"names[{first + number}]: expected a text, got {name!r:.60}")
+    checked = dict(batch)
+    is_enough = batch["index"] is not None or levels is not None
+    _expect(is_enough, "codebook", "one, to look features up in, or an index", "neither")
+    for name, check, axis, what in (("features", _check_features, 2, "channels"), ("index", _check_index, 0, "levels")):
+        if batch[name] is None:
+            continue
+        checked[name] = []
+        for number, value in enumerate(batch[name], first):
+            array = check(value, levels, f"{name}[{number}]")
+            size = sizes.setdefault(name, array.shape[axis])
+            _expect(array.shape[axis] == size, f"{name}[{number}]", f"{size} {what}", array.shape[axis])
+            checked[name].append(array)
+    both = zip(checked["features"] or (), checked["index"] or (), strict=False)
+    for number, (features, index) in enumerate(both, first):
+        expected = f"the rows and columns of features, {features.shape[:2]}"
+        _expect(index.shape[1:] == features.shape[:2], f"index[{number}]", expected, index.shape[1:])
+    for number, image in enumerate(batch["images"], first):
+        _check_image(image, f"images[{number}]")
+    for number, texts in enumerate(batch["captions"] if batch["captions"] is not None else (), first):
+        every = texts if isinstance(texts, (list, tuple)) else (texts,)
+        is_text = all(isinstance(text, str) for text in every)
+        _expect(is_text, f"captions[{number}]", "a text or a list of texts", f"{texts!r:.60}", TypeError)
+    for number, name in enumerate(batch["names"] if batch["names"] is not None else (), first):
+        _expect(isinstance(name, str), f"names[{number}]", "a text", f"{name!r:.60}", TypeError)
     return checked
-
-
-def _check_alike(checked: Mapping[str, Any], sizes: dict[str, int], first: int) -> None:
-    """Raises ValueError: channels or levels differ from the first image's, which `sizes` keeps."""
-    for name, axis, what in (("features", 2, "channels"), ("index", 0, "levels")):
-        for n, each in enumerate(checked[name] or ()):
-            expected = sizes.setdefault(name, each.shape[axis])
-            if each.shape[axis] != expected:
-                raise ValueError(f"{name}[{first + n}]: expected {expected} {what}, got {each.shape[axis]}")
 
 
 def _check_lengths(given: Mapping[str, Any]) -> int:
     """How many images there are; raises where these are no arrays or lists, as many of each."""
     first = "features" if given["features"] is not None else "index"
-    if given[first] is None:
-        raise TypeError("features, index: expected one of them, got neither")
+    _expect(given[first] is not None, "features, index", "one of them", "neither", TypeError)
     for name in (first, *given):
         value = given[name]
         if value is None and name != "images":
             continue
-        if isinstance(value, (str, bytes)) or not hasattr(value, "__len__"):
-            raise TypeError(f"{name}: expected an array or a list, got {type(value).__name__}")
-        if len(value) != len(given[first]):
-            raise ValueError(f"{name}: expected {len(given[first])}, one for each of {first}, got {len(value)}")
+        is_list = hasattr(value, "__len__") and not isinstance(value, (str, bytes))
+        _expect(is_list, name, "an array or a list", type(value).__name__, TypeError)
+        count = len(given[first])
+        _expect(len(value) == count, name, f"{count}, one for each of {first}", len(value))
     return len(given[first])
 
 
 def _check_features(features: Any, levels: np.ndarray | None, where: str) -> np.ndarray:
     array = _floats(where, features)
     channels = array.shape[-1:] if levels is None else (levels.shape[2], levels.shape[0] * levels.shape[2])
-    if array.ndim != 3 or array.shape[2] not in channels or 0 in array.shape:
-        named = "channels" if levels is None else " or ".join(map(str, dict.fromkeys(channels)))
-        raise ValueError(
-            f"{where}: expected (rows, columns, {named}), with the codebook's channels, got shape {array.shape}"
-        )
+    named = "channels" if levels is None else " or ".join(map(str, dict.fromkeys(channels)))
+    is_shape = array.ndim == 3 and array.shape[2] in channels and 0 not in array.shape
+    _expect(is_shape, where, f"(rows, columns, {named}), with the codebook's channels", f"shape {array.shape}")
     if not np.isfinite(array).all():
         raise ValueError(f"{where}: holds values that are not finite")
     return array
@@ -482,19 +491,17 @@ def _check_features(features: Any, levels: np.ndarray | None, where: str) -> np.
 
 def _check_index(index: Any, levels: np.ndarray | None, where: str) -> np.ndarray:
     """int32 (Q, h, w)."""
-    if not isinstance(index, (np.ndarray, torch.Tensor)):
-        raise TypeError(f"{where}: expected an array or a tensor, got {type(index).__name__}")
+    is_array = isinstance(index, (np.ndarray, torch.Tensor))
+    _expect(is_array, where, "an array or a tensor", type(index).__name__, TypeError)
     array = as_array(index)
-    if array.dtype.kind not in "iu":
-        raise TypeError(f"{where}: expected integers, got {array.dtype}")
-    if array.ndim not in (2, 3) or 0 in array.shape:
-        raise ValueError(f"{where}: expected (rows, columns) or (rows, columns, levels), got shape {array.shape}")
+    _expect(array.dtype.kind in "iu", where, "integers", array.dtype, TypeError)
+    is_shape = array.ndim in (2, 3) and 0 not in array.shape
+    _expect(is_shape, where, "(rows, columns) or (rows, columns, levels)", f"shape {array.shape}")
     array = array.reshape(*array.shape[:2], -1).transpose(2, 0, 1)
-    if levels is not None and len(array) != len(levels):
-        raise ValueError(f"{where}: expected {len(levels)} levels, as the codebook has, got {len(array)}")
-    most = _MOST_CODES if levels is None else levels.shape[1]
-    if array.min() < -1 or array.max() >= most:
-        raise ValueError(f"{where}: expected codes of -1 to {most - 1}, got {array.min()} to {array.max()}")
+    num_levels, num_codes = (len(array), _MOST_CODES) if levels is None else levels.shape[:2]
+    _expect(len(array) == num_levels, where, f"{num_levels} levels, as the codebook has", len(array))
+    is_code = array.min() >= -1 and array.max() < num_codes
+    _expect(is_code, where, f"codes of -1 to {num_codes - 1}", f"{array.min()} to {array.max()}")
     return np.ascontiguousarray(array, dtype=np.int32)
 
 
@@ -503,12 +510,11 @@ def _check_image(image: Any, where: str, only_arrays: bool = False) -> None:
         if not os.path.isfile(image):
             raise FileNotFoundError(f"{where}: there is no file {os.fspath(image)}")
         return
-    if not only_arrays and isinstance(image, (Image.Image, Clip)):
+    if not only_arrays and isinstance(image, (Image.Image, Clip, bytes)):
         return
-    if not isinstance(image, (np.ndarray, torch.Tensor)):
-        others = "" if only_arrays else ", PIL image, Clip or path"
-        raise TypeError(f"{where}: expected a uint8 array{others}, got {type(image).__name__}")
-    if str(image.dtype).removeprefix("torch.") != "uint8":
-        raise TypeError(f"{where}: expected uint8, got {image.dtype}")
-    if image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
-        raise ValueError(f"{where}: expected (height, width, 3), got shape {tuple(image.shape)}")
+    others = "" if only_arrays else ", PIL image, Clip or path"
+    is_array = isinstance(image, (np.ndarray, torch.Tensor))
+    _expect(is_array, where, f"a uint8 array{others}", type(image).__name__, TypeError)
+    _expect(str(image.dtype).removeprefix("torch.") == "uint8", where, "uint8", image.dtype, TypeError)
+    is_shape = image.ndim == 3 and image.shape[2] == 3 and 0 not in image.shape
+    _expect(is_shape, where, "(height, width, 3)", f"shape {tuple(image.shape)}")

@@ -1,4 +1,7 @@
-"""The explorer of any codebook, from files: what `build` takes in the place of a model, see `build_from_arrays`."""
+"""The explorer of any codebook, from files: what `build` takes in the place of a model, see `build_from_arrays`.
+
+Images, and whatever else they have, may also be columns of a data set of Hugging Face's `datasets`.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ with from_extra("explore"):
     import numpy as np
     from PIL import Image
 
-    from soho_fast.common.images import FORMATS
+    from soho_fast.common.images import FORMATS, one_line
     from soho_fast.explore.licences import read_licences
 
 _ARRAYS = {
@@ -30,6 +33,13 @@ _TEXTS = {
     "labels": "Text file: what each code is called, one a line; an empty line is no name.",
 }
 _VALUES = ("metric", "num_codes", "window")
+# Columns of a data set, the first that is there counts.
+_COLUMNS = {
+    "images": ("image", "img", "jpg", "png"),
+    "captions": ("caption", "captions", "text", "texts"),
+    "features": ("features",),
+    "index": ("index",),
+}
 OPTIONS = (*_ARRAYS, *_TEXTS, *_VALUES)
 """What `add_arguments` adds."""
 
@@ -50,20 +60,23 @@ def run(options: argparse.Namespace) -> int:
     """Build, and say where to look."""
     from soho_fast.explore.from_arrays import build_from_arrays
 
-    if not (options.features or options.index):
-        raise UserError("the following arguments are required: RUN_OR_MODEL, or --index or --features of a codebook")
-    if options.images is None:
-        raise UserError("images: expected a folder of images, in the order of their names, got none")
+    if options.images is None and (options.features or options.index):
+        raise UserError("images: expected a folder of images or a data set, got none")
     given: dict[str, Any] = {name: _read(name, getattr(options, name), _array, "an array of numpy") for name in _ARRAYS}
     given |= {name: _read(name, getattr(options, name), _lines, "a text file") for name in _TEXTS}
     if given["labels"] is not None:
         given["labels"] = [label or None for label in given["labels"]]
     given |= {name: getattr(options, name) for name in ("title", *_VALUES)}
-    folder, into = Path(options.images).resolve(), Path(options.into or "explorer")
-    images = _images(folder, into.resolve())
-    given |= {"images": images, "names": [path.relative_to(folder).as_posix() for path in images]}
-    given["licences"] = options.licence or read_licences(str(folder))
-    _tell_order(given["names"])
+    path, into = Path(options.images or ".").resolve(), Path(options.into or "explorer")
+    if path.suffix == ".parquet" or any((path / f"dataset_{name}.json").is_file() for name in ("info", "dict")):
+        given = _columns(path) | {name: value for name, value in given.items() if value is not None}
+    elif options.images:
+        images = _images(path, into.resolve())
+        given |= {"images": images, "names": [image.relative_to(path).as_posix() for image in images]}
+        _tell_order(given["names"])
+    if given.get("features") is None and given.get("index") is None:
+        raise UserError("the following arguments are required: RUN_OR_MODEL, or --index or --features of a codebook")
+    given["licences"] = options.licence or read_licences(str(path))
     try:
         into = build_from_arrays(folder=into, **{name: value for name, value in given.items() if value is not None})
     except TypeError as error:
@@ -106,4 +119,39 @@ def _tell_order(names: Sequence[str]) -> None:
     """Which image is the first: features are not always in the order of names as texts, where 10 is before 2."""
     by_number = sorted(names, key=lambda name: re.sub(r"\d+", lambda n: n[0].zfill(20), name.replace("/", "\0")))
     other = next((f"; {one} before {two}" for one, two in zip(names, by_number, strict=True) if one != two), "")
-    print(f"{len(names):,} images in the order of their names: {names[0]} to {names[-1]}{other}")
+    print(f"{len(names):,} files in the order of their names: {names[0]} to {names[-1]}{other}")
+
+
+def _columns(path: Path) -> dict[str, Any]:
+    """The columns of a .parquet file, or of what `save_to_disk` wrote, as arguments of `build_from_arrays`."""
+    with from_extra("datasets"):
+        import datasets
+    try:
+        loaded = datasets.Dataset.from_parquet(str(path)) if path.is_file() else datasets.load_from_disk(str(path))
+    except Exception as error:  # Of any kind: arrow's own, OSError.
+        raise UserError(f"images: {path}: datasets can't read it ({one_line(error)})") from error
+    part = datasets.concatenate_datasets(list(loaded.values())) if isinstance(loaded, dict) else loaded
+    usual = {name: [one for one in columns if one in part.column_names] for name, columns in _COLUMNS.items()}
+    found = {name: columns[0] for name, columns in usual.items() if columns}
+    if not isinstance(part.features.get(found.get("images")), datasets.Image):
+        expected = f"expected a column of images, {', '.join(_COLUMNS['images'])}"
+        raise UserError(f"images: {path}: {expected}; its columns are {', '.join(part.column_names)}")
+    part = part.cast_column(found["images"], datasets.Image(decode=False))
+    arrays = part.with_format("numpy")
+    return {name: _Column(arrays if name in _ARRAYS else part, column) for name, column in found.items()}
+
+
+class _Column:
+    """A column of a data set, read when it is asked for; of images the contents of their files."""
+
+    def __init__(self, part: Any, name: str) -> None:
+        self._part, self._name = part.select_columns([name]), name
+
+    def __len__(self) -> int:
+        return len(self._part)
+
+    def __getitem__(self, place: int | slice) -> Any:
+        found = self._part[place][self._name]
+        if isinstance(place, int):
+            return found["bytes"] if isinstance(found, dict) else found
+        return [each["bytes"] for each in found] if len(found) and isinstance(found[0], dict) else found

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from soho_fast import ops
 from soho_fast.common.errors import UserError
 from soho_fast.common.extras import from_extra
 from soho_fast.common.spelling import did_you_mean
@@ -214,18 +213,13 @@ class ModelSource:
         with self._computing():
             pixels = self._task.on_device(self._computing.on_device(batch))
             feat_BLC, valid_Bhw = self._model.base().encode_features(**pixels)
+        codes_BLQ = self.dictionary.codes_of(feat_BLC)
         levels, rest_BLC = [], feat_BLC.float()
-        codes_BLQ = self.dictionary.codes_of(feat_BLC) if self.num_levels > 1 else None
         for level in range(self.num_levels):
-            codes_KC = self.dictionary.codebook_of(level)
-            if codes_BLQ is None:
-                index_BL, squared_BL = ops.codebook_lookup(feat_BLC, codes_KC, return_distance=True)
-            else:
-                index_BL = codes_BLQ[..., level]
-                rest_BLC = rest_BLC - codes_KC[index_BL]
-                squared_BL = rest_BLC.square().sum(-1)
+            index_BL = codes_BLQ[..., level]
+            rest_BLC = rest_BLC - self.dictionary.codebook_of(level)[index_BL]
             index_Bhw = index_BL.view(valid_Bhw.shape).masked_fill(~valid_Bhw, -1)
-            levels.append((index_Bhw, squared_BL.sqrt().view_as(index_Bhw)))
+            levels.append((index_Bhw, rest_BLC.square().sum(-1).sqrt().view_as(index_Bhw)))
         patches = [(height / self._patch, width / self._patch) for height, width in sizes]
         images = [self._images.images[place] for place in places]
         return ImageBatch(places, images, feat_BLC, valid_Bhw, levels[0][0], patches, levels)

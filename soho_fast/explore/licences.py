@@ -69,7 +69,7 @@ class Licences:
 
 def licence_of_all(text: str) -> list[dict[str, str]]:
     """The entries that give all images one licence and credit."""
-    return [{"what": "all images", "credit": text, "licence": text}]
+    return [{"what": "all of them", "credit": text, "licence": text}]
 
 
 def licence_finder(root: str, licence: str | None = None) -> Callable[[str], list[dict[str, str]]]:

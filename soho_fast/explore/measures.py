@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,6 @@ SEED = 0
 LEVEL = 0.95
 
 _RESAMPLES = 200
-_UNKNOWN = -1
 
 
 def add_arguments(parser: Parser) -> None:
@@ -51,9 +51,9 @@ def run(options: argparse.Namespace) -> int:
 class Seen:
     """What is measured on.
 
-    code: int64 (T,). image: int64 (T,), by number. features: float32 (T, C). label: int64 (T,), what lies under the
-    patch, -1 where that is not known; is_object: bool (T,), whether it is an object and not a background. labels: their
-    names. shown: of each image the labels of its objects. captions: of each image.
+    code: int64 (T,). image: int64 (T,), by number. features: float32 (T, C). label: int64 (T,), the number of what lies
+    under the patch in `labels`, names, where "" is what is not known; is_object: bool (T,), whether it is an object and
+    not a background. shown: of each image the labels of its objects that lie under patches. captions: of each image.
     """
 
     code: np.ndarray
@@ -70,6 +70,11 @@ class Seen:
         """All of them."""
         return len(self.captions)
 
+    def codings(self, num_codes: int) -> dict[str, np.ndarray]:
+        """The model's codes, and what stands beside them: k-means of the features, and the same codes shuffled."""
+        means = k_means(self.features, num_codes)
+        return {"the model's codes": self.code, "k-means": means, "shuffled codes": shuffled(self.code)}
+
 
 def measure(source: Any, say: Callable[[str], None] = print) -> Any:
     """The table of all metrics.
@@ -79,18 +84,14 @@ def measure(source: Any, say: Callable[[str], None] = print) -> Any:
         say: Called with each line of what is done.
 
     Returns:
-        An `engine.task.Table`: a row for each metric; columns for the model's codes, k-means and shuffled codes.
+        A `common.tables.Table`: a row for each metric; columns for the model's codes, k-means and shuffled codes.
     """
     from soho_fast.common.tables import Table
 
     seen = look(source, say)
     num_codes = source.num_codes // source.num_levels
     say(f"k-means of {len(seen.code):,} features with {num_codes:,} means")
-    codings = {
-        "the model's codes": seen.code,
-        "k-means": k_means(seen.features, num_codes),
-        "shuffled codes": shuffled(seen.code),
-    }
+    codings = seen.codings(num_codes)
     rows = [
         ["codes with a token", *(f"{np.unique(code).size:,} of {num_codes:,}" for code in codings.values())],
         ["perplexity of their use", *(f"{np.exp(entropy(np.bincount(code))):,.0f}" for code in codings.values())],
@@ -98,7 +99,7 @@ def measure(source: Any, say: Callable[[str], None] = print) -> Any:
     rows += _word_rows(seen, codings)
     rows += _object_rows(seen, codings, num_codes)
     title = f"{seen.num_images:,} images, {len(seen.code):,} patches"
-    if seen.labels:
+    if any(seen.labels):
         title += f", of {seen.is_object.sum():,} an object covers most"
     return Table(title, ["measure", *codings], rows)
 
@@ -107,68 +108,52 @@ def look(source: Any, say: Callable[[str], None] = print) -> Seen:
     """All images of a `ModelSource`, looked up; labels where they are of the demo corpus."""
     from soho_fast.common.progress import ProgressLines
 
-    knows = _DemoLabels()
-    codes: list[np.ndarray] = []
-    images: list[np.ndarray] = []
-    features: list[np.ndarray] = []
-    labels: list[np.ndarray] = []
-    shown: list[Any] = []
-    captions: list[Sequence[str]] = []
+    parts, objects, captions = [], [], []
     progress = ProgressLines(say, "images")
     for batch in source.batches():
         index_Bhw, feat_BLC = batch.index.cpu().numpy(), batch.features.float().cpu().numpy()
         for number, image in enumerate(batch.images):
             valid_hw = index_Bhw[number] >= 0
-            codes.append(index_Bhw[number][valid_hw].astype(np.int64))
-            features.append(feat_BLC[number][valid_hw.ravel()])
-            images.append(np.full(len(codes[-1]), len(captions)))
-            label, objects = knows.labels(str(image.ref.store), image.ref.name, valid_hw)
-            labels.append(label)
-            shown.append(objects)
+            names, is_object, found = _under_patches(str(image.ref.store), image.ref.name, valid_hw)
+            code = index_Bhw[number][valid_hw].astype(np.int64)
+            parts.append((code, feat_BLC[number][valid_hw.ravel()], names, is_object))
+            objects.append(found)
             captions.append(image.captions)
         progress(len(captions), source.num_images)
-    code, image, feat_TC, label = (np.concatenate(parts) for parts in (codes, images, features, labels))
-    is_object = np.isin(label, knows.objects)
-    return Seen(code, image, feat_TC, label, is_object, list(knows.number_of), shown, captions)
+    image_T = np.repeat(np.arange(len(parts)), [len(part[0]) for part in parts])
+    code_T, feat_TC, name_T, is_object_T = (np.concatenate(each) for each in zip(*parts, strict=True))
+    labels, label_T = np.unique(name_T, return_inverse=True)
+    number_of = {name: number for number, name in enumerate(labels.tolist())}
+    shown = [[number_of[name] for name in found if name in number_of] for found in objects]
+    return Seen(code_T, image_T, feat_TC, label_T, is_object_T, list(number_of), shown, captions)
 
 
-class _DemoLabels:
-    """Names of objects and of backgrounds under patches, as numbers."""
+def _under_patches(root: str, name: str, valid_hw: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """For each True of `valid_hw` what lies under the patch, "" where that is not known, and whether it is an object;
+    and all objects of the image."""
+    scene = _scenes(root).get(Path(name).name)
+    rows, columns = int(valid_hw.any(1).sum()), int(valid_hw.any(0).sum())
+    if scene is None or rows != columns:
+        unknown = np.zeros(int(valid_hw.sum()), dtype=bool)
+        return np.full(len(unknown), ""), unknown, []
+    from soho_fast.data.mini.builder import objects_in_patches
 
-    def __init__(self) -> None:
-        self.number_of: dict[str, int] = {}
-        self.objects: list[int] = []
-        self._scenes: dict[str, Mapping[str, Any]] = {}
+    # The same photograph or colour is one label, whichever part of it a patch shows.
+    background = scene.background.photo or f"{scene.background.colour} background"
+    objects = [item.name for item in scene.objects]
+    place = objects_in_patches(scene, rows, columns).ravel() + 1
+    return np.array([background, *objects])[place], place > 0, objects
 
-    def labels(self, root: str, name: str, valid_hw: np.ndarray) -> tuple[np.ndarray, list[int]]:
-        """int64, one for each True of `valid_hw`, and all objects of the image."""
-        scene = self._of_corpus(root).get(Path(name).name)
-        rows, columns = int(valid_hw.any(1).sum()), int(valid_hw.any(0).sum())
-        if scene is None or rows != columns:
-            return np.full(int(valid_hw.sum()), _UNKNOWN), []
-        from soho_fast.data.mini.builder import objects_in_patches
 
-        # The same photograph or colour is one label, whichever part of it a patch shows.
-        background = scene.background.photo or f"{scene.background.colour} background"
-        objects = [self._number(item.name, True) for item in scene.objects]
-        numbers = np.array([self._number(background, False), *objects])
-        return numbers[objects_in_patches(scene, rows, columns).ravel() + 1], objects
+@lru_cache
+def _scenes(root: str) -> Mapping[str, Any]:
+    """Those of a demo corpus, by the names of their files; none of other folders."""
+    try:
+        from soho_fast.data.mini.builder import corpus_scenes
 
-    def _of_corpus(self, root: str) -> Mapping[str, Any]:
-        if root not in self._scenes:
-            try:
-                from soho_fast.data.mini.builder import corpus_scenes
-
-                self._scenes[root] = corpus_scenes(root)
-            except (FileNotFoundError, ImportError):
-                self._scenes[root] = {}
-        return self._scenes[root]
-
-    def _number(self, name: str, is_object: bool) -> int:
-        if name not in self.number_of:
-            self.number_of[name] = len(self.number_of)
-            self.objects += [self.number_of[name]] * is_object
-        return self.number_of[name]
+        return corpus_scenes(root)
+    except (FileNotFoundError, ImportError):
+        return {}
 
 
 def shuffled(code_T: np.ndarray) -> np.ndarray:
@@ -265,15 +250,12 @@ def object_is_near(
 ) -> np.ndarray:
     """bool (T,): whether the image shows the object that a token's code lies on most often, wherever it stands."""
     table = count_labels(code_T[is_object_T], label_T[is_object_T], int(code_T.max()) + 1, int(label_T.max()) + 1)
-    object_T = np.where(table.any(1), table.argmax(1), _UNKNOWN)[code_T]
-    shown_NS = np.zeros((len(shown), table.shape[1] + 1), dtype=bool)  # the last column stands for no object
-    for image, objects in enumerate(shown):
-        shown_NS[image, objects] = True
-    return shown_NS[image_T, object_T]
+    object_T = np.where(table.any(1), table.argmax(1), -1)[code_T]
+    return np.array([one in shown[image] for one, image in zip(object_T, image_T, strict=True)])
 
 
 def _object_rows(seen: Seen, codings: Mapping[str, np.ndarray], num_codes: int) -> list[list[str]]:
-    known = seen.label != _UNKNOWN
+    known = np.array(seen.labels, dtype=object)[seen.label] != ""
     if not known.any():
         return []
 

@@ -14,7 +14,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,16 +29,15 @@ with from_extra("explore"):
     import uvicorn
     from starlette.applications import Starlette
     from starlette.datastructures import Headers, MutableHeaders
-    from starlette.exceptions import HTTPException
     from starlette.requests import Request
-    from starlette.responses import JSONResponse, PlainTextResponse, Response
+    from starlette.responses import JSONResponse, Response
     from starlette.routing import Mount, Route
     from starlette.staticfiles import StaticFiles
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
     from uvicorn.protocols.http.h11_impl import H11Protocol
 
     from soho_fast.explore.asking import AskedModel, Asking, model_folder
-    from soho_fast.explore.shown import Originals, ShownImages
+    from soho_fast.explore.shown import ShownImages
 
 _HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; "
@@ -85,17 +84,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Serve until Ctrl-C; returns the exit code. Raises UserError: something given can't be used."""
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # Before torch loads OpenMP; see train.py.
     for name, least, most in (("port", 0, 65535), ("seconds", 0.001, 86_400), ("upload_mb", 0.001, 1024)):
         if not least <= getattr(options, name) <= most:
             raise UserError(f"{name}: expected {least:g} to {most:g}, got {getattr(options, name):g}")
     limits = {"upload_bytes": int(options.upload_mb * 2**20), "seconds": options.seconds}
     asking = at_hand(options.run, options.models, options.explorer, **limits)
     listening = listen(options.host, options.port)
-    port = listening.getsockname()[1]
+    _say_where(options.host, listening.getsockname()[1], asking)
     code = 0
     try:
-        server(asking, options.host, lambda: _say_where(options.host, port, asking)).run(sockets=[listening])
+        server(asking, options.host).run(sockets=[listening])
     except KeyboardInterrupt:
         print("\nstopped", file=sys.stderr)
         code = 128 + signal.SIGINT
@@ -107,8 +105,8 @@ def run(options: argparse.Namespace) -> int:
     return code
 
 
-def server(asking: Asking, host: str = "127.0.0.1", when_ready: Callable[[], None] = lambda: None) -> uvicorn.Server:
-    """What serves `application`, with limits to what a connection may cost; `when_ready` is called when it listens."""
+def server(asking: Asking, host: str = "127.0.0.1") -> uvicorn.Server:
+    """What serves `application`, with limits to what a connection may cost."""
     config = uvicorn.Config(
         application(asking, host),
         http=_Protocol,
@@ -122,7 +120,7 @@ def server(asking: Asking, host: str = "127.0.0.1", when_ready: Callable[[], Non
         h11_max_incomplete_event_size=_LARGEST_HEADERS,
         timeout_graceful_shutdown=1,
     )
-    return _Server(config, asking, when_ready)
+    return _Server(config, asking)
 
 
 def at_hand(given: str, more: Sequence[str] = (), explorer: str | None = None, **limits: Any) -> Asking:
@@ -160,7 +158,7 @@ def at_hand(given: str, more: Sequence[str] = (), explorer: str | None = None, *
     if lost:
         raise BundleError(f"{Path(explorer) / 'data' / 'meta.js'} lacks {', '.join(lost)}")
     is_run = not alone and (Path(given) / "recipe.yaml").is_file()
-    shown = ShownImages(bundle, Originals(given if is_run else None))
+    shown = ShownImages(bundle, given if is_run else None)
     return Asking(models, shown, **limits)
 
 
@@ -174,16 +172,12 @@ def application(asking: Asking, host: str = "127.0.0.1") -> ASGIApp:
     async def failed(_: Request, __: Exception) -> Response:
         return JSONResponse({"error": "the server failed at this; its terminal says at what"}, 500)
 
-    async def refused(_: Request, error: Exception) -> Response:
-        assert isinstance(error, HTTPException)
-        return PlainTextResponse(f"{error.detail}\n", error.status_code, error.headers)
-
     routes = [
         Route("/ask", asking.reply, methods=["POST"]),
         Route("/data/server.js", server_js),
         Mount("/", _Files(asking.shown.bundle.folder)),
     ]
-    return _Guard(Starlette(routes=routes, exception_handlers={HTTPException: refused, Exception: failed}), host)
+    return _Guard(Starlette(routes=routes, exception_handlers={Exception: failed}), host)
 
 
 class _Files(StaticFiles):
@@ -270,15 +264,11 @@ def _is_any(host: str) -> bool:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn's server, which says when it is ready, and tells those who wait for an answer when it ends."""
+    """uvicorn's server, which tells those who wait for an answer when it ends."""
 
-    def __init__(self, config: uvicorn.Config, asking: Asking, when_ready: Callable[[], None]) -> None:
+    def __init__(self, config: uvicorn.Config, asking: Asking) -> None:
         super().__init__(config)
-        self._asking, self._when_ready = asking, when_ready
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        self._when_ready()
+        self._asking = asking
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         for model in self._asking.models.values():

@@ -13,27 +13,30 @@ from soho_fast.explore.bundle import Bundle, BundleError, image_path
 _MOST_COMPARED = 8
 
 
-class Originals:
-    """The originals of the images of a run's explorer, found in the data sets of the run's recipe.
+class ShownImages:
+    """The images of a bundle.
 
-    Nothing else is ever read: an image names a data set and an image in it, and what the data set lists is looked up.
+    Of a run's explorer the originals are found in the data sets of the run's recipe. Nothing else is ever read: an
+    image names a data set and an image in it, and what the data set lists is looked up.
 
     Args:
-        run: Its folder; None where there is none, and so no original.
+        bundle: Which may be another's: no name in it is a path, and no link leads out of it.
+        run: Folder of the run; None where there is none, and so no original.
         say: Called once, when the data sets are read, and when they can't be.
     """
 
-    def __init__(self, run: str | None, say: Callable[[str], None] = print) -> None:
+    def __init__(self, bundle: Bundle, run: str | None = None, say: Callable[[str], None] = print) -> None:
+        self.bundle = bundle
         self._run, self._say, self._lock = run, say, threading.Lock()
-        self._found: dict[tuple[str, str], Any] | None = {} if run is None else None
+        self._originals: dict[tuple[str, str], Any] | None = {} if run is None else None
 
-    def read(self, data_set: str, name: str) -> bytes | None:
+    def _original(self, data_set: str, name: str) -> bytes | None:
         """An image's file, or None: it can't be found or read."""
         with self._lock:
-            if self._found is None:
-                self._found = self._read_data_sets()
+            if self._originals is None:
+                self._originals = self._read_data_sets()
         try:
-            return self._found[data_set, name].read()
+            return self._originals[data_set, name].read()
         except (KeyError, OSError):
             return None
 
@@ -49,18 +52,6 @@ class Originals:
             self._say(" ".join(f"they can't be read, so models see the small copies: {error}".split()))
             return {}
 
-
-class ShownImages:
-    """The images of a bundle.
-
-    Args:
-        bundle: Which may be another's: no name in it is a path, and no link leads out of it.
-        originals: Where its images are copied from.
-    """
-
-    def __init__(self, bundle: Bundle, originals: Originals) -> None:
-        self.bundle, self.originals = bundle, originals
-
     def read(self, number: int) -> tuple[bytes, str]:
         """An image's file, and whether it is the "original" or the "small copy".
 
@@ -70,7 +61,7 @@ class ShownImages:
         try:
             image = self.bundle.image(number)
             data_set = self.bundle.meta["sources"][image["source"]]["name"]
-            original = self.originals.read(data_set, image["name"])
+            original = self._original(data_set, image["name"])
             if original is not None:
                 return original, "original"
             folder = self.bundle.folder.resolve()

@@ -29,7 +29,6 @@ WINDOW_SECONDS = 0.5
 _PATCH_WIDTH, _HEIGHT = 4, 96  # Of a spectrogram, pixels.
 _WINDOW = 0.025  # Of a column of it, seconds.
 _FLOOR = -80.0  # Decibel below the loudest, from where on it is dark.
-_COLOURS = ([0, 0, 4], [81, 18, 124], [183, 55, 121], [252, 137, 97], [252, 253, 191])  # Of matplotlib's magma.
 
 
 class Clip:
@@ -97,6 +96,9 @@ def spectrogram(clip: Clip, patches: int) -> Image.Image:
         clip: S samples.
         patches: W, into which the clip is divided evenly; each is 4 pixels wide.
     """
+    with from_extra("explore"):
+        from matplotlib import colormaps
+
     size = 2 ** round(math.log2(clip.rate * _WINDOW))
     centre = (np.arange(_PATCH_WIDTH * patches) + 0.5) * len(clip.samples) / (_PATCH_WIDTH * patches)
     parts = np.lib.stride_tricks.sliding_window_view(np.pad(clip.samples, size), size)
@@ -106,6 +108,4 @@ def spectrogram(clip: Clip, patches: int) -> Image.Image:
     power = np.maximum.reduceat(power, bins, axis=1)
     level = 10 * np.log10(np.maximum(power / max(power.max(), 1e-9), 1e-12))
     shade = 1 - level.clip(_FLOOR, 0).T[::-1] / _FLOOR
-    stops = np.linspace(0, 1, len(_COLOURS))
-    colours = [np.interp(shade, stops, channel) for channel in zip(*_COLOURS, strict=True)]
-    return Image.fromarray(np.stack(colours, axis=-1).astype(np.uint8))
+    return Image.fromarray(colormaps["magma"](shade, bytes=True)[..., :3])

@@ -25,7 +25,7 @@ LONGER_EDGE = 256
 """Of a small copy, pixels."""
 _JPEG_QUALITY = 85
 
-UNKNOWN_LICENCE = {"what": "images whose licence is not known here", "credit": "unknown", "licence": "unknown"}
+UNKNOWN_LICENCE = {"what": "those whose licence is not known here", "credit": "unknown", "licence": "unknown"}
 """The entry of meta's licences for images of which nothing else is known."""
 
 

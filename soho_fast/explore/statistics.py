@@ -119,8 +119,6 @@ def _cover(num_patches: int, num_positions: int) -> csr_array:
 
 
 def _edges(low: float, high: float) -> np.ndarray:
-    if not low <= high:  # no token has a code
-        low, high = 0.0, 1.0
     if high - low < 1e-6 * max(abs(high), 1e-6):
         high = low + max(abs(low), 1.0) * 1e-3
     return np.linspace(low, high, HISTOGRAM_BINS + 1)

@@ -30,6 +30,8 @@ _FROM_TRAINING = {
 # in float32; one feature in an update adds far more.
 _ROUNDING = 3e-4
 _MOST_STEPS_SHOWN = 4
+_TOLD = ("code error", "share of the most frequent code", "active codes", "perplexity", "codebook drift")
+"""The curves that a sentence sums up."""
 
 
 @dataclass(frozen=True)
@@ -150,27 +152,7 @@ def _sentences(
     num_snapshots: int,
 ) -> list[str]:
     """What the figures say, in words."""
-    said = []
-    if error := series.get("code error"):
-        last_step, last = error[-1]
-        step, largest = max(error, key=lambda point: point[1])
-        said.append(
-            f"What the codes leave of the features' variance: {last:.0%} at step {last_step:,}; at its most "
-            f"{largest:.0%}, at step {step:,}. Above 100 % a single code would be nearer to them all."
-        )
-    if crowded := series.get("share of the most frequent code"):
-        step, largest = max(crowded, key=lambda point: point[1])
-        said.append(f"Most features of a step with one code: {largest:.0%}, at step {step:,}.")
-    if active := series.get("active codes"):
-        last_step, last = active[-1]
-        said.append(f"Active codes: {last:,.0f} at step {last_step:,}{_fall(active)}.")
-    if perplexity := series.get("perplexity"):
-        step, highest = max(perplexity, key=lambda point: point[1])
-        last_step, last = perplexity[-1]
-        said.append(
-            f"Perplexity: {last:,.0f} at step {last_step:,}, as if so many codes were used alike; at its highest "
-            f"{highest:,.0f}, at step {step:,}."
-        )
+    said = [_sentence(name, points) for name in _TOLD if (points := series.get(name))]
     if steps := [step for step in reset if step is not None]:
         first = min(steps)
         later = sorted(step for step in steps if step > first)
@@ -184,12 +166,6 @@ def _sentences(
         said.append(f"{_codes(unused.total())} without assigned features up to the end: {', '.join(shown)}{more}.")
     elif steps and num_snapshots > 1:
         said.append("Every code had assigned features up to the end.")
-    if drift := series.get("codebook drift"):
-        step, largest = max(drift, key=lambda point: point[1])
-        said.append(
-            f"A step moved the codes by {drift[-1][1]:.3%} of the codebook's spread at the end, by {largest:.3%} at "
-            f"step {step:,}, the most."
-        )
     return said
 
 
@@ -197,13 +173,8 @@ def _codes(count: int) -> str:
     return "1 code is" if count == 1 else f"{count:,} codes are"
 
 
-def _fall(points: Sequence[Sequence[float]]) -> str:
-    """The largest fall of a curve behind a peak, in words; empty where it never falls."""
-    peak, deepest = points[0], (0.0, points[0], points[0])
-    for point in points:
-        peak = point if point[1] >= peak[1] else peak
-        deepest = max(deepest, (peak[1] - point[1], peak, point), key=lambda fall: fall[0])
-    fall, (from_step, high), (to_step, low) = deepest
-    if fall <= 0:
-        return "; they never became fewer"
-    return f"; they fell from {high:,.0f} to {low:,.0f} between steps {from_step:,} and {to_step:,}, their largest fall"
+def _sentence(name: str, points: Sequence[Sequence[float]]) -> str:
+    """Where a curve ends, and how far it went on its way."""
+    ends = points[-1], max(points, key=lambda point: point[1]), min(points, key=lambda point: point[1])
+    told = [f"{value:{',.0f' if value >= 1000 else '.4g'}} at step {step:,}" for step, value in ends]
+    return f"{name.capitalize()}: {told[0]}; highest {told[1]}, lowest {told[2]}."

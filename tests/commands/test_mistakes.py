@@ -8,11 +8,11 @@ import pytest
 from soho_fast import evaluate, train
 from soho_fast.ask import __main__ as ask
 from soho_fast.common.processes import Processes
-from soho_fast.data import tokenizer
+from soho_fast.data import importing, tokenizer
 from soho_fast.data.mini import __main__ as mini
 from soho_fast.engine import distributed
 
-COMMANDS = {"train": train, "evaluate": evaluate, "ask": ask, "tokenizer": tokenizer, "mini": mini}
+COMMANDS = {"train": train, "evaluate": evaluate, "ask": ask, "import": importing, "tokenizer": tokenizer, "mini": mini}
 # A run of two tasks, a file, and recipes with one mistake each; commands are given in their folder.
 FILES = {
     "runs/vqa/recipe.yaml": b"task: vqa\ndata:\n  splits:\n    val: {questions: q.json}\n",
@@ -122,6 +122,8 @@ MISTAKES = [
     ("evaluate --run runs/vqa --into runs/vqa", "into: runs/vqa is a run, whose metrics.json"),
     ("evaluate --run", "run: expected a value after it"),
     ("ask", "the following arguments are required: answer|rank|entails|compare|many"),
+    ("ask anwser", "error: expected one of 'answer', 'rank', 'entails', 'compare', 'many', got 'anwser'; did you mean"),
+    ("import cvs", "error: expected one of 'csv', 'text', 'coco', 'datasets', got 'cvs' (--help"),
     ("ask anwser runs/vqa photo.jpg what", "got 'anwser'; did you mean answer?"),
     ("ask answer runs/vqa photo.jpg", "the following arguments are required: question"),
     ("ask answer runs/vqaa photo.jpg what", "runs/vqaa: there is no such file or folder; did you mean vqa?"),

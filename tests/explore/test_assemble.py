@@ -344,7 +344,7 @@ def test_damage_is_told_with_the_file(made, tmp_path):
     with pytest.raises(BundleError, match=r"meta\.js: expected schema 4, got 99"):
         occurrences(folder, 0)
     with pytest.raises(FileNotFoundError, match="is no explorer"):
-        occurrences(tmp_path, 0)
+        occurrences(tmp_path / "nowhere", 0)
 
 
 def test_mistakes_of_readers(made):

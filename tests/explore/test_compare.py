@@ -1,4 +1,4 @@
-"""Two explorers side by side: what was kept, moved, split, merged, lost and is new."""
+"""Two explorers side by side: what was stable, moved, split, merged, lost and is new."""
 
 import numpy as np
 import pytest
@@ -10,12 +10,12 @@ from soho_fast.explore.compare import match
 # A code of the first (row) and one of the second (column): patches with both.
 COUNTS = np.array(
     [
-        [0, 90, 0, 0, 0, 0, 0, 0],  # kept as 1
+        [0, 90, 0, 0, 0, 0, 0, 0],  # stable as 1
         [50, 0, 40, 0, 0, 0, 0, 0],  # split into 0 and 2
         [0, 0, 0, 30, 0, 0, 0, 0],  # merged into 3, with the next one
         [0, 0, 0, 20, 0, 0, 0, 0],
         [0, 0, 0, 0, 4, 10, 10, 10],  # split into the last three
-        [0, 0, 0, 0, 20, 0, 0, 0],  # kept as 4
+        [0, 0, 0, 0, 20, 0, 0, 0],  # stable as 4
         [0, 5, 0, 0, 0, 0, 0, 0],  # lost: 1 stands for another
         [0, 0, 0, 0, 0, 0, 0, 0],  # unused
     ]
@@ -25,15 +25,15 @@ COUNTS = np.array(
 def test_what_became_of_each_code():
     rows = match(COUNTS)
     kinds = {row["first"]: row["kind"] for row in rows if row["first"] is not None}
-    assert kinds == {0: "kept", 1: "split", 2: "merged", 3: "merged", 4: "split", 5: "kept", 6: "lost"}
+    assert kinds == {0: "stable", 1: "split", 2: "merged", 3: "merged", 4: "split", 5: "stable", 6: "lost"}
     by_first = {row["first"]: row for row in rows}
     assert by_first[1]["to"] == [[0, 50], [2, 40]] and by_first[1]["tokens"] == 90
     assert by_first[0]["second"] == 1 and by_first[0]["overlap"] == pytest.approx(90 / 95, abs=1e-4)
     assert by_first[6]["second"] is None and by_first[6]["to"] == [[1, 5]]
     moved = match(np.array([[10, 9, 9], [0, 20, 0], [0, 0, 20]]))
-    assert [row["kind"] for row in moved] == ["moved", "kept", "kept"]
+    assert [row["kind"] for row in moved] == ["moved", "stable", "stable"]
     new = match(np.array([[80, 5]]))
-    assert [(row["kind"], row["second"]) for row in new] == [("kept", 0), ("new", 1)]
+    assert [(row["kind"], row["second"]) for row in new] == [("stable", 0), ("new", 1)]
 
 
 def test_partners_are_chosen_for_all_codes_together():
@@ -60,7 +60,7 @@ def explorers(tmp_path):
 def test_the_command_compares_two_explorers(explorers, tmp_path, capsys):
     one, other, index = explorers
     assert main(["compare", str(one), str(other), "--into", str(tmp_path / "both")]) == 0, capsys.readouterr().err
-    assert "8 images: 4 kept" in capsys.readouterr().out
+    assert "8 images: 4 stable" in capsys.readouterr().out
     bundle = Bundle(tmp_path / "both")
     bundle.check()
     assert bundle.meta["has_compare"] and bundle.meta["title"] == "after"
@@ -113,4 +113,4 @@ def test_images_of_one_name_are_left_out(tmp_path):
     other = build_from_arrays(index=index[::-1], names=["b", "a", "a"], folder=tmp_path / "other", **quiet)
     found = Bundle(compare_explorers(one, other, tmp_path / "both", say=lambda line: None)).read("compare")
     assert found["num_images"] == 1
-    assert [(row["kind"], row["first"], row["second"]) for row in found["rows"]] == [("kept", 2, 2)]
+    assert [(row["kind"], row["first"], row["second"]) for row in found["rows"]] == [("stable", 2, 2)]

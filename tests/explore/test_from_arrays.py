@@ -134,19 +134,20 @@ def test_image_files_of_all_kinds_of_pixels_are_shown_as_they_are_seen(given, tm
 
 
 def test_a_file_that_is_no_image_is_left_out(given, tmp_path):
-    (tmp_path / "broken.jpg").write_bytes(b"<svg onload='alert(1)'/>")
-    Image.new("RGB", (8, 8)).save(tmp_path / "whole.png")
+    """Also its content alone, which has no name."""
+    broken, whole = tmp_path / "broken.jpg", tmp_path / "whole.png"
+    broken.write_bytes(b"<svg onload='alert(1)'/>")
+    Image.new("RGB", (8, 8)).save(whole)
     said = []
-    paths = [tmp_path / "broken.jpg", str(tmp_path / "whole.png")]
-    explorer = build_from_arrays(
-        given["features"][:2], given["codebook"], paths, tmp_path / "explorer", say=said.append
-    )
-    assert len(said) == 1 and said[0].startswith(f"left out: {tmp_path / 'broken.jpg'}: can't be read as an image")
-    assert "0x" not in said[0], "no address of memory"
-    assert Bundle(explorer).meta["num_shown"] == 1
-    (tmp_path / "whole.png").write_bytes(b"")
+    images = [broken, str(whole), broken.read_bytes(), whole.read_bytes()]
+    explorer = build_from_arrays(given["features"][:4], given["codebook"], images, tmp_path / "made", say=said.append)
+    assert len(said) == 2 and said[0].startswith(f"left out: {broken}: can't be read as an image")
+    assert said[1].startswith("left out: images[2]: can't be read as an image")
+    assert "0x" not in "".join(said), "no address of memory"
+    assert Bundle(explorer).meta["num_shown"] == 2
+    whole.write_bytes(b"")
     with pytest.raises(ValueError, match="images: no image can be read any more"):
-        build_from_arrays(given["features"][:2], given["codebook"], paths, tmp_path / "explorer", say=quiet)
+        build_from_arrays(given["features"][:2], given["codebook"], images[:2], tmp_path / "made", say=quiet)
 
 
 def nearest_to(given):
@@ -304,7 +305,7 @@ def test_the_command_takes_files(given, tmp_path, capsys):
     licences = [{"what": "birds", "credit": "Ada", "licence": "CC0", "images": ["birds/[0-7].png"]}]
     (tmp_path / "photos/licences.json").write_text(json.dumps(licences))
     assert main([*words, *more, *into]) == 0, capsys.readouterr().err
-    assert "9 images in the order of their names: birds/0.png to birds/8.png" in capsys.readouterr().out
+    assert "9 files in the order of their names: birds/0.png to birds/8.png" in capsys.readouterr().out
     bundle = Bundle(tmp_path / "explorer")
     assert bundle.image(3)["index"] == nearest_to(given)[3].ravel().tolist()
     assert bundle.image(3)["name"] == "birds/3.png" and bundle.read("wall")["label"][0] == "a leaf"
@@ -314,7 +315,7 @@ def test_the_command_takes_files(given, tmp_path, capsys):
         assert str(tmp_path) not in path.read_text(), f"{path} tells where it was built"
     for wrong, told in (
         ([*words[:3], "--images", str(tmp_path / "nowhere")], "images: there is no folder"),
-        (words[:3], "images: expected a folder of images"),
+        (words[:3], "images: expected a folder of images or a data set, got none"),
         (["build", "--images", str(tmp_path / "photos")], "required: RUN_OR_MODEL, or --index or --features"),
         ([*words, "--labels", str(tmp_path / "i.npy")], "labels: .*i.npy can't be read as a text file"),
         (
@@ -348,6 +349,46 @@ def test_the_command_finds_images(given, tmp_path, monkeypatch, capsys):
         assert main(["build", "--index", "i.npy", "--images", ".", "--into", "made"]) == 0, capsys.readouterr().err
     assert "order of their names: 0.png to 9.png; 10.ppm before 2.JPG" in capsys.readouterr().out
     assert Bundle("made").meta["num_images"] == 11
+
+
+@pytest.mark.parametrize("form", ["parquet", "saved", "splits"])
+def test_the_command_takes_a_data_set(given, tmp_path, monkeypatch, capsys, form):
+    """Columns have the images as they were stored, captions and codes; a file has what it has not."""
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.chdir(tmp_path)
+    images = []
+    for number, image in enumerate(given["images"]):
+        Image.fromarray(image).save(path := tmp_path / f"{number}.png")
+        images.append({"bytes": path.read_bytes(), "path": path.name})
+    rows = {"image": images, "text": ["a dog"] * N, "index": nearest_to(given).tolist()}
+    made = datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image())
+    if form == "parquet":
+        made.to_parquet("set.parquet")
+    elif form == "saved":
+        made.save_to_disk("set")
+    else:
+        datasets.DatasetDict(train=made.select(range(4)), test=made.select(range(4, N))).save_to_disk("set")
+    np.save("f.npy", given["features"])
+    words = ["build", "--images", "set.parquet" if form == "parquet" else "set", "--into", "explorer"]
+    assert main([*words, "--features", "f.npy"]) == 0, capsys.readouterr().err
+    bundle = Bundle("explorer")
+    for number in range(N):
+        entry = bundle.image(number)
+        assert entry["index"] == nearest_to(given)[number].ravel().tolist() and entry["captions"] == ["a dog"]
+        shown = np.asarray(Image.open(bundle.folder / f"images/0000/{number:06d}.jpg").convert("RGB")).astype(int)
+        assert np.abs(shown - given["images"][number]).mean() < 12
+    assert bundle.meta["has_distances"]
+    if form == "saved":
+        made.remove_columns("index").save_to_disk("less")
+        made.rename_column("image", "photo").save_to_disk("other")
+        (tmp_path / "broken.parquet").write_bytes(b"PAR1")
+        for name, told in (
+            ("less", "required: RUN_OR_MODEL, or --index or --features"),
+            ("other", "expected a column of images, image, img, jpg, png; its columns are photo, text, index"),
+            ("broken.parquet", "images: .*broken.parquet: datasets can't read it"),
+        ):
+            assert main(["build", "--images", name]) == 2
+            assert re.search(told, capsys.readouterr().err)
 
 
 def changed(given, name, value):

@@ -164,23 +164,12 @@ def test_the_best_model_is_of_its_own_step(tmp_path):
     assert found["unused_since"][:3] == [None, 5, 0] and found["last_step"] == 20
 
 
-def test_what_the_codes_leave_and_how_features_crowd_is_told_first(tmp_path):
-    values = [(1, 0.5, 0.1), (2, 1.6, 0.77), (3, 0.7, 0.2)]
-    _write(tmp_path, *[_train(step, code_error=error, top_share=top, perplexity=9.0) for step, error, top in values])
-    sentences = timeline(tmp_path, None)["sentences"]
-    assert sentences[:2] == [
-        "What the codes leave of the features' variance: 70% at step 3; at its most 160%, at step 2. Above 100 % a "
-        "single code would be nearer to them all.",
-        "Most features of a step with one code: 77%, at step 2.",
-    ]
-    assert sentences[2].startswith("Perplexity")
-
-
-def test_a_fall_of_active_codes_is_reported(tmp_path):
-    values = [(1, 5.0), (2, 8.0), (3, 8.0), (4, 4.0), (5, 6.0), (6, 3.0), (7, 7.0)]
-    _write(tmp_path, *[_train(step, active_codes=live) for step, live in values])
+def test_a_curve_is_told_by_its_end_and_its_extremes_what_matters_most_first(tmp_path):
+    values = [(1, 0.5, 9000.0), (2, 1.6, 12.0), (3, 0.7, 40.0)]
+    _write(tmp_path, *[_train(step, code_error=error, active_codes=live) for step, error, live in values])
     assert timeline(tmp_path, None)["sentences"] == [
-        "Active codes: 7 at step 7; they fell from 8 to 3 between steps 3 and 6, their largest fall."
+        "Code error: 0.7 at step 3; highest 1.6 at step 2, lowest 0.5 at step 1.",
+        "Active codes: 40 at step 3; highest 9,000 at step 1, lowest 12 at step 2.",
     ]
 
 

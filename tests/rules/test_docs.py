@@ -139,7 +139,7 @@ SAYS = {
     "soho_fast.ask many": "results.jsonl: 5 lines",
     "explore build --features": "explorer/index.html",
     "soho_fast.explore build": "runs/mini/explorer is up to date",
-    "soho_fast.explore compare": " kept\nopen compared/index.html",
+    "soho_fast.explore compare": " stable\nopen compared/index.html",
     "soho_fast.explore figure": "the codes as a figure: ",
     "examples/explore_encodec.py": "codec_explorer/index.html",
     "examples/explore_vector_quantize_pytorch.py": "vq_explorer/index.html",
@@ -189,7 +189,7 @@ def run(tmp_path_factory):
 
 
 def serves(command: str, folder: Path) -> None:
-    """The command prints an address at which the pages are and curl's question is answered, and ends with Ctrl-C."""
+    """The command prints an address at which the pages are and curl's questions are answered, and ends with Ctrl-C."""
     with subprocess.Popen(
         f"exec {command}",
         shell=True,
@@ -210,10 +210,12 @@ def serves(command: str, folder: Path) -> None:
             (asking,) = (text for _, text in SHOWN if text.startswith("curl "))
             if shutil.which("curl"):
                 asking = re.sub(r"http://[\d.]+:\d+", found[0].rstrip("/"), asking)
-                answer = subprocess.run(
-                    asking, shell=True, cwd=folder, capture_output=True, text=True, check=True
-                ).stdout
-                assert {row["text"] for row in json.loads(answer)["answers"]} == {"two dogs", "a cat"}, answer
+                codes, ranked = (
+                    subprocess.run(line, shell=True, cwd=folder, capture_output=True, text=True, check=True).stdout
+                    for line in asking.splitlines()
+                )
+                assert json.loads(codes)["images"][0]["codes"], codes
+                assert {row["text"] for row in json.loads(ranked)["answers"]} == {"two dogs", "a cat"}, ranked
             server.send_signal(signal.SIGINT)
             assert server.wait(30) in (0, 130)
         finally:

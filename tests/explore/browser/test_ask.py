@@ -2,8 +2,11 @@
 
 import json
 
+import numpy as np
 import pytest
 from loopback import serve
+
+from soho_fast.explore import build_from_arrays
 
 MODELS = ("rank", "answer", "compare", "entails")
 
@@ -152,7 +155,7 @@ def test_an_upload_is_shown_asked_about_and_kept_while_the_page_lives(window, ph
     texts = [f"{row['answer']}\n{100 * row['score']:.1f} %" for row in expected]
     assert window.page.locator(".ask-answer").all_inner_texts() == texts
     assert "The model saw the uploaded image." in window.text()
-    assert "images 100 % of the patches have the same code by it." in window.text()
+    assert "images 100 % of the patches have the same code by this model." in window.text()
     assert shades(window) == pytest.approx(shares(replies[0], 0), abs=1e-6)
     window.click(".ask-view .chip")
     assert window.address().startswith("#/code/")
@@ -235,6 +238,25 @@ def test_patches_without_codes_are_shaded_and_lead_nowhere(window):
     assert window.page.locator(".ask-view .status").inner_text().endswith("% of the attention")
 
 
+def test_which_codes_an_image_has_is_asked_by_the_image_alone(window, photo):
+    replies = Replies(window)
+    open_question(window, "#/ask?question=codes")
+    assert window.page.locator("#ask-text").count() == 0
+    window.page.set_input_files('input[type="file"]', photo)
+    wait_for_answer(window)
+    codes = replies[0]["images"][0]["codes"]
+    links = window.page.locator(".ask-view .patch").evaluate_all("links => links.map(link => link.hash)")
+    assert links == [f"#/code/{code}" for code in codes] and codes
+    chips = window.page.locator(".ask-view .chip").all_inner_texts()
+    assert len(chips) == len(set(codes)) and all("word" in chip and "%" in chip for chip in chips)
+    window.page.locator(".ask-view .patch").first.hover()
+    assert window.page.locator(".ask-view .status").inner_text() == f"code {codes[0]} · word{codes[0]}"
+    window.page.fill('input[type="number"]', "1")
+    window.page.keyboard.press("Tab")
+    wait_for_answer(window)
+    assert replies[1]["images"][0]["number"] == 1 and window.address() == "#/ask?question=codes&model=rank&image=1"
+
+
 def test_some_captions_to_choose_from(window):
     window.visit("#/ask?image=0")
     window.page.get_by_role("button", name="some captions").click()
@@ -276,6 +298,18 @@ def test_a_page_that_is_not_served_says_how_to_serve_it(bundle_folder, runs, ope
         window = open_window(bundle_folder, base=f"{serving.address}/")
         window.visit("#/ask")
         assert "No model for this question is at hand" in window.text()
+    finally:
+        serving.close()
+
+
+def test_an_explorer_of_arrays_says_that_it_has_no_encoder(tmp_path, open_window):
+    index, images = np.zeros((2, 2, 2), int), np.zeros((2, 8, 8, 3), np.uint8)
+    folder = build_from_arrays(index=index, images=images, folder=tmp_path / "explorer", say=lambda line: None)
+    serving = serve(tmp_path, folder)
+    try:
+        window = open_window(folder, base=f"{serving.address}/")
+        window.visit("#/ask")
+        assert "has no encoder" in window.text() and "deepspeed" not in window.text()
     finally:
         serving.close()
 
@@ -340,3 +374,8 @@ def test_at_phone_width_by_keys_alone(window, asked, open_window, scheme):
     assert phone.page.locator(".ask-view .status").inner_text().startswith("code ")
     phone.press("Enter")
     assert phone.address().startswith("#/code/")
+    open_question(phone, "#/ask?question=codes&image=1")
+    wait_for_answer(phone)
+    assert phone.page.evaluate("document.documentElement.scrollWidth") <= 390
+    rights = phone.page.locator(".choice").evaluate_all("all => all.map(e => e.getBoundingClientRect().right)")
+    assert len(rights) == 5 and max(rights) <= 390, "every question can be seen"

@@ -15,14 +15,14 @@ def test_what_became_of_the_codes_is_shown(tmp_path, open_window):
     window = open_window(compare_explorers(one, other, tmp_path / "both", say=lambda line: None))
     window.visit("#/compare")
     assert window.page.locator("header nav a").all_inner_texts() == ["Wall", "Images", "Compare"]
-    assert window.page.locator(".choice").all_inner_texts() == ["split: 1", "kept: 2"]
+    assert window.page.locator(".choice").all_inner_texts() == ["split: 1", "stable: 2"]
     links = window.page.locator('[data-kind="split"] a')
     assert {link.get_attribute("href") for link in links.all()} == {"#/code/2", "#/code/4"}
     assert "before" in window.page.locator("th").all_inner_texts()
-    window.page.get_by_text("kept: 2").click()
-    assert window.page.locator('[data-kind="kept"]').count() == 2
-    window.visit("#/compare?kind=kept")
-    assert window.page.locator('[data-kind="kept"] a').first.get_attribute("href") in ("#/code/0", "#/code/1")
+    window.page.get_by_text("stable: 2").click()
+    assert window.page.locator('[data-kind="stable"]').count() == 2
+    window.visit("#/compare?kind=stable")
+    assert window.page.locator('[data-kind="stable"] a').first.get_attribute("href") in ("#/code/0", "#/code/1")
     assert window.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
@@ -38,7 +38,7 @@ def test_new_codes_are_shown_by_their_tokens_and_a_level_by_its_name(tmp_path, o
     links = window.page.locator('[data-kind="new"] a')
     assert [link.get_attribute("href") for link in links.all()] == ["#/code/2", "#/code/1"]
     assert links.locator(".tile-number").all_inner_texts() == ["1.2", "1.1"]
-    window.visit("#/compare?kind=kept")
-    assert window.page.locator('[data-kind="kept"] .tile-number').all_inner_texts() == ["0", "1.0"], (
+    window.visit("#/compare?kind=stable")
+    assert window.page.locator('[data-kind="stable"] .tile-number').all_inner_texts() == ["0", "1.0"], (
         "the first has one level"
     )

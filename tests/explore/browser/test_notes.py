@@ -52,6 +52,34 @@ def test_notes_are_kept_listed_saved_and_read(small, open_window, tmp_path):
     assert [tile.get_attribute("data-code") for tile in other.page.locator(".tile").all()] == ["3"]
 
 
+def test_what_is_read_joins_the_notes_that_are_there(small, open_window, tmp_path):
+    """Of a code that both have, neither the box nor a line of a note is lost, and reading twice adds nothing."""
+    page = (window := open_window(small)).page
+    window.visit("#/code/3")
+    page.get_by_label("keep this code").check()
+    page.get_by_label("your note").fill("a leaf\nor a fern")
+    window.visit("#/code/4")
+    page.get_by_label("your note").fill("sea")
+    window.visit("#/wall")
+    theirs = {
+        "3": {"kept": False, "note": "moss"},
+        "4": {"kept": True, "note": "the sea"},
+        "5": {"kept": False, "note": "x"},
+    }
+    (tmp_path / "notes.json").write_text(json.dumps({"notes": theirs}))
+    for added in (2, 0):
+        page.get_by_label("file of notes").set_input_files(tmp_path / "notes.json")
+        told = f"notes on 3 codes read; {added} of them" if added else "notes on 3 codes read"
+        page.get_by_text(told, exact=not added).wait_for()
+    with page.expect_download() as download:
+        page.get_by_text("save notes").click()
+    assert json.loads(download.value.path().read_text())["notes"] == {
+        "3": {"kept": True, "note": "a leaf\nor a fern\nmoss"},
+        "4": {"kept": True, "note": "sea\nthe sea"},
+        "5": {"kept": False, "note": "x"},
+    }
+
+
 def test_the_same_file_is_read_again(small, open_window, tmp_path):
     page = (window := open_window(small)).page
     window.visit("#/wall?show=kept")

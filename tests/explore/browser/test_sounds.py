@@ -35,6 +35,26 @@ def clips(tmp_path_factory):
     return build_from_arrays(index=index, images=images, folder=folder, num_codes=CODES, window=11, **quiet)
 
 
+def test_pages_of_clips_speak_of_clips(tmp_path, open_window):
+    """On no page is a clip called an image, with captions and neighbours, and of an unused code."""
+    rng = np.random.default_rng(0)
+    index = rng.integers(2, size=(12, 1, PATCHES))
+    index[:, 0, :2] = np.arange(12)[:, None] % 2 * np.array([0, 1])
+    images = [Clip(0.1 * rng.normal(size=RATE), RATE) for _ in range(12)]
+    more = {"captions": ["rain falls"] * 12, "num_codes": CODES, "licences": "CC0", "say": lambda line: None}
+    window = open_window(build_from_arrays(index=index, images=images, folder=tmp_path / "explorer", **more))
+    for address in ("#/wall", "#/code/0", "#/code/2", "#/words", "#/words/rain", "#/image", "#/image/3"):
+        window.visit(address)
+        labels = window.page.eval_on_selector_all("[aria-label]", "all => all.map(e => e.ariaLabel)")
+        shown = " ".join([window.text(), window.page.title(), *labels]).lower()
+        assert "image" not in shown.replace("go to a code by its number, or to a word", ""), address
+    window.visit("#/image/99")
+    assert "clip: expected a number from 0 to 11" in window.text()
+    window.visit("#/words/no-such-word")
+    window.press("?")
+    assert "image" not in window.page.locator("dialog").inner_text()
+
+
 def heard(window, count):
     """What was played, when it is `count` parts or more."""
     for _ in range(300):

@@ -226,13 +226,12 @@ def test_a_model_sees_the_image_itself_where_the_run_knows_it(runs, bundle_folde
         serving.close()
 
 
-def test_data_sets_that_cannot_be_read_are_told_once(runs, tmp_path):
-    from soho_fast.explore.shown import Originals
+def test_data_sets_that_cannot_be_read_are_told_once(runs, bundle_folder, tmp_path):
+    from soho_fast.explore.shown import ShownImages
 
     shutil.copytree(runs / "rank", tmp_path / "mini")
     (tmp_path / "mini" / "recipe.yaml").write_text("task: pretraining\ndata: {sources: 3}\n")
     said = []
-    originals = Originals(str(tmp_path / "mini"), said.append)
-    assert originals.read("hand", "one.png") is originals.read("hand", "../one.png") is None
+    shown = ShownImages(Bundle(bundle_folder), str(tmp_path / "mini"), said.append)
+    assert [shown.read(number)[1] for number in (0, 1)] == ["small copy"] * 2
     assert len(said) == 2 and said[1].startswith("they can't be read, so models see the small copies: ")
-    assert Originals(None, said.append).read("hand", "one.png") is None and len(said) == 2

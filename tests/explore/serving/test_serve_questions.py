@@ -11,7 +11,7 @@ from loopback import serve
 from soho_fast.ask import SohoPipeline
 from soho_fast.explore import asking
 from soho_fast.explore.bundle import Bundle, image_path, write_in_files
-from soho_fast.explore.shown import Originals, ShownImages
+from soho_fast.explore.shown import ShownImages
 
 
 def test_kinds_are_those_of_the_pipeline():
@@ -86,11 +86,25 @@ def test_codes_are_given_only_where_they_are_the_explorers(served, runs, bundle_
         assert len(reply["images"][0]["attention"][0][0]) == reply["images"][0]["rows"] * reply["images"][0]["columns"]
 
 
+def test_which_codes_an_image_has_needs_no_text(served, bundle_folder, photo):
+    """Of any model with the explorer's dictionary, also one for another question."""
+    asked = ("image", ("photo.png", photo.read_bytes()))
+    expected = served.ask(("model", "rank"), asked, ("text", "a red man")).json["images"][0]
+    for name in ("rank", "answer", "compare"):
+        found = served.ask(("model", name), asked, ("question", "codes")).json
+        assert (found["question"], found["no_codes"]) == ("codes", None) and "answers" not in found
+        assert found["images"] == [{**{k: v for k, v in expected.items() if k != "attention"}}]
+    found = served.ask(("model", "rank"), ("image", "1"), ("question", "codes")).json
+    assert found["images"][0]["codes"] == Bundle(bundle_folder).image(1)["index"]
+    found = served.ask(("model", "entails"), asked, ("question", "codes")).json
+    assert found["images"][0]["codes"] is None and "another codebook" in found["no_codes"]
+
+
 def test_agreement_is_counted_over_patches_of_images_with_the_same_grid(bundle_folder, tmp_path):
     shutil.copytree(bundle_folder, tmp_path / "explorer")
     bundle = Bundle(tmp_path / "explorer")
     pictures = bundle.read("images-0000")
-    shown = ShownImages(bundle, Originals(None))
+    shown = ShownImages(bundle)
     codes = {shown.read(number)[0]: pictures[number]["index"] for number in range(3)}
     assert shown.agreement(lambda file: (2, 3, codes[file])) == 1.0
     pictures[0]["index"] = [(code + 1) % 8 for code in pictures[0]["index"][:3]] + pictures[0]["index"][3:]
@@ -139,7 +153,13 @@ REFUSED = [
     ([MODEL, ("image", "/etc/passwd"), TEXT], 400, "0 to 2, got '/etc/passwd'"),
     ([MODEL, IMAGE, TEXT, ("attend", "1")], 400, "attend: expected a number, 0 to 0, got '1'"),
     ([MODEL, IMAGE, TEXT, ("attend", "red")], 400, "attend: expected a number, 0 to 0, got 'red'"),
-    ([MODEL, IMAGE, TEXT, ("question", "answer")], 400, "rank is for pre-training: expected rank, got 'answer'"),
+    (
+        [MODEL, IMAGE, TEXT, ("question", "answer")],
+        400,
+        "rank is for pre-training: expected rank or codes, got 'answer'",
+    ),
+    ([MODEL, IMAGE, TEXT, ("question", "codes")], 400, "text: codes takes 0, got 1"),
+    ([MODEL, IMAGE, IMAGE, ("question", "codes")], 400, "image: codes takes 1, got 2"),
     ([MODEL, IMAGE, TEXT, ("path", "/etc/passwd")], 400, "'path': there is no such field"),
 ]
 

@@ -2,7 +2,7 @@
 
 // Questions to a model, where the explorer is served (python -m soho_fast.explore serve): an answer, and the image's
 // patches shaded by the attention of [CLS] or of another token. What is asked stands in the address; a file does not,
-// and is kept while the page lives, nor does a very long text.
+// and stays while the page lives, nor does a very long text.
 (() => {
   const { element } = explorer;
 
@@ -35,7 +35,13 @@
       score: "The model's probability of each answer",
       recipe: "mini_nlvr2",
     },
+    codes: {
+      title: "Which codes?",
+      score: "The code of each patch, and the share of the patches that have it",
+      recipe: "mini",
+    },
   };
+  const answers = (model, question) => question === "codes" || model.question === question;
   // An image that a browser can't show, such as a TIFF, is asked about all the same.
   const NOTHING = "data:image/gif;base64,R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7";
   const FILE = "file";
@@ -69,6 +75,19 @@
     );
   };
 
+  const noEncoder = () =>
+    element(
+      "div",
+      { class: "notice", id: "no-model" },
+      element(
+        "p",
+        {},
+        "This explorer was made from arrays: it knows the codes of its own images, and has no encoder that finds " +
+          "those of another one. To see which codes an image of yours has, encode it with your model, and build the " +
+          "explorer again with the image and its codes among the others.",
+      ),
+    );
+
   // The files chosen last, left and right: an address can't hold them.
   const files = [null, null];
 
@@ -77,11 +96,12 @@
     const number = (name) => (/^\d+$/.test(parameters.get(name) ?? "") ? Number(parameters.get(name)) : null);
     const given = server.models.find(({ name }) => name === parameters.get("model"));
     const asked = parameters.get("question");
-    const question = given?.question ?? (Object.hasOwn(QUESTIONS, asked ?? "") ? asked : server.models[0].question);
+    const named = Object.hasOwn(QUESTIONS, asked ?? "") ? asked : server.models[0].question;
+    const question = asked === "codes" ? asked : (given?.question ?? named);
     const image = (name, place) => (parameters.get(name) === FILE ? (files[place] ? FILE : null) : number(name));
     return {
       question,
-      model: given?.name ?? server.models.find((model) => model.question === question)?.name ?? null,
+      model: given?.name ?? server.models.find((model) => answers(model, question))?.name ?? null,
       images: [image("image", 0), image("right", 1)],
       text: parameters.get("text") ?? "",
       attend: number("attend"),
@@ -227,8 +247,9 @@
     if (bytes > server.upload_bytes) {
       throw new Error(`The upload has ${megabytes(bytes)} MB; expected at most ${megabytes(server.upload_bytes)} MB.`);
     }
-    const texts = textsOf(asked);
-    if (!texts.length) throw new Error("Write a text.");
+    form.append("question", asked.question);
+    const texts = asked.question === "codes" ? [] : textsOf(asked);
+    if (asked.question !== "codes" && !texts.length) throw new Error("Write a text.");
     for (const text of texts) form.append("text", text);
     if (asked.attend !== null && asked.attend < texts.length) form.append("attend", String(asked.attend));
     let response;
@@ -262,7 +283,7 @@
     const server = await explorer.load("server");
     if (server === null) return notServed(root);
     if (!server.models.length) {
-      root.append(element("h1", {}, "Ask a model"), noModel("rank"));
+      root.append(element("h1", {}, "Ask a model"), meta.model === "arrays" ? noEncoder() : noModel("rank"));
       return null;
     }
     const wall = await explorer.loadWall();
@@ -293,19 +314,21 @@
           Object.assign(asked, { attend: number, token: 0 });
           ask(result, button);
         };
+        const level = asked.question === "codes" && meta.num_levels > 1 ? ", at level 1" : "";
         const view = element("div", {});
         result.replaceChildren(
-          element("h2", {}, "Answer"),
+          element("h2", {}, asked.question === "codes" ? "Its codes" : "Answer"),
           element(
             "p",
             { class: "hint" },
-            `${QUESTIONS[asked.question].score}; ${asked.model}, ${explorer.formatNumber(reply.seconds, 2)} s`,
+            `${QUESTIONS[asked.question].score}${level}; ${asked.model}, ${explorer.formatNumber(reply.seconds, 2)} s`,
           ),
-          explorer.answerList(reply, again),
+          asked.question === "codes" ? "" : explorer.answerList(reply, again),
           view,
         );
         const looks = await Promise.all(imagesOf(asked).map(lookAt));
-        explorer.showAttention(view, asked, { ...reply, looks, wall }, () => writeAddress(asked));
+        if (asked.question === "codes") explorer.showCodes(view, { ...reply, looks, wall });
+        else explorer.showAttention(view, asked, { ...reply, looks, wall }, () => writeAddress(asked));
         result.dataset.answered = String(Number(result.dataset.answered ?? 0) + 1); // Tells tests.
       } catch (error) {
         if (mine === running && !mine.signal.aborted) {
@@ -319,7 +342,8 @@
 
     const fill = () => {
       const { question } = asked;
-      const models = server.models.filter((model) => model.question === question);
+      const models = server.models.filter((model) => answers(model, question));
+      const isCodes = question === "codes";
       if (!models.some(({ name }) => name === asked.model)) asked.model = models[0]?.name ?? null;
       const choices = element(
         "div",
@@ -363,6 +387,8 @@
         asked.attend = null;
         asked.token = 0;
         writeAddress(asked);
+        // An image is the whole question.
+        if (isCodes && asked.images[0] !== null) ask(result, button);
       };
       const labels = question === "compare" ? ["Left image", "Right image"] : ["Image"];
       const choosers = labels.map((label, place) => imageChooser(asked, place, meta, label, changed));
@@ -400,8 +426,7 @@
         element(
           "div",
           { class: "ask-words" },
-          element("label", { for: "ask-text" }, QUESTIONS[question].texts),
-          texts,
+          isCodes ? null : [element("label", { for: "ask-text" }, QUESTIONS[question].texts), texts],
           element(
             "div",
             { class: "ask-choose" },
@@ -413,7 +438,7 @@
         ),
       );
       body.replaceChildren(controls, form, result);
-      if (textsOf(asked).length && imagesOf(asked).every((image) => image !== null)) ask(result, button);
+      if ((isCodes || textsOf(asked).length) && imagesOf(asked).every((image) => image !== null)) ask(result, button);
     };
     fill();
     return null;

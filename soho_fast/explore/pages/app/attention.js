@@ -33,31 +33,53 @@
     );
   };
 
+  // An image of a reply ({source, width, height} of it in `look`), with a line about the code or patch that is
+  // pointed at: `tell(patch)` says more of a patch. Returns {view, codes, root}; `codes` is to be filled with chips.
+  const viewOf = (image, look, wall, tell) => {
+    const size = { width: look.width ?? image.patches_wide * 32, height: look.height ?? image.patches_high * 32 };
+    const status = element("p", { class: "status", role: "status" });
+    const says = (code) => (wall.name[code] === null ? "" : ` · ${wall.name[code]}`);
+    const onPoint = (code, patch) => {
+      const hint = image.codes ? "Point at a patch to see its code; a click opens it." : "";
+      if (patch === null) status.textContent = hint;
+      else if (code === null) status.textContent = tell(patch);
+      else {
+        const name = element("span", { dir: "auto" }, `code ${explorer.codeName(code)}${says(code)}`);
+        status.replaceChildren(name, tell(patch) && ` · ${tell(patch)}`);
+      }
+    };
+    const shown = { ...image, ...size, index: image.codes };
+    const view = explorer.imageWithPatches(shown, look.source, seenAs(image), onPoint);
+    onPoint(null, null);
+    const codes = element("div", { class: "chips" });
+    const link = element("a", { href: explorer.address("image", String(image.number)) }, "All its codes");
+    const rest = image.number === null ? null : [" ", link, "."];
+    const hint = element("p", { class: "hint" }, `The model saw ${seenAs(image)}.`, rest);
+    return { view, codes, root: element("div", { class: "ask-view" }, view.root, status, codes, hint) };
+  };
+
+  const agreementOf = ({ agreement }) =>
+    `Of the explorer's own images ${formatPercent(agreement)} of the patches have the same code by this model.`;
+  const noCodes = ({ no_codes: why }) =>
+    why && element("p", { class: "hint", id: "no-codes" }, `Patches name no codes: ${why}.`);
+
+  // Fills `root` with the image of a reply to "codes", and its codes, those of most patches first.
+  explorer.showCodes = (root, { looks, wall, ...reply }) => {
+    const [image] = reply.images;
+    const { codes, root: view } = viewOf(image, looks[0], wall, () => "");
+    const shares = (image.codes ?? []).map((_, __, all) => 1 / all.length);
+    codes.append(...codeChips(image, shares, wall, Infinity));
+    root.append(element("div", { class: "ask-views" }, view), noCodes(reply) ?? "");
+    if (reply.agreement < 1 && image.codes) root.append(element("p", { class: "hint" }, agreementOf(reply)));
+  };
+
   // Fills `root` with the images of a reply (`looks` of them: {source, width, height}), shaded by the attention of a
   // token. asked: {token, layer}, what is chosen, changed here; layer null is the last one, "mean" the mean of all.
   explorer.showAttention = (root, asked, { looks, wall, ...reply }, onChange) => {
     const last = reply.images[0].attention.length - 1;
     const shares = reply.images.map(() => []);
-    const views = reply.images.map((image, place) => {
-      const { source, width, height } = looks[place];
-      const size = { width: width ?? image.patches_wide * 32, height: height ?? image.patches_high * 32 };
-      const status = element("p", { class: "status", role: "status" });
-      const says = (code) => (wall.word[code] === null ? "" : ` · ${wall.word[code]}`);
-      const onPoint = (code, patch) => {
-        const share = `${formatPercent(shares[place][patch] ?? null)} of the attention`;
-        const hint = image.codes ? "Point at a patch to see its code; a click opens it." : "";
-        if (patch === null) status.textContent = hint;
-        else if (code === null) status.textContent = share;
-        else status.replaceChildren(element("span", { dir: "auto" }, `code ${code}${says(code)}`), ` · ${share}`);
-      };
-      const view = explorer.imageWithPatches({ ...image, ...size, index: image.codes }, source, seenAs(image), onPoint);
-      onPoint(null, null);
-      const codes = element("div", { class: "chips" });
-      const link = element("a", { href: explorer.address("image", String(image.number)) }, "All its codes");
-      const rest = image.number === null ? null : [" ", link, "."];
-      const hint = element("p", { class: "hint" }, `The model saw ${seenAs(image)}.`, rest);
-      return { view, codes, root: element("div", { class: "ask-view" }, view.root, status, codes, hint) };
-    });
+    const tell = (place) => (patch) => `${formatPercent(shares[place][patch] ?? null)} of the attention`;
+    const views = reply.images.map((image, place) => viewOf(image, looks[place], wall, tell(place)));
 
     const sum = element("p", { class: "hint", id: "attention-sum" });
     const show = () => {
@@ -129,13 +151,10 @@
       ),
       sum,
     );
-    if (reply.no_codes)
-      root.append(element("p", { class: "hint", id: "no-codes" }, `Patches name no codes: ${reply.no_codes}.`));
+    if (reply.no_codes) root.append(noCodes(reply));
     else if (reply.reads === "features") {
-      const hint =
-        "This model reads the features themselves: a patch's code is the one nearest to its feature. Of the " +
-        `explorer's own images ${formatPercent(reply.agreement)} of the patches have the same code by it.`;
-      root.append(element("p", { class: "hint" }, hint));
+      const hint = "This model reads the features themselves: a patch's code is the one nearest to its feature. ";
+      root.append(element("p", { class: "hint" }, hint, agreementOf(reply)));
     }
     show();
   };
@@ -144,20 +163,20 @@
     ({ upload: "the uploaded image", original: `the original of image ${number}` })[seen] ??
     `the small copy of image ${number}, as the original is not at hand`;
 
-  // The codes that get most attention, their patches together.
-  const codeChips = (image, shares, wall) => {
+  // The codes that get the largest shares, their patches together.
+  const codeChips = (image, shares, wall, most = MOST_CODES) => {
     if (!image.codes) return [];
     const byCode = new Map();
     image.codes.forEach((code, patch) => byCode.set(code, (byCode.get(code) ?? 0) + shares[patch]));
     return [...byCode]
       .sort(([, a], [, b]) => b - a)
-      .slice(0, MOST_CODES)
+      .slice(0, most)
       .map(([code, share]) =>
         element(
           "a",
           { class: "chip", href: explorer.address("code", String(code)) },
           explorer.codeCrop(wall, code, 28),
-          element("span", { dir: "auto" }, wall.word[code] === null ? `${code}` : `${code} ${wall.word[code]}`),
+          element("span", { dir: "auto" }, `${explorer.codeName(code)} ${wall.name[code] ?? ""}`.trim()),
           element("span", { class: "hint" }, formatPercent(share)),
         ),
       );

@@ -63,7 +63,7 @@
     const greatest = 1.1 * rows.reduce((most, { high }) => Math.max(most, high), 4);
     const lines = rows.map((row) => {
       const { word, both, images, lift, low } = row;
-      const counts = `${both} of the ${images} images whose captions have the word have the code`;
+      const counts = `${both} of the ${images} ${explorer.noun}s whose captions have the word have the code`;
       return element(
         "tr",
         { class: low > 1 ? null : "unproven" },
@@ -189,7 +189,7 @@
 
   const besideCard = (code, wall) =>
     card(
-      "Beside it in images",
+      `Beside it in ${explorer.noun}s`,
       "Codes of the patches next to its patches: how often, and how many times more often than expected from their " +
         "usage.",
       code.neighbours.length
@@ -226,7 +226,8 @@
       element(
         "p",
         { class: "notice" },
-        "This code is unused: no patch of any image here is nearest to it. It has no images, words or neighbours.",
+        `This code is unused: no patch of any ${explorer.noun} here is nearest to it. It has no ${explorer.noun}s, ` +
+          "words or neighbours.",
       ),
       facts(training(code, timeline)),
       element("div", { class: "cards" }, element("div", {}, nearCard(code, wall))),

@@ -11,7 +11,7 @@
     lost: "No code stands for it any more.",
     new: "Codes that stand for none of the other explorer.",
     moved: "Its partner has fewer than half of the patches that either has.",
-    kept: "Its partner has half or more of the patches that either has.",
+    stable: "Its partner has half or more of the patches that either has.",
   };
 
   const figureTable = (figures, first) => {
@@ -57,7 +57,7 @@
           tile(explorer.codeCrop(wall, number, 72), name, share),
         );
       });
-      const note = kind === "kept" || kind === "moved" ? `overlap ${formatPercent(overlap)}` : "";
+      const note = kind === "stable" || kind === "moved" ? `overlap ${formatPercent(overlap)}` : "";
       return element(
         "li",
         { class: "code-list", dataset: { kind, first } },

@@ -53,7 +53,7 @@ const explorer = { pages: new Map() };
   explorer.loadCode = async (code) =>
     loadItem("codes", "code", code, CODES_PER_FILE, (await explorer.load("meta")).num_codes);
   explorer.loadImage = async (image) =>
-    loadItem("images", "image", image, IMAGES_PER_FILE, (await explorer.load("meta")).num_shown);
+    loadItem("images", explorer.noun, image, IMAGES_PER_FILE, (await explorer.load("meta")).num_shown);
 
   // A promise of the wall, whose columns are all there and K long.
   explorer.loadWall = async () => {

@@ -13,7 +13,7 @@
         : element("a", { class: "button", rel, href: explorer.address("image", String(target), { code }) }, words);
     return element(
       "nav",
-      { class: "walk", "aria-label": "images" },
+      { class: "walk", "aria-label": `${explorer.noun}s` },
       link("prev", number - 1, "← previous"),
       link("next", number + 1, "next →"),
     );
@@ -200,7 +200,7 @@
             ? element(
                 "a",
                 { class: "button", href: explorer.address("ask", "", { image: number }) },
-                "ask about this image",
+                `ask about this ${explorer.noun}`,
               )
             : null,
         ),
@@ -225,9 +225,10 @@
     );
     links.forEach(fillWhenNear);
     const nouns = `${explorer.noun}s`;
+    const title = explorer.isSound ? "Clips" : "Images";
     const rest = meta.num_images - meta.num_shown;
     root.append(
-      element("h1", {}, explorer.isSound ? "Clips" : "Images"),
+      element("h1", {}, title),
       element(
         "p",
         { class: "lead" },
@@ -238,6 +239,7 @@
       element("div", { class: "gallery", dataset: { content: "" } }, links),
       explorer.licenceLine(meta),
     );
+    return title;
   };
 
   explorer.pages.set("image", {
@@ -245,7 +247,7 @@
     show: async (root, argument, parameters, meta) => {
       if (argument === "") return showAll(root, meta);
       if (!/^\d+$/.test(argument)) {
-        throw new Error(`image: expected a number from 0 to ${meta.num_shown - 1}, got "${argument}"`);
+        throw new Error(`${explorer.noun}: expected a number from 0 to ${meta.num_shown - 1}, got "${argument}"`);
       }
       return showImage(root, Number(argument), parameters, meta);
     },

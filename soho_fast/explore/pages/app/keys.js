@@ -5,12 +5,12 @@
 (() => {
   const { element } = explorer;
 
-  const KEYS = [
-    ["← →, or k j", "previous, next: code, image; on the wall and in an image from tile to tile"],
-    ["↑ ↓", "on the wall and in an image: the row above, below"],
+  const keysOf = (noun) => [
+    ["← →, or k j", `previous, next: code, ${noun}; on the wall and in ${noun}s from tile to tile`],
+    ["↑ ↓", `on the wall and in ${noun}s: the row above, below`],
     ["Enter", "open"],
     ["/", "search"],
-    ["g then w, p, o, m, t, a", "go to the wall, images, words, map, timeline, ask"],
+    ["g then w, o, p, m, t, a", `go to the wall, words, ${noun}s, map, timeline, ask`],
     ["Esc", "close; leave a field"],
     ["?", "these keys"],
   ];
@@ -28,7 +28,8 @@
 
   explorer.showKeys = () => {
     const dialog = element("dialog", { class: "keys", "aria-label": "keys", close: () => dialog.remove() });
-    const rows = KEYS.map(([keys, what]) => [element("dt", {}, keys), element("dd", {}, what)]);
+    const told = keysOf(explorer.noun ?? "image");
+    const rows = told.map(([keys, what]) => [element("dt", {}, keys), element("dd", {}, what)]);
     const close = element("button", { type: "button", click: () => dialog.close() }, "close");
     const box = element("input", {
       type: "checkbox",

@@ -1,6 +1,7 @@
 "use strict";
 
-// Codes to keep and notes on them, by a reader, kept by the browser for each explorer; as a file they can be passed on.
+// Codes to keep and notes on them, by a reader, stored by the browser for each explorer; as a file they can be passed
+// on.
 (() => {
   const { element } = explorer;
   const unsaved = {}; // What the browser did not store, as for some pages from a disk.
@@ -44,7 +45,7 @@
       "section",
       { class: "card notes" },
       element("h2", {}, "Your notes"),
-      element("p", { class: "hint" }, "Kept by this browser; the wall lists these codes and saves them as a file."),
+      element("p", { class: "hint" }, "Stored by this browser; the wall lists these codes and saves them as a file."),
       element("label", { class: "choice-line" }, box, " keep this code"),
       text,
     );
@@ -70,6 +71,12 @@
     return notes;
   };
 
+  // Two texts as one: each line that only one of them has is in it.
+  const joined = (mine, theirs) => {
+    const holds = (one, other) => other === "" || `\n${one}\n`.includes(`\n${other}\n`);
+    return holds(mine, theirs) ? mine : holds(theirs, mine) ? theirs : `${mine}\n${theirs}`;
+  };
+
   // Buttons that save the notes as JSON, and that read such a file; `onRead` is called when they have changed.
   explorer.notesButtons = (meta, onRead) => {
     const status = element("span", { class: "hint", role: "status" });
@@ -87,8 +94,16 @@
         if (!chosen) return;
         try {
           const notes = checked(await chosen.text(), meta);
-          write(meta, { ...read(meta), ...notes });
-          status.textContent = `notes on ${explorer.formatPlural(Object.keys(notes).length, "code")} read`;
+          let numJoined = 0;
+          // Nothing that is here already is lost.
+          for (const [code, { kept, note }] of Object.entries(notes)) {
+            const mine = { kept: false, note: "", ...read(meta)[code] };
+            const both = joined(mine.note, note);
+            numJoined += both !== mine.note && both !== note;
+            change(meta, code, { kept: kept || mine.kept, note: both });
+          }
+          const added = numJoined ? `; ${numJoined} of them added below a note of yours` : "";
+          status.textContent = `notes on ${explorer.formatPlural(Object.keys(notes).length, "code")} read${added}`;
           onRead();
         } catch (error) {
           status.textContent = `${chosen.name} holds no notes on these codes: ${error.message}`;

@@ -111,7 +111,8 @@
           { class: "measures" },
           `${shown.map((pair) => pair.join(": ")).join("; ")}.`,
           meta.has_captions
-            ? " A code is associated with a word that the captions of its images have more often than chance explains."
+            ? ` A code is associated with a word that the captions of its ${explorer.noun}s have more often than ` +
+                "chance explains."
             : null,
         )
       : "";
@@ -141,7 +142,7 @@
     );
   };
 
-  // The table of the codes shown, for spreadsheets: fields in quotes; what a spreadsheet would compute is kept a text.
+  // The table of the codes shown, for spreadsheets: fields in quotes; what a spreadsheet would compute stays a text.
   const csvOf = (wall, codes, notes) => {
     const field = (value) => {
       const text = value === null ? "" : String(value);
@@ -155,7 +156,8 @@
     const noteOf = (code) => [notes[code]?.kept ?? false, notes[code]?.note ?? ""];
     const named = codes.map((code) => [...nameOf(code), ...columns.map((name) => wall[name][code]), ...noteOf(code)]);
     const heads = nameOf(0).length > 1 ? ["level", "code"] : ["code"];
-    return [[...heads, ...columns, "kept", "note"], ...named].map((row) => row.map(field).join(",")).join("\r\n");
+    const titles = columns.map((name) => (name === "images" ? `${explorer.noun}s` : name));
+    return [[...heads, ...titles, "kept", "note"], ...named].map((row) => row.map(field).join(",")).join("\r\n");
   };
   const saveTable = (wall, codes, meta) =>
     explorer.download(`\ufeff${csvOf(wall, codes, explorer.notes(meta))}`, "codes.csv", "text/csv");

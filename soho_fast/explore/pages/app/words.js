@@ -6,9 +6,9 @@
 
   const FILTERS = { "": "all", with: "with a code", without: "without a code" };
   const SORTS = {
-    word: ["word", (a, b) => (a.word < b.word ? -1 : 1)],
-    images: ["images", (a, b) => b.images - a.images],
-    lift: ["lift", (a, b) => (b.codes[0]?.low ?? 0) - (a.codes[0]?.low ?? 0)],
+    word: (a, b) => (a.word < b.word ? -1 : 1),
+    images: (a, b) => b.images - a.images,
+    lift: (a, b) => (b.codes[0]?.low ?? 0) - (a.codes[0]?.low ?? 0),
   };
 
   // Thousands of rows: each is a copy of one, and is filled when it comes near the window.
@@ -38,7 +38,7 @@
       element(
         "span",
         { class: "word-counts" },
-        element("span", {}, formatPlural(images, "image")),
+        element("span", {}, formatPlural(images, explorer.noun)),
         element("span", {}, codes.length ? formatPlural(codes.length, "code") : "no code"),
       ),
     );
@@ -61,7 +61,7 @@
             (state.filter === "" || (state.filter === "with") === codes.length > 0) &&
             [word, ...forms].some((form) => form.includes(wanted)),
         )
-        .sort(SORTS[state.sort][1]);
+        .sort(SORTS[state.sort]);
       list.replaceChildren(...shown.map((word) => rows.get(word)));
       const all = shown.length < words.length ? ` of ${formatCount(words.length)}` : "";
       found.textContent = `${formatPlural(shown.length, "word")}${all}`;
@@ -94,7 +94,8 @@
       ),
     );
     const sortBox = element("select", { change: ({ target }) => change("sort", target.value) });
-    for (const [value, [text]] of Object.entries(SORTS)) {
+    for (const value of Object.keys(SORTS)) {
+      const text = value === "images" ? `${explorer.noun}s` : value;
       sortBox.append(element("option", { value, selected: value === state.sort }, text));
     }
     fill();
@@ -103,9 +104,9 @@
       element(
         "p",
         { class: "lead" },
-        "Words of the captions, and the codes with whose images they are associated: more frequent there than chance " +
-          "explains. ",
-        "No label and no other model names a code: only what people wrote about its images.",
+        `Words of the captions, and the codes with whose ${explorer.noun}s they are associated: more frequent there ` +
+          "than chance explains. ",
+        `No label and no other model names a code: only what people wrote about its ${explorer.noun}s.`,
       ),
       element(
         "div",
@@ -134,10 +135,10 @@
       element(
         "p",
         { class: "lead" },
-        `In the captions of ${formatPlural(word.images, "image")} of ${formatCount(meta.num_images)}.`,
+        `In the captions of ${formatPlural(word.images, explorer.noun)} of ${formatCount(meta.num_images)}.`,
         word.codes.length
-          ? " Beside each code: how many times as often as elsewhere its images have the word, with an interval; the " +
-              "dashed line is 1."
+          ? ` Beside each code: how many times as often as elsewhere its ${explorer.noun}s have the word, with an ` +
+              "interval; the dashed line is 1."
           : null,
       ),
     );
@@ -146,8 +147,8 @@
         element(
           "p",
           { class: "notice" },
-          "No code is associated with this word: in no code's images is it more frequent than elsewhere by more than " +
-            "chance makes.",
+          `No code is associated with this word: in no code's ${explorer.noun}s is it more frequent than elsewhere ` +
+            "by more than chance makes.",
         ),
       );
     }
@@ -166,7 +167,7 @@
           element(
             "span",
             { class: "hint" },
-            `${formatCount(row.both)} of its ${formatPlural(row.images, "image")}`,
+            `${formatCount(row.both)} of its ${formatPlural(row.images, explorer.noun)}`,
             ` (${formatPercent(row.both / row.images)})`,
           ),
         ),
@@ -182,7 +183,7 @@
       if (!meta.has_captions) {
         root.append(
           element("h1", {}, "Words"),
-          element("p", { class: "notice" }, "These images have no captions, so nothing names the codes."),
+          element("p", { class: "notice" }, `These ${explorer.noun}s have no captions, so nothing names the codes.`),
         );
         return "Words";
       }
