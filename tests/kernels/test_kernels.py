@@ -1,4 +1,5 @@
-"""What needs no torch: the installed library in the C++ example. (`make sanitize` runs the tests of the kernels.)"""
+"""What needs no torch: the installed library in the C++ example. (`make sanitize` and, for ARM, `make neon` run the
+tests of the kernels.)"""
 
 import os
 import re
@@ -92,3 +93,16 @@ def test_what_installed_headers_declare_is_in_the_library(installed, tmp_path):
     (tmp_path / "CMakeLists.txt").write_text(PROJECT.format(version=__version__).replace("user.cpp", sources))
     _build(tmp_path, tmp_path / "build", "user", f"-DCMAKE_PREFIX_PATH={installed}", "-DCMAKE_CXX_FLAGS=-Werror=all")
     _run(tmp_path / "build" / "user")
+
+
+CROSS_COMPILER = shutil.which("aarch64-linux-gnu-g++")
+
+
+@pytest.mark.skipif(CROSS_COMPILER is None, reason="needs g++-aarch64-linux-gnu")
+def test_the_arm_build_compiles_without_a_warning_with_its_neon_level(tmp_path):
+    options = ["-DCMAKE_SYSTEM_NAME=Linux", "-DCMAKE_SYSTEM_PROCESSOR=aarch64", "-DCMAKE_BUILD_TYPE=None"]
+    options += [f"-DCMAKE_CXX_COMPILER={CROSS_COMPILER}", "-DCMAKE_CXX_FLAGS=-Werror"]
+    _build(ROOT, tmp_path, "vq_kernels", *options, "-DSOHO_FAST_BUILD_MODULE=OFF", "-DSOHO_FAST_CUDA=OFF")
+    symbols = _run("aarch64-linux-gnu-nm", "-C", "--defined-only", next(tmp_path.glob("*.a")))
+    assert "T soho::screen_avx2(" in symbols and "T soho::add_members_avx2(" in symbols
+    assert "avx512" not in symbols
