@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from soho_fast.common.extras import from_extra
 from soho_fast.studies.matrix import Cell
 from soho_fast.studies.results import Row
-from soho_fast.studies.study import Comparison, Study, pairs_of, split_cell
+from soho_fast.studies.study import Comparison, Study, pairs_of, split_cell, unit_of
 
 with from_extra("train"):
     import numpy as np
@@ -80,11 +80,6 @@ class Difference:
         if self.adjusted >= 1 - LEVEL:
             return "unclear"
         return "helps" if self.mean > 0 else "hurts"
-
-
-def unit_of(label: str) -> str:
-    """The unit in brackets at a label's end, or an empty text."""
-    return label.rpartition("(")[2].removesuffix(")") if label.endswith(")") else ""
 
 
 def value_of(row: Row, metric: str) -> float | None:
