@@ -18,7 +18,7 @@ from soho_fast.common.extras import from_extra
 
 with from_extra("train"):
     from soho_fast.common.command_line import Parser, exit_code, quiet_transformers
-    from soho_fast.common.errors import UserError
+    from soho_fast.common.errors import UserError, printable
     from soho_fast.common.hub import check_name, model_folder, no_such_path
     from soho_fast.common.versions import gone_on
 
@@ -39,7 +39,7 @@ def _parser() -> Parser:
         help="Prepare the model for inference in this precision.",
     )
     options.add_argument("--compile", action="store_true", help="Prepare the model for inference with torch.compile.")
-    parser = Parser(prog="ask.py", description="Ask a model about images.", parents=[options])
+    parser = Parser(prog="soho ask", description="Ask a model about images.", parents=[options])
     actions = parser.add_subparsers(dest="action", required=True)
     for action, inputs, what in (
         ("answer", ["image", "question"], "Answer a question about an image."),
@@ -95,7 +95,7 @@ def _run(arguments: list[str]) -> int:
             print(json.dumps(found))
         for row in [] if as_json else found:
             *named, score = row.values()
-            print(f"{100 * score:5.1f} %  {named[0]}")
+            print(f"{100 * score:5.1f} %  {printable(named[0])}")
     for line in gone_on(model_folder(folder)):
         print(line, file=sys.stderr)
     return 0

@@ -1,4 +1,4 @@
-"""A model and its processor, asked about images in one line of Python; `ask.py` is the same on the command line.
+"""A model and its processor, asked about images in one line of Python; `soho ask` is the same on the command line.
 
 L visual tokens of an image, P texts, S tokens of a text; the pixels of an image are uint8 (3, height, width).
 """
@@ -24,6 +24,7 @@ with from_extra("train"):
     from tqdm import tqdm
     from transformers.utils import cached_file
 
+    from soho_fast import model as models
     from soho_fast.ask import MODELS
     from soho_fast.ask.questions import Answer, Listed, OneImage, Questions, RaisingErrors, ReturningErrors
     from soho_fast.common.hub import loading_options, model_folder
@@ -31,26 +32,10 @@ with from_extra("train"):
     from soho_fast.data.images import is_image, load_any
     from soho_fast.data.processor import SohoProcessor
     from soho_fast.data.readers.records import check_text
-    from soho_fast.model import (
-        SohoForImageTextRetrieval,
-        SohoForPreTraining,
-        SohoForQuestionAnswering,
-        SohoForVisualEntailment,
-        SohoForVisualReasoning,
-        VisualTokens,
-    )
-    from soho_fast.model.config import SohoConfig
+    from soho_fast.model import SohoConfig, VisualTokens
     from soho_fast.model.fast.cpu import speed_up_on_cpu
     from soho_fast.model.image_tokens import join_images, split_images
     from soho_fast.model.pretrained import check_finite
-
-_CLASSES = (
-    SohoForPreTraining,
-    SohoForImageTextRetrieval,
-    SohoForQuestionAnswering,
-    SohoForVisualReasoning,
-    SohoForVisualEntailment,
-)
 
 FIELDS = {
     "answer": ("image", "question"),
@@ -457,11 +442,11 @@ def load_model(folder: str | os.PathLike[str]) -> tuple[Any, SohoProcessor]:
         options, _ = loading_options(found)  # The hub is asked once.
         config = SohoConfig.from_pretrained(found, **options)
         processor = SohoProcessor.from_pretrained(found, **options)
-        kind = next((model for model in _CLASSES if model.__name__ in (config.architectures or ())), None)
+        kind = next((name for name in MODELS if name in (config.architectures or ())), None)
         if kind is None:
             held = ", ".join(config.architectures or ()) or "a model of unknown kind"
             raise ValueError(f"{found} holds {held}; expected {', '.join(MODELS)}")
-        model, info = kind.from_pretrained(
+        model, info = getattr(models, kind).from_pretrained(
             found, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True, **options
         )
     except OSError as error:
@@ -471,7 +456,7 @@ def load_model(folder: str | os.PathLike[str]) -> tuple[Any, SohoProcessor]:
         ) from error
     lost = sorted({*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])})
     if lost:
-        raise ValueError(f"{found} lacks {len(lost)} tensors of {kind.__name__} ({', '.join(lost[:3])})")
+        raise ValueError(f"{found} lacks {len(lost)} tensors of {kind} ({', '.join(lost[:3])})")
     check_finite(model, str(found))
     return model.eval(), processor
 

@@ -28,7 +28,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(arguments: list[str]) -> int:
-    parser = Parser(prog="export", description="Compile a model into a folder that needs torch alone, on this CPU.")
+    parser = Parser(
+        prog="soho export", description="Compile a model into a folder that needs torch alone, on this CPU."
+    )
     parser.add_argument("model", help="Folder of a run or of a model, or a name on the hub.")
     parser.add_argument("output", help="Folder to create.")
     options = parser.parse_args(arguments)

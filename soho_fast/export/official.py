@@ -1,6 +1,6 @@
 """The authors' published checkpoint on the command line.
 
-python -m soho_fast.export.official convert soho_res18_fp16_40-9441cdd3.pth soho_r18 --vocab vocab.txt
+python -m soho_fast.export.official soho_res18_fp16_40-9441cdd3.pth soho_r18 --vocab vocab.txt
 """
 
 from __future__ import annotations
@@ -21,10 +21,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> Parser:
     parser = Parser(
-        prog="python -m soho_fast.export.official",
+        prog="soho convert",
         description="Write a published checkpoint, of pre-training or of VQA, as a folder that from_pretrained loads.",
     )
-    parser.add_argument("action", choices=["convert"], help="What to do.")
     parser.add_argument("checkpoint", help="The published file.")
     parser.add_argument("output", help="Folder to write.")
     parser.add_argument(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import platform
 import re
@@ -138,7 +139,7 @@ def _about(model: Any, processor: Any, question: str) -> dict[str, Any]:
         "image": {
             "shortest_edge": images.size.shortest_edge,
             "longest_edge": images.size.longest_edge,
-            "size_divisor": images.size_divisor,
+            "size_divisor": math.lcm(images.size_divisor, _STRIDE),
             "least_edge": _STRIDE * _least_cells(config),
             "rescale_factor": images.rescale_factor,
             "mean": list(images.image_mean),

@@ -12,6 +12,7 @@ about.json says what the two compiled stages, encode.pt2 and read.pt2, take and 
 
 import hashlib
 import json
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +21,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+# The header of a PPM file, with spaces and comments between its parts.
+_PPM = re.compile(rb"P6%s(\d+)%s(\d+)%s255\s" % ((rb"(?:\s|#[^\n]*\n)+",) * 3))
 
 
 class Model:
@@ -116,21 +120,10 @@ class Model:
 def read_ppm(path: str | Path) -> Tensor:
     """A binary PPM file as uint8 (3, height, width)."""
     content = Path(path).read_bytes()
-    fields: list[bytes] = []
-    place = 0
-    while len(fields) < 4 and place < len(content):
-        end = place
-        while end < len(content) and not content[end : end + 1].isspace():
-            end += 1
-        if content[place : place + 1] == b"#":
-            end = content.find(b"\n", place)
-            end = len(content) if end < 0 else end
-        elif end > place:
-            fields.append(content[place:end])
-        place = end + 1
-    if len(fields) != 4 or fields[0] != b"P6" or fields[3] != b"255" or not (fields[1] + fields[2]).isdigit():
+    header = _PPM.match(content)
+    if header is None:
         raise ValueError(f"{path}: expected a binary PPM image of 8 bits (P6 WIDTH HEIGHT 255)")
-    width, height = int(fields[1]), int(fields[2])
+    width, height, place = int(header[1]), int(header[2]), header.end()
     if len(content) - place < 3 * width * height or not width * height:
         raise ValueError(f"{path}: expected {width} x {height} pixels, got {len(content) - place} bytes")
     pixels = torch.frombuffer(bytearray(content[place : place + 3 * width * height]), dtype=torch.uint8)

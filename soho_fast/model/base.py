@@ -38,6 +38,8 @@ class SohoPreTrainedModel(PreTrainedModel):
     base_model_prefix = "soho"
     main_input_name = "pixel_values"
     supports_gradient_checkpointing = True
+    # The loss is a mean: transformers' Trainer is to divide it by the number of accumulated batches.
+    accepts_loss_kwargs = False
     # How it was prepared for inference; `None`: not.
     prepared: dict[str, Any] | None = None
     # Of `fast/prepared`, which is made of these models.

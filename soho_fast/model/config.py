@@ -82,6 +82,11 @@ _SHARES = (
     "ema_decay", "usage_decay", "head_dropout", "visual_dropout_prob", "hidden_dropout_prob",
     "attention_probs_dropout_prob",
 )  # fmt: skip
+_NOT_NEGATIVE = (
+    "mvm_weight", "commitment_weight", "bag_of_words_weight", "contrastive_weight", "code_reset_threshold",
+    "code_reset_patience", "active_threshold", "dictionary_init_std", "initializer_range", "layer_norm_eps",
+    "visual_layer_norm_eps", "laplace_eps",
+)  # fmt: skip
 _LIMITS: dict[str, tuple[float, float]] = {
     **dict.fromkeys(_SIZES, (1, 10_000_000)),
     **dict.fromkeys(("visual_pool", "num_hidden_layers"), (1, 1000)),
@@ -89,10 +94,7 @@ _LIMITS: dict[str, tuple[float, float]] = {
     "num_levels": (1, 64),
     **dict.fromkeys(_SHARES, (0, 1)),
     **dict.fromkeys(("code_reset_interval", "code_reset_limit"), (1, math.inf)),
-    **dict.fromkeys(
-        ("mvm_weight", "commitment_weight", "bag_of_words_weight", "contrastive_weight", "code_reset_threshold"),
-        (0, math.inf),
-    ),
+    **dict.fromkeys(_NOT_NEGATIVE, (0, math.inf)),
 }
 
 

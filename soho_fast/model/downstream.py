@@ -20,7 +20,7 @@ from .auxiliary.contrastive import ContrastiveHead, ContrastiveVectors
 from .config import SohoConfig
 from .fast.pair_encoder import PairMatching
 from .heads import ClassificationHead, ItmHead, LossSum, cross_entropy_sum, global_means, total_loss
-from .inputs import SohoInputs, Texts, read_inputs
+from .inputs import SohoInputs, Texts, check_labels, check_shape, read_inputs
 from .outputs import SohoForImageTextRetrievalOutput, SohoModelOutput, VisualTokens
 from .pretrained import LoadReport, copy_state
 from .soho import SohoForPreTraining, SohoModel, SohoModelWithHeads
@@ -134,13 +134,15 @@ class SohoForImageTextRetrieval(ContrastiveVectors, PairMatching, SohoDownstream
         visual = self.soho.encode_images(**images)
         captions = None
         if own_image is not None:
-            captions = replace(texts, image_index=_checked(own_image, texts.input_ids))
+            check_labels("own_image", own_image, texts.input_ids)
+            captions = replace(texts, image_index=own_image)
             texts, itm_labels = every_pair(captions, num_images=len(visual.valid))
         first_PD, outputs = self.first_hidden(visual, texts, **kwargs)
         logits_P2 = self.itm_head(first_PD)
         losses: dict[str, LossSum] = {}
         if itm_labels is not None:
-            losses["itm_loss"] = cross_entropy_sum(logits_P2, _checked(itm_labels, first_PD))
+            check_labels("itm_labels", itm_labels, logits_P2)
+            losses["itm_loss"] = cross_entropy_sum(logits_P2, itm_labels)
         if captions is not None and self.contrastive_head is not None:  # not the paper's
             image_BE = self.image_vectors(self.embed_images(visual), visual.valid)
             text_TE = self.text_vectors(captions.input_ids, captions.attention_mask)
@@ -206,10 +208,7 @@ class SohoForQuestionAnswering(SohoClassifier):
         logits_PA = self.head(first_PD)
         loss = None
         if answer_scores is not None:
-            if answer_scores.shape != logits_PA.shape:
-                raise ValueError(
-                    f"answer_scores: expected shape {tuple(logits_PA.shape)}, got {tuple(answer_scores.shape)}"
-                )
+            check_shape("answer_scores", answer_scores, logits_PA.shape)
             total = nn.functional.binary_cross_entropy_with_logits(
                 logits_PA.float(), answer_scores.float(), reduction="sum"
             )
@@ -222,6 +221,7 @@ class SohoForVisualReasoning(SohoClassifier):
 
     def __init__(self, config: SohoConfig) -> None:
         super().__init__(config)
+        set_num_labels(config, 2)
         self.head = ClassificationHead(config, 2 * config.hidden_size, 2)
         self.post_init()
 
@@ -240,8 +240,7 @@ class SohoForVisualReasoning(SohoClassifier):
         first_RD, outputs = self.read_first_hidden(**_with_either_image(**inputs))
         first_PE = first_RD.unflatten(0, (-1, 2)).flatten(1)
         logits_P2 = self.head(first_PE)
-        loss = None if labels is None else cross_entropy_sum(logits_P2, _checked(labels, logits_P2))
-        return self.classified(logits_P2, loss, outputs)
+        return self.classified(logits_P2, labels_loss(logits_P2, labels), outputs)
 
 
 class SohoForVisualEntailment(SohoClassifier):
@@ -249,6 +248,7 @@ class SohoForVisualEntailment(SohoClassifier):
 
     def __init__(self, config: SohoConfig) -> None:
         super().__init__(config)
+        set_num_labels(config, 3)
         self.head = nn.Linear(config.hidden_size, 3)
         self.post_init()
 
@@ -264,8 +264,7 @@ class SohoForVisualEntailment(SohoClassifier):
         """
         first_PD, outputs = self.read_first_hidden(**inputs)
         logits_P3 = self.head(first_PD)
-        loss = None if labels is None else cross_entropy_sum(logits_P3, _checked(labels, logits_P3))
-        return self.classified(logits_P3, loss, outputs)
+        return self.classified(logits_P3, labels_loss(logits_P3, labels), outputs)
 
 
 def _with_either_image(
@@ -283,7 +282,18 @@ def _with_either_image(
     return {**inputs, "input_ids": twice[0], "attention_mask": twice[1], "image_index": image_index}
 
 
-def _checked(labels: Tensor, rows: Tensor) -> Tensor:
-    if tuple(labels.shape) != (len(rows),):
-        raise ValueError(f"labels: expected shape ({len(rows)},), one for each text, got {tuple(labels.shape)}")
-    return labels
+def labels_loss(logits_PA: Tensor, labels: Tensor | None) -> LossSum | None:
+    """The cross-entropy of labels (P,), where there are some. Raises ValueError: they have another shape."""
+    check_labels("labels", labels, logits_PA)
+    return None if labels is None else cross_entropy_sum(logits_PA, labels)
+
+
+def set_num_labels(config: SohoConfig, num: int) -> None:
+    """Gives a head of fixed size as many labels. Raises ValueError: the configuration names others.
+
+    transformers names two where a configuration names none.
+    """
+    if config.num_labels not in (2, num):
+        raise ValueError(f"id2label: expected {num} labels, got {config.num_labels}")
+    if config.num_labels != num:
+        config.num_labels = num

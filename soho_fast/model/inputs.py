@@ -3,11 +3,14 @@
 B images, P texts, S tokens of a text, H x W pixels, C x h x w features of the CNN, X whatever stands for an image.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
+
+from soho_fast.common.spelling import did_you_mean
 
 from .outputs import VisualTokens
 
@@ -46,6 +49,9 @@ class SohoInputs(TypedDict, total=False):
     return_dict: bool | None
 
 
+_KNOWN = tuple(SohoInputs.__annotations__)
+
+
 @dataclass
 class Texts:
     """A batch of texts, and the image that each is read with.
@@ -66,11 +72,8 @@ class Texts:
     def __post_init__(self) -> None:
         if self.input_ids is None or self.input_ids.dim() != 2:
             raise ValueError(f"input_ids: expected (texts, tokens), got {_shape(self.input_ids)}")
-        if self.attention_mask is not None and self.attention_mask.shape != self.input_ids.shape:
-            expected, got = _shape(self.input_ids), _shape(self.attention_mask)
-            raise ValueError(f"attention_mask: expected shape {expected} as input_ids has, got {got}")
-        if self.image_index is not None and tuple(self.image_index.shape) != (len(self.input_ids),):
-            raise ValueError(f"image_index: expected shape ({len(self.input_ids)},), got {_shape(self.image_index)}")
+        check_shape("attention_mask", self.attention_mask, self.input_ids.shape, " as input_ids has")
+        check_shape("image_index", self.image_index, self.input_ids.shape[:1])
 
     def of_images(self, value_BX: Tensor) -> Tensor:
         """What each image has to what each text has with its image: (B, ..) to (P, ..)."""
@@ -88,8 +91,12 @@ def read_inputs(**inputs: Any) -> tuple[dict[str, Any], Texts, dict[str, Any]]:
     """The keywords of `SohoInputs` as those of `SohoModel.encode_images`, texts, and what is left.
 
     Raises:
-        ValueError: the shape of a text's argument does not fit, or not one thing alone stands for the images.
+        ValueError: an argument is none of these, the shape of a text's does not fit, or not one thing alone stands for
+            the images.
     """
+    for name in inputs:
+        if name not in _KNOWN:
+            raise ValueError(f"{name}: there is no such argument{did_you_mean(name, _KNOWN)}")
     texts = Texts(*(inputs.pop(name, None) for name in ("input_ids", "attention_mask", "image_index")))
     images = {name: inputs.pop(name, None) for name in IMAGES}
     check_one_source(**images)
@@ -151,11 +158,18 @@ def refuse_gradient(*values: Any) -> None:
 
 
 def _check_mask(name: str, mask: Tensor | None, of_name: str, of: Tensor) -> None:
-    expected = (of.shape[0], *of.shape[2:])
-    if mask is not None and mask.shape != expected:
-        raise ValueError(
-            f"{name}: expected shape {tuple(expected)} to match {of_name} {_shape(of)}, got {_shape(mask)}"
-        )
+    check_shape(name, mask, (of.shape[0], *of.shape[2:]), f" to match {of_name} {_shape(of)}")
+
+
+def check_shape(name: str, tensor: Tensor | None, expected: Sequence[int], why: str = "") -> None:
+    """Raises ValueError: a tensor that is given has another shape than expected, for which `why` is the reason."""
+    if tensor is not None and tuple(tensor.shape) != tuple(expected):
+        raise ValueError(f"{name}: expected shape {tuple(expected)}{why}, got {_shape(tensor)}")
+
+
+def check_labels(name: str, labels: Tensor | None, rows: Tensor) -> None:
+    """Raises ValueError: labels that are given are not one for each row of what is labelled."""
+    check_shape(name, labels, rows.shape[:1], ", one for each text")
 
 
 def _shape(tensor: Tensor | None) -> tuple[int, ...] | None:

@@ -36,7 +36,9 @@ from .inputs import (
     SohoInputs,
     Texts,
     check_backbone_features,
+    check_labels,
     check_one_source,
+    check_shape,
     check_text_length,
     read_inputs,
 )
@@ -301,16 +303,9 @@ class SohoModelWithHeads(SohoPreTrainedModel):
     def base(self) -> SohoModel:
         return self.soho
 
-    def encode_images(
-        self,
-        pixel_values: Tensor | None = None,
-        pixel_mask: Tensor | None = None,
-        sample_key: Tensor | None = None,
-        num_texts: Tensor | None = None,
-        **backbone_output: Any,
-    ) -> VisualTokens:
+    def encode_images(self, *args: Any, **kwargs: Any) -> VisualTokens:
         """As `SohoModel.encode_images`; its result can be given to `forward` as `visual_tokens`."""
-        return self.soho.encode_images(pixel_values, pixel_mask, sample_key, num_texts, **backbone_output)
+        return self.soho.encode_images(*args, **kwargs)
 
 
 # The parameters with a row for each token.
@@ -390,6 +385,13 @@ class SohoForPreTraining(PairMatching, SohoModelWithHeads):
                     state[name] = rows
         return copy_state(self, state, f"init_from({path_or_name!r})")
 
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
+        """As transformers' own; ValueError: the model was prepared for inference."""
+        table = super().resize_token_embeddings(*args, **kwargs)
+        if self.bag_of_words_head is not None:
+            self.bag_of_words_head.resize(table.num_embeddings)
+        return table
+
     def get_output_embeddings(self) -> nn.Linear:
         return self.mlm_head.decoder
 
@@ -432,6 +434,8 @@ class SohoForPreTraining(PairMatching, SohoModelWithHeads):
             ValueError: an argument is missing or its shape does not fit.
         """
         images, texts, kwargs = read_inputs(**inputs)
+        check_shape("mlm_labels", mlm_labels, texts.input_ids.shape, " as input_ids has")
+        check_labels("itm_labels", itm_labels, texts.input_ids)
         if self.bag_of_words_only and self.training:
             return self._bag_of_words_alone(images, captions_of(texts, mlm_labels, itm_labels))
         # Sections 3.1 and 3.2, once for each image; then 3.3.

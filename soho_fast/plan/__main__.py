@@ -44,7 +44,9 @@ def _parser() -> Parser:
     parser = Parser(prog="python -m soho_fast.plan", description=DESCRIPTION)
     parser.add_argument("--recipe", default="paper", help="name of a recipe of this package, or path of a YAML file")
     parser.add_argument("--gpus", type=_number(int, 1), default=1, help="number of GPUs, one process each (default: 1)")
-    parser.add_argument("--card", choices=list(CARDS), default="a100", help="model of the GPUs (default: a100)")
+    parser.add_argument(
+        "--card", type=str.lower, choices=list(CARDS), default="a100", help="model of the GPUs (default: a100)"
+    )
     parser.add_argument(
         "--memory-gb", type=_number(float, 1), help="memory of a GPU in GiB, where it differs from the usual"
     )

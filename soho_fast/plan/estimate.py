@@ -112,7 +112,11 @@ def make_plan(costs: "Costs", card: Card, rates: Rates) -> Plan:
 
     def on_rank(stage: int, checkpointing: bool, images: float = micro_batch) -> dict[str, int]:
         peak = round(peaks[checkpointing] * images / micro_batch)
-        return _on_rank(sizes, stage, precision, gpus, recipe.optim.backbone_rule, peak)
+        found = memory.states(sizes, stage, precision, gpus, backbone_rule=recipe.optim.backbone_rule)
+        held, workspace = sum(found.values()), round(WORKSPACE_SHARE * peak)
+        found |= {"activations and gradients of them": peak, "workspace": workspace, "context": CONTEXT}
+        found["in all"] = held + CONTEXT + max(peak + workspace, memory.step_extra(sizes, stage, gpus))
+        return found
 
     # Stage 0 computes in other types (autocast), of which other activations come.
     stages = [1, 2, 3] if stage else [0]
@@ -125,10 +129,10 @@ def make_plan(costs: "Costs", card: Card, rates: Rates) -> Plan:
     def traffic(gradients: int) -> dict[str, int]:
         return memory.exchanged(sizes, stage, precision, gpus, times, gradients) | of_model
 
-    held = memory.states(sizes, stage, precision, gpus, backbone_rule=recipe.optim.backbone_rule)
-
     def beside_kernels(gradients: int) -> Seconds:
-        return optimizer_seconds(held, card) | collective_seconds(traffic(gradients), stage, gpus, card)
+        return optimizer_seconds(table[stage, checkpointing], card) | collective_seconds(
+            traffic(gradients), stage, gpus, card
+        )
 
     phases = _phases(costs, card, rates, steps, sizes, beside_kernels)
     plan = Plan(
@@ -203,18 +207,6 @@ class Costs:
         return self._known[key]
 
 
-def _on_rank(
-    sizes: memory.Sizes, stage: int, precision: str, gpus: int, backbone_rule: str, peak: int
-) -> dict[str, int]:
-    found = memory.states(sizes, stage, precision, gpus, backbone_rule=backbone_rule)
-    held = sum(found.values())
-    workspace = round(WORKSPACE_SHARE * peak)
-    step = memory.step_extra(sizes, stage, gpus)
-    found |= {"activations and gradients of them": peak, "workspace": workspace, "context": CONTEXT}
-    found["in all"] = held + CONTEXT + max(peak + workspace, step)
-    return found
-
-
 def _phases(
     costs: Costs,
     card: Card,
@@ -226,6 +218,8 @@ def _phases(
     """Spans of the run, in order; `beside_kernels` is what a step with so many gradients takes beside its kernels."""
     recipe, batches = costs.work.recipe, costs.work.batches
     epochs = float(recipe.epochs)
+    if steps and recipe.max_steps:
+        epochs = min(epochs, recipe.max_steps / steps)
     begin, end = (min(epoch, epochs) for epoch in recipe.optim.frozen_span())
     words = min(epochs, float(getattr(recipe.model, "bag_of_words_epochs", 0.0)))
     edges = sorted({0.0, words, begin, end, epochs})

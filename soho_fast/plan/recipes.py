@@ -127,6 +127,8 @@ class Work:
 
     def _config(self) -> SohoConfig:
         recipe, model = self.recipe, self.recipe.model
+        if self.given.answers and recipe.task != "vqa":
+            raise UserError(f"--answers: recipe {self.name} answers no questions (task {recipe.task}); leave it out")
         preset, changes = model.preset, dict(model.config)
         pretrained = getattr(model, "pretrained", None)
         words = self._num_words(recipe.data.tokenizer, pretrained, changes)

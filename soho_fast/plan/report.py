@@ -104,18 +104,8 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "card": vars(card),
         "parameters": {"backbone": sizes.backbone, "rest": sizes.rest, "frozen": sizes.frozen},
         "phases": [
-            {
-                "name": phase.name,
-                "epochs": phase.epochs,
-                "forward": phase.cost.forward,
-                "backward": phase.cost.backward,
-                "seconds": phase.seconds,
-                "step_seconds": phase.step_seconds,
-                "bound_by": phase.bound,
-                "mfu": phase.mfu,
-                "hours": phase.hours,
-                "readers": phase.readers,
-            }
+            {name: value for name, value in vars(phase).items() if name != "cost"}
+            | {"forward": phase.cost.forward, "backward": phase.cost.backward, "bound_by": phase.bound}
             for phase in plan.phases
         ],
         "hours": plan.hours,

@@ -24,7 +24,7 @@ with from_extra("train"):
 
     from soho_fast.common.command_line import Parser, exit_code
     from soho_fast.common.errors import UserError
-    from soho_fast.studies.study import STUDIES, Study, find_study, read_study, refuse_foreign_code
+    from soho_fast.studies.study import STUDIES, Study, find_study, read_study
 
 if TYPE_CHECKING:
     from soho_fast.studies.matrix import Run
@@ -97,20 +97,13 @@ def _run(arguments: list[str]) -> int:
     options, fields = _options(arguments)
     path = find_study(options.study)
     study = read_study(path)
-    if not options.trust_file:
-        refuse_foreign_code(study, path)
     # A mistake is reported before torch and DeepSpeed are loaded.
-    from soho_fast.studies.matrix import chosen, runs_of
+    from soho_fast.studies.matrix import chosen, refuse_foreign_code, runs_of
     from soho_fast.studies.running import Place, Runner, build_corpora
 
     runs = runs_of(study, fields)
-    named = next((run for run in runs if run.content.get("log", {}).get("trackers")), None)
-    if named is not None and not options.trust_file and "log.trackers" not in fields:
-        # Of a recipe that the study names: its runs are trusted with what has passed here.
-        raise UserError(
-            f"{named.cell}: its recipe wants log.trackers {named.content['log']['trackers']} imported, which a file "
-            "alone may not; give --log.trackers, or --trust-file to take what the file says"
-        )
+    if not options.trust_file:
+        refuse_foreign_code(runs, path, fields)
     folder = Path(options.into or f"runs/studies/{path.stem}")
     place = Place(folder, [Path(name) for name in options.results], options.jobs, options.threads, options.launcher)
     rows = place.rows()
@@ -123,7 +116,7 @@ def _run(arguments: list[str]) -> int:
         return 0
     code = 0
     if not options.report:
-        build_corpora(asked, folder, print)
+        build_corpora(asked, folder)
         code = Runner(path.stem, asked, place, _say).make()
     if options.report or not code:
         from soho_fast.studies.report import write_report

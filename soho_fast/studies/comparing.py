@@ -12,11 +12,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from soho_fast.common.extras import from_extra
 from soho_fast.studies.matrix import Cell
 from soho_fast.studies.results import Row
-from soho_fast.studies.study import Comparison, Study, pairs_of, split_cell
+from soho_fast.studies.study import Comparison, Study, pairs_of, split_cell, unit_of
 
 with from_extra("train"):
     import numpy as np
@@ -82,20 +83,15 @@ class Difference:
         return "helps" if self.mean > 0 else "hurts"
 
 
-def unit_of(label: str) -> str:
-    """The unit in brackets at a label's end, or an empty text."""
-    return label.rpartition("(")[2].removesuffix(")") if label.endswith(")") else ""
-
-
 def value_of(row: Row, metric: str) -> float | None:
     """A metric of a row, or what the row says of the run itself (`seconds`, `peak_memory_gb`, ...), or of two of them
-    the difference, `ONE - OTHER`; None where it is not there."""
+    the difference, `ONE - OTHER`; None where it is not there, or no number."""
     first, minus, second = metric.partition(" - ")
     if minus:
         one, other = value_of(row, first), value_of(row, second)
         return None if one is None or other is None else one - other
     value = row["metrics"].get(metric, row.get(metric))
-    return float(value) if isinstance(value, int | float) else None
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
 
 def logit(share: float) -> float:
@@ -196,11 +192,6 @@ def compare(study: Study, rows: Mapping[Cell, Row]) -> list[Difference]:
     return sorted(found, key=lambda each: not each.declared)
 
 
-def _names(comparison: Comparison) -> tuple[str, str]:
-    of = comparison.factor or comparison.variants_of
-    return f"{of} {comparison.condition}".strip(), f"{of} {comparison.against}".strip()
-
-
 def _pairs(study: Study, comparison: Comparison, stage: str, variant: str) -> Iterator[tuple[str, Cell, Cell]]:
     """(name of the pair, the two that are compared), of all seeds, and combinations of a factor's other levels."""
     settings = study.stages[stage]
@@ -227,14 +218,13 @@ def _pairs(study: Study, comparison: Comparison, stage: str, variant: str) -> It
 
 
 def _of(study: Study, comparison: Comparison, rows: Mapping[Cell, Row]) -> Iterator[Difference]:
+    of = comparison.factor or comparison.variants_of
+    one, other = (f"{of} {name}".strip() for name in (comparison.condition, comparison.against))
     if study.composite and not comparison.variants_of:
         stage, variant, _ = split_cell(study.composite[0], "composite")
         pairs = _pairs(study, comparison, stage, variant)
-        differences, missing, mean, base = _difference(
-            pairs, lambda cell: composite_of(study, rows, cell.condition, cell.seed)
-        )
-        names = _names(comparison)
-        yield Difference(*names, "", "", "composite", COMPOSITE, True, differences, missing, mean, base=base)
+        found = _difference(pairs, lambda cell: composite_of(study, rows, cell.condition, cell.seed))
+        yield Difference(one, other, "", "", "composite", COMPOSITE, True, **found)
     for stage, settings in study.stages.items():
         variants = list(settings.variants) or [""]
         if comparison.variants_of:
@@ -242,26 +232,21 @@ def _of(study: Study, comparison: Comparison, rows: Mapping[Cell, Row]) -> Itera
         for variant in variants:
             for metric, label in settings.metrics.items():
                 found = _of_metric(_pairs(study, comparison, stage, variant), rows, metric)
-                if found is not None:
-                    differences, missing, mean, base = found
-                    where = stage, variant, metric, label
-                    yield Difference(*_names(comparison), *where, False, differences, missing, mean, base=base)
+                if found:
+                    yield Difference(one, other, stage, variant, metric, label, False, **found)
 
 
-_Found = tuple[dict[str, float], list[str], float, float]
-
-
-def _of_metric(pairs: Iterable[tuple[str, Cell, Cell]], rows: Mapping[Cell, Row], metric: str) -> _Found | None:
-    """Of a metric; None where a condition can't have it, as a model without a dictionary has none of codes."""
+def _of_metric(pairs: Iterable[tuple[str, Cell, Cell]], rows: Mapping[Cell, Row], metric: str) -> dict[str, Any]:
+    """Of a metric; empty where a condition can't have it, as a model without a dictionary has none of codes."""
     pairs = list(pairs)
     found = _difference(pairs, lambda cell: value_of(rows[cell], metric) if cell in rows else None)
     known = [(rows[one], rows[other]) for _, one, other in pairs if one in rows and other in rows]
     cannot = any(value_of(row, metric) is None for each in known for row in each)
-    return found if found[0] or (found[1] and not cannot) else None
+    return found if found["differences"] or (found["missing"] and not cannot) else {}
 
 
-def _difference(pairs: Iterable[tuple[str, Cell, Cell]], value: Callable[[Cell], float | None]) -> _Found:
-    """(differences, missing, mean, base) of `Difference`."""
+def _difference(pairs: Iterable[tuple[str, Cell, Cell]], value: Callable[[Cell], float | None]) -> dict[str, Any]:
+    """What pairs give of `Difference`: differences, missing, mean and base."""
     # Of each pair the values of its combinations; None where one is not there.
     found: dict[str, list[tuple[float, float] | None]] = {}
     for name, *cells in pairs:
@@ -271,4 +256,5 @@ def _difference(pairs: Iterable[tuple[str, Cell, Cell]], value: Callable[[Cell],
     differences = {name: sum(one - other for one, other in each) / len(each) for name, each in known.items()}
     bases = [sum(other for _, other in each) / len(each) for each in known.values()]
     mean, base = (float(np.mean(values)) if values else math.nan for values in ([*differences.values()], bases))
-    return differences, [name for name in found if name not in known], mean, base
+    missing = [name for name in found if name not in known]
+    return {"differences": differences, "missing": missing, "mean": mean, "base": base}

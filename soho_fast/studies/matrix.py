@@ -14,7 +14,7 @@ from typing import Any
 
 from soho_fast.common.errors import UserError
 from soho_fast.studies.results import Row
-from soho_fast.studies.study import Study, Variant
+from soho_fast.studies.study import STUDIES, Study, Variant, known
 from soho_fast.tasks import TASKS
 from soho_fast.tasks.identity import OF_A_STUDY
 from soho_fast.tasks.recipe import find_recipe, recipe_type
@@ -22,8 +22,6 @@ from soho_fast.tasks.recipe_file import check_fields, read_yaml
 
 # What is measured, which a row depends on, though no training does.
 _IDENTIFYING = ("evaluation.at_end",)
-# The parts of a recipe that say what is read.
-_DATA = ("data", "corpus")
 
 
 @dataclass(frozen=True)
@@ -93,7 +91,7 @@ def runs_of(study: Study, overrides: Mapping[str, Any] | None = None) -> list[Ru
         overrides: Fields of every run by dotted names, put over all else; of data roots each recipe takes its own.
 
     Raises:
-        UserError: a recipe has no such field.
+        UserError: a recipe has no such field or split.
     """
     runs: dict[str, Run] = {}
     for seed in sorted({seed for condition in study.conditions.values() for seed in condition.seeds or study.seeds}):
@@ -118,6 +116,8 @@ def runs_of(study: Study, overrides: Mapping[str, Any] | None = None) -> list[Ru
                     parts += [] if stage.shared else [condition.overrides]
                     parts += [condition.stages.get(stage_name, {}), overrides or {}]
                     content = recipe_content(stage.recipe, parts, str(cell))
+                    for name, fields in stage.splits.items():
+                        _check_split(name, fields, stage.recipe, content, f"stages.{stage_name}.splits")
                     _leave_out_roots(content, overrides or {})
                     content["seed"] = 0 if stage.shared else seed + condition.seed_offset
                     start = made.get(stage.after)
@@ -129,6 +129,32 @@ def runs_of(study: Study, overrides: Mapping[str, Any] | None = None) -> list[Ru
                     elif start is not None:
                         start.dependents.append(run)
     return list(runs.values())
+
+
+def refuse_foreign_code(runs: Sequence[Run], path: Path, overrides: Mapping[str, Any]) -> None:
+    """Raises UserError: a study's file, which may be another's, or a recipe that it names, names programs that its runs
+    would start or import. Those of this package may, and what the command line says.
+
+    Args:
+        runs: The study's.
+        path: Its file.
+        overrides: Fields that were given on the command line.
+    """
+    for run in [] if path.resolve().parent == STUDIES else runs:
+        trackers = None if "log.trackers" in overrides else run.content.get("log", {}).get("trackers")
+        if run.launcher or trackers:
+            named = f"launcher: {run.launcher}" if run.launcher else f"log.trackers: {trackers}"
+            raise UserError(
+                f"study {path}: {run.cell}: {named!r:.200}, which a file alone may not; --trust-file takes what the "
+                "file says, or delete it there and give it on the command line (--launcher, --log.trackers)"
+            )
+
+
+def _check_split(name: str, fields: Mapping[str, Any], recipe: str, content: Mapping[str, Any], where: str) -> None:
+    """Raises UserError: the recipe has no such split, or no such field of `fields`, which are put over it."""
+    if content.get("task", next(iter(TASKS))) != "pretraining":
+        known(where, name, content.get("data", {}).get("splits", {}))
+    recipe_content(recipe, [fields], f"{where}.{name}")
 
 
 def chosen(runs: list[Run], what: str, names: Collection[Any]) -> list[Run]:
@@ -159,6 +185,10 @@ def recipe_content(recipe: str, overrides: list[Mapping[str, Any]], where: str) 
     content = copy.deepcopy(_read(path))
     for part in overrides:
         for name, value in part.items():
+            if name == "seed":
+                raise UserError(
+                    f"{where}: seed: a study gives each run its seed; expected it among the seeds (--seeds)"
+                )
             put(content, name, value)
     try:
         check_fields(content, recipe_type(content.get("task", next(iter(TASKS)))), path)

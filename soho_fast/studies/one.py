@@ -179,6 +179,9 @@ def _call(job: Job, command: str, arguments: list[str]) -> int:
 def _versions() -> dict[str, str]:
     from importlib.metadata import version
 
+    import torch
+
+    from soho_fast.common.environment import processor_name
     from soho_fast.common.versions import program
 
     return {
@@ -186,17 +189,5 @@ def _versions() -> dict[str, str]:
         "deepspeed": version("deepspeed"),
         "transformers": version("transformers"),
         "python": platform.python_version(),
-        "processor": _processor(),
+        "processor": torch.cuda.get_device_name() if torch.cuda.is_available() else processor_name(),
     }
-
-
-def _processor() -> str:
-    import torch
-
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.machine()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")

@@ -10,10 +10,10 @@ from pathlib import Path
 
 from soho_fast.common.extras import from_extra
 from soho_fast.common.files import write_atomically
-from soho_fast.studies.comparing import LEVEL, Difference, compare, unit_of, value_of
+from soho_fast.studies.comparing import LEVEL, Difference, compare, value_of
 from soho_fast.studies.matrix import Cell, Run, of_other_data
 from soho_fast.studies.results import Row, by_digest
-from soho_fast.studies.study import Study, split_cell
+from soho_fast.studies.study import Study, split_cell, unit_of
 
 with from_extra("train"):
     import numpy as np

@@ -265,36 +265,39 @@ def _starts_from(run: Run, digests: set[str]) -> bool:
     return run.start is not None and (run.start.digest in digests or _starts_from(run.start, digests))
 
 
-def build_corpora(runs: Sequence[Run], folder: Path, say: Callable[[str], None]) -> None:
-    """Each demo corpus that runs use, once, before they begin; reads the first recipe of each on the way.
+def build_corpora(runs: Sequence[Run], folder: Path) -> None:
+    """Reads the recipes of all runs before they begin, and builds each demo corpus that they use, once.
 
     Args:
         runs: The runs.
         folder: The study's; another study in it waits meanwhile.
-        say: Called with a line where there is something to build.
 
     Raises:
-        UserError: one can't be built, or two are to lie in one folder.
+        UserError: a recipe's value can't be used, a corpus can't be built, or two are to lie in one folder.
     """
     from soho_fast.common.processes import Processes
     from soho_fast.tasks.recipe import build_demo_corpus, load_recipe
 
-    first: dict[str, Run] = {}
+    different: dict[str, Run] = {}
     for run in runs:
-        parts = {name: run.content.get(name) for name in ("corpus", "data_roots")}
-        first.setdefault(json.dumps(parts, sort_keys=True), run)
-    built: dict[str, Any] = {}
+        different.setdefault(json.dumps({**run.content, "seed": 0}, sort_keys=True), run)
+    corpora: dict[str, Any] = {}
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "corpora.lock").open("w") as lock:
         fcntl.lockf(lock, fcntl.LOCK_EX)
-        for run in first.values():
-            path = folder / "corpora.yaml"
+        path = folder / "corpora.yaml"
+        for run in different.values():
             path.write_text(json.dumps(run.content))
-            corpus = load_recipe(["--recipe", str(path)]).corpus
-            path.unlink()
-            if built.setdefault(corpus.folder, corpus) != corpus:
+            try:
+                corpus = load_recipe(["--recipe", str(path)]).corpus
+            except UserError as error:
+                raise UserError(f"{run.cell}: {error}") from None
+            finally:
+                path.unlink()
+            if corpora.setdefault(corpus.folder, corpus) != corpus:
                 raise UserError(
                     f"{run.cell}: corpus.folder: {corpus.folder} is to hold a corpus of other settings too; give each "
                     "its own folder"
                 )
+        for corpus in corpora.values():
             build_demo_corpus(corpus, Processes())

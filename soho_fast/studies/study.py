@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from argparse import ArgumentError
 from collections.abc import Collection
 from dataclasses import dataclass, field
@@ -165,8 +164,13 @@ def read_study(path: Path) -> Study:
     study = Study(**{each.name: getattr(parsed, each.name) for each in dataclasses.fields(Study)})
     for levels in product(*study.factors.values()) if study.factors else ():
         overrides = [study.factors[factor][level] for factor, level in zip(study.factors, levels, strict=True)]
-        study.conditions[", ".join(levels)] = Condition(
-            overrides={name: value for each in overrides for name, value in each.items()}
+        name = ", ".join(levels)
+        if name in study.conditions:
+            raise UserError(
+                f"study {path}: factors: there is a condition {name!r} already; give the levels other names"
+            )
+        study.conditions[name] = Condition(
+            overrides={field: value for each in overrides for field, value in each.items()}
         )
     try:
         _check(study)
@@ -175,33 +179,12 @@ def read_study(path: Path) -> Study:
     return study
 
 
-def refuse_foreign_code(study: Study, path: Path) -> None:
-    """Raises UserError: a study's file, which may be another's, names programs that its runs would start or import.
-    Those of this package may."""
-    if path.resolve().parent == STUDIES:
-        return
-    overrides = [study.overrides]
-    for condition in study.conditions.values():
-        overrides += [condition.overrides, *condition.stages.values()]
-    for stage in study.stages.values():
-        overrides += [stage.overrides, *(variant.overrides for variant in stage.variants.values())]
-    overrides += [level for levels in study.factors.values() for level in levels.values()]
-    named = [f"conditions.{name}.launcher: {each.launcher}" for name, each in study.conditions.items() if each.launcher]
-    for each in overrides:
-        log = each.get("log")
-        trackers = each.get("log.trackers") or (log.get("trackers") if isinstance(log, dict) else None)
-        named += [f"log.trackers: {trackers}"] if trackers else []
-    if named:
-        raise UserError(
-            f"study {path}: {named[0]!r:.200}, which a file alone may not; --trust-file takes what the file says, or "
-            "delete it there and give it on the command line (--launcher, --log.trackers)"
-        )
-
-
 def _check(study: Study) -> None:
     for what in ("conditions", "stages", "seeds"):
         if not getattr(study, what):
             raise UserError(f"{what}: expected at least one, got none")
+    if len(set(study.composite)) < len(study.composite):
+        raise UserError(f"composite: expected each metric once, got {', '.join(study.composite)}")
     for name, condition in study.conditions.items():
         for stage_name in condition.stages:
             known(f"conditions.{name}.stages", stage_name, study.stages)
@@ -210,6 +193,8 @@ def _check(study: Study) -> None:
             raise UserError(f"{name!r}: a name of a condition, stage or variant is also a folder's; leave / out")
     before: list[str] = []
     for name, stage in study.stages.items():
+        if stage.codes < 0:
+            raise UserError(f"stages.{name}.codes: expected a number of images, or 0, got {stage.codes}")
         if stage.shared and stage.metrics:
             raise UserError(f"stages.{name}.metrics: this stage is shared by all conditions: there is none to compare")
         if stage.after:
@@ -236,17 +221,16 @@ def _check(study: Study) -> None:
             names = dict.fromkeys(variant for each in study.stages.values() for variant in each.variants)
         known(f"{where}.condition", comparison.condition, names)
         known(f"{where}.against", comparison.against, names)
+        if comparison.condition == comparison.against:
+            raise UserError(f"{where}: {comparison.condition} is compared with itself")
     for cell in study.composite:
         stage_name, variant, metric = split_cell(cell, "composite")
         known("composite", stage_name, study.stages)
         if variant or study.stages[stage_name].variants:
             known("composite", variant, study.stages[stage_name].variants)
         known("composite", metric, study.stages[stage_name].metrics)
-    for place, values in (
-        ("overrides", study.overrides),
-        *((f"conditions.{n}", a.overrides) for n, a in study.conditions.items()),
-    ):
-        _check_finite(values, place)
+        if unit := unit_of(label := study.stages[stage_name].metrics[metric]):
+            raise UserError(f"composite: expected shares, and {cell} is {label!r}, in {unit}")
 
 
 def split_cell(cell: str, where: str) -> tuple[str, str, str]:
@@ -257,17 +241,16 @@ def split_cell(cell: str, where: str) -> tuple[str, str, str]:
     return parts[0], parts[1] if len(parts) == 3 else "", parts[-1]
 
 
+def unit_of(label: str) -> str:
+    """The unit in brackets at a label's end, or an empty text."""
+    return label.rpartition("(")[2].removesuffix(")") if label.endswith(")") else ""
+
+
 def known(place: str, name: str, names: Any) -> None:
     """Raises UserError: the name is none of these."""
     if name not in names:
         similar = did_you_mean(name, names)
         raise UserError(f"{place}: expected one of {', '.join(names) or '(none given)'}, got {name!r}{similar}")
-
-
-def _check_finite(values: dict[str, Any], place: str) -> None:
-    for name, value in values.items():
-        if isinstance(value, float) and not math.isfinite(value):
-            raise UserError(f"{place}.{name}: expected a finite number, got {value}")
 
 
 def pairs_of(study: Study, comparison: Comparison) -> list[tuple[str, str, str]]:

@@ -22,6 +22,8 @@ from soho_fast.ask.pipeline import load_model
 from soho_fast.common.versions import program, write_run_of
 from soho_fast.export.__main__ import main as export_main
 from soho_fast.export.graphs import EncodeImages, PlainLookup, ReadTexts
+from soho_fast.export.package import _about
+from soho_fast.export.run import read_ppm
 from soho_fast.tasks.card import _TEXT
 
 TEXTS = ["a red", "there is a man and a woman .", "blue", "the man"]
@@ -360,3 +362,29 @@ def test_a_failed_compilation_leaves_nothing(folder_of, tmp_path, capsys, monkey
     assert export_main([str(folder_of("answer")), str(tmp_path / "out")]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "encode.pt2 can't be compiled (RuntimeError: a long log)" in line and not os.listdir(tmp_path)
+
+
+def test_a_ppm_file_is_read_with_its_comments(tmp_path):
+    pixels = bytes(range(18))
+    for header in (b"P6 3 2 255\n", b"P6\n# by hand: 4 5 255\n3 # wide\n2\n255\t", b"P6\n3\n2\n#\n255 "):
+        (tmp_path / "image.ppm").write_bytes(header + pixels)
+        assert read_ppm(tmp_path / "image.ppm").permute(1, 2, 0).flatten().tolist() == list(pixels), header
+    for header in (
+        b"",
+        b"P5 3 2 255\n",
+        b"P6 3 2 65535\n",
+        b"P6 3 x 255\n",
+        b"P6 3 2",
+        b"P6 0 2 255\n",
+        b"P6 3 3 255\n",
+    ):
+        (tmp_path / "image.ppm").write_bytes(header + pixels)
+        with pytest.raises(ValueError, match=r"image\.ppm: expected"):
+            read_ppm(tmp_path / "image.ppm")
+
+
+def test_images_are_padded_to_what_the_stages_take_whatever_the_recipe_pads_to(folder_of):
+    model, processor = load_model(folder_of("rank"))
+    for divisor, expected in ((1, 32), (48, 96), (64, 64)):
+        processor.image_processor.size_divisor = divisor
+        assert _about(model, processor, "rank")["image"]["size_divisor"] == expected

@@ -41,6 +41,9 @@ def test_paper_preset_has_the_papers_values():
         ({"num_codes": "many"}, "Field 'num_codes' expected int, got str"),
         ({"backbone_frozen_stages": 5}, "backbone_frozen_stages: expected 0 to 4"),
         ({"usage_decay": 1.0}, "usage_decay"),
+        ({"layer_norm_eps": -1e-12}, "layer_norm_eps: expected at least 0, got -1e-12"),
+        ({"visual_layer_norm_eps": float("nan")}, "visual_layer_norm_eps: expected at least 0, got nan"),
+        ({"dictionary_init_std": -1.0}, "dictionary_init_std: expected at least 0, got -1.0"),
         ({"dictionary_batch_norm_max_lag": 0.5}, "dictionary_batch_norm_max_lag: expected"),
         (
             {"dictionary_batch_norm": True, "dictionary_batch_norm_max_lag": 0},

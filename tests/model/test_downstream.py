@@ -180,7 +180,7 @@ def test_losses(checkpoint):
     out = entailment(pixel_values=images(), **texts(), labels=labels + 1)
     assert out.logits.shape == (4, 3)
     torch.testing.assert_close(out.loss, F.cross_entropy(out.logits, labels + 1))
-    with pytest.raises(ValueError, match=r"labels: expected shape \(4,\)"):
+    with pytest.raises(ValueError, match=r"^labels: expected shape \(4,\), one for each text, got \(3,\)"):
         entailment(pixel_values=images(), **texts(), labels=labels[:3])
 
     answering = SohoForQuestionAnswering.from_pretraining(checkpoint[1], answers=["a", "b", "c"])[0].eval()
@@ -211,3 +211,13 @@ def test_training_reads_only_the_first_token_and_reaches_every_parameter(checkpo
     without = [name for name, parameter in model.named_parameters() if name in grouped and parameter.grad is None]
     assert without == [] and "soho.mask_token" not in grouped
     assert torch.equal(model.soho.visual_dictionary.codebook, before), "nothing reads the dictionary, nothing moves it"
+
+
+@pytest.mark.parametrize(("cls", "num"), [(SohoForVisualEntailment, 3), (SohoForVisualReasoning, 2)])
+def test_a_head_of_fixed_size_has_as_many_labels(tiny_config, cls, num):
+    names = cls(tiny_config()).config.id2label
+    assert list(names) == list(range(num)), "transformers takes two where none are named"
+    named = {number: f"class {number}" for number in range(num)}
+    assert cls(tiny_config(id2label=named)).config.id2label == named
+    with pytest.raises(ValueError, match=f"id2label: expected {num} labels, got 4"):
+        cls(tiny_config(num_labels=4))

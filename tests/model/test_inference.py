@@ -489,3 +489,15 @@ def test_a_vector_of_a_text_has_the_same_bounds(tiny_config):
     for length in (0, 17):
         with pytest.raises(ValueError, match=rf"input_ids: expected texts of 1 to 16 tokens .* got {length}"):
             model.text_vectors(torch.full((4, length), 7))
+
+
+def test_adapters_are_to_be_merged_before(tiny_model, batch):
+    peft = pytest.importorskip("peft")
+    model = tiny_model().eval()
+    targets = {"target_modules": ["query", "dense"], "init_lora_weights": False}
+    wrapped = peft.get_peft_model(model, peft.LoraConfig(r=2, **targets)).eval()
+    with pytest.raises(ValueError, match=r"layer\.0\.attention\.self\.query has an adapter.*merge_and_unload"):
+        wrapped.prepare_for_inference("float32")
+    expected = wrapped(**batch()).itm_logits
+    merged = wrapped.merge_and_unload().prepare_for_inference("float32")
+    torch.testing.assert_close(merged(**batch()).itm_logits, expected, rtol=1e-4, atol=1e-5)

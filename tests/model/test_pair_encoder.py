@@ -51,3 +51,18 @@ def test_nothing_is_projected_twice_or_unread(tiny_model, monkeypatch):
     assert rows[2, "attention.self.query"] == [num_pairs]
     assert (2, "attention.self.key") not in rows and (2, "attention.self.value") not in rows
     assert rows[2, "intermediate.dense"] == rows[2, "output.dense"] == [num_pairs]
+
+
+@torch.no_grad()
+def test_adapters_of_every_projection_are_read(tiny_model):
+    peft = pytest.importorskip("peft")
+    model = tiny_model().eval()
+    ids, visual, text_index, image_index = pairs(model)
+    embedded = model.embed_images(visual)
+    before = model.matching_logits(embedded, ids, text_index, image_index)
+    targets = {"target_modules": r".*layer\.1\.attention\.self\.(key|value)", "init_lora_weights": False}
+    peft.get_peft_model(model, peft.LoraConfig(r=2, **targets)).eval()
+    logits = model(visual_tokens=visual, input_ids=ids[text_index], image_index=image_index).itm_logits
+    difference = model.matching_logits(embedded, ids, text_index, image_index)
+    torch.testing.assert_close(difference, logits[:, 1] - logits[:, 0], rtol=1e-5, atol=1e-5)
+    assert (difference - before).abs().max() > 1e-3

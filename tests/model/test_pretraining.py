@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from transformers import AutoModel
+from transformers import AutoModel, Trainer, TrainingArguments
 
 from soho_fast.model import SohoForPreTraining, SohoModel, Texts
 from soho_fast.model.fast.cpu import speed_up_on_cpu
@@ -309,6 +309,14 @@ def test_a_loss_over_no_position_is_zero_with_a_gradient():
         ({"image_index": None}, "image_index: needed to map 12 texts to 3 images"),
         ({"image_index": torch.zeros(5, dtype=torch.int64)}, "image_index: expected shape"),
         ({"pixel_values": torch.zeros(3, 64, 64)}, "pixel_values: expected"),
+        ({"mlm_labels": torch.full((6, 7), 5)}, r"mlm_labels: expected shape \(12, 7\) as input_ids has, got \(6, 7\)"),
+        ({"mlm_labels": torch.full((12, 9), 5)}, r"mlm_labels: expected shape \(12, 7\)"),
+        ({"itm_labels": torch.ones(12, 1, dtype=torch.int64)}, r"itm_labels: expected shape \(12,\), one for each"),
+        (
+            {"attention_masks": torch.ones(12, 7)},
+            "attention_masks: there is no such argument; did you mean attention_m",
+        ),
+        ({"labels": torch.ones(12)}, "labels: there is no such argument"),
     ],
 )
 @pytest.mark.parametrize("prepare", [lambda model: model, speed_up_on_cpu], ids=["plain", "sped up"])
@@ -353,3 +361,21 @@ def test_attentions_and_hidden_states_on_request(tiny_model, batch):
     assert len(out.hidden_states) == 3
     # A padded word is looked at by nobody.
     assert out.attentions[0][1, :, :, 5:7].abs().max() == 0
+
+
+@pytest.mark.parametrize("num_words", [70, 50])
+def test_another_vocabulary_reaches_all_that_has_a_row_for_each_word(tiny_model, batch, tmp_path, num_words):
+    model = tiny_model(bag_of_words_weight=1.0)
+    bias_V = model.bag_of_words_head.bias.data.copy_(torch.arange(60)).clone()
+    model.resize_token_embeddings(num_words)
+    inputs = batch() | {"input_ids": batch()["input_ids"].clamp(max=49), "mlm_labels": None}
+    assert model.train()(**inputs).loss.isfinite()
+    resized_V = model.bag_of_words_head.bias.detach()
+    assert torch.equal(resized_V[:50], bias_V[:50]) and (resized_V[60:] == model.bag_of_words_head.PRIOR_LOGIT).all()
+    model.save_pretrained(tmp_path)
+    assert SohoForPreTraining.from_pretrained(tmp_path).bag_of_words_head.bias.shape == (num_words,)
+
+
+def test_a_trainer_of_transformers_divides_the_loss_of_accumulated_batches(tiny_model, tmp_path):
+    trainer = Trainer(tiny_model(), TrainingArguments(tmp_path, use_cpu=True, report_to="none"))
+    assert not trainer.model_accepts_loss_kwargs, "it would leave the division to the model, which takes means"

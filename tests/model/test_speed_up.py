@@ -332,3 +332,19 @@ def test_a_plain_model_calls_nothing_of_this_room(tiny_model, batch):
     assert "soho_fast.model.visual_encoder" in seen
     assert [name for name in seen if name.startswith("soho_fast.model.fast.cpu")] == []
     assert type(model.soho.visual_encoder.projection) is torch.nn.Conv2d
+
+
+def test_an_adapter_of_the_words_is_read_and_trained(tiny_model, batch):
+    peft = pytest.importorskip("peft")
+    torch.manual_seed(0)
+    config = peft.LoraConfig(r=2, target_modules=["word_embeddings"], init_lora_weights=False)
+    plain = peft.get_peft_model(tiny_model(), config).train()
+    fast = copy.deepcopy(plain)
+    speed_up_on_cpu(fast.base_model.model)
+    losses = [model(**batch()).loss for model in (plain, fast)]
+    for loss in losses:
+        loss.backward()
+    torch.testing.assert_close(losses[1], losses[0])
+    grads = [{n: p.grad for n, p in model.named_parameters() if "lora" in n} for model in (plain, fast)]
+    assert grads[0] and all(grad is not None for grad in grads[0].values())
+    torch.testing.assert_close(grads[1], grads[0])

@@ -65,6 +65,13 @@ def test_a_still_backbone_takes_no_backward():
     assert again["backward"]["backbone"] == trained["backward"]["backbone"] + trained["forward"]["backbone"]
 
 
+def test_a_run_that_ends_by_its_steps_takes_so_many():
+    plan = plan_of("--gpus", "8", *SMALL, "--samples", "2048", "--max_steps", "3")
+    (phase,) = plan["phases"]
+    assert plan["steps_per_epoch"] == 2 and phase["epochs"] == 1.5
+    assert plan["hours"] == pytest.approx(3 * phase["step_seconds"] / 3600)
+
+
 def test_states_by_stage():
     """155 M parameters of 16 bits on 32 GPUs, by hand."""
     sizes = Sizes(backbone=40_000_000, rest=100_000_000, frozen=0, buffers=0)
@@ -199,6 +206,8 @@ def test_published_runs_take_the_time_that_is_published():
         (["--recipe", "mini", *SMALL_MODEL], "model.bag_of_words_epochs: 1.4 epochs of the bag-of-words loss need"),
         (["--card", "v100", "--engine.precision", "bf16"], "engine.precision: NVIDIA V100"),
         (["--recipe", "vqa", "--model.pretrained", "runs/other/model"], "model.pretrained: runs/other/model"),
+        (["--recipe", "mini", "--answers", "5"], "--answers: recipe mini answers no questions (task pretraining)"),
+        (["--card", "A1000"], "card: expected one of 'v100', 'a100', 'h100', got 'a1000'; did you mean a100?"),
     ],
 )
 def test_mistakes_are_told_in_a_line(arguments, words, capsys):

@@ -70,11 +70,19 @@ def test_trackers_come_from_the_command_line_or_a_trusted_file(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"conditions": {**TINY["conditions"], "a": {"launcher": "rm -rf"}}}, "conditions.a.launcher: rm -rf"),
+        (
+            {"conditions": {**TINY["conditions"], "a": {"launcher": "rm -rf"}}},
+            "a seed 0 pretraining: 'launcher: rm -rf'",
+        ),
         ({"overrides": {"log": {"trackers": ["theirs"]}}}, "log.trackers: ['theirs']"),
         ({"overrides": {"log.trackers": ["theirs"]}}, "log.trackers: ['theirs']"),
         (
-            {"conditions": {**TINY["conditions"], "a": {"stages": {"vqa": {"log.trackers": ["theirs"]}}}}},
+            {
+                "conditions": {
+                    **TINY["conditions"],
+                    "a": {"overrides": {"optim.lr": 0.5}, "stages": {"vqa": {"log.trackers": ["theirs"]}}},
+                }
+            },
             "log.trackers: ['theirs']",
         ),
     ],
@@ -110,5 +118,5 @@ def test_a_recipe_that_a_study_names_neither(tmp_path, capsys):
     path.write_text(yaml.safe_dump({"title": "T", "conditions": {"a": {}}, "stages": {"x": {"recipe": str(recipe)}}}))
     command = [str(path), "--list", "--into", str(tmp_path / "into")]
     assert studies(command) == 2
-    assert "its recipe wants log.trackers ['theirs'] imported" in capsys.readouterr().err
+    assert "a seed 0 x: \"log.trackers: ['theirs']\", which a file alone may not" in capsys.readouterr().err
     assert studies([*command, "--trust-file"]) == 0 == studies([*command, "--log.trackers", "[mine]"])

@@ -6,6 +6,7 @@ from tiny_study import TINY
 
 from soho_fast.common.errors import UserError
 from soho_fast.studies.matrix import Cell, chosen, runs_of
+from soho_fast.studies.running import build_corpora
 from soho_fast.studies.study import STUDIES, find_study, read_study
 
 
@@ -148,8 +149,62 @@ def test_mistakes_are_told_by_their_place(tmp_path):
     )
     told = refused(written(tmp_path, overrides={"optim.lrr": 1}))
     assert "none seed 0 pretraining: recipe" in told and "there is no field optim.lrr; did you mean lr" in told
+    for composite, told in (
+        ("codes", "study {path}: factors: there is a condition 'codes' already"),
+        ("none", "comparisons[0]: none is compared with itself"),
+    ):
+        path = written(
+            tmp_path,
+            factors={"a": {composite: {}}} if composite == "codes" else {},
+            comparisons=[{"condition": composite, "against": composite}],
+        )
+        assert told.format(path=path) in refused(path)
+    twice = ["vqa/half/val.vqa_score"] * 2
+    assert "composite: expected each metric once" in refused(written(tmp_path, composite=twice))
+    lift = ["pretraining/codes.lift"]
+    assert "composite: expected shares, and pretraining/codes.lift is 'lift (times)', in times" in refused(
+        written(tmp_path, composite=lift)
+    )
+    for stage, changes, told in (
+        ("pretraining", {"codes": -1}, "stages.pretraining.codes: expected a number of images, or 0, got -1"),
+        (
+            "vqa",
+            {"splits": {"vall": {}}},
+            "stages.vqa.splits: expected one of train, val, test-dev, test, got 'vall'; did",
+        ),
+        ("vqa", {"splits": {"val": {"data.batch": 1}}}, "stages.vqa.splits.val: recipe"),
+        (
+            "pretraining",
+            {"splits": {"any": {"data.heldout_image": 1}}},
+            "there is no field data.heldout_image; did you",
+        ),
+        ("vqa", {"overrides": {"seed": 5}}, "none seed 0 vqa half: seed: a study gives each run its seed"),
+    ):
+        stages = {**TINY["stages"], stage: {**TINY["stages"][stage], **changes}}
+        assert told in refused(written(tmp_path, stages=stages, composite=[]))
+    with pytest.raises(UserError, match="seed: a study gives each run its seed; expected it among the seeds"):
+        runs_of(read_study(written(tmp_path)), {"seed": 5})
     stages = {**TINY["stages"], "vqa": {**TINY["stages"]["vqa"], "after": "retrieval"}}
     assert "stages.vqa.after: expected one of pretraining, got 'retrieval'" in refused(written(tmp_path, stages=stages))
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "told"),
+    [
+        ("optim.lr", "fast", "optim.lr: expected a number"),
+        ("optim.lr", float("nan"), "optim.lr: expected a number >=0, got NaN"),
+    ],
+)
+def test_a_value_of_a_later_stage_is_refused_before_the_first_run(tmp_path, field, value, told):
+    stages = {name: {**stage, "overrides": {**stage["overrides"]}} for name, stage in TINY["stages"].items()}
+    stages["vqa"]["overrides"][field] = value
+    runs = runs_of(read_study(written(tmp_path, stages=stages)), {"data_roots.corpus": str(tmp_path / "corpus")})
+    with pytest.raises(UserError) as caught:
+        build_corpora(runs, tmp_path / "into")
+    assert str(caught.value).startswith("none seed 0 vqa half: ") and told in str(caught.value)
+    assert not (tmp_path / "corpus").exists() and [each.name for each in (tmp_path / "into").iterdir()] == [
+        "corpora.lock"
+    ]
 
 
 def test_factors_are_conditions_of_all_combinations(tmp_path):

@@ -131,6 +131,15 @@ def test_a_metric_can_be_one_less_another():
     assert value_of(row, "missing - purity") is None
 
 
+def test_a_metric_that_is_not_a_number_is_not_there():
+    assert value_of({"metrics": {"purity": math.nan, "other": 1.0}}, "purity") is None
+    study = study_of(["without", "with"], 8)
+    rows = made(8, 0.1, np.random.default_rng(0))
+    rows[Cell("with", 2, "tuned", "all")]["metrics"]["score"] = math.nan
+    found = next(each for each in compare(study, rows) if (each.variant, each.metric) == ("all", "score"))
+    assert found.missing == ["seed 2"] and len(found.differences) == 7 and found.verdict == "helps"
+
+
 def test_a_planted_effect_is_found_and_pairing_is_what_finds_it():
     rows = made(8, 0.05, np.random.default_rng(1))
     declared, *explored = compare(study_of(["without", "with"], 8), rows)

@@ -35,6 +35,11 @@ class BagOfWordsHead(nn.Module):
         """The initial bias; its layers have the initial values of their kinds."""
         init.constant_(self.bias, self.PRIOR_LOGIT)
 
+    def resize(self, num_words: int) -> None:
+        """Gives the bias, which transformers does not know of, a row for each word; new ones the initial one."""
+        more = num_words - len(self.bias)
+        self.bias = nn.Parameter(F.pad(self.bias.detach(), (0, more), value=self.PRIOR_LOGIT))
+
     def forward(self, feat_BLD: Tensor, valid_BL: Tensor) -> Tensor:
         """Returns (B, V): the best logit over the valid tokens of each image, plus the word's bias."""
         logits_BLV = self.decoder(self.norm(feat_BLD))

@@ -106,17 +106,18 @@ def _first_of_last(layer: BertLayer, hidden_PND: Tensor) -> Tensor:
     attention = layer.attention.self
     heads = (attention.num_attention_heads, -1)
     first_PD = hidden_PND[:, 0]
-    if attention.key.weight.numel() == 0:
-        # ZeRO 3 holds the weights in parts, and brings them together only where a module is called.
-        query, key, value = _projections(layer)
+    query, key, value = _projections(layer)
+    if key.weight.numel() == 0 or [*key.children(), *value.children()]:
+        # ZeRO 3 holds the weights in parts, and brings them together only where a module is called, and adapters (peft)
+        # compute beside them.
         first_P1D = first_PD[:, None]
         return _attend(layer, first_P1D, query(first_P1D), key(hidden_PND), value(hidden_PND))[:, 0]
     # A key's bias adds the same to all scores of a query, which softmax does not see.
-    query_HPE = attention.query(first_PD).unflatten(-1, heads).transpose(0, 1)
-    asked_PHD = torch.bmm(query_HPE, attention.key.weight.unflatten(0, heads).to(query_HPE.dtype)).transpose(0, 1)
+    query_HPE = query(first_PD).unflatten(-1, heads).transpose(0, 1)
+    asked_PHD = torch.bmm(query_HPE, key.weight.unflatten(0, heads).to(query_HPE.dtype)).transpose(0, 1)
     hidden_PND = hidden_PND.to(asked_PHD.dtype)
     share_PHN = (torch.bmm(asked_PHD, hidden_PND.transpose(1, 2)) * query_HPE.shape[-1] ** -0.5).softmax(-1)
     seen_HPD = torch.bmm(share_PHN.to(hidden_PND.dtype), hidden_PND).transpose(0, 1)
-    value_HDE = attention.value.weight.unflatten(0, heads).transpose(1, 2).to(seen_HPD.dtype)
-    context_PD = torch.bmm(seen_HPD, value_HDE).transpose(0, 1).flatten(1) + attention.value.bias
+    value_HDE = value.weight.unflatten(0, heads).transpose(1, 2).to(seen_HPD.dtype)
+    context_PD = torch.bmm(seen_HPD, value_HDE).transpose(0, 1).flatten(1) + value.bias
     return layer.feed_forward_chunk(layer.attention.output(context_PD, first_PD))

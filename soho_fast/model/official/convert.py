@@ -98,7 +98,7 @@ class Conversion:
             f"{len(self.checkpoint.tensors)} tensors: {len(self.loaded)} loaded, {len(self.dropped)} dropped, "
             f"{len(self.missing)} missing, 0 unexpected",
         ]
-        for theirs, ours in (keys.NAMES | keys.PREFIXES).items():
+        for theirs, ours in keys.NAMES.items():
             num = sum(name == theirs or (theirs[-1] == "." and name.startswith(theirs)) for name in self.loaded)
             if num:
                 lines.append(f"  {num:3} loaded   {theirs:27} -> {ours}")

@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-# By what a name begins with; the first that fits.
-PREFIXES = {
+# By what a name begins with, or whole; the first that fits. `cluster_sum` is two things: there a total that nothing
+# reads, here the running sums of assigned features.
+NAMES = {
     "backbone.": "soho.visual_encoder.backbone.",
     "neck.conv.conv.": "soho.visual_encoder.projection.",
     "neck.conv.bn.": "soho.feature_norm.",
@@ -23,9 +24,6 @@ PREFIXES = {
     "language.bert.encoder.": "soho.encoder.",
     "head.match_class.": "itm_head.classifier.",
     "head.vqa.": "head.",
-}
-# `cluster_sum` is two things: there a total that nothing reads, here the running sums of assigned features.
-NAMES = {
     "neck.vq.embed": "soho.visual_dictionary.codebook",
     "neck.vq.cluster_size": "soho.visual_dictionary.cluster_size",
     "neck.vq.embed_avg": "soho.visual_dictionary.cluster_sum",
@@ -58,23 +56,19 @@ class Renamed:
 
 def our_name(name: str) -> str | None:
     """What a tensor of the released code is called here; `None`: it is none of its, or has no tensor here."""
-    if name in NAMES:
-        return NAMES[name]
-    for theirs, ours in PREFIXES.items():
-        if name.startswith(theirs):
-            return ours + name.removeprefix(theirs)
-    return None
+    return _renamed(name, NAMES)
 
 
 def official_name(ours: str) -> str | None:
     """What one of our tensors is called in the released code; `None`: it has no such tensor."""
-    for theirs, name in NAMES.items():
-        if name == ours:
-            return theirs
-    for theirs, prefix in PREFIXES.items():
-        if ours.startswith(prefix):
-            return theirs + ours.removeprefix(prefix)
-    return None
+    return _renamed(ours, {ours: theirs for theirs, ours in NAMES.items()})
+
+
+def _renamed(name: str, names: Mapping[str, str]) -> str | None:
+    found = (
+        to + name.removeprefix(of) for of, to in names.items() if name == of or (of[-1] == "." and name.startswith(of))
+    )
+    return next(found, None)
 
 
 def rename(official: Mapping[str, Tensor]) -> Renamed:

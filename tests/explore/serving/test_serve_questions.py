@@ -14,10 +14,10 @@ from soho_fast.explore.bundle import Bundle, image_path, write_in_files
 from soho_fast.explore.shown import ShownImages
 
 
-def test_kinds_are_those_of_the_pipeline():
-    from soho_fast.ask.pipeline import _CLASSES
+def test_every_kind_of_model_is_there_to_be_asked():
+    from soho_fast import model
 
-    assert [kind.__name__ for kind in _CLASSES] == list(asking.MODELS)
+    assert all(issubclass(getattr(model, name), model.SohoPreTrainedModel) for name in asking.MODELS)
 
 
 def test_rank_an_upload(served, runs, photo):

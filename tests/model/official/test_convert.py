@@ -292,7 +292,7 @@ class Refusals:
 def test_what_is_no_checkpoint_is_refused_in_a_line(tmp_path, capsys, kind):
     path = tmp_path / "soho.pth"
     words = getattr(Refusals(tmp_path), kind)(path)
-    assert main(["convert", str(path), str(tmp_path / "out"), "--vocab", str(words_file(tmp_path))]) == 2
+    assert main([str(path), str(tmp_path / "out"), "--vocab", str(words_file(tmp_path))]) == 2
     said = capsys.readouterr()
     (line,) = said.err.splitlines()
     assert line.startswith(f"error: {path}") and words in line and len(line) < 700 and said.out == "", line
@@ -301,22 +301,21 @@ def test_what_is_no_checkpoint_is_refused_in_a_line(tmp_path, capsys, kind):
 
 # Arguments, where all else is right, and what is said.
 MISTAKES = [
-    ("", "the following arguments are required: action, checkpoint, output"),
-    ("convrt soho.pth out", "action: expected one of 'convert', got 'convrt'; did you mean convert?"),
-    ("convert soho.pth", "the following arguments are required: output"),
-    ("convert soho.pht out --vocab vocab.txt", "soho.pht: there is no such file or folder; did you mean soho.pth?"),
-    ("convert soho.pth out --vocb vocab.txt", "--vocb: there is no such argument; did you mean --vocab?"),
-    ("convert soho.pth soho.pth --vocab vocab.txt", "output: soho.pth is a file; expected the folder to write"),
-    ("convert soho.pth full --vocab vocab.txt", "output: full is not empty; give another folder, or --overwrite"),
-    ("convert soho.pth out --vocab vcab.txt", "vocab: vcab.txt can't be read (there is no such file or folder"),
-    ("convert soho.pth out --vocab full", "vocab: full can't be read (it is a folder)"),
-    ("convert soho.pth out --vocab soho.pth", "vocab: soho.pth is no text in UTF-8"),
-    ("convert soho.pth out --vocab few.txt", "vocab: few.txt: [UNK], [CLS], [SEP], [MASK] is missing"),
-    ("convert soho.pth out --vocab twice.txt", "vocab: twice.txt: a word comes twice"),
-    ("convert soho.pth out --vocab vocab.txt --answers few.txt", "answers: soho.pth is no model of VQA"),
-    ("convert vqa.pth out --vocab vocab.txt --answers few.txt", "few.txt"),
-    ("convert vqa.pth out --vocab vocab.txt --answers holes.json", "holes.json: expected a JSON list of answers"),
-    ("convert vqa.pth out --vocab vocab.txt --answers two.json", "answers: expected 3,129 different ones, got 2"),
+    ("", "the following arguments are required: checkpoint, output"),
+    ("soho.pth", "the following arguments are required: output"),
+    ("soho.pht out --vocab vocab.txt", "soho.pht: there is no such file or folder; did you mean soho.pth?"),
+    ("soho.pth out --vocb vocab.txt", "--vocb: there is no such argument; did you mean --vocab?"),
+    ("soho.pth soho.pth --vocab vocab.txt", "output: soho.pth is a file; expected the folder to write"),
+    ("soho.pth full --vocab vocab.txt", "output: full is not empty; give another folder, or --overwrite"),
+    ("soho.pth out --vocab vcab.txt", "vocab: vcab.txt can't be read (there is no such file or folder"),
+    ("soho.pth out --vocab full", "vocab: full can't be read (it is a folder)"),
+    ("soho.pth out --vocab soho.pth", "vocab: soho.pth is no text in UTF-8"),
+    ("soho.pth out --vocab few.txt", "vocab: few.txt: [UNK], [CLS], [SEP], [MASK] is missing"),
+    ("soho.pth out --vocab twice.txt", "vocab: twice.txt: a word comes twice"),
+    ("soho.pth out --vocab vocab.txt --answers few.txt", "answers: soho.pth is no model of VQA"),
+    ("vqa.pth out --vocab vocab.txt --answers few.txt", "few.txt"),
+    ("vqa.pth out --vocab vocab.txt --answers holes.json", "holes.json: expected a JSON list of answers"),
+    ("vqa.pth out --vocab vocab.txt --answers two.json", "answers: expected 3,129 different ones, got 2"),
 ]  # fmt: skip
 
 

@@ -23,7 +23,7 @@ def folders(tmp_path_factory):
         if keys.TIED in state:
             state[keys.TIED] = state[keys.WORDS].clone()
         file = write(root / f"{name}.pth", state)
-        assert main(["convert", str(file), str(root / name), "--vocab", str(vocabulary)]) == 0
+        assert main([str(file), str(root / name), "--vocab", str(vocabulary)]) == 0
         file.unlink()
     return root
 

@@ -30,8 +30,8 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 def can_pack(soho: TransformerParts, **kwargs: Any) -> bool:
     """Whether this call may run packed: a forward on a CPU from which only the last states are wanted.
 
-    Activation checkpointing, hooks (states or attentions asked for, ZeRO stage 3) and a compiled encoder take the
-    ordinary way.
+    Activation checkpointing, hooks (states or attentions asked for, ZeRO stage 3), a compiled encoder and word
+    embeddings with an adapter take the ordinary way.
     """
     encoder, config = soho.encoder, soho.config
     return (
@@ -40,6 +40,7 @@ def can_pack(soho: TransformerParts, **kwargs: Any) -> bool:
         and not (config.output_hidden_states or config.output_attentions)
         and not any(layer.gradient_checkpointing for layer in encoder.layer)
         and not (soho.encoder_compiled or torch.compiler.is_compiling())
+        and isinstance(soho.text_embeddings.word_embeddings, nn.Embedding)
         and not any(getattr(module, hooks) for module in encoder.modules() for hooks in _HOOKS)
     )
 

@@ -91,7 +91,7 @@ def prepare_for_inference(
 
     Raises:
         ValueError: a precision that is unknown or that the device lacks, calibration without "int8" or the
-            other way round, or the model is prepared otherwise.
+            other way round, the model is prepared otherwise, or has adapters that are not merged.
     """
     precision = prepared_type(precision, model.device)
     if (precision == "int8") != (calibration is not None):
@@ -109,6 +109,11 @@ def prepare_for_inference(
                 f"{_said(wanted)}; load it again"
             )
         return model
+    adapted = next((name for name, module in model.named_modules() if hasattr(module, "base_layer")), None)
+    if adapted is not None:  # as peft has it; only the weight below it would be read
+        raise ValueError(
+            f"prepare_for_inference: {adapted} has an adapter, which would be lost; merge it before (merge_and_unload)"
+        )
     model.eval().requires_grad_(False).float()
     base = model.base()
     (speed_up_on_cpu if base.device.type == "cpu" else speed_up_on_gpu)(model)
