@@ -250,11 +250,6 @@ class PretrainingDataset(SampleDataset):
         self._special_ids = frozenset(processor.tokenizer.all_special_ids)
 
     @property
-    def num_images(self) -> int:
-        """Number of images."""
-        return len(self.images)
-
-    @property
     def num_captions(self) -> int:
         """Number of captions of all images."""
         return int(self._pairs.counts().sum())
