@@ -76,9 +76,9 @@ class FineTuningTask(BaseTask):
             self.check_words(pretrained)
         return self.load_processor(tokenizer)
 
-    @abstractmethod
     def images_of(self, record: Any) -> tuple[ImageRef, ...]:
         """The record's image, or its two."""
+        return (record.image,)
 
     @property
     def default_split(self) -> str:

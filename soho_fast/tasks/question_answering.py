@@ -16,7 +16,7 @@ from torch import nn
 
 from soho_fast.data.readers.json_lines import read_json_lines_questions
 from soho_fast.data.readers.questions import VqaRecord, read_easy_vqa, read_vqa
-from soho_fast.data.readers.records import ImageRef, ReadReport
+from soho_fast.data.readers.records import ReadReport
 from soho_fast.model import SohoForQuestionAnswering
 from soho_fast.model.downstream import SohoDownstreamModel
 from soho_fast.tasks.answering import AnsweringTask
@@ -58,9 +58,6 @@ class QuestionAnsweringTask(AnsweringTask):
         if source.format == "easy_vqa":
             return read_easy_vqa(source.questions, source.images, **options)
         return read_vqa(source.questions, source.images, source.annotations, **options)
-
-    def images_of(self, record: VqaRecord) -> tuple[ImageRef, ...]:
-        return (record.image,)
 
     @cached_property
     def answers(self) -> list[str]:
