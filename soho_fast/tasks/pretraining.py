@@ -20,7 +20,7 @@ from soho_fast.data.processor import SohoProcessor
 from soho_fast.data.readers.formats import FORMATS_OF, read_captions
 from soho_fast.data.readers.records import ImageRef, ImageTextRecord, ReadReport
 from soho_fast.data.shards.records import read_shards
-from soho_fast.data.text import PackedTexts, TextLists, load_tokenizer
+from soho_fast.data.text import PackedTexts, load_tokenizer
 from soho_fast.model import SohoConfig, SohoForPreTraining
 from soho_fast.model.feature_watch import STEPS_UNTIL_LOST
 from soho_fast.tasks.base import BaseTask
@@ -157,18 +157,12 @@ class PretrainingTask(BaseTask):
                 "with a shuffled image: hold out more"
             )
         if self.data.num_negative:
-            self._check_negatives("sources", training.texts)
+            check_negatives(training.texts, "data.sources: ")
         if heldout:
-            self._check_negatives(HELDOUT, PackedTexts([record.captions for record in heldout]))
+            check_negatives(PackedTexts([record.captions for record in heldout]), "data.heldout: ")
         shared = shared_images(training, [record.image for record in heldout])
         missing = {name: sum(each.num_missing + each.num_broken for each in those) for name, those in reports.items()}
         return _Read(training, sets_identity(training_sets), heldout, shared, missing)
-
-    def _check_negatives(self, name: str, texts: TextLists) -> None:
-        try:
-            check_negatives(texts)
-        except ValueError as error:
-            raise ValueError(f"data.{name}: {error}") from None
 
     @property
     def heldout_records(self) -> list[ImageTextRecord]:

@@ -64,7 +64,7 @@ class QuestionAnsweringTask(AnsweringTask):
         """The list of answers, the most frequent first: normalised, as the official evaluation compares them."""
         counts: Counter[str] = Counter()
         for split in self.data.answers_from or self.data.train:
-            for record in self.records(split):
+            for record in self.records(split, "data.answers_from"):
                 if record.answers is None:
                     raise ValueError(f"data.answers_from: {split} has no answers")
                 counts[normalise_answer(record.answers.most_common)] += 1

@@ -135,6 +135,7 @@ class RetrievalTask(FineTuningTask):
         data, processes = self.data, sharing.processes
         if data.scoring != "all":
             model.required_contrastive_head()
+            self.records(data.validate, "data.validate")
         records = self.records(split)[: data.measured_images or None]
         if data.folds and len(records) % data.folds:
             raise ValueError(
