@@ -132,6 +132,10 @@ def quiet_transformers() -> None:
 
 # What argparse and jsonargparse say of a value, and what stands in its place.
 _WORDS = [
+    (r"Problem with given class_path '\S+': (?:Parser key \"(\w+)\"(: ))?", r"\1\2"),
+    (r"Option '(\w+)' is not accepted", r"there is no field \1"),
+    (r"the following arguments are required: (\w+)", r"expected a field \1"),
+    (r"\w+\(\) argument must be .*, not '(\w+)'", r"expected a number, got \1"),
     (r"Not of type \w+: ", ""),
     (r"typing\.Literal\[(.*?)\]", r"one of \1"),
     (r"<class 'bool'>", "true or false"),
@@ -139,6 +143,7 @@ _WORDS = [
     (r"could not convert string to float: |(.*) not a number", r"expected a number, got \1"),
     (r"invalid (literal for int\(\) with base 10|int value): ", "expected a whole number, got "),
     (r"(\S+) does not conform to restriction v?(.*)", r"expected a number \2, got \1"),
+    (r" and v([<>=])", r" and \1"),
     (r"expected one argument", "expected a value after it"),
     (r"invalid choice: (.*) \(choose from (.*)\)", r"expected one of \2, got \1"),
     (r"Does not validate against .*Subtypes: \[(.*)\] Errors: .* Given value: (.*)", r"expected \1, got \2"),

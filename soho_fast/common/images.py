@@ -62,7 +62,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     Raises:
         ValueError: values outside of these have no defined brightness.
     """
-    if image.mode == "RGB":
+    if image.mode == "RGB" and "transparency" not in image.info:
         return image
     # Pillow's own conversion clips these instead of scaling.
     if image.mode.startswith("I"):

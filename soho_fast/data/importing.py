@@ -14,9 +14,10 @@ import argparse
 import csv
 import io
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from soho_fast.common.command_line import Parser, exit_code
@@ -51,10 +52,29 @@ _SUFFIX = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp", "GIF": ".gif", "BMP":
 
 
 def images_below(folder: Path) -> list[str]:
-    """The image files in a folder and in those below it, by their suffix: sorted paths relative to it."""
-    return sorted(
-        path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES
-    )
+    """The image files in a folder and in those below it or linked there, each folder once, by their suffix: sorted
+    paths relative to it. Raises OSError: a folder can't be listed."""
+    found: list[str] = []
+    seen: set[str] = set()
+    for parent, folders, files in os.walk(folder, onerror=_refuse, followlinks=True):
+        if os.path.realpath(parent) in seen:
+            folders.clear()
+            continue
+        seen.add(os.path.realpath(parent))
+        folders.sort()
+        found += [os.path.join(parent, name) for name in files if name.lower().endswith(IMAGE_SUFFIXES)]
+    return sorted(Path(path).relative_to(folder).as_posix() for path in found)
+
+
+def _refuse(error: OSError) -> None:
+    raise error
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 ({error}); save the file as UTF-8") from error
 
 
 def read_csv(path: Path, folder: Path, file_column: str = "", caption_column: str = "") -> list[Candidate]:
@@ -70,12 +90,9 @@ def read_csv(path: Path, folder: Path, file_column: str = "", caption_column: st
 
     Raises:
         FileNotFoundError, ValueError: No such file, it is no UTF-8, lacks a column, a row has more or fewer values
-            than columns or an open quote, or an image is of two splits.
+            than columns or an open quote, two of these columns have one name, or an image is of two splits.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 ({error}); save the file as UTF-8") from error
+    text = _read(path)
     header = text.partition("\n")[0]
     delimiter = max(_DELIMITERS, key=header.count)
     rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True)
@@ -105,6 +122,7 @@ def read_csv(path: Path, folder: Path, file_column: str = "", caption_column: st
             check_text(caption, f"{where}: column {caption_name!r}")
             if not name:
                 raise ValueError(f"{where}: column {file_name!r} is empty; expected the name of an image")
+            name = str(PurePosixPath(name)).removeprefix(f"{os.path.abspath(folder)}/")
             candidate = found.setdefault(name, Candidate((name,), [], name, _split(split)))
             if candidate.split != _split(split):
                 raise ValueError(f"{where}: image {name} is of split {split!r}, and before of {candidate.split!r}")
@@ -120,6 +138,8 @@ def _column(columns: Sequence[str], wanted: str, usual: Sequence[str], where: ob
     if found is None:
         expected = f"a column {wanted!r}{did_you_mean(wanted, columns)}" if wanted else f"one of {', '.join(usual)}"
         raise UserError(f"{where}: expected {expected}; its columns are {', '.join(columns)}: name it by {flag}")
+    if [name.lower() for name in columns].count(found.lower()) > 1:
+        raise UserError(f"{where}: two columns are called {found.lower()!r} (case does not count); rename one")
     return found
 
 
@@ -137,11 +157,7 @@ def read_text_files(folder: Path) -> list[Candidate]:
     candidates = []
     for name in images_below(folder):
         text = (folder / name).with_suffix(".txt")
-        try:
-            captions = text.read_text(encoding="utf-8-sig").splitlines() if text.is_file() else []
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{text}: not UTF-8 ({error}); save the file as UTF-8") from error
-        candidates.append(Candidate((name,), captions, name))
+        candidates.append(Candidate((name,), _read(text).splitlines() if text.is_file() else [], name))
     if not candidates:
         raise ValueError(f"{folder}: no image was found; expected files that end in {', '.join(IMAGE_SUFFIXES)}")
     return candidates
@@ -267,8 +283,9 @@ def import_captions(folder: Path, read: Callable[[ReadReport], tuple[list[ImageT
     """
     report = ReadReport()
     records, splits = read(report)
-    if len({bool(splits.get(record.image_id)) for record in records}) == 2:
-        raise ValueError("split: some images have a split and some have none; expected it of all or of none")
+    named = {bool(splits.get(record.image_id)): record.image_id for record in reversed(records)}
+    if len(named) == 2:
+        raise ValueError(f"split: image {named[False]} has none, unlike {named[True]}; expected it of all or of none")
     write_atomically(folder / ANNOTATIONS, "".join(lines_of(records, splits)))
     return "\n".join([*report.lines(), f"wrote {folder / ANNOTATIONS}; next: soho check {folder}"])
 

@@ -59,7 +59,7 @@ def load_tokenizer(name_or_path: str | os.PathLike[str], **hub_options: Any) -> 
     check_checksums(name_or_path, weights=False)
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(name_or_path), trust_remote_code=False, **options)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # what transformers and tokenizers raise of a damaged file has no common type
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise FileNotFoundError(
             f"tokenizer: {name_or_path} can't be loaded: "

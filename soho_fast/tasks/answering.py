@@ -54,9 +54,9 @@ class AnsweringTask(FineTuningTask):
         """Whether the right answers are published."""
         return True
 
-    @abstractmethod
     def target_keywords(self, targets: torch.Tensor) -> dict[str, torch.Tensor]:
         """The model's keywords for rows of `targets`."""
+        return {"labels": targets}
 
     @abstractmethod
     def label_names(self) -> list[str]:

@@ -18,6 +18,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 from soho_fast.common.command_line import Parser, exit_code
 from soho_fast.common.errors import UserError
+from soho_fast.common.path_ranges import is_shards
 from soho_fast.common.progress import ProgressLines
 from soho_fast.tasks.recipe import Recipe, load_recipe
 
@@ -84,11 +86,10 @@ def check(folder: Path, recipe: Recipe, say: Callable[[str], None] = print) -> i
     if not recipe.data.sources:
         raise UserError("data.sources: empty; expected at least one")
     annotations = Path(recipe.data.sources[0].annotations)
-    if not annotations.is_file():
+    if not annotations.is_file() and not is_shards(annotations):
         findings.error(f"{annotations} does not exist; write it (docs/own_data.md), or see soho import --help")
         return findings.num_errors
-    sets = {name: _read(findings, getattr(recipe.data, name)) for name in ("sources", "heldout")}
-    training, held_out = sets.values()
+    training, held_out = (_read(findings, recipe, name) for name in ("sources", "heldout"))
     if training and (held_out or not recipe.data.heldout):  # Otherwise it has been told what can't be read.
         _check_unnamed(findings, folder, [*training, *held_out])
     if training or held_out:
@@ -106,20 +107,20 @@ def check(folder: Path, recipe: Recipe, say: Callable[[str], None] = print) -> i
     return findings.num_errors
 
 
-def _read(findings: Findings, sources: Sequence[Any]) -> list[ImageTextRecord]:
-    from soho_fast.data.readers.formats import read_captions
+def _read(findings: Findings, recipe: Recipe, purpose: str) -> list[ImageTextRecord]:
     from soho_fast.data.readers.records import ReadReport
+    from soho_fast.tasks.pretraining import read_source
 
     records: list[ImageTextRecord] = []
-    for source in sources:
-        report = ReadReport()
+    for number, source in enumerate(getattr(recipe.data, purpose)):
+        report, where = ReadReport(), (f"data.{purpose}[{number}]", recipe.batch.corrupt_images)
         try:
-            found = read_captions(source.format, vars(source), report, source.name)
+            found = read_source(source, report, *where)
         except (ValueError, FileNotFoundError) as error:
             findings.error(error)
             try:
                 report = ReadReport()
-                found = read_captions(source.format, {**vars(source), "missing_images": "skip"}, report, source.name)
+                found = read_source(replace(source, missing_images="skip"), report, *where)
             except (ValueError, FileNotFoundError):
                 continue
         first, *left_out = report.lines()

@@ -76,9 +76,9 @@ class FineTuningTask(BaseTask):
             self.check_words(pretrained)
         return self.load_processor(tokenizer)
 
-    @abstractmethod
     def images_of(self, record: Any) -> tuple[ImageRef, ...]:
         """The record's image, or its two."""
+        return (record.image,)
 
     @property
     def default_split(self) -> str:
@@ -87,8 +87,12 @@ class FineTuningTask(BaseTask):
             raise ValueError(f"split: data.validate is empty; name one of {', '.join(self.data.splits)}")
         return self.data.validate
 
-    def records(self, split: str) -> list[Any]:
+    def records(self, split: str, field: str = "split") -> list[Any]:
         """The records of a split, read and reported at the first use.
+
+        Args:
+            split: Its name.
+            field: What names it, for messages.
 
         Raises:
             ValueError, FileNotFoundError: there is no such split, or as its reader.
@@ -96,7 +100,7 @@ class FineTuningTask(BaseTask):
         if split not in self.data.splits:
             splits = ", ".join(self.data.splits) or "(none given)"
             similar = did_you_mean(split, self.data.splits)
-            raise ValueError(f"split: expected one of {splits}, got {split!r}{similar}")
+            raise ValueError(f"{field}: expected one of {splits}, got {split!r}{similar}")
         if split not in self._records:
             report = ReadReport()
             records = self.read(self.data.splits[split], report)
@@ -117,7 +121,9 @@ class FineTuningTask(BaseTask):
             raise ValueError("data.train: no split was given; expected at least one")
         training = self._share(self.data, self.seed)
         if self.data.validate and not getattr(self.data, "blank_images", False):
-            shared = shared_images(self._images(training), self._images(self.records(self.data.validate)))
+            shared = shared_images(
+                self._images(training), self._images(self.records(self.data.validate, "data.validate"))
+            )
             self.refuse_shared(", ".join(self.data.train), self.data.validate, shared)
         return training
 
@@ -129,7 +135,7 @@ class FineTuningTask(BaseTask):
 
     def _share(self, data: Any, seed: int) -> list[Any]:
         """The records that are trained on by these settings."""
-        training = [record for split in data.train for record in self.records(split)]
+        training = [record for split in data.train for record in self.records(split, "data.train")]
         return share_of_records(training, data.train_share, seed)
 
     def num_missing(self) -> dict[str, int]:

@@ -20,7 +20,7 @@ from soho_fast.data.processor import SohoProcessor
 from soho_fast.data.readers.formats import FORMATS_OF, read_captions
 from soho_fast.data.readers.records import ImageRef, ImageTextRecord, ReadReport
 from soho_fast.data.shards.records import read_shards
-from soho_fast.data.text import PackedTexts, TextLists, load_tokenizer
+from soho_fast.data.text import PackedTexts, load_tokenizer
 from soho_fast.model import SohoConfig, SohoForPreTraining
 from soho_fast.model.feature_watch import STEPS_UNTIL_LOST
 from soho_fast.tasks.base import BaseTask
@@ -47,7 +47,8 @@ HELDOUT: Final = "heldout"
 """The one split of pre-training, by name: the held-out images."""
 
 
-def _read_source(source: CaptionSource, report: ReadReport, where: str, max_broken: float) -> Sequence[ImageTextRecord]:
+def read_source(source: CaptionSource, report: ReadReport, where: str, max_broken: float) -> Sequence[ImageTextRecord]:
+    """The images with captions of a set, which `where` names; see `read_sources`."""
     refuse_fields_of_other_formats(source, FORMATS_OF, f"{where}.")
     if source.format == "webdataset":
         place, captions, name = source.annotations, source.max_captions, source.name
@@ -83,7 +84,7 @@ def read_sources(
     parts: list[Sequence[ImageTextRecord]] = []
     for number, source in enumerate(sources):
         report = ReadReport()
-        records = _read_source(source, report, f"data.{purpose}[{number}]", max_broken)
+        records = read_source(source, report, f"data.{purpose}[{number}]", max_broken)
         parts.append(without_copies(records, lambda record: (record.image,), data.placeholders, report))
         if reports is not None:
             reports.append(report)
@@ -139,11 +140,6 @@ class PretrainingTask(BaseTask):
         """Image processor and tokenizer."""
         return self.load_processor(load_tokenizer(self.data.tokenizer))
 
-    @property
-    def tokenizer(self) -> Any:
-        """The processor's tokenizer."""
-        return self.processor.tokenizer
-
     @cached_property
     def _records(self) -> _Read:
         return read_once_a_machine(self._read_records, self.processes)
@@ -161,18 +157,12 @@ class PretrainingTask(BaseTask):
                 "with a shuffled image: hold out more"
             )
         if self.data.num_negative:
-            self._check_negatives("sources", training.texts)
+            check_negatives(training.texts, "data.sources: ")
         if heldout:
-            self._check_negatives(HELDOUT, PackedTexts([record.captions for record in heldout]))
+            check_negatives(PackedTexts([record.captions for record in heldout]), "data.heldout: ")
         shared = shared_images(training, [record.image for record in heldout])
         missing = {name: sum(each.num_missing + each.num_broken for each in those) for name, those in reports.items()}
         return _Read(training, sets_identity(training_sets), heldout, shared, missing)
-
-    def _check_negatives(self, name: str, texts: TextLists) -> None:
-        try:
-            check_negatives(texts)
-        except ValueError as error:
-            raise ValueError(f"data.{name}: {error}") from None
 
     @property
     def heldout_records(self) -> list[ImageTextRecord]:
@@ -202,8 +192,8 @@ class PretrainingTask(BaseTask):
             share = f"{100 * self.data.replace_probability:g} %"
             texts = f"{self.data.num_positive} texts, of which another image's replace {share}"
         self._say(
-            f"training on {dataset.num_images:,} images with {dataset.num_captions:,} captions: {len(dataset):,} "
-            f"samples an epoch, each an image with {texts}; vocabulary of {len(self.tokenizer):,}"
+            f"training on {len(training):,} images with {dataset.num_captions:,} captions: {len(dataset):,} "
+            f"samples an epoch, each an image with {texts}; vocabulary of {len(self.processor.tokenizer):,}"
         )
         return dataset
 
@@ -218,16 +208,17 @@ class PretrainingTask(BaseTask):
     @cached_property
     def model_config(self) -> SohoConfig:
         """The preset with this task's replacements and the tokenizer's vocabulary."""
-        vocabulary = {"vocab_size": len(self.tokenizer), "pad_token_id": self.tokenizer.pad_token_id}
+        tokenizer = self.processor.tokenizer
+        vocabulary = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
         config = SohoConfig.from_preset(self.model.preset, **{**vocabulary, **self.model.config})
         if self.model.bag_of_words_epochs and not config.bag_of_words_weight:
             raise ValueError(
                 f"model.bag_of_words_epochs: {self.model.bag_of_words_epochs} epochs of the bag-of-words loss need "
                 "model.config.bag_of_words_weight above 0"
             )
-        if config.vocab_size < len(self.tokenizer):
+        if config.vocab_size < len(tokenizer):
             raise ValueError(
-                f"model.config.vocab_size: {config.vocab_size} is smaller than the tokenizer's {len(self.tokenizer)}"
+                f"model.config.vocab_size: {config.vocab_size} is smaller than the tokenizer's {len(tokenizer)}"
             )
         self.check_text_length(config)
         return config
@@ -264,7 +255,7 @@ class PretrainingTask(BaseTask):
     def _rows_in(self, pretrained: str) -> torch.Tensor | None:
         """The ids of this tokenizer's tokens in a pre-trained model, -1 of those that it does not know; None where they
         are the same. Says how many those are."""
-        there, here = load_tokenizer(pretrained).get_vocab(), self.tokenizer.get_vocab()
+        there, here = load_tokenizer(pretrained).get_vocab(), self.processor.tokenizer.get_vocab()
         if there == here:
             return None
         known = sum(token in there for token in here)

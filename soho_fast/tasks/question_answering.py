@@ -16,7 +16,7 @@ from torch import nn
 
 from soho_fast.data.readers.json_lines import read_json_lines_questions
 from soho_fast.data.readers.questions import VqaRecord, read_easy_vqa, read_vqa
-from soho_fast.data.readers.records import ImageRef, ReadReport
+from soho_fast.data.readers.records import ReadReport
 from soho_fast.model import SohoForQuestionAnswering
 from soho_fast.model.downstream import SohoDownstreamModel
 from soho_fast.tasks.answering import AnsweringTask
@@ -59,15 +59,12 @@ class QuestionAnsweringTask(AnsweringTask):
             return read_easy_vqa(source.questions, source.images, **options)
         return read_vqa(source.questions, source.images, source.annotations, **options)
 
-    def images_of(self, record: VqaRecord) -> tuple[ImageRef, ...]:
-        return (record.image,)
-
     @cached_property
     def answers(self) -> list[str]:
         """The list of answers, the most frequent first: normalised, as the official evaluation compares them."""
         counts: Counter[str] = Counter()
         for split in self.data.answers_from or self.data.train:
-            for record in self.records(split):
+            for record in self.records(split, "data.answers_from"):
                 if record.answers is None:
                     raise ValueError(f"data.answers_from: {split} has no answers")
                 counts[normalise_answer(record.answers.most_common)] += 1

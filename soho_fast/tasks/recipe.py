@@ -207,7 +207,7 @@ def _parse(kind: type[Recipe], path: Path, fields: list[str], flags: Sequence[st
     parser.add_class_arguments(kind)
     where = f"recipe {path}: "
     try:
-        parser.parse_args([])  # The file by itself: its mistakes are reported with its name.
+        parser.instantiate(parser.parse_args([]))  # The file by itself: its mistakes are reported with its name.
         where = ""
         parsed = parser.instantiate(parser.parse_args(fields))
     except ArgumentError as error:

@@ -23,7 +23,7 @@ from soho_fast.data.batches.downstream import RetrievalDataset
 from soho_fast.data.batches.sample import Collator, Sample
 from soho_fast.data.readers.captions import read_karpathy
 from soho_fast.data.readers.json_lines import read_json_lines
-from soho_fast.data.readers.records import ImageRef, ImageTextRecord, ReadReport, fingerprint
+from soho_fast.data.readers.records import ImageTextRecord, ReadReport, fingerprint
 from soho_fast.data.text import encode_texts
 from soho_fast.model import SohoConfig, SohoForImageTextRetrieval, SohoForPreTraining, SohoPreTrainedModel
 from soho_fast.tasks.evaluation.computing import Computing
@@ -65,9 +65,6 @@ class RetrievalTask(FineTuningTask):
         if source.format == "json_lines":
             return read_json_lines(*where, heldout_share=source.heldout_share, **options)
         return read_karpathy(*where, **options)
-
-    def images_of(self, record: ImageTextRecord) -> tuple[ImageRef, ...]:
-        return (record.image,)
 
     @property
     def samples_together(self) -> tuple[str, int] | None:
@@ -138,6 +135,7 @@ class RetrievalTask(FineTuningTask):
         data, processes = self.data, sharing.processes
         if data.scoring != "all":
             model.required_contrastive_head()
+            self.records(data.validate, "data.validate")
         records = self.records(split)[: data.measured_images or None]
         if data.folds and len(records) % data.folds:
             raise ValueError(

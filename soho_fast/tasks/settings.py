@@ -15,16 +15,15 @@ from jsonargparse.typing import (
     restricted_number_type,
 )
 
+from soho_fast.engine.settings import ShareBelowOne
+
 if TYPE_CHECKING:  # which sees no type in what a function makes
     TextLength = int
-    ShareBelowOne = float
     AtLeastTwo = int
     Share = float
 else:
     # [CLS], a token, [SEP].
     TextLength = restricted_number_type("TextLength", int, (">=", 3))
-    # By the name that the engine gives it: jsonargparse knows a restriction by one name.
-    ShareBelowOne = restricted_number_type("ShareBelowOne", float, [(">=", 0), ("<", 1)])
     # A lone image could not be shuffled.
     AtLeastTwo = restricted_number_type("AtLeastTwo", int, (">=", 2))
     # None would train on nothing.
@@ -176,7 +175,7 @@ class TextMasking:
     def __post_init__(self) -> None:
         if self.mask_share + self.random_share > 1.0:
             raise ValueError(
-                f"masking: mask_share + random_share is {self.mask_share + self.random_share}, expected at most 1"
+                f"data.masking: mask_share + random_share is {self.mask_share + self.random_share}, expected at most 1"
             )
 
 
@@ -234,7 +233,7 @@ class PretrainingData(InputData):
             order) or images (each with num_positive captions drawn at random).
         masking: How words are masked.
         mvm_probability: Each pair is read with masked visual tokens with this probability (paper: all of them).
-        heldout_images: Held-out images evaluated at the end; 0 takes all.
+        heldout_images: Held-out images evaluated at the end, at least 2; 0 takes all.
         heldout_candidates: Images (each with one caption) in zero-shot retrieval; 0 leaves retrieval out.
         quick_images: Held-out images evaluated in mid-training, without retrieval.
         pair_batch: Image-text pairs scored at a time in retrieval.
@@ -261,6 +260,8 @@ class PretrainingData(InputData):
                 "data.replace_probability: texts are replaced within data.epoch caption_groups, and data.num_negative "
                 f"is then 0; got {self.epoch} and {self.num_negative}"
             )
+        if self.heldout_images == 1:
+            raise ValueError("data.heldout_images: expected 0, which takes all, or at least 2, got 1")
 
 
 @dataclass

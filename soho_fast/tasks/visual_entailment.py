@@ -6,9 +6,8 @@ from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 
-from soho_fast.data.readers.records import ImageRef, ReadReport
+from soho_fast.data.readers.records import ReadReport
 from soho_fast.data.readers.statements import ENTAILMENT_LABELS, SnliVeRecord, read_snli_ve
 from soho_fast.model import SohoForVisualEntailment
 from soho_fast.tasks.answering import AnsweringTask
@@ -28,17 +27,11 @@ class VisualEntailmentTask(AnsweringTask):
     def read(self, source: SnliVeSplit, report: ReadReport) -> list[SnliVeRecord]:
         return read_snli_ve(source.annotations, source.images, missing_images=self.data.missing_images, report=report)
 
-    def images_of(self, record: SnliVeRecord) -> tuple[ImageRef, ...]:
-        return (record.image,)
-
     def label_names(self) -> list[str]:
         return list(ENTAILMENT_LABELS)
 
     def targets(self, records: Sequence[SnliVeRecord]) -> np.ndarray:
         return np.array([ENTAILMENT_LABELS.index(record.label) for record in records], dtype=np.int64)
-
-    def target_keywords(self, targets: torch.Tensor) -> dict[str, torch.Tensor]:
-        return {"labels": targets}
 
     def metrics(self, answers: Sequence[str], records: Sequence[SnliVeRecord]) -> dict[str, float]:
         return snli_ve_accuracy(answers, records)

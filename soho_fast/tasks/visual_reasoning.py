@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 
 from soho_fast.data.readers.records import ImageRef, ReadReport
 from soho_fast.data.readers.statements import Nlvr2Record, read_nlvr2
@@ -37,9 +36,6 @@ class VisualReasoningTask(AnsweringTask):
 
     def targets(self, records: Sequence[Nlvr2Record]) -> np.ndarray:
         return np.array([record.label for record in records], dtype=np.int64)
-
-    def target_keywords(self, targets: torch.Tensor) -> dict[str, torch.Tensor]:
-        return {"labels": targets}
 
     def metrics(self, answers: Sequence[str], records: Sequence[Nlvr2Record]) -> dict[str, float]:
         said = {record.identifier: answer == "True" for record, answer in zip(records, answers, strict=True)}

@@ -45,6 +45,8 @@ FILES = {
     "date.yaml": b"model:\n  config:\n    hidden_size: 2026-01-01\n",
     "class.yaml": b"data:\n  sources:\n  - class_path: planted.Source\n",
     "pretrained.yaml": b"task: vqa\ndata:\n  splits: {val: {questions: photo.jpg}}\n",
+    "source.yaml": b"data:\n  sources:\n  - images: [x]\n",
+    "masking.yaml": b"data:\n  masking:\n    mask_share: 0.9\n    random_share: 0.5\n",
     "planted.py": b"open('planted', 'w')\n",
 }
 
@@ -61,6 +63,13 @@ MISTAKES = [
     ("train --optim.lr fast", "optim.lr: expected a number, got 'fast'"),
     ("train --optim.lr 1,5", "optim.lr: expected a number, got '1,5'"),
     ("train --optim.lr -1", "optim.lr: expected a number >=0, got -1"),
+    ("train --optim.lr null", "optim.lr: expected a number, got NoneType"),
+    ("train --optim.lr [1]", "optim.lr: expected a number, got list"),
+    ("train --data.masking.probability 2", "data.masking.probability: expected a number >=0 and <=1, got 2"),
+    ("train --data.sources '[{annotation: x}]'", "data.sources: there is no field annotation"),
+    ("train --data.sources '[{annotations: x, images: y}]'", "error: data.sources: images: expected a list, got y"),
+    ("train --recipe source.yaml", "recipe source.yaml: data.sources: expected a field annotations"),
+    ("train --recipe masking.yaml", "recipe masking.yaml: data.masking: mask_share + random_share is 1.4,"),
     ("train --optim.lr 1 2", "2: expected a field as --NAME before its value"),
     ("train --optim fast", "optim: expected fields of its own, as --optim.NAME VALUE"),
     ("train --epochs inf", "epochs: expected a finite number, got inf"),

@@ -61,6 +61,15 @@ def test_transparency_is_laid_over_white():
     assert (decode_image(encoded(Image.new("RGBA", (8, 8), (0, 0, 0, 0)), "PNG")) == 255).all()
 
 
+@pytest.mark.parametrize(("mode", "colour"), [("RGB", (255, 0, 0)), ("L", 7)])
+def test_a_colour_that_stands_for_transparency_is_white(mode, colour):
+    image = Image.new(mode, (8, 8), colour)
+    image.putpixel((0, 0), 1 if mode != "RGB" else (1, 2, 3))
+    pixels = decode_image(encoded(image, "PNG", transparency=colour))
+    assert (pixels[:, 1:, 1:] == 255).all()
+    assert pixels[:, 0, 0].tolist() == ([1, 2, 3] if mode == "RGB" else [1, 1, 1])
+
+
 def test_sixteen_bit_grey_is_scaled_not_clipped():
     ramp = np.linspace(0, 65535, 64, dtype=np.uint16).reshape(8, 8)
     pixels = decode_image(encoded(Image.fromarray(ramp), "PNG"))

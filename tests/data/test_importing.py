@@ -1,12 +1,13 @@
 """`soho import csv | text | coco | datasets`, in this process."""
 
 import json
+import os
 
 import pytest
 from PIL import Image
 from tiny_corpus import draw
 
-from soho_fast.data.importing import main
+from soho_fast.data.importing import images_below, main
 from soho_fast.data.readers.json_lines import read_json_lines
 
 
@@ -55,7 +56,8 @@ def test_what_a_csv_lacks_is_named(folder, capsys):
     file.write_text("image,words\na.jpg,a dog\ngone.jpg,a cat\n")
     assert "expected one of caption, captions, " in run(capsys, "csv", file, folder, code=2)
     assert "did you mean words?" in run(capsys, "csv", file, folder, "--caption-column", "word", code=2)
-    assert "1 images left out: no file" in run(capsys, "csv", file, folder, "--caption-column", "words")
+    said = run(capsys, "csv", file, folder, "--caption-column", "words")
+    assert "1 images left out: no file, as gone.jpg\n" in said
     assert captions(folder) == {"a.jpg": ("a dog",)}
     assert "give --overwrite to replace it" in run(capsys, "csv", file, folder, "--caption-column", "words", code=2)
     file.write_text("image,text\n,a dog\n")
@@ -63,7 +65,8 @@ def test_what_a_csv_lacks_is_named(folder, capsys):
     file.write_text("image,text,split\na.jpg,a dog,train\na.jpg,a dog,test\n")
     assert "line 3: image a.jpg is of split 'test'" in run(capsys, "csv", file, folder, "--overwrite", code=2)
     file.write_text("image,text,split\na.jpg,a dog,train\ndeep/b.png,a dog,\n")
-    assert "some images have a split and some have none" in run(capsys, "csv", file, folder, "--overwrite", code=2)
+    said = run(capsys, "csv", file, folder, "--overwrite", code=2)
+    assert "split: image deep/b.png has none, unlike a.jpg; expected it of all or of none" in said
     file.write_bytes(b"image,text\na.jpg,caf\xe9\n")
     assert "captions.csv: not UTF-8" in run(capsys, "csv", file, folder, "--overwrite", code=2)
     assert captions(folder) == {"a.jpg": ("a dog",)}, "what was there stays"
@@ -87,6 +90,22 @@ def test_captions_that_would_be_cut_or_merged_are_refused(folder, capsys, rows, 
     assert not (folder / "images.jsonl").exists()
 
 
+@pytest.mark.parametrize("columns", ["image,caption,caption", "image,Caption,caption", "image,Image,caption"])
+def test_columns_of_one_name_are_refused(folder, capsys, columns):
+    (folder / "captions.csv").write_text(f"{columns}\na.jpg,a dog,a beach\n")
+    twice = columns.split(",")[2 if columns.endswith("caption,caption") or "Caption" in columns else 1]
+    words = f"captions.csv: two columns are called {twice.lower()!r} (case does not count); rename one"
+    assert words in run(capsys, "csv", folder / "captions.csv", folder, code=2)
+
+
+def test_an_image_has_one_line_however_its_path_is_written(folder, capsys, monkeypatch):
+    monkeypatch.chdir(folder.parent)
+    rows = "a.jpg,a dog\n./a.jpg,a beach\ndeep//b.png,two cats\n" + f"{folder}/a.jpg,sand\n"
+    (folder / "captions.csv").write_text(f"image,caption\n{rows}")
+    run(capsys, "csv", "images/captions.csv", "images")
+    assert captions(folder) == {"a.jpg": ("a dog", "a beach", "sand"), "deep/b.png": ("two cats",)}
+
+
 def test_case_does_not_count_in_splits(folder, capsys):
     text = 'Image,Caption,Split\na.jpg,"a dog\nthat sleeps",Train\na.jpg,a cat,train\ndeep/b.png,two,VAL\n'
     (folder / "captions.csv").write_text(text)
@@ -99,6 +118,30 @@ def test_text_files_lie_beside_their_images(folder, capsys):
     (folder / "a.txt").write_text("a dog\n\n a beach\n")
     said = run(capsys, "text", folder)
     assert captions(folder) == {"a.jpg": ("a dog", "a beach")} and "1 images left out: no caption" in said
+
+
+def test_folders_that_links_lead_to_are_read_each_once(folder, tmp_path, capsys):
+    draw(tmp_path / "elsewhere" / "c.jpg")
+    (tmp_path / "elsewhere" / "c.txt").write_text("a cat\n")
+    (folder / "link").symlink_to(tmp_path / "elsewhere")
+    (folder / "deep" / "up").symlink_to(folder)
+    (folder / "deep" / "again").symlink_to(folder / "deep")
+    (folder / "folder.jpg").mkdir()
+    (folder / "a.txt").write_text("a dog\n")
+    assert images_below(folder) == ["a.jpg", "deep/b.png", "link/c.jpg"]
+    run(capsys, "text", folder)
+    assert captions(folder) == {"a.jpg": ("a dog",), "link/c.jpg": ("a cat",)}
+
+
+def test_a_folder_that_cannot_be_listed_is_named(folder, capsys, monkeypatch):
+    def scandir(path, scan=os.scandir):
+        if str(path).endswith("deep"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    (folder / "a.txt").write_text("a dog\n")
+    monkeypatch.setattr("os.scandir", scandir)
+    assert f"Permission denied: '{folder}/deep'" in run(capsys, "text", folder, code=2)
 
 
 def test_coco_captions(folder, capsys):

@@ -179,6 +179,13 @@ def test_every_readers_set(tmp_path, capsys):
     )
 
 
+@pytest.mark.parametrize(("flag", "number"), [("max-captions", 0), ("max-captions", -1), ("per-shard", 0)])
+def test_numbers_that_would_leave_nothing_are_refused(tmp_path, capsys, flag, number):
+    write = ["write", tmp_path / "out", *write_coco(tmp_path / "coco")]
+    assert f"error: --{flag}: expected at least 1, got {number}\n" in run(capsys, *write, f"--{flag}", number, code=2)
+    assert not (tmp_path / "out").exists()
+
+
 def test_names_that_a_shard_cannot_tell_apart(tmp_path, capsys):
     draw(tmp_path / "a.b.jpg"), draw(tmp_path / "a.c.jpg")
     (tmp_path / "p.jsonl").write_text("".join(f'{{"file": "a.{c}.jpg", "captions": ["a"]}}\n' for c in "bc"))

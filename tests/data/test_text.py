@@ -104,6 +104,9 @@ def test_tokenizer_errors(tmp_path, tokenizer_dir):
         (tmp_path / name).write_text(text.replace('"a":', '"xax":'))
     with pytest.raises(ValueError, match=r"turns plain English into \[UNK\] only"):
         load_tokenizer(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": 5}')
+    with pytest.raises(FileNotFoundError, match=rf"tokenizer: {tmp_path} can't be loaded: .*Expected a folder with"):
+        load_tokenizer(tmp_path)
 
 
 def test_texts_that_fit_give_no_warning(tokenizer):

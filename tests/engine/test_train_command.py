@@ -77,7 +77,8 @@ def test_help_explains_every_field(capsys):
         (["--optim.lr", "fast"], "optim.lr"),
         (["--engine.zero_stage", "4"], "zero_stage"),
         (["--resume", "nope"], "resume"),
-        (["--data.masking.mask_share", "0.95"], "masking: mask_share + random_share is 1.05, expected at most 1"),
+        (["--data.masking.mask_share", "0.95"], "error: data.masking: mask_share + random_share is 1.05, "),
+        (["--data.heldout_images", "1"], "data.heldout_images: expected 0, which takes all, or at least 2, got 1"),
         (["--recipe", "paper"], "data_roots.coco: '{coco}/dataset_coco.json' needs it; give --data_roots.coco FOLDER"),
     ],
 )

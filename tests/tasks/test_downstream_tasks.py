@@ -248,6 +248,12 @@ def test_a_test_split_gives_a_submission_of_all_questions(tmp_path, tokenizer_di
         make_task("vqa", tmp_path, tokenizer_dir, train=["test"], answers_from=["train"])[0].training_data()
     with pytest.raises(ValueError, match="split: expected one of train, val, test, got 'vall'"):
         task.records("vall")
+    for field, value in (("train", ["tran"]), ("validate", "tran"), ("answers_from", ["tran"])):
+        task, _ = make_task("vqa", tmp_path, tokenizer_dir, **{field: value})
+        with pytest.raises(
+            ValueError, match=f"^data.{field}: expected one of train, val, test, got 'tran'; did you mean"
+        ):
+            task.training_data()
 
 
 @pytest.mark.parametrize("name", TASKS)

@@ -44,7 +44,7 @@ def test_pretraining_needs_no_more_than_the_file(own):
         f"sources: images: {train} images, {2 * train} captions (train {train})",
         f"heldout: images: {val} images, {2 * val} captions (val {val})",
         f"training on {train} images with {2 * train} captions: {train} samples an epoch, each an image with 2 "
-        f"positive and 2 negative texts; vocabulary of {len(task.tokenizer)}",
+        f"positive and 2 negative texts; vocabulary of {len(task.processor.tokenizer)}",
     ]
     assert len(task.training_data()[0].texts_ids) == 4
 

@@ -58,7 +58,7 @@ def test_says_what_it_holds(data):
         "sources: coco: 8 images, 16 captions (train 6, restval 2)",
         "heldout: coco: 4 images, 8 captions (val 4)",
         "training on 8 images with 16 captions: 8 samples an epoch, each an image with 2 positive and 2 negative "
-        f"texts; vocabulary of {len(task.tokenizer)}",
+        f"texts; vocabulary of {len(task.processor.tokenizer)}",
     ]
 
 
@@ -228,7 +228,7 @@ def test_words_of_a_pre_trained_model_are_found_by_their_spelling(data, tmp_path
     words.write_text(json.dumps(content))
     assert again.contents()["model.pretrained"] != identity, "rows are taken by its words"
     words.write_text(json.dumps({**content, "model": {**content["model"], "vocab": there}}))
-    taken, here = again.build_model().state_dict(), again.tokenizer.get_vocab()
+    taken, here = again.build_model().state_dict(), again.processor.tokenizer.get_vocab()
     assert f"knows {len(here) - 1} of the {len(here)} tokens here" in said[-2]
     for name in ("soho.text_embeddings.word_embeddings.weight", "mlm_head.decoder.bias"):
         rows = first.state_dict()[name]
@@ -296,7 +296,7 @@ def test_identity_is_json_and_follows_the_sizes(data):
     task, _ = make_task(data)
     identity = json.loads(json.dumps(task.contents()))
     assert identity["model.config.num_codes"] == 8
-    assert identity["model.config.vocab_size"] == len(task.tokenizer)
+    assert identity["model.config.vocab_size"] == len(task.processor.tokenizer)
 
 
 def test_settings_from_a_command_line_and_yaml(data, tmp_path):

@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -118,6 +119,13 @@ def test_folds_are_of_whole_splits_and_refused_before_the_work(make, tmp_path):
     task, _ = make(folds=2)
     with pytest.raises(ValueError, match=r"data\.folds: the 3 images of test do not divide into 2 equal folds"):
         task.evaluate_split(model, "test", Sharing())
+
+
+def test_two_stages_without_images_to_choose_by_are_refused_before_the_work(make):
+    task, _ = make(scoring="both", validate="")
+    Path(str(task.records("test")[0].image)).write_bytes(b"not opened")
+    with pytest.raises(ValueError, match=r"^data\.validate: expected one of train, val, test, got ''"):
+        task.evaluate_split(build_model(task), "test", Sharing())
 
 
 def test_scores_of_other_texts_are_not_used(make, tmp_path):
@@ -268,5 +276,8 @@ def test_a_batch_that_corrupt_images_leave_small_or_empty_is_trained_on(make, tm
 def test_captions_that_are_all_alike_are_refused(make, tmp_path, texts):
     task, _ = make()
     write_karpathy(tmp_path, {"train": NAMES[:4], "val": NAMES[4:6]}, sentences=lambda colour: texts)
-    with pytest.raises(ValueError, match=r"at least 2 images with different captions, got 4 of which all .* 'a man'"):
+    with pytest.raises(
+        ValueError,
+        match=r"data\.train: expected at least 2 images with different captions, got 4 of which all .* 'a man'",
+    ):
         task.training_data()

@@ -147,8 +147,8 @@ class RetrievalDataset(SampleDataset):
         first = records[0].captions[0]
         if len(records) < 2 or all(caption == first for record in records for caption in record.captions):
             raise ValueError(
-                f"expected at least 2 images with different captions, got {len(records)} of which all captions are "
-                f"{first!r:.100}"
+                f"data.train: expected at least 2 images with different captions, got {len(records)} of which all "
+                f"captions are {first!r:.100}"
             )
         self.processor, self.seed, self.max_text_length = processor, seed, max_text_length
         self._sample_ids = [f"{record.source}/{record.image_id}" for record in records]

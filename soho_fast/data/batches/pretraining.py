@@ -35,10 +35,11 @@ def _folded(text: str) -> str:
     return " ".join(text.lower().split())
 
 
-def check_negatives(captions_of: TextLists) -> None:
-    """Raises ValueError: fewer than two images, or one that has every caption of the data set."""
+def check_negatives(captions_of: TextLists, where: str = "") -> None:
+    """Raises ValueError, which begins with `where`: fewer than two images, or one that has every caption of the data
+    set."""
     if len(captions_of) < 2:
-        raise ValueError(f"expected at least 2 images to draw negative captions from, got {len(captions_of)}")
+        raise ValueError(f"{where}expected at least 2 images to draw negative captions from, got {len(captions_of)}")
     most = int(captions_of.counts().max())
     distinct: set[str] = set()
     for captions in map(captions_of.all, range(len(captions_of))):
@@ -48,8 +49,8 @@ def check_negatives(captions_of: TextLists) -> None:
     for number, captions in enumerate(map(captions_of.all, range(len(captions_of)))):
         if distinct <= set(map(_folded, captions)):
             raise ValueError(
-                f"no negative caption for image {number} of {len(captions_of)}: every caption of the data set is one "
-                f"of its own ({', '.join(sorted(distinct))[:200]}); expected images with different captions"
+                f"{where}no negative caption for image {number} of {len(captions_of)}: every caption of the data set "
+                f"is one of its own ({', '.join(sorted(distinct))[:200]}); expected images with different captions"
             )
 
 
@@ -248,11 +249,6 @@ class PretrainingDataset(SampleDataset):
         num_samples_I = -(-self._pairs.counts() // num_positive) if every_caption else np.ones(len(records), np.int64)
         super().__init__(Images(self._table, processor), num_samples_I)
         self._special_ids = frozenset(processor.tokenizer.all_special_ids)
-
-    @property
-    def num_images(self) -> int:
-        """Number of images."""
-        return len(self.images)
 
     @property
     def num_captions(self) -> int:

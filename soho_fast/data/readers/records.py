@@ -82,6 +82,7 @@ class ReadReport:
     num_images: int = 0
     num_captions: int = 0
     num_missing: int = 0
+    first_missing: str = ""
     num_placeholders: int = 0
     num_failed: int = 0
     num_broken: int = 0
@@ -111,9 +112,10 @@ class ReadReport:
             f"{self.source}: {self.num_images:,} images, {self.num_captions:,} {self.texts}"
             + (f" ({splits})" if splits else "")
         ]
+        example = f", as {self.first_missing:.100}" if self.first_missing else ""
         left_out = (
             (self.num_excluded, "images left out: held out in COCO or Flickr30K"),
-            (self.num_missing - self.num_placeholders, "images left out: no file"),
+            (self.num_missing - self.num_placeholders, f"images left out: no file{example}"),
             (self.num_placeholders, "of these images left out: placeholders (data.placeholders)"),
             (self.num_failed, "images left out: their download failed"),
             (self.num_broken, f"samples left out: broken, as {self.first_broken}"),
@@ -339,7 +341,7 @@ def find_images(
     found = [(store, store.existing(all_names)) for store in stores]
     image_by_names = {names: _find(names, found) for names in distinct}
     missing = [names[0] for names, image in image_by_names.items() if image is None]
-    report.num_missing = len(missing)
+    report.num_missing, report.first_missing = len(missing), missing[0] if missing else ""
     report.num_images = len(image_by_names) - len(missing)
     if missing and (missing_images == "error" or not report.num_images):
         where = ", ".join(dict.fromkeys(map(str, stores)))

@@ -33,7 +33,6 @@ from soho_fast.data.shards.indexing import build_index
 from soho_fast.data.shards.store import TarStore
 from soho_fast.data.shards.writing import (
     FORMATS,
-    Source,
     check_shard,
     range_of,
     read_samples,
@@ -143,9 +142,12 @@ def _problems(shard: str, *, decode: bool) -> list[str]:
 
 
 def _write(options: argparse.Namespace) -> list[str]:
-    source = Source(**{name: getattr(options, name) for name in Source.__annotations__})
+    for name, least in (("per_shard", 1), ("max_captions", 1), ("shuffle", 0)):
+        number = getattr(options, name)
+        if number is not None and number < least:
+            raise UserError(f"--{name.replace('_', '-')}: expected at least {least}, got {number}")
     report = ReadReport()
-    samples = read_samples(source, report)
+    samples = read_samples(options, report)
     print("\n".join(report.lines()))
     written, num_images = 0, 0
     try:

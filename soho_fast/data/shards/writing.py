@@ -9,6 +9,7 @@ What is written can be compared with its index, and decoded.
 
 from __future__ import annotations
 
+import argparse
 import io
 import json
 import mmap
@@ -35,34 +36,6 @@ from soho_fast.data.shards.indexing import IMAGE_SUFFIXES, build_index, read_con
 _DIGITS = 5
 
 
-@dataclass
-class Source:
-    """What is to be written.
-
-    Args:
-        annotations: Annotation file of the set.
-        format: One of `FORMATS`.
-        images: Folders, .zip files or shards with the images.
-        splits: Splits to write, karpathy and json_lines only.
-        image_data: Visual Genome's image_data.json.
-        exclude_coco_ids_from: A Karpathy COCO file whose val and test images are left out (coco_captions,
-            visual_genome).
-        exclude_flickr_ids_from: Karpathy's Flickr30K file, the same (visual_genome).
-        max_captions: Keep only the first so many captions of an image; None keeps all.
-        missing_images: "error" refuses a set with missing files; "skip" leaves those images out.
-    """
-
-    annotations: str
-    format: str
-    images: Sequence[str] = ()
-    splits: Sequence[str] = ()
-    image_data: str | None = None
-    exclude_coco_ids_from: str | None = None
-    exclude_flickr_ids_from: str | None = None
-    max_captions: int | None = None
-    missing_images: str = "error"
-
-
 @dataclass(frozen=True, slots=True)
 class ShardSample:
     """An image to be written, with what is said of it; None where it goes alone."""
@@ -83,8 +56,13 @@ _TEXTS: dict[str, Callable[..., Sequence[Any]]] = {
 FORMATS = (*CAPTION_FORMATS, *_TEXTS)
 
 
-def read_samples(source: Source, report: ReadReport) -> list[ShardSample]:
+def read_samples(source: argparse.Namespace, report: ReadReport) -> list[ShardSample]:
     """The images of a set, in its order, checked for names that a shard can hold.
+
+    Args:
+        source: `format`, one of `FORMATS`, and the options of the command `write` that say where it lies and what is
+            left out.
+        report: Filled with what was found and left out.
 
     Raises:
         FileNotFoundError, ValueError: As the readers; ValueError where two names are one to WebDataset.
@@ -140,20 +118,16 @@ def write_shards(
     Args:
         samples: What to write.
         folder: Where to.
-        per_shard: Images of a shard.
-        shuffle: Seed of a random order; None keeps that of `samples`.
+        per_shard: Images of a shard, at least 1.
+        shuffle: Seed of a random order, at least 0; None keeps that of `samples`.
 
     Yields:
         (path, images, whether it was written now) of each shard, when it is there.
 
     Raises:
-        ValueError: A shard holds something else than would be written, or per_shard is less than 1.
+        ValueError: A shard holds something else than would be written.
         OSError: An image can't be read, or a shard not written.
     """
-    if per_shard < 1:
-        raise ValueError(f"--per-shard: expected at least 1, got {per_shard}")
-    if shuffle is not None and shuffle < 0:
-        raise ValueError(f"--shuffle: expected a seed of at least 0, got {shuffle}")
     order = np.arange(len(samples)) if shuffle is None else np.random.default_rng(shuffle).permutation(len(samples))
     folder.mkdir(parents=True, exist_ok=True)
     paths = shard_names(folder, len(samples), per_shard)

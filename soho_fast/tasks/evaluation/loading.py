@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from soho_fast.engine.batches import split_batch
 from soho_fast.model import SohoPreTrainedModel
 
 # Of the samples by which int8 chooses the ranges of its layers.
@@ -37,8 +38,7 @@ def _calibration(task: Any, device: torch.device) -> Iterator[dict[str, Any]]:
     data.set_epoch(0)
     for begin in range(0, min(_NUM_SAMPLES, len(data)), _BATCH_SIZE):
         batch = task.collate([data[number] for number in range(begin, min(begin + _BATCH_SIZE, len(data)))])
-        batch = {name: value.to(device) if hasattr(value, "to") else value for name, value in batch.items()}
-        batch = task.on_device(batch)
+        batch = task.on_device(split_batch(batch, device)[0])
         names = ("pixel_values", "pixel_mask", "input_ids", "attention_mask")
         given = {name: batch[name] for name in names if name in batch}
         yield {**given, "image_index": batch.get("image_index", batch.get("own_image"))}

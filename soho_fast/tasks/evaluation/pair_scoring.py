@@ -60,11 +60,6 @@ class PairScorer:
             alike = self.length_T == length
             self._place_T[alike] = np.arange(alike.sum())
 
-    @property
-    def num_texts(self) -> int:
-        """T."""
-        return len(self._ids)
-
     def ids(self, rows: np.ndarray) -> Tensor:
         """int64 (texts, S) of texts of one length."""
         return torch.stack([self._ids[row] for row in rows]).to(self.computing.device)
@@ -200,7 +195,7 @@ def score_pairs(
     Returns:
         For each image float32 on the CPU, one for each of its texts; the same on every process.
     """
-    every_T = np.arange(scorer.num_texts)
+    every_T = np.arange(len(scorer.length_T))
 
     def score_block(number: int, loaded: Any) -> list[Tensor]:
         block = images.blocks[number]

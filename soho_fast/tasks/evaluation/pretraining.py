@@ -39,19 +39,23 @@ RECALL_KS = (1, 5, 10)
 
 
 @dataclass
-class _Counter:
-    """Right answers out of all."""
+class _Mean:
+    """Of answers, each right or wrong, or of losses, each of so many answers."""
 
-    right: int = 0
+    sum: float = 0.0
     total: int = 0
 
     def add(self, correct: torch.Tensor | np.ndarray) -> None:
-        self.right += int(correct.sum())
-        self.total += int(correct.size if isinstance(correct, np.ndarray) else correct.numel())
+        self.sum += int(correct.sum())
+        self.total += len(correct)
+
+    def add_loss(self, logits_PV: torch.Tensor, labels_P: torch.Tensor) -> None:
+        self.sum += float(F.cross_entropy(logits_PV.float(), labels_P.to(logits_PV.device), reduction="sum"))
+        self.total += len(labels_P)
 
     @property
-    def share(self) -> float:
-        return self.right / self.total if self.total else float("nan")
+    def value(self) -> float:
+        return self.sum / self.total if self.total else float("nan")
 
 
 class _MaskedTexts(NamedTuple):
@@ -95,22 +99,6 @@ def mask_words(
         masked.labels.append(labels)
         masked.words.extend(chosen)
     return masked
-
-
-@dataclass
-class _Mean:
-    """Of losses, each of so many answers."""
-
-    sum: float = 0.0
-    total: int = 0
-
-    def add(self, logits_PV: torch.Tensor, labels_P: torch.Tensor) -> None:
-        self.sum += float(F.cross_entropy(logits_PV.float(), labels_P.to(logits_PV.device), reduction="sum"))
-        self.total += len(labels_P)
-
-    @property
-    def value(self) -> float:
-        return self.sum / self.total if self.total else float("nan")
 
 
 @dataclass
@@ -181,7 +169,7 @@ class _Scorer:
 class _Tally:
     """Everything counted over the held-out batches."""
 
-    answers: dict[str, _Counter] = field(default_factory=lambda: defaultdict(_Counter))
+    answers: dict[str, _Mean] = field(default_factory=lambda: defaultdict(_Mean))
     """By metric."""
     losses: dict[str, _Mean] = field(default_factory=lambda: defaultdict(_Mean))
     """By metric: cross entropy, in nats."""
@@ -203,7 +191,7 @@ def _measure_mlm(score: _Scorer, visual: Any, masked: _MaskedTexts, image_index:
     logits_MV = output.mlm_logits
     if len(logits_MV) != predicted.sum():
         raise ValueError(f"mlm_logits: expected {predicted.sum()} rows, one per label, got {len(logits_MV)}")
-    loss.add(logits_MV, torch.from_numpy(labels_PS[predicted]))
+    loss.add_loss(logits_MV, torch.from_numpy(labels_PS[predicted]))
     right_PS = np.zeros_like(predicted)
     right_PS[predicted] = logits_MV.argmax(-1).cpu().numpy() == labels_PS[predicted]
     return np.array([right_PS[row, positions].all() for row, positions, _ in masked.words])
@@ -222,7 +210,7 @@ def _measure_mvm(score: _Scorer, visual: Any, texts: Sequence[EncodedText], unif
 
 def _batches(count: int, size: int) -> Iterator[range]:
     """Ranges of about `size`, none of them of one element: a lone image could not be shuffled."""
-    num = max(1, round(count / size))
+    num = max(1, min(round(count / size), count // 2))
     ends = [count * (number + 1) // num for number in range(num)]
     begin = 0
     for end in ends:
@@ -276,7 +264,7 @@ def _measure_batch(
     for suffix, image_index in image_indices.items():
         logits_P2 = score(visual, texts_ids, np.concatenate([image_index, image_index])).itm_logits
         tally.answers[f"itm{suffix}"].add((logits_P2[:, 1] > logits_P2[:, 0]).cpu() == truth)
-        tally.losses[f"itm_loss{suffix}"].add(logits_P2, truth.long())
+        tally.losses[f"itm_loss{suffix}"].add_loss(logits_P2, truth.long())
 
     uniform = held.mask_uniform[list(rows)]
     output = _measure_mvm(score, visual, positives, uniform)
@@ -404,7 +392,7 @@ def _summary(tally: _Tally) -> dict[str, float]:
     answers = tally.answers
     names = ["mlm_content", "mlm_content_shuffled", "mlm_all", "mlm_all_shuffled", "itm", "itm_shuffled"]
     metrics = {
-        **{name: answers[name].share for name in names},
+        **{name: answers[name].value for name in names},
         **{name: tally.losses[name].value for name in ("mlm_loss", "itm_loss")},
         "itm_majority": 0.5,
         "num_images": float(answers["itm"].total // 2),
@@ -412,10 +400,10 @@ def _summary(tally: _Tally) -> dict[str, float]:
     }
     if answers["mvm"].total:
         counts = torch.bincount(torch.cat(tally.mvm_targets))
-        metrics["mvm"] = answers["mvm"].share
+        metrics["mvm"] = answers["mvm"].value
         metrics["mvm_most_frequent"] = float(counts.max() / counts.sum())
-        metrics["mvm_shuffled"] = answers["mvm_shuffled"].share
-        metrics["mvm_no_caption"] = answers["mvm_no_caption"].share
+        metrics["mvm_shuffled"] = answers["mvm_shuffled"].value
+        metrics["mvm_no_caption"] = answers["mvm_no_caption"].value
     if tally.index:
         counts = torch.bincount(torch.cat(tally.index)).double()
         share = counts[counts > 0] / counts.sum()

@@ -178,7 +178,9 @@ def test_missing_images_and_empty_captions(folder):
         read_json_lines(path)
     report = ReadReport()
     assert len(read_json_lines(path, missing_images="skip", report=report)) == 2
-    assert report.lines()[1:] == ["images: 1 images left out: no file", "images: 1 captions left out: empty"]
+    assert report.lines()[1:] == [
+        "images: 1 images left out: no file, as gone.jpg", "images: 1 captions left out: empty",
+    ]  # fmt: skip
     with pytest.raises(ValueError, match="no image with a caption was found"):
         read_json_lines(write(folder, {"file": "blue.png"}))
 

@@ -99,7 +99,7 @@ def test_missing_images_are_counted_and_named(tmp_path):
         read_karpathy(path, tmp_path, ["train"])
     report = ReadReport()
     assert len(read_karpathy(path, tmp_path, ["train"], missing_images="skip", report=report)) == 1
-    assert report.lines()[1:] == ["coco: 1 images left out: no file"]
+    assert report.lines()[1:] == ["coco: 1 images left out: no file, as train2014/0001.jpg"]
     (tmp_path / "train2014/0000.jpg").unlink()
     with pytest.raises(FileNotFoundError, match="2 of 2 images are not in"):
         read_karpathy(path, tmp_path, ["train"], missing_images="skip")

@@ -81,7 +81,8 @@ def test_missing_images(tmp_path):
     report = ReadReport()
     (record,) = read_vqa(questions, tmp_path, annotations, missing_images="skip", report=report)
     assert record.question_id == 131089002 and record.answers.most_common == "answer 131089002"
-    assert report.lines() == ["vqa val2014: 1 images, 1 questions", "vqa val2014: 1 images left out: no file"]
+    missing = "1 images left out: no file, as val2014/COCO_val2014_000000000042.jpg"
+    assert report.lines() == ["vqa val2014: 1 images, 1 questions", f"vqa val2014: {missing}"]
     (tmp_path / "val2014/COCO_val2014_000000131089.jpg").unlink()
     with pytest.raises(FileNotFoundError, match="2 of 2 images"):
         read_vqa(questions, tmp_path, annotations, missing_images="skip")

@@ -33,9 +33,9 @@ def _one_thread():
 @torch.no_grad()
 def by_a_loop(scorer, images):
     """Every pair by itself, from pixels, by the model's own forward."""
-    differences = torch.empty(len(images), scorer.num_texts)
+    differences = torch.empty(len(images), len(scorer.length_T))
     for i, image in enumerate(images):
-        for t in range(scorer.num_texts):
+        for t in range(len(scorer.length_T)):
             logits = scorer.model(**scoring_run.pixels([image]), input_ids=scorer.ids(np.array([t]))).itm_logits
             differences[i, t] = logits[0, 1] - logits[0, 0]
     return differences

@@ -149,6 +149,15 @@ def test_same_seed_same_measures_and_another_seed_other_examples(records, proces
     assert len(masked) > 1
 
 
+@pytest.mark.parametrize(("count", "size"), [(12, 1), (3, 2), (2, 1), (7, 4), (12, 5), (5, 100)])
+def test_no_image_is_left_alone_in_a_batch(records, processor, count, size):
+    said = []
+    metrics = measure(
+        Oracle(processor.tokenizer), records, processor, num_images=count, image_batch=size, say=said.append
+    )
+    assert metrics["num_images"] == count and not said
+
+
 def test_quick_measures_leave_retrieval_out(records, processor):
     model = Oracle(processor.tokenizer)
     metrics = measure(model, records, processor, num_candidates=0)
