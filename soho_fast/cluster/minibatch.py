@@ -39,7 +39,8 @@ class MiniBatchKMeans(KMeans):
         batch_size: rows of a batch, of all processes together.
 
     Attributes:
-        cluster_centers_, labels_, inertia_, n_features_in_: as of `KMeans`. n_iter_: passes. n_steps_: batches.
+        cluster_centers_, labels_, inertia_, n_features_in_, feature_names_in_: as of `KMeans`. n_iter_: passes.
+            n_steps_: batches.
     """
 
     def __init__(
@@ -108,7 +109,7 @@ class MiniBatchKMeans(KMeans):
         if self._unit:  # of the means whose directions the centres are
             self._length = means(total, centers_KC, False).norm(dim=1, keepdim=True)
         self._keep(centers_KC, labels, rows)
-        self.n_iter_, self.n_steps_, self.n_features_in_ = self.max_iter, step, rows.num_channels
+        self.n_iter_, self.n_steps_ = self.max_iter, step
         return self
 
     def partial_fit(self, X: Any, y: None = None, sample_weight: Any = None) -> Self:
@@ -141,7 +142,7 @@ class MiniBatchKMeans(KMeans):
         self._length = mean_KC.norm(dim=1, keepdim=True) if self._unit else torch.ones_like(rate_K1)
         self._keep(torch.where(self._length > 0, mean_KC / self._length, centers_KC), labels, rows)
         self.n_steps_ += 1
-        self.n_iter_, self.n_features_in_ = 1, rows.num_channels
+        self.n_iter_ = 1
         return self
 
     def _moved(self, centers_KC: Tensor, mean_KC: Tensor, rate: float) -> Tensor:
@@ -165,12 +166,8 @@ class MiniBatchKMeans(KMeans):
                 raise TypeError("X: expected the rows of one batch; fit takes batches")
             return rows, given
         rows = MemoryRows(X, sample_weight, self._unit)
-        if rows.num_channels != self.n_features_in_:
-            raise ValueError(
-                f"X has {rows.num_channels} features, but {type(self).__name__} is expecting {self.n_features_in_} "
-                f"features as input"
-            )
-        rows.offset = self._offset
+        self._check_columns(rows.num_channels, rows.names)
+        rows.offset, rows.names = self._offset, list(getattr(self, "feature_names_in_", ()))
         return rows, None
 
 
