@@ -11,8 +11,6 @@ from torch import Tensor
 from soho_fast import ops
 from soho_fast.ops.codebook_lookup import reference
 
-_TYPES = (torch.float32, torch.float64)
-
 
 def _as_matrix(name: str, value: object) -> Tensor:
     strides = (getattr(value, "__array_interface__", None) or {}).get("strides") or ()
@@ -27,7 +25,7 @@ def _as_matrix(name: str, value: object) -> Tensor:
         ) from error
     if matrix.dim() != 2:
         raise ValueError(f"{name}: expected 2 dimensions (rows, columns), got shape {tuple(matrix.shape)}")
-    if matrix.dtype not in _TYPES:
+    if matrix.dtype not in (torch.float32, torch.float64):
         raise ValueError(f"{name}: expected float32 or float64, got {str(matrix.dtype).removeprefix('torch.')}")
     return matrix.detach()
 

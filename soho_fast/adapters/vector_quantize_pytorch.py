@@ -140,8 +140,7 @@ class ResidualVQ(KeepingLevels, library.ResidualVQ):
         """As the original: (quantized, index, losses), and all codes if asked for."""
         if mask is not None or indices is not None or args or kwargs.get("beam_size") is not None:
             return super().forward(x, mask, indices, return_all_codes, *args, **kwargs)
-        found = self._at_once(x)
-        if found is None:
+        if (found := self._at_once(x)) is None:
             return super().forward(x, return_all_codes=return_all_codes, **kwargs)
         index, quantized = found
         losses = torch.zeros(len(self.layers), device=x.device)

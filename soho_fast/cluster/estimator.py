@@ -22,7 +22,6 @@ class Estimator:
 
     cluster_centers_: Any
     n_features_in_: int
-    feature_names_in_: Any
     _container: str | None = None
 
     @classmethod

@@ -307,8 +307,7 @@ def check_parameters(model: Any) -> None:
     """ValueError where a parameter of a k-means estimator is none that it can have."""
     for name in ("n_clusters", "max_iter"):
         check_count(name, getattr(model, name))
-    if not (isinstance(model.n_init, str) and model.n_init == "auto"):
-        check_count("n_init", model.n_init)
+    check_count("n_init", model.n_init, or_auto=True)
     if isinstance(model.tol, bool) or not isinstance(model.tol, Real) or not float(model.tol) >= 0:
         raise ValueError(f"tol: expected a number of at least 0, got {model.tol!r}")
     balance = model.balance
@@ -444,7 +443,9 @@ def tell(model: Any, processes: Processes, line: str) -> None:
         print(line, flush=True)
 
 
-def check_count(name: str, value: Any) -> None:
+def check_count(name: str, value: Any, or_auto: bool = False) -> None:
+    if or_auto and isinstance(value, str) and value == "auto":
+        return
     try:
         number = operator.index(value)
     except TypeError:
