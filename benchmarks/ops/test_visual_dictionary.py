@@ -55,9 +55,9 @@ def vector_quantize_pytorch(feat_BLC: Tensor, codebook_KC: Tensor, accelerated: 
     layer.codebook = codebook_KC
     layer._codebook.embed_avg.copy_(layer._codebook.embed)
     if accelerated:
-        from soho_fast.adapters.vector_quantize_pytorch import accelerate_vector_quantize
+        from soho_fast.adapters import accelerate
 
-        accelerate_vector_quantize(layer)
+        accelerate(layer)
     return lambda: (*layer(feat_BLC)[:2], None)  # its moving average is another one: not compared
 
 

@@ -1,7 +1,7 @@
 """Exact lookups under other libraries' quantisers, and drop-in functions; one module per library, named like it.
 
-`accelerate(model)` and `restore(model)` put classes under a model's modules. Beside them:
-`vector_quantize_pytorch`: `accelerate_vector_quantize(module)`. `pylibraft`: `fused_l2_nn_argmin`.
+`accelerate(model)` and `restore(model)` put classes under a model's modules. Beside them: `fused_l2_nn_argmin` of
+`pylibraft`.
 """
 
 from importlib import import_module

@@ -30,4 +30,4 @@ class VectorQuantize(Accelerated, quantize.VectorQuantize):
 
 def find(model: nn.Module) -> tuple[list[swapping.Found], list[str]]:
     """As `swapping.find`."""
-    return swapping.find(model, {quantize.VectorQuantize: VectorQuantize}.get)
+    return swapping.find(model, swapping.by_original(VectorQuantize))

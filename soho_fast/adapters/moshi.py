@@ -45,8 +45,4 @@ class ResidualVectorQuantization(ResidualStack, core_vq.ResidualVectorQuantizati
 
 def find(model: nn.Module) -> tuple[list[swapping.Found], list[str]]:
     """As `swapping.find`."""
-    accelerated: dict[type, type[swapping.Keeping]] = {
-        core_vq.EuclideanCodebook: EuclideanCodebook,
-        core_vq.ResidualVectorQuantization: ResidualVectorQuantization,
-    }
-    return swapping.find(model, accelerated.get)
+    return swapping.find(model, swapping.by_original(EuclideanCodebook, ResidualVectorQuantization))

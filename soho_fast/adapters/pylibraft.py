@@ -11,11 +11,10 @@ from torch import Tensor
 from soho_fast import ops
 from soho_fast.ops.codebook_lookup import reference
 
-_TYPES = (torch.float32, torch.float64)
-
 
 def _as_matrix(name: str, value: object) -> Tensor:
-    if any(stride < 0 for stride in _strides(value)):
+    strides = (getattr(value, "__array_interface__", None) or {}).get("strides") or ()
+    if any(stride < 0 for stride in strides):
         value = value.copy()  # type: ignore[attr-defined]  # torch has no negative strides
     try:
         matrix = torch.as_tensor(value)
@@ -26,7 +25,7 @@ def _as_matrix(name: str, value: object) -> Tensor:
         ) from error
     if matrix.dim() != 2:
         raise ValueError(f"{name}: expected 2 dimensions (rows, columns), got shape {tuple(matrix.shape)}")
-    if matrix.dtype not in _TYPES:
+    if matrix.dtype not in (torch.float32, torch.float64):
         raise ValueError(f"{name}: expected float32 or float64, got {str(matrix.dtype).removeprefix('torch.')}")
     return matrix.detach()
 
@@ -43,36 +42,29 @@ def _check_pair(x_MK: Tensor, y_NK: Tensor) -> None:
         raise ValueError(f"Y: expected device {x_MK.device} like X, got {y_NK.device}")
 
 
-def _out_as_tensor(out: object, x_MK: Tensor) -> Tensor:
-    """`out` as a tensor (m,) that shares its memory; in reverse where its rows run backwards."""
-    array = getattr(out, "__array_interface__", None)
-    if array is not None and array["data"][1]:
-        raise ValueError("out: expected a writable array, got a read-only one")
-    if array is not None and len(array["shape"]) == 2 and array["shape"][1] == 1:
-        out = out[:, 0]  # type: ignore[index]  # its second stride may be anything
-    if _runs_backwards(out):
-        out = out[::-1]  # type: ignore[index]
-    is_array = isinstance(out, Tensor) or array is not None or hasattr(out, "__cuda_array_interface__")
-    if not is_array:  # from a list, as_tensor would make a copy that nobody sees
+def _as_target(out: object, x_MK: Tensor) -> Any:
+    """`out` as a tensor or a numpy array (m,) or (m, 1) that shares its memory."""
+    in_numpy = hasattr(out, "__array_interface__")
+    if not (in_numpy or isinstance(out, Tensor) or hasattr(out, "__cuda_array_interface__")):
         raise TypeError(f"out: expected a torch tensor, a numpy or CUDA array, got {type(out).__name__}")
-    shared = torch.as_tensor(out)
-    if shared.dtype != torch.int32:
-        raise ValueError(f"out: expected int32, got {str(shared.dtype).removeprefix('torch.')}")
+    target: Any
+    if in_numpy:
+        import numpy as np
+
+        target, device = np.asarray(out), torch.device("cpu")
+        if not target.flags.writeable:
+            raise ValueError("out: expected a writable array, got a read-only one")
+    else:
+        target = torch.as_tensor(out)
+        device = target.device
+    if str(target.dtype).removeprefix("torch.") != "int32":
+        raise ValueError(f"out: expected int32, got {str(target.dtype).removeprefix('torch.')}")
     num_rows = x_MK.shape[0]
-    if tuple(shared.shape) not in ((num_rows,), (num_rows, 1)):
-        raise ValueError(f"out: expected shape ({num_rows},) or ({num_rows}, 1), got {tuple(shared.shape)}")
-    if shared.device != x_MK.device:
-        raise ValueError(f"out: expected device {x_MK.device} like X, got {shared.device}")
-    return shared[:, 0] if shared.dim() == 2 else shared
-
-
-def _strides(value: object) -> tuple[int, ...]:
-    """Those of an array with numpy's interface that is not contiguous; () for all else."""
-    return (getattr(value, "__array_interface__", None) or {}).get("strides") or ()
-
-
-def _runs_backwards(out: object) -> bool:
-    return bool(_strides(out)) and _strides(out)[0] < 0
+    if tuple(target.shape) not in ((num_rows,), (num_rows, 1)):
+        raise ValueError(f"out: expected shape ({num_rows},) or ({num_rows}, 1), got {tuple(target.shape)}")
+    if device != x_MK.device:
+        raise ValueError(f"out: expected device {x_MK.device} like X, got {device}")
+    return target
 
 
 def fused_l2_nn_argmin(X: Any, Y: Any, out: Any = None, sqrt: bool = True, handle: Any = None) -> Any:
@@ -97,15 +89,14 @@ def fused_l2_nn_argmin(X: Any, Y: Any, out: Any = None, sqrt: bool = True, handl
     """
     x_MK, y_NK = _as_matrix("X", X), _as_matrix("Y", Y)
     _check_pair(x_MK, y_NK)
-    out_M = None if out is None else _out_as_tensor(out, x_MK)
+    target = None if out is None else _as_target(out, x_MK)
     if x_MK.dtype == torch.float32:
         index_M = ops.codebook_lookup(x_MK, y_NK)
     else:
         index_M = reference.codebook_lookup(x_MK, y_NK, False, False)[1]
-    if out_M is None:
-        index_M = index_M.to(torch.int32)
-    else:
-        out_M.copy_(index_M.flip(0) if _runs_backwards(out) else index_M)
+    index_M = index_M.to(torch.int32)
+    if target is not None:
+        target[...] = index_M.reshape(target.shape)
     if x_MK.is_cuda:
         torch.cuda.current_stream(x_MK.device).synchronize()
     if out is not None:

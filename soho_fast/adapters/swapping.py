@@ -252,6 +252,11 @@ def undo(module: nn.Module) -> None:
         put(module, type(module).original)
 
 
+def by_original(*classes: type[Keeping]) -> Callable[[type], type[Keeping] | None]:
+    """Of an original class the one among these that replaces it."""
+    return {one.original: one for one in classes}.get
+
+
 Found = tuple[str, nn.Module, type[Swapped]]
 
 

@@ -4,7 +4,7 @@ H codebooks (one, or one per head), N features per codebook, K codes, C channels
 """
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,26 +16,18 @@ from soho_fast.adapters.kept_codebook import is_recorded, nearest_code
 from soho_fast.adapters.swapping import Keeping, KeepingLevels, Swapped, needs
 
 with needs(__name__, "vector-quantize-pytorch>=1.32"):
-    from vector_quantize_pytorch import ResidualVQ, SimVQ, VectorQuantize
-    from vector_quantize_pytorch.vector_quantize_pytorch import (
-        Codebook,
-        accum_grad_,
-        ema_inplace,
-        gumbel_sample,
-        rotate_to,
-    )
-
-Module = TypeVar("Module", bound=nn.Module)
+    import vector_quantize_pytorch as library
+    from vector_quantize_pytorch import vector_quantize_pytorch as core
 
 # A layer that needs all the distances of a feature, or a gradient of the codes, is not one these ops can serve.
 _NEEDS_ALL_DISTANCES = "needs the distance of every feature to every code, which is never made here"
 _LEARNT_BY_GRADIENT = "the codes have to learn by moving average, not by gradient"
 
 
-class AcceleratedCodebook(Keeping, Codebook):
+class Codebook(Keeping, core.Codebook):
     """A `Codebook` whose lookup and statistics are `ops.codebook_lookup` and `ops.codebook_stats`; same state."""
 
-    original = Codebook
+    original = core.Codebook
 
     def update_ema(self) -> None:
         self.forget()  # the original writes past the version counter
@@ -110,17 +102,17 @@ class AcceleratedCodebook(Keeping, Codebook):
         if callable(ema_update_weight):
             ema_update_weight = ema_update_weight(sums_HKC, counts_HK)
         if accum_ema_update:
-            accum_grad_(self.cluster_size, counts_HK)
-            accum_grad_(self.embed_avg, sums_HKC)
+            core.accum_grad_(self.cluster_size, counts_HK)
+            core.accum_grad_(self.embed_avg, sums_HKC)
         else:
-            ema_inplace(self.cluster_size, counts_HK, self.decay, ema_update_weight)
-            ema_inplace(self.embed_avg, sums_HKC, self.decay, ema_update_weight)
+            core.ema_inplace(self.cluster_size, counts_HK, self.decay, ema_update_weight)
+            core.ema_inplace(self.embed_avg, sums_HKC, self.decay, ema_update_weight)
 
 
-class AcceleratedVectorQuantize(Swapped, VectorQuantize):
-    """A `VectorQuantize` over an `AcceleratedCodebook`."""
+class VectorQuantize(Swapped, library.VectorQuantize):
+    """A `VectorQuantize` over a `Codebook`."""
 
-    original = VectorQuantize
+    original = library.VectorQuantize
 
     def forward(self, x: Tensor, indices: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
         """As the original, except that `indices` (for a cross-entropy loss) and `topk` are refused."""
@@ -128,10 +120,10 @@ class AcceleratedVectorQuantize(Swapped, VectorQuantize):
         return super().forward(x, None, *args, **kwargs)
 
 
-class AcceleratedResidualVQ(KeepingLevels, ResidualVQ):
+class ResidualVQ(KeepingLevels, library.ResidualVQ):
     """A `ResidualVQ` whose levels are one op in evaluation, with the bits of the loop over them."""
 
-    original = ResidualVQ
+    original = library.ResidualVQ
     layers: nn.ModuleList
     project_in: nn.Module
     project_out: nn.Module
@@ -148,8 +140,7 @@ class AcceleratedResidualVQ(KeepingLevels, ResidualVQ):
         """As the original: (quantized, index, losses), and all codes if asked for."""
         if mask is not None or indices is not None or args or kwargs.get("beam_size") is not None:
             return super().forward(x, mask, indices, return_all_codes, *args, **kwargs)
-        found = self._at_once(x)
-        if found is None:
+        if (found := self._at_once(x)) is None:
             return super().forward(x, return_all_codes=return_all_codes, **kwargs)
         index, quantized = found
         losses = torch.zeros(len(self.layers), device=x.device)
@@ -171,7 +162,7 @@ class AcceleratedResidualVQ(KeepingLevels, ResidualVQ):
         return None if feat.dtype != torch.float32 else self.looked_up(feat, codebooks, codes)
 
     @staticmethod
-    def serves(stack: ResidualVQ) -> bool:
+    def serves(stack: library.ResidualVQ) -> bool:
         """Whether its levels subtract the codes as they are."""
         layers: Any = stack.layers
         return all(
@@ -181,10 +172,10 @@ class AcceleratedResidualVQ(KeepingLevels, ResidualVQ):
         )
 
 
-class AcceleratedSimVQ(Swapped, SimVQ):
+class SimVQ(Swapped, library.SimVQ):
     """A `SimVQ` that makes no matrix of distances. Its codes are a transform of frozen ones, looked up as they come."""
 
-    original = SimVQ
+    original = library.SimVQ
     channel_first: bool
     rotation_trick: bool
     input_to_quantize_commit_loss_weight: float
@@ -201,45 +192,12 @@ class AcceleratedSimVQ(Swapped, SimVQ):
         loss = functional.mse_loss(feat_BNC.detach(), chosen_BNC)
         loss = loss + functional.mse_loss(feat_BNC, chosen_BNC.detach()) * self.input_to_quantize_commit_loss_weight
         if self.rotation_trick:
-            quantized_BNC = rotate_to(feat_BNC, chosen_BNC)
+            quantized_BNC = core.rotate_to(feat_BNC, chosen_BNC)
         else:
             quantized_BNC = (chosen_BNC - feat_BNC).detach() + feat_BNC
         quantized = quantized_BNC.reshape(x.shape)
         quantized = quantized.movedim(-1, 1) if self.channel_first else quantized
         return quantized, index_BN.reshape(x.shape[:-1]), loss * self.commitment_weight
-
-
-def accelerate_vector_quantize(module: Module) -> Module:
-    """Make every `VectorQuantize` and `SimVQ` in `module` (itself included) use these ops, in place.
-
-    Parameters, buffers, `state_dict`, outputs, gradients, k-means start, dead-code reset, masks, heads and
-    synchronisation between ranks stay those of the original; an N x K matrix of distances and of one-hot codes is no
-    longer made. Two things differ: the index is the argmin in float64, where the original's float32 distances (whose
-    squares it clamps at 1e-8) may put a near-tie the other way round, and sums over the features of a code are added
-    in another order. `soho_fast.adapters.restore` undoes it.
-
-    Args:
-        module: a `VectorQuantize` or `SimVQ`, or any module that holds some, such as a `ResidualVQ`.
-
-    Returns:
-        module, the same object.
-
-    Raises:
-        TypeError: not a module. ValueError: no `VectorQuantize` or `SimVQ` in it, or some with options that cannot be
-            served (affine parameters, codes learnt by gradient, sampled codes, losses over all
-            distances; of a `ResidualVQ`: beam search, implicit neural codebooks, DiVeQ); all are named with all
-            reasons, and nothing is changed.
-    """
-    if not isinstance(module, nn.Module):
-        raise TypeError(f"module: expected a torch.nn.Module, got {type(module).__name__}")
-    if not any(isinstance(layer, (VectorQuantize, SimVQ)) for layer in module.modules()):
-        raise ValueError(f"module: expected a VectorQuantize or a module that holds one, got {type(module).__name__}")
-    found, reasons = find(module)
-    if reasons:
-        raise ValueError(f"module: {'; '.join(reasons)}")
-    for _, layer, new in found:
-        swapping.put(layer, new)
-    return module
 
 
 def find(module: nn.Module) -> tuple[list[swapping.Found], list[str]]:
@@ -248,33 +206,33 @@ def find(module: nn.Module) -> tuple[list[swapping.Found], list[str]]:
     reasons: list[str] = []
     parts: list[tuple[str, nn.Module]] = list(module.named_modules())
     for kind, base, refusals in (
-        ("ResidualVQ", ResidualVQ, _refusals_of_stack),
-        ("VectorQuantize", VectorQuantize, _refusals),
-        ("SimVQ", SimVQ, _refusals_of_sim_vq),
+        ("ResidualVQ", library.ResidualVQ, _refusals_of_stack),
+        ("VectorQuantize", library.VectorQuantize, _refusals),
+        ("SimVQ", library.SimVQ, _refusals_of_sim_vq),
     ):
         for name, part in parts:
             if isinstance(part, base) and (why := refusals(part)):
                 reasons.append(swapping.told(kind, name, why))
     for name, part in parts:
-        if type(part) is VectorQuantize:
+        if type(part) is library.VectorQuantize:
             codebook: Any = part._codebook
-            found += [(name, part, AcceleratedVectorQuantize), (name, codebook, AcceleratedCodebook)]
-        elif type(part) is SimVQ:
-            found.append((name, part, AcceleratedSimVQ))
-        elif type(part) is ResidualVQ and AcceleratedResidualVQ.serves(part):
-            found.append((name, part, AcceleratedResidualVQ))
+            found += [(name, part, VectorQuantize), (name, codebook, Codebook)]
+        elif type(part) is library.SimVQ:
+            found.append((name, part, SimVQ))
+        elif type(part) is library.ResidualVQ and ResidualVQ.serves(part):
+            found.append((name, part, ResidualVQ))
     return found, reasons
 
 
-def _refusals_of_sim_vq(layer: SimVQ) -> list[str]:
-    return [] if type(layer) in (SimVQ, AcceleratedSimVQ) else [_of_a_subclass(layer)]
+def _refusals_of_sim_vq(layer: library.SimVQ) -> list[str]:
+    return [] if type(layer) in (library.SimVQ, SimVQ) else [_of_a_subclass(layer)]
 
 
 def _of_a_subclass(*parts: nn.Module) -> str:
     return f"its forward is that of a subclass ({' over '.join(type(part).__name__ for part in parts)})"
 
 
-def _refusals_of_stack(stack: ResidualVQ) -> list[str]:
+def _refusals_of_stack(stack: library.ResidualVQ) -> list[str]:
     """Every reason why the layers of a `ResidualVQ` cannot run on these ops, by the options of the stack."""
     options = {f"{name}={getattr(stack, name)}": getattr(stack, name) or 0 for name in ("beam_size", "eval_beam_size")}
     reasons = [f"{option}: a beam {_NEEDS_ALL_DISTANCES}" for option, size in options.items() if size > 1]
@@ -285,10 +243,10 @@ def _refusals_of_stack(stack: ResidualVQ) -> list[str]:
     return reasons
 
 
-def _refusals(layer: VectorQuantize) -> list[str]:
+def _refusals(layer: library.VectorQuantize) -> list[str]:
     """Every reason why the layer cannot run on these ops."""
     codebook = layer._codebook
-    own = (VectorQuantize, AcceleratedVectorQuantize), (Codebook, AcceleratedCodebook)
+    own = (library.VectorQuantize, VectorQuantize), (core.Codebook, Codebook)
     if type(layer) not in own[0] or type(codebook) not in own[1]:
         return [_of_a_subclass(layer, codebook)]
     sampling = getattr(codebook.gumbel_sample, "keywords", {})
@@ -300,7 +258,7 @@ def _refusals(layer: VectorQuantize) -> list[str]:
         "stochastic_sample_codes=True: codes cannot be sampled": sampling.get("stochastic", False),
         f"straight_through=True: its softmax {_NEEDS_ALL_DISTANCES}": sampling.get("straight_through", False),
         "gumbel_sample: codes cannot be chosen by a function of one's own": (
-            getattr(codebook.gumbel_sample, "func", codebook.gumbel_sample) is not gumbel_sample
+            getattr(codebook.gumbel_sample, "func", codebook.gumbel_sample) is not core.gumbel_sample
         ),
         f"commitment_use_cross_entropy_loss=True {_NEEDS_ALL_DISTANCES}": layer.commitment_use_cross_entropy_loss,
         f"codebook_diversity_loss_weight > 0 {_NEEDS_ALL_DISTANCES}": layer.has_codebook_diversity_loss,

@@ -1,8 +1,10 @@
 """What scikit-learn asks of any estimator, without scikit-learn: parameters, tags, the state of being fitted."""
 
+import copy
 import importlib.util
 import inspect
 import sys
+from collections.abc import Sequence
 from typing import Any, Self
 
 from torch import Tensor
@@ -18,6 +20,7 @@ CONTAINERS = ("default", "pandas", "polars")
 class Estimator:
     """Parameters are what `__init__` takes and keeps unchanged under the same names; what ends in `_` is fitted."""
 
+    cluster_centers_: Any
     n_features_in_: int
     _container: str | None = None
 
@@ -42,6 +45,11 @@ class Estimator:
             setattr(self, name, value)
         return self
 
+    def __sklearn_clone__(self) -> Self:
+        new = type(self)(**copy.deepcopy(self.get_params()))
+        new._container = self._container
+        return new
+
     def set_output(self, *, transform: str | None = None) -> Self:
         """What `transform` and `fit_transform` give: "pandas" or "polars" a DataFrame; "default" what X came as; None
         changes nothing. Without a call of this it is what `sklearn.set_config` says.
@@ -62,12 +70,7 @@ class Estimator:
 
         self._check_fitted()
         name = type(self).__name__.lower()
-        return np.asarray([f"{name}{column}" for column in range(self._num_columns)], dtype=object)
-
-    @property
-    def _num_columns(self) -> int:
-        """Of `transform`."""
-        raise NotImplementedError
+        return np.asarray([f"{name}{column}" for column in range(len(self.cluster_centers_))], dtype=object)
 
     def _framed(self, X: Any, columns: Any) -> Any:
         """`columns` (N, ...) of the rows X, as `set_output` asks."""
@@ -84,7 +87,9 @@ class Estimator:
     def __repr__(self) -> str:
         defaults = inspect.signature(type(self).__init__).parameters
         changed = [
-            f"{name}={value!r}" for name, value in self.get_params().items() if not _same(value, defaults[name].default)
+            f"{name}={value!r}"
+            for name, value in self.get_params().items()
+            if repr(value) != repr(defaults[name].default)
         ]
         return f"{type(self).__name__}({', '.join(changed)})"
 
@@ -97,6 +102,28 @@ class Estimator:
             transformer_tags=kinds.TransformerTags(preserves_dtype=["float32"]),
         )
 
+    def _keep_columns(self, number: int, names: Sequence[str]) -> None:
+        self.n_features_in_ = number
+        vars(self).pop("feature_names_in_", None)
+        if names:
+            import numpy as np
+
+            self.feature_names_in_ = np.asarray(names, dtype=object)
+
+    def _check_columns(self, number: int, names: Sequence[str]) -> None:
+        """ValueError unless rows have as many columns as were fitted, of the same names where both have names."""
+        if number != self.n_features_in_:
+            raise ValueError(
+                f"X has {number} features, but {type(self).__name__} is expecting {self.n_features_in_} features as "
+                f"input"
+            )
+        for column, (name, fitted) in enumerate(zip(names, getattr(self, "feature_names_in_", ()), strict=False)):
+            if name != fitted:
+                raise ValueError(
+                    f"X: The feature names should match those that were passed during fit, but column {column} is "
+                    f"{name!r} and was {fitted!r}"
+                )
+
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "n_features_in_")
 
@@ -104,9 +131,3 @@ class Estimator:
         if not self.__sklearn_is_fitted__():
             kind = getattr(sys.modules.get("sklearn.exceptions"), "NotFittedError", NotFittedError)
             raise kind(f"This {type(self).__name__} is not fitted yet: call fit before this method")
-
-
-def _same(value: object, default: object) -> bool:
-    return value is default or (
-        type(value) is type(default) and isinstance(value, (int, float, str)) and value == default
-    )

@@ -12,7 +12,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from numbers import Real
-from typing import TYPE_CHECKING, Any, Self, overload
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, overload
 
 import torch
 from torch import Tensor
@@ -30,6 +30,7 @@ from soho_fast.cluster.rows import (
     centred,
     each_batch,
     give_back,
+    names_of,
     rows_of,
     seed_of,
     split,
@@ -40,7 +41,7 @@ from soho_fast.cluster.statistics import exact_sum, mean_variance, weighted
 if TYPE_CHECKING:
     import numpy as np
 
-    from soho_fast.cluster.rows import Centers, Floats, Labels
+    from soho_fast.cluster.rows import Centers, Floats, Labels  # noqa: F401  # Floats stands in a string
 
 INITS = ("k-means++", "k-means||", "random")
 ALGORITHMS = ("lloyd", "elkan")
@@ -50,8 +51,14 @@ _MANY_ROWS = 4096
 _PRODUCT_ELEMENTS = 1 << 21  # float64 scores held at a time
 
 
-class Clusterer(Estimator, ABC):
-    """What `KMeans` and `ResidualKMeans` share: labels, in the kind in which rows came."""
+Columns = TypeVar("Columns")
+
+
+class Clusterer(Estimator, ABC, Generic[Columns]):
+    """What `KMeans` and `ResidualKMeans` share: labels and columns, in the kind in which rows came.
+
+    `Columns` are the arrays that `transform` gives.
+    """
 
     cluster_centers_: Tensor | Centers
     labels_: Tensor | Labels
@@ -85,10 +92,35 @@ class Clusterer(Estimator, ABC):
         for features_MC, is_array in parts_of(self, X):
             if prepared is None:
                 prepared = prepared_for(X, features_MC, self._centers(features_MC.device))
-                as_array = is_array
-                found = []
+                as_array, found = is_array, []
             found.append(self._labels_of(features_MC, prepared))
         return give_back(torch.cat(found), as_array)
+
+    @overload
+    def transform(self, X: Tensor) -> Tensor: ...
+    @overload
+    def transform(self, X: np.ndarray) -> Columns: ...
+    @overload
+    def transform(self, X: object) -> Tensor | Columns: ...
+    def transform(self, X: Any) -> Any:
+        """The distance of each row to each centre, float32 (N, K); of `ResidualKMeans` its labels, int64 (N, L). In the
+        kind of X, or as `set_output` asks."""
+        return self._framed(X, self._columns_of(X))
+
+    @overload
+    def fit_transform(self, X: Tensor, y: None = None, sample_weight: Any = None) -> Tensor: ...
+    @overload
+    def fit_transform(self, X: np.ndarray, y: None = None, sample_weight: Any = None) -> Columns: ...
+    @overload
+    def fit_transform(self, X: object, y: None = None, sample_weight: Any = None) -> Tensor | Columns: ...
+    def fit_transform(self, X: Any, y: None = None, sample_weight: Any = None) -> Any:
+        """`fit(X)`, then `transform(X)`; of `ResidualKMeans` `labels_`, which differ from it with `balance`."""
+        self.fit(X, sample_weight=sample_weight)
+        return self._framed(X, self._columns_of(X, fitted=True))
+
+    @abstractmethod
+    def _columns_of(self, X: Any, fitted: bool = False) -> Any:
+        """`transform` as X came; `fitted`: of the rows that were fitted."""
 
     @abstractmethod
     def _labels_of(self, features_MC: Tensor, prepared: ops.PreparedCodebook) -> Tensor:
@@ -98,10 +130,6 @@ class Clusterer(Estimator, ABC):
     def _unit(self) -> bool:
         """Whether rows are compared by their directions."""
         return getattr(self, "metric", "euclidean") == "cosine"
-
-    @property
-    def _num_columns(self) -> int:
-        return len(self.cluster_centers_)
 
     def _centers(self, device: torch.device) -> Tensor:
         """float32, without the offset, which of several levels the first one has."""
@@ -113,6 +141,7 @@ class Clusterer(Estimator, ABC):
 
     def _keep(self, centers: Tensor, labels: Tensor, rows: Rows) -> None:
         """Centres and labels as users get them."""
+        self._keep_columns(rows.num_channels, rows.names)
         self._offset = rows.offset
         if rows.offset is not None:
             centers = centers.double()
@@ -121,7 +150,7 @@ class Clusterer(Estimator, ABC):
         self.labels_ = give_back(labels, rows.is_array)
 
 
-class KMeans(Clusterer):
+class KMeans(Clusterer["Floats"]):
     """Lloyd's k-means, with the labels of `ops.codebook_lookup`: the argmin in float64, ties to the lowest index.
 
     Labels, centres and inertia have the same bits for any number of threads. Sums are float64, and a centre is rounded
@@ -162,7 +191,8 @@ class KMeans(Clusterer):
 
     Attributes:
         cluster_centers_: float32 (K, C), or float64 by the type of the rows. labels_: int64 (N,). inertia_: sum of
-            weighted squared distances. n_iter_: steps of the start that was kept. n_features_in_: C.
+            weighted squared distances. n_iter_: steps of the start that was kept. n_features_in_: C. feature_names_in_:
+            of a data frame's columns, an array of text; a frame with other columns is refused then.
     """
 
     def __init__(
@@ -213,18 +243,11 @@ class KMeans(Clusterer):
         check_alike(self, rows, processes, given)
         fitted = best_start(self, rows, processes, seed, given)
         self._keep(fitted.centers, fitted.labels, rows)
-        self.inertia_, self.n_iter_, self.n_features_in_ = fitted.inertia, fitted.num_steps, rows.num_channels
+        self.inertia_, self.n_iter_ = fitted.inertia, fitted.num_steps
         return self
 
-    @overload
-    def transform(self, X: Tensor) -> Tensor: ...
-    @overload
-    def transform(self, X: np.ndarray) -> Floats: ...
-    @overload
-    def transform(self, X: object) -> Tensor | Floats: ...
-    def transform(self, X: Any) -> Any:
-        """The distance of each row to each centre, float32 (N, K), from float64 products of what is left of both
-        after the centres' mean."""
+    def _columns_of(self, X: Any, fitted: bool = False) -> Any:
+        """From float64 products of what is left of rows and centres after the centres' mean."""
         self._check_fitted()
         features_NC, is_array = rows_in_memory(self, X)
         codes = self._centers(features_NC.device).double()
@@ -235,17 +258,7 @@ class KMeans(Clusterer):
             rows = part.double() - mean_C
             squared = rows.square().sum(1)[:, None] - 2 * (rows @ codes.T) + square_K
             parts.append(squared.clamp_(min=0).sqrt_().float())
-        return self._framed(X, give_back(torch.cat(parts), is_array))
-
-    @overload
-    def fit_transform(self, X: Tensor, y: None = None, sample_weight: Any = None) -> Tensor: ...
-    @overload
-    def fit_transform(self, X: np.ndarray, y: None = None, sample_weight: Any = None) -> Floats: ...
-    @overload
-    def fit_transform(self, X: object, y: None = None, sample_weight: Any = None) -> Tensor | Floats: ...
-    def fit_transform(self, X: Any, y: None = None, sample_weight: Any = None) -> Any:
-        """`fit(X)`, then `transform(X)`."""
-        return self.fit(X, sample_weight=sample_weight).transform(X)
+        return give_back(torch.cat(parts), is_array)
 
     def score(self, X: Any, y: None = None, sample_weight: Any = None) -> float:
         """Minus the inertia of X."""
@@ -294,8 +307,7 @@ def check_parameters(model: Any) -> None:
     """ValueError where a parameter of a k-means estimator is none that it can have."""
     for name in ("n_clusters", "max_iter"):
         check_count(name, getattr(model, name))
-    if not (isinstance(model.n_init, str) and model.n_init == "auto"):
-        check_count("n_init", model.n_init)
+    check_count("n_init", model.n_init, or_auto=True)
     if isinstance(model.tol, bool) or not isinstance(model.tol, Real) or not float(model.tol) >= 0:
         raise ValueError(f"tol: expected a number of at least 0, got {model.tol!r}")
     balance = model.balance
@@ -406,11 +418,7 @@ def rows_in_memory(model: Any, value: Any) -> tuple[Tensor, bool]:
     if are_batches(value):
         raise TypeError(f"X: expected rows in memory, got a {type(value).__name__}; fit and predict take batches")
     features_NC, is_array = as_rows("X", value)
-    if features_NC.shape[1] != model.n_features_in_:
-        raise ValueError(
-            f"X has {features_NC.shape[1]} features, but {type(model).__name__} is expecting "
-            f"{model.n_features_in_} features as input"
-        )
+    model._check_columns(features_NC.shape[1], names_of(value))
     return centred("X", features_NC, model._offset, model._unit), is_array
 
 
@@ -435,7 +443,9 @@ def tell(model: Any, processes: Processes, line: str) -> None:
         print(line, flush=True)
 
 
-def check_count(name: str, value: Any) -> None:
+def check_count(name: str, value: Any, or_auto: bool = False) -> None:
+    if or_auto and isinstance(value, str) and value == "auto":
+        return
     try:
         number = operator.index(value)
     except TypeError:

@@ -25,7 +25,7 @@ from soho_fast.cluster.kmeans import (
     tell,
 )
 from soho_fast.cluster.processes import Processes
-from soho_fast.cluster.rows import Batch, Rows, as_weights, give_back, rows_of
+from soho_fast.cluster.rows import Batch, Rows, array_of, as_weights, give_back, rows_of
 from soho_fast.cluster.statistics import exact_sum, weighted
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from soho_fast.cluster.rows import Floats, Labels
 
 
-class ResidualKMeans(Clusterer):
+class ResidualKMeans(Clusterer["Labels"]):
     """Level l is a `KMeans` of `x - d_1 - ... - d_(l-1)`, subtracted one after another in float32.
 
     Rows may be given as in `KMeans`, to several processes too. Rows in memory are copied once, as float32 residuals;
@@ -48,7 +48,7 @@ class ResidualKMeans(Clusterer):
     Attributes:
         cluster_centers_: float32 (L, K, C), or float64 by the type of the rows. labels_: int64 (N, L). inertia_: what
             the last level leaves, the sum of weighted squared distances; inertias_: what each level leaves.
-        n_iter_: steps of all levels together. n_features_in_: C.
+        n_iter_: steps of all levels together. n_features_in_, feature_names_in_: as of `KMeans`.
     """
 
     def __init__(
@@ -103,28 +103,10 @@ class ResidualKMeans(Clusterer):
         self.inertias_ = [fitted.inertia for fitted in found]
         self.inertia_ = self.inertias_[-1]
         self.n_iter_ = sum(fitted.num_steps for fitted in found)
-        self.n_features_in_ = rows.num_channels
         return self
 
-    @overload
-    def transform(self, X: Tensor) -> Tensor: ...
-    @overload
-    def transform(self, X: np.ndarray) -> Labels: ...
-    @overload
-    def transform(self, X: object) -> Tensor | Labels: ...
-    def transform(self, X: Any) -> Any:
-        """`predict(X)`, as `set_output` asks."""
-        return self._framed(X, self.predict(X))
-
-    @overload
-    def fit_transform(self, X: Tensor, y: None = None, sample_weight: Any = None) -> Tensor: ...
-    @overload
-    def fit_transform(self, X: np.ndarray, y: None = None, sample_weight: Any = None) -> Labels: ...
-    @overload
-    def fit_transform(self, X: object, y: None = None, sample_weight: Any = None) -> Tensor | Labels: ...
-    def fit_transform(self, X: Any, y: None = None, sample_weight: Any = None) -> Any:
-        """`fit_predict(X)`, as `set_output` asks."""
-        return self._framed(X, self.fit_predict(X, sample_weight=sample_weight))
+    def _columns_of(self, X: Any, fitted: bool = False) -> Any:
+        return self.labels_ if fitted else self.predict(X)
 
     @overload
     def inverse_transform(self, codes: Tensor) -> Tensor: ...
@@ -141,22 +123,16 @@ class ResidualKMeans(Clusterer):
             ValueError: another shape, or a code that is none.
         """
         self._check_fitted()
-        is_array = not isinstance(codes, Tensor)
-        codes_NL = torch.as_tensor(codes)
+        codes_NL, is_array = _as_codes(codes, len(self.cluster_centers_))
         centers_LKC = self._centers(codes_NL.device)
-        if codes_NL.dim() != 2 or not 1 <= codes_NL.shape[1] <= len(centers_LKC) or codes_NL.is_floating_point():
-            raise ValueError(
-                f"codes: expected whole numbers of shape (N, 1 to {len(centers_LKC)}), got {codes_NL.dtype} of shape "
-                f"{tuple(codes_NL.shape)}"
-            )
         if codes_NL.numel() and not 0 <= int(codes_NL.min()) <= int(codes_NL.max()) < centers_LKC.shape[1]:
             raise ValueError(
                 f"codes: expected values from 0 to {centers_LKC.shape[1] - 1}, got {int(codes_NL.min())} to "
                 f"{int(codes_NL.max())}"
             )
-        total_NC = centers_LKC[0][codes_NL[:, 0].long()]
+        total_NC = centers_LKC[0][codes_NL[:, 0]]
         for centers_KC, code_N in zip(centers_LKC[1:], codes_NL.T[1:], strict=False):
-            total_NC = total_NC + centers_KC[code_N.long()]
+            total_NC = total_NC + centers_KC[code_N]
         if self._offset is not None:
             total_NC = total_NC + self._offset.to(total_NC.device)
         return give_back(total_NC, is_array)
@@ -231,6 +207,23 @@ class LeftRows(Rows):
             self.memory = Batch(features_NC.float() - centers_KC[label_N], weight_N, first)
 
 
+def _as_codes(value: Any, most: int | None = None) -> tuple[Tensor, bool]:
+    """int64 (N, L) of a tensor or of anything that numpy makes an array of, and whether results go back as arrays.
+
+    Raises:
+        ValueError: no whole numbers, other than 2 dimensions, no levels, or more than `most`.
+    """
+    is_array = not isinstance(value, Tensor)
+    codes: Any = array_of("codes", value) if is_array else value
+    whole = codes.dtype.kind in "iu" if is_array else not (codes.is_floating_point() or codes.is_complex())
+    if not whole or codes.ndim != 2 or not 1 <= codes.shape[1] <= (most or codes.shape[1]):
+        levels = "L" if most is None else f"1 to {most}"
+        raise ValueError(
+            f"codes: expected whole numbers of shape (N, {levels}), got {codes.dtype} of shape {tuple(codes.shape)}"
+        )
+    return torch.from_numpy(codes.astype("int64")) if is_array else codes.long(), is_array
+
+
 @overload
 def semantic_ids(codes: Tensor) -> Tensor: ...
 @overload
@@ -252,12 +245,7 @@ def semantic_ids(codes: Any) -> Any:
     Raises:
         ValueError: other numbers or another shape.
     """
-    codes_NL, is_array = torch.as_tensor(codes), not isinstance(codes, Tensor)
-    if codes_NL.dim() != 2 or codes_NL.is_floating_point() or codes_NL.is_complex() or codes_NL.shape[1] < 1:
-        raise ValueError(
-            f"codes: expected whole numbers of shape (N, L), got {codes_NL.dtype} of shape {tuple(codes_NL.shape)}"
-        )
-    codes_NL = codes_NL.long()
+    codes_NL, is_array = _as_codes(codes)
     group_N, size_G = torch.unique(codes_NL, dim=0, return_inverse=True, return_counts=True)[1:]
     order_N = group_N.argsort(stable=True)
     place_N = torch.arange(len(order_N), device=order_N.device) - (size_G.cumsum(0) - size_G)[group_N[order_N]]

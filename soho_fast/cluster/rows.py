@@ -3,9 +3,11 @@
 Letters: N rows, M rows of a batch, C channels.
 """
 
+from __future__ import annotations
+
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from numbers import Integral
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -76,6 +78,12 @@ def as_weights(value: Any, num_rows: int, device: torch.device) -> Tensor | None
     return tensor
 
 
+def names_of(value: Any) -> list[str]:
+    """Of a data frame's columns; none where some are no strings, as in scikit-learn."""
+    names = list(getattr(value, "columns", ()))
+    return names if all(isinstance(name, str) for name in names) else []
+
+
 def give_back(result: Tensor, is_array: bool) -> Any:
     """`result` in the kind in which its rows came."""
     return result.cpu().numpy() if is_array else result
@@ -91,6 +99,17 @@ def are_batches(value: Any) -> bool:
     return callable(value) or hasattr(value, "__iter__")
 
 
+def array_of(name: str, value: Any) -> np.ndarray:
+    """What numpy makes of it; TypeError without numpy."""
+    try:
+        import numpy as np
+    except ImportError as error:
+        raise TypeError(
+            f"{name}: expected a torch tensor (numpy, which would read a {type(value).__name__}, is not installed)"
+        ) from error
+    return np.asarray(value)
+
+
 def _as_tensor(name: str, value: Any) -> tuple[Tensor, bool]:
     if hasattr(value, "tocsr") or (isinstance(value, Tensor) and value.layout != torch.strided):
         raise TypeError(f"{name}: expected dense rows, got a sparse {type(value).__name__}; pass its dense form")
@@ -101,20 +120,20 @@ def _as_tensor(name: str, value: Any) -> tuple[Tensor, bool]:
         if value.dtype in FLOAT_TYPES:
             return value, False
         return value.to(torch.float32 if value.dtype in _EXACT_IN_FLOAT32 else torch.float64), False
-    try:
-        import numpy as np
-    except ImportError as error:
-        raise TypeError(
-            f"{name}: expected a torch tensor (numpy, which would read a {type(value).__name__}, is not installed)"
-        ) from error
-    array = np.asarray(value)
+    array = array_of(name, value)
+    import numpy as np
+
     if array.dtype.kind == "c":
         raise ValueError(f"{name}: Complex data not supported, got {array.dtype}")
     if array.dtype.kind not in "biuf":
-        array = array.astype(np.float64)  # objects and text that hold numbers; numpy says where they do not
+        try:
+            array = array.astype(np.float64)  # objects and text that hold numbers
+        except (TypeError, ValueError) as error:
+            kind = TypeError if isinstance(error, TypeError) else ValueError
+            raise kind(f"{name}: expected numbers, got a {type(value).__name__}: {error}") from error
     exact = array.dtype if array.dtype == np.float16 else np.result_type(array.dtype, np.float32)
     with np.errstate(over="ignore"):  # what overflows is refused as infinite
-        array = np.ascontiguousarray(array, np.float64 if exact.itemsize > 8 else exact)
+        array = np.asarray(array, np.float64 if exact.itemsize > 8 else exact, order="C")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # a read-only array, which is only read
         return torch.from_numpy(array), True
@@ -178,7 +197,7 @@ class Rows:
 
     Attributes:
         num_rows, num_channels, device; is_array: the kind in which results go back; has_weight: whether a row has any.
-        memory: all of them, where they are in memory.
+        memory: all of them, where they are in memory. names: of their columns, where they are a data frame.
         offset: float64 (C,), what is subtracted from each row; None: nothing.
         unit: whether rows are scaled to length 1.
     """
@@ -189,6 +208,7 @@ class Rows:
     is_array: bool
     has_weight: bool
     memory: Batch | None = None
+    names: Sequence[str] = ()
     offset: Tensor | None = None
     unit: bool = False
     num_batches = 1
@@ -208,7 +228,7 @@ class MemoryRows(Rows):
 
     def __init__(self, value: Any, sample_weight: Any = None, unit: bool = False) -> None:
         features_NC, self.is_array = as_rows("X", value)
-        self.unit = unit
+        self.unit, self.names = unit, names_of(value)
         self.offset = None if unit else offset_of(features_NC)
         self.memory = Batch(features_NC, as_weights(sample_weight, len(features_NC), features_NC.device), 0)
         self.num_rows, self.num_channels = features_NC.shape
@@ -314,7 +334,7 @@ def seed_of(random_state: Any) -> int | None:
         return int(torch.randint(2**62, (), generator=random_state, device=random_state.device))
     if hasattr(random_state, "integers"):
         return int(random_state.integers(2**62))
-    if hasattr(random_state, "randint"):
+    if hasattr(random_state, "random_sample"):
         return int(random_state.randint(2**31 - 1))
     if isinstance(random_state, Integral):  # numpy's integers too
         return int(random_state)

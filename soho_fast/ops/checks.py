@@ -1,5 +1,8 @@
 """Argument checks shared by the ops: each raises with the argument's name, what was expected and what came."""
 
+from numbers import Integral
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -9,12 +12,14 @@ FLOAT_TYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def check_type(name: str, value: object, types: tuple[torch.dtype, ...] = FLOAT_TYPES, why: str = "") -> Tensor:
-    """`value`; TypeError unless it is a tensor of one of the `types`. `why` explains them in the message."""
+    """`value`; TypeError unless it is a dense tensor of one of the `types`. `why` explains them in the message."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__}")
     if value.dtype not in types:
         expected = ", ".join(str(one).removeprefix("torch.") for one in types)
         raise TypeError(f"{name}: expected {expected}{why}, got {str(value.dtype).removeprefix('torch.')}")
+    if value.layout != torch.strided:
+        raise TypeError(f"{name}: expected a dense tensor, got one of layout {value.layout}")
     return value
 
 
@@ -44,9 +49,10 @@ def check_codebook(value: object) -> None:
         raise ValueError(f"codebook: expected (K, C) or (..., K, C) with a code, got shape {tuple(codebook.shape)}")
 
 
-def check_int(name: str, value: object, least: int, most: int | None = None) -> None:
-    """TypeError unless `value` is an int (one of torch.compile's too), ValueError unless it is within the limits."""
-    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
+def check_int(name: str, value: Any, least: int, most: int | None = None) -> None:
+    """TypeError unless `value` is an int (numpy's and torch.compile's too), ValueError unless within the limits."""
+    is_whole = isinstance(value, (Integral, torch.SymInt)) and not isinstance(value, bool)
+    if not is_whole:
         raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
     if value < least or (most is not None and value > most):
         limits = f"at least {least}" if most is None else f"{least} to {most}"

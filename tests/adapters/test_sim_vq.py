@@ -12,7 +12,7 @@ from torch import nn
 from vector_quantize_pytorch import GroupedResidualVQ, ResidualSimVQ, ResidualVQ, SimVQ, VectorQuantize
 
 from soho_fast.adapters import accelerate, restore
-from soho_fast.adapters.vector_quantize_pytorch import AcceleratedSimVQ, accelerate_vector_quantize
+from soho_fast.adapters.swapping import Swapped
 
 B, L, C, K = 3, 50, 12, 40
 
@@ -66,7 +66,7 @@ def test_layouts(shape, channel_first):
 def test_residual(training):
     original, accelerated = pair(ResidualSimVQ, num_quantizers=3)
     original.train(training), accelerated.train(training)
-    assert sum(isinstance(layer, AcceleratedSimVQ) for layer in accelerated.modules()) == 3
+    assert sum(isinstance(layer, Swapped) for layer in accelerated.modules()) == 3
     features = torch.randn(B, L, C)
     for expected, got in zip(original(features), accelerated(features), strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-6)
@@ -127,7 +127,7 @@ def test_undoing_a_vector_quantize(shared):
     torch.manual_seed(1)
     original = ResidualVQ(dim=C, codebook_size=K, num_quantizers=3, shared_codebook=shared)
     model = copy.deepcopy(original)
-    assert accelerate_vector_quantize(model) is accelerate(model) is model
+    assert accelerate(model) is model
     assert all(type(layer) is not VectorQuantize for layer in model.layers)
     assert restore(model) is model
     assert [(type(a), set(vars(a))) for a in model.modules()] == [(type(b), set(vars(b))) for b in original.modules()]
@@ -150,18 +150,17 @@ def test_every_refusal_is_named_at_once():
         GroupedResidualVQ(dim=C, groups=2, codebook_size=K, num_quantizers=2, beam_size=3),
         Mine(dim=C, codebook_size=K),
     )
-    for change in (accelerate, accelerate_vector_quantize):
-        with pytest.raises(ValueError) as refused:
-            change(model)
-        for words in (
-            "the VectorQuantize at '1' cannot be accelerated: affine_param=True: the codes have to be compared as they "
-            "are; stochastic_sample_codes=True",
-            "the ResidualVQ at '2.rvqs.0' cannot be accelerated: beam_size=3",
-            "the ResidualVQ at '2.rvqs.1' cannot be accelerated: beam_size=3",
-            "the SimVQ at '3' cannot be accelerated: its forward is that of a subclass (Mine)",
-        ):
-            assert words in str(refused.value)
-        assert type(model[0]) is VectorQuantize
+    with pytest.raises(ValueError) as refused:
+        accelerate(model)
+    for words in (
+        "the VectorQuantize at '1' cannot be accelerated: affine_param=True: the codes have to be compared as they "
+        "are; stochastic_sample_codes=True",
+        "the ResidualVQ at '2.rvqs.0' cannot be accelerated: beam_size=3",
+        "the ResidualVQ at '2.rvqs.1' cannot be accelerated: beam_size=3",
+        "the SimVQ at '3' cannot be accelerated: its forward is that of a subclass (Mine)",
+    ):
+        assert words in str(refused.value)
+    assert type(model[0]) is VectorQuantize
 
 
 def test_a_model_of_two_libraries():

@@ -9,9 +9,9 @@ import pickle
 import pytest
 import torch
 from torch import nn
-from vector_quantize_pytorch import GroupedResidualVQ, ResidualVQ, VectorQuantize
+from vector_quantize_pytorch import GroupedResidualVQ, ResidualVQ, SimVQ, VectorQuantize
 
-from soho_fast.adapters.vector_quantize_pytorch import accelerate_vector_quantize
+from soho_fast.adapters import accelerate
 
 STEPS = 50
 B, L, C, K = 4, 60, 16, 32
@@ -22,7 +22,7 @@ def pair(**options) -> tuple[VectorQuantize, VectorQuantize]:
     torch.manual_seed(1)
     original = VectorQuantize(**{"dim": C, "codebook_size": K, **options})
     accelerated = copy.deepcopy(original)
-    assert accelerate_vector_quantize(accelerated) is accelerated
+    assert accelerate(accelerated) is accelerated
     return original, accelerated
 
 
@@ -188,7 +188,7 @@ def test_half_precision_features_and_autocast():
 def test_residual_vq(shared):
     torch.manual_seed(6)
     original = ResidualVQ(dim=C, codebook_size=K, num_quantizers=3, shared_codebook=shared)
-    accelerated = accelerate_vector_quantize(accelerate_vector_quantize(copy.deepcopy(original)))
+    accelerated = accelerate(accelerate(copy.deepcopy(original)))
     for _ in range(5):
         expected, got = both(original, accelerated, torch.randn(B, L, C))
         assert torch.equal(got[1], expected[1])
@@ -221,6 +221,12 @@ def test_no_matrix_of_distances_is_made():
     assert largest_allocation(accelerated) < 1024 * 1024
 
 
+def test_the_names_of_classes_stay():
+    """Wrapping policies go by them."""
+    for original in (ResidualVQ(dim=C, codebook_size=K, num_quantizers=2), SimVQ(dim=C, codebook_size=K)):
+        assert repr(accelerate(copy.deepcopy(original))) == repr(original)
+
+
 def test_it_survives_pickle_and_deepcopy():
     _, accelerated = pair()
     features = torch.randn(B, L, C)
@@ -244,8 +250,8 @@ REFUSED = {
 def test_options_that_are_refused(reason):
     layer = VectorQuantize(dim=C, codebook_size=K, **REFUSED[reason])
     model = nn.Sequential(VectorQuantize(dim=C, codebook_size=K), layer)
-    with pytest.raises(ValueError, match=f"module: the VectorQuantize at '1' cannot be accelerated: .*{reason}"):
-        accelerate_vector_quantize(model)
+    with pytest.raises(ValueError, match=f"model: the VectorQuantize at '1' cannot be accelerated: .*{reason}"):
+        accelerate(model)
     assert type(model[0]) is VectorQuantize, "changed although another was refused"
 
 
@@ -264,15 +270,15 @@ def test_options_of_a_residual_vq_that_are_refused_by_their_own_name(option, gro
     residual = GroupedResidualVQ(groups=2, **options) if grouped else ResidualVQ(**options)
     model = nn.Sequential(VectorQuantize(dim=C, codebook_size=K), residual)
     place = "1.rvqs.0" if grouped else "1"
-    with pytest.raises(ValueError, match=f"module: the ResidualVQ at '{place}' cannot be accelerated: {option}: "):
-        accelerate_vector_quantize(model)
+    with pytest.raises(ValueError, match=f"model: the ResidualVQ at '{place}' cannot be accelerated: {option}: "):
+        accelerate(model)
     assert type(model[0]) is VectorQuantize, "changed although another was refused"
 
 
 def test_a_residual_vq_with_a_beam_of_one_is_served():
     torch.manual_seed(6)
     original = ResidualVQ(dim=C, codebook_size=K, num_quantizers=3, beam_size=1)
-    accelerated = accelerate_vector_quantize(copy.deepcopy(original))
+    accelerated = accelerate(copy.deepcopy(original))
     expected, got = both(original, accelerated, torch.randn(B, L, C))
     assert torch.equal(got[1], expected[1])
 
@@ -284,12 +290,12 @@ def test_arguments_that_are_refused():
         accelerated(features, torch.zeros(B, L, dtype=torch.int64))
     with pytest.raises(ValueError, match="topk: expected None"):
         accelerated(features, topk=2)
-    residual = accelerate_vector_quantize(ResidualVQ(dim=C, codebook_size=K, num_quantizers=2))
+    residual = accelerate(ResidualVQ(dim=C, codebook_size=K, num_quantizers=2))
     with pytest.raises(ValueError, match=r"topk: expected None.* beam_size of a ResidualVQ"):
         residual(features, beam_size=2)
     with pytest.raises(ValueError, match="codebook_transform_fn: expected None"):
         accelerated(features, codebook_transform_fn=lambda codes: codes)
-    with pytest.raises(TypeError, match=r"module: expected a torch.nn.Module, got str"):
-        accelerate_vector_quantize("layer")
-    with pytest.raises(ValueError, match="module: expected a VectorQuantize or a module that holds one, got Linear"):
-        accelerate_vector_quantize(nn.Linear(2, 2))
+    with pytest.raises(TypeError, match=r"model: expected a torch.nn.Module, got str"):
+        accelerate("layer")
+    with pytest.raises(ValueError, match=r"model: expected one with a quantiser of .*, got Linear"):
+        accelerate(nn.Linear(2, 2))

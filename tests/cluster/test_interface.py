@@ -1,6 +1,7 @@
 """scikit-learn's interface without scikit-learn, its own checks, and refusals."""
 
 import pickle
+import random
 import subprocess
 import sys
 
@@ -113,9 +114,11 @@ def test_refused_parameters(params, said):
     assert str(refused.value).startswith(said)
 
 
-def test_numpys_numbers_are_parameters():
-    model = KMeans(np.int64(3), tol=np.float32(0.1), max_iter=np.int32(4), n_init=np.int64(2), random_state=0)
-    expected = KMeans(3, tol=float(np.float32(0.1)), max_iter=4, n_init=2, random_state=0)
+@pytest.mark.parametrize("init", ["k-means++", "k-means||", "random"])
+def test_numpys_numbers_are_parameters(init):
+    options = {"init": init, "random_state": 0}
+    model = KMeans(np.int64(3), tol=np.float32(0.1), max_iter=np.int32(4), n_init=np.int64(2), **options)
+    expected = KMeans(3, tol=float(np.float32(0.1)), max_iter=4, n_init=2, **options)
     rows = torch.randn(50, 4)
     assert torch.equal(model.fit(rows).cluster_centers_, expected.fit(rows).cluster_centers_)
 
@@ -134,6 +137,8 @@ def test_numpys_numbers_are_parameters():
         (torch.zeros(9, 2), -torch.ones(9), ValueError, "sample_weight: expected no weight below zero"),
         (torch.zeros(9, 2), torch.zeros(9), ValueError, "sample_weight: expected at least one weight above zero"),
         (torch.zeros(9, 2), torch.full((9,), torch.inf), ValueError, "sample_weight: expected finite values"),
+        ([["a", "b"]], None, ValueError, "X: expected numbers, got a list: could not convert string to float"),
+        ([[{}, 1]], None, TypeError, "X: expected numbers, got a list: float() argument must be a string or a real"),
     ],
 )
 def test_refused_rows(rows, weight, kind, said):
@@ -143,8 +148,17 @@ def test_refused_rows(rows, weight, kind, said):
 
 
 def test_refused_states():
-    with pytest.raises(TypeError, match=r"random_state: expected None, an int, a torch\.Generator"):
-        KMeans(1, random_state="now").fit(torch.zeros(3, 2))
+    for state in ("now", 1.5, random.Random(0)):
+        with pytest.raises(TypeError, match=r"random_state: expected None, an int, a torch\.Generator"):
+            KMeans(1, random_state=state).fit(torch.zeros(3, 2))
+
+
+def test_one_weight_for_all_rows(make_features):
+    rows = make_features(50)
+    plain = KMeans(3, random_state=0).fit(rows)
+    for weight in (2.0, np.float64(2), torch.tensor(2.0)):
+        assert KMeans(3, random_state=0).fit(rows, sample_weight=weight).inertia_ == 2 * plain.inertia_
+        assert plain.score(rows, sample_weight=weight) == 2 * plain.score(rows)
 
 
 @pytest.mark.parametrize("init", ["k-means++", "k-means||", "random"])
@@ -226,3 +240,48 @@ def test_names_and_data_frames(kind, make_features, monkeypatch):
     np.testing.assert_array_equal(framed.to_numpy(), columns)
     assert isinstance(model.predict(frame), np.ndarray)
     assert isinstance(model.transform(torch.from_numpy(rows)), pandas.DataFrame)
+
+
+class Frame:
+    """As much of a data frame as an estimator reads."""
+
+    def __init__(self, columns):
+        self.table = columns
+        self.columns = list(columns)
+
+    def __array__(self, dtype=None, copy=None):
+        return np.stack([self.table[name] for name in self.columns], axis=1)
+
+    def of(self, *names):
+        return Frame({name: self.table[name] for name in names})
+
+
+@pytest.mark.parametrize("kind", [KMeans, MiniBatchKMeans, ResidualKMeans])
+def test_columns_in_another_order_are_refused(kind, make_features):
+    rows = make_features(60, 3)
+    frame = Frame(dict(zip("abc", rows.T, strict=True)))
+    model = kind(n_clusters=4, random_state=0).fit(frame)
+    assert model.feature_names_in_.tolist() == ["a", "b", "c"] and model.feature_names_in_.dtype == object
+    for given in (frame, rows):
+        np.testing.assert_array_equal(model.predict(given), model.labels_)
+    methods = [model.predict, model.transform, model.score, *([model.partial_fit] if kind is MiniBatchKMeans else [])]
+    for method in methods:
+        with pytest.raises(ValueError, match=r"X: The feature names should match .* column 0 is 'c' and was 'a'"):
+            method(frame.of("c", "b", "a"))
+        with pytest.raises(ValueError, match=f"X has 2 features, but {kind.__name__} is expecting 3 features as input"):
+            method(frame.of("a", "b"))
+    if kind is MiniBatchKMeans:
+        assert model.partial_fit(rows).feature_names_in_.tolist() == ["a", "b", "c"]
+    assert not hasattr(model.fit(rows), "feature_names_in_")
+    model.predict(frame.of("c", "b", "a"))
+    numbered = Frame(dict(enumerate(rows.T)))
+    assert not hasattr(model.fit(numbered), "feature_names_in_")  # as in scikit-learn, names are strings
+
+
+def test_a_clone_gives_what_set_output_asked_for(make_features):
+    sklearn = pytest.importorskip("sklearn")
+    from sklearn.base import clone
+
+    rows, model = make_features(50), KMeans(3, random_state=0).set_output(transform="default")
+    with sklearn.config_context(transform_output="pandas"):
+        assert isinstance(clone(model).fit_transform(rows), np.ndarray)

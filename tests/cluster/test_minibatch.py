@@ -45,6 +45,15 @@ def test_few_passes_come_near_lloyds(options, make_features):
     assert not torch.equal(fitted.set_params(random_state=1).fit(rows).cluster_centers_, again.cluster_centers_)
 
 
+def test_a_batch_has_rows_for_each_centre(make_features):
+    """Batches of 1,024 rows leave means of four rows."""
+    rows = make_features(8200, num_channels=64, groups=768)
+    fitted, small = (MiniBatchKMeans(256, batch_size=size, random_state=0).fit(rows) for size in ("auto", 1024))
+    assert fitted.n_steps_ == 4 * (8200 // (8 * 256)) and small.n_steps_ == 4 * (8200 // 1024)
+    assert fitted.inertia_ < 0.98 * small.inertia_
+    assert MiniBatchKMeans(5, random_state=0).fit(rows).n_steps_ == 4 * (8200 // 1024)
+
+
 def test_centres_that_nothing_is_nearest_to_are_drawn_anew(make_features):
     rows = make_features(4000)
     given = rows[:30].copy()
@@ -118,6 +127,8 @@ def test_refusals(make_features):
     rows = make_features(100)
     with pytest.raises(ValueError, match="batch_size: expected a whole number of at least 1, got 0"):
         MiniBatchKMeans(4, batch_size=0).fit(rows)
+    with pytest.raises(ValueError, match="batch_size: expected a whole number of at least 1, got 'all'"):
+        MiniBatchKMeans(4, batch_size="all").fit(rows)
     with pytest.raises(TypeError, match="X: expected the rows of one batch; fit takes batches"):
         MiniBatchKMeans(4).partial_fit(lambda: iter([rows]))
     with pytest.raises(ValueError, match="n_samples=3 should be >= n_clusters=4"):

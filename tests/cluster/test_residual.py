@@ -1,11 +1,13 @@
 """ResidualKMeans against the loop over KMeans that it replaces."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
 
 from soho_fast import ops
-from soho_fast.cluster import KMeans, ResidualKMeans
+from soho_fast.cluster import KMeans, ResidualKMeans, semantic_ids
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -45,6 +47,33 @@ def test_codes_and_back(make_features):
     first = fitted.inverse_transform(torch.from_numpy(codes[:, :1]))
     assert torch.equal(first, torch.from_numpy(fitted.cluster_centers_[0][codes[:, 0]]))
     np.testing.assert_array_equal(rows, untouched)
+
+
+def test_codes_of_any_kind(make_features):
+    """Frames (here what numpy makes an array of), lists, other types, byte orders and strides, read-only memory."""
+    fitted = ResidualKMeans(2, 4, random_state=0).fit(make_features(60))
+    codes = fitted.labels_
+    expected, ids = fitted.inverse_transform(codes), semantic_ids(codes)
+
+    class Frame:
+        def __array__(self, dtype=None, copy=None):
+            return codes
+
+    read_only = codes.copy()
+    read_only.setflags(write=False)
+    others = [codes.astype(dtype) for dtype in (np.uint16, np.uint64, ">i4", np.int8)]
+    for given in (Frame(), codes.tolist(), read_only, codes[::-1].copy()[::-1], *others):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            np.testing.assert_array_equal(fitted.inverse_transform(given), expected)
+            np.testing.assert_array_equal(semantic_ids(given), ids)
+    for given in (torch.from_numpy(codes).short(), torch.from_numpy(codes.astype(np.uint16))):
+        assert torch.equal(fitted.inverse_transform(given), torch.from_numpy(expected))
+        assert torch.equal(semantic_ids(given), torch.from_numpy(ids))
+    for given in (codes.astype(complex), codes.astype(str), torch.from_numpy(codes).to(torch.complex64)):
+        for call in (fitted.inverse_transform, semantic_ids):
+            with pytest.raises(ValueError, match="codes: expected whole numbers of shape"):
+                call(given)
 
 
 def test_weights(make_features):

@@ -5,6 +5,7 @@ import torch
 from torch.autograd import forward_ad
 from torch.autograd.gradcheck import gradgradcheck
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
 
 from soho_fast.ops import codebook_lookup, codebook_stats, group_mask, straight_through, triton_backend
 
@@ -283,3 +284,11 @@ def test_forward_mode_in_a_compiled_graph():
     )
     got, expected = compiled(features, codebook), torch.func.jvp(_formula(index), (features, codebook), tangents)
     assert all(map(torch.equal, got, expected))
+
+
+def test_a_distance_within_activation_checkpointing(backend):
+    features, codebook = (value.requires_grad_() for value in _problem(()))
+    expected = torch.autograd.grad(_distance(backend)(features, codebook).sum(), (features, codebook))
+    distance = checkpoint(_distance(backend), features, codebook, use_reentrant=False)
+    for one, other in zip(torch.autograd.grad(distance.sum(), (features, codebook)), expected, strict=True):
+        assert torch.equal(one, other)

@@ -334,6 +334,26 @@ def test_the_default_type_changes_no_subspace(default):
         torch.set_default_dtype(torch.float32)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_autocast_changes_no_subspace(dtype):
+    """4,096 codes of two groups overflow float16 where a product of matrices adds them."""
+    codebook = torch.ones(4096, 300) * _normal(4096, 1).sign() + 0.01 * _normal(4096, 300, seed=1)
+
+    def subspaces():
+        moving = ops.MovingSubspace().of(codebook)
+        return ops.codebook_subspace(codebook), moving, ops.prepare_codebook(codebook).subspace
+
+    expected = subspaces()
+    with torch.autocast("cpu", dtype=dtype):
+        assert all(torch.equal(one, other) for one, other in zip(subspaces(), expected, strict=True))
+
+
+def test_no_codebooks_at_all():
+    none = torch.zeros(0, 300, 128)
+    assert ops.codebook_subspace(none).shape[:2] == (0, 128)
+    assert ops.codebook_lookup(torch.zeros(0, 5, 128), ops.prepare_codebook(none)).shape == (0, 5)
+
+
 def test_a_moving_subspace_keeps_out_of_transforms():
     """What a transform of torch.func wraps must not outlive it, and vmap refuses random numbers."""
     moving, features = ops.MovingSubspace(interval=1), _normal(3, 40, 128, seed=1)

@@ -5,6 +5,7 @@ import functools
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -54,6 +55,13 @@ LOOKUP = [  # (call, exception, what the message names: the argument first)
     (lambda: codebook_lookup(ones(2, 2), None), TypeError, ("codebook", "torch.Tensor", "NoneType")),
     (lambda: codebook_lookup(ones(2, 2).double(), ones(2, 2)), TypeError, ("features", FLOATS, "float64")),
     (lambda: codebook_lookup(ones(2, 2), whole(2, 2)), TypeError, ("codebook", FLOATS, "int64")),
+    (lambda: codebook_lookup(ones(2, 2).to_sparse(), ones(2, 2)), TypeError, ("features", "dense", "sparse_coo")),
+    (lambda: codebook_lookup(ones(2, 2), ones(2, 2).to_sparse()), TypeError, ("codebook", "dense", "sparse_coo")),
+    (
+        lambda: codebook_lookup(ones(2, 2).to_sparse_csr(), prepare_codebook(ones(2, 2))),
+        TypeError,
+        ("features", "dense", "sparse_csr"),
+    ),
     (lambda: codebook_lookup(ones(2), ones(2, 2)), ValueError, ("features", "at least 2 dimensions", "(2,)")),
     (lambda: codebook_lookup(ones(2, 2), ones(2)), ValueError, ("codebook", "(K, C)", "(2,)")),
     (lambda: codebook_lookup(ones(2, 2), ones(0, 2)), ValueError, ("codebook", "with a code", "(0, 2)")),
@@ -336,3 +344,12 @@ def test_a_codebook_that_overlaps_itself_is_refused_and_not_written(update, stri
         update(memory.as_strided((4, 3), strides))
     assert f"strides {strides}" in str(caught.value)
     assert (memory == 7.0).all()
+
+
+def test_numpys_whole_numbers_are_whole_numbers():
+    features, codebook = torch.randn(9, 4), torch.randn(5, 4)
+    index = codebook_lookup(features, codebook, topk=np.int64(2))
+    assert torch.equal(index, codebook_lookup(features, codebook, topk=2))
+    counts, _ = codebook_stats(features, index[:, 0], np.int32(5))
+    assert counts.tolist() == torch.bincount(index[:, 0], minlength=5).tolist()
+    assert torch.equal(fsq(features[:, :2], [np.int64(3), np.int64(4)])[0], fsq(features[:, :2], [3, 4])[0])

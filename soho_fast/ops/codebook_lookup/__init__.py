@@ -246,9 +246,10 @@ def _lookup_backward(
     ctx: Any, grad_distance: Tensor | None, grad_index: Tensor | None, grad_codes: Tensor | None
 ) -> tuple[Tensor | None, ...]:
     """In float32; what arrives at the chosen codes goes on to the codebook."""
-    if not ctx.saved_tensors:
+    saved = ctx.saved_tensors  # read once: activation checkpointing gives them no second time
+    if not saved:
         return (None,) * 9
-    features, index, codes = ctx.saved_tensors
+    features, index, codes = saved
     several = codes.dim() > features.dim()  # topk
     grad_features = grad_codebook = None
     grad_of_codes = None if grad_codes is None else grad_codes.float()

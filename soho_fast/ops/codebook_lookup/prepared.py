@@ -85,6 +85,7 @@ class PreparedCodebook:
             or not self._serves_at_once
             or type(features) is not Tensor
             or not features.is_cpu
+            or features.layout != torch.strided
             or features.dtype not in checks.FLOAT_TYPES
             or features.dim() < 2
             or features.shape[-1] != self._codebook.shape[-1]

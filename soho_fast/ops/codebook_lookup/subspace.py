@@ -96,16 +96,19 @@ def _apart(codebook: Tensor) -> Tensor:
 
 
 def _iterated(apart_SC: Tensor, subspace_CD: Tensor, num_steps: int) -> Tensor:
-    for _ in range(num_steps):
-        subspace_CD = torch.linalg.qr(apart_SC.mT @ (apart_SC @ subspace_CD)).Q
+    with torch.autocast(apart_SC.device.type, enabled=False):
+        for _ in range(num_steps):
+            subspace_CD = torch.linalg.qr(apart_SC.mT @ (apart_SC @ subspace_CD)).Q
     return subspace_CD.contiguous()
 
 
 def _left_out(apart_SC: Tensor, subspace_CD: Tensor) -> Tensor:
     """(D,): which share of the variance lies outside of the first dimensions; of several codebooks the largest."""
     variance = apart_SC.square().sum((-2, -1)).clamp(min=torch.finfo(torch.float32).tiny).unsqueeze(-1)
-    left_D = 1 - (apart_SC @ subspace_CD).square().sum(-2).cumsum(-1) / variance
-    return left_D.flatten(0, -2).amax(0) if left_D.dim() > 1 else left_D
+    with torch.autocast(apart_SC.device.type, enabled=False):
+        left_D = 1 - (apart_SC @ subspace_CD).square().sum(-2).cumsum(-1) / variance
+    none_1D = left_D.new_zeros(1, left_D.shape[-1])  # for no codebooks
+    return torch.cat([left_D.reshape(-1, left_D.shape[-1]), none_1D]).amax(0)
 
 
 def _fewest(left_D: Tensor) -> int:
