@@ -21,6 +21,7 @@ TASKS = {
     "retrieval": ("test.mean_r1", "styles.mean_r1"),
 }
 CONDITIONS = ("none", "one level", "two levels", "four levels")
+SEEDS = [str(seed) for seed in range(8)]
 
 
 def test_the_page_is_rendered_from_the_committed_rows():
@@ -166,35 +167,47 @@ def test_what_was_seen_afterwards_of_the_dictionary_is_of_its_rows():
     study = read_study(find_study("dictionary"))
     cells, _ = rows_by_cell("dictionary", runs_of(study), _rows("dictionary"))
     page = " ".join(PAGE.read_text().split())
-    found = {(each.condition, each.metric): each for each in compare(study, cells) if each.against == "none"}
+    found = {(each.condition, each.against, each.metric): each for each in compare(study, cells)}
 
-    def interval(condition, metric, factor, digits):
-        each = found[condition, metric]
+    def interval(condition, metric, factor, digits, against="none"):
+        each = found[condition, against, metric]
         return f"{factor * each.low:.{digits}f} to {factor * each.high:.{digits}f}", each.verdict
 
     matching = [interval(condition, "styles.itm", 100, 1) for condition in CONDITIONS[1:]]
-    assert [verdict for _, verdict in matching] == ["none", "helps", "helps"]
-    assert f"({matching[1][0]} and {matching[2][0]} points), with one level it can be chance ({matching[0][0]})" in page
+    frozen = interval("quiet targets", "styles.itm", 100, 1, "none, frozen CNN")
+    assert [verdict for _, verdict in (*matching, frozen)] == ["none", "helps", "helps", "helps"]
+    assert (
+        f"({matching[1][0]} and {matching[2][0]} points), with one level it can be chance ({matching[0][0]}), " in page
+    )
+    assert f"but not with a frozen CNN ({frozen[0]})" in page
     loss = [interval(condition, "styles.mlm_loss", 1, 2) for condition in CONDITIONS[1:]]
     assert [verdict == "none" for _, verdict in loss] == [False, False, True]
     assert f"one and two levels predict masked words with a larger loss ({loss[0][0]} and {loss[1][0]} nats)" in page
 
     trained = ("itm", "mlm_all", "image_to_text_r1", "test.vqa_score", "test-P.accuracy", "test.accuracy")
-    of_table = {key: each for key, each in found.items() if key[1] in trained}
-    assert len(of_table) == 18 and all(each.mean < 0 for each in of_table.values())
-    assert [key for key, each in of_table.items() if each.verdict == "hurts"] == [("one level", "image_to_text_r1")]
-    assert "is lower with any number of levels, but by itself only image to text R@1 with one level" in page
+    of_table = [found[condition, "none", metric] for condition in CONDITIONS[1:] for metric in trained]
+    assert all(each.mean < 0 and each.verdict == "none" for each in of_table)
+    assert "is lower with any number of levels, but none by itself by more than chance" in page
 
-    # More levels against one, which was not declared: these two comparisons belong together.
-    value = {
-        (condition, seed): composite_of(study, cells, condition, seed) for condition in CONDITIONS for seed in range(8)
-    }
-    seeds = [str(seed) for seed in range(8)]
-    gains = [[value[more, seed] - value["one level", seed] for seed in range(8)] for more in CONDITIONS[2:]]
-    (_, _, _, p_of_two), (low, high, _, p_of_four) = turn_signs(gains, [seeds, seeds])
+    def against(*pairs):
+        """Of comparisons that were not declared and belong together: differences, and low, high, p of each."""
+        value = {name: [composite_of(study, cells, name, seed) for seed in range(8)] for pair in pairs for name in pair}
+        gains = [[one - other for one, other in zip(value[a], value[b], strict=True)] for a, b in pairs]
+        return gains, [(low, high, p) for low, high, _, p in turn_signs(gains, [SEEDS] * len(gains))]
+
+    gains, ((*_, p_of_two), (low, high, p_of_four)) = against(("two levels", "one level"), ("four levels", "one level"))
     assert [sum(each > 0 for each in gain) for gain in gains] == [7, 7]
     assert f"than one ({low:.3f} to {high:.3f} logits, p = {p_of_four:.3f})" in page
     assert f"Two levels cost less in seven of eight seeds, which can be chance (p = {p_of_two:.3f})" in page
+
+    _, ((low, high, p), (low_of_codes, high_of_codes, _)) = against(
+        ("none", "none, frozen CNN"), ("one level", "quiet targets")
+    )
+    assert f"is better than a frozen one ({low:.3f} to {high:.3f} logits, p = {p:.3f})" in page
+    assert low_of_codes < 0 < high_of_codes
+    assert f"not more than by chance ({low_of_codes:.3f} to {high_of_codes:.3f})" in page
+    declared = found["quiet targets", "none, frozen CNN", "composite"]
+    assert declared.verdict == "none" and "With a frozen CNN, no cost of a level was found." in page
 
 
 def test_what_is_said_of_the_guard_is_of_its_rows():
