@@ -233,7 +233,7 @@ def _expect(holds: object, where: str, expected: str, got: object, error: type[E
 
 def check_codebook(codebook: Any, metric: str = "euclidean") -> np.ndarray:
     """A codebook as float32 (Q, K, C), by cosine of length 1. Raises TypeError, ValueError: it is something else."""
-    codes = _floats("codebook", codebook)
+    codes = _floats("codebook", codebook).copy()  # A mapped file can't be written to, of which torch would warn.
     is_shape = codes.ndim in (2, 3) and 0 not in codes.shape
     _expect(is_shape, "codebook", "(codes, channels) or (levels, codes, channels)", f"shape {codes.shape}")
     if not np.isfinite(codes).all():
@@ -512,7 +512,7 @@ def _check_image(image: Any, where: str, only_arrays: bool = False) -> None:
         return
     if not only_arrays and isinstance(image, (Image.Image, Clip, bytes)):
         return
-    others = "" if only_arrays else ", PIL image, Clip or path"
+    others = "" if only_arrays else ", PIL image, Clip, path or bytes"
     is_array = isinstance(image, (np.ndarray, torch.Tensor))
     _expect(is_array, where, f"a uint8 array{others}", type(image).__name__, TypeError)
     _expect(str(image.dtype).removeprefix("torch.") == "uint8", where, "uint8", image.dtype, TypeError)
