@@ -124,7 +124,7 @@ def build_from_arrays(
         checked = _check_batch(batch, codes, number * _IMAGES_AT_A_TIME, sizes)
         highest = max([highest, *(int(each.max()) for each in checked["index"] or ())])
     is_count = num_codes is None or (codes is None and num_codes in range(highest + 1, _MOST_CODES + 1))
-    told = f"no codebook, and more than the highest code, {highest}, up to {_MOST_CODES}"
+    told = f"more than the highest code, {highest}, up to {_MOST_CODES}" if codes is None else "none with a codebook"
     _expect(is_count, "num_codes", told, repr(num_codes))
     if codes is not None:
         shape = codes.shape[:2]
@@ -471,7 +471,7 @@ def _check_lengths(given: Mapping[str, Any]) -> int:
         value = given[name]
         if value is None and name != "images":
             continue
-        is_list = hasattr(value, "__len__") and not isinstance(value, (str, bytes))
+        is_list = hasattr(value, "__len__") and not isinstance(value, (str, bytes, set, Mapping))
         _expect(is_list, name, "an array or a list", type(value).__name__, TypeError)
         count = len(given[first])
         _expect(len(value) == count, name, f"{count}, one for each of {first}", len(value))

@@ -19,7 +19,7 @@ with from_extra("explore"):
     import numpy as np
     from PIL import Image
 
-    from soho_fast.common.images import FORMATS, one_line
+    from soho_fast.common.images import FORMATS
     from soho_fast.explore.licences import read_licences
 
 _ARRAYS = {
@@ -33,13 +33,6 @@ _TEXTS = {
     "labels": "Text file: what each code is called, one a line; an empty line is no name.",
 }
 _VALUES = ("metric", "num_codes", "window")
-# Columns of a data set, the first that is there counts.
-_COLUMNS = {
-    "images": ("image", "img", "jpg", "png"),
-    "captions": ("caption", "captions", "text", "texts"),
-    "features": ("features",),
-    "index": ("index",),
-}
 OPTIONS = (*_ARRAYS, *_TEXTS, *_VALUES)
 """What `add_arguments` adds."""
 
@@ -126,37 +119,27 @@ def _tell_order(names: Sequence[str]) -> None:
 
 def _columns(path: Path) -> dict[str, Any]:
     """The columns of a .parquet file, or of what `save_to_disk` wrote, as arguments of `build_from_arrays`."""
+    from soho_fast.data.importing import CAPTION_COLUMNS, IMAGE_COLUMNS, image_content, load_parts
+
     with from_extra("datasets"):
         import datasets
+    part = datasets.concatenate_datasets(list(load_parts(path).values()))
+    images, captions = (
+        next((name for name in usual if name in part.features), "") for usual in (IMAGE_COLUMNS, CAPTION_COLUMNS)
+    )
     try:
-        loaded = datasets.Dataset.from_parquet(str(path)) if path.is_file() else datasets.load_from_disk(str(path))
-    except Exception as error:  # Of any kind: arrow's own, OSError.
-        raise UserError(f"images: {path}: datasets can't read it ({one_line(error)})") from error
-    part = datasets.concatenate_datasets(list(loaded.values())) if isinstance(loaded, dict) else loaded
-    usual = {name: [one for one in columns if one in part.column_names] for name, columns in _COLUMNS.items()}
-    found = {name: columns[0] for name, columns in usual.items() if columns}
-    try:
-        image = found.pop("images")
-        images = part.cast_column(image, datasets.Image(decode=False))
-    except Exception as error:  # Of any kind: KeyError, arrow's own.
-        expected = f"expected a column of images, {', '.join(_COLUMNS['images'])}"
+        files = part.select_columns([images]).cast_column(images, datasets.Image(decode=False))
+    except Exception as error:  # Of any kind: ValueError, arrow's own.
         columns = ", ".join(f"{name}: {kind}" for name, kind in part.features.items())
+        expected = f"expected a column of images, {', '.join(IMAGE_COLUMNS)}"
         raise UserError(f"images: {path}: {expected}; its columns are {columns}") from error
-    given: dict[str, Any] = {"images": _Column(images, image, _content)}
-    for name, column in found.items():
-        if name == "captions":
-            given[name] = _Column(part, column, lambda text: "" if text is None else text)
-        elif not isinstance(part.features[column], datasets.Value):  # As a row's number would be.
-            given[name] = _Column(part.with_format("numpy"), column, lambda array: array)
+    given = {"images": _Column(files, images, lambda file: image_content(file or {}, path, str(path)) or b"")}
+    if captions:
+        given["captions"] = _Column(part, captions, lambda text: "" if text is None else text)
+    for name in ("features", "index"):
+        if not isinstance(part.features.get(name), (datasets.Value, type(None))):  # One value is a row's number.
+            given[name] = _Column(part.with_format("numpy"), name, lambda array: array)
     return given
-
-
-def _content(image: Any) -> bytes:
-    """Of an image's file, empty where a row has none."""
-    if image and image["path"] and not image["bytes"]:
-        told = f"expected their content in the data set, got the name of a file, {image['path']!r:.60}"
-        raise UserError(f"images: {told}")
-    return (image or {}).get("bytes") or b""
 
 
 class _Column:
