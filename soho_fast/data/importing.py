@@ -44,7 +44,8 @@ ANNOTATIONS = "images.jsonl"
 
 # Names of columns, the first that is there counts.
 _FILES = ("file", "file_name", "filename", "image", "image_name", "path", "filepath")
-_CAPTIONS = ("caption", "captions", "text", "texts", "comment", "sentence", "sentences")
+IMAGE_COLUMNS = ("image", "img", "jpg", "png")
+CAPTION_COLUMNS = ("caption", "captions", "text", "texts", "comment", "sentence", "sentences")
 _DELIMITERS = ",;\t|"
 # As recipe `own` calls the held-out images.
 _SPLITS = {"validation": "val", "valid": "val", "dev": "val"}
@@ -103,7 +104,7 @@ def read_csv(path: Path, folder: Path, file_column: str = "", caption_column: st
         if not any(columns):
             raise ValueError(f"{path}: empty; expected a first line that names the columns")
         file_name = _column(columns, file_column, _FILES, path, "--file-column")
-        caption_name = _column(columns, caption_column, _CAPTIONS, path, "--caption-column")
+        caption_name = _column(columns, caption_column, CAPTION_COLUMNS, path, "--caption-column")
         split_name = next((name for name in columns if name.lower() == "split"), "")
         begin = rows.line_num + 1
         for values in rows:
@@ -193,22 +194,14 @@ def read_dataset(
     from PIL import Image
 
     report = report or ReadReport()
-    by_split = _parquet_by_split(path)
-    try:
-        loaded = (
-            {split: datasets.Dataset.from_parquet(files) for split, files in by_split.items()}
-            or datasets.load_from_disk(str(path))
-        )  # fmt: skip
-    except Exception as error:  # of any kind: arrow's own, pickle's, OSError
-        raise ValueError(f"{path}: datasets can't read it ({' '.join(str(error).split())[:200]})") from error
-    parts = loaded if isinstance(loaded, dict) else {"": loaded}
+    parts = load_parts(path)
     candidates = []
     with scratch_beside(folder / "images") as scratch:
         scratch.mkdir()
         for split, part in parts.items():
             where = f"{path}, split {split}" if split else str(path)
-            images = _column(part.column_names, image_column, ("image", "img", "jpg", "png"), where, "--image-column")
-            captions = _column(part.column_names, caption_column, _CAPTIONS, where, "--caption-column")
+            images = _column(part.column_names, image_column, IMAGE_COLUMNS, where, "--image-column")
+            captions = _column(part.column_names, caption_column, CAPTION_COLUMNS, where, "--caption-column")
             if not isinstance(part.features[images], datasets.Image):
                 raise ValueError(f"{where}: column {images!r} is {part.features[images]}; expected images")
             rows = (row for batch in part.with_format("arrow").iter(batch_size=100) for row in batch.to_pylist())
@@ -219,7 +212,7 @@ def read_dataset(
                         f"{where}, row {number}: column {captions!r} holds {row[captions]!r:.60}, no texts"
                     )
                 name = f"{split or 'image'}-{number:07d}"
-                content = _image_content(row[images] or {}, path, f"{where}, row {number}")
+                content = image_content(row[images] or {}, path, f"{where}, row {number}")
                 if content and not all(map(is_blank, texts)):  # the others have no file, and are counted so
                     try:
                         with Image.open(io.BytesIO(content)) as opened:
@@ -239,6 +232,22 @@ def read_dataset(
     return candidates
 
 
+def load_parts(path: Path) -> dict[str, Any]:
+    """Data sets of Hugging Face's `datasets` by split, "" where there are none: of what `save_to_disk` wrote, of a
+    .parquet file or of a folder of such. Raises ValueError: it can't be read."""
+    with from_extra("datasets"):
+        import datasets
+    by_split = _parquet_by_split(path)
+    try:
+        loaded = (
+            {split: datasets.Dataset.from_parquet(files) for split, files in by_split.items()}
+            or datasets.load_from_disk(str(path))
+        )  # fmt: skip
+    except Exception as error:  # of any kind: arrow's own, pickle's, OSError
+        raise ValueError(f"{path}: datasets can't read it ({one_line(error)})") from error
+    return loaded if isinstance(loaded, dict) else {"": loaded}
+
+
 def _parquet_by_split(path: Path) -> dict[str, list[str]]:
     """The .parquet files at a path by the split that their names begin with, "" where none does."""
     by_split: dict[str, list[str]] = {}
@@ -253,7 +262,7 @@ def _parquet_by_split(path: Path) -> dict[str, list[str]]:
     return by_split
 
 
-def _image_content(image: Mapping[str, Any], source: Path, where: str) -> bytes | None:
+def image_content(image: Mapping[str, Any], source: Path, where: str) -> bytes | None:
     """What a row has for its image, or the file below `source` that it names; None where there is none."""
     if image.get("bytes") or not image.get("path"):
         return image.get("bytes")

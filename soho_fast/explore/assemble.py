@@ -386,6 +386,7 @@ class _Writer:
     def _meta(self, **about: Any) -> dict[str, Any]:
         codebook, names = self.source.codebook, self.source.data_sets
         counts = np.bincount([self.spool.texts(n)["source"] for n in range(len(self.spool))], minlength=len(names))
+        share = float(np.mean([row["word"] is not None for row in self.wall if row["tokens"]]))
         return {
             "schema": layout.SCHEMA,
             "title": self.source.title,
@@ -417,15 +418,9 @@ class _Writer:
                 "num_tests": max(len(self.words.spelling), 1) * int((self.usage.tokens > 0).sum()),
                 "min_images": words.MIN_IMAGES,
             },
-            "measures": self._measures(),
+            "measures": {"share of active codes associated with a word": share} if self.words.spelling else {},
             "figure": [],
         }
-
-    def _measures(self) -> dict[str, float]:
-        if not self.words.spelling:
-            return {}
-        associated = [row["word"] is not None for row in self.wall if row["tokens"]]
-        return {"share of active codes associated with a word": float(np.mean(associated))}
 
 
 def _dicts(names: str, rows: Iterable[Sequence[Any]]) -> list[dict[str, Any]]:

@@ -124,7 +124,7 @@ def build_from_arrays(
         checked = _check_batch(batch, codes, number * _IMAGES_AT_A_TIME, sizes)
         highest = max([highest, *(int(each.max()) for each in checked["index"] or ())])
     is_count = num_codes is None or (codes is None and num_codes in range(highest + 1, _MOST_CODES + 1))
-    told = f"no codebook, and more than the highest code, {highest}, up to {_MOST_CODES}"
+    told = f"more than the highest code, {highest}, up to {_MOST_CODES}" if codes is None else "none with a codebook"
     _expect(is_count, "num_codes", told, repr(num_codes))
     if codes is not None:
         shape = codes.shape[:2]
@@ -233,7 +233,7 @@ def _expect(holds: object, where: str, expected: str, got: object, error: type[E
 
 def check_codebook(codebook: Any, metric: str = "euclidean") -> np.ndarray:
     """A codebook as float32 (Q, K, C), by cosine of length 1. Raises TypeError, ValueError: it is something else."""
-    codes = _floats("codebook", codebook)
+    codes = _floats("codebook", codebook).copy()  # A mapped file can't be written to, of which torch would warn.
     is_shape = codes.ndim in (2, 3) and 0 not in codes.shape
     _expect(is_shape, "codebook", "(codes, channels) or (levels, codes, channels)", f"shape {codes.shape}")
     if not np.isfinite(codes).all():
@@ -471,7 +471,7 @@ def _check_lengths(given: Mapping[str, Any]) -> int:
         value = given[name]
         if value is None and name != "images":
             continue
-        is_list = hasattr(value, "__len__") and not isinstance(value, (str, bytes))
+        is_list = hasattr(value, "__len__") and not isinstance(value, (str, bytes, set, Mapping))
         _expect(is_list, name, "an array or a list", type(value).__name__, TypeError)
         count = len(given[first])
         _expect(len(value) == count, name, f"{count}, one for each of {first}", len(value))
@@ -512,7 +512,7 @@ def _check_image(image: Any, where: str, only_arrays: bool = False) -> None:
         return
     if not only_arrays and isinstance(image, (Image.Image, Clip, bytes)):
         return
-    others = "" if only_arrays else ", PIL image, Clip or path"
+    others = "" if only_arrays else ", PIL image, Clip, path or bytes"
     is_array = isinstance(image, (np.ndarray, torch.Tensor))
     _expect(is_array, where, f"a uint8 array{others}", type(image).__name__, TypeError)
     _expect(str(image.dtype).removeprefix("torch.") == "uint8", where, "uint8", image.dtype, TypeError)

@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -137,14 +137,11 @@ def _records(task: BaseTask, splits: Sequence[str]) -> Iterator[tuple[str | None
     for split in splits or known:
         if isinstance(task, FineTuningTask):
             yield split, task.records(split)
-        elif split == TRAINING:
-            sources = read_sources(task.data, "sources", task._say, max_broken=task.corrupt_images)
+        elif split == TRAINING or task.data.heldout:
+            part: Literal["sources", "heldout"] = "sources" if split == TRAINING else "heldout"
+            sources = read_sources(task.data, part, task._say, max_broken=task.corrupt_images)
             for record in chain.from_iterable(sources):
-                yield None, [record]
-        elif task.data.heldout:
-            heldout = read_sources(task.data, "heldout", task._say, max_broken=task.corrupt_images)
-            for record in chain.from_iterable(heldout):
-                yield f"{record.source}, held out", [record]
+                yield None if part == "sources" else f"{record.source}, held out", [record]
 
 
 class ModelSource:

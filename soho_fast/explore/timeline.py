@@ -174,7 +174,8 @@ def _codes(count: int) -> str:
 
 
 def _sentence(name: str, points: Sequence[Sequence[float]]) -> str:
-    """Where a curve ends, and how far it went on its way."""
+    """Where a curve ends, and how far it went on its way, if it moved."""
     ends = points[-1], max(points, key=lambda point: point[1]), min(points, key=lambda point: point[1])
     told = [f"{value:{',.0f' if value >= 1000 else '.4g'}} at step {step:,}" for step, value in ends]
-    return f"{name.capitalize()}: {told[0]}; highest {told[1]}, lowest {told[2]}."
+    way = f"; highest {told[1]}, lowest {told[2]}" if ends[1][1] > ends[2][1] else ""
+    return f"{name.capitalize()}: {told[0]}{way}."

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -327,10 +328,7 @@ def test_the_command_takes_files(given, tmp_path, capsys):
         (["build", "--index", str(tmp_path / "0d.npy"), *words[3:]], "index: .*0d.npy can't be read as an array"),
         ([*words, "--split", "heldout"], "split: expected only with a model, got none"),
         ([*words, "--recipe", "nope"], "recipe: expected only with a model, got none"),
-        (
-            [*words, "--num-codes", "3"],
-            "num_codes: expected no codebook, and more than the highest code, 6, up to 262144, got 3",
-        ),
+        ([*words, "--num-codes", "3"], "num_codes: expected more than the highest code, 6, up to 262144, got 3"),
         (["build", "nowhere", *more[4:]], "labels: expected only without a model, got one"),
         (["build", "nowhere", "--metric", "cosine"], "metric: expected only without a model, got one"),
         ([*words, "--engine.threads=2"], "there is no option --engine.threads=2, but for a model"),
@@ -384,11 +382,49 @@ def test_the_command_takes_a_data_set(given, tmp_path, monkeypatch, capsys, form
         (tmp_path / "broken.parquet").write_bytes(b"PAR1")
         for name, told in (
             ("less", "required: RUN_OR_MODEL, or --index or --features"),
-            ("other", "expected a column of images, image, img, jpg, png; its columns are photo, text, index"),
-            ("broken.parquet", "images: .*broken.parquet: datasets can't read it"),
+            ("other", "expected a column of images, image, img, jpg, png; its columns are photo: .*, text: "),
+            ("broken.parquet", ".*broken.parquet: datasets can't read it"),
         ):
             assert main(["build", "--images", name]) == 2
             assert re.search(told, capsys.readouterr().err)
+
+
+def test_rows_of_a_data_set_may_lack_things(given, tmp_path, monkeypatch, capsys):
+    """An image or a caption; a column of row numbers is no index; no file of this machine is read."""
+    datasets = pytest.importorskip("datasets")
+    (tmp_path / "sets").mkdir()
+    monkeypatch.chdir(tmp_path / "sets")
+    Image.fromarray(given["images"][0]).save(whole := tmp_path / "whole.png")
+    stored = [{"bytes": whole.read_bytes()}] * (N - 2)
+    rows = {"image": [None, *stored, {"bytes": b""}], "text": [*["a dog"] * (N - 1), None]}
+    datasets.Dataset.from_dict({**rows, "index": range(N)}).to_parquet("set.parquet")
+    for name, array in (("f.npy", given["features"]), ("c.npy", given["codebook"])):
+        np.save(name, array)
+    words = ["build", "--features", "f.npy", "--codebook", "c.npy", "--images"]
+    with warnings.catch_warnings(action="error", category=UserWarning):
+        assert main([*words, "set.parquet"]) == 0, capsys.readouterr().err
+    said = capsys.readouterr().out
+    assert "left out: images[0]" in said and "left out: images[8]" in said
+    bundle = Bundle("explorer")
+    assert bundle.meta["num_images"] == N and bundle.meta["num_shown"] == N - 2
+    columns = (
+        ("image", [*stored, {"path": "../whole.png"}, None]),
+        ("image", [str(whole)] * N),
+        ("image", [1] * N),
+        ("caption", [{"raw": "a dog"}] * N),
+    )
+    told = (
+        *["its image .*whole.png leads out of .*sets; expected its bytes, or a path below"] * 2,
+        r"expected a column of images, .* its columns are image: Value\(.*int64.*, text",
+        r"captions\[0\]: expected a text or a list of texts, got {'raw': 'a dog'}",
+    )
+    for (name, column), line in zip(columns, told, strict=True):
+        datasets.Dataset.from_dict({**rows, name: column}).to_parquet("wrong.parquet")
+        assert main([*words, "wrong.parquet"]) == 2
+        assert re.search(line, capsys.readouterr().err)
+    datasets.Dataset.from_dict({**rows, "index": nearest_to(given).tolist()}).save_to_disk("here")
+    monkeypatch.chdir("here")
+    assert main(["build"]) == 2 and "required: RUN_OR_MODEL" in capsys.readouterr().err
 
 
 def changed(given, name, value):
@@ -433,7 +469,7 @@ MISTAKES = [
         "images",
         lambda x: [None] * N,
         TypeError,
-        r"images\[0\]: expected a uint8 array, PIL image, Clip or path, got NoneType",
+        r"images\[0\]: expected a uint8 array, PIL image, Clip, path or bytes, got NoneType",
     ),
     ("metric", "manhattan", ValueError, "metric: expected euclidean or cosine, got 'manhattan'"),
     ("index", np.zeros((N, ROWS, COLUMNS)), TypeError, r"index\[0\]: expected integers, got float64"),
@@ -450,13 +486,14 @@ MISTAKES = [
         "num_codes",
         CODES,
         ValueError,
-        "num_codes: expected no codebook, and more than the highest code, -1, up to 262144, got 7",
+        "num_codes: expected none with a codebook, got 7",
     ),
     ("labels", ["a"], ValueError, "labels: expected 7, one for each code, got 1"),
     ("labels", [1] * CODES, TypeError, r"labels\[0\]: expected a text or None, got 1"),
     ("decoded", ["x.png"] * CODES, TypeError, r"decoded\[0\]: expected a uint8 array, got str"),
     ("window", 0, ValueError, "window: expected a number of patches, at least 1, got 0"),
     ("captions", "a dog", TypeError, "captions: expected an array or a list, got str"),
+    ("captions", dict.fromkeys(range(N), "a dog"), TypeError, "captions: expected an array or a list, got dict"),
     ("captions", [["a dog"]] * 8, ValueError, "captions: expected 9, one for each of features, got 8"),
     ("captions", [[1]] * N, TypeError, r"captions\[0\]: expected a text or a list of texts, got \[1\]"),
     ("names", [1] * N, TypeError, r"names\[0\]: expected a text, got 1"),

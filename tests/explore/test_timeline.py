@@ -166,10 +166,12 @@ def test_the_best_model_is_of_its_own_step(tmp_path):
 
 def test_a_curve_is_told_by_its_end_and_its_extremes_what_matters_most_first(tmp_path):
     values = [(1, 0.5, 9000.0), (2, 1.6, 12.0), (3, 0.7, 40.0)]
-    _write(tmp_path, *[_train(step, code_error=error, active_codes=live) for step, error, live in values])
+    steps = [_train(step, code_error=error, active_codes=live, perplexity=9.0) for step, error, live in values]
+    _write(tmp_path, *steps)
     assert timeline(tmp_path, None)["sentences"] == [
         "Code error: 0.7 at step 3; highest 1.6 at step 2, lowest 0.5 at step 1.",
         "Active codes: 40 at step 3; highest 9,000 at step 1, lowest 12 at step 2.",
+        "Perplexity: 9 at step 3.",
     ]
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from loopback import serve
 
-from soho_fast.explore import build_from_arrays
+from soho_fast.explore import Clip, build_from_arrays
 
 MODELS = ("rank", "answer", "compare", "entails")
 
@@ -302,14 +302,18 @@ def test_a_page_that_is_not_served_says_how_to_serve_it(bundle_folder, runs, ope
         serving.close()
 
 
-def test_an_explorer_of_arrays_says_that_it_has_no_encoder(tmp_path, open_window):
-    index, images = np.zeros((2, 2, 2), int), np.zeros((2, 8, 8, 3), np.uint8)
+@pytest.mark.parametrize("noun", ["image", "clip"])
+def test_an_explorer_of_arrays_says_that_it_has_no_encoder(tmp_path, open_window, noun):
+    index, images = np.zeros((2, 1, 2), int), np.zeros((2, 8, 16, 3), np.uint8)
+    images = images if noun == "image" else [Clip(np.zeros(8000), 8000)] * 2
     folder = build_from_arrays(index=index, images=images, folder=tmp_path / "explorer", say=lambda line: None)
     serving = serve(tmp_path, folder)
     try:
         window = open_window(folder, base=f"{serving.address}/")
         window.visit("#/ask")
-        assert "has no encoder" in window.text() and "deepspeed" not in window.text()
+        text = window.text()
+        assert "has no encoder" in text and f"of one more {noun}," in text and "deepspeed" not in text
+        assert noun == "image" or "image" not in text
     finally:
         serving.close()
 

@@ -57,24 +57,29 @@ def test_what_is_read_joins_the_notes_that_are_there(small, open_window, tmp_pat
     page = (window := open_window(small)).page
     window.visit("#/code/3")
     page.get_by_label("keep this code").check()
-    page.get_by_label("your note").fill("a leaf\nor a fern")
+    page.get_by_label("your note").fill("a leaf\n\nor a fern")
     window.visit("#/code/4")
     page.get_by_label("your note").fill("sea")
     window.visit("#/wall")
     theirs = {
-        "3": {"kept": False, "note": "moss"},
+        "3": {"kept": False, "note": "or a fern\nmoss"},
         "4": {"kept": True, "note": "the sea"},
         "5": {"kept": False, "note": "x"},
     }
     (tmp_path / "notes.json").write_text(json.dumps({"notes": theirs}))
+    page.evaluate(
+        "() => { const set = Storage.prototype.setItem; window.writes = 0;"
+        "Storage.prototype.setItem = function (...given) { writes += 1; set.apply(this, given); }; }"
+    )
     for added in (2, 0):
         page.get_by_label("file of notes").set_input_files(tmp_path / "notes.json")
         told = f"notes on 3 codes read; {added} of them" if added else "notes on 3 codes read"
         page.get_by_text(told, exact=not added).wait_for()
+    assert page.evaluate("writes") == 2, "notes on thousands of codes are written at once"
     with page.expect_download() as download:
         page.get_by_text("save notes").click()
     assert json.loads(download.value.path().read_text())["notes"] == {
-        "3": {"kept": True, "note": "a leaf\nor a fern\nmoss"},
+        "3": {"kept": True, "note": "a leaf\n\nor a fern\nmoss"},
         "4": {"kept": True, "note": "sea\nthe sea"},
         "5": {"kept": False, "note": "x"},
     }

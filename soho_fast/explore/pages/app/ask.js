@@ -82,9 +82,9 @@
       element(
         "p",
         {},
-        "This explorer was made from arrays: it knows the codes of its own images, and has no encoder that finds " +
-          "those of another one. To see which codes an image of yours has, encode it with your model, and build the " +
-          "explorer again with the image and its codes among the others.",
+        `This explorer was made from arrays: it knows the codes of its own ${explorer.noun}s, and has no encoder ` +
+          `that finds those of another one. To see the codes of one more ${explorer.noun}, encode it with your ` +
+          "model, and build the explorer again with it and its codes among the others.",
       ),
     );
 

@@ -10,8 +10,8 @@
     merged: "It is now mostly part of a code that others are part of too.",
     lost: "No code stands for it any more.",
     new: "Codes that stand for none of the other explorer.",
-    moved: "Its partner has fewer than half of the patches that either has.",
-    stable: "Its partner has half or more of the patches that either has.",
+    moved: "It and its partner share fewer than half of the patches that either has.",
+    stable: "It and its partner share half or more of the patches that either has.",
   };
 
   const figureTable = (figures, first) => {

@@ -22,10 +22,13 @@
   // {code: {kept, note}} of the codes that have one of them.
   explorer.notes = read;
 
-  const change = (meta, code, values) => {
+  // changes: {code: {kept, note}} of some codes, or one of the two.
+  const change = (meta, changes) => {
     const notes = read(meta);
-    notes[code] = { kept: false, note: "", ...notes[code], ...values };
-    if (!notes[code].kept && !notes[code].note) delete notes[code];
+    for (const [code, values] of Object.entries(changes)) {
+      notes[code] = { kept: false, note: "", ...notes[code], ...values };
+      if (!notes[code].kept && !notes[code].note) delete notes[code];
+    }
     write(meta, notes);
   };
 
@@ -34,11 +37,11 @@
     const box = element("input", {
       type: "checkbox",
       checked: kept,
-      change: ({ target }) => change(meta, code, { kept: target.checked }),
+      change: ({ target }) => change(meta, { [code]: { kept: target.checked } }),
     });
     const text = element(
       "textarea",
-      { rows: 2, "aria-label": "your note", input: ({ target }) => change(meta, code, { note: target.value }) },
+      { rows: 2, "aria-label": "your note", input: ({ target }) => change(meta, { [code]: { note: target.value } }) },
       note,
     );
     return element(
@@ -71,10 +74,10 @@
     return notes;
   };
 
-  // Two texts as one: each line that only one of them has is in it.
+  // A note with those lines of another below it that it has not.
   const joined = (mine, theirs) => {
-    const holds = (one, other) => other === "" || `\n${one}\n`.includes(`\n${other}\n`);
-    return holds(mine, theirs) ? mine : holds(theirs, mine) ? theirs : `${mine}\n${theirs}`;
+    const added = mine ? theirs.split("\n").filter((line) => !mine.split("\n").includes(line)) : [theirs];
+    return [mine, ...added].filter(Boolean).join("\n");
   };
 
   // Buttons that save the notes as JSON, and that read such a file; `onRead` is called when they have changed.
@@ -94,14 +97,15 @@
         if (!chosen) return;
         try {
           const notes = checked(await chosen.text(), meta);
+          const mine = read(meta);
           let numJoined = 0;
           // Nothing that is here already is lost.
-          for (const [code, { kept, note }] of Object.entries(notes)) {
-            const mine = { kept: false, note: "", ...read(meta)[code] };
-            const both = joined(mine.note, note);
-            numJoined += both !== mine.note && both !== note;
-            change(meta, code, { kept: kept || mine.kept, note: both });
+          for (const [code, one] of Object.entries(notes)) {
+            const note = joined(mine[code]?.note, one.note);
+            numJoined += Boolean(mine[code]?.note) && note !== mine[code].note;
+            notes[code] = { kept: one.kept || Boolean(mine[code]?.kept), note };
           }
+          change(meta, notes);
           const added = numJoined ? `; ${numJoined} of them added below a note of yours` : "";
           status.textContent = `notes on ${explorer.formatPlural(Object.keys(notes).length, "code")} read${added}`;
           onRead();
