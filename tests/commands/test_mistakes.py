@@ -62,6 +62,7 @@ MISTAKES = [
     ("train --optim.lr 1,5", "optim.lr: expected a number, got '1,5'"),
     ("train --optim.lr -1", "optim.lr: expected a number >=0, got -1"),
     ("train --optim.lr 1 2", "2: expected a field as --NAME before its value"),
+    ("ask answer model a.jpg is it red", "it: expected a field as --NAME before its value, or quotes around a text"),
     ("train --optim fast", "optim: expected fields of its own, as --optim.NAME VALUE"),
     ("train --epochs inf", "epochs: expected a finite number, got inf"),
     ("train --recipe endless.yaml", "data.masking.probability: expected"),
