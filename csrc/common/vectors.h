@@ -39,9 +39,12 @@ inline __m128 _mm_shuffle_ps(__m128 a, __m128 b, int lanes) {
   return __m128{a[lanes & 3], a[lanes >> 2 & 3], b[lanes >> 4 & 3], b[lanes >> 6]};
 }
 
-inline __m128i _mm_loadu_si128(const __m128i* words) { return vld1q_u32(reinterpret_cast<const uint32_t*>(words)); }
+// Bytes, since rows of 16-bit elements begin anywhere.
+inline __m128i _mm_loadu_si128(const __m128i* words) {
+  return vreinterpretq_u32_u8(vld1q_u8(reinterpret_cast<const uint8_t*>(words)));
+}
 inline __m128i _mm_loadl_epi64(const __m128i* words) {
-  return vcombine_u32(vld1_u32(reinterpret_cast<const uint32_t*>(words)), vdup_n_u32(0));
+  return vreinterpretq_u32_u8(vcombine_u8(vld1_u8(reinterpret_cast<const uint8_t*>(words)), vdup_n_u8(0)));
 }
 inline void _mm_storeu_si128(__m128i* target, __m128i a) { vst1q_u32(reinterpret_cast<uint32_t*>(target), a); }
 inline __m128i _mm_castps_si128(__m128 a) { return vreinterpretq_u32_f32(a); }

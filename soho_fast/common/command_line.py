@@ -139,6 +139,7 @@ _WORDS = [
     (r"Not of type \w+: ", ""),
     (r"typing\.Literal\[(.*?)\]", r"one of \1"),
     (r"<class 'bool'>", "true or false"),
+    (r"Expected a <class 'int'>\. Got value: ", "expected a whole number, got "),
     (r"<class '(\w+)'>", r"a \1"),
     (r"could not convert string to float: |(.*) not a number", r"expected a number, got \1"),
     (r"invalid (literal for int\(\) with base 10|int value): ", "expected a whole number, got "),
@@ -179,7 +180,7 @@ def _unknown(rest: Sequence[str], flags: Iterable[str]) -> str:
     wrong = next((argument for argument in rest if argument.startswith("-") and len(argument) > 1), rest[0])
     name = wrong.partition("=")[0]
     if not wrong.startswith("-"):
-        meant = f"; write --{name}" if f"--{name}" in flags else ""
+        meant = f"; write --{name}" if f"--{name}" in flags else ", or quotes around a text with spaces"
         return f"{name}: expected a field as --NAME before its value{meant}"
     similar = did_you_mean(name.lstrip("-"), [flag.lstrip("-") for flag in flags])
     return f"{name}: there is no such argument{similar.replace('did you mean ', 'did you mean --')}"

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
+from soho_fast import __version__
 from soho_fast.common.command_line import exit_code
 from soho_fast.common.errors import UserError
 from soho_fast.common.spelling import did_you_mean
@@ -29,6 +30,7 @@ COMMANDS = {
     "convert": ("soho_fast.export.official", "convert a checkpoint of the authors"),
 }
 _HELP = ("-h", "--help")
+_VERSION = ("-V", "--version")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -42,7 +44,10 @@ def _run(arguments: list[str]) -> int:
         width = max(map(len, COMMANDS))
         print("usage: soho COMMAND ...\n")
         print("\n".join(f"  {each:{width}}  {about}" for each, (_, about) in COMMANDS.items()))
-        print("\nsoho COMMAND --help explains a command.")
+        print("\nsoho COMMAND --help explains a command, soho --version prints the version.")
+        return 0
+    if name in _VERSION:
+        print(f"soho_fast {__version__}")
         return 0
     if name not in COMMANDS:
         meant = did_you_mean(name, COMMANDS)

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 # The header of a PPM file, with spaces and comments between its parts.
-_PPM = re.compile(rb"P6%s(\d+)%s(\d+)%s255\s" % ((rb"(?:\s|#[^\n]*\n)+",) * 3))
+_PPM = re.compile(rb"P6%s(\d{1,9})%s(\d{1,9})%s255\s" % ((rb"(?:\s|#[^\n]*\n)+",) * 3))
 
 
 class Model:

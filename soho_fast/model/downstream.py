@@ -7,6 +7,7 @@ B images, P texts (in NLVR2: statements, and R = 2 P texts), T texts before each
 D channels, E = 2 D, A answers.
 """
 
+import copy
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, Self, Unpack
@@ -220,8 +221,7 @@ class SohoForVisualReasoning(SohoClassifier):
     """NLVR2: is a statement about two images true? The text is read with each, and both [CLS] decide together."""
 
     def __init__(self, config: SohoConfig) -> None:
-        super().__init__(config)
-        set_num_labels(config, 2)
+        super().__init__(with_labels(config, 2))
         self.head = ClassificationHead(config, 2 * config.hidden_size, 2)
         self.post_init()
 
@@ -247,8 +247,7 @@ class SohoForVisualEntailment(SohoClassifier):
     """SNLI-VE: three classes on [CLS] of an image and a hypothesis, by one linear layer; their order is the task's."""
 
     def __init__(self, config: SohoConfig) -> None:
-        super().__init__(config)
-        set_num_labels(config, 3)
+        super().__init__(with_labels(config, 3))
         self.head = nn.Linear(config.hidden_size, 3)
         self.post_init()
 
@@ -288,12 +287,13 @@ def labels_loss(logits_PA: Tensor, labels: Tensor | None) -> LossSum | None:
     return None if labels is None else cross_entropy_sum(logits_PA, labels)
 
 
-def set_num_labels(config: SohoConfig, num: int) -> None:
-    """Gives a head of fixed size as many labels. Raises ValueError: the configuration names others.
-
-    transformers names two where a configuration names none.
-    """
-    if config.num_labels not in (2, num):
+def with_labels(config: SohoConfig, num: int) -> SohoConfig:
+    """The configuration of a head of fixed size, with as many labels: a copy where it names none, to which transformers
+    gives two. Raises ValueError: it names others."""
+    if config.num_labels == num:
+        return config
+    if config.id2label != {0: "LABEL_0", 1: "LABEL_1"}:
         raise ValueError(f"id2label: expected {num} labels, got {config.num_labels}")
-    if config.num_labels != num:
-        config.num_labels = num
+    config = copy.deepcopy(config)
+    config.num_labels = num
+    return config

@@ -94,8 +94,8 @@ def read_inputs(**inputs: Any) -> tuple[dict[str, Any], Texts, dict[str, Any]]:
         ValueError: an argument is none of these, the shape of a text's does not fit, or not one thing alone stands for
             the images.
     """
-    for name in inputs:
-        if name not in _KNOWN:
+    for name in [name for name in inputs if name not in _KNOWN]:
+        if inputs.pop(name) is not None:  # peft gives names of other models, without a value
             raise ValueError(f"{name}: there is no such argument{did_you_mean(name, _KNOWN)}")
     texts = Texts(*(inputs.pop(name, None) for name in ("input_ids", "attention_mask", "image_index")))
     images = {name: inputs.pop(name, None) for name in IMAGES}

@@ -221,8 +221,14 @@ class SohoModel(SohoPreTrainedModel):
             kwargs: `output_hidden_states`, `output_attentions`, `return_dict`, and what the attention takes.
 
         Raises:
-            ValueError: it is not said which text is read with which image, or texts have no token or too many.
+            ValueError: it is not said which text is read with which image, texts have no token or too many, or
+                attentions are asked for that are not computed.
         """
+        if kwargs.get("output_attentions") and self.config._attn_implementation != "eager":
+            raise ValueError(
+                f"output_attentions: attention {self.config._attn_implementation!r} has none to give; call "
+                "set_attn_implementation('eager') before"
+            )
         check_text_length(texts.input_ids, self.config.max_position_embeddings)
         real_PT = self.real_places(visual, texts)
         read, texts, mvm_labels_PL = self.mask(visual, texts, mask_uniform, mask_pairs)
@@ -462,7 +468,8 @@ class SohoForPreTraining(PairMatching, SohoModelWithHeads):
         if mlm_labels is not None:  # eq. 6
             place_M = labelled_places(mlm_labels) if mlm_positions is None else mlm_positions
             result.mlm_targets = at_places(mlm_labels, place_M)
-            is_tied = self.mlm_head.decoder.weight is self.get_input_embeddings().weight
+            decoder = self.mlm_head.decoder  # Where it has an adapter, it is to be called.
+            is_tied = isinstance(decoder, nn.Linear) and decoder.weight is self.get_input_embeddings().weight
             word_table_VD = reads.word_table if is_tied else None
             result.mlm_logits = self.mlm_head(at_places(hidden.text_hidden, place_M), word_table_VD)
             losses["mlm_loss"] = cross_entropy_sum(result.mlm_logits, result.mlm_targets)

@@ -151,8 +151,8 @@ def read_study(path: Path) -> Study:
     Raises:
         UserError: it is not one, or names a condition, a stage or a variant that it does not have.
     """
-    content = read_yaml(path)
-    check_fields(content, Study, path)
+    content = read_yaml(path, "study")
+    check_fields(content, Study, path, what="study")
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(Study)
     try:

@@ -46,8 +46,8 @@ def find_yaml(kind: str, name_or_path: str, folder: Path) -> Path:
     )
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The fields of a file.
+def read_yaml(path: Path, what: str = "recipe") -> dict[str, Any]:
+    """The fields of a file; errors call it `what`.
 
     Raises:
         UserError: it can't be read, or is not YAML with fields, each once.
@@ -57,19 +57,19 @@ def read_yaml(path: Path) -> dict[str, Any]:
         _check_nodes(yaml.compose(text, Loader=yaml.SafeLoader))
         content = yaml.safe_load(text)
     except OSError as error:
-        raise UserError(f"recipe {path}: {error.strerror}") from error
+        raise UserError(f"{what} {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise UserError(f"recipe {path}: not a text file ({error}); expected YAML") from error
+        raise UserError(f"{what} {path}: not a text file ({error}); expected YAML") from error
     except yaml.MarkedYAMLError as error:
         problem = ", ".join(filter(None, (error.context, error.problem)))
-        raise UserError(f"recipe {path}, line {error.problem_mark.line + 1}: {problem}") from error
+        raise UserError(f"{what} {path}, line {error.problem_mark.line + 1}: {problem}") from error
     except (yaml.YAMLError, ValueError) as error:
-        raise UserError(f"recipe {path}: {error}") from error
+        raise UserError(f"{what} {path}: {error}") from error
     except RecursionError as error:
-        raise UserError(f"recipe {path}: nested too deep") from error
+        raise UserError(f"{what} {path}: nested too deep") from error
     if not isinstance(content, dict):
         came = "nothing" if content is None else f"a {type(content).__name__}"
-        raise UserError(f"recipe {path}: expected fields with values, got {came}")
+        raise UserError(f"{what} {path}: expected fields with values, got {came}")
     return content
 
 
@@ -101,7 +101,7 @@ def _problem(words: str, node: yaml.Node) -> yaml.MarkedYAMLError:
     return yaml.MarkedYAMLError(problem=words, problem_mark=node.start_mark)
 
 
-def check_fields(content: Any, kind: Any, path: Path, place: str = "") -> None:
+def check_fields(content: Any, kind: Any, path: Path, place: str = "", what: str = "recipe") -> None:
     """Refuse what a dataclass, or a list or dict of them, does not have; jsonargparse checks the values.
 
     Raises:
@@ -111,16 +111,16 @@ def check_fields(content: Any, kind: Any, path: Path, place: str = "") -> None:
         types = get_type_hints(kind)
         if not isinstance(content, dict):
             came = "nothing" if content is None else repr(content)
-            raise UserError(f"recipe {path}: {place}: expected fields ({', '.join(types)}), got {came}"[:400])
+            raise UserError(f"{what} {path}: {place}: expected fields ({', '.join(types)}), got {came}"[:400])
         for name, value in content.items():
             inside = f"{place}.{name}" if place else name
             if name not in types:
                 hint = f"; expected a section `{name.partition('.')[0]}:`" if "." in name else did_you_mean(name, types)
-                raise UserError(f"recipe {path}: there is no field {inside}{hint} (--help lists every field)")
-            check_fields(value, types[name], path, inside)
+                raise UserError(f"{what} {path}: there is no field {inside}{hint} (--help lists every field)")
+            check_fields(value, types[name], path, inside, what)
     elif get_origin(kind) is list and isinstance(content, list):
         for number, item in enumerate(content):
-            check_fields(item, get_args(kind)[0], path, f"{place}[{number}]")
+            check_fields(item, get_args(kind)[0], path, f"{place}[{number}]", what)
     elif get_origin(kind) is dict and isinstance(content, dict):
         for name, value in content.items():
-            check_fields(value, get_args(kind)[1], path, f"{place}.{name}")
+            check_fields(value, get_args(kind)[1], path, f"{place}.{name}", what)

@@ -374,6 +374,7 @@ def test_a_ppm_file_is_read_with_its_comments(tmp_path):
         b"P5 3 2 255\n",
         b"P6 3 2 65535\n",
         b"P6 3 x 255\n",
+        b"P6 3 " + b"9" * 5000 + b" 255\n",
         b"P6 3 2",
         b"P6 0 2 255\n",
         b"P6 3 3 255\n",

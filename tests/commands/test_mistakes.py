@@ -71,6 +71,7 @@ MISTAKES = [
     ("train --recipe source.yaml", "recipe source.yaml: data.sources: expected a field annotations"),
     ("train --recipe masking.yaml", "recipe masking.yaml: data.masking: mask_share + random_share is 1.4,"),
     ("train --optim.lr 1 2", "2: expected a field as --NAME before its value"),
+    ("ask answer model a.jpg is it red", "it: expected a field as --NAME before its value, or quotes around a text"),
     ("train --optim fast", "optim: expected fields of its own, as --optim.NAME VALUE"),
     ("train --epochs inf", "epochs: expected a finite number, got inf"),
     ("train --recipe endless.yaml", "data.masking.probability: expected"),

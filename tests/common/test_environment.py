@@ -4,6 +4,7 @@ import json
 import os
 import platform
 
+import pytest
 import torch
 
 import soho_fast
@@ -25,3 +26,8 @@ def test_as_json(capsys):
     assert main(["env", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["backends"] == ops.available_backends() and found["extension"] == ops.build_info()["extension"]
+
+
+@pytest.mark.parametrize("flag", ["-V", "--version"])
+def test_the_version_is_printed(flag, capsys):
+    assert main([flag]) == 0 and capsys.readouterr().out == f"soho_fast {soho_fast.__version__}\n"

@@ -219,5 +219,11 @@ def test_a_head_of_fixed_size_has_as_many_labels(tiny_config, cls, num):
     assert list(names) == list(range(num)), "transformers takes two where none are named"
     named = {number: f"class {number}" for number in range(num)}
     assert cls(tiny_config(id2label=named)).config.id2label == named
-    with pytest.raises(ValueError, match=f"id2label: expected {num} labels, got 4"):
-        cls(tiny_config(num_labels=4))
+    with pytest.raises(ValueError, match=f"id2label: expected {num} labels, got {5 - num}"):
+        cls(tiny_config(id2label={number: f"class {number}" for number in range(5 - num)}))
+
+
+def test_models_of_several_tasks_share_a_configuration(tiny_config):
+    config = tiny_config()
+    assert SohoForVisualEntailment(config).config.num_labels == 3 and config.num_labels == 2
+    assert SohoForVisualReasoning(config).config is config

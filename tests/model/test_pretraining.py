@@ -359,6 +359,9 @@ def test_attentions_and_hidden_states_on_request(tiny_model, batch):
     assert len(out.attentions) == 2
     assert out.attentions[0].shape == (12, 2, 13, 13)
     assert len(out.hidden_states) == 3
+    model.set_attn_implementation("sdpa")
+    with pytest.raises(ValueError, match=r"output_attentions: attention 'sdpa' has none to give; call set_attn_impl"):
+        model(**inputs, output_attentions=True)
     # A padded word is looked at by nobody.
     assert out.attentions[0][1, :, :, 5:7].abs().max() == 0
 
@@ -367,7 +370,9 @@ def test_attentions_and_hidden_states_on_request(tiny_model, batch):
 def test_another_vocabulary_reaches_all_that_has_a_row_for_each_word(tiny_model, batch, tmp_path, num_words):
     model = tiny_model(bag_of_words_weight=1.0)
     bias_V = model.bag_of_words_head.bias.data.copy_(torch.arange(60)).clone()
+    model.bag_of_words_head.bias.requires_grad_(False)
     model.resize_token_embeddings(num_words)
+    assert not model.bag_of_words_head.bias.requires_grad
     inputs = batch() | {"input_ids": batch()["input_ids"].clamp(max=49), "mlm_labels": None}
     assert model.train()(**inputs).loss.isfinite()
     resized_V = model.bag_of_words_head.bias.detach()
@@ -379,3 +384,10 @@ def test_another_vocabulary_reaches_all_that_has_a_row_for_each_word(tiny_model,
 def test_a_trainer_of_transformers_divides_the_loss_of_accumulated_batches(tiny_model, tmp_path):
     trainer = Trainer(tiny_model(), TrainingArguments(tmp_path, use_cpu=True, report_to="none"))
     assert not trainer.model_accepts_loss_kwargs, "it would leave the division to the model, which takes means"
+
+
+def test_a_keyword_without_a_value_is_not_given(tiny_model, batch):
+    """As peft's models of tasks give `inputs_embeds`, whatever model they wrap."""
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(r=2, target_modules=["query"], task_type="FEATURE_EXTRACTION")
+    assert peft.get_peft_model(tiny_model(), config)(**batch()).loss.isfinite()

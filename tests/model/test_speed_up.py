@@ -334,10 +334,11 @@ def test_a_plain_model_calls_nothing_of_this_room(tiny_model, batch):
     assert type(model.soho.visual_encoder.projection) is torch.nn.Conv2d
 
 
-def test_an_adapter_of_the_words_is_read_and_trained(tiny_model, batch):
+@pytest.mark.parametrize("target", ["word_embeddings", "mlm_head.decoder"])
+def test_an_adapter_of_the_words_is_read_and_trained(tiny_model, batch, target):
     peft = pytest.importorskip("peft")
     torch.manual_seed(0)
-    config = peft.LoraConfig(r=2, target_modules=["word_embeddings"], init_lora_weights=False)
+    config = peft.LoraConfig(r=2, target_modules=[target], init_lora_weights=False)
     plain = peft.get_peft_model(tiny_model(), config).train()
     fast = copy.deepcopy(plain)
     speed_up_on_cpu(fast.base_model.model)

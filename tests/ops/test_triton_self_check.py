@@ -115,7 +115,7 @@ def no_compiler(monkeypatch):
     from soho_fast.ops import backends
 
     def cannot(*args):
-        raise RuntimeError("Failed to find C compiler")
+        raise RuntimeError("Failed to find\n  C compiler")
 
     monkeypatch.setattr(self_check, "_difference", cannot)
     monkeypatch.setattr(backends, "_BEST_FIRST", {"cpu": ("triton", "cpu")})
@@ -140,6 +140,16 @@ def test_a_backend_asked_for_by_name_that_cannot_run_says_why(no_compiler):
     for _ in range(2):
         with pytest.raises(RuntimeError, match=words):
             CALLS["codebook_lookup"]()
+
+
+def test_a_trial_without_memory_is_made_again(monkeypatch):
+    def full(*args):
+        raise RuntimeError("Triton Error [CUDA]: out of memory")
+
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match=r"^Triton Error"):
+        patch.setattr(self_check, "_difference", full)
+        CALLS["codebook_lookup"]()
+    CALLS["codebook_lookup"]()
 
 
 def test_the_trial_happens_when_a_graph_is_traced(wrong_kernel):

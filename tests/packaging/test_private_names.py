@@ -90,6 +90,7 @@ PRIVATE = [
     Private("_get_sequence_nr", "numbers of the graph's nodes", "torch._C:_autograd"),
     Private("_sequence_nr", "a node's number", "torch.autograd.graph:Node"),
     Private("_init_weights", "overridden: starting values", HF),
+    Private("_attn_implementation", "attentions that are not computed are refused", "transformers:PreTrainedConfig"),
     Private("_tied_weights_keys", "overridden: tied weights", HF),
     Private(
         "__compatible_ops__", "no compiler is started for an op that is not used",

@@ -189,6 +189,23 @@ def test_mistakes_are_told_by_their_place(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("title: [", ", line 1: "),
+        ("- title", ": expected fields with values, got a list"),
+        ("titel: T", ": there is no field titel; did you mean title?"),
+        ("title: T\nseeds: [1.5]", ": seeds: expected a whole number, got 1.5"),
+        ("title: T\nstages: {vqa: {recipe: mini_vqa, codes: x}}", ": stages: codes: expected a whole number, got x"),
+        ("title: T\nstages: {vqa: {recip: mini}}", ": there is no field stages.vqa.recip; did you mean recipe?"),
+    ],
+)
+def test_a_mistake_in_a_studys_own_file_is_a_studys(tmp_path, content, told):
+    path = tmp_path / "own.yaml"
+    path.write_text(content)
+    assert refused(path).startswith(f"study {path}{told}")
+
+
+@pytest.mark.parametrize(
     ("field", "value", "told"),
     [
         ("optim.lr", "fast", "optim.lr: expected a number"),

@@ -38,7 +38,8 @@ class BagOfWordsHead(nn.Module):
     def resize(self, num_words: int) -> None:
         """Gives the bias, which transformers does not know of, a row for each word; new ones the initial one."""
         more = num_words - len(self.bias)
-        self.bias = nn.Parameter(F.pad(self.bias.detach(), (0, more), value=self.PRIOR_LOGIT))
+        resized_V = F.pad(self.bias.detach(), (0, more), value=self.PRIOR_LOGIT)
+        self.bias = nn.Parameter(resized_V, requires_grad=self.bias.requires_grad)
 
     def forward(self, feat_BLD: Tensor, valid_BL: Tensor) -> Tensor:
         """Returns (B, V): the best logit over the valid tokens of each image, plus the word's bias."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ...heads import TokenHead
@@ -23,7 +23,8 @@ def classify_on_cpu(head: TokenHead, hidden_MD: Tensor, table_VD: Tensor | None 
     hidden_RD = head.transform(F.pad(hidden_MD, (0, 0, 0, recurring(M, hidden_MD) - M)))
     weight_VD = head.decoder.weight if table_VD is None else table_VD
     dtype = product_dtype(weight_VD)
-    if weight_VD.device.type == "cpu" and dtype != weight_VD.dtype and weight_VD.numel() > _PART:
+    by_parts = dtype != weight_VD.dtype and weight_VD.numel() > _PART and isinstance(head.decoder, nn.Linear)
+    if weight_VD.device.type == "cpu" and by_parts:
         return _ClassifyByParts.apply(hidden_RD, weight_VD, head.decoder.bias, dtype)[:M]
     if table_VD is None:
         return head.decoder(hidden_RD)[:M]
