@@ -132,12 +132,16 @@ def quiet_transformers() -> None:
 
 # What argparse and jsonargparse say of a value, and what stands in its place.
 _WORDS = [
+    (r"Does not validate against .*Subtypes: \[(.*)\] Errors: .* Given value: (.*)", r"expected \1, got \2"),
     (r"Problem with given class_path '\S+': (?:Parser key \"(\w+)\"(: ))?", r"\1\2"),
     (r"Option '(\w+)' is not accepted", r"there is no field \1"),
     (r"the following arguments are required: (\w+)", r"expected a field \1"),
     (r"\w+\(\) argument must be .*, not '(\w+)'", r"expected a number, got \1"),
     (r"Not of type \w+: ", ""),
     (r"typing\.Literal\[(.*?)\]", r"one of \1"),
+    (r"'>, <", "'> or <"),
+    (r"(<class ')?NoneType('>)?", "null"),
+    (r"<class 'jsonargparse.typing.PositiveInt'>", "a whole number above 0"),
     (r"<class 'bool'>", "true or false"),
     (r"Expected a <class 'int'>\. Got value: ", "expected a whole number, got "),
     (r"<class '(\w+)'>", r"a \1"),
@@ -147,7 +151,11 @@ _WORDS = [
     (r" and v([<>=])", r" and \1"),
     (r"expected one argument", "expected a value after it"),
     (r"invalid choice: (.*) \(choose from (.*)\)", r"expected one of \2, got \1"),
-    (r"Does not validate against .*Subtypes: \[(.*)\] Errors: .* Given value: (.*)", r"expected \1, got \2"),
+    (
+        r"Expected a dot import path string: |Not a valid subclass of \w+\. Got value: ",
+        "expected fields, as {NAME: VALUE}, got ",
+    ),
+    (r" Subclass types expect one of: .*", ""),
     (r"Expected an? (.*)\. Got value: (.*)", r"expected \1, got \2"),
     (r"Unable to load config .*", "expected fields of its own, as --FIELD.NAME VALUE"),
 ]
@@ -161,6 +169,7 @@ def flags_of(parser: argparse.ArgumentParser) -> list[str]:
 def in_plain_words(message: str, flags: Iterable[str]) -> str:
     """What argparse or jsonargparse says, in one line that names the argument; a mistyped one may be one of `flags`."""
     message = " ".join(message.split())
+    message = re.sub(r"^Group '(.*)' does not accept option '(.*)'$", r"unrecognized arguments: --\1.\2", message)
     if message.startswith("unrecognized arguments: "):
         return f"{_unknown(message.split(' ')[2:], flags)} (--help says more)"
     about = re.fullmatch(r'(?:Parser key "(.*?)"|argument -*(\S+)): (.*)', message)

@@ -53,8 +53,10 @@ _SUFFIX = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp", "GIF": ".gif", "BMP":
 
 
 def images_below(folder: Path) -> list[str]:
-    """The image files in a folder and in those below it or linked there, each folder once, by their suffix: sorted
-    paths relative to it. Raises OSError: a folder can't be listed."""
+    """The image files in a folder and in those below it or linked there, by their suffix: sorted paths relative to it.
+
+    Each folder once, by its own name where a link to it lies beside it. Raises OSError: a folder can't be listed.
+    """
     found: list[str] = []
     seen: set[str] = set()
     for parent, folders, files in os.walk(folder, onerror=_refuse, followlinks=True):
@@ -62,7 +64,8 @@ def images_below(folder: Path) -> list[str]:
             folders.clear()
             continue
         seen.add(os.path.realpath(parent))
-        folders.sort()
+        links = {name for name in folders if os.path.islink(os.path.join(parent, name))}
+        folders[:] = [*sorted(set(folders) - links), *sorted(links)]
         found += [os.path.join(parent, name) for name in files if name.lower().endswith(IMAGE_SUFFIXES)]
     return sorted(Path(path).relative_to(folder).as_posix() for path in found)
 

@@ -108,6 +108,7 @@ def check(folder: Path, recipe: Recipe, say: Callable[[str], None] = print) -> i
 
 
 def _read(findings: Findings, recipe: Recipe, purpose: str) -> list[ImageTextRecord]:
+    from soho_fast.data.overlap import without_copies
     from soho_fast.data.readers.records import ReadReport
     from soho_fast.tasks.pretraining import read_source
 
@@ -123,6 +124,10 @@ def _read(findings: Findings, recipe: Recipe, purpose: str) -> list[ImageTextRec
                 found = read_source(replace(source, missing_images="skip"), report, *where)
             except (ValueError, FileNotFoundError):
                 continue
+        try:
+            found = without_copies(found, lambda record: (record.image,), recipe.data.placeholders, report)
+        except ValueError as error:
+            findings.error(error)
         first, *left_out = report.lines()
         findings.say(first)
         for line in left_out:
@@ -135,7 +140,12 @@ def _check_unnamed(findings: Findings, folder: Path, records: Sequence[ImageText
     from soho_fast.data.importing import images_below
 
     named = {Path(str(record.image)).resolve() for record in records}
-    if unnamed := [name for name in images_below(folder) if (folder / name).resolve() not in named]:
+    try:
+        there = images_below(folder)
+    except OSError as error:  # as lost+found of a disk, which training never lists
+        findings.warning(f"images that no line names were not looked for: {error}")
+        return
+    if unnamed := [name for name in there if (folder / name).resolve() not in named]:
         findings.warning(f"{len(unnamed):,} images of {folder} are neither trained on nor held out: {_some(unnamed)}")
 
 

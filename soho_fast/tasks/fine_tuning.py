@@ -22,6 +22,12 @@ from soho_fast.tasks.contents import (
 )
 
 
+def refuse_twice(splits: list[str], field: str) -> None:
+    """Raises ValueError: a split comes twice in a field, and would count twice."""
+    if twice := [split for split in splits if splits.count(split) > 1]:
+        raise ValueError(f"{field}: {twice[0]} comes twice; expected each split once")
+
+
 class FineTuningTask(BaseTask):
     """Splits, and a model that starts from a pre-trained one or from scratch."""
 
@@ -119,6 +125,7 @@ class FineTuningTask(BaseTask):
         """
         if not self.data.train:
             raise ValueError("data.train: no split was given; expected at least one")
+        refuse_twice(self.data.train, "data.train")
         training = self._share(self.data, self.seed)
         if self.data.validate and not getattr(self.data, "blank_images", False):
             shared = shared_images(
@@ -175,7 +182,7 @@ class FineTuningTask(BaseTask):
 
     def contents(self) -> dict[str, Any]:
         """Contents of the data and of the starting weights."""
-        held_out = self.records(self.data.validate) if self.data.validate else []
+        held_out = self.records(self.data.validate, "data.validate") if self.data.validate else []
         return {
             **super().contents(),
             "training data": records_identity(self.training_records),

@@ -21,6 +21,7 @@ from soho_fast.model import SohoForQuestionAnswering
 from soho_fast.model.downstream import SohoDownstreamModel
 from soho_fast.tasks.answering import AnsweringTask
 from soho_fast.tasks.evaluation.metrics.vqa import normalise_answer, vqa_accuracy, vqa_score, write_vqa_submission
+from soho_fast.tasks.fine_tuning import refuse_twice
 from soho_fast.tasks.settings import VqaSplit, refuse_fields_of_other_formats
 
 # Soft score of an answer that n of the ten people gave: min(1, 0.3 n), the targets of the usual practice (Teney et al.
@@ -63,11 +64,19 @@ class QuestionAnsweringTask(AnsweringTask):
     def answers(self) -> list[str]:
         """The list of answers, the most frequent first: normalised, as the official evaluation compares them."""
         counts: Counter[str] = Counter()
-        for split in self.data.answers_from or self.data.train:
-            for record in self.records(split, "data.answers_from"):
+        field = "data.answers_from" if self.data.answers_from else "data.train"
+        splits = self.data.answers_from or self.data.train
+        refuse_twice(splits, field)
+        for split in splits:
+            for record in self.records(split, field):
                 if record.answers is None:
-                    raise ValueError(f"data.answers_from: {split} has no answers")
+                    raise ValueError(f"{field}: {split} has no answers")
                 counts[normalise_answer(record.answers.most_common)] += 1
+        if len(counts) == 1:
+            ((answer, count),) = counts.items()
+            raise ValueError(
+                f"{field}: all {count:,} questions have the answer {answer!r:.60}; expected at least two answers"
+            )
         frequent = [answer for answer, count in counts.items() if count >= self.data.min_answer_count]
         if len(frequent) < 2:
             raise ValueError(

@@ -209,6 +209,9 @@ def _parse(kind: type[Recipe], path: Path, fields: list[str], flags: Sequence[st
     try:
         parser.instantiate(parser.parse_args([]))  # The file by itself: its mistakes are reported with its name.
         where = ""
+        # Over an empty list: else jsonargparse takes what a source leaves out from that of the file in its place.
+        lists = {each.partition("=")[0] for each in fields} & {"--data.sources", "--data.heldout"}
+        fields = [*(f"{each}=[]" for each in sorted(lists)), *fields]
         parsed = parser.instantiate(parser.parse_args(fields))
     except ArgumentError as error:
         raise UserError(f"{where}{in_plain_words(str(error), [*flags, *flags_of(parser)])}") from error

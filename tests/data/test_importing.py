@@ -126,6 +126,7 @@ def test_folders_that_links_lead_to_are_read_each_once(folder, tmp_path, capsys)
     (folder / "link").symlink_to(tmp_path / "elsewhere")
     (folder / "deep" / "up").symlink_to(folder)
     (folder / "deep" / "again").symlink_to(folder / "deep")
+    (folder / "before").symlink_to(folder / "deep")
     (folder / "folder.jpg").mkdir()
     (folder / "a.txt").write_text("a dog\n")
     assert images_below(folder) == ["a.jpg", "deep/b.png", "link/c.jpg"]

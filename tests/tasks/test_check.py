@@ -1,6 +1,7 @@
 """`soho check FOLDER`: what training would meet; the exit code says whether something must be mended."""
 
 import json
+import os
 import re
 import shutil
 
@@ -51,8 +52,28 @@ def test_a_good_folder_is_ready(folder, capsys):
     assert said[:2] == ["images: 9 images, 9 captions (train 9)", "images: 3 images, 3 captions (val 3)"]
     few, coarse = starting(said, "warning: ")
     assert few.startswith("9 images to train on") and coarse.startswith("3 held-out images")
-    assert re.match(r"training: 40 steps of 8 images, about \d+ min in one process on this machine's CPU", said[-2])
+    assert re.match(r"training: 40 steps of 8 images, about [1-9]\d* min in one process on this", said[-2])
     assert said[-1].endswith(f"ready; next: soho train --recipe own --data_roots.images {folder}")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "told"), [((1.5, 0), "1 min"), ((1, 10), "1 min"), ((1.6, 0), "2 min"), ((270, 0), "3.0 hours")]
+)
+def test_the_time_is_that_of_all_steps(folder, capsys, monkeypatch, seconds, told):
+    monkeypatch.setattr("soho_fast.tasks.check._step_seconds", lambda *_, cached: seconds)
+    assert f"40 steps of 8 images, about {told} in one process" in run(folder, capsys)[-2]
+
+
+def test_a_folder_that_cannot_be_listed_is_a_warning(folder, capsys, monkeypatch):
+    def scandir(path, scan=os.scandir):
+        if str(path).endswith("lost+found"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    (folder / "lost+found").mkdir()
+    monkeypatch.setattr("os.scandir", scandir)
+    (told,) = [line for line in starting(run(folder, capsys), "warning: ") if "lost+found" in line]
+    assert told == f"images that no line names were not looked for: [Errno 13] Permission denied: '{folder}/lost+found'"
 
 
 def test_all_that_must_be_mended_is_told_at_once(folder, capsys):
@@ -148,6 +169,13 @@ def test_images_of_every_source_are_named(folder, capsys, recipe_with):
     for sources in ([first, more], [more, first]):
         said = "\n".join(run(folder, capsys, recipe=recipe_with(sources=sources)[0]))
         assert f"1 images of {folder} are neither trained on nor held out: unnamed.png" in said
+
+
+def test_copies_of_placeholders_are_left_out_as_in_training(folder, capsys, recipe_with, tmp_path_factory):
+    placeholder = tmp_path_factory.mktemp("placeholder") / "none.jpg"
+    shutil.copy(folder / "navy.jpg", placeholder)
+    said = run(folder, capsys, recipe=recipe_with(placeholders=[str(placeholder)])[0])
+    assert "images: 1 of these images left out: placeholders (data.placeholders)" in starting(said, "warning: ")
 
 
 def test_a_source_of_any_format_is_read_as_training_reads_it(folder, capsys, recipe_with, tmp_path_factory):
