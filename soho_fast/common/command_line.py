@@ -133,7 +133,7 @@ def quiet_transformers() -> None:
 # What argparse and jsonargparse say of a value, and what stands in its place.
 _WORDS = [
     (r"Does not validate against .*Subtypes: \[(.*)\] Errors: .* Given value: (.*)", r"expected \1, got \2"),
-    (r"Problem with given class_path '\S+': (?:Parser key \"(\w+)\"(: ))?", r"\1\2"),
+    (r"Problem with given class_path '\S+': (?:Parser key \"(.*?)\"(: ))?", r"\1\2"),
     (r"Option '(\w+)' is not accepted", r"there is no field \1"),
     (r"the following arguments are required: (\w+)", r"expected a field \1"),
     (r"\w+\(\) argument must be .*, not '(\w+)'", r"expected a number, got \1"),
