@@ -25,7 +25,7 @@ _UPDATED_EACH = 16  # steps: of the subspace of the lookups
 _LEAST_ROWS = 1024  # of a batch, unless its size is given
 # On 14 sets of rows (1,797 to 200,000 of 12 to 128 channels, 64 to 512 centres, four passes) batches of 1,024 took as
 # long or up to 1.3 times as long, and their inertia was as low or up to 5 % higher; 16 rows a centre: -3 to +1.3 %.
-# Skewed, weighted or unit rows, and up to 768 channels: as low or up to 6 % higher; 6,000 rows, 600 centres: 0.8 % lower.
+# Skewed, weighted or unit rows, 768 channels, few rows a centre: at most 0.8 % lower (6,000 rows, 600 centres).
 _ROWS_A_CENTRE = 8
 _SEEDED = 3  # times 1,024 rows, or times the centres, in the sample for k-means++, as in scikit-learn
 

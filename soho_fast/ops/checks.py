@@ -40,9 +40,9 @@ def check_uniform(uniform: Tensor) -> None:
     """ValueError where a value on a CPU is outside of [0, 1); a graph that is being compiled can't ask."""
     if uniform.device.type == "cpu" and not torch.compiler.is_compiling():
         uniform = unmapped(uniform)
-        outside = () if type(uniform) is not Tensor else uniform[~((uniform >= 0) & (uniform < 1))]  # a fake one
-        if len(outside):
-            raise ValueError(f"uniform: expected values in [0, 1), got {float(outside[0])}")
+        is_outside = ~((uniform >= 0) & (uniform < 1))
+        if type(uniform) is Tensor and bool(is_outside.any()):  # of a fake one nobody knows
+            raise ValueError(f"uniform: expected values in [0, 1), got {float(uniform[is_outside][0])}")
 
 
 def check_valid(value: object, shape: tuple[int, ...], meaning: str) -> None:
