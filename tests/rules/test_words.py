@@ -27,7 +27,7 @@ WORDS: dict[str, tuple[str, tuple[str, ...]]] = {
     r"caption words \(the loss\)|the aid|MatchingHead": ("bag-of-words loss, auxiliary loss; ITM head", ()),
     r"kept outputs?|kept features?|the feed": ("feature cache", ()),
     r"(held-out|all|other|every|each|these|eight|the|a) measures?(?! of)": ("metric", ()),
-    r"arms?": ("conditions", ()),
+    r"(?-i:(?!ARM\b))arms?": ("conditions", ()),
     r"contenders?|bars (held|missed)": ("baselines, targets met and missed", ()),
     r"(this|every|each|the|a|no) (room|house|door)s?": ("package, layout, entry point", ()),
     r"hints?|reduced pass|guess(ed|ing)": ("warm start, low-dimensional pruning, predict", ()),
