@@ -9,6 +9,8 @@ from typing import Any, Self
 
 from torch import Tensor
 
+from soho_fast.cluster.rows import check_names
+
 
 class NotFittedError(ValueError, AttributeError):
     """An estimator was asked before `fit`. Where scikit-learn is loaded its own error of that name is raised."""
@@ -117,12 +119,7 @@ class Estimator:
                 f"X has {number} features, but {type(self).__name__} is expecting {self.n_features_in_} features as "
                 f"input"
             )
-        for column, (name, fitted) in enumerate(zip(names, getattr(self, "feature_names_in_", ()), strict=False)):
-            if name != fitted:
-                raise ValueError(
-                    f"X: The feature names should match those that were passed during fit, but column {column} is "
-                    f"{name!r} and was {fitted!r}"
-                )
+        check_names("X", names, getattr(self, "feature_names_in_", ()))
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "n_features_in_")

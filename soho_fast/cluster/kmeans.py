@@ -343,6 +343,9 @@ def check_alike(model: Any, rows: Rows, processes: Processes, given: list[Tensor
         for name, value in own.items():
             if not _equal(other[name], value):
                 raise ValueError(f"{name}: expected the same on every rank, but it differs on rank {rank} from another")
+    named = [names for names in processes.gather(rows.names) if names]
+    if any(names != named[0] for names in named):
+        raise ValueError("X: expected columns of the same names, in the same order, on every rank")
     mine = (rows.num_rows, rows.num_channels, rows.has_weight)
     num_rows, channels, has_weight = zip(*processes.gather(mine), strict=True)
     total = sum(num_rows)

@@ -84,6 +84,16 @@ def names_of(value: Any) -> list[str]:
     return names if all(isinstance(name, str) for name in names) else []
 
 
+def check_names(name: str, names: Sequence[str], earlier: Sequence[str]) -> None:
+    """ValueError unless columns have the names that came earlier, where both have names."""
+    for column, (one, other) in enumerate(zip(names, earlier, strict=False)):
+        if one != other:
+            raise ValueError(
+                f"{name}: The feature names should match those that were passed during fit, but column {column} is "
+                f"{one!r} and was {other!r}"
+            )
+
+
 def give_back(result: Tensor, is_array: bool) -> Any:
     """`result` in the kind in which its rows came."""
     return result.cpu().numpy() if is_array else result
@@ -291,6 +301,8 @@ class BatchedRows(Rows):
                 self.offset = offset_of(features)
             if self.num_channels not in (-1, features.shape[1]):
                 raise ValueError(f"batch {number}: expected {self.num_channels} features, got {features.shape[1]}")
+            check_names(f"batch {number}", names_of(rows), self.names)
+            self.names = self.names or names_of(rows)
             left = centred(f"batch {number}", features, self.offset, self.unit)
             yield _mark(features), Batch(left, as_weights(weight, len(features), features.device), first)
             first += len(features)

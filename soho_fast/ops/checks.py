@@ -36,6 +36,15 @@ def check_below(index: Tensor, num_codes: int) -> None:
             raise ValueError(f"index: expected values below {num_codes} (codes), got {int(index.max())}")
 
 
+def check_uniform(uniform: Tensor) -> None:
+    """ValueError where a value on a CPU is outside of [0, 1); a graph that is being compiled can't ask."""
+    if uniform.device.type == "cpu" and not torch.compiler.is_compiling():
+        uniform = unmapped(uniform)
+        is_outside = ~((uniform >= 0) & (uniform < 1))
+        if type(uniform) is Tensor and bool(is_outside.any()):  # of a fake one nobody knows
+            raise ValueError(f"uniform: expected values in [0, 1), got {float(uniform[is_outside][0])}")
+
+
 def check_valid(value: object, shape: tuple[int, ...], meaning: str) -> None:
     """TypeError unless `valid` is None or a bool tensor, ValueError unless it has `shape`."""
     if value is not None:
@@ -49,8 +58,15 @@ def check_codebook(value: object) -> None:
         raise ValueError(f"codebook: expected (K, C) or (..., K, C) with a code, got shape {tuple(codebook.shape)}")
 
 
+def check_has_values(name: str, value: Tensor) -> None:
+    """ValueError of a meta tensor."""
+    if value.device.type == "meta":
+        raise ValueError(f"{name}: expected a tensor with values, got one on the meta device")
+
+
 def check_int(name: str, value: Any, least: int, most: int | None = None) -> None:
-    """TypeError unless `value` is an int (numpy's and torch.compile's too), ValueError unless within the limits."""
+    """TypeError unless `value` is an int (torch.compile's too, and numpy's, which are arrays to torch.compile),
+    ValueError unless within the limits."""
     is_whole = isinstance(value, (Integral, torch.SymInt)) and not isinstance(value, bool)
     if not is_whole:
         raise TypeError(f"{name}: expected an int, got {type(value).__name__}")

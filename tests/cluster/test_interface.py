@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from soho_fast.cluster import KMeans, MiniBatchKMeans, NotFittedError, ResidualKMeans
+from soho_fast.cluster.processes import Processes
 
 # Each check that cannot pass, and why.
 CANNOT_PASS = {
@@ -276,6 +277,25 @@ def test_columns_in_another_order_are_refused(kind, make_features):
     model.predict(frame.of("c", "b", "a"))
     numbered = Frame(dict(enumerate(rows.T)))
     assert not hasattr(model.fit(numbered), "feature_names_in_")  # as in scikit-learn, names are strings
+
+
+@pytest.mark.parametrize("kind", [KMeans, MiniBatchKMeans, ResidualKMeans])
+def test_batches_with_columns_in_another_order_are_refused(kind, make_features):
+    first, second = (Frame(dict(zip("abc", make_features(60, 3).T, strict=True))) for _ in range(2))
+    model = kind(n_clusters=4, random_state=0).fit(lambda: iter([first, second]))
+    assert model.feature_names_in_.tolist() == ["a", "b", "c"]
+    with pytest.raises(ValueError, match=r"X: The feature names should match .* column 0 is 'b' and was 'a'"):
+        model.predict(lambda: iter([first, second.of("b", "a", "c")]))
+    with pytest.raises(ValueError, match=r"batch 1: The feature names should match .* column 1 is 'c' and was 'b'"):
+        kind(n_clusters=4).fit(lambda: iter([first, second.of("a", "c", "b")]))
+
+
+def test_columns_in_another_order_on_another_rank_are_refused(make_features, monkeypatch):
+    frame = Frame(dict(zip("ab", make_features(60, 2).T, strict=True)))
+    monkeypatch.setattr(Processes, "gather", lambda _, value: [value, ["b", "a"] if value == ["a", "b"] else value])
+    for kind in (KMeans, MiniBatchKMeans, ResidualKMeans):
+        with pytest.raises(ValueError, match="X: expected columns of the same names, in the same order, on every rank"):
+            kind(n_clusters=4).fit(frame)
 
 
 def test_a_clone_gives_what_set_output_asked_for(make_features):

@@ -135,3 +135,7 @@ def test_refusals(make_features):
         MiniBatchKMeans(4).partial_fit(rows[:3])
     with pytest.raises(ValueError, match="X has 5 features, but MiniBatchKMeans is expecting 12 features as input"):
         MiniBatchKMeans(4).partial_fit(rows).partial_fit(rows[:, :5])
+    model = MiniBatchKMeans(4, random_state=0).partial_fit(rows).set_params(n_clusters=5)
+    with pytest.raises(ValueError, match="n_clusters: expected 4, the number of centres so far, got 5; call fit"):
+        model.partial_fit(rows)
+    assert len(model.fit(rows).cluster_centers_) == 5 and model.partial_fit(rows).n_clusters == 5

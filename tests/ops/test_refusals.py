@@ -62,6 +62,8 @@ LOOKUP = [  # (call, exception, what the message names: the argument first)
         TypeError,
         ("features", "dense", "sparse_csr"),
     ),
+    (lambda: prepare_codebook(ones(2, 2).to("meta")), ValueError, ("codebook", "values", "meta")),
+    (lambda: codebook_subspace(ones(2, 2).to("meta")), ValueError, ("codebook", "values", "meta")),
     (lambda: codebook_lookup(ones(2), ones(2, 2)), ValueError, ("features", "at least 2 dimensions", "(2,)")),
     (lambda: codebook_lookup(ones(2, 2), ones(2)), ValueError, ("codebook", "(K, C)", "(2,)")),
     (lambda: codebook_lookup(ones(2, 2), ones(0, 2)), ValueError, ("codebook", "with a code", "(0, 2)")),
@@ -244,6 +246,14 @@ MASK = [
     (lambda: sample_group(INDEX.float()), TypeError, ("index", "int64", "float32")),
     (lambda: sample_group(INDEX, uniform=ones(2)), TypeError, ("uniform", "float64", "float32")),
     (lambda: sample_group(INDEX, uniform=ones(3).double()), ValueError, ("uniform", "(2,)", "(3,)")),
+    *(
+        (
+            lambda value=value: sample_group(INDEX, uniform=torch.tensor([0.5, value], dtype=torch.float64)),
+            ValueError,
+            ("uniform", "values in [0, 1)", str(value)),
+        )
+        for value in (-0.25, 1.0, math.inf, math.nan)
+    ),
     (
         lambda: sample_group(INDEX, uniform=ones(2).double(), generator=torch.Generator()),
         ValueError,

@@ -152,11 +152,12 @@ def prepare_codebook(
 
     Raises:
         TypeError: not a tensor of a supported type.
-        ValueError: a shape without codes, an unknown metric, a subspace of another shape, or a backend that cannot
-            serve the call.
+        ValueError: a shape without codes, a meta tensor, an unknown metric, a subspace of another shape, or a backend
+            that cannot serve the call.
     """
     check_metric(metric)
     checks.check_codebook(codebook)
+    checks.check_has_values("codebook", codebook)
     if subspace is not None and not isinstance(subspace, bool):
         check_subspace(subspace, codebook)
     return PreparedCodebook(codebook, backend, metric, subspace)

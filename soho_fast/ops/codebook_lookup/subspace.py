@@ -65,6 +65,7 @@ def codebook_subspace(codebook: Tensor, *, dimensions: int | None = None, start:
         TypeError, ValueError: tensors of the wrong type or shape, or a number of dimensions that is none.
     """
     checks.check_codebook(codebook)
+    checks.check_has_values("codebook", codebook)
     if codebook.shape[-1] < 1:
         raise ValueError(f"codebook: expected at least one channel, got shape {tuple(codebook.shape)}")
     if start is not None:

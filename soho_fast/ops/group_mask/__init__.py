@@ -38,12 +38,14 @@ def sample_group(
         target int64 (B,); -1 where no label is present.
 
     Raises:
-        TypeError, ValueError: types, shapes or devices that do not fit, or both generator and uniform.
+        TypeError, ValueError: types, shapes or devices that do not fit, both generator and uniform, or on a CPU a
+            uniform outside [0, 1).
     """
     checks.check_type("index", index, (torch.int64,))
     if index.dim() != 2:
         raise ValueError(f"index: expected 2 dimensions (B, L), got shape {tuple(index.shape)}")
     checks.check_valid(valid, index.shape, "(B, L) like index")
+    is_given = uniform is not None
     if uniform is None:
         uniform = torch.rand(index.shape[0], dtype=torch.float64, device=index.device, generator=generator)
     elif generator is not None:
@@ -51,6 +53,8 @@ def sample_group(
     checks.check_type("uniform", uniform, (torch.float64,))
     checks.check_shape("uniform", uniform, index.shape[:1], "(B,)")
     checks.check_same_device(index=index, valid=valid, uniform=uniform)
+    if is_given:
+        checks.check_uniform(uniform)
     op = op_for("sample_group", backend, index.device)
     return op(index, valid, uniform.detach())
 
