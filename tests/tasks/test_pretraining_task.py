@@ -260,7 +260,7 @@ def test_export_loads_again(data, tmp_path):
     processor = AutoProcessor.from_pretrained(tmp_path / "model")
     assert type(processor) is SohoProcessor
     assert processor.image_processor.to_dict() == task.processor.image_processor.to_dict()
-    assert processor.tokenizer.get_vocab() == task.tokenizer.get_vocab()
+    assert processor.tokenizer.get_vocab() == task.processor.tokenizer.get_vocab()
 
 
 def test_an_exported_model_has_a_card(data, tmp_path):
