@@ -21,6 +21,7 @@ TASKS = {
     "retrieval": ("test.mean_r1", "styles.mean_r1"),
 }
 CONDITIONS = ("none", "one level", "two levels", "four levels")
+CODES, FROZEN = ("one level, from codes", "none, from codes"), ("quiet targets", "none, frozen CNN")
 SEEDS = [str(seed) for seed in range(8)]
 
 
@@ -182,20 +183,15 @@ def test_what_was_seen_afterwards_of_the_dictionary_is_of_its_rows():
     page = " ".join(PAGE.read_text().split())
     found = {(each.condition, each.against, each.metric): each for each in compare(study, cells)}
 
-    def interval(condition, metric, factor, digits, against="none"):
-        each = found[condition, against, metric]
-        return f"{factor * each.low:.{digits}f} to {factor * each.high:.{digits}f}", each.verdict
-
-    matching = [interval(condition, "styles.itm", 100, 1) for condition in CONDITIONS[1:]]
-    frozen = interval("quiet targets", "styles.itm", 100, 1, "none, frozen CNN")
-    assert [verdict for _, verdict in (*matching, frozen)] == ["none", "helps", "helps", "helps"]
-    assert (
-        f"({matching[1][0]} and {matching[2][0]} points), with one level it can be chance ({matching[0][0]}), " in page
-    )
-    assert f"but not with a frozen CNN ({frozen[0]})" in page
-    loss = [interval(condition, "styles.mlm_loss", 1, 2) for condition in CONDITIONS[1:]]
-    assert [verdict == "none" for _, verdict in loss] == [False, False, True]
-    assert f"one and two levels predict masked words with a larger loss ({loss[0][0]} and {loss[1][0]} nats)" in page
+    names = [(*pair, "styles.itm") for pair in (("two levels", "none"), ("four levels", "none"), CODES, FROZEN)]
+    two, four, codes, frozen = (f"{100 * found[name].low:.1f} to {100 * found[name].high:.1f}" for name in names)
+    assert [found[name].verdict for name in names] == ["none", "none", "none", "helps"]
+    assert f"by more than chance ({frozen} points)" in page
+    assert f"(two levels {two}, four {four}), and from codes it is not ({codes})" in page
+    names = [(*pair, "mlm_loss") for pair in (*((each, "none") for each in CONDITIONS[1:]), CODES, FROZEN)]
+    assert all(found[name].verdict == "helps" for name in names)  # A loss that is larger.
+    one, two, four, codes, _ = (f"{found[name].low:.2f} to {found[name].high:.2f}" for name in names)
+    assert f"four levels by {one}, {two} and {four} nats, from codes by {codes}." in page
 
     trained = ("itm", "mlm_all", "image_to_text_r1", "test.vqa_score", "test-P.accuracy", "test.accuracy")
     of_table = [found[condition, "none", metric] for condition in CONDITIONS[1:] for metric in trained]
@@ -219,8 +215,20 @@ def test_what_was_seen_afterwards_of_the_dictionary_is_of_its_rows():
     assert f"is better than a frozen one ({low:.3f} to {high:.3f} logits, p = {p:.3f})" in page
     assert low_of_codes < 0 < high_of_codes
     assert f"not more than by chance ({low_of_codes:.3f} to {high_of_codes:.3f})" in page
-    declared = found["quiet targets", "none, frozen CNN", "composite"]
+    declared = found[*FROZEN, "composite"]
     assert declared.verdict == "none" and "With a frozen CNN, no cost of a level was found." in page
+
+    from_codes = found[*CODES, "composite"]
+    assert from_codes.verdict == "hurts"
+    assert f"costs about as much ({-from_codes.high:.3f} to {-from_codes.low:.3f} logits)" in page
+    (none, one), (none_from_codes, one_from_codes) = (
+        re.search(
+            rf"\*\*{ours}\*\* against \*\*{other}\*\* hurts: .* from (\S+) % to (\S+) %", PAGE.read_text()
+        ).groups()
+        for ours, other in (("one level", "none"), CODES)
+    )
+    assert f"behind in all, with {one_from_codes} % against {one} % by the composite with one level" in page
+    assert f"with {none_from_codes} % against {none} % without one." in page
 
 
 def test_what_is_said_of_the_guard_is_of_its_rows():
