@@ -70,7 +70,7 @@
     const shares = (image.codes ?? []).map((_, __, all) => 1 / all.length);
     codes.append(...codeChips(image, shares, wall, Infinity));
     root.append(element("div", { class: "ask-views" }, view), noCodes(reply) ?? "");
-    if (reply.agreement !== null && reply.agreement < 1 && image.codes) root.append(element("p", { class: "hint" }, agreementOf(reply)));
+    if ((reply.agreement ?? 1) < 1 && image.codes) root.append(element("p", { class: "hint" }, agreementOf(reply)));
   };
 
   // Fills `root` with the images of a reply (`looks` of them: {source, width, height}), shaded by the attention of a
