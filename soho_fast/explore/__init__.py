@@ -21,6 +21,7 @@ _HOMES = {
     "codes_of_word": "reading",
     "compare_explorers": "compare",
     "occurrences": "reading",
+    "serve_explorer": "encoder",
     "words_of_code": "reading",
 }
 

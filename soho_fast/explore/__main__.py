@@ -28,7 +28,7 @@ COMMANDS = {
     "compare": ("soho_fast.explore.compare", "Put two explorers side by side: what became of each code."),
     "figure": ("soho_fast.explore.figure", "Draw rows of codes, as the paper's figures, as PNG and PDF."),
     "serve": ("soho_fast.explore.serve", "Show the explorer, with the questions that need the model."),
-    "measure": ("soho_fast.explore.measures", "Measure whether codes mean something."),
+    "measure": ("soho_fast.explore.codes", "Measure whether codes mean something."),
 }
 """Each sub-command's module, which has `add_arguments(parser)` and `run(options) -> exit code`.
 

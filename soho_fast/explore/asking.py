@@ -15,7 +15,7 @@ import asyncio
 import json
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,8 +40,8 @@ if TYPE_CHECKING:
     from soho_fast.explore.attention import SeeingPipeline
 
 MAX_TEXTS = 100
-MAX_CHARACTERS = 10_000
-"""Of a text; how many tokens it may have says the model."""
+MAX_TEXT_BYTES = 40_000
+"""How many tokens a text may have says the model."""
 
 LEAST_AGREEMENT = 0.5
 """Of the patches of some of the explorer's images: from here on a model's codes are taken for those of the explorer."""
@@ -75,8 +75,8 @@ def model_folder(given: str) -> Path:
     return found
 
 
-def kind_of(folder: Path) -> str:
-    """The class of the model in a folder, one of MODELS.
+def kind_of(folder: Path) -> tuple[str, str]:
+    """What the model in a folder is for, in words, and the question that it takes, see MODELS.
 
     Raises:
         UserError: it holds another, or its config.json is damaged.
@@ -93,42 +93,49 @@ def kind_of(folder: Path) -> str:
     if kind is None:
         held = ", ".join(map(str, architectures)) or "a model of unknown kind"
         raise UserError(f"model: {folder} holds {held}; expected {', '.join(MODELS)}")
-    return kind
+    return MODELS[kind]
 
 
-@dataclass(frozen=True)
-class AskedImage:
-    """An image of a question.
-
-    read: Gives its file's bytes, and what they are: "upload", "original" or "small copy". Raises Refused.
-    number: Its number in the bundle; None for an upload.
-    """
-
-    read: Callable[[], tuple[bytes, str]]
-    number: int | None = None
+def load_model(name: str, folder: Path) -> SeeingPipeline:
+    """The model of a folder. Raises Refused: it can't be loaded."""
+    started = time.monotonic()
+    print(f"loading {folder} ...")
+    try:
+        with from_extra("train"):
+            from soho_fast.explore.attention import SeeingPipeline
+        quiet_transformers()
+        pipeline = SeeingPipeline.from_pretrained(folder)
+    except (ValueError, OSError, ImportError) as error:
+        why = " ".join(f"{name} can't be loaded: {error}".split())
+        print(why)
+        raise Refused(500, why) from error
+    print(f"loaded {folder} in {time.monotonic() - started:.1f} s")
+    return pipeline
 
 
 class AskedModel:
-    """A model of a folder, loaded when it is first asked, that answers one question at a time in its own thread.
+    """A model, loaded when it is first asked, that answers one question at a time in its own thread.
 
     Args:
         name: How it is called in the page.
-        folder: Where it lies, a run or a model.
+        kind, question: See MODELS; a question "codes" is for a function that finds codes alone.
+        load: Gives the `SeeingPipeline`, or what has its `ask`.
     """
 
-    def __init__(self, name: str, folder: Path) -> None:
-        self.name, self.folder = name, folder
-        self.kind, self.question = MODELS[kind_of(folder)]
+    def __init__(self, name: str, kind: str, question: str, load: Callable[[], Any]) -> None:
+        self.name, self.kind, self.question, self._load = name, kind, question, load
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"model {name}")
-        self._pipeline: SeeingPipeline | None = None
-        self._codes: tuple[float | None, str | None] | None = None
+        self._pipeline: Any = None
+        # The codes of the user's own function are taken as they are.
+        self._codes: tuple[float | None, str | None] | None = (None, None) if question == "codes" else None
         self._awaited: set[asyncio.Future] = set()
         self.pending = 0
 
     async def ask(
-        self, seconds: float, shown: ShownImages, images: Sequence[AskedImage], **question: Any
+        self, seconds: float, shown: ShownImages, images: Sequence[bytes | int], **question: Any
     ) -> dict[str, Any]:
-        """`SeeingPipeline.ask`, with the codes only where they are those that are `shown`, see `_comparison`.
+        """`SeeingPipeline.ask` about images, files or numbers of those `shown`, with codes only where they are the
+        explorer's, see `_comparison`.
 
         A question that takes longer than `seconds`, waiting included, ends at the next occasion; until then the model
         answers no other one.
@@ -176,7 +183,7 @@ class AskedModel:
         self,
         go_on: Callable[[], None],
         shown: ShownImages,
-        images: Sequence[AskedImage],
+        images: Sequence[bytes | int],
         question: str,
         **about: Any,
     ) -> dict[str, Any]:
@@ -184,7 +191,7 @@ class AskedModel:
             self._pipeline = self._load()
         go_on()
         try:
-            files = [image.read() for image in images]
+            files = [(image, "upload") if isinstance(image, bytes) else shown.read(image) for image in images]
         except BundleError as error:
             raise Refused(500, f"image: {error}") from error
         if self._codes is None:
@@ -197,7 +204,7 @@ class AskedModel:
         except ValueError as error:
             raise Refused(400, str(error)) from error
         for image, asked, (_, seen) in zip(reply["images"], images, files, strict=True):
-            image.update(seen=seen, number=asked.number)
+            image.update(seen=seen, number=None if isinstance(asked, bytes) else asked)
             if why is not None:
                 image["codes"] = None
         seconds = round(time.monotonic() - started, 3)
@@ -222,42 +229,22 @@ class AskedModel:
             return agreement, f"this model's training has moved its features away from the codes ({share} agree)"
         return agreement, None
 
-    def _load(self) -> SeeingPipeline:
-        started = time.monotonic()
-        print(f"loading {self.folder} ...")
-        try:
-            with from_extra("train"):
-                from soho_fast.explore.attention import SeeingPipeline
-            quiet_transformers()
-            pipeline = SeeingPipeline.from_pretrained(self.folder)
-        except (ValueError, OSError, ImportError) as error:
-            why = " ".join(f"{self.name} can't be loaded: {error}".split())
-            print(why)
-            raise Refused(500, why) from error
-        print(f"loaded {self.folder} in {time.monotonic() - started:.1f} s")
-        return pipeline
 
-
+@dataclass
 class Asking:
     """The endpoint.
 
-    Args:
+    Attributes:
         models: By name.
         shown: The images of the bundle that is served.
         upload_bytes: The largest upload, all images of a question together.
         seconds: After which an answer is given up.
     """
 
-    def __init__(
-        self,
-        models: Mapping[str, AskedModel],
-        shown: ShownImages,
-        *,
-        upload_bytes: int,
-        seconds: float,
-    ) -> None:
-        self.models, self.shown = models, shown
-        self.upload_bytes, self.seconds = upload_bytes, seconds
+    models: dict[str, AskedModel]
+    shown: ShownImages
+    upload_bytes: int
+    seconds: float
 
     def described(self) -> dict[str, Any]:
         """What the page asks for, see `bundle`, data/server.js."""
@@ -280,14 +267,14 @@ class Asking:
         except ClientDisconnect:
             return JSONResponse({"error": "the form ended early"}, 400)
 
-    async def _read(self, request: Request) -> tuple[AskedModel, list[AskedImage], dict[str, Any]]:
+    async def _read(self, request: Request) -> tuple[AskedModel, list[bytes | int], dict[str, Any]]:
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != "multipart/form-data":
             raise Refused(415, f"expected a form, multipart/form-data, got {kind[:60] or 'no content type'}")
         limited = Request(request.scope, self._counting(request))
         try:
             async with asyncio.timeout(_UPLOAD_SECONDS):
-                form = await limited.form(max_files=2, max_fields=MAX_TEXTS + 8, max_part_size=4 * MAX_CHARACTERS)
+                form = await limited.form(max_files=2, max_fields=MAX_TEXTS + 8, max_part_size=MAX_TEXT_BYTES)
         except TimeoutError:
             raise Refused(408, f"the form did not come within {_UPLOAD_SECONDS} s") from None
         except HTTPException as error:
@@ -320,7 +307,7 @@ class Asking:
 
     async def _question(
         self, items: Sequence[tuple[str, str | UploadFile]]
-    ) -> tuple[AskedModel, list[AskedImage], dict[str, Any]]:
+    ) -> tuple[AskedModel, list[bytes | int], dict[str, Any]]:
         fields: dict[str, list[str | UploadFile]] = {}
         for name, value in items:
             fields.setdefault(name, []).append(value)
@@ -336,7 +323,7 @@ class Asking:
         model = self._model(texts_of.get("model", [""])[0])
         asked = texts_of.get("question", [model.question])[0]
         if asked not in (model.question, "codes"):
-            expected = f"expected {model.question} or codes, got {asked[:60]!a}"
+            expected = f"expected {' or '.join(dict.fromkeys((model.question, 'codes')))}, got {asked[:60]!a}"
             raise Refused(400, f"question: {model.name} is for {model.kind}: {expected}")
         texts = self._texts(texts_of.get("text", []), asked)
         count = 2 if asked == "compare" else 1
@@ -362,21 +349,14 @@ class Asking:
         for number, text in enumerate(texts):
             if not text.strip():
                 raise Refused(400, f"text {number + 1} is empty")
-            if len(text) > MAX_CHARACTERS:
-                raise Refused(
-                    400, f"text {number + 1} has {len(text):,} characters; expected at most {MAX_CHARACTERS:,}"
-                )
         return list(texts)
 
-    async def _image(self, value: str | UploadFile) -> AskedImage:
+    async def _image(self, value: str | UploadFile) -> bytes | int:
         if isinstance(value, str):
-            count = self.shown.bundle.meta["num_shown"]
-            number = _number("image", value, count, "a file, or the number of an image")
-            return AskedImage(lambda: self.shown.read(number), number)
+            return _number("image", value, self.shown.bundle.meta["num_shown"], "a file, or the number of an image")
         if not value.size:
             raise Refused(400, "image: the file is empty")
-        data = await value.read()
-        return AskedImage(lambda: (data, "upload"))
+        return await value.read()
 
 
 def _number(field: str, text: str, count: int, expected: str = "a number") -> int:

@@ -6,10 +6,10 @@ K codes, V words, N images, of which G are shown.
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from soho_fast.common.progress import ProgressLines
 from soho_fast.common.versions import program
 from soho_fast.explore import bundle as layout
 from soho_fast.explore import gallery, sounds, statistics, words
-from soho_fast.explore.bundle import Bundle, BundleError
+from soho_fast.explore.bundle import Bundle
 from soho_fast.explore.figure import choose_codes
 from soho_fast.explore.sources import ImageError, Source, digest_of, small_copy
 from soho_fast.explore.spool import Spool
@@ -47,43 +47,19 @@ def check_folder(folder: Path) -> None:
         )
 
 
-def is_made_of(folder: Path, made_of: str, say: Callable[[str], None] = print) -> bool:
-    """Whether an explorer of these weights, data and options is there, as it was built; says so where one is that was
-    altered since, or is of another model."""
-    try:
-        bundle = Bundle(folder)
-        bundle.check()
-    except FileNotFoundError:
-        return False
-    except BundleError as error:
-        say(f"{error.told}; it is built again")
-        return False
-    if bundle.meta.get("made_of") == made_of:
-        return True
-    for line in bundle.of_another_model():
-        say(f"{line}; it is built again")
-    return False
-
-
 @contextlib.contextmanager
 def put_in_place(folder: Path) -> Iterator[Path]:
     """A new folder beside, to be filled, which takes the place of `folder` at the end; nothing is left on errors."""
     check_folder(folder)
-    try:
-        with new_folder(folder) as new:
-            yield new
-            check_folder(folder)  # A build takes a while, in which something else may have come.
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise UserError(f"into: {folder}: there is no space left on its disk for the explorer") from error
+    with new_folder(folder) as new:
+        yield new
+        check_folder(folder)  # A build takes a while, in which something else may have come.
 
 
 def assemble(
     source: Source,
     folder: Path,
     *,
-    made_of: str = "",
     run: Mapping[str, Any] | None = None,
     most_shown: int = gallery.MOST_SHOWN,
     timeline: Mapping[str, Any] | None = None,
@@ -97,7 +73,6 @@ def assemble(
     Args:
         source: The images, each with the code of every patch.
         folder: Where it goes; an explorer that is there is replaced at the end.
-        made_of: By which a rerun knows that nothing has changed.
         run: Of which step of which run the model is.
         most_shown: Images that are shown at most.
         timeline: Of data/timeline.js.
@@ -115,14 +90,10 @@ def assemble(
     """
     folder = Path(os.path.abspath(folder))
     # What a link leads to is replaced, not the link.
-    with put_in_place(Path(os.path.realpath(folder))) as new, tempfile.TemporaryDirectory(dir=new.parent) as spooled:
-        spool = Spool(Path(spooled))
-        try:
-            chosen_words = _look(source, spool, say)
-            writer = _Writer(source, new, spool, chosen_words, labels, window, most_shown, say)
-            writer.write(timeline, decoded, made_of=made_of, run=run)
-        finally:
-            spool.close()
+    with put_in_place(Path(os.path.realpath(folder))) as new:
+        with tempfile.TemporaryDirectory(dir=new.parent) as spooled, contextlib.closing(Spool(Path(spooled))) as spool:
+            writer = _Writer(source, new, spool, _look(source, spool, say), labels, window, most_shown, say)
+            writer.write(timeline, decoded, run)
         write_checksums(new)
     return folder
 
@@ -153,34 +124,34 @@ def window_of(spool: Spool, patch_seconds: Sequence[float] = ()) -> float:
     return round(max(5.0, 0.45 * float(np.median(np.minimum(spool.rows_N, spool.columns_N)))), 2)
 
 
+@dataclass
 class _Writer:
+    source: Source
+    folder: Path
+    spool: Spool
+    words: words.Words
+    labels: Sequence[str | None] | None
+    window: float | None
+    most_shown: int
+    say: Callable[[str], None]
     maps: Sequence[str] = ()
 
-    def __init__(
-        self,
-        source: Source,
-        folder: Path,
-        spool: Spool,
-        chosen_words: words.Words,
-        labels: Sequence[str | None] | None,
-        window: float | None,
-        most_shown: int,
-        say: Callable[[str], None],
-    ) -> None:
-        self.labels, self.window = labels, window
-        self.source, self.folder, self.spool, self.words, self.say = source, folder, spool, chosen_words, say
-        self.num_codes = source.num_codes
-        self.level_codes = source.num_codes // source.num_levels
-        self.num_captioned = int(spool.captioned_N.sum())
-        self.usage = statistics.count_usage(spool, self.num_codes)
-        self.images_G = gallery.choose_images(spool, self.usage.images, most_shown)
+    def __post_init__(self) -> None:
+        self.num_codes = self.source.num_codes
+        self.level_codes = self.num_codes // self.source.num_levels
+        self.num_captioned = int(self.spool.captioned_N.sum())
+        self.usage = statistics.count_usage(self.spool, self.num_codes)
+        self.num_active = int((self.usage.tokens > 0).sum())
+        self.images_G = gallery.choose_images(self.spool, self.usage.images, self.most_shown)
         # What the first page shows of each code, see `bundle`, data/wall.js.
         self.wall: list[dict[str, Any]] = []
         # Of each code in turn the `rank_words` of those that it is associated with.
         self.associated: list[np.ndarray] = []
 
-    def write(self, timeline: Mapping[str, Any] | None, decoded: Sequence[Any] | None, **about: Any) -> None:
-        """about: fields of data/meta.js that are not found out here."""
+    def write(
+        self, timeline: Mapping[str, Any] | None, decoded: Sequence[Any] | None, run: Mapping[str, Any] | None
+    ) -> None:
+        """All files; see `assemble`."""
         layout.copy_pages(self.folder)
         (self.folder / "data").mkdir()
         for code, pixels in enumerate(decoded if decoded is not None else ()):
@@ -195,16 +166,15 @@ class _Writer:
         layout.write_value(self.folder, "words", self._words())
         layout.write_value(self.folder, "timeline", timeline)
         layout.write_value(self.folder, "server", None)
-        about |= {"has_decoded": decoded is not None, "has_timeline": timeline is not None}
-        layout.write_value(self.folder, "meta", self._meta(**about))
+        about = {"has_decoded": decoded is not None, "has_timeline": timeline is not None}
+        layout.write_value(self.folder, "meta", self._meta(run=run, **about))
         bundle = Bundle(self.folder)
         layout.write_value(self.folder, "meta", {**bundle.meta, "figure": choose_codes(bundle)})
 
     def _write_small_copies(self) -> None:
         """Those of the gallery's images; one that can't be read any more is left out of it."""
         readable: list[int] = []
-        self.sizes_G: list[tuple[int, int]] = []
-        self.sizes_in_patches_G: list[tuple[float | None, float | None]] = []
+        self.sizes_G: list[dict[str, Any]] = []
         self.patch_seconds: list[float] = []  # of clips
         progress = ProgressLines(self.say, "images")
         for done, number in enumerate(self.images_G.tolist()):
@@ -225,8 +195,8 @@ class _Writer:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(jpeg)
             readable.append(number)
-            self.sizes_G.append((width, height))
-            self.sizes_in_patches_G.append((_short(text["patches_high"]), _short(text["patches_wide"])))
+            in_patches = {name: _short(text[name]) for name in ("patches_high", "patches_wide")}
+            self.sizes_G.append({"width": width, "height": height, **in_patches})
             progress(done + 1, len(self.images_G))
         if not readable:
             raise ValueError("images: no image can be read any more; have they been moved?")
@@ -239,10 +209,7 @@ class _Writer:
             yield {
                 "image": shown,
                 **{name: text[name] for name in ("name", "source", "licences", "captions")},
-                "width": self.sizes_G[shown][0],
-                "height": self.sizes_G[shown][1],
-                "patches_high": self.sizes_in_patches_G[shown][0],
-                "patches_wide": self.sizes_in_patches_G[shown][1],
+                **self.sizes_G[shown],
                 "rows": int(self.spool.rows_N[number]),
                 "columns": int(self.spool.columns_N[number]),
                 "index": [None if code < 0 else code for code in self.spool.index(number).tolist()],
@@ -261,8 +228,6 @@ class _Writer:
     def _codes(self) -> Iterator[dict[str, Any]]:
         near, near_distance, place = self._in_codebook()
         ranks = self.usage.ranks(self.source.num_levels)
-        sides = statistics.count_sides(self.spool, self.num_codes)
-        num_active = int((self.usage.tokens > 0).sum())
         most_columns = max(self.num_codes, len(self.words.spelling))
         progress = ProgressLines(self.say, "codes")
         for first, last in statistics.blocks_of_codes(self.num_codes, most_columns):
@@ -271,13 +236,13 @@ class _Writer:
             for code in range(first, last):
                 block = code - first
                 found = words.rank_words(
-                    both[block], int(self.usage.captioned[code]), self.words.images, self.num_captioned, num_active
+                    both[block], int(self.usage.captioned[code]), self.words.images, self.num_captioned, self.num_active
                 )
                 here = assigned[begins[block] : begins[block + 1]]
                 shown = gallery.choose_occurrences(here, self.spool.has_distances)
                 start = code // self.level_codes * self.level_codes
                 level = slice(start, start + self.level_codes)
-                neighbours = statistics.best_neighbours(beside[block][level], code - start, sides[level])
+                neighbours = statistics.best_neighbours(beside[block][level], self.usage.tokens[level])
                 near_row = list(zip(near[code].tolist(), near_distance[code].tolist(), strict=True))
                 entry = {
                     "code": code,
@@ -361,7 +326,13 @@ class _Writer:
 
     def _occurrences(self, assigned: np.ndarray) -> list[list[float | None]]:
         return [
-            [image, row, column, _short(distance), *self.sizes_in_patches_G[image]]
+            [
+                image,
+                row,
+                column,
+                _short(distance),
+                *(self.sizes_G[image][of] for of in ("patches_high", "patches_wide")),
+            ]
             for _, image, row, column, distance, *_ in assigned.tolist()
         ]
 
@@ -396,7 +367,7 @@ class _Writer:
             "num_codes": self.num_codes,
             "num_levels": self.source.num_levels,
             "num_channels": 0 if codebook is None else int(codebook.shape[1]),
-            "num_active": int((self.usage.tokens > 0).sum()),
+            "num_active": self.num_active,
             "num_images": len(self.spool),
             "num_tokens": int(self.usage.tokens.sum()),
             "num_shown": len(self.images_G),
@@ -415,7 +386,7 @@ class _Writer:
             "histogram_edges": [_short(edge) for edge in self.usage.edges],
             "interval": {
                 "level": words.LEVEL,
-                "num_tests": max(len(self.words.spelling), 1) * int((self.usage.tokens > 0).sum()),
+                "num_tests": max(len(self.words.spelling), 1) * self.num_active,
                 "min_images": words.MIN_IMAGES,
             },
             "measures": {"share of active codes associated with a word": share} if self.words.spelling else {},

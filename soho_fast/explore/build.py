@@ -9,8 +9,6 @@ training: --data_roots.coco FOLDER.
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -32,6 +30,7 @@ _FLAGS = ("--recipe", "--checkpoint", "--split", "--images", "--into", "--title"
 
 def add_data_arguments(parser: Parser, **of_model: Any) -> None:
     """Which model, and which images: of every command that looks at a model's images."""
+    parser.epilog = "Every field of the recipe can be given too, as in training (train.py --recipe ... --help)."
     what = "Folder of a run or of a model, or a name on the hub."
     parser.add_argument("model", metavar="RUN_OR_MODEL", help=what, **of_model)
     parser.add_argument("--recipe", help="Name or path of the recipe that names the data (default: the run's own).")
@@ -47,7 +46,6 @@ def add_data_arguments(parser: Parser, **of_model: Any) -> None:
 
 def add_arguments(parser: Parser) -> None:
     """What `build` takes."""
-    parser.epilog = "Every field of the recipe can be given too, as in training (train.py --recipe ... --help)."
     add_data_arguments(parser, nargs="?")
     parser.add_argument("--into", help=f"Folder for the explorer (default: {FOLDER}/ in the run or model).")
     parser.add_argument("--title", help="Title of the pages.")
@@ -104,13 +102,9 @@ def open_model(options: argparse.Namespace, say: Callable[[str], None]) -> Opene
     run, folder = _find_model(options.model, options.checkpoint)
     named = options.recipe or (str(run / "recipe.yaml") if run else None)
     if named is None:
-        if not Path(options.model).exists():
-            raise UserError(
-                f"recipe: there is no folder {options.model} here; for a model of that name on the hub, give "
-                "--recipe NAME"
-            )
         raise UserError(
-            f"recipe: {options.model} is no run, whose recipe.yaml would say what the data are; give --recipe NAME"
+            f"recipe: {options.model} is no folder of a run, whose recipe.yaml would say what the data are; give "
+            "--recipe NAME"
         )
     recipe = load_recipe(["--recipe", named, *options.fields], flags=_FLAGS)
     task = recipe.make_task(say)
@@ -120,26 +114,23 @@ def open_model(options: argparse.Namespace, say: Callable[[str], None]) -> Opene
 
 def _find_model(name: str, checkpoint: str | None) -> tuple[Path | None, str]:
     """(the run, the model's folder or hub name)."""
+    path = Path(name)
     try:
         check_name(name, needs_owner=True)
+        if (path / "recipe.yaml").is_file():
+            return path, run_model(path, checkpoint)[0]
     except FileNotFoundError as error:
         raise UserError(f"model: {error}") from error
-    path = Path(name)
-    if not (path / "recipe.yaml").is_file():
-        if checkpoint is not None:
-            raise UserError(f"checkpoint: {name} is no run, which would have several models; leave it out")
-        # A run's model is known by the recipe beside it.
-        beside = path.resolve().parent
-        return (beside if (beside / "recipe.yaml").is_file() else None), name
-    try:
-        return path, run_model(path, checkpoint)[0]
-    except FileNotFoundError as error:
-        raise UserError(f"{'checkpoint' if checkpoint else 'model'}: {error}") from error
+    if checkpoint is not None:
+        raise UserError(f"checkpoint: {name} is no run, which would have several models; leave it out")
+    # A run's model is known by the recipe beside it.
+    beside = path.resolve().parent
+    return (beside if (beside / "recipe.yaml").is_file() else None), name
 
 
 def run(options: argparse.Namespace) -> int:
     """Build, and say where to look."""
-    from soho_fast.explore.assemble import assemble, check_folder, is_made_of
+    from soho_fast.explore.assemble import assemble, check_folder
 
     wrong, given = (("recipe", "checkpoint", "split"), "none") if options.model is None else (from_files.OPTIONS, "one")
     for name in wrong:
@@ -154,10 +145,6 @@ def run(options: argparse.Namespace) -> int:
     opened = open_model(options, print)
     for line in gone_on(opened.folder):
         print(line)
-    made_of = _made_of(opened, options)
-    if is_made_of(folder, made_of):
-        print(f"{folder} is up to date: {folder / 'index.html'}")
-        return 0
     from soho_fast.explore.timeline import timeline
 
     title = options.title or f"What the codes of {opened.run.name if opened.run else Path(opened.folder).name} mean"
@@ -166,7 +153,6 @@ def run(options: argparse.Namespace) -> int:
     assemble(
         source,
         folder,
-        made_of=made_of,
         run=read_run_of(opened.folder),
         timeline=timeline(Path(opened.folder) if opened.run else None, source.dictionary),
     )
@@ -181,27 +167,3 @@ def default_folder(model: str) -> Path:
     # Beside a run's model, not in it: what is in it has checksums.
     inside = (Path(model).resolve().parent / "recipe.yaml").is_file() and not (Path(model) / "recipe.yaml").is_file()
     return Path(os.path.relpath(Path(model).resolve().parent / FOLDER)) if inside else Path(model) / FOLDER
-
-
-def _made_of(opened: Opened, options: argparse.Namespace) -> str:
-    """A hash of the weights, of what is looked at, of the options, and of the program."""
-    from soho_fast.tasks.contents import weights_identity
-
-    digest = hashlib.sha256()
-    data = opened.task.data
-    for part in (
-        weights_identity(opened.folder) or "",
-        opened.images.identity(),
-        json.dumps([options.title, options.licence, data.shorter_edge, data.longer_edge, data.precision]),
-        json.dumps(read_run_of(opened.folder)),
-        *_program(),
-    ):
-        digest.update(part.encode() + b"\0")
-    return digest.hexdigest()
-
-
-def _program() -> list[str]:
-    """Names and contents of this package's files: another release makes other pages."""
-    here = Path(__file__).parent
-    files = sorted(path for path in here.rglob("*") if path.suffix in (".py", ".js", ".css", ".html"))
-    return [f"{path.relative_to(here)} {hashlib.sha256(path.read_bytes()).hexdigest()}" for path in files]

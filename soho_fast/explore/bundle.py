@@ -28,7 +28,6 @@ data/meta.js:
     title: what the heading says
     model: where the model came from, or what the arrays were called
     weights: SHA-256 of the codebook's first level, hexadecimal; empty where the codebook is not known
-    made_of: hash of the weights, the data and the options, by which a rerun knows that nothing has changed
     run: of which step of which run the model is, as run.json in its folder says; null where that is not known
     program: versions of this package and of torch by which it was built, and the commit
     num_codes: K, of all levels
@@ -50,7 +49,7 @@ data/meta.js:
     position_rows, position_columns: size of the heat map of positions
     histogram_edges: list of distances, one more than there are bins
     interval: {level, num_tests, min_images}: how intervals of lifts were made
-    measures: {name: number}: whether codes mean something, see measures.py
+    measures: {name: number}: the share of active codes that are associated with a word, where there are captions
     figure: list of codes that the figure shows
 
 data/wall.js, columns, each K long:
@@ -123,10 +122,10 @@ data/timeline.js:
     num_snapshots: states of the codebook's usage that were compared, the model's included: from one alone it is not
         known since when codes are unused
     last_step: where the run ended
-    sentences: list of texts: what the figures say
+    sentences: list of texts: where curves end, and how far they went
 
 data/server.js, as the server answers:
-    models: list of {name, kind, question}: question is rank, answer, entails or compare
+    models: list of {name, kind, question}: question is rank, answer, entails or compare, or codes of a function
     upload_bytes: largest file
     seconds: after which an answer is given up
 """
@@ -138,10 +137,11 @@ import hashlib
 import html
 import itertools
 import json
+import math
 import os
 import re
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -162,11 +162,10 @@ _FORM = re.compile(r'explorer\.receive\("([\w-]+)", (.*)\);\n', re.DOTALL)
 
 
 class BundleError(UserError):
-    """A damaged bundle; the message names the file (`told`), and what to do."""
+    """A damaged bundle; the message names the file, and what to do."""
 
     def __init__(self, told: str) -> None:
         super().__init__(f"{told}; build the explorer again")
-        self.told = told
 
 
 def write_value(folder: Path, name: str, value: Any) -> None:
@@ -190,6 +189,11 @@ def image_path(number: int) -> str:
 def decoded_path(code: int) -> str:
     """Where what a decoder makes of a code lies in a bundle."""
     return f"decoded/{code // IMAGES_PER_FILE:04d}/{code:06d}.png"
+
+
+def window_start(place: float, length: float, size: float) -> float:
+    """Where a window of some patches around a patch begins, moved into the image where that lies at its edge."""
+    return max(0.0, min(place + 0.5 - length / 2, size - length))
 
 
 def copy_pages(folder: Path) -> None:
@@ -279,16 +283,14 @@ class Bundle:
         tiles = []
         for code in [code for code in self.meta["figure"] or frequent if wall["medoid"][code]][:12]:
             image, row, column, _, *sizes = wall["medoid"][code]
-            spans = [min(self.meta["window"], size if self.noun == "clip" else min(sizes)) for size in sizes]
-            shown = list(zip((row, column), sizes, spans, strict=True))[::-1]  # across, down
-            starts = [max(0.0, min(at + 0.5 - span / 2, size - span)) for at, size, span in shown]
-            scale = " ".join(f"{100 * size / span:.2f}%" for _, size, span in shown)
-            moved = zip(starts, shown, strict=True)
-            place = " ".join(f"{100 * start / max(size - span, 1e-9):.2f}%" for start, (_, size, span) in moved)
+            high, wide = (min(self.meta["window"], size if self.noun == "clip" else min(sizes)) for size in sizes)
+            x, y = window_start(column, wide, sizes[1]), window_start(row, high, sizes[0])
+            fit = 'preserveAspectRatio="none"'
             source = f"data:image/jpeg;base64,{base64.b64encode(self.content(image_path(image))).decode()}"
-            style = f"width:96px;height:96px;background:url({source}) {place}/{scale} no-repeat"
+            shown = f'<image href="{source}" width="{sizes[1]:g}" height="{sizes[0]:g}" {fit}/>'
+            svg = f'<svg width="96" height="96" viewBox="{x:g} {y:g} {wide:g} {high:g}" {fit}>{shown}</svg>'
             name = html.escape(wall["label"][code] or wall["word"][code] or "")
-            tiles.append(f'<div style="width:96px"><div style="{style}"></div>{self.name(code)} {name}</div>')
+            tiles.append(f'<div style="width:96px">{svg}{self.name(code)} {name}</div>')
         title = f"{self.meta['title']}: {self.meta['num_codes']:,} codes, {self.folder / 'index.html'}"
         return f'<p>{html.escape(title)}</p><div style="display:flex;flex-wrap:wrap;gap:8px">{"".join(tiles)}</div>'
 
@@ -306,11 +308,31 @@ class Bundle:
         """All of an image. Raises IndexError: there is no such image."""
         return self._item("image", number, self.meta["num_shown"], IMAGES_PER_FILE)
 
+    def codes(self) -> Iterator[Mapping[str, Any]]:
+        """All codes in their order. Raises BundleError: a file is damaged."""
+        return self._items("code", self.meta["num_codes"], CODES_PER_FILE)
+
+    def images(self) -> Iterator[Mapping[str, Any]]:
+        """All images in their order. Raises BundleError: a file is damaged, or an image lacks codes."""
+        for number, image in enumerate(self._items("image", self.meta["num_shown"], IMAGES_PER_FILE)):
+            sizes = image.get("rows"), image.get("columns"), self.meta["num_levels"]
+            if not all(isinstance(size, int) for size in sizes) or len(image["index"]) != math.prod(sizes):
+                path = self.folder / "data" / f"images-{number // IMAGES_PER_FILE:04d}.js"
+                raise BundleError(f"{path}: image {number}: expected a code for each patch of each level (`index`)")
+            yield image
+
     def _item(self, what: str, number: int, count: int, per_file: int) -> Mapping[str, Any]:
         if not 0 <= number < count:
             raise IndexError(f"{what}: expected 0 to {count - 1}, got {number}")
-        name = f"{what}s-{number // per_file:04d}"
+        return self._in_file(what, number // per_file, count, per_file)[number % per_file]
+
+    def _items(self, what: str, count: int, per_file: int) -> Iterator[Mapping[str, Any]]:
+        for file in range(-(-count // per_file)):
+            yield from self._in_file(what, file, count, per_file)
+
+    def _in_file(self, what: str, file: int, count: int, per_file: int) -> list[Mapping[str, Any]]:
+        name = f"{what}s-{file:04d}"
         values = self.read(name)
-        if not isinstance(values, list) or len(values) <= number % per_file:
+        if not isinstance(values, list) or len(values) != min(per_file, count - file * per_file):
             raise BundleError(f"{self.folder / 'data' / name}.js ends too early")
-        return values[number % per_file]
+        return values

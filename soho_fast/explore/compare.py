@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,8 +78,7 @@ def compare_explorers(
     theirs = _by_name(other)
     pairs = [(image, there) for key, image in _by_name(one).items() if image and (there := theirs.get(key))]
     number_of = {image["image"]: there["image"] for image, there in pairs}
-    codes = _items(one, "codes", one.meta["num_codes"], layout.CODES_PER_FILE)
-    tiles = [_tile(code, number_of) for code in codes]
+    tiles = [_tile(code, number_of) for code in one.codes()]
     rows: list[dict[str, Any]] = []
     codes_of = [bundle.meta["num_codes"] // bundle.meta["num_levels"] for bundle in (one, other)]
     for level in range(min(one.meta["num_levels"], other.meta["num_levels"])):
@@ -142,15 +141,10 @@ def match(counts_KL: np.ndarray) -> list[dict[str, Any]]:
     return rows
 
 
-def _items(bundle: Bundle, name: str, count: int, per_file: int) -> Iterator[dict[str, Any]]:
-    for number in range(-(-count // per_file)):
-        yield from bundle.read(f"{name}-{number:04d}")
-
-
-def _by_name(bundle: Bundle) -> dict[tuple[Any, ...], dict[str, Any] | None]:
+def _by_name(bundle: Bundle) -> dict[tuple[Any, ...], Mapping[str, Any] | None]:
     """The images that are shown, by data set, name and grid; None where several have these."""
-    found: dict[tuple[Any, ...], dict[str, Any] | None] = {}
-    for image in _items(bundle, "images", bundle.meta["num_shown"], layout.IMAGES_PER_FILE):
+    found: dict[tuple[Any, ...], Mapping[str, Any] | None] = {}
+    for image in bundle.images():
         key = bundle.meta["sources"][image["source"]]["name"], image["name"], image["rows"], image["columns"]
         found[key] = None if key in found else image
     return found

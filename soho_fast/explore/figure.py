@@ -7,17 +7,20 @@ import io
 import textwrap
 import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from soho_fast.common.command_line import Parser
 from soho_fast.common.errors import UserError
 from soho_fast.common.extras import from_extra
-from soho_fast.explore.bundle import KINDS, Bundle, BundleError, image_path
+from soho_fast.explore.bundle import KINDS, Bundle, BundleError, image_path, window_start
 
 with from_extra("explore"):
     import numpy as np
+    from matplotlib import rc_context
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
     from PIL import Image
 
 ROWS, COLUMNS, DPI = 12, 8, 150
@@ -95,59 +98,6 @@ def choose_codes(bundle: Bundle, rows: int = ROWS, columns: int = COLUMNS) -> li
     return chosen
 
 
-@dataclass(frozen=True)
-class Tile:
-    """A part of an image, uint8 (h, w, 3), and the patch that it is shown for: top, left, height, width in pixels."""
-
-    pixels: np.ndarray
-    patch: tuple[int, int, int, int]
-
-
-def cut_tile(
-    image_HWC: np.ndarray, occurrence: Sequence[float], around: float = AROUND, above: float | None = None
-) -> Tile:
-    """A patch of an image with its surroundings faded, in the pixels of the image.
-
-    What is shown is moved into the image where the patch lies at its edge; where the image is smaller, the rest is
-    white.
-
-    Args:
-        image_HWC: uint8 (H, W, 3).
-        occurrence: [image, row, column, distance, rows, columns], see `bundle`.
-        around: How much is shown on each side, in patches.
-        above: How much above and below, if that is different.
-
-    Raises:
-        BundleError: the patch lies outside the image.
-    """
-    _, row, column, _, rows, columns = occurrence
-    starts, sizes, sides, patch = [], [], [], []
-    height, width = image_HWC.shape[:2]
-    margins = around if above is None else above, around
-    for place, count, length, shown in zip((row, column), (rows, columns), (height, width), margins, strict=True):
-        begin, end = (min(round(edge * length / count), length) for edge in (place, place + 1))
-        if begin >= end and 0 <= place < count:  # A patch of less than a pixel is shown as one.
-            begin = min(begin, length - 1)
-            end = begin + 1
-        if not 0 <= begin < end:
-            raise BundleError(f"row {row}, column {column} lies outside an image of {rows:g} x {columns:g} patches")
-        margin = round(shown * length / count)
-        side = max(1, round(length / count)) + 2 * margin
-        start = max(0, min(begin - margin, length - side))
-        starts.append(start)
-        sizes.append(min(side, length - start))
-        sides.append(side)
-        patch.append((begin - start, end - begin))
-    (y, x), (high, wide) = starts, sizes
-    (top, height), (left, width) = patch
-    pixels = np.full((*sides, 3), 255, dtype=np.uint8)
-    seen = image_HWC[y : y + high, x : x + wide]
-    pixels[:high, :wide] = np.round(255 * _FADED + seen * (1 - _FADED)).astype(np.uint8)
-    inner = slice(top, top + height), slice(left, left + width)
-    pixels[inner] = seen[inner]
-    return Tile(pixels, (top, left, height, width))
-
-
 def draw_figure(
     explorer: str | Path,
     codes: Sequence[int] | None = None,
@@ -219,27 +169,22 @@ def _shown_of(code: Mapping[str, Any], kind: str) -> Sequence[Sequence[Any]]:
 
 def _tiles(
     bundle: Bundle, codes: Sequence[Mapping[str, Any]], columns: int, kind: str
-) -> tuple[list[list[Tile]], list[int]]:
-    """Tiles of each code, and the licences of the images, by number in meta."""
+) -> tuple[list[list[tuple[np.ndarray, Sequence[Any]]]], list[int]]:
+    """Images, uint8 (H, W, 3), and occurrences in them of each code, and the images' licences, by number in meta."""
     images: dict[int, np.ndarray] = {}
     licences: dict[int, None] = {}
-    rows: list[list[Tile]] = []
-    # Of a clip of audio, as on the pages, all frequencies of the window.
-    margins = ((bundle.meta["window"] - 1) / 2, 0.0) if bundle.noun == "clip" else (AROUND, AROUND)
+    rows = []
     for code in codes:
         occurrences = _shown_of(code, kind)
         if kind == "quantiles" and len(occurrences) > columns:
             places = np.linspace(0, len(occurrences) - 1, columns).round().astype(int)
             occurrences = [occurrences[place] for place in places]
-        row = []
-        for occurrence in occurrences[:columns]:
-            number = occurrence[0]
+        for number, *_ in occurrences[:columns]:
             if number not in images:
                 with Image.open(io.BytesIO(bundle.content(image_path(number)))) as image:
                     images[number] = np.asarray(image.convert("RGB"))
                 licences |= dict.fromkeys(bundle.image(number)["licences"])
-            row.append(cut_tile(images[number], occurrence, *margins))
-        rows.append(row)
+        rows.append([(images[occurrence[0]], occurrence) for occurrence in occurrences[:columns]])
     return rows, sorted(licences)
 
 
@@ -247,17 +192,13 @@ def _draw(
     path: Path,
     bundle: Bundle,
     codes: Sequence[Mapping[str, Any]],
-    tiles: Sequence[Sequence[Tile]],
+    tiles: Sequence[Sequence[tuple[np.ndarray, Sequence[Any]]]],
     licences: Sequence[int],
     columns: int,
     dpi: int,
 ) -> None:
-    with from_extra("explore"):
-        import matplotlib
-
-        matplotlib.use("Agg")
-        from matplotlib import pyplot
-
+    # Of a clip of audio, as on the pages, all frequencies of the window.
+    margins = (0.0, (bundle.meta["window"] - 1) / 2) if bundle.noun == "clip" else (AROUND, AROUND)
     credit = [_credit(bundle.meta["licences"][number]) for number in licences]
     across = columns * (1 + _GAP) * _TILE_INCHES
     width = _LABEL_INCHES + across
@@ -270,17 +211,15 @@ def _draw(
             f"the figure would have {width * dpi:,.0f} x {height * dpi:,.0f} pixels, expected less than 65,536 a side "
             f"and at most {_MOST_PIXELS:,}: give fewer rows or columns, or a smaller --dpi"
         )
-    with pyplot.rc_context({"font.size": 8, "pdf.fonttype": 42}):
-        figure = pyplot.figure(figsize=(width, height))
+    with rc_context({"font.size": 8, "pdf.fonttype": 42}):
+        figure = Figure(figsize=(width, height))
         axes = figure.add_axes((0, below / height, 1, 1 - below / height))
         left = _LABEL_INCHES / _TILE_INCHES
         axes.axis("off")
         for number, (code, row) in enumerate(zip(codes, tiles, strict=True)):
             top = number * (1 + _GAP) + _GAP / 2
-            for place, tile in enumerate(row):
-                x = left + place * (1 + _GAP)
-                axes.imshow(tile.pixels, extent=(x, x + 1, top + 1, top), interpolation="antialiased", aspect="auto")
-                axes.add_patch(_outline(tile, x, top))
+            for place, (image, occurrence) in enumerate(row):
+                _draw_tile(axes, image, occurrence, margins, left + place * (1 + _GAP), top)
             axes.text(0.1, top + 0.3, f"code {bundle.name(code['code'])}", fontsize=8.5, fontweight="bold", va="center")
             shown = f"{code['tokens']:,} tokens, {code['images']:,} {bundle.noun}s"
             axes.text(left - 0.15, top + 0.3, shown, fontsize=6.2, color="0.45", va="center", ha="right")
@@ -296,17 +235,30 @@ def _draw(
             figure.savefig(path, dpi=dpi, metadata={"Title": _drawable(bundle.meta["title"])})
         except OSError as error:
             raise UserError(f"into: {path} can't be written ({error.strerror or error})") from error
-        finally:
-            pyplot.close(figure)
 
 
-def _outline(tile: Tile, x: float, y: float) -> Any:
-    from matplotlib.patches import Rectangle
+def _draw_tile(
+    axes: Axes, image_HWC: np.ndarray, occurrence: Sequence[float], margins: tuple[float, float], x: float, y: float
+) -> None:
+    """A patch and its surroundings, faded, so many patches on each side of it, in the unit square from (x, y) on.
 
-    high, wide = tile.pixels.shape[:2]
-    top, left, height, width = tile.patch
-    place = (x + left / wide, y + top / high)
-    return Rectangle(place, width / wide, height / high, fill=False, edgecolor="0.15", linewidth=0.8)
+    What is shown is moved into the image where the patch lies at its edge; where the image is smaller, the rest is
+    white.
+    """
+    _, row, column, _, rows, columns = occurrence
+    if not (0 <= row < rows and 0 <= column < columns):
+        raise BundleError(f"row {row}, column {column} lies outside an image of {rows:g} x {columns:g} patches")
+    high, wide = (1 + 2 * margin for margin in margins)
+    top, left = window_start(row, high, rows), window_start(column, wide, columns)
+    # The last patches may reach beyond the image.
+    size = (min(column + 1, columns) - column) / wide, (min(row + 1, rows) - row) / high
+    patch = Rectangle((x + (column - left) / wide, y + (row - top) / high), *size, fill=False, ec="0.15", lw=0.8)
+    axes.add_patch(patch)
+    extent = (x - left / wide, x + (columns - left) / wide, y + (rows - top) / high, y - top / high)
+    tile = Rectangle((x, y), 1, 1, transform=axes.transData)
+    for shown, alpha in ((tile, 1 - _FADED), (patch, 1.0)):
+        drawn = axes.imshow(image_HWC, extent=extent, alpha=alpha, interpolation="antialiased", aspect="auto")
+        drawn.set_clip_path(shown)
 
 
 def _words(code: Mapping[str, Any]) -> list[str]:

@@ -105,13 +105,7 @@ def build_from_arrays(
     check_folder(folder)
     codes = None if codebook is None else check_codebook(codebook, metric)
     per_image = {"features": features, "images": images, "captions": captions, "names": names, "index": index}
-    for name in ("features", "images", "index"):
-        value: Any = per_image[name]
-        is_array = not isinstance(value, Iterator)
-        _expect(is_array, name, "an array or a list", "an iterator; see build_from_batches", TypeError)
-        is_empty = name != "images" and hasattr(value, "__len__") and not len(value)
-        _expect(not is_empty, name, "at least one image", "none")
-    num_images = _check_lengths(per_image)
+    num_images = _check_lengths(per_image, least=1)
 
     def batches() -> Iterator[dict[str, Any]]:
         for first in range(0, num_images, _IMAGES_AT_A_TIME):
@@ -121,7 +115,7 @@ def build_from_arrays(
     # All of it is looked at before anything is written.
     highest, sizes = -1, dict[str, int]()
     for number, batch in enumerate(batches()):
-        checked = _check_batch(batch, codes, number * _IMAGES_AT_A_TIME, sizes)
+        checked = check_batch(batch, codes, number * _IMAGES_AT_A_TIME, sizes)
         highest = max([highest, *(int(each.max()) for each in checked["index"] or ())])
     is_count = num_codes is None or (codes is None and num_codes in range(highest + 1, _MOST_CODES + 1))
     told = f"more than the highest code, {highest}, up to {_MOST_CODES}" if codes is None else "none with a codebook"
@@ -134,7 +128,7 @@ def build_from_arrays(
         if features is not None:
             told = f"one, with features of {shape[0]} levels; or give no features"
             _expect(shape[0] == 1, "codebook", told, "none")
-            codes = _means(map(lambda batch: _check_batch(batch, None, 0, sizes), batches()), shape[1], metric)[None]
+            codes = _means(map(lambda batch: check_batch(batch, None, 0, sizes), batches()), shape[1], metric)[None]
     about: dict[str, Any] = {"metric": metric, "title": title, "licences": licences, "num_images": num_images}
     source = ArraySource(batches(), images, codes, shape, **about)
     options = _check_of_codes(source.num_codes, labels, decoded, window)
@@ -143,16 +137,15 @@ def build_from_arrays(
 
 def _means(batches: Iterable[Mapping[str, Any]], num_codes: int, metric: str) -> np.ndarray:
     """float32 (K, C), the mean of the features that have each code, by cosine all of length 1; 0 where none has."""
-    sums, counts = None, np.zeros(num_codes, dtype=np.int64)
+    counts: Any = 0
+    sums: Any = 0
     for batch in batches:
-        for features, index in zip(batch["features"], batch["index"], strict=True):
-            code, known = index.ravel(), index.ravel() >= 0
-            features = _of_length_1(features) if metric == "cosine" else features
-            sums = np.zeros((num_codes, features.shape[2])) if sums is None else sums
-            np.add.at(sums, code[known], features.reshape(-1, features.shape[2])[known])
-            counts += np.bincount(code[known], minlength=num_codes)
-    assert sums is not None
-    means = (sums / np.maximum(counts, 1)[:, None]).astype(np.float32)
+        features = np.concatenate([each.reshape(-1, each.shape[2]) for each in batch["features"]])
+        features = _of_length_1(features) if metric == "cosine" else features
+        index = torch.from_numpy(np.concatenate([each.ravel() for each in batch["index"]])).long()
+        more = ops.codebook_stats(torch.from_numpy(features), index, num_codes, wide=True)
+        counts, sums = counts + more[0], sums + more[1]
+    means = (sums / counts.clamp(min=1)[:, None]).float().numpy()
     return _of_length_1(means) if metric == "cosine" else means
 
 
@@ -305,16 +298,13 @@ class ArraySource:
         self.data_sets = ["images"]  # Or clips, as the first of them says.
         self._levels, self._metric = codebook, metric
         self._licences = licences if isinstance(licences, Licences) else Licences(licences or [])
+        self.licences = self._licences.entries  # That of what has none comes with the first such image.
         self._batches, self._shown, self._kind = batches, shown, ""
-
-    @property
-    def licences(self) -> list[dict[str, str]]:
-        return self._licences.entries
 
     def images(self) -> Iterator[SeenImage]:
         first, sizes = 0, dict[str, int]()
         for given in self._batches:
-            batch = _check_batch(given, self._levels, first, sizes)
+            batch = check_batch(given, self._levels, first, sizes)
             images, captions, names = batch["images"], batch["captions"], batch["names"]
             for number, (index, distance) in enumerate(look_up(batch, self._levels, self._metric)):
                 image = images[number]
@@ -374,7 +364,7 @@ def look_up(
     """(index int32 (Q, h, w), distance float32 (Q, h, w) or None) of each image of a batch; one lookup for all.
 
     Args:
-        batch: Of `_check_batch`.
+        batch: Of `check_batch`.
         levels: float32 (Q, K, C), or None, whose distances are not known.
         metric: See `build_from_arrays`.
     """
@@ -407,11 +397,15 @@ def look_up(
     return [(one.reshape(-1, *size), other.reshape(-1, *size)) for size, one, other in zip(sizes, *split, strict=True)]
 
 
-def open_image(file: str | os.PathLike[str] | io.BytesIO, name: str) -> Image.Image:
-    """An image file in RGB, upright. Raises ImageError, which calls it `name`: it can't be read."""
+def open_image(file: str | os.PathLike[str] | io.BytesIO, name: str, least: int | None = 512) -> Image.Image:
+    """An image file in RGB, upright. Raises ImageError, which calls it `name`: it can't be read.
+
+    least: Of a JPEG a half, quarter or eighth is decoded, so many pixels wide and high at least; None decodes it whole.
+    """
     try:
         with Image.open(file, formats=FORMATS) as image:
-            image.draft("RGB", (512, 512))  # Of a JPEG a half, quarter or eighth is decoded, at least that large.
+            if least is not None:
+                image.draft("RGB", (least, least))
             if image.width * image.height > MAX_PIXELS:
                 raise ValueError(f"{image.width} x {image.height} pixels; expected at most {MAX_PIXELS:,} in all")
             return to_rgb(ImageOps.exif_transpose(image))
@@ -421,14 +415,19 @@ def open_image(file: str | os.PathLike[str] | io.BytesIO, name: str) -> Image.Im
 
 
 def _floats(name: str, value: Any) -> np.ndarray:
+    return np.ascontiguousarray(_array(name, value, "f", "floating point"), dtype=np.float32)
+
+
+def _array(name: str, value: Any, kinds: str, told: str) -> np.ndarray:
+    """An array whose type is of one of numpy's kinds."""
     is_array = isinstance(value, (np.ndarray, torch.Tensor))
     _expect(is_array, name, "an array or a tensor", type(value).__name__, TypeError)
     array = as_array(value)
-    _expect(array.dtype.kind == "f", name, "floating point", array.dtype, TypeError)
-    return np.ascontiguousarray(array, dtype=np.float32)
+    _expect(array.dtype.kind in kinds, name, told, array.dtype, TypeError)
+    return array
 
 
-def _check_batch(
+def check_batch(
     batch: Mapping[str, Any], levels: np.ndarray | None, first: int, sizes: dict[str, int]
 ) -> dict[str, Any]:
     """A batch, of which image number `first` is the first: features float32 (h, w, C) each, index int32 (Q, h, w).
@@ -463,7 +462,7 @@ def _check_batch(
     return checked
 
 
-def _check_lengths(given: Mapping[str, Any]) -> int:
+def _check_lengths(given: Mapping[str, Any], least: int = 0) -> int:
     """How many images there are; raises where these are no arrays or lists, as many of each."""
     first = "features" if given["features"] is not None else "index"
     _expect(given[first] is not None, "features, index", "one of them", "neither", TypeError)
@@ -472,8 +471,10 @@ def _check_lengths(given: Mapping[str, Any]) -> int:
         if value is None and name != "images":
             continue
         is_list = hasattr(value, "__len__") and not isinstance(value, (str, bytes, set, Mapping))
-        _expect(is_list, name, "an array or a list", type(value).__name__, TypeError)
+        got = f"{type(value).__name__}{'; see build_from_batches' if isinstance(value, Iterator) else ''}"
+        _expect(is_list, name, "an array or a list", got, TypeError)
         count = len(given[first])
+        _expect(count >= least, first, "at least one image", "none")
         _expect(len(value) == count, name, f"{count}, one for each of {first}", len(value))
     return len(given[first])
 
@@ -491,10 +492,7 @@ def _check_features(features: Any, levels: np.ndarray | None, where: str) -> np.
 
 def _check_index(index: Any, levels: np.ndarray | None, where: str) -> np.ndarray:
     """int32 (Q, h, w)."""
-    is_array = isinstance(index, (np.ndarray, torch.Tensor))
-    _expect(is_array, where, "an array or a tensor", type(index).__name__, TypeError)
-    array = as_array(index)
-    _expect(array.dtype.kind in "iu", where, "integers", array.dtype, TypeError)
+    array = _array(where, index, "iu", "integers")
     is_shape = array.ndim in (2, 3) and 0 not in array.shape
     _expect(is_shape, where, "(rows, columns) or (rows, columns, levels)", f"shape {array.shape}")
     array = array.reshape(*array.shape[:2], -1).transpose(2, 0, 1)

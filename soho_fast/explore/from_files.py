@@ -123,16 +123,23 @@ def _columns(path: Path) -> dict[str, Any]:
 
     with from_extra("datasets"):
         import datasets
-    part = datasets.concatenate_datasets(list(load_parts(path).values()))
+    parts = load_parts(path)
+    columns = {
+        split: ", ".join(f"{name}: {part.features[name]}" for name in sorted(part.features))
+        for split, part in parts.items()
+    }
+    if len(set(columns.values())) > 1:
+        each = "; ".join(f"{split}: {names}" for split, names in columns.items())
+        raise UserError(f"images: {path}: expected splits of the same columns, got {each}")
+    part = datasets.concatenate_datasets(list(parts.values()))
     images, captions = (
         next((name for name in usual if name in part.features), "") for usual in (IMAGE_COLUMNS, CAPTION_COLUMNS)
     )
     try:
         files = part.select_columns([images]).cast_column(images, datasets.Image(decode=False))
     except Exception as error:  # Of any kind: ValueError, arrow's own.
-        columns = ", ".join(f"{name}: {kind}" for name, kind in part.features.items())
         expected = f"expected a column of images, {', '.join(IMAGE_COLUMNS)}"
-        raise UserError(f"images: {path}: {expected}; its columns are {columns}") from error
+        raise UserError(f"images: {path}: {expected}; its columns are {next(iter(columns.values()))}") from error
     given = {"images": _Column(files, images, lambda file: image_content(file or {}, path, str(path)) or b"")}
     if captions:
         given["captions"] = _Column(part, captions, lambda text: "" if text is None else text)

@@ -6,7 +6,6 @@ B images of a batch, L tokens of an image, C channels, h x w patches of a batch'
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,10 +27,8 @@ with from_extra("train"):
 
     from soho_fast.common.errors import CorruptImageError
     from soho_fast.common.workers import loaded_ahead
-    from soho_fast.data.batches.sample import pad_texts
     from soho_fast.data.images import decode_image
-    from soho_fast.data.readers.records import ImageRef, fingerprint
-    from soho_fast.data.text import encode_texts
+    from soho_fast.data.readers.records import ImageRef
     from soho_fast.model import SohoForPreTraining
     from soho_fast.tasks.answering import AnsweringTask
     from soho_fast.tasks.base import BaseTask
@@ -48,10 +45,10 @@ _CPU_BATCH = 16
 
 @dataclass(slots=True)
 class DataImage:
-    """An image of the data sets: where it is, its data set by number, and its texts, each once."""
+    """An image of the data sets: where it is, its data set by name, and its texts, each once."""
 
     ref: ImageRef
-    data_set: int
+    data_set: str
     captions: list[str] = field(default_factory=list)
 
 
@@ -60,15 +57,14 @@ class ImageBatch:
     """Some images and their features, as the dictionary gets them.
 
     images: those that could be read, B. features: (B, L, C) on the device, L = h * w. valid: bool (B, h, w), False at
-    padding. index: int64 (B, h, w), of the first level, -1 at padding. patches: each image's height and width
-    in patches, fractions included. levels: (index, distance) of each level, from the first on.
+    padding. patches: each image's height and width in patches, fractions included. levels: (index, distance) of each
+    level, from the first on; index int64 (B, h, w), -1 at padding.
     """
 
     places: list[int]
     images: list[DataImage]
     features: torch.Tensor
     valid: torch.Tensor
-    index: torch.Tensor
     patches: list[tuple[float, float]]
     levels: list[tuple[torch.Tensor, torch.Tensor]]
 
@@ -91,41 +87,27 @@ class TaskImages:
     def __init__(
         self, task: BaseTask, splits: Sequence[str] = (), *, most: int = 0, licence: str | None = None
     ) -> None:
-        self.data_sets: list[str] = []
         found: dict[str, DataImage] = {}
         for name, records in _records(task, splits):
             for record in records:
                 refs = task.images_of(record) if isinstance(task, FineTuningTask) else (record.image,)
                 texts = [task.text_of(record)] if isinstance(task, AnsweringTask) else record.captions
                 for ref in refs:
-                    image = found.setdefault(str(ref), DataImage(ref, self._number(name or record.source)))
+                    image = found.setdefault(str(ref), DataImage(ref, name or record.source))
                     image.captions += [text for text in texts if text not in image.captions]
         self.images = list(found.values())
         if most and most < len(self.images):
             places = np.unique(np.round(np.linspace(0, len(self.images) - 1, most)).astype(np.int64))
             self.images = [self.images[place] for place in places]
+        self.data_sets = list(dict.fromkeys(image.data_set for image in self.images))
         self.licences = Licences()
-        roots = dict.fromkeys(str(image.ref.store) for image in self.images)
+        roots = {str(image.ref.store) for image in self.images}
         self._entries_of = {root: licence_finder(root, licence) for root in roots}
-
-    def _number(self, data_set: str) -> int:
-        if data_set not in self.data_sets:
-            self.data_sets.append(data_set)
-        return self.data_sets.index(data_set)
 
     def licences_of(self, image: DataImage) -> list[int]:
         """Numbers in `licences.entries`."""
         entries = self._entries_of[str(image.ref.store)](image.ref.name)
         return [self.licences.number(entry) for entry in entries]
-
-    def identity(self) -> str:
-        """By place and name, texts, data sets and licences of these images: equal where nothing has changed."""
-        numbers = [(image.data_set, *self.licences_of(image)) for image in self.images]
-        return fingerprint(
-            (os.path.abspath(str(image.ref)) for image in self.images),
-            (text for image in self.images for text in (*image.captions, "")),
-            (json.dumps(each) for each in (self.data_sets, self.licences.entries, *numbers)),
-        )
 
 
 def _records(task: BaseTask, splits: Sequence[str]) -> Iterator[tuple[str | None, Sequence[Any]]]:
@@ -219,7 +201,7 @@ class ModelSource:
             levels.append((index_Bhw, rest_BLC.square().sum(-1).sqrt().view_as(index_Bhw)))
         patches = [(height / self._patch, width / self._patch) for height, width in sizes]
         images = [self._images.images[place] for place in places]
-        return ImageBatch(places, images, feat_BLC, valid_Bhw, levels[0][0], patches, levels)
+        return ImageBatch(places, images, feat_BLC, valid_Bhw, patches, levels)
 
     def images(self) -> Iterator[SeenImage]:
         for batch in self.batches():
@@ -234,7 +216,7 @@ class ModelSource:
                     image.ref.name,
                     place,
                     image.captions,
-                    image.data_set,
+                    self.data_sets.index(image.data_set),
                     self._images.licences_of(image),
                     *batch.patches[number],
                 )
@@ -263,20 +245,15 @@ class ModelSource:
         self, places: Sequence[int], captions: Sequence[str], uniform_B: torch.Tensor
     ) -> dict[int, dict[str, Any]]:
         readable, _, batch, _ = self._load(places)
-        if not readable:
+        if len(readable) < len(places):  # One can't be read any more.
             return {}
-        is_there = [place in readable for place in places]
-        processor = self._task.processor
-        texts = encode_texts(
-            processor.tokenizer,
-            [caption for caption, there in zip(captions, is_there, strict=True) if there],
-            min(self._task.data.max_text_length, self._model.config.max_position_embeddings),
-        )
-        on_device, uniform_B = self._computing.on_device, uniform_B[is_there].to(self._computing.device)
+        longest = min(self._task.data.max_text_length, self._model.config.max_position_embeddings)
+        options = {"padding": True, "truncation": True, "max_length": longest, "return_token_type_ids": False}
+        texts = self._task.processor.tokenizer(list(captions), return_tensors="pt", **options)
+        on_device, uniform_B = self._computing.on_device, uniform_B.to(self._computing.device)
         with self._computing():
             visual = self._model.encode_images(**self._task.on_device(on_device(batch)))
-            inputs = on_device(pad_texts([text.ids for text in texts], processor.tokenizer.pad_token_id))
-            output = self._model(visual_tokens=visual, mask_uniform=uniform_B, **inputs)
+            output = self._model(visual_tokens=visual, mask_uniform=uniform_B, **on_device(texts))
             _, labels_BL = self._model.base().mask_one_label(visual, uniform_B)
         best = output.mvm_logits.float().softmax(-1).topk(min(_GUESSES, self._model.config.num_codes))
         image_M, place_M = (labels_BL != -100).nonzero(as_tuple=True)

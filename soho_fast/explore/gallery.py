@@ -104,11 +104,9 @@ def choose_images(spool: Spool, images_K: np.ndarray, most: int = MOST_SHOWN) ->
             if has_K[code] >= min(NUM_OCCURRENCES, images_K[code]):
                 break
             take(int(image))
-    for images in (*nearest.image.T, *drawn.image.T):
-        for image in images[by_rarity[::-1]]:
-            take(int(image))
     order = np.argsort(draw(np.arange(num_images), np.zeros(num_images, dtype=np.int64)), kind="stable")
-    for image in order:
+    by_turns = (images[by_rarity[::-1]] for images in (*nearest.image.T, *drawn.image.T))
+    for image in np.concatenate([*by_turns, order]):
         take(int(image))
     return np.array(sorted(chosen), dtype=np.int64)
 

@@ -15,6 +15,7 @@ import signal
 import socket
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ with from_extra("explore"):
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
     from uvicorn.protocols.http.h11_impl import H11Protocol
 
-    from soho_fast.explore.asking import AskedModel, Asking, model_folder
+    from soho_fast.explore.asking import AskedModel, Asking, kind_of, load_model, model_folder
     from soho_fast.explore.shown import ShownImages
 
 _HEADERS = {
@@ -60,6 +61,7 @@ _TYPES = {
 PAGE_FILES, FOLDERS = ("index.html", "app"), ("data", "images", "decoded")
 """What is served of the installed pages, and of an explorer's folder."""
 
+_ANY = ("", "0.0.0.0", "::")  # All addresses of the machine.
 _REQUEST_SECONDS = 20  # Within which a request's headers must have come.
 _CONNECTIONS = 100
 _LARGEST_HEADERS = 32 * 1024
@@ -89,11 +91,9 @@ def run(options: argparse.Namespace) -> int:
             raise UserError(f"{name}: expected {least:g} to {most:g}, got {getattr(options, name):g}")
     limits = {"upload_bytes": int(options.upload_mb * 2**20), "seconds": options.seconds}
     asking = at_hand(options.run, options.models, options.explorer, **limits)
-    listening = listen(options.host, options.port)
-    _say_where(options.host, listening.getsockname()[1], asking)
     code = 0
     try:
-        server(asking, options.host).run(sockets=[listening])
+        serve(asking, options.host, options.port)
     except KeyboardInterrupt:
         print("\nstopped", file=sys.stderr)
         code = 128 + signal.SIGINT
@@ -103,6 +103,14 @@ def run(options: argparse.Namespace) -> int:
         sys.stderr.flush()
         os._exit(code)
     return code
+
+
+def serve(asking: Asking, host: str, port: int) -> None:
+    """Serve, and say where, until Ctrl-C, which raises KeyboardInterrupt. Raises UserError: it can't listen there."""
+    listening = listen(host, port)
+    address, port = listening.getsockname()[:2]
+    _say_where(host, address, port, asking)
+    server(asking, host).run(sockets=[listening])
 
 
 def server(asking: Asking, host: str = "127.0.0.1") -> uvicorn.Server:
@@ -143,20 +151,24 @@ def at_hand(given: str, more: Sequence[str] = (), explorer: str | None = None, *
     folders = [*([] if alone else [given]), *more]
     names = [Path(os.path.abspath(folder)).name for folder in folders]
     models: dict[str, AskedModel] = {}
+    newer: list[str] = []
     for folder, name in zip(folders, names, strict=True):
-        name = name if names.count(name) == 1 else folder
-        models[name] = AskedModel(name, model_folder(folder))
+        name, model = name if names.count(name) == 1 else folder, model_folder(folder)
+        models[name] = AskedModel(name, *kind_of(model), partial(load_model, name, model))
+        newer += gone_on(model)
     bundle = Bundle(explorer)
     if bundle.sums:
         bundle.check()
     else:
         print(f"{explorer} has no {SUMS}: whether it is as it was built is not known")
-    for line in sum([gone_on(model.folder) for model in models.values()], bundle.of_another_model()):
+    for line in (*bundle.of_another_model(), *newer):
         print(line)
-    needed = {"title": str, "weights": str, "num_shown": int}
+    needed = {"title": str, "weights": str, "num_shown": int, "num_levels": int}
     lost = [name for name, kind in needed.items() if not isinstance(bundle.meta.get(name), kind)]
     if lost:
         raise BundleError(f"{Path(explorer) / 'data' / 'meta.js'} lacks {', '.join(lost)}")
+    for _ in bundle.images():
+        pass  # Each is looked at.
     is_run = not alone and (Path(given) / "recipe.yaml").is_file()
     shown = ShownImages(bundle, given if is_run else None)
     return Asking(models, shown, **limits)
@@ -250,17 +262,13 @@ def is_meant_for(header: str, listening: str) -> bool:
     name = name.lower()
     if name in ("localhost", "127.0.0.1", "[::1]", listening.lower(), f"[{listening.lower()}]"):
         return True
-    if not _is_any(listening):
+    if listening not in _ANY:
         return False
     try:
         # No name that somebody else could point here; the address itself is the machine's, or nothing would have come.
         return bool(ipaddress.ip_address(name.strip("[]")))
     except ValueError:
         return name == socket.gethostname().lower()
-
-
-def _is_any(host: str) -> bool:
-    return host in ("", "0.0.0.0", "::")
 
 
 class _Server(uvicorn.Server):
@@ -304,18 +312,17 @@ def listen(host: str, port: int) -> socket.socket:
         )
         return socket.create_server(address[:2], family=family)
     except (OSError, UnicodeError) as error:
-        number = getattr(error, "errno", None)
-        if number == errno.EADDRINUSE:
-            raise UserError(f"port: {port} is taken; choose another one, as --port {port + 1}, or 0 for any") from error
-        if number == errno.EACCES:
-            raise UserError(f"port: {port} is not allowed here; choose one from 1024 on") from error
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"host: can't listen at {host} ({reason})") from error
+        told = {
+            errno.EADDRINUSE: f"port: {port} is taken; choose another one, as --port {port + 1}, or 0 for any",
+            errno.EACCES: f"port: {port} is not allowed here; choose one from 1024 on",
+        }
+        reason = f"host: can't listen at {host} ({getattr(error, 'strerror', None) or error})"
+        raise UserError(told.get(getattr(error, "errno", None) or 0, reason)) from error
 
 
-def _say_where(host: str, port: int, asking: Asking) -> None:
-    shown = "localhost" if _is_any(host) else f"[{host}]" if ":" in host else host
-    if not (host == "localhost" or _is_loopback(host)):
+def _say_where(host: str, address: str, port: int, asking: Asking) -> None:
+    shown = "localhost" if host in _ANY else f"[{host}]" if ":" in host else host
+    if not ipaddress.ip_address(address).is_loopback:
         print(
             f"warning: --host {host}: everyone who reaches this machine at port {port} can see these images and use "
             "the models; nothing is encrypted and no password is asked for",
@@ -328,10 +335,3 @@ def _say_where(host: str, port: int, asking: Asking) -> None:
     # Of an explorer that somebody else made, too: nothing in it steers the terminal.
     title = "".join(letter if letter.isprintable() else " " for letter in asking.shown.bundle.meta["title"])
     print(f"{title}: http://{shown}:{port}/   (Ctrl-C ends)", flush=True)
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

@@ -47,7 +47,7 @@ class ShownImages:
         self._say(f"reading the data sets of {self._run}, to let models see the images themselves ...")
         try:
             images = open_model(argparse.Namespace(model=self._run, **of_all), lambda line: None).images
-            return {(images.data_sets[image.data_set], image.ref.name): image.ref for image in images.images}
+            return {(image.data_set, image.ref.name): image.ref for image in images.images}
         except (ValueError, OSError, ImportError) as error:
             self._say(" ".join(f"they can't be read, so models see the small copies: {error}".split()))
             return {}

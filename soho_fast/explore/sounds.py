@@ -16,6 +16,7 @@ from soho_fast.explore.sources import ImageError, as_array
 
 with from_extra("explore"):
     import numpy as np
+    from matplotlib import colormaps
     from PIL import Image
     from scipy.io import wavfile
 
@@ -96,9 +97,6 @@ def spectrogram(clip: Clip, patches: int) -> Image.Image:
         clip: S samples.
         patches: W, into which the clip is divided evenly; each is 4 pixels wide.
     """
-    with from_extra("explore"):
-        from matplotlib import colormaps
-
     size = 2 ** round(math.log2(clip.rate * _WINDOW))
     centre = (np.arange(_PATCH_WIDTH * patches) + 0.5) * len(clip.samples) / (_PATCH_WIDTH * patches)
     parts = np.lib.stride_tricks.sliding_window_view(np.pad(clip.samples, size), size)

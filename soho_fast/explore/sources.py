@@ -69,9 +69,7 @@ class Source(Protocol):
     model: str
     data_sets: list[str]
     num_images: int | None
-
-    @property
-    def licences(self) -> list[dict[str, str]]: ...
+    licences: list[dict[str, str]]
 
     def images(self) -> Iterator[SeenImage]:
         """The images in their order, once. Those that can't be read are reported, and left out."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from array import array
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +47,7 @@ class Spool:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._paths = {name: folder / name for name in ("index", "distance", "words", "texts")}
-        self._files = {name: path.open("w+b") for name, path in self._paths.items()}
+        self._files = {name: (folder / name).open("w+b") for name in ("index", "distance", "words", "texts")}
         self._rows, self._columns, self._captioned = array("i"), array("i"), array("b")
         self._first = {name: array("q", [0]) for name in ("tokens", "words", "texts")}
         self.distance_range = (np.inf, -np.inf)
@@ -76,17 +75,12 @@ class Spool:
         if known.size:
             low, high = self.distance_range
             self.distance_range = min(low, float(known.min())), max(high, float(known.max()))
-        text = json.dumps(
-            {
-                "name": image.name,
-                "place": image.place,
-                "captions": list(image.captions),
-                "source": image.source,
-                "licences": list(image.licences),
-                "patches_high": float(image.patches_high or rows),
-                "patches_wide": float(image.patches_wide or columns),
-            }
-        ).encode()
+        about = {each.name: getattr(image, each.name) for each in fields(image) if each.name not in self._files}
+        about |= {
+            "patches_high": float(image.patches_high or rows),
+            "patches_wide": float(image.patches_wide or columns),
+        }
+        text = json.dumps(about).encode()
         contents = {"index": index.tobytes(), "distance": distance.tobytes(), "words": words.tobytes(), "texts": text}
         for name, content in contents.items():
             self._files[name].write(content)

@@ -20,9 +20,8 @@ with from_extra("explore"):
 HISTOGRAM_BINS = 32
 MOST_POSITIONS = 16
 """Rows and columns of the heat map at most."""
-NUM_NEIGHBOURS = 8
-NUM_NEAR = 8
-NUM_NEXT = 8
+MOST_LISTED = 8
+"""Codes that are listed of those beside a code, of those near it, and of the next level's."""
 _TSNE_CODES = 8, 4096
 
 # Entries of a table of counts, codes x columns, that are in memory at a time.
@@ -137,21 +136,15 @@ def blocks_of_codes(num_codes: int, num_columns: int) -> Iterator[tuple[int, int
         yield first, min(first + size, num_codes)
 
 
-def _beside(chunk: Chunk) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(codes, codes beside them): each two patches that lie side by side, then each two of which one lies below."""
-    right = np.flatnonzero(chunk.column + 1 < chunk.columns)
-    yield chunk.index[right], chunk.index[right + 1]
-    below = np.flatnonzero(chunk.row + 1 < chunk.rows)
-    yield chunk.index[below], chunk.index[below + chunk.columns[below]]
-
-
 def count_beside(chunk: Chunk, first: int, last: int, table: np.ndarray) -> None:
     """Add to `table` int32 (last - first, K) how often a patch of each code of the block has a code beside it.
 
     Beside are the patches to the left, to the right, above and below.
     """
-    for one, other in _beside(chunk):
-        for here, there in ((one, other), (other, one)):
+    right = np.flatnonzero(chunk.column + 1 < chunk.columns)
+    below = np.flatnonzero(chunk.row + 1 < chunk.rows)
+    for one, other in ((right, right + 1), (below, below + chunk.columns[below])):
+        for here, there in ((chunk.index[one], chunk.index[other]), (chunk.index[other], chunk.index[one])):
             wanted = (here >= first) & (here < last) & (there >= 0)
             _count_into(table, here[wanted].astype(np.int64) - first, there[wanted].astype(np.int64))
 
@@ -172,33 +165,20 @@ def most_frequent(counts: np.ndarray) -> list[dict[str, int]]:
 
     Of equally frequent ones the lower number comes first.
     """
-    order = np.argsort(-counts, kind="stable")[:NUM_NEXT]
+    order = np.argsort(-counts, kind="stable")[:MOST_LISTED]
     return [{"code": int(code), "tokens": int(counts[code])} for code in order if counts[code]]
 
 
-def count_sides(spool: Spool, num_codes: int) -> np.ndarray:
-    """int64 (K,): how many coded patches lie beside the patches of each code, all codes taken together."""
-    sides = np.zeros(num_codes, dtype=np.int64)
-    for chunk in spool.tokens():
-        for one, other in _beside(chunk):
-            both = (one >= 0) & (other >= 0)
-            sides += np.bincount(one[both], minlength=num_codes) + np.bincount(other[both], minlength=num_codes)
-    return sides
-
-
-def best_neighbours(counts: np.ndarray, code: int, sides: np.ndarray) -> list[tuple[int, int, float]]:
+def best_neighbours(counts: np.ndarray, tokens: np.ndarray) -> list[tuple[int, int, float]]:
     """(code, count, lift) of the codes that lie beside a code most often beyond chance.
 
     Args:
         counts: int (K,), how often each lies beside it.
-        code: The code.
-        sides: int64 (K,), see `count_sides`.
+        tokens: int64 (K,), how often each occurs.
     """
-    if not sides[code]:
-        return []
-    expected = sides[code] * (sides / sides.sum())
+    expected = counts.sum() * tokens / max(tokens.sum(), 1)
     found = np.flatnonzero(counts)
-    order = found[np.argsort(-(counts[found] - expected[found]), kind="stable")][:NUM_NEIGHBOURS]
+    order = found[np.argsort(-(counts[found] - expected[found]), kind="stable")][:MOST_LISTED]
     return [(int(other), int(counts[other]), float(counts[other] / expected[other])) for other in order]
 
 
@@ -209,7 +189,7 @@ def near_codes(codebook: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """
     codes = codebook.astype(np.float64)
     num_codes = len(codes)
-    num_near = min(NUM_NEAR, num_codes - 1)
+    num_near = min(MOST_LISTED, num_codes - 1)
     number, distance = np.zeros((num_codes, num_near), dtype=np.int64), np.zeros((num_codes, num_near))
     norms = (codes**2).sum(1)
     for first in range(0, num_codes if num_near else 0, 256):
@@ -237,13 +217,8 @@ def positions_on_map(codebook: np.ndarray, is_active: np.ndarray) -> np.ndarray:
     active = codes[is_active] if is_active.any() else codes
     centred = active - active.mean(0)
     _, directions = np.linalg.eigh(centred.T @ centred)
-    directions = directions[:, ::-1][:, :2]
-    # Eigenvectors have no sign of their own.
-    largest = np.abs(directions).argmax(0)
-    directions = directions * np.where(directions[largest, np.arange(directions.shape[1])] < 0, -1.0, 1.0)
-    place = (codes - active.mean(0)) @ directions
-    if place.shape[1] == 1:
-        place = np.concatenate([place, np.zeros_like(place)], axis=1)
+    place = (codes - active.mean(0)) @ directions[:, :-3:-1]
+    place = np.pad(place, ((0, 0), (0, 2 - place.shape[1])))  # Of one channel there is one direction.
     return _scaled(place, place[is_active] if is_active.any() else place)
 
 

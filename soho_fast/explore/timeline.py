@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +28,6 @@ _FROM_TRAINING = {
 # Between two snapshots the running usage of a code without assigned features falls by the decay alone, up to rounding
 # in float32; one feature in an update adds far more.
 _ROUNDING = 3e-4
-_MOST_STEPS_SHOWN = 4
 _TOLD = ("code error", "share of the most frequent code", "active codes", "perplexity", "codebook drift")
 """The curves that a sentence sums up."""
 
@@ -95,7 +93,7 @@ def timeline(run: Path | None, dictionary: VisualDictionary | None) -> dict[str,
         "unused_since": unused_since,
         "num_snapshots": len(snapshots),
         "last_step": last_step,
-        "sentences": _sentences({line["name"]: line["points"] for line in series}, reset, unused_since, len(snapshots)),
+        "sentences": [_sentence(**line) for name in _TOLD for line in series if line["name"] == name],
     }
 
 
@@ -143,34 +141,6 @@ def _unused_since(snapshots: Sequence[_Snapshot], decay: float) -> list[int | No
         since_K[unused_K] = earlier.step
         open_K = unused_K
     return [None if math.isnan(since) else max(0, int(since)) for since in since_K]
-
-
-def _sentences(
-    series: Mapping[str, Sequence[Sequence[float]]],
-    reset: Sequence[int | None],
-    unused_since: Sequence[int | None],
-    num_snapshots: int,
-) -> list[str]:
-    """What the figures say, in words."""
-    said = [_sentence(name, points) for name in _TOLD if (points := series.get(name))]
-    if steps := [step for step in reset if step is not None]:
-        first = min(steps)
-        later = sorted(step for step in steps if step > first)
-        said.append(
-            f"{_codes(len(steps) - len(later))} as initialised at step {first:,}"
-            + (f"; {len(later):,} reset since, the last at step {later[-1]:,}." if later else "; none was reset.")
-        )
-    if unused := Counter(step for step in unused_since if step is not None):
-        shown = [f"since step {step:,} ({count:,})" for step, count in sorted(unused.items())[:_MOST_STEPS_SHOWN]]
-        more = ", ..." if len(unused) > _MOST_STEPS_SHOWN else ""
-        said.append(f"{_codes(unused.total())} without assigned features up to the end: {', '.join(shown)}{more}.")
-    elif steps and num_snapshots > 1:
-        said.append("Every code had assigned features up to the end.")
-    return said
-
-
-def _codes(count: int) -> str:
-    return "1 code is" if count == 1 else f"{count:,} codes are"
 
 
 def _sentence(name: str, points: Sequence[Sequence[float]]) -> str:

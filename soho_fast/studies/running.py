@@ -30,7 +30,7 @@ from soho_fast.studies.results import Row, by_digest, read_rows
 _PRELOADED = [
     "soho_fast.train", "soho_fast.evaluate", "soho_fast.engine.trainer", "soho_fast.tasks.pretraining",
     "soho_fast.tasks.retrieval", "soho_fast.tasks.question_answering", "soho_fast.tasks.visual_reasoning",
-    "soho_fast.tasks.visual_entailment", "soho_fast.data.mini", "soho_fast.engine.report", "soho_fast.explore.measures",
+    "soho_fast.tasks.visual_entailment", "soho_fast.data.mini", "soho_fast.engine.report", "soho_fast.explore.codes",
     "soho_fast.studies.one", "matplotlib.pyplot",
 ]  # fmt: skip
 # Seconds: how often a run is looked after, and how long one is left alone that another process is at.

@@ -13,7 +13,7 @@ from soho_fast.common.checksums import write_checksums
 from soho_fast.common.versions import write_run_of
 from soho_fast.explore import Bundle, words_of_code
 from soho_fast.explore.__main__ import main
-from soho_fast.explore.assemble import assemble, is_made_of
+from soho_fast.explore.assemble import assemble
 from soho_fast.explore.bundle import BundleError
 
 NUM_CODES = 70  # two files of codes
@@ -31,7 +31,7 @@ DATA = (
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
     source = MadeSource(seen_images(5, NUM_CODES), codebook(NUM_CODES))
-    return assemble(source, tmp_path_factory.mktemp("built") / "explorer", made_of="these", say=lambda line: None)
+    return assemble(source, tmp_path_factory.mktemp("built") / "explorer", say=lambda line: None)
 
 
 @pytest.fixture
@@ -56,39 +56,41 @@ def test_all_kinds_of_files_are_altered_here(built):
 
 
 @pytest.mark.parametrize("name", [*PAGES, *DATA])
-def test_an_altered_file_is_named_and_not_up_to_date(explorer, name, capsys):
+def test_an_altered_file_is_named(explorer, name, capsys):
     path = explorer / name
     content, times = path.read_bytes(), path.stat()
+    bundle = Bundle(explorer)
     for damage in DAMAGES.values():
         path.write_bytes(damage(content))
         os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
-        said = []
-        assert not is_made_of(explorer, "these", said.append)
-        assert said == [f"{explorer}: {name} has changed since it was built; it is built again"]
+        with pytest.raises(BundleError) as error:
+            bundle.check()
+        assert str(error.value).startswith(f"{explorer}: {name} has changed since it was built; ")
         assert main(["serve", str(explorer), "--port", "0"]) == 2
-        error = capsys.readouterr().err
-        assert f"{name} has changed since it was built; build the explorer again" in error and error.count("\n") == 1
+        said = capsys.readouterr().err
+        assert f"{name} has changed since it was built; build the explorer again" in said and said.count("\n") == 1
     path.unlink()
-    assert not is_made_of(explorer, "these", said.append)
+    with pytest.raises(BundleError, match=rf"{name} is missing since it was built"):
+        bundle.check()
     path.write_bytes(content)
-    assert is_made_of(explorer, "these", print)
-    if name != "data/meta.js":  # without which it is no explorer
-        assert said[-1] == f"{explorer}: {name} is missing since it was built; it is built again"
+    bundle.check()
 
 
 @pytest.mark.parametrize("damage", [*DAMAGES.values(), None])
 def test_the_list_itself_is_noticed(explorer, damage):
-    sums, said = explorer / "SHA256SUMS", []
+    sums = explorer / "SHA256SUMS"
     sums.unlink() if damage is None else sums.write_bytes(damage(sums.read_bytes()))
-    assert not is_made_of(explorer, "these", said.append) and len(said) == 1
+    with pytest.raises(BundleError):
+        Bundle(explorer).check()
 
 
 def test_many_altered_files_are_one_short_line(explorer):
+    bundle = Bundle(explorer)
     for name in DATA[1:]:
         (explorer / name).write_bytes(b"")
-    said = []
-    assert not is_made_of(explorer, "these", said.append)
-    assert len(said[0]) < len(str(explorer)) + 200 and "and 6 more" in said[0]
+    with pytest.raises(BundleError, match="and 6 more") as error:
+        bundle.check()
+    assert len(str(error.value)) < len(str(explorer)) + 230
 
 
 def test_readers_refuse_what_was_altered(explorer, capsys):
@@ -119,16 +121,13 @@ def run(tmp_path_factory):
     return folder / "tiny"
 
 
-def test_what_was_altered_is_built_anew(run, capsys):
+def test_what_was_altered_is_built_anew(run):
     page = run / "explorer/app/code.js"
     sound = page.read_bytes()
     page.write_bytes(another(sound))
     assert main(["build", str(run)]) == 0
-    said = capsys.readouterr().out
-    assert "app/code.js has changed since it was built; it is built again" in said and "up to date" not in said
     assert page.read_bytes() == sound
-    assert main(["build", str(run)]) == 0
-    assert "up to date" in capsys.readouterr().out
+    Bundle(run / "explorer").check()
 
 
 def test_pages_are_served_as_they_are_installed(run, tmp_path):
@@ -181,6 +180,5 @@ def test_build_and_serve_say_that_a_model_is_newer_or_its_run_went_on(run, tmp_p
     save_file(tensors, weights, {"format": "pt"})
     write_checksums(later / "model")
     assert main(["build", str(later)]) == 0
-    said = capsys.readouterr().out.splitlines()
-    assert said[0] == on and f"{line}; it is built again" in said
+    assert capsys.readouterr().out.splitlines()[0] == on
     assert Bundle(later / "explorer").meta["run"]["step"] == 6

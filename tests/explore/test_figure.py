@@ -1,15 +1,19 @@
 """The paper's figure: which codes, which pixels, what is refused."""
 
+import io
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 from PIL import Image
 
 from soho_fast.common.errors import UserError
 from soho_fast.explore import figure
 from soho_fast.explore.bundle import SCHEMA, Bundle, BundleError, image_path, write_in_files, write_value
-from soho_fast.explore.figure import choose_codes, cut_tile, draw_figure
+from soho_fast.explore.figure import choose_codes, draw_figure
 
 NUM_CODES, SIDE, CELLS = 6, 32, 4
 CELL = SIDE // CELLS
@@ -72,43 +76,55 @@ def test_files_of_codes_with_too_few_images_are_not_read(explorer, monkeypatch):
     assert 3 not in read and {1, 2, 4} <= set(read)
 
 
+def _tile(image, occurrence, margins=(0.0, 0.0), pixels=48) -> np.ndarray:
+    """What is drawn of a patch, as a square of pixels."""
+    drawn = Figure(figsize=(1, 1), dpi=pixels)
+    axes = drawn.add_axes((0, 0, 1, 1))
+    axes.axis("off")
+    figure._draw_tile(axes, image, occurrence, margins, 3.0, 7.0)
+    axes.patches[-1].set_linewidth(0)
+    axes.set(xlim=(3, 4), ylim=(8, 7))
+    file = io.BytesIO()
+    drawn.savefig(file)
+    return np.asarray(Image.open(file).convert("RGB")).astype(int)
+
+
+def _at(tile, row, column) -> list[int]:
+    """The colour in the middle of a third of a tile."""
+    third = len(tile) // 3
+    return tile[third * row + third // 2, third * column + third // 2].tolist()
+
+
+def _faded(colour) -> list[int]:
+    return [round(255 * 0.45 + value * 0.55) for value in colour]
+
+
 def test_a_tile_is_the_patch_of_its_image_and_faded_surroundings():
-    picture = _picture(2)
-    tile = cut_tile(picture, [2, 1, 3, 0.5, CELLS, CELLS], 0.5)
-    half = CELL // 2
-    assert tile.pixels.shape == (2 * CELL, 2 * CELL, 3)
-    assert tile.patch == (half, CELL, CELL, CELL), "what lies right of the picture is not shown"
-    assert np.array_equal(tile.pixels[half:-half, CELL:], picture[CELL : 2 * CELL, 3 * CELL :])
-    expected = np.round(255 * 0.45 + picture[CELL - half : 2 * CELL + half, 2 * CELL :] * 0.55)
-    expected[half:-half, CELL:] = picture[CELL : 2 * CELL, 3 * CELL :]
-    assert np.array_equal(tile.pixels, expected)
+    tile = _tile(_picture(2), [2, 1, 2, 0.5, CELLS, CELLS], (1.0, 1.0))
+    for row, column in np.ndindex(3, 3):
+        colour = _colour(2, row, 1 + column)
+        expected = colour if (row, column) == (1, 1) else _faded(colour)
+        assert np.abs(np.subtract(_at(tile, row, column), expected)).max() <= 2, (row, column)
+    tile = _tile(_picture(2), [2, 1, 3, 0.5, CELLS, CELLS], (1.0, 1.0))
+    assert np.abs(np.subtract(_at(tile, 1, 2), _colour(2, 1, 3))).max() <= 2, "nothing right of the image is shown"
+    assert np.abs(np.subtract(_at(tile, 1, 1), _faded(_colour(2, 1, 2)))).max() <= 2
 
 
 def test_a_patch_that_reaches_beyond_the_image_ends_with_it():
-    picture = _picture(0)[:20, :26]  # 2.5 x 3.25 patches
-    tile = cut_tile(picture, [0, 2, 3, 0.5, 2.5, 3.25], 0)
-    top, left, height, width = tile.patch
-    assert (height, width) == (4, 2)
-    assert np.array_equal(tile.pixels[top : top + 4, left : left + 2], picture[16:20, 24:26])
+    picture = _picture(0)[:20, :24]  # 2.5 x 3 patches
+    tile = _tile(picture, [0, 2, 1, 0.5, 2.5, 3], (1.0, 1.0))
+    assert np.abs(tile[33:39, 24] - _colour(0, 2, 1)).max() <= 2, "half a patch, at the image's end"
+    assert (tile[42:] == 255).all()
+    assert np.abs(tile[24, 24] - _faded(_colour(0, 1, 1))).max() <= 2
 
 
 def test_what_is_larger_than_the_image_is_white():
-    tile = cut_tile(_picture(0)[:CELL, : 2 * CELL], [0, 0, 1, 0.5, 1, 2], 1)
-    assert tile.pixels.shape == (3 * CELL, 3 * CELL, 3) and tile.patch == (0, CELL, CELL, CELL)
-    assert (tile.pixels[CELL:] == 255).all() and (tile.pixels[:, 2 * CELL :] == 255).all()
+    tile = _tile(_picture(0)[:CELL, : 2 * CELL], [0, 0, 1, 0.5, 1, 2], (1.0, 1.0))
+    assert (np.array([_at(tile, row, column) for row in (1, 2) for column in range(3)]) == 255).all()
+    assert _at(tile, 0, 2) == [255] * 3
+    assert np.abs(np.subtract(_at(tile, 0, 1), _colour(0, 0, 1))).max() <= 2
     with pytest.raises(BundleError, match=r"row 1, column 0 lies outside an image of 1 x 2 patches"):
-        cut_tile(_picture(0)[:CELL, : 2 * CELL], [0, 1, 0, 0.5, 1, 2])
-
-
-def test_a_patch_of_less_than_a_pixel_is_shown_as_one():
-    picture = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
-    for column in (0, 5, 11):
-        tile = cut_tile(picture, [0, 0, column, 0.5, 1, 12], 0)
-        top, left, height, width = tile.patch
-        assert (top, height, width) == (0, 4, 1)
-        assert abs(column / 2 - np.flatnonzero((picture == tile.pixels[:4, left : left + 1]).all((0, 2)))[0]) <= 0.5
-    sliver = cut_tile(picture, [0, 0, 2, 0.5, 1.0, 2.01], 0)  # The picture ends just within its last patch.
-    assert np.array_equal(sliver.pixels[:4, sliver.patch[1]], picture[:, 5])
+        _tile(_picture(0)[:CELL, : 2 * CELL], [0, 1, 0, 0.5, 1, 2])
 
 
 def test_texts_that_no_font_has_are_drawn_all_the_same(explorer):
@@ -116,7 +132,7 @@ def test_texts_that_no_font_has_are_drawn_all_the_same(explorer):
     licence = {**bundle.meta["licences"][0], "what": "half a sign \ud800 and\0 none"}
     write_value(explorer, "meta", {**bundle.meta, "title": "\ud800\0", "licences": [licence]})
     code = bundle.code(1) | {"words": [{"word": "\udfff", "lift": 3.0, "low": 2.0, "high": 4.0}]}
-    write_in_files(explorer, "codes", [bundle.code(0), code], 64)
+    write_in_files(explorer, "codes", [bundle.code(0), code, *map(bundle.code, range(2, NUM_CODES))], 64)
     assert "half a sign \N{REPLACEMENT CHARACTER} and\N{REPLACEMENT CHARACTER} none" in _texts(explorer, [1])
     assert draw_figure(explorer, [1], into=explorer / "codes.pdf").read_bytes().startswith(b"%PDF")
 
@@ -128,10 +144,8 @@ def test_rows_hold_the_patches_of_their_codes(explorer, monkeypatch):
     assert [code["code"] for code in drawn["codes"]] == [3, 1], "each once, in the order that was given"
     assert [len(row) for row in drawn["tiles"]] == [1, 3]
     for row, code in zip(drawn["tiles"], (3, 1), strict=True):
-        for number, tile in enumerate(row):
-            top, left, height, width = tile.patch
-            assert (height, width) == (CELL, CELL)
-            assert (tile.pixels[top : top + CELL, left : left + CELL] == _colour(number, code, number)).all()
+        for number, (image, occurrence) in enumerate(row):
+            assert occurrence[:3] == [number, code, number] and np.array_equal(image, _picture(number))
 
 
 def test_the_image_shows_what_was_chosen(explorer):
@@ -158,21 +172,13 @@ def test_what_is_drawn_says_words_counts_and_licence(explorer, tmp_path):
 
 
 def _texts(explorer: Path, codes: list[int]) -> str:
-    from matplotlib import pyplot
-    from matplotlib.text import Text
-
     found = []
-    close = pyplot.close
 
-    def read(drawn) -> None:
+    def read(drawn, *_, **__) -> None:
         found.extend(text.get_text() for text in drawn.findobj(Text))
-        close(drawn)
 
-    pyplot.close = read
-    try:
+    with mock.patch.object(Figure, "savefig", read):
         draw_figure(explorer, codes, columns=4, into=explorer / "again.png")
-    finally:
-        pyplot.close = close
     return " | ".join(found)
 
 

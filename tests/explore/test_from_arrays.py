@@ -380,9 +380,12 @@ def test_the_command_takes_a_data_set(given, tmp_path, monkeypatch, capsys, form
         made.remove_columns("index").save_to_disk("less")
         made.rename_column("image", "photo").save_to_disk("other")
         (tmp_path / "broken.parquet").write_bytes(b"PAR1")
+        parts = datasets.DatasetDict(train=made.select(range(4)), test=made.remove_columns("text"))
+        parts.save_to_disk("unlike")
         for name, told in (
             ("less", "required: RUN_OR_MODEL, or --index or --features"),
-            ("other", "expected a column of images, image, img, jpg, png; its columns are photo: .*, text: "),
+            ("unlike", "unlike: expected splits of the same columns, got train: image: .*; test: image: .*, index: "),
+            ("other", "expected a column of images, image, img, jpg, png; its columns are index: .*, photo: "),
             ("broken.parquet", ".*broken.parquet: datasets can't read it"),
         ):
             assert main(["build", "--images", name]) == 2
@@ -452,7 +455,7 @@ MISTAKES = [
     ("features", lambda x: x[:, 0], ValueError, r"features\[0\]: expected \(rows, columns, 5\), .* got shape \(4, 5\)"),
     ("features", lambda x: x.astype(np.int32), TypeError, r"features\[0\]: expected floating point, got int32"),
     ("features", with_nan, ValueError, r"features\[8\]: holds values that are not finite"),
-    ("features", lambda x: iter(x), TypeError, "got an iterator; see build_from_batches"),
+    ("features", lambda x: iter(x), TypeError, "got .*iterator; see build_from_batches"),
     ("features", lambda x: [*list(x[:-1]), "x"], TypeError, r"features\[8\]: expected an array or a tensor, got str"),
     ("features", 3, TypeError, "features: expected an array or a list, got int"),
     ("features", lambda x: x[:0], ValueError, "features: expected at least one image, got none"),

@@ -17,7 +17,8 @@ def test_a_bundle_shows_itself(tmp_path):
     bundle = Bundle(folder)
     html = bundle._repr_html_()
     assert "A &amp; B: 3 codes" in html and "&lt;b>sky" not in html and "<b>" not in html
-    assert re.findall(r"</div>(\d+) (.*?)</div>", html) == [("0", "&lt;b&gt;sky"), ("1", "sea")], "unused ones are not"
-    image, place, scale = re.findall(r"base64,(.*?)\) (.*?)/(.*?) no-repeat", html)[1]
+    assert re.findall(r"</svg>(\d+) (.*?)</div>", html) == [("0", "&lt;b&gt;sky"), ("1", "sea")], "unused ones are not"
+    image, size = re.findall(r'base64,(.*?)" (width="\d+" height="\d+")', html)[1]
     assert base64.b64decode(image) == (folder / "images/0000/000001.jpg").read_bytes()
-    assert (place, scale) == ("100.00% 100.00%", "400.00% 200.00%"), "the last patch of 4 x 8, two of them shown"
+    assert size == 'width="8" height="4"', "the image is measured in patches"
+    assert re.findall('viewBox="(.*?)"', html)[1] == "6 2 2 2", "the last patch of 4 x 8, two of them shown"

@@ -12,7 +12,6 @@ from soho_fast.explore.statistics import (
     best_neighbours,
     blocks_of_codes,
     count_beside,
-    count_sides,
     count_usage,
     near_codes,
     neighbours_on_map,
@@ -96,16 +95,16 @@ def test_the_heat_map_of_a_large_grid_has_sixteen_rows(tmp_path):
 def test_neighbours(spooled):
     images, spool = spooled
     counts = beside(images)
-    sides = count_sides(spool, NUM_CODES)
-    total = sum(counts.values())
+    patches = patches_of(images)
+    tokens = np.array([len(patches[code]) for code in range(NUM_CODES)])
+    share = tokens / tokens.sum()
     table = np.concatenate([block(spool, first, min(first + 5, NUM_CODES)) for first in range(0, NUM_CODES, 5)])
     for code in range(NUM_CODES):
         own = {other: counts[code, other] for other in range(NUM_CODES) if counts[code, other]}
-        assert sides[code] == sum(own.values())
         assert {int(other): int(table[code, other]) for other in np.flatnonzero(table[code])} == own
-        lifts = {o: n / sum(own.values()) / (sides[o] / total) for o, n in own.items()}
-        beyond = {o: n - sum(own.values()) * sides[o] / total for o, n in own.items()}
-        found = best_neighbours(table[code], code, sides)
+        lifts = {o: n / sum(own.values()) / share[o] for o, n in own.items()}
+        beyond = {o: n - sum(own.values()) * share[o] for o, n in own.items()}
+        found = best_neighbours(table[code], tokens)
         assert len(found) == min(8, len(own))
         assert [beyond[o] for o, *_ in found] == pytest.approx(sorted(beyond.values(), reverse=True)[:8])
         for other, count, lift in found:

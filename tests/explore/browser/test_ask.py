@@ -4,9 +4,9 @@ import json
 
 import numpy as np
 import pytest
-from loopback import serve
+from loopback import Served, serve
 
-from soho_fast.explore import Clip, build_from_arrays
+from soho_fast.explore import Clip, build_from_arrays, encoder, serve_explorer
 
 MODELS = ("rank", "answer", "compare", "entails")
 
@@ -174,7 +174,7 @@ def test_the_address_is_not_written_with_every_key_and_stays_short(window):
     assert window.address() == f"#/ask?question=answer&model=answer&image=0&text={'is+there+a+man+' * 4}"
     window.page.fill("#ask-text", "is there a man " * 1000)
     window.page.click(".ask-button")
-    window.page.wait_for_selector(".ask-result .error:has-text('text 1 has 14,999 characters')")
+    window.page.wait_for_selector(".ask-result .error:has-text('text: expected at most 16 tokens, got 4')")
     assert window.address() == "#/ask?question=answer&model=answer&image=0"
     window.complaints[:] = [line for line in window.complaints if "status of 400" not in line]
 
@@ -313,7 +313,27 @@ def test_an_explorer_of_arrays_says_that_it_has_no_encoder(tmp_path, open_window
         window.visit("#/ask")
         text = window.text()
         assert "has no encoder" in text and f"of one more {noun}," in text and "deepspeed" not in text
+        assert ('serve_explorer("explorer", encode)' in text) == (noun == "image")
         assert noun == "image" or "image" not in text
+    finally:
+        serving.close()
+
+
+def test_an_explorer_of_arrays_shows_codes_by_the_users_function(tmp_path, open_window, photo, monkeypatch):
+    index, images = np.zeros((2, 2, 2), int), np.zeros((2, 8, 8, 3), np.uint8)
+    folder = build_from_arrays(index=index, num_codes=3, images=images, folder=tmp_path / "made", say=lambda line: None)
+    found = []
+    monkeypatch.setattr(encoder, "serve", lambda asking, *where: found.append(asking))
+    serve_explorer(folder, lambda image: np.array([[0, -1, 2], [2, 2, 2]]))
+    serving = Served(found[0])
+    try:
+        window = open_window(folder, base=f"{serving.address}/")
+        window.visit("#/ask")
+        assert window.page.locator(".choice").all_inner_texts() == ["Which codes?"]
+        window.page.set_input_files('input[type="file"]', photo)
+        wait_for_answer(window)
+        assert [text.split()[0] for text in window.page.locator(".ask-view .chip").all_inner_texts()] == ["2", "0"]
+        assert "have the same code" not in window.text() and "Patches name no codes" not in window.text()
     finally:
         serving.close()
 

@@ -10,7 +10,8 @@ from loopback import serve
 
 from soho_fast.ask import SohoPipeline
 from soho_fast.explore import asking
-from soho_fast.explore.bundle import Bundle, image_path, write_in_files
+from soho_fast.explore.bundle import Bundle, BundleError, image_path, write_in_files
+from soho_fast.explore.serve import at_hand
 from soho_fast.explore.shown import ShownImages
 
 
@@ -140,7 +141,7 @@ REFUSED = [
     ([MODEL, IMAGE, ("text", "zebra quagga okapi")], 400, "'zebra quagga okapi' holds no word that this model knows"),
     ([MODEL, IMAGE, ("text", "a " * 30)], 400, "text: expected at most 16 tokens, got 32"),
     ([MODEL, IMAGE, ("text", "word " * 10_000)], 400, "Part exceeded maximum size of 39KB"),
-    ([MODEL, IMAGE, ("text", "a " * 9_000)], 400, "text 1 has 18,000 characters; expected at most 10,000"),
+    ([MODEL, IMAGE, ("text", "a " * 9_000)], 400, "text: expected at most 16 tokens, got 9002"),
     ([MODEL, TEXT], 400, "image: rank takes 1, got 0"),
     ([MODEL, IMAGE, IMAGE, TEXT], 400, "image: rank takes 1, got 2"),
     ([("model", "compare"), IMAGE, TEXT], 400, "image: compare takes 2, got 1"),
@@ -310,3 +311,14 @@ def test_a_failure_of_the_server_tells_nothing_of_it(slow, monkeypatch):
     until(lambda: logged)
     assert "at /home/someone/secret" in str(logged[0]["exc_info"])
     until(lambda: slow.asking.models["rank"].pending == 0)
+
+
+@pytest.mark.parametrize("damage", [{"index": [0, 1]}, {"rows": "2"}, None])
+def test_an_image_without_a_code_for_each_patch_is_refused_when_the_explorer_is_opened(bundle_folder, tmp_path, damage):
+    folder = shutil.copytree(bundle_folder, tmp_path / "explorer")
+    images = Bundle(folder).read("images-0000")
+    images = images[:2] if damage is None else [images[0], {**images[1], **damage}, images[2]]
+    write_in_files(folder, "images", images, 256)
+    told = "ends too early" if damage is None else "image 1: expected a code for each patch of each level"
+    with pytest.raises(BundleError, match=rf"images-0000\.js.* {told}"):
+        at_hand(str(folder), upload_bytes=1, seconds=1.0)

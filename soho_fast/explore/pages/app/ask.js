@@ -83,9 +83,14 @@
         "p",
         {},
         `This explorer was made from arrays: it knows the codes of its own ${explorer.noun}s, and has no encoder ` +
-          `that finds those of another one. To see the codes of one more ${explorer.noun}, encode it with your ` +
-          "model, and build the explorer again with it and its codes among the others.",
+          `that finds those of another one. To see the codes of one more ${explorer.noun}, ` +
+          (explorer.noun === "image"
+            ? "serve the explorer with your own encoder, a function from an image to its codes:"
+            : "encode it with your model, and build the explorer again with it and its codes among the others."),
       ),
+      explorer.noun === "image"
+        ? command('from soho_fast.explore import serve_explorer\nserve_explorer("explorer", encode)')
+        : "",
     );
 
   // The files chosen last, left and right: an address can't hold them.
@@ -344,11 +349,15 @@
       const { question } = asked;
       const models = server.models.filter((model) => answers(model, question));
       const isCodes = question === "codes";
+      // Of arrays no model of this project can be trained.
+      const asks = Object.entries(QUESTIONS).filter(
+        ([name]) => meta.model !== "arrays" || server.models.some((model) => answers(model, name)),
+      );
       if (!models.some(({ name }) => name === asked.model)) asked.model = models[0]?.name ?? null;
       const choices = element(
         "div",
         { class: "choices", role: "radiogroup", "aria-label": "question" },
-        Object.entries(QUESTIONS).map(([name, { title }]) =>
+        asks.map(([name, { title }]) =>
           element(
             "label",
             { class: "choice" },

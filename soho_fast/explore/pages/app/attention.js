@@ -70,7 +70,7 @@
     const shares = (image.codes ?? []).map((_, __, all) => 1 / all.length);
     codes.append(...codeChips(image, shares, wall, Infinity));
     root.append(element("div", { class: "ask-views" }, view), noCodes(reply) ?? "");
-    if (reply.agreement < 1 && image.codes) root.append(element("p", { class: "hint" }, agreementOf(reply)));
+    if ((reply.agreement ?? 1) < 1 && image.codes) root.append(element("p", { class: "hint" }, agreementOf(reply)));
   };
 
   // Fills `root` with the images of a reply (`looks` of them: {source, width, height}), shaded by the attention of a
@@ -167,7 +167,9 @@
   const codeChips = (image, shares, wall, most = MOST_CODES) => {
     if (!image.codes) return [];
     const byCode = new Map();
-    image.codes.forEach((code, patch) => byCode.set(code, (byCode.get(code) ?? 0) + shares[patch]));
+    image.codes.forEach((code, patch) => {
+      if (code !== null) byCode.set(code, (byCode.get(code) ?? 0) + shares[patch]);
+    });
     return [...byCode]
       .sort(([, a], [, b]) => b - a)
       .slice(0, most)

@@ -97,6 +97,10 @@
       ? "Every code had assigned features in training, and has some here."
       : "Every code has assigned features here.";
     if (!codes.length) return [note, element("p", { class: "hint" }, none)];
+    const ended = codes.filter(({ since, never }) => since !== null && !never).length;
+    const total =
+      `${formatPlural(codes.length, "code")}: ${formatCount(ended)} had assigned features before, ` +
+      `${formatCount(codes.filter(({ never }) => never).length)} had none since the last reset.`;
     const step = (value, otherwise) => (value === null ? otherwise : `step ${formatCount(value)}`);
     const sinceStep = (since, never) =>
       never ? `${step(since)}, its last reset` : step(since, known ? "used to the end" : "not known");
@@ -118,6 +122,7 @@
     const head = ["code", "unused in training since", "last reset at", "tokens here"];
     return [
       note,
+      known ? element("p", { class: "hint" }, total) : null,
       element(
         "table",
         { class: "lifts unused" },

@@ -1,0 +1,112 @@
+"""Which codes an image has by the user's own function, of an explorer of arrays."""
+
+import io
+import json
+
+import numpy as np
+import pytest
+from loopback import Served
+from PIL import Image
+
+from soho_fast.explore import Clip, build_from_arrays, encoder, serve_explorer
+
+CODEBOOK = np.array([[0, 0, 0], [255, 0, 0], [0, 255, 0], [0, 0, 255]], np.float32)
+
+
+def quiet(line):
+    pass
+
+
+@pytest.fixture
+def given():
+    """Squares of 8 x 8 pixels, black, red, green and blue."""
+    index = np.random.default_rng(0).integers(4, size=(3, 2, 5))
+    return index, CODEBOOK.astype(np.uint8)[index].repeat(8, 1).repeat(8, 2)
+
+
+def means(image):
+    """(rows, columns, 3), the mean colour of each square."""
+    assert isinstance(image, Image.Image) and image.mode == "RGB"
+    return np.asarray(image, np.float32).reshape(image.height // 8, 8, image.width // 8, 8, 3).mean((1, 3))
+
+
+def file_of(image) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "PNG")
+    return file.getvalue()
+
+
+def asked(monkeypatch, folder, encode, images, **options):
+    """The replies to "codes" of what is served; an image is a file, or a number of the explorer's."""
+    found = []
+    monkeypatch.setattr(encoder, "serve", lambda asking, host, port: found.append((asking, host, port)))
+    serve_explorer(folder, encode, port=0, **options)
+    ((asking, *where),) = found
+    assert where == ["127.0.0.1", 0]
+    serving = Served(asking)
+    try:
+        form = [("model", "encode"), ("question", "codes")]
+        values = [str(image) if isinstance(image, int) else ("photo.png", image) for image in images]
+        server = json.loads(serving.get("/data/server.js").body.partition(b", ")[2].rpartition(b")")[0])
+        assert server["models"] == [{"name": "encode", "kind": "your function", "question": "codes"}]
+        return [serving.ask(*form, ("image", value)) for value in values]
+    finally:
+        serving.close()
+
+
+@pytest.mark.parametrize("kind", ["features", "codes", "levels"])
+def test_codes_are_those_of_the_function(given, tmp_path, monkeypatch, kind):
+    index, images = given
+    codebook = np.stack([CODEBOOK, CODEBOOK / 2]) if kind == "levels" else CODEBOOK
+    folder = build_from_arrays(means_of(images), codebook, images, tmp_path / "explorer", say=quiet)
+
+    def encode(image):
+        nearest = np.square(means(image)[..., None, :] - CODEBOOK).sum(-1).argmin(-1)
+        if kind == "levels":
+            return np.stack([nearest, 0 * nearest], -1)
+        return means(image) if kind == "features" else np.where(nearest == 3, -1, nearest)
+
+    options = {"codebook": codebook} if kind == "features" else {}
+    larger = np.concatenate([index[0], index[1], index[2][:, ::-1]])  # of no image of the explorer's size
+    pixels = CODEBOOK.astype(np.uint8)[larger].repeat(8, 0).repeat(8, 1)
+    upload, shown = asked(monkeypatch, folder, encode, [file_of(pixels), 1], **options)
+    for reply, expected, seen in ((upload, larger, "upload"), (shown, index[1], "small copy")):
+        assert reply.status == 200, reply.body
+        (image,) = reply.json["images"]
+        codes = [None if code == 3 and kind == "codes" else code for code in expected.ravel().tolist()]
+        assert (image["codes"], image["seen"]) == (codes, seen)
+        assert (image["rows"], image["columns"]) == expected.shape == (image["patches_high"], image["patches_wide"])
+    assert reply.json["no_codes"] is None and reply.json["agreement"] is None
+
+
+def means_of(images):
+    return np.stack([means(Image.fromarray(image)) for image in images])
+
+
+def test_a_function_that_fails_or_gives_something_else_says_so(given, tmp_path, monkeypatch):
+    _, images = given
+    folder = build_from_arrays(means_of(images), CODEBOOK, images, tmp_path / "explorer", say=quiet)
+    for encode, told in (
+        (lambda image: 1 / 0, "encode: ZeroDivisionError: division by zero"),
+        (means, "encode: expected codes, integers (rows, columns); features need codebook="),
+        (lambda image: np.full((2, 2), 4), "encode: index[0]: expected codes of -1 to 3, got 4 to 4"),
+        (lambda image: np.zeros((2, 2, 2), int), "encode: index[0]: expected 1 levels, as the codebook has, got 2"),
+        (lambda image: None, "encode: TypeError: index[0]: expected integers, got object"),
+    ):
+        reply, broken = asked(monkeypatch, folder, encode, [file_of(images[0]), b"no image"])
+        assert (reply.status, reply.error) == (500, told)
+        assert broken.status == 400 and broken.error.startswith("image: can't be read as an image (")
+
+
+def test_what_cannot_be_served_is_refused_by_name(given, tmp_path):
+    index, images = given
+    folder = build_from_arrays(means_of(images), CODEBOOK, images, tmp_path / "explorer", say=quiet)
+    with pytest.raises(ValueError, match="codebook: not that of the explorer, which has 4 codes of 1 level"):
+        serve_explorer(folder, means, codebook=CODEBOOK + 1)
+    with pytest.raises(TypeError, match="encode: expected a function of an image, got ndarray"):
+        serve_explorer(folder, CODEBOOK)
+    clips = build_from_arrays(
+        index=index[:, :1], images=[Clip(np.zeros(8000), 8000)] * 3, folder=tmp_path / "clips", say=quiet
+    )
+    with pytest.raises(ValueError, match="explorer: expected one of images, whose codes `encode` finds, got one of"):
+        serve_explorer(clips, means)
