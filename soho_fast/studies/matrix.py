@@ -263,6 +263,4 @@ def _flatten(values: Mapping[str, Any], before: str, flat: dict[str, Any]) -> No
             flat[f"{before}{name}"] = value
 
 
-@cache
-def _read(path: Path) -> dict[str, Any]:
-    return read_yaml(path)
+_read = cache(read_yaml)
