@@ -446,15 +446,12 @@ def load_model(folder: str | os.PathLike[str]) -> tuple[Any, SohoProcessor]:
         if kind is None:
             held = ", ".join(config.architectures or ()) or "a model of unknown kind"
             raise ValueError(f"{found} holds {held}; expected {', '.join(MODELS)}")
-        model, info = getattr(models, kind).from_pretrained(
-            found, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True, **options
-        )
+        model, lost = getattr(models, kind).loaded_from(found, **options)
     except OSError as error:
         raise FileNotFoundError(
             f"no model could be loaded from {folder}; expected the folder of a run or of a model (config.json, "
             f"model.safetensors and the processor's files), or a hub name this machine can reach ({error})"
         ) from error
-    lost = sorted({*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])})
     if lost:
         raise ValueError(f"{found} lacks {len(lost)} tensors of {kind} ({', '.join(lost[:3])})")
     check_finite(model, str(found))

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Self
 
 from soho_fast.common.errors import GONE_ERRORS, UserError, fail, is_gone, last_line, say_nothing_more
 from soho_fast.common.extras import MissingExtraError, from_extra
@@ -101,12 +101,15 @@ class Stopping:
         self._but = but
         self._previous: dict[int, Any] = {}
 
-    def __enter__(self) -> "Stopping":
+    def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-                if number not in self._but and signal.getsignal(number) != signal.SIG_IGN:
+                if self._heeds(number):
                     self._previous[number] = signal.signal(number, self._hear)
         return self
+
+    def _heeds(self, number: signal.Signals) -> bool:
+        return number not in self._but and signal.getsignal(number) != signal.SIG_IGN
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._previous.items():

@@ -33,16 +33,12 @@ _CONTENTS = {
 
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Replace `path` by a text (UTF-8) or bytes so that a reader sees the old file or the new one, never a part."""
-    scratch = path.with_name(path.name + PARTIAL)
-    try:
-        with _named(path), scratch.open("wb") as file:
+    with scratch_beside(path) as scratch:
+        with scratch.open("wb") as file:
             file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(scratch, path)
-    except BaseException:
-        delete(scratch)
-        raise
 
 
 def packed_by(beginning: bytes) -> str | None:
@@ -59,17 +55,6 @@ def process_is_alive(process_id: int) -> bool:
     except (PermissionError, OverflowError):
         pass
     return True
-
-
-@contextlib.contextmanager
-def _named(path: Path) -> Iterator[None]:
-    """An OSError that names no file, as that of a disk which is full by now, names this one."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in DISK_ERRORS and error.filename is None:
-            error.filename = str(path)
-        raise
 
 
 @contextlib.contextmanager
@@ -97,8 +82,11 @@ def scratch_beside(path: Path) -> Iterator[Path]:
                 delete(left)
     scratch = path.with_name(f"{beside}{host}.{os.getpid()}{PARTIAL}")
     try:
-        with _named(path):
-            yield scratch
+        yield scratch
+    except OSError as error:
+        if error.errno in DISK_ERRORS and error.filename is None:  # as where the disk is full by now
+            error.filename = str(path)
+        raise
     finally:
         try:
             delete(scratch)

@@ -44,10 +44,8 @@ def run_model(run: str | os.PathLike[str], wanted: str | None = None) -> tuple[s
 
 def model_folder(folder: str | os.PathLike[str]) -> str | os.PathLike[str]:
     """Where the best model of a run is, or its last, or what was given. FileNotFoundError: it is a run without any."""
-    found = next((Path(folder) / name for name in RUN_MODELS.values() if (Path(folder) / name).is_dir()), folder)
-    if found is folder and (Path(folder) / "recipe.yaml").is_file():
-        raise FileNotFoundError(f"{folder} is a run without a model yet: best/ and model/ come at its end")
-    return found
+    has_model = any((Path(folder) / name).is_dir() for name in RUN_MODELS.values())
+    return run_model(folder)[0] if has_model or (Path(folder) / "recipe.yaml").is_file() else folder
 
 
 def check_name(name_or_path: str | os.PathLike[str], *, needs_owner: bool = False) -> None:

@@ -106,10 +106,6 @@ class _Loads(Dataset):
             return None, error
 
 
-def _as_it_is(item: Any) -> Any:
-    return item
-
-
 def loaded_ahead(
     load: Callable[[int], Any], numbers: Sequence[int], *, workers: int, pin: bool = False
 ) -> Generator[Any, None, None]:
@@ -132,7 +128,7 @@ def loaded_ahead(
     loader = DataLoader(
         _Loads(load, numbers),
         batch_size=None,
-        collate_fn=_as_it_is,
+        collate_fn=lambda item: item,
         num_workers=min(workers, len(numbers)),
         prefetch_factor=1,
         worker_init_fn=begin_worker,

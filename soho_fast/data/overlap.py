@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from soho_fast.common.images import one_line
+from soho_fast.common.text import listed
 from soho_fast.data.readers.records import ImageRef, ReadReport
 from soho_fast.data.shards.records import ShardRecords
 from soho_fast.data.stores import FolderStore, open_stores
@@ -68,14 +69,7 @@ def in_words(shared: Sequence[tuple[ImageRef, ImageRef]]) -> list[str]:
     for one, two in shared:
         held_out_as[str(one)].append(str(two))
     most_first = sorted(held_out_as.items(), key=lambda item: (-len(item[1]), item[0]))
-    return [
-        one if others == [one] else f"{one} (held out as {others[0]}{_and_more(len(others) - 1)})"
-        for one, others in most_first
-    ]
-
-
-def _and_more(count: int) -> str:
-    return f" and {count:,} more" if count else ""
+    return [one if others == [one] else f"{one} (held out as {listed(others, 1)})" for one, others in most_first]
 
 
 def without_copies(

@@ -7,6 +7,7 @@ process, because a file handle shared through fork has one common position and g
 from __future__ import annotations
 
 import os
+import re
 import stat
 import zipfile
 from collections.abc import Iterable, Sequence
@@ -20,6 +21,8 @@ from soho_fast.data.shards.store import TarStore
 
 # Those of which no more is unpacked than is asked for: a bomb stays small.
 _COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+# What no file name can hold: zeros, and halves of characters.
+_NO_FILE_NAME = re.compile("[\0\ud800-\udfff]")
 
 
 class ImageStore(Protocol):
@@ -174,7 +177,7 @@ def check_name(name: str, stores: Sequence[ImageStore]) -> None:
     if ".." in name.split("/") or (name.startswith("/") and not any(folder.holds(name) for folder in folders)):
         listed = ", ".join(map(str, stores))
         reason = f"leads out of {listed}; expected a path below these, or one more folder in `images`"
-    elif "\0" in name or not _is_unicode(name):
+    elif _NO_FILE_NAME.search(name):
         reason = "holds a character that no file name can hold"
     elif len(name) > 4096:
         reason = "is longer than a path can be"
@@ -183,13 +186,6 @@ def check_name(name: str, stores: Sequence[ImageStore]) -> None:
     else:
         return
     raise ValueError(f"image name {name!r:.100} {reason}")
-
-
-def _is_unicode(name: str) -> bool:
-    try:
-        return bool(name.encode())
-    except UnicodeEncodeError:
-        return not name
 
 
 def open_stores(images: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> list[ImageStore]:

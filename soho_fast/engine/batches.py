@@ -54,11 +54,6 @@ class BatchPlan:
     epoch_order: Callable[[np.random.Generator], np.ndarray] | None = field(default=None, compare=False, repr=False)
     """The samples of an epoch in order, int64; None: all at random."""
 
-    @property
-    def has_parts(self) -> bool:
-        """Whether a global batch is more than one micro-batch."""
-        return self.micro_batch_size < self.global_batch_size
-
     def micro_batches(self, rank: int, first_step: int, total_steps: int) -> Iterator[list[tuple[int, int]]]:
         """Micro-batches of `rank` from optimiser step `first_step` on, each a list of (epoch, sample index)."""
         epoch, order = -1, np.empty(0, dtype=np.int64)
@@ -141,7 +136,8 @@ def grouped_plan(
     """The plan, by which samples of like shapes share micro-batches where that saves padding or is asked for."""
     grouping = settings.group_by_aspect_ratio
     by_kind = grouping == "orientation"
-    if not (by_kind or (grouping and plan.has_parts)) or not hasattr(data, "group_keys"):
+    has_parts = plan.micro_batch_size < plan.global_batch_size
+    if not (by_kind or (grouping and has_parts)) or not hasattr(data, "group_keys"):
         return plan
     progress = ProgressLines(say, "shapes of images")
     keys = processes.gather(processes.on_main(lambda: data.group_keys(progress)))[0]

@@ -36,8 +36,8 @@ from deepspeed.utils.tensor_fragment import fragment_address
 from soho_fast.common.errors import UserError
 from soho_fast.common.files import PARTIAL, delete, write_atomically
 from soho_fast.common.processes import Processes
-from soho_fast.common.versions import write_run_of
-from soho_fast.engine.changes import SHARDING, digest_of
+from soho_fast.common.text import listed
+from soho_fast.engine.changes import SHARDING
 from soho_fast.engine.resharding import fragments_of, load_resharded
 
 FORMAT = 4
@@ -111,7 +111,7 @@ class _Files(TorchCheckpointEngine):
             with torch.serialization.safe_globals(_INERT):
                 odd = torch.serialization.get_unsafe_globals_in_checkpoint(path)
             if odd:
-                self.error = f"{path}: it would not be loaded again: {_listed(odd)} is no plain data"
+                self.error = f"{path}: it would not be loaded again: {listed(odd)} is no plain data"
             self.written[Path(path).name] = hashed.record()
         # torch's zip writer reports a full disk as a RuntimeError, whose context is the error with the number.
         except (OSError, RuntimeError) as error:
@@ -267,11 +267,6 @@ class Checkpoints:
         self._raise_first(error)
         return final
 
-    def make_model_folder(self, folder: Path, step: int) -> None:
-        """Make the folder of a model of this run, with the file that says of which step it is."""
-        folder.mkdir()
-        write_run_of(folder, step, digest_of(self.identity))
-
     def load(self, engine: DeepSpeedEngine, path: Path) -> Progress:
         """Restore engine, optimiser, loss scale and this rank's RNG from a complete checkpoint.
 
@@ -301,7 +296,7 @@ class Checkpoints:
         named = self._named()
         foreign = sorted(set(present) - set(half) - {path.name for path in named})
         if foreign:
-            say(f"{self.folder} also holds {_listed(foreign)}, which no run has written; left alone")
+            say(f"{self.folder} also holds {listed(foreign)}, which no run has written; left alone")
         chosen: Path | None = None
         faults: list[str] = []
         for path in reversed(named):
@@ -313,11 +308,11 @@ class Checkpoints:
             faults.append(f"{path.name} ({fault})")
         if faults and chosen is None:
             raise UserError(
-                f"{self.folder}: none of the checkpoints can be used: {_listed(faults)}; give another --output, or "
+                f"{self.folder}: none of the checkpoints can be used: {listed(faults)}; give another --output, or "
                 "--resume false --overwrite to start again"
             )
         if faults and chosen is not None:
-            say(f"ignored: {self.folder}: {_listed(faults)}; the newest intact checkpoint, {chosen.name}, is taken")
+            say(f"ignored: {self.folder}: {listed(faults)}; the newest intact checkpoint, {chosen.name}, is taken")
         return chosen
 
     def _named(self) -> list[Path]:
@@ -368,7 +363,8 @@ def _rank_file(rank: int) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Numbers and texts of a recipe are of types of their own, which a plain load does not know."""
+    """Numbers and texts of a recipe, and DeepSpeed's enums, are of types of their own, which a plain load does not
+    know."""
     if type(value) is dict:
         return {name: _plain(item) for name, item in value.items()}
     if type(value) in (list, tuple):
@@ -419,7 +415,7 @@ def _fault(path: Path) -> str | None:
                 return f"{name} has {size:,} bytes, expected {record['bytes']:,}"
         # DeepSpeed goes by the names it finds, so one too many would change what it loads.
         odd = sorted(name for name in {*os.listdir(path)} - {*files, MANIFEST} if not name.startswith("."))
-        return f"{_listed(odd)} does not belong to it" if odd else None
+        return f"{listed(odd)} does not belong to it" if odd else None
     except _DamagedError as error:
         return str(error)
     except FileNotFoundError as error:
@@ -438,7 +434,3 @@ def _altered(path: Path) -> str | None:
         except OSError as error:
             return f"{name} cannot be read: {error.strerror}"
     return None
-
-
-def _listed(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from soho_fast.common.errors import UserError, environment_number, environment_rank
 from soho_fast.common.processes import Processes
+from soho_fast.common.text import listed
 from soho_fast.engine.settings import EngineSettings
 from soho_fast.engine.watchdog import LOOPBACK, start_heartbeat
 
@@ -281,9 +282,6 @@ def average_batch_norm(model: nn.Module, processes: Processes) -> None:
             buffer.copy_(part.view_as(buffer))
 
 
-_NUM_NAMED = 3
-
-
 def describe_non_finite(engine: DeepSpeedEngine) -> list[str]:
     """What of this rank's parameters, buffers and optimiser state holds Inf or NaN, in words; empty where nothing.
 
@@ -296,8 +294,7 @@ def describe_non_finite(engine: DeepSpeedEngine) -> list[str]:
     bad = [name for name, tensor in named if not bool(torch.isfinite(tensor).all())]
     if not bad:
         return []
-    more = f" and {len(bad) - _NUM_NAMED} more" if len(bad) > _NUM_NAMED else ""
-    return [f"{len(bad)} of {len(named)} tensors ({', '.join(bad[:_NUM_NAMED])}{more})"]
+    return [f"{len(bad)} of {len(named)} tensors ({listed(bad)})"]
 
 
 def _all_finite(tensors: Sequence[Tensor]) -> bool:

@@ -36,25 +36,13 @@ class SgdAdamW(torch.optim.Optimizer):
     runs a trial step at construction, and neither must decay weights, move momentum or count a step.
 
     Args:
-        params: parameter groups; each holds `kind` (sgd, adamw or bert_adamw) and may override any of the values below.
-        lr: learning rate.
-        weight_decay: L2 for SGD, decoupled for AdamW.
-        momentum: SGD only.
-        betas: both AdamW only.
-        eps: both AdamW only.
+        params: parameter groups; each may hold `kind` (sgd, adamw or bert_adamw), `lr`, `weight_decay` (L2 for SGD,
+            decoupled for AdamW), `momentum` (SGD only), `betas` and `eps` (both AdamW only).
     """
 
-    def __init__(
-        self,
-        params: Iterable[dict],
-        lr: float = 1e-4,
-        weight_decay: float = 1e-2,
-        momentum: float = 0.9,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-6,
-    ) -> None:
-        defaults = dict(kind="adamw", lr=lr, weight_decay=weight_decay, momentum=momentum, betas=betas, eps=eps)
-        super().__init__(params, defaults)
+    def __init__(self, params: Iterable[dict]) -> None:
+        plain = {"kind": "adamw", "lr": 1e-4, "weight_decay": 1e-2, "momentum": 0.9, "betas": (0.9, 0.999), "eps": 1e-6}
+        super().__init__(params, plain)
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]  # a closure would be the engine's

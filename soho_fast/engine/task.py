@@ -79,6 +79,27 @@ class Task(Protocol):
         the model alike, `processes` stands for one process. `progress` is called with what is done of how much.
         """
 
+    def non_finite(self, model: nn.Module) -> list[str]:
+        """What the model met in training since the last call that was Inf or NaN and may show in no loss, in words."""
+
+    def steps_lost(self, model: nn.Module) -> int:
+        """For how many steps in a row it looks as if the run had lost what it learnt; the same on all ranks. At 0 a
+        checkpoint is saved as sound."""
+
+    def lost(self, model: nn.Module) -> str:
+        """Where those are enough to end the run: "what is seen; what to change". Otherwise empty."""
+
+    def warnings(self, model: nn.Module) -> list[str]:
+        """What goes wrong in training and no loss shows, each thing once: "what; what to do". Called on rank 0 whenever
+        the log gets a record of training."""
+
+    def snapshot(self, model: nn.Module) -> Mapping[str, Any]:
+        """JSON values worth keeping of the model's state a hundred times over a run, lists included; empty where there
+        are none. Called on rank 0; a run that was interrupted and went on gives the same."""
+
+    def phase(self, epoch: float) -> str:
+        """What is trained otherwise than in most of the run, after so many epochs; empty where nothing is."""
+
     def export(self, model: nn.Module, state_dict: Mapping[str, Any], folder: Path) -> None:
         """Write a loadable model into a folder: weights (safetensors), config, processor."""
 
@@ -104,29 +125,3 @@ class FeatureCacheTask(Task, Protocol):
     def collate_features(self, features: list[torch.Tensor]) -> Mapping[str, Any]:
         """The features of a batch's images, each once and in the order in which samples name them first, as keywords of
         the model in the place of the images."""
-
-
-@runtime_checkable
-class WatchedTask(Task, Protocol):
-    """What is asked beside of a task that tells how its training goes."""
-
-    def non_finite(self, model: nn.Module) -> list[str]:
-        """What the model met in training since the last call that was Inf or NaN and may show in no loss, in words."""
-
-    def steps_lost(self, model: nn.Module) -> int:
-        """For how many steps in a row it looks as if the run had lost what it learnt; the same on all ranks. At 0 a
-        checkpoint is saved as sound."""
-
-    def lost(self, model: nn.Module) -> str:
-        """Where those are enough to end the run: "what is seen; what to change". Otherwise empty."""
-
-    def warnings(self, model: nn.Module) -> list[str]:
-        """What goes wrong in training and no loss shows, each thing once: "what; what to do". Called on rank 0 whenever
-        the log gets a record of training."""
-
-    def snapshot(self, model: nn.Module) -> Mapping[str, Any]:
-        """JSON values worth keeping of the model's state a hundred times over a run, lists included; empty where there
-        are none. Called on rank 0; a run that was interrupted and went on gives the same."""
-
-    def phase(self, epoch: float) -> str:
-        """What is trained otherwise than in most of the run, after so many epochs; empty where nothing is."""

@@ -22,7 +22,9 @@ with from_extra("train"):
     from soho_fast.common.errors import MIN_SEEN, UserError, too_many_corrupt
     from soho_fast.common.processes import Processes
     from soho_fast.common.progress import ProgressLines
+    from soho_fast.common.versions import write_run_of
     from soho_fast.engine.batches import BatchPlan, grouped_plan, own_reason, plan_batches, split_batch
+    from soho_fast.engine.changes import digest_of
     from soho_fast.engine.checkpoint import Progress, rng_state, seed_everything, set_rng_state
     from soho_fast.engine.distributed import (
         average_batch_norm,
@@ -37,7 +39,7 @@ with from_extra("train"):
     from soho_fast.engine.optimizer import Schedule, SgdAdamW, freeze_parameters, optimizer_groups
     from soho_fast.engine.resume import ResumePoint
     from soho_fast.engine.settings import TrainSettings
-    from soho_fast.engine.task import Task, WatchedTask
+    from soho_fast.engine.task import Task
     from soho_fast.engine.watchdog import StopRequest
 
 
@@ -167,7 +169,7 @@ class Step:
 
     def non_finite(self, loss: float | None) -> list[str]:
         """What this rank trains by that is Inf or NaN, in words; `loss` is None before the first step."""
-        found = self.task.non_finite(self.model) if isinstance(self.task, WatchedTask) else []
+        found = self.task.non_finite(self.model)
         # In fp16 a step may overflow: DeepSpeed leaves it out and lowers the loss scale.
         if loss is not None and (self.engine.was_step_applied() or self.has_failed()):
             norm = self.grad_norm()
@@ -385,7 +387,8 @@ class Run:
             partial = self.folder / f"{name}.partial"
             shutil.rmtree(partial, ignore_errors=True)
             try:
-                self.checkpoints.make_model_folder(partial, self.progress.step)
+                partial.mkdir()
+                write_run_of(partial, self.progress.step, digest_of(self.checkpoints.identity))
                 self.task.export(self.step.model, state, partial)
                 shutil.rmtree(self.folder / name, ignore_errors=True)
                 partial.rename(self.folder / name)
@@ -447,7 +450,7 @@ class Run:
 
     def _save(self) -> Path:
         average_batch_norm(self.step.model, self.processes)
-        self.progress.sound = not isinstance(self.task, WatchedTask) or not self.task.steps_lost(self.step.model)
+        self.progress.sound = not self.task.steps_lost(self.step.model)
         path = self.checkpoints.save(self.step.engine, self.progress)
         self._saved_at, self._saved_step = time.monotonic(), self.progress.step
         return path
@@ -485,7 +488,7 @@ class Run:
             factor = schedule.step_decay(step)
             return [
                 "the backbone is frozen" if schedule.is_frozen(step) else "",
-                self.task.phase(step / self.plan.steps_per_epoch) if isinstance(self.task, WatchedTask) else "",
+                self.task.phase(step / self.plan.steps_per_epoch),
                 "" if factor == 1 else f"learning rates x {factor:g}",
             ]
 
@@ -514,8 +517,6 @@ class Run:
         self._record("train", record)
         shown = {name: value for name, value in losses.items() if name in ("loss", *self.task.logged)}
         self.log.show(progress.step, shown, rate, self._seconds_left(rate))
-        if not isinstance(self.task, WatchedTask):
-            return
         for line in self.task.warnings(self.step.model):
             self._record("event", {"event": line.partition(";")[0]})
             self._say(f"warning: step {progress.step}: {line}")
@@ -546,9 +547,7 @@ class Run:
 
     def _refuse_lost(self) -> None:
         """Ends the run on all ranks, which see the same, where the task says that it is lost."""
-        if not self.settings.engine.end_when_lost or not isinstance(self.task, WatchedTask):
-            return
-        if told := self.task.lost(self.step.model):
+        if self.settings.engine.end_when_lost and (told := self.task.lost(self.step.model)):
             sound = self.checkpoints.newest(sound=True)
             instead = f"delete all newer than {sound}, and --resume changed goes on from it" if sound else "start again"
             raise UserError(f"step {self.progress.step}: {told}, and {instead}")

@@ -370,45 +370,35 @@ def user_input() -> Iterator[None]:
         raise UserError(str(error)) from error
 
 
-class StopRequest:
-    """Context manager around the training loop; `signal_number` is 0 until someone asks to stop."""
+class StopRequest(Stopping):
+    """Context manager around the training loop: signals that ask to stop raise nothing; see `pending`."""
 
     def __init__(self) -> None:
-        self.signal_number = 0
-        self._first_interrupt = 0.0
-        self._previous: dict[int, Any] = {}
+        super().__init__()
         self._launcher, self._starter = _launcher_and_starter()
 
-    def __enter__(self) -> "StopRequest":
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # which nohup has chosen
-                self._previous[number] = signal.signal(number, self._hear)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
+    def _heeds(self, number: signal.Signals) -> bool:
+        return number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN  # which nohup has chosen
 
     def pending(self) -> int:
         """Number of the signal that asked to stop, or 0."""
-        if not self.signal_number and self._launcher is not None:
+        if not self.number and self._launcher is not None:
             try:
                 orphaned = self._launcher.ppid() != self._starter
             except psutil.Error:
                 orphaned = True
             if orphaned:
-                self.signal_number = signal.SIGTERM
-        return self.signal_number
+                self.number = signal.SIGTERM
+        return self.number
 
     def _hear(self, number: int, _: FrameType | None) -> None:
         if number == signal.SIGINT:
             # A terminal and a launcher may deliver one key press twice within moments.
-            if self._first_interrupt and time.monotonic() - self._first_interrupt > 0.5:
-                sys.stderr.write("\nstopped at once\n")
-                sys.stderr.flush()
+            if self._heard and time.monotonic() - self._heard > 0.5:
+                last_line("\nstopped at once")
                 os._exit(128 + signal.SIGINT)
-            self._first_interrupt = self._first_interrupt or time.monotonic()
-        self.signal_number = self.signal_number or number
+            self._heard = self._heard or time.monotonic()
+        self.number = self.number or number
 
 
 @functools.cache

@@ -79,6 +79,15 @@ class SohoPreTrainedModel(PreTrainedModel):
             reason = str(error).partition("\n")[0]
             raise ValueError(f"{name}: no model can be made of its config.json and weights here ({reason})") from error
 
+    @classmethod
+    def loaded_from(cls, path_or_name: str, **options: Any) -> tuple[Self, list[str]]:
+        """A float32 model of what `save_pretrained` wrote or the hub has, and the names of the tensors that are missing
+        there or have another size; see `from_pretrained`, of which `options` are."""
+        model, info = cls.from_pretrained(
+            path_or_name, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True, **options
+        )
+        return model, sorted({*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])})
+
     def train(self, mode: bool = True) -> Self:
         """As `nn.Module.train`; ValueError: `mode` where the model was prepared for inference."""
         if mode:

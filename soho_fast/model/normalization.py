@@ -150,6 +150,8 @@ class RunningStatistics(Float32Buffers):
 
     Args:
         num_channels: C.
+
+    Attributes:
         eps: added to the variance.
         momentum: how far running statistics move to those of a batch or a step.
 
@@ -160,10 +162,10 @@ class RunningStatistics(Float32Buffers):
     running_mean: Tensor
     running_var: Tensor
     num_batches_tracked: Tensor
+    eps, momentum = 1e-5, 0.1
 
-    def __init__(self, num_channels: int, eps: float = 1e-5, momentum: float = 0.1) -> None:
+    def __init__(self, num_channels: int) -> None:
         super().__init__()
-        self.eps, self.momentum = eps, momentum
         self.weight = nn.Parameter(torch.ones(num_channels))
         self.bias = nn.Parameter(torch.zeros(num_channels))
         self.register_buffer("running_mean", torch.zeros(num_channels, dtype=torch.float32))
@@ -196,16 +198,14 @@ class TokenBatchNorm(RunningStatistics):
     that takes.
 
     Args:
-        num_channels, eps, momentum: as in `RunningStatistics`. The running statistics are the plain mean over the first
-            1 / momentum steps, and then move by `momentum`.
+        num_channels: as in `RunningStatistics`. The running statistics are the plain mean over the first 1 / momentum
+            steps, and then move by `momentum`.
         max_lag: after a step the running mean is at most so many of its standard deviations away from its mean, and the
             running deviation at most 1 + `max_lag` times as large or as small as its; `None`: `momentum` alone.
     """
 
-    def __init__(
-        self, num_channels: int, eps: float = 1e-5, momentum: float = 0.1, max_lag: float | None = None
-    ) -> None:
-        super().__init__(num_channels, eps, momentum)
+    def __init__(self, num_channels: int, max_lag: float | None = None) -> None:
+        super().__init__(num_channels)
         self.max_lag = max_lag
         self.register_load_state_dict_post_hook(TokenBatchNorm._forget_host_state)
         self._forget_host_state()
@@ -285,9 +285,6 @@ class TokenBatchNorm(RunningStatistics):
             mean_C, var_C = self._batch_statistics(x_BLC, usable_BL1)
             self.running_mean.copy_(mean_C)
             self.running_var.copy_(torch.where(var_C > 0, var_C, 1.0))
-        return self._sums(x_BLC, usable_BL1)
-
-    def _sums(self, x_BLC: Tensor, usable_BL1: Tensor) -> Tensor:
         difference_BLC = torch.where(usable_BL1, x_BLC - self.running_mean, 0.0)
         count = usable_BL1.sum().float().reshape(1)
         return torch.cat([difference_BLC.sum((0, 1)), difference_BLC.square().sum((0, 1)), count])

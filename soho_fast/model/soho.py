@@ -358,16 +358,13 @@ class SohoForPreTraining(PairMatching, SohoModelWithHeads):
             ValueError: it holds values that are not finite.
         """
         try:
-            source, info = cls.from_pretrained(
-                path_or_name, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
-            )
+            source, absent = cls.loaded_from(path_or_name)
         except OSError as error:
             raise FileNotFoundError(
                 f"{asker}: no model could be loaded from {path_or_name!r}: give a directory with config.json and "
                 f"model.safetensors, or a hub name this machine can reach. transformers said: {error}"
             ) from error
         check_finite(source, f"{asker}: {path_or_name!r}")
-        absent = set(info["missing_keys"]) | {name for name, *_ in info["mismatched_keys"]}
         return source.config, {name: value for name, value in source.state_dict().items() if name not in absent}
 
     def init_from(self, path_or_name: str, rows_V: Tensor | None = None) -> LoadReport:

@@ -257,26 +257,20 @@ def _readers(work: Work, step_seconds: float, rates: Rates) -> dict[str, float]:
 
 def _advice(plan: Plan, work: Work, on_rank: Any) -> list[str]:
     """Changes of the recipe that make it fit, cheapest first; what the readers lack."""
-    lines, card = [], plan.card
-
-    def fits(stage: int, checkpointing: bool, images: float) -> int | None:
-        total = on_rank(stage, checkpointing, images)["in all"]
-        return total if total <= card.memory else None
-
+    lines = []
     if not plan.fits:
         tried: list[tuple[list[str], float]] = []
-        divisors = [n for n in range(2, plan.micro_batch + 1) if plan.micro_batch % n == 0]
-        if work.task.samples_together is not None:
-            divisors = []
-        more_stages = [each for each, _ in plan.memory if each > plan.zero_stage]
+        may_divide = work.task.samples_together is None
+        divisors = [n for n in range(2, plan.micro_batch + 1) if may_divide and plan.micro_batch % n == 0]
+        more_stages = sorted({each for each, _ in plan.memory if each > plan.zero_stage})
         options = [(plan.zero_stage, True, 1)] if not plan.activation_checkpointing else []
         options += [(plan.zero_stage, plan.activation_checkpointing, n) for n in divisors]
-        options += [(each, plan.activation_checkpointing, 1) for each in dict.fromkeys(more_stages)]
-        options += [(each, True, n) for n in (1, *divisors) for each in dict.fromkeys((plan.zero_stage, *more_stages))]
+        options += [(each, plan.activation_checkpointing, 1) for each in more_stages]
+        options += [(each, True, n) for n in (1, *divisors) for each in (plan.zero_stage, *more_stages)]
         for stage, checkpointing, parts in options:
-            total = fits(stage, checkpointing, plan.micro_batch / parts)
+            total = on_rank(stage, checkpointing, plan.micro_batch / parts)["in all"]
             change = _change(plan, stage, checkpointing, parts)
-            if total is not None and not any(set(other) <= set(change) for other, _ in tried):
+            if total <= plan.card.memory and not any(set(other) <= set(change) for other, _ in tried):
                 tried.append((change, total))
         lines += [f"{' '.join(change)}: {total / GIB:.1f} GiB" for change, total in tried]
         if not tried:

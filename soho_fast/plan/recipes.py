@@ -63,16 +63,10 @@ class Given:
     image: tuple[int, int] | None = None
 
 
-class _Words:
+class _Words(list[int]):
     """Stands for a tokenizer, of which only the number of words is asked."""
 
     pad_token_id = 0
-
-    def __init__(self, num_words: int) -> None:
-        self._num_words = num_words
-
-    def __len__(self) -> int:
-        return self._num_words
 
 
 class Work:
@@ -129,11 +123,10 @@ class Work:
         recipe, model = self.recipe, self.recipe.model
         if self.given.answers and recipe.task != "vqa":
             raise UserError(f"--answers: recipe {self.name} answers no questions (task {recipe.task}); leave it out")
-        preset, changes = model.preset, dict(model.config)
-        pretrained = getattr(model, "pretrained", None)
+        changes, pretrained = dict(model.config), model.pretrained
         words = self._num_words(recipe.data.tokenizer, pretrained, changes)
+        self.task.processor = SimpleNamespace(tokenizer=_Words(range(words)))
         if recipe.task == "pretraining":
-            self.task.processor = SimpleNamespace(tokenizer=_Words(words))
             return self.task.model_config
         changes["use_dictionary_output"] = model.use_dictionary_output
         if recipe.task == "vqa":
@@ -150,7 +143,7 @@ class Work:
                 "vocab_size": words
             }
         else:
-            values = SohoConfig.from_preset(preset, vocab_size=words).to_dict()
+            values = self.task.preset_config().to_dict()
         names = {"id2label", "label2id", "num_labels"} if "num_labels" in changes else set()
         values = {name: value for name, value in values.items() if name not in names}
         config = SohoConfig.from_dict({**values, **changes})
@@ -233,16 +226,12 @@ class Work:
         """Masked visual tokens of matched pairs, if the codes of an image are used alike."""
         if self.recipe.task != "pretraining" or not self.config.use_dictionary:
             return 0
-        cells = self.num_tokens(size)
+        stride = 32 * self.config.visual_pool
+        cells = math.ceil(size[0] / stride) * math.ceil(size[1] / stride)  # visual tokens of an image
         codes = self.config.num_codes
         different = codes * (1 - (1 - 1 / codes) ** cells)
         pairs = num_images * self.recipe.data.num_positive * self.recipe.data.mvm_probability
         return max(1, round(pairs * cells / different))
-
-    def num_tokens(self, size: tuple[int, int]) -> int:
-        """Visual tokens of an image of (height, width)."""
-        stride = 32 * self.config.visual_pool
-        return math.ceil(size[0] / stride) * math.ceil(size[1] / stride)
 
     def inputs(self, size: tuple[int, int], num_samples: int) -> dict[str, Tensor]:
         """The keywords of the model's forward, of the shapes of a micro-batch.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import cache, cached_property
@@ -246,23 +246,19 @@ def put(content: dict[str, Any], name: str, value: Any) -> None:
 def identity(content: Mapping[str, Any]) -> dict[str, Any]:
     """By dotted name, the fields that a recipe gives and its metrics depend on. (Not the defaults: a field that is new
     and does nothing by default leaves a study's rows valid.)"""
-    flat: dict[str, Any] = {}
-    _flatten(content, "", flat)
     return {
         name: value
-        for name, value in flat.items()
+        for name, value in _flat(content)
         if name in _IDENTIFYING or not any(fnmatchcase(name, pattern) for pattern in OF_A_STUDY)
     }
 
 
-def _flatten(values: Mapping[str, Any], before: str, flat: dict[str, Any]) -> None:
+def _flat(values: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
     for name, value in values.items():
         if isinstance(value, Mapping):
-            _flatten(value, f"{before}{name}.", flat)
+            yield from _flat(value, f"{before}{name}.")
         else:
-            flat[f"{before}{name}"] = value
+            yield f"{before}{name}", value
 
 
-@cache
-def _read(path: Path) -> dict[str, Any]:
-    return read_yaml(path)
+_read = cache(read_yaml)

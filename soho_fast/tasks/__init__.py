@@ -49,13 +49,13 @@ TASKS = {
     ),
     "nlvr2": KnownTask(
         "Fine-tune SOHO to judge statements about two images (NLVR2)",
-        settings.VisualReasoningData,
+        settings.StatementData,
         settings.DownstreamModel,
         "soho_fast.tasks.visual_reasoning:VisualReasoningTask",
     ),
     "snli_ve": KnownTask(
         "Fine-tune SOHO to tell whether an image entails a text (SNLI-VE)",
-        settings.VisualEntailmentData,
+        settings.StatementData,
         settings.DownstreamModel,
         "soho_fast.tasks.visual_entailment:VisualEntailmentTask",
     ),

@@ -129,6 +129,28 @@ class BaseTask(ABC):
                 f"{pretrained} ({len(there)}) has learnt; give {pretrained} here too, or to fine-tune null"
             )
 
+    def preset_config(self) -> SohoConfig:
+        """The preset of the settings with their replacements and the tokenizer's vocabulary.
+
+        Raises:
+            ValueError: a vocabulary smaller than the tokenizer's, or as `SohoConfig.from_preset`.
+        """
+        tokenizer = self.processor.tokenizer
+        vocabulary = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
+        config = SohoConfig.from_preset(self.model.preset, **{**vocabulary, **self.model.config})
+        if config.vocab_size < len(tokenizer):
+            raise ValueError(
+                f"model.config.vocab_size: {config.vocab_size} is smaller than the tokenizer's {len(tokenizer)}"
+            )
+        return config
+
+    def fill_parts(self, model: SohoPreTrainedModel) -> None:
+        """Fill the parts of a new model for which the settings name starting weights; says what was loaded."""
+        if self.model.text_encoder:
+            self._say(str(model.init_text_encoder_from(self.model.text_encoder)))
+        if self.model.backbone:
+            self._say(str(model.init_backbone_from(self.model.backbone)))
+
     def check_text_length(self, config: SohoConfig) -> None:
         """Raises ValueError: texts may be longer than the model has positions for."""
         length, limit = self.data.max_text_length, config.max_position_embeddings
@@ -171,10 +193,7 @@ class BaseTask(ABC):
                 f"checkpoint: {folder} holds a {', '.join(config.architectures or ['model of unknown kind'])}; "
                 f"expected a {self.model_class.__name__}, trained by the task {self.name}"
             )
-        model, info = self.model_class.from_pretrained(
-            folder, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
-        )
-        return model, sorted({*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])})
+        return self.model_class.loaded_from(folder)
 
     @property
     @abstractmethod

@@ -30,6 +30,7 @@ from soho_fast.common.command_line import Parser, exit_code
 from soho_fast.common.errors import UserError
 from soho_fast.common.path_ranges import is_shards
 from soho_fast.common.progress import ProgressLines
+from soho_fast.common.text import listed
 from soho_fast.tasks.recipe import Recipe, load_recipe
 
 if TYPE_CHECKING:
@@ -63,12 +64,6 @@ class Findings:
     def warning(self, what: str) -> None:
         """What may be as it is, but is seldom wanted."""
         self.say(f"warning: {what}")
-
-
-def _some(names: Sequence[object]) -> str:
-    """The first names, and how many more there are."""
-    more = f" and {len(names) - _NAMED:,} more" if len(names) > _NAMED else ""
-    return ", ".join(map(str, names[:_NAMED])) + more
 
 
 def check(folder: Path, recipe: Recipe, say: Callable[[str], None] = print) -> int:
@@ -146,7 +141,9 @@ def _check_unnamed(findings: Findings, folder: Path, records: Sequence[ImageText
         findings.warning(f"images that no line names were not looked for: {error}")
         return
     if unnamed := [name for name in there if (folder / name).resolve() not in named]:
-        findings.warning(f"{len(unnamed):,} images of {folder} are neither trained on nor held out: {_some(unnamed)}")
+        findings.warning(
+            f"{len(unnamed):,} images of {folder} are neither trained on nor held out: {listed(unnamed, _NAMED)}"
+        )
 
 
 def _check_images(
@@ -175,17 +172,17 @@ def _check_images(
             else:
                 same[digest].append((images[number], number < len(training)))
     if corrupt:
-        findings.error(f"{len(corrupt):,} images can't be read: {_some(corrupt)}")
+        findings.error(f"{len(corrupt):,} images can't be read: {listed(corrupt, _NAMED)}")
     copies = [group for group in same.values() if len(group) > 1]
     shared = [group for group in copies if len({is_trained_on for _, is_trained_on in group}) == 2]
     if shared:
         findings.error(
             f"{len(shared):,} images are both trained on and held out, under several names: "
-            f"{_some([' = '.join(str(image) for image, _ in group) for group in shared])}; "
+            f"{listed([' = '.join(str(image) for image, _ in group) for group in shared], _NAMED)}; "
             'keep one of each, or give all lines a "split"'
         )
     if within := [" = ".join(str(image) for image, _ in group) for group in copies if group not in shared]:
-        findings.warning(f"{len(within):,} images come several times: {_some(within)}")
+        findings.warning(f"{len(within):,} images come several times: {listed(within, _NAMED)}")
 
 
 def _check_texts(findings: Findings, texts: Sequence[str], recipe: Recipe, annotations: Path) -> None:
@@ -210,7 +207,7 @@ def _check_texts(findings: Findings, texts: Sequence[str], recipe: Recipe, annot
     if lacking := [f"{word} ({count:,})" for word, count in counts.most_common() if word not in known]:
         findings.warning(
             f"{len(lacking):,} of {len(counts):,} words are no token of their own, but pieces or [UNK]: "
-            f"{_some(lacking)}"
+            f"{listed(lacking, _NAMED)}"
         )
 
 

@@ -17,9 +17,7 @@ from soho_fast.data.text import load_tokenizer
 from soho_fast.model import SohoConfig
 from soho_fast.model.downstream import SohoDownstreamModel
 from soho_fast.tasks.base import BaseTask
-from soho_fast.tasks.contents import (
-    records_identity,
-)
+from soho_fast.tasks.contents import records_identity
 
 
 def refuse_twice(splits: list[str], field: str) -> None:
@@ -168,15 +166,9 @@ class FineTuningTask(BaseTask):
                     f"{len(self.processor.tokenizer)}"
                 )
         else:
-            tokenizer = self.processor.tokenizer
-            vocabulary = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
             changes = {"use_dictionary_output": settings.use_dictionary_output, **self.config_changes()}
-            config = SohoConfig.from_preset(settings.preset, **{**vocabulary, **settings.config})
-            model = self.model_class(SohoConfig.from_dict({**config.to_dict(), **changes}))
-            if settings.text_encoder:
-                self._say(str(model.init_text_encoder_from(settings.text_encoder)))
-            if settings.backbone:
-                self._say(str(model.init_backbone_from(settings.backbone)))
+            model = self.model_class(SohoConfig.from_dict({**self.preset_config().to_dict(), **changes}))
+            self.fill_parts(model)
         self.check_text_length(model.config)
         return model
 

@@ -27,11 +27,7 @@ from soho_fast.tasks.base import BaseTask
 from soho_fast.tasks.contents import records_identity, sets_identity, words_identity
 from soho_fast.tasks.evaluation.pretraining import evaluate_pretraining, format_table, nothing_learnt
 from soho_fast.tasks.evaluation.sharing import Sharing
-from soho_fast.tasks.settings import (
-    CaptionSource,
-    PretrainingData,
-    refuse_fields_of_other_formats,
-)
+from soho_fast.tasks.settings import CaptionSource, PretrainingData, refuse_fields_of_other_formats
 
 # The running usage of codes spans about so many updates (usage_decay 0.99): before, few have had a chance.
 _UPDATES_BEFORE_WARNING = 100
@@ -192,7 +188,7 @@ class PretrainingTask(BaseTask):
             share = f"{100 * self.data.replace_probability:g} %"
             texts = f"{self.data.num_positive} texts, of which another image's replace {share}"
         self._say(
-            f"training on {len(training):,} images with {dataset.num_captions:,} captions: {len(dataset):,} "
+            f"training on {len(training):,} images with {training.texts.counts().sum():,} captions: {len(dataset):,} "
             f"samples an epoch, each an image with {texts}; vocabulary of {len(self.processor.tokenizer):,}"
         )
         return dataset
@@ -208,17 +204,11 @@ class PretrainingTask(BaseTask):
     @cached_property
     def model_config(self) -> SohoConfig:
         """The preset with this task's replacements and the tokenizer's vocabulary."""
-        tokenizer = self.processor.tokenizer
-        vocabulary = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
-        config = SohoConfig.from_preset(self.model.preset, **{**vocabulary, **self.model.config})
+        config = self.preset_config()
         if self.model.bag_of_words_epochs and not config.bag_of_words_weight:
             raise ValueError(
                 f"model.bag_of_words_epochs: {self.model.bag_of_words_epochs} epochs of the bag-of-words loss need "
                 "model.config.bag_of_words_weight above 0"
-            )
-        if config.vocab_size < len(tokenizer):
-            raise ValueError(
-                f"model.config.vocab_size: {config.vocab_size} is smaller than the tokenizer's {len(tokenizer)}"
             )
         self.check_text_length(config)
         return config
@@ -243,10 +233,7 @@ class PretrainingTask(BaseTask):
     def new_model(self) -> SohoForPreTraining:
         """The model on the CPU in float32, with the starting weights asked for; says what was loaded."""
         model = SohoForPreTraining(self.model_config)
-        if self.model.text_encoder:
-            self._say(str(model.init_text_encoder_from(self.model.text_encoder)))
-        if self.model.backbone:
-            self._say(str(model.init_backbone_from(self.model.backbone)))
+        self.fill_parts(model)
         if self.model.pretrained:
             self._say(str(model.init_from(self.model.pretrained, self._rows_in(self.model.pretrained))))
         model.watch_features()
@@ -355,7 +342,6 @@ class PretrainingTask(BaseTask):
         The first process evaluates alone, and only there they are returned. Progress is reported in each of two
         stages: the held-out images, then retrieval.
         """
-        progress = sharing.progress
         if sharing.processes.rank or not self.heldout_records:
             return {}
         metrics = evaluate_pretraining(
@@ -370,7 +356,7 @@ class PretrainingTask(BaseTask):
             pair_batch=self.data.pair_batch,
             precision=self.data.precision,
             workers=self.workers,
-            progress=None if progress is None else lambda stage, done, total: progress(done, total),
+            progress=sharing.progress,
             say=self._say,
         )
         if told := nothing_learnt(metrics):

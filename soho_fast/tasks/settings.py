@@ -327,12 +327,13 @@ class QuestionAnsweringData(AnsweringData):
 
 
 @dataclass
-class Nlvr2Split:
-    """One split of NLVR2 on disk.
+class StatementSplit:
+    """One split of NLVR2 or SNLI-VE on disk.
 
     Args:
-        annotations: train.json, dev.json or test1.json (JSON lines).
-        images: Folders or .zip files with the images.
+        annotations: JSON lines: train.json, dev.json or test1.json (NLVR2), snli_ve_train.jsonl, snli_ve_dev.jsonl or
+            snli_ve_test.jsonl (SNLI-VE).
+        images: Folders or .zip files with the images, those of SNLI-VE being Flickr30K's.
     """
 
     annotations: str
@@ -340,38 +341,14 @@ class Nlvr2Split:
 
 
 @dataclass
-class VisualReasoningData(AnsweringData):
+class StatementData(AnsweringData):
     """Splits, and how examples are made.
 
     Args:
         splits: Splits by name.
     """
 
-    splits: dict[str, Nlvr2Split] = field(default_factory=dict)
-
-
-@dataclass
-class SnliVeSplit:
-    """One split of SNLI-VE on disk.
-
-    Args:
-        annotations: snli_ve_train.jsonl, snli_ve_dev.jsonl or snli_ve_test.jsonl.
-        images: Folders or .zip files with Flickr30K's images.
-    """
-
-    annotations: str
-    images: list[str]
-
-
-@dataclass
-class VisualEntailmentData(AnsweringData):
-    """Splits, and how examples are made.
-
-    Args:
-        splits: Splits by name.
-    """
-
-    splits: dict[str, SnliVeSplit] = field(default_factory=dict)
+    splits: dict[str, StatementSplit] = field(default_factory=dict)
 
 
 @dataclass

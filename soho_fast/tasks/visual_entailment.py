@@ -12,7 +12,7 @@ from soho_fast.data.readers.statements import ENTAILMENT_LABELS, SnliVeRecord, r
 from soho_fast.model import SohoForVisualEntailment
 from soho_fast.tasks.answering import AnsweringTask
 from soho_fast.tasks.evaluation.metrics.classification import snli_ve_accuracy
-from soho_fast.tasks.settings import SnliVeSplit
+from soho_fast.tasks.settings import StatementSplit
 
 
 class VisualEntailmentTask(AnsweringTask):
@@ -24,7 +24,7 @@ class VisualEntailmentTask(AnsweringTask):
     texts = "hypotheses"
     text_field, id_field = "hypothesis", "pair_id"
 
-    def read(self, source: SnliVeSplit, report: ReadReport) -> list[SnliVeRecord]:
+    def read(self, source: StatementSplit, report: ReadReport) -> list[SnliVeRecord]:
         return read_snli_ve(source.annotations, source.images, missing_images=self.data.missing_images, report=report)
 
     def label_names(self) -> list[str]:

@@ -11,7 +11,7 @@ from soho_fast.data.readers.statements import Nlvr2Record, read_nlvr2
 from soho_fast.model import SohoForVisualReasoning
 from soho_fast.tasks.answering import AnsweringTask
 from soho_fast.tasks.evaluation.metrics.classification import nlvr2_accuracy
-from soho_fast.tasks.settings import Nlvr2Split
+from soho_fast.tasks.settings import StatementSplit
 
 _LABELS = ("False", "True")
 
@@ -25,7 +25,7 @@ class VisualReasoningTask(AnsweringTask):
     texts = "statements"
     text_field, id_field = "sentence", "identifier"
 
-    def read(self, source: Nlvr2Split, report: ReadReport) -> list[Nlvr2Record]:
+    def read(self, source: StatementSplit, report: ReadReport) -> list[Nlvr2Record]:
         return read_nlvr2(source.annotations, source.images, missing_images=self.data.missing_images, report=report)
 
     def images_of(self, record: Nlvr2Record) -> tuple[ImageRef, ...]:

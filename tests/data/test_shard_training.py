@@ -189,7 +189,7 @@ def task_of(corpus, **source):
 
 def test_a_recipe_reads_them(corpus):
     task = task_of(corpus, name="coco", max_captions=2)
-    assert len(task.training_data()) == 12 and task.training_data().num_captions == 24
+    assert len(task.training_data()) == 12 and task._records.training.texts.counts().sum() == 24
     assert task.contents()["training data"].startswith("12 records, ")
     path = str(corpus / "shards/{00000..00002}.tar")
     task = task_of(corpus, name="coco", max_captions=2)

@@ -11,7 +11,7 @@ from tiny_corpus import draw, write_zip
 from soho_fast.common.errors import CorruptImageError
 from soho_fast.data.images import SohoImageProcessor
 from soho_fast.data.readers.records import ImageRef
-from soho_fast.data.stores import FolderStore, ZipStore, open_stores
+from soho_fast.data.stores import FolderStore, ZipStore, check_name, open_stores
 
 
 def _read_all(store, names, queue):
@@ -173,3 +173,10 @@ def test_a_folder_gives_nothing_from_outside(tmp_path, name):
         store.read(name)
     inside = str(tmp_path / "images/a/0.jpg")
     assert store.existing([inside]) == {inside} and store.read(inside)
+
+
+@pytest.mark.parametrize("name", ["", "./", "a\0.jpg", "\udcff.jpg"], ids=["empty", "folder", "zero", "surrogate"])
+def test_a_name_that_no_file_has_is_refused_for_what_it_is(tmp_path, name):
+    reason = "names no file" if name in ("", "./") else "holds a character that no file name can hold"
+    with pytest.raises(ValueError, match=f"^image name .* {reason}$"):
+        check_name(name, [FolderStore(str(tmp_path))])

@@ -25,7 +25,7 @@ def _trained(rule: str, steps: int = 5) -> dict[str, torch.Tensor]:
         {"params": [param], "kind": "sgd" if name == "sgd" else rule, "weight_decay": 1e-4 if name == "sgd" else 1e-2}
         for name, param in params.items()
     ]
-    optimizer = SgdAdamW(groups, eps=1e-6)
+    optimizer = SgdAdamW(groups)
     after, norms = {name: [] for name in NAMES}, []
     for step in range(steps):
         for (name, param), group in zip(params.items(), optimizer.param_groups, strict=True):

@@ -6,7 +6,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from soho_fast.model import VisualEncoder
-from soho_fast.model.fast.cpu.convolutions import PointwiseConv2d, speed_up_convolutions
+from soho_fast.model.fast.cpu.convolutions import CpuConv2d, speed_up_convolutions
 from soho_fast.model.normalization import BatchNorm2d
 
 
@@ -55,7 +55,7 @@ def test_bf16_backward_avoids_onednns_reference_for_strided_depthwise(tiny_confi
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format], ids=["channels-last", "nchw"])
 @pytest.mark.parametrize("bias", [True, False])
 def test_a_pointwise_convolution_is_a_convolution(layout, bias):
-    ours = PointwiseConv2d(6, 10, kernel_size=1, bias=bias)
+    ours = CpuConv2d(6, 10, kernel_size=1, bias=bias)
     plain = nn.Conv2d(6, 10, kernel_size=1, bias=bias)
     plain.load_state_dict(ours.state_dict())
     outputs, grads = [], []

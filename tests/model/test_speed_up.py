@@ -17,7 +17,7 @@ from soho_fast.model import (
 )
 from soho_fast.model.fast.cpu import packed_encoder, speed_up_on_cpu
 from soho_fast.model.fast.cpu.classifier import classify_on_cpu
-from soho_fast.model.fast.cpu.convolutions import CpuCnn, PointwiseConv2d
+from soho_fast.model.fast.cpu.convolutions import CpuCnn, CpuConv2d
 
 LOSSES = ("loss", "mlm_loss", "mvm_loss", "itm_loss", "bag_of_words_loss", "contrastive_loss")
 LOGITS = ("mlm_logits", "mvm_logits", "itm_logits", "logits")
@@ -281,7 +281,7 @@ def test_names_files_and_a_second_call(tiny_model, batch, tmp_path, packed):
     assert fast.soho.transformer.name == "packed" and type(fast.soho.visual_encoder.cnn) is CpuCnn
     assert fast.mlm_head.classify is fast.mvm_head.classify is classify_on_cpu
     kinds = [type(module) for module in fast.soho.visual_encoder.modules()]
-    assert kinds.count(PointwiseConv2d) == 35 and kinds.count(torch.nn.Conv2d) == 14
+    assert kinds.count(CpuConv2d) == 39 and kinds.count(torch.nn.Conv2d) == 14
     assert "Transformer packed; CNN cpu" in repr(fast) and "Transformer plain; CNN plain" in repr(plain)
     ours, theirs = fast.state_dict(), plain.state_dict()
     assert [*ours] == [*theirs] and all(torch.equal(ours[name], theirs[name]) for name in ours)

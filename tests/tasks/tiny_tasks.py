@@ -9,11 +9,9 @@ from soho_fast.tasks import TASKS as KNOWN
 from soho_fast.tasks.question_answering import QuestionAnsweringTask
 from soho_fast.tasks.settings import (
     DownstreamModel,
-    Nlvr2Split,
     QuestionAnsweringData,
-    SnliVeSplit,
-    VisualEntailmentData,
-    VisualReasoningData,
+    StatementData,
+    StatementSplit,
     VqaSplit,
 )
 from soho_fast.tasks.visual_entailment import VisualEntailmentTask
@@ -76,7 +74,7 @@ def vqa_data(folder: Path, tokenizer: Path, /, **changes) -> QuestionAnsweringDa
     )
 
 
-def nlvr2_data(folder: Path, tokenizer: Path, /, **changes) -> VisualReasoningData:
+def nlvr2_data(folder: Path, tokenizer: Path, /, **changes) -> StatementData:
     splits = {}
     for split, count in (("train", 4), ("dev", 3)):
         rows = []
@@ -88,11 +86,11 @@ def nlvr2_data(folder: Path, tokenizer: Path, /, **changes) -> VisualReasoningDa
                 rows.append({**row, "label": "True" if (pair + sentence) % 2 else "False"})
         path = folder / f"{split}.json"
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        splits[split] = Nlvr2Split(str(path), [str(folder / "images")])
-    return VisualReasoningData(**{"splits": splits, "validate": "dev", "tokenizer": str(tokenizer), **SIZES, **changes})
+        splits[split] = StatementSplit(str(path), [str(folder / "images")])
+    return StatementData(**{"splits": splits, "validate": "dev", "tokenizer": str(tokenizer), **SIZES, **changes})
 
 
-def snli_ve_data(folder: Path, tokenizer: Path, /, **changes) -> VisualEntailmentData:
+def snli_ve_data(folder: Path, tokenizer: Path, /, **changes) -> StatementData:
     splits = {}
     for split, first, count in (("train", 0, 5), ("val", 5, 4)):
         rows = []
@@ -109,8 +107,8 @@ def snli_ve_data(folder: Path, tokenizer: Path, /, **changes) -> VisualEntailmen
                 )
         path = folder / f"snli_ve_{split}.jsonl"
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        splits[split] = SnliVeSplit(str(path), [str(folder)])
-    return VisualEntailmentData(**{"splits": splits, "tokenizer": str(tokenizer), **SIZES, **changes})
+        splits[split] = StatementSplit(str(path), [str(folder)])
+    return StatementData(**{"splits": splits, "tokenizer": str(tokenizer), **SIZES, **changes})
 
 
 TASKS = {

@@ -93,13 +93,6 @@ class PairSampler:
             num_groups_I = -(-self._texts.counts() // replacing_groups_of)
             self._first_group = np.concatenate([[0], np.cumsum(num_groups_I)])
 
-    def __len__(self) -> int:
-        return len(self._texts)
-
-    def captions(self, index: int) -> list[str]:
-        """All captions of image `index`."""
-        return self._texts.all(index)
-
     def positives(self, index: int, count: int, rng: np.random.Generator) -> list[str]:
         """`count` of the image's captions; different ones as long as it has enough, repeated evenly after that."""
         available = self._texts.count(index)
@@ -107,10 +100,6 @@ class PairSampler:
         while len(chosen) < count:
             chosen.extend(rng.permutation(available)[: count - len(chosen)].tolist())
         return [self._texts.get(index, number) for number in chosen]
-
-    def counts(self) -> np.ndarray:
-        """How many captions each image has, int64."""
-        return self._texts.counts()
 
     def group(self, index: int, number: int, count: int, rng: np.random.Generator) -> list[str]:
         """Group `number` of the image's captions, divided at random into groups of `count`, each caption in one.
@@ -154,7 +143,7 @@ class PairSampler:
         A text without content words says nothing and is rejected too. When nothing passes in 20 draws, the first one
         drawn that is not word for word one of the image's own captions is taken.
         """
-        own = self.captions(index)
+        own = self._texts.all(index)
         own_texts = {_folded(text) for text in own}
         own_words = frozenset().union(*map(content_words, own))
         return [self._negative(index, own_texts, own_words, rng) for _ in range(count)]
@@ -246,14 +235,10 @@ class PretrainingDataset(SampleDataset):
             replacing_groups_of=num_positive if replace_probability else 0,
         )
         every_caption = epoch != "images"
-        num_samples_I = -(-self._pairs.counts() // num_positive) if every_caption else np.ones(len(records), np.int64)
+        counts_I = self._table.texts.counts()
+        num_samples_I = -(-counts_I // num_positive) if every_caption else np.ones(len(records), np.int64)
         super().__init__(Images(self._table, processor), num_samples_I)
         self._special_ids = frozenset(processor.tokenizer.all_special_ids)
-
-    @property
-    def num_captions(self) -> int:
-        """Number of captions of all images."""
-        return int(self._pairs.counts().sum())
 
     def epoch_order(self, rng: np.random.Generator) -> np.ndarray:
         """The samples of an epoch in the order in which they are read, int64 (samples,): all at random, or nearly as

@@ -57,7 +57,7 @@ class FlatTexts(Sequence[str]):
         return self._texts.get(*part_of(self._bounds, number))
 
 
-class _Listed(Sequence[ImageRef]):
+class _Listed:
     """The images of a list of records in flat arrays: no Python object of an image is kept, whose reference counts
     would have a loader process copy its page."""
 
@@ -72,11 +72,6 @@ class _Listed(Sequence[ImageRef]):
     def __len__(self) -> int:
         return len(self._store_N)
 
-    def __getitem__(self, number: int) -> ImageRef:  # type: ignore[override]  # no slices are asked for
-        if not 0 <= number < len(self):
-            raise IndexError(f"image {number} of {len(self)}")
-        return self.image(number)
-
     def image(self, number: int) -> ImageRef:
         return ImageRef(self._stores[self._store_N[number]], self._names.get(0, number))
 
@@ -87,10 +82,10 @@ class _Listed(Sequence[ImageRef]):
         return np.array(self._sources, object)[self._source_N]
 
     def shapes(self, progress: Callable[[int, int], None]) -> np.ndarray:
-        return shapes_of(self, progress)
+        return shapes_of(list(map(self.image, range(len(self)))), progress)
 
     def locations(self) -> Iterator[str]:
-        return map(str, self)
+        return (str(self.image(number)) for number in range(len(self)))
 
 
 def _bounds(parts: Sequence[Sized]) -> np.ndarray:

@@ -29,9 +29,8 @@ EVALUATION_STREAM = 3
 # 4 chooses the engine's stand-ins.
 CAPTION_STREAM = 5
 
-# Pixels of an image that shows nothing, before normalisation: ImageNet's mean colour, which becomes about zero.
-_BLANK_COLOUR = (124, 116, 104)
-_BLANK_EDGE = 32
+# An image that shows nothing, (3, height, width): ImageNet's mean colour, which normalisation makes about zero.
+_BLANK = torch.tensor((124, 116, 104), dtype=torch.uint8).view(3, 1, 1).expand(3, 32, 32)
 
 _NUM_SHOWN = 5
 
@@ -115,7 +114,7 @@ class Images(Dataset[Sample]):
         return sample.corrupt is None
 
     def _read(self, number: int) -> torch.Tensor:
-        return blank_image() if self.blank else self._processor.image_processor.load(self._images[number])
+        return _BLANK if self.blank else self._processor.image_processor.load(self._images[number])
 
 
 class SampleDataset(Dataset[Sample]):
@@ -159,11 +158,6 @@ class SampleDataset(Dataset[Sample]):
         dataset = copy.copy(self)
         dataset.images = self.images.without_pixels(corrupt)
         return dataset
-
-
-def blank_image() -> torch.Tensor:
-    """A small uint8 image (3, height, width) that shows nothing, the same for all."""
-    return torch.tensor(_BLANK_COLOUR, dtype=torch.uint8).view(3, 1, 1).expand(3, _BLANK_EDGE, _BLANK_EDGE)
 
 
 class Collator:

@@ -123,7 +123,7 @@ def _describe(path: str) -> str:
 def _check(options: argparse.Namespace) -> list[str]:
     shards = _expand(options.shards)
     corrupt: list[str] = []
-    work = partial(_problems, decode=not options.quick)
+    work = partial(check_shard, decode=not options.quick)
     for _, problems in _in_processes(work, shards, options.workers, "checking"):
         corrupt += problems
     lines = [_describe(path) for path in options.shards]
@@ -135,10 +135,6 @@ def _check(options: argparse.Namespace) -> list[str]:
         *lines,
         f"{len(shards):,} shards match their indexes" + ("" if options.quick else ", and all images decode"),
     ]
-
-
-def _problems(shard: str, *, decode: bool) -> list[str]:
-    return list(check_shard(shard, decode=decode))
 
 
 def _write(options: argparse.Namespace) -> list[str]:

@@ -20,7 +20,6 @@ from __future__ import annotations
 import io
 import json
 import mmap
-import os
 import re
 import zlib
 from collections.abc import Iterator, Sequence
@@ -32,7 +31,7 @@ import numpy as np
 from safetensors.numpy import save
 
 from soho_fast.common.errors import printable
-from soho_fast.common.files import scratch_beside
+from soho_fast.common.files import write_atomically
 from soho_fast.common.images import MAX_FILE_BYTES
 from soho_fast.data.readers.records import check_text, is_blank, parse_object, shown
 from soho_fast.data.shards.index import FORMAT, ShardCounts, checksum_of, index_path, key_of, name_hash, stamp_of
@@ -71,18 +70,8 @@ def build_index(shard: str, written_from: str = "") -> ShardCounts:
         "written_from": written_from,
         "checksum": checksum_of(tensors, counted, written_from),
     }
-    write_whole(index_path(shard), save(tensors, metadata))
+    write_atomically(Path(index_path(shard)), save(tensors, metadata))
     return counts
-
-
-def write_whole(path: str, content: bytes) -> None:
-    """Write a file such that it is there whole or not at all."""
-    with scratch_beside(Path(path)) as scratch:
-        with scratch.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(scratch, path)
 
 
 def read_contents(content: mmap.mmap, shard: str) -> tuple[dict[str, np.ndarray], ShardCounts]:

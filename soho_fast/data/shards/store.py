@@ -139,12 +139,16 @@ class TarStore:
         names = list(names)
         return {name for name, row in zip(names, self._rows_of(names), strict=True) if row >= 0}
 
-    def read(self, name: str) -> bytes:
-        """The image's bytes. Raises OSError: it is not there, or the shard changed since it was indexed."""
+    def _find(self, name: str) -> tuple[int, int]:
+        """(shard, row in it) of an image. Raises FileNotFoundError: it is not there."""
         (row,) = self._rows_of([name])
         if row < 0:
-            raise FileNotFoundError(f"{self.locate(name)}: no such image in the shards")
-        shard, inside = self.place(row)
+            raise FileNotFoundError(f"{self.path}!{name}: no such image in the shards")
+        return self.place(row)
+
+    def read(self, name: str) -> bytes:
+        """The image's bytes. Raises OSError: it is not there, or the shard changed since it was indexed."""
+        shard, inside = self._find(name)
         index = self.shards[shard]
         offset, size = int(index.offset[inside]), int(index.size[inside])
         try:
@@ -174,10 +178,7 @@ class TarStore:
 
     def size(self, name: str) -> int:
         """The image's size, as the index has it. Raises FileNotFoundError."""
-        (row,) = self._rows_of([name])
-        if row < 0:
-            raise FileNotFoundError(f"{self.locate(name)}: no such image in the shards")
-        shard, inside = self.place(row)
+        shard, inside = self._find(name)
         return int(self.shards[shard].size[inside])
 
     def locate(self, name: str) -> str:

@@ -181,14 +181,14 @@ def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
     archive.addfile(member, io.BytesIO(content))
 
 
-def check_shard(shard: str, *, decode: bool) -> Iterator[str]:
+def check_shard(shard: str, *, decode: bool) -> list[str]:
     """Read a shard from end to end.
 
     Args:
         shard: Path of the tar.
         decode: Decode each image too.
 
-    Yields:
+    Returns:
         A line for each image that can't be decoded.
 
     Raises:
@@ -207,9 +207,11 @@ def check_shard(shard: str, *, decode: bool) -> Iterator[str]:
                 f"{index_path(shard)}: does not match {shard}: {', '.join(different) or 'counts'} differ; "
                 f"make it again with: python -m soho_fast.data.shards index {shard} --again"
             )
+        corrupt = []
         for row in range(len(index)) if decode else ():
             begin = int(index.offset[row])
             try:
                 decode_image(content[begin : begin + int(index.size[row])])
             except CorruptImageError as error:
-                yield f"{shard}!{index.name(row)}: {error}"
+                corrupt.append(f"{shard}!{index.name(row)}: {error}")
+    return corrupt

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from soho_fast.engine.batches import split_batch
+
 _TYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -72,7 +74,4 @@ class Computing:
 
     def on_device(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """A batch whose tensors are on the device; copied without waiting where they are pinned."""
-        return {
-            name: value.to(self.device, non_blocking=True) if isinstance(value, torch.Tensor) else value
-            for name, value in batch.items()
-        }
+        return split_batch(batch, self.device)[0]

@@ -8,11 +8,11 @@ Each image is encoded once: `encode_images(pixel_values, pixel_mask)` per batch,
 
 from __future__ import annotations
 
-import functools
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,10 +31,8 @@ from soho_fast.model import SohoForPreTraining
 from soho_fast.tasks.evaluation.computing import Computing
 from soho_fast.tasks.evaluation.metrics.recall import mean_reciprocal_rank, recall_at
 from soho_fast.tasks.evaluation.pair_scoring import ImageBlocks, PairScorer, score_pairs
-from soho_fast.tasks.evaluation.sharing import Sharing
+from soho_fast.tasks.evaluation.sharing import ReportProgress, Sharing
 
-ReportStage = Callable[[str, int, int], None]
-"""Called with what is being evaluated, how many are done, and of how many."""
 RECALL_KS = (1, 5, 10)
 
 
@@ -208,15 +206,10 @@ def _measure_mvm(score: _Scorer, visual: Any, texts: Sequence[EncodedText], unif
     )
 
 
-def _batches(count: int, size: int) -> Iterator[range]:
+def _batches(count: int, size: int) -> list[range]:
     """Ranges of about `size`, none of them of one element: a lone image could not be shuffled."""
     num = max(1, min(round(count / size), count // 2))
-    ends = [count * (number + 1) // num for number in range(num)]
-    begin = 0
-    for end in ends:
-        if end - begin:
-            yield range(begin, end)
-        begin = end
+    return [range(begin, end) for begin, end in pairwise(count * number // num for number in range(num + 1))]
 
 
 class _Loaded(NamedTuple):
@@ -301,7 +294,7 @@ def evaluate_pretraining(
     pair_batch: int = 256,
     precision: str = "auto",
     workers: int = 0,
-    progress: ReportStage | None = None,
+    progress: ReportProgress | None = None,
     say: Callable[[str], None] | None = None,
 ) -> dict[str, float]:
     """Measure a model on held-out images. The same seed chooses the same images, captions, negatives and masks.
@@ -331,7 +324,7 @@ def evaluate_pretraining(
         pair_batch: Pairs scored at a time in retrieval.
         precision: See `Computing`.
         workers: Processes that read images; 0 reads in this one.
-        progress: Called with (stage, done, all).
+        progress: Called with how many are done, of how many: of the held-out images, then of retrieval's blocks.
         say: Called with a line for each held-out image that can't be read.
 
     Returns:
@@ -347,7 +340,7 @@ def evaluate_pretraining(
     candidate_rows: list[int] = []
     scorer = PairScorer(model, held.positives, pair_batch=pair_batch, precision=precision)
     score = _Scorer(model, processor, scorer.computing)
-    batches = list(_batches(len(held.records), image_batch))
+    batches = _batches(len(held.records), image_batch)
     was_training = model.training
     model.eval()
     loads = loaded_ahead(
@@ -371,7 +364,7 @@ def evaluate_pretraining(
             elif rows and say is not None:
                 say(f"held-out image left out, no other of its batch can be read: {held.records[rows[0]].image}")
             if progress is not None:
-                progress("held-out", batch.stop, len(held.records))
+                progress(batch.stop, len(held.records))
         if not tally.answers["itm"].total:
             raise CorruptImageError(
                 f"no two held-out images of a batch can be read; first: {'; '.join(tally.skipped[:5])}"
@@ -380,8 +373,7 @@ def evaluate_pretraining(
         if candidates:
             blocks = ImageBlocks(len(candidates), lambda block: candidates[block.start : block.stop])
             wanted = [np.array(candidate_rows)] * len(candidates)
-            report = None if progress is None else functools.partial(progress, "retrieval")
-            scores_NN = torch.stack(score_pairs(scorer, blocks, wanted, Sharing(progress=report)))
+            scores_NN = torch.stack(score_pairs(scorer, blocks, wanted, Sharing(progress=progress)))
     finally:
         loads.close()
         model.train(was_training)

@@ -151,7 +151,7 @@ def compute_parts(
     own = open_parts[processes.rank :: processes.world]
     computed: dict[int, Any] = {}
     pin = processes.device.type == "cuda"
-    with closing(loaded_ahead(load or _nothing, own, workers=workers if load else 0, pin=pin)) as items:
+    with closing(loaded_ahead(load or (lambda _: None), own, workers=workers if load else 0, pin=pin)) as items:
         for done, (number, item) in enumerate(zip(own, items, strict=True), start=1):
             computed[number] = compute(number, item)
             if kept is not None:
@@ -164,7 +164,3 @@ def compute_parts(
     # Who is done first may delete what is kept: not before all have read it.
     processes.wait()
     return [results[number] for number in range(num_parts)]
-
-
-def _nothing(_: int) -> None:
-    """What is loaded where nothing needs to be."""

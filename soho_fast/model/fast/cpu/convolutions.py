@@ -16,23 +16,16 @@ from ...visual_encoder import CnnBackend, VisualEncoder
 from .products import product_dtype
 
 
-class PointwiseConv2d(nn.Conv2d):
-    """`nn.Conv2d` of 1 x 1 pixels and stride 1, which with the channels last is one matrix product.
+class CpuConv2d(nn.Conv2d):
+    """`nn.Conv2d` of 1 x 1 pixels and stride 1, or depthwise with a stride.
 
-    On a CPU torch takes that for the product it is only when told so: forward and backward of MobileNetV2's pointwise
-    convolutions took 7 % (float32) and 16 % (bfloat16) longer as convolutions.
-    """
+    Of 1 x 1 pixels it is one matrix product, with the channels last. On a CPU torch takes that for the product it is
+    only when told so: forward and backward of MobileNetV2's pointwise convolutions took 7 % (float32) and 16 %
+    (bfloat16) longer as convolutions.
 
-    def forward(self, input: Tensor) -> Tensor:
-        """As `nn.Conv2d`."""
-        return _convolve(self, input, self.weight, self.bias)
-
-
-class StridedDepthwiseConv2d(nn.Conv2d):
-    """`nn.Conv2d` that trains in float32 on a CPU whatever the type of its input.
-
-    oneDNN (3.12, in torch 2.13) has no kernel for the input's gradient of a strided depthwise convolution in bfloat16
-    and takes its reference instead: 90 to 280 times slower than float32 at MobileNetV2's three sizes.
+    A depthwise one trains in float32 on a CPU whatever the type of its input. oneDNN (3.12, in torch 2.13) has no
+    kernel for the input's gradient of a strided depthwise convolution in bfloat16 and takes its reference instead: 90
+    to 280 times slower than float32 at MobileNetV2's three sizes.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -42,11 +35,11 @@ class StridedDepthwiseConv2d(nn.Conv2d):
 
 def _convolve(conv: nn.Conv2d, x: Tensor, weight_OIHW: Tensor, bias_O: Tensor | None) -> Tensor:
     """The convolution of that form with these values."""
-    on_cpu = x.device.type == "cpu"
-    if isinstance(conv, PointwiseConv2d) and on_cpu and x.is_contiguous(memory_format=torch.channels_last):
+    own_way = isinstance(conv, CpuConv2d) and x.device.type == "cpu"
+    if own_way and conv.groups == 1 and x.is_contiguous(memory_format=torch.channels_last):
         return F.linear(x.permute(0, 2, 3, 1), weight_OIHW.flatten(1), bias_O).permute(0, 3, 1, 2)
     form: tuple[Any, ...] = (conv.stride, conv.padding, conv.dilation, conv.groups)
-    if isinstance(conv, StridedDepthwiseConv2d) and on_cpu and torch.is_grad_enabled():
+    if own_way and conv.groups > 1 and torch.is_grad_enabled():
         with torch.autocast("cpu", enabled=False):
             bias_O = None if bias_O is None else bias_O.float()
             return F.conv2d(x.float(), weight_OIHW.float(), bias_O, *form).to(x.dtype)
@@ -101,17 +94,13 @@ def speed_up_convolutions(encoder: VisualEncoder) -> None:
         parents += encoder.backbone.modules()
     for parent in parents:
         for name, conv in list(parent.named_children()):
-            if type(conv) is not nn.Conv2d:
-                continue
-            if conv.kernel_size == (1, 1):
-                setattr(parent, name, _with_weights_of(conv, PointwiseConv2d))
-            elif conv.groups > 1 and conv.stride == (2, 2):
-                setattr(parent, name, _with_weights_of(conv, StridedDepthwiseConv2d))
+            if type(conv) is nn.Conv2d and (conv.kernel_size == (1, 1) or (conv.groups > 1 and conv.stride == (2, 2))):
+                setattr(parent, name, _with_weights_of(conv))
 
 
-def _with_weights_of(conv: nn.Conv2d, kind: type[nn.Conv2d]) -> nn.Conv2d:
+def _with_weights_of(conv: nn.Conv2d) -> CpuConv2d:
     form = {name: getattr(conv, name) for name in ("kernel_size", "stride", "padding", "dilation", "groups")}
     # No values are drawn there: those of a run's start depend on the seed alone.
-    made = kind(conv.in_channels, conv.out_channels, **form, bias=conv.bias is not None, device="meta")
+    made = CpuConv2d(conv.in_channels, conv.out_channels, **form, bias=conv.bias is not None, device="meta")
     made.weight, made.bias = conv.weight, conv.bias
     return made.train(conv.training)

@@ -1,7 +1,5 @@
 """The codebook of a prepared model, packed for lookups."""
 
-from functools import partial
-
 from torch import Tensor
 
 from soho_fast import ops
@@ -14,8 +12,8 @@ class PackedCodes(Layout):
 
     def __call__(self, codebook_QKC: Tensor, num_levels: int) -> ops.PreparedCodebook:
         """What to look up in, in the place of a codebook whose rows are those of one level after the other."""
-        return self.get(partial(_pack, num_levels), codebook_QKC, about=num_levels)
 
+        def pack(codes_QKC: Tensor) -> ops.PreparedCodebook:
+            return ops.prepare_codebook(codes_QKC.unflatten(0, (num_levels, -1)) if num_levels > 1 else codes_QKC)
 
-def _pack(num_levels: int, codebook_QKC: Tensor) -> ops.PreparedCodebook:
-    return ops.prepare_codebook(codebook_QKC.unflatten(0, (num_levels, -1)) if num_levels > 1 else codebook_QKC)
+        return self.get(pack, codebook_QKC, about=num_levels)

@@ -185,10 +185,12 @@ def to_int8(
     with ExitStack() as hooks:
         for layer in backbone.modules():
             if isinstance(layer, FusedConv2d):
-                hooks.callback(layer.register_forward_hook(partial(_see_output, seen)).remove)
+                hook = layer.register_forward_hook(lambda layer, _, y: seen.setdefault(layer, Seen())(y))
+                hooks.callback(hook.remove)
         for layer in encoder.modules():
             if isinstance(layer, FusedLinear):
-                hooks.callback(layer.register_forward_pre_hook(partial(_see_input, seen)).remove)
+                hook = layer.register_forward_pre_hook(lambda layer, x: seen.setdefault(layer, Seen())(x[0]))
+                hooks.callback(hook.remove)
         for batch in calibration:
             run(batch)
     if not seen:
@@ -217,11 +219,3 @@ def _int8_conv(
 ) -> tuple[Int8Conv2d, Scale]:
     """The layer, and what its output's numbers mean."""
     return Int8Conv2d(conv, read, scales[conv], added), scales[conv]
-
-
-def _see_output(seen: dict[nn.Module, Seen], layer: nn.Module, _: Any, output: Tensor) -> None:
-    seen.setdefault(layer, Seen())(output)
-
-
-def _see_input(seen: dict[nn.Module, Seen], layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-    seen.setdefault(layer, Seen())(inputs[0])
