@@ -66,15 +66,16 @@ def check_has_values(name: str, value: Tensor) -> None:
         raise ValueError(f"{name}: expected a tensor with values, got one on the meta device")
 
 
-def check_int(name: str, value: Any, least: int, most: int | None = None) -> None:
-    """TypeError unless `value` is an int (torch.compile's too, and numpy's, which are arrays to torch.compile),
-    ValueError unless within the limits."""
-    is_whole = isinstance(value, (Integral, torch.SymInt)) and not isinstance(value, bool)
-    if not is_whole:
+def check_int(name: str, value: Any, least: int, most: int | None = None) -> Any:
+    """`value`, one of numpy as an int of Python; TypeError unless it is an int (torch.compile's too; within
+    fullgraph=True numpy's is an array, no int), ValueError unless within the limits."""
+    if isinstance(value, bool) or not isinstance(value, (Integral, torch.SymInt)):
         raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
-    if value < least or (most is not None and value > most):
+    number: Any = value if isinstance(value, (int, torch.SymInt)) else int(value)
+    if number < least or (most is not None and number > most):
         limits = f"at least {least}" if most is None else f"{least} to {most}"
-        raise ValueError(f"{name}: expected {limits}, got {value}")
+        raise ValueError(f"{name}: expected {limits}, got {number}")
+    return number
 
 
 def check_shape(name: str, value: Tensor, shape: tuple[int, ...], meaning: str) -> None:

@@ -102,6 +102,25 @@ def _codes_rounded_one_way(least, largest):
     return scales * torch.ones(1, 64), torch.cat([code, -code])
 
 
+def _many_rows_rounded_one_way(least, largest, scale, longer, num_channels=512):
+    """As above of many channels, and more candidates than are worth no distance: those that screening prefers, all
+    beside -1, come before those beside 1, one of which is the nearest. The other codes are too long to be near."""
+    ones = torch.ones(17, num_channels)
+    for filler in range(1, 17):
+        ones[filler, [filler, num_channels // 2 + filler]] = 0.0
+    others = _random(0, 150, num_channels)[1].sign() * longer
+    features = torch.tensor([scale, -scale] * 70)[:, None] * _rounded_one_way(least, largest, num_channels)
+    return features, torch.cat([-ones, ones, others, -others])
+
+
+def _many_near_ties(features_type, num_channels=300, num_places=10):
+    """40 codes around each row, which differ by less than int8 and bfloat16 tell apart."""
+    features, codebook = _random(num_places, 40 * num_places, num_channels)
+    features = features.to(features_type)
+    codebook *= (0.1 + 1e-5 * _random(40 * num_places, 1, 1, seed=1)[0]) / codebook.norm(dim=1, keepdim=True)
+    return features.repeat(14, 1), features.repeat_interleave(40, 0) + codebook
+
+
 def _permuted(bits=None):
     """Codes that are permutations of one, for rows of equal channels: they differ by the rounding of float64 sums."""
     features, codebook = _random(60, 1, 40)
@@ -164,6 +183,10 @@ ADVERSARIAL = {
     "codes int8 rounds one way": lambda: _codes_rounded_one_way(50, 127),
     "rows bfloat16 rounds one way": lambda: _rows_rounded_one_way(150, 254),  # of 128 to 256, all whole numbers
     "codes bfloat16 rounds one way": lambda: _codes_rounded_one_way(150, 254),
+    "many rows int8 rounds one way": lambda: _many_rows_rounded_one_way(50, 127, 2**-6, 127 / 106),
+    "many rows bfloat16 rounds one way": lambda: _many_rows_rounded_one_way(150, 254, 2**-8, 19 / 16),
+    "many near ties": lambda: _many_near_ties(torch.float32),
+    "many near ties of float16 rows": lambda: _many_near_ties(torch.float16),
     "offset 1e2": lambda: _offset(1e2),
     "offset 1e4": lambda: _offset(1e4),
     "offset 1e7": lambda: _offset(1e7),
@@ -208,6 +231,26 @@ def test_adversarial(name, check_lookup, metrics):
     if triton_backend.INTERPRETING and name in OF_CPU_PASSES:
         pytest.skip("of the CPU kernels' passes")
     check_lookup(*ADVERSARIAL[name](), metrics)
+
+
+@pytest.mark.parametrize("family", ["cpu"], indirect=True)
+@pytest.mark.skipif(triton_backend.INTERPRETING, reason="of the CPU kernels")
+def test_the_distance_of_one_candidate_spares_a_pass(at_every_level, exact_lookup):
+    """Channels of very different size: int8 alone leaves half of these rows to the float32 pass."""
+    from soho_fast import _C
+
+    noise, codebook = _random(200, 512, 512)
+    size = 1 / torch.arange(1, 513)
+    codebook *= size
+    features = codebook[torch.arange(200) * 2] + 0.4 * size * noise
+
+    def left(backend):
+        before = _C.lookup_totals()["left"]
+        index = codebook_lookup(features, codebook, backend=backend)
+        assert torch.equal(index, exact_lookup(features, codebook)[0])
+        return (_C.lookup_totals()["left"] - before) / len(features) <= 0.1
+
+    assert at_every_level(left)
 
 
 def test_nan_row_gets_index_zero_and_nan_distance(at_every_level):

@@ -360,6 +360,8 @@ def test_numpys_whole_numbers_are_whole_numbers():
     features, codebook = torch.randn(9, 4), torch.randn(5, 4)
     index = codebook_lookup(features, codebook, topk=np.int64(2))
     assert torch.equal(index, codebook_lookup(features, codebook, topk=2))
+    compiled = torch.compile(lambda k: codebook_lookup(features, codebook, topk=k), backend="eager")
+    assert torch.equal(compiled(np.int64(2)), index)
     counts, _ = codebook_stats(features, index[:, 0], np.int32(5))
     assert counts.tolist() == torch.bincount(index[:, 0], minlength=5).tolist()
     assert torch.equal(fsq(features[:, :2], [np.int64(3), np.int64(4)])[0], fsq(features[:, :2], [3, 4])[0])

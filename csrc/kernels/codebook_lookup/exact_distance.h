@@ -73,7 +73,13 @@ class ExactCopies {
     const void* features = row_at(args_.features, i, args_.row_stride, args_.features_type);
     if (args_.features_type == Element::kFloat32) return static_cast<const float*>(features);
     float* converted = reinterpret_cast<float*>(row(0));
-    for (int64_t c = 0; c < args_.num_channels; ++c) converted[c] = load_element(features, c, args_.features_type);
+    int64_t c = 0;
+#ifdef __F16C__
+    const __m128i* halves = static_cast<const __m128i*>(features);
+    for (; args_.features_type == Element::kFloat16 && c + 8 <= args_.num_channels; c += 8)
+      _mm256_storeu_ps(converted + c, _mm256_cvtph_ps(_mm_loadu_si128(halves + c / 8)));
+#endif
+    for (; c < args_.num_channels; ++c) converted[c] = load_element(features, c, args_.features_type);
     return converted;
   }
 

@@ -14,6 +14,11 @@
 // element of b lies in [1/2, 1), so that what underflows (subnormals count as 0 in bfloat16 dot products) is far below
 // the first term. Copies of a code are screened once.
 //
+// |(a - a^).b| is at most |a - a^| |b|, by Cauchy and Schwarz some 11 times what it is in noise of 768 channels. So the
+// distance of one candidate is worth its time where many are left: its score by its distance,
+// T = (|a|^2 - s^2 |x - d|^2)/2 less the error of T (pruning.h), has no error of screening, and a code whose score lies
+// below T by more than once the bound is not the nearest.
+//
 // Of the metrics kDot and kCosine the score is a.b with a = x and b = s(e - m), e = d or d/|d|; it is maximal where x.e
 // is. Rows are neither centred nor scaled:
 //   |score~ - score| <= 1.25 (C + 16) 2^-24 |a| max|b| + ((C + 16) 2^-52 + r) |a| max|s e|

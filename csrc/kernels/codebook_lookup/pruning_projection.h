@@ -42,7 +42,7 @@ struct SeveralLengths {
 template <int64_t num>
 inline Projections<num> certify(const SeveralLengths<num>& lengths, const SeveralLengths<num>& directions,
                                 int64_t num_channels, int64_t num_directions) {
-  const double lanes = 1.02 * (static_cast<double>(num_channels) / 8 + 32) * 0x1p-24;
+  const double lanes = sum_of_squares_error(num_channels);
   const double relative = (static_cast<double>(num_directions) / 8 + 32) * 0x1p-24;
   const double chain = 1.07 * static_cast<double>(num_channels + 16) * 0x1p-24 * std::sqrt(num_directions);
   Projections<num> projections;

@@ -51,8 +51,7 @@ struct PruningWork {
 
   // Rounded down: no code whose score is below it is as near as the nearest known one.
   float threshold(const PruningRow& row) const {
-    const double scale = screened.scale, t = 0.5 * (row.low_square - scale * scale * row.high_distance);
-    return static_cast<float>(t - 0x1p-22 * std::abs(t) - 0x1p-48);
+    return score_at_distance(row.low_square, screened, row.high_distance);
   }
 
   // Computes the distance of up to kFloatCodes codes.

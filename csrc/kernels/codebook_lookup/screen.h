@@ -23,6 +23,9 @@ constexpr int32_t kFewCandidates = 2;  // which float64 decides between at once
 constexpr int64_t kCodesPerCandidate = 6;
 constexpr int32_t kAlwaysCompared = 8;  // candidates that are worth no other pass
 constexpr int32_t kListSlack = 16;      // lists are written by whole vectors
+// From so many channels and more than so many candidates on, the distance of one of them is worth what it drops.
+constexpr int64_t kChannelsMeasured = 256;
+constexpr int32_t kFewToMeasure = 8;
 constexpr float kLowest = std::numeric_limits<float>::lowest();
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr int64_t kPanelBytes =
@@ -44,8 +47,11 @@ struct Candidates {
   int64_t row;
   int64_t first;  // position from which codes are listed, those before were compared
   bool has_nearest;
-  float best;    // highest score seen; of topk the last of `highest`
-  float window;  // twice the error bound
+  float best;         // highest score seen; of topk the last of `highest`
+  float window;       // twice the error bound
+  float measured;     // highest score whose code's distance was computed; infinite where none shall be
+  double low_square;  // at most |a|^2, where distances are computed
+  int32_t most;       // candidates that may come before the list is looked through
   int32_t count;
   int32_t state;
   int32_t position[kListLength + kListSlack];  // in ScreenedCodes::codes
@@ -62,6 +68,30 @@ inline void keep_above(Candidates& list, float threshold) {
     kept += list.score[i] >= threshold;
   }
   list.count = kept;
+}
+
+// At most the score of a code that is no farther than this, see pruning.h.
+inline float score_at_distance(double low_square, const ScreenedCodes& screened, double distance) {
+  const double scale = screened.scale, score = 0.5 * (low_square - scale * scale * distance);
+  return static_cast<float>(score - 0x1p-22 * std::abs(score) - 0x1p-48);
+}
+
+// Raises the threshold by the distance of the code with the highest score: of the two errors of a window (passes.h)
+// only that of the other code is left. Drops what is below.
+inline void measure_best(Candidates& list, float& threshold) {
+  const auto& [args, screened, copies] = *list.comparison;
+  if (!(list.best > list.measured)) return;
+  list.measured = list.best;
+  int32_t highest = list.has_nearest;
+  for (int32_t n = highest + 1; n < list.count; ++n) highest = list.score[n] > list.score[highest] ? n : highest;
+  const float* code = args.codebook + screened.codes[list.position[highest]] * args.num_channels;
+  const float distance = float_distance(copies.float_row(list.row), code, args.num_channels);
+  if (!distance_is_relative(distance)) return;
+  const double high = far_from(distance, args.num_channels) * (1 + 0x1p-20);
+  const float limit = score_at_distance(list.low_square, screened, high) - 0.5f * list.window;
+  if (!(limit > threshold)) return;
+  threshold = limit;
+  keep_above(list, threshold);
 }
 
 // Takes scores above the topk-th highest into account.
@@ -135,8 +165,10 @@ inline bool keep_nearest(Candidates& list) {
 // Room for `wanted` more candidates from position `next` on; without it the row is left and nothing reaches its
 // threshold any more.
 inline bool make_room(Candidates& list, float& threshold, int32_t wanted, int64_t next) {
-  if (list.count + wanted <= kListLength) return true;
+  if (list.count + wanted <= list.most) return true;
   keep_above(list, threshold);
+  if (list.count > kFewToMeasure) measure_best(list, threshold);
+  list.most = list.count + wanted + kFewToMeasure < kListLength ? list.count + wanted + kFewToMeasure : kListLength;
   if (list.count + wanted <= kListLength) return true;
   if (is_dense(list, next)) {
     list.state = kLeft;
@@ -151,6 +183,11 @@ inline bool make_room(Candidates& list, float& threshold, int32_t wanted, int64_
   list.has_nearest = true;
   list.first = next;
   return true;
+}
+
+// Of a sum of squares in lanes, relative.
+inline double sum_of_squares_error(int64_t num_channels) {
+  return 1.02 * (static_cast<double>(num_channels) / 8 + 32) * 0x1p-24;
 }
 
 inline double score_bound(const RowLengths& row, const ScreenedCodes& screened, int64_t num_channels) {
@@ -182,11 +219,19 @@ void begin_row(const Comparison& comparison, int64_t i, float* words, float& thr
   list.position[0] = static_cast<int32_t>(undecided.nearest);
   list.score[0] = kInfinity;
   list.best = threshold = -kInfinity;
+  list.measured = kInfinity;
+  list.most = kListLength;
   for (float& score : list.highest) score = -kInfinity;
   list.state = kListed;
   const RowLengths lengths = Kernel::convert_row(row, args.features_type, screened, args.num_channels, words);
   if (is_finite(lengths.square) && is_finite(lengths.rounding_square)) {
     list.window = static_cast<float>(2.0 * score_bound(lengths, screened, args.num_channels) * (1 + 0x1p-20));
+    const bool rounds = lengths.rounding_square > 0.0f || screened.largest_rounding > 0.0;
+    if (rounds && args.num_channels >= kChannelsMeasured && args.topk == 1 && screened.metric == Metric::kEuclidean) {
+      list.measured = -kInfinity;
+      list.most = kFewToMeasure;
+      list.low_square = lengths.square * (1 - sum_of_squares_error(args.num_channels));
+    }
     return;
   }
   list.state = row_is_finite(args, i) ? kLeft : kNotFinite;
@@ -199,6 +244,7 @@ inline int64_t finish_row(float threshold, Candidates& list, LookupCounts& count
   const auto& [args, screened, copies] = *list.comparison;
   if (list.state == kListed) {
     keep_above(list, threshold);
+    if (list.count > kFewToMeasure) measure_best(list, threshold);
     if (is_dense(list, screened.num_distinct)) list.state = kLeft;
   }
   if (list.state == kLeft && args.topk > 1) {  // with no more than where it began

@@ -132,7 +132,7 @@ def codebook_lookup(
         subspace = prepared.subspace
     _check_pair(features, codes)
     if topk is not None:
-        checks.check_int("topk", topk, 2, reference.MOST_NEAREST)
+        topk = checks.check_int("topk", topk, 2, reference.MOST_NEAREST)
         if topk > codes.shape[-2]:
             raise ValueError(f"topk: expected at most the number of codes {codes.shape[-2]}, got {topk}")
     if subspace is not None:

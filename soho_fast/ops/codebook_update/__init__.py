@@ -67,7 +67,7 @@ def codebook_stats(
             which the C++ op can only pass on as RuntimeError from torch 2.15 on.
     """
     _check_assigned(features, index, valid)
-    checks.check_int("num_codes", num_codes, 1)
+    num_codes = checks.check_int("num_codes", num_codes, 1)
     op = op_for("codebook_stats", backend, features.device)
     return op(features.detach(), index, num_codes, valid, wide)
 

@@ -32,9 +32,7 @@ def _num_levels(features: Tensor, codebooks: Tensor, num_levels: int | None) -> 
     if codebooks.dim() == 3 and num_levels not in (None, codebooks.shape[0]):
         raise ValueError(f"num_levels: expected {codebooks.shape[0]} as there are codebooks, or None, got {num_levels}")
     checks.check_same_device(features=features, codebooks=codebooks)
-    levels = codebooks.shape[0] if num_levels is None else num_levels
-    checks.check_int("num_levels", levels, 1)
-    return levels
+    return checks.check_int("num_levels", codebooks.shape[0] if num_levels is None else num_levels, 1)
 
 
 @overload
