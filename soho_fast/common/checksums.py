@@ -6,6 +6,8 @@ import os
 import re
 from pathlib import Path
 
+from soho_fast.common.errors import listed
+
 SUMS = "SHA256SUMS"
 # Of models of others there are no sums, and transformers takes for granted that each of these is a JSON object.
 _JSON_OBJECTS = (
@@ -17,7 +19,6 @@ _JSON_OBJECTS = (
     "tokenizer_config.json",
 )
 _LINE = re.compile(r"([0-9a-f]{64})  ([^\n]+)\n")
-_MOST_NAMED = 3
 
 
 def write_checksums(folder: Path) -> None:
@@ -59,8 +60,7 @@ def altered_files(folder: Path, *, weights: bool = True) -> str:
             wrong.append(f"{name} is missing")
         elif _sha256(folder / name) != digest:
             wrong.append(f"{name} has changed")
-    more = [f"and {len(wrong) - _MOST_NAMED:,} more"] if len(wrong) > _MOST_NAMED else []
-    return ", ".join(wrong[:_MOST_NAMED] + more)
+    return listed(wrong, 3)
 
 
 def check_checksums(folder: str | os.PathLike[str], *, weights: bool = True) -> None:

@@ -33,7 +33,7 @@ from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
 from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
 from deepspeed.utils.tensor_fragment import fragment_address
 
-from soho_fast.common.errors import UserError
+from soho_fast.common.errors import UserError, listed
 from soho_fast.common.files import PARTIAL, delete, write_atomically
 from soho_fast.common.processes import Processes
 from soho_fast.common.versions import write_run_of
@@ -111,7 +111,7 @@ class _Files(TorchCheckpointEngine):
             with torch.serialization.safe_globals(_INERT):
                 odd = torch.serialization.get_unsafe_globals_in_checkpoint(path)
             if odd:
-                self.error = f"{path}: it would not be loaded again: {_listed(odd)} is no plain data"
+                self.error = f"{path}: it would not be loaded again: {listed(odd, 3)} is no plain data"
             self.written[Path(path).name] = hashed.record()
         # torch's zip writer reports a full disk as a RuntimeError, whose context is the error with the number.
         except (OSError, RuntimeError) as error:
@@ -301,7 +301,7 @@ class Checkpoints:
         named = self._named()
         foreign = sorted(set(present) - set(half) - {path.name for path in named})
         if foreign:
-            say(f"{self.folder} also holds {_listed(foreign)}, which no run has written; left alone")
+            say(f"{self.folder} also holds {listed(foreign, 3)}, which no run has written; left alone")
         chosen: Path | None = None
         faults: list[str] = []
         for path in reversed(named):
@@ -313,11 +313,11 @@ class Checkpoints:
             faults.append(f"{path.name} ({fault})")
         if faults and chosen is None:
             raise UserError(
-                f"{self.folder}: none of the checkpoints can be used: {_listed(faults)}; give another --output, or "
+                f"{self.folder}: none of the checkpoints can be used: {listed(faults, 3)}; give another --output, or "
                 "--resume false --overwrite to start again"
             )
         if faults and chosen is not None:
-            say(f"ignored: {self.folder}: {_listed(faults)}; the newest intact checkpoint, {chosen.name}, is taken")
+            say(f"ignored: {self.folder}: {listed(faults, 3)}; the newest intact checkpoint, {chosen.name}, is taken")
         return chosen
 
     def _named(self) -> list[Path]:
@@ -419,7 +419,7 @@ def _fault(path: Path) -> str | None:
                 return f"{name} has {size:,} bytes, expected {record['bytes']:,}"
         # DeepSpeed goes by the names it finds, so one too many would change what it loads.
         odd = sorted(name for name in {*os.listdir(path)} - {*files, MANIFEST} if not name.startswith("."))
-        return f"{_listed(odd)} does not belong to it" if odd else None
+        return f"{listed(odd, 3)} does not belong to it" if odd else None
     except _DamagedError as error:
         return str(error)
     except FileNotFoundError as error:
@@ -438,7 +438,3 @@ def _altered(path: Path) -> str | None:
         except OSError as error:
             return f"{name} cannot be read: {error.strerror}"
     return None
-
-
-def _listed(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

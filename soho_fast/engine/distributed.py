@@ -19,7 +19,7 @@ from deepspeed import DeepSpeedEngine
 from deepspeed.accelerator import get_accelerator
 from torch import Tensor, nn
 
-from soho_fast.common.errors import UserError, environment_number, environment_rank
+from soho_fast.common.errors import UserError, environment_number, environment_rank, listed
 from soho_fast.common.processes import Processes
 from soho_fast.engine.settings import EngineSettings
 from soho_fast.engine.watchdog import LOOPBACK, start_heartbeat
@@ -281,9 +281,6 @@ def average_batch_norm(model: nn.Module, processes: Processes) -> None:
             buffer.copy_(part.view_as(buffer))
 
 
-_NUM_NAMED = 3
-
-
 def describe_non_finite(engine: DeepSpeedEngine) -> list[str]:
     """What of this rank's parameters, buffers and optimiser state holds Inf or NaN, in words; empty where nothing.
 
@@ -296,8 +293,7 @@ def describe_non_finite(engine: DeepSpeedEngine) -> list[str]:
     bad = [name for name, tensor in named if not bool(torch.isfinite(tensor).all())]
     if not bad:
         return []
-    more = f" and {len(bad) - _NUM_NAMED} more" if len(bad) > _NUM_NAMED else ""
-    return [f"{len(bad)} of {len(named)} tensors ({', '.join(bad[:_NUM_NAMED])}{more})"]
+    return [f"{len(bad)} of {len(named)} tensors ({listed(bad, 3)})"]
 
 
 def _all_finite(tensors: Sequence[Tensor]) -> bool:

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoModel, BertConfig
 
+from soho_fast.common.errors import listed
 from soho_fast.common.hub import loading_options
 
 
@@ -27,14 +28,11 @@ class LoadReport:
     unexpected: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
-        def some(names: list[str]) -> str:
-            return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-
         lines = [f"{self.source}: {len(self.loaded)} tensors loaded"]
         if self.missing:
-            lines.append(f"  not in the source, initial values kept: {some(self.missing)}")
+            lines.append(f"  not in the source, initial values kept: {listed(self.missing)}")
         if self.unexpected:
-            lines.append(f"  in the source, not used: {some(self.unexpected)}")
+            lines.append(f"  in the source, not used: {listed(self.unexpected)}")
         return "\n".join(lines)
 
 

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from torch.torch_version import TorchVersion
 
+from soho_fast.common.errors import listed
 from soho_fast.common.hub import no_such_path
 from soho_fast.model.config import SohoConfig
 from soho_fast.model.downstream import SohoForQuestionAnswering
@@ -36,7 +37,6 @@ _NOT_NEGATIVE = (".running_var", "neck.vq.cluster_size")
 _OPTIONAL = ".num_batches_tracked"
 _HASH_IN_NAME = re.compile(r"-([0-9a-f]{8,64})$")
 # Of a list that explains a refusal, so many entries.
-_SHOWN = 5
 
 
 @dataclass
@@ -204,14 +204,12 @@ def _one_line(value: object) -> str:
 
 def _kind_of(value: object) -> str:
     if isinstance(value, dict):
-        names = ", ".join(_one_line(name) for name in list(value)[:_SHOWN])
-        return f"a dict with {names or 'nothing'}" + (f" and {len(value) - _SHOWN} more" if len(value) > _SHOWN else "")
+        return f"a dict with {listed(list(map(_one_line, value))) or 'nothing'}"
     return f"a {type(value).__name__}"
 
 
 def _listed(what: str, names: list[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return f"{len(names)} {what}: {', '.join(map(_one_line, names[:_SHOWN]))}{more}"
+    return f"{len(names)} {what}: {listed(list(map(_one_line, names)))}"
 
 
 @torch.no_grad()
