@@ -148,7 +148,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(arguments: list[str]) -> int:
     parser = Parser(
-        prog="python -m soho_fast.data.tokenizer",
+        prog="soho tokenizer",
+        epilog="example: soho tokenizer my_images/images.jsonl my_images/tokenizer",
         description="Make a BERT tokenizer (uncased WordPiece) of the texts of annotation files.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )

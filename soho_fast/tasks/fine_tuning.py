@@ -21,9 +21,7 @@ from soho_fast.data.text import load_tokenizer
 from soho_fast.model import SohoConfig
 from soho_fast.model.downstream import SohoDownstreamModel
 from soho_fast.tasks.base import BaseTask
-from soho_fast.tasks.contents import (
-    records_identity,
-)
+from soho_fast.tasks.contents import records_identity
 
 
 def refuse_twice(splits: list[str], field: str) -> None:
