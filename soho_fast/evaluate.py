@@ -95,9 +95,10 @@ def _about_images(task: Any, split: str, trained: Recipe, say: Callable[[str], N
 
 def _parser() -> Parser:
     parser = Parser(
-        prog="evaluate.py",
+        prog="soho evaluate",
         description="Evaluate a model on a split of its task.",
-        epilog="Every field of the recipe can be given too, as in training (train.py --recipe ... --help).",
+        epilog="Every field of the recipe can be given too, as in training (soho train --recipe ... --help). Example: "
+        "soho evaluate --run runs/own_vqa --split val",
     )
     parser.add_argument("--run", help="Folder of a training run; its recipe.yaml names the task and the data.")
     parser.add_argument("--recipe", help="Name or path of a recipe, where there is no run.")

@@ -39,7 +39,8 @@ def _parser() -> Parser:
         help="Prepare the model for inference in this precision.",
     )
     options.add_argument("--compile", action="store_true", help="Prepare the model for inference with torch.compile.")
-    parser = Parser(prog="soho ask", description="Ask a model about images.", parents=[options])
+    example = "example: soho ask rank runs/mini photo.jpg 'two dogs' 'a cat'"
+    parser = Parser(prog="soho ask", description="Ask a model about images.", parents=[options], epilog=example)
     actions = parser.add_subparsers(dest="action", required=True)
     for action, inputs, what in (
         ("answer", ["image", "question"], "Answer a question about an image."),

@@ -6,7 +6,7 @@ import os
 import re
 from pathlib import Path
 
-from soho_fast.common.text import listed
+from soho_fast.common.errors import listed
 
 SUMS = "SHA256SUMS"
 # Of models of others there are no sums, and transformers takes for granted that each of these is a JSON object.

@@ -7,6 +7,7 @@ import select
 import sys
 import time
 import traceback
+from collections.abc import Sequence
 from typing import TextIO
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
@@ -55,6 +56,12 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(each if each.isprintable() or each in "\n\t" else repr(each)[1:-1] for each in text)
+
+
+def listed(names: Sequence[object], most: int = 3, between: str = ", ") -> str:
+    """The first names, and how many more there are, for messages."""
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return between.join(map(str, names[:most])) + more
 
 
 def fail(message: str, rank: int = 0, code: int = 2) -> int:

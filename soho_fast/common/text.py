@@ -1,6 +1,4 @@
-"""Words that say nothing of what an image shows, and lists of names in messages."""
-
-from collections.abc import Sequence
+"""Words that say nothing of what an image shows."""
 
 # Function words of English, and the words by which captions speak of themselves ("a picture showing ..."). Words that
 # only the image decides stay content words: numbers, colours, and places such as left, right, above, under.
@@ -15,9 +13,3 @@ _STOP_WORDS = """
     contains contain containing depicts depicting pictured
 """
 STOP_WORDS = frozenset(_STOP_WORDS.split())
-
-
-def listed(names: Sequence[object], most: int = 3) -> str:
-    """The first `most` names, and how many more there are."""
-    more = f" and {len(names) - most:,} more" if len(names) > most else ""
-    return ", ".join(map(str, names[:most])) + more

@@ -6,6 +6,7 @@ Decode, resize, normalise, pad. Shapes: B images, H x W the padded size of the b
 from __future__ import annotations
 
 import functools
+import hashlib
 import io
 import math
 import os
@@ -163,6 +164,33 @@ def shapes_of(
             shapes_N[number] = shape
             progress(number + 1, len(images))
     return shapes_N
+
+
+def look_at(
+    images: Sequence[ImageRef], shorter_edge: int, progress: Callable[[int, int], None]
+) -> list[tuple[str, str]]:
+    """Decodes images once, as training does: of each the SHA-256 of its bytes, or "" and why it can't be read.
+
+    Args:
+        images: The images.
+        shorter_edge: As that of `decode_image`.
+        progress: Called with how many are done, of how many.
+    """
+
+    def look(image: ImageRef) -> tuple[str, str]:
+        try:
+            content = image.read()
+            decode_image(content, shorter_edge=shorter_edge)
+        except (OSError, CorruptImageError) as error:
+            return "", f"{image} {error}"
+        return hashlib.sha256(content).hexdigest(), ""
+
+    found = []
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for each in pool.map(look, images):
+            found.append(each)
+            progress(len(found), len(images))
+    return found
 
 
 def _shape_of(image: Any, opened: Callable[[Any], IO[bytes]]) -> float:

@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from soho_fast.common.errors import listed
 from soho_fast.common.images import one_line
-from soho_fast.common.text import listed
 from soho_fast.data.readers.records import ImageRef, ReadReport
 from soho_fast.data.shards.records import ShardRecords
 from soho_fast.data.stores import FolderStore, open_stores

@@ -9,17 +9,16 @@ SNLI-VE) and writes a folder for a recipe's `data.tokenizer`.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 from soho_fast.common.command_line import Parser, exit_code
-from soho_fast.data.readers.records import load_json, load_json_lines
+from soho_fast.data.readers.records import check_text, load_json, load_json_lines
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 TEXT_FIELDS = ("captions", "caption", "raw", "phrase", "question", "sentence", "sentence2")
@@ -29,7 +28,6 @@ _CHARACTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
 _PUNCTUATION = "!\"#$%&'()*+,-./:;<=>?@[]_"
 _ENDINGS = ("s", "es", "ed", "ing", "er", "est", "ly", "y", "ie", "al", "ion", "ness")
 _MAX_LENGTH = 512
-_MAX_WORD = 100
 _WHAT = "an annotation file: JSON, or one JSON object a line"
 
 _NORMALIZER = normalizers.BertNormalizer(lowercase=True)
@@ -66,7 +64,8 @@ def build_vocabulary(texts: Iterable[str], size: int | None = None) -> list[str]
     vocabulary = list(dict.fromkeys(pieces + [f"##{ending}" for ending in _ENDINGS] + words))
     if size is None or len(vocabulary) <= size:
         return vocabulary
-    tokenizer = _wordpiece({token: number for number, token in enumerate(SPECIAL_TOKENS)})
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = _NORMALIZER, _PRE_TOKENIZER
     # The pieces that the training itself does not count.
     trainer = trainers.WordPieceTrainer(vocab_size=size, special_tokens=pieces, show_progress=False)
     tokenizer.train_from_iterator(texts, trainer)
@@ -76,32 +75,11 @@ def build_vocabulary(texts: Iterable[str], size: int | None = None) -> list[str]
 
 def write_tokenizer(folder: Path, vocabulary: Sequence[str]) -> None:
     """Write a BERT uncased WordPiece tokenizer (tokenizer.json, tokenizer_config.json, vocab.txt) into `folder`."""
+    from transformers import BertTokenizer  # takes seconds
+
     ids = {piece: number for number, piece in enumerate(vocabulary)}
-    tokenizer = _wordpiece(ids)
-    tokenizer.decoder = decoders.WordPiece()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]",
-        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
-        special_tokens=[("[CLS]", ids["[CLS]"]), ("[SEP]", ids["[SEP]"])],
-    )
-    tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
-    folder.mkdir(parents=True, exist_ok=True)
-    tokenizer.save(str(folder / "tokenizer.json"))
-    config = {
-        "tokenizer_class": "BertTokenizer",
-        "do_lower_case": True,
-        "model_max_length": _MAX_LENGTH,
-        **{f"{token[1:-1].lower()}_token": token for token in SPECIAL_TOKENS},
-    }
-    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    BertTokenizer(vocab=ids, model_max_length=_MAX_LENGTH).save_pretrained(folder)
     (folder / "vocab.txt").write_text("".join(piece + "\n" for piece in vocabulary), encoding="utf-8")
-
-
-def _wordpiece(ids: dict[str, int]) -> Tokenizer:
-    tokenizer = Tokenizer(models.WordPiece(ids, unk_token="[UNK]", max_input_chars_per_word=_MAX_WORD))
-    tokenizer.normalizer = _NORMALIZER
-    tokenizer.pre_tokenizer = _PRE_TOKENIZER
-    return tokenizer
 
 
 def read_texts(annotations: str | os.PathLike[str]) -> list[str]:
@@ -109,13 +87,17 @@ def read_texts(annotations: str | os.PathLike[str]) -> list[str]:
 
     Raises:
         FileNotFoundError: No such file.
-        ValueError: It is no JSON, or holds no text under any of `TEXT_FIELDS`.
+        ValueError: It is no JSON, holds no text under any of `TEXT_FIELDS`, or half a character.
     """
     try:
-        content = load_json(annotations, _WHAT)
+        contents = [(str(annotations), load_json(annotations, _WHAT))]
     except ValueError:
-        content = [line for _, line in load_json_lines(annotations, _WHAT)]
-    texts = [text for text in _texts_in(content) if text.strip()]
+        contents = load_json_lines(annotations, _WHAT)
+    texts = []
+    for where, content in contents:
+        for text in _texts_in(content):
+            check_text(text, f"{where}: a text")
+            texts += [text] if text.strip() else []
     if not texts:
         raise ValueError(f"{annotations}: no text was found; expected some under a field {', '.join(TEXT_FIELDS)}")
     return texts
@@ -127,10 +109,8 @@ def _texts_in(content: Any) -> Iterator[str]:
             yield from _texts_in(each)
     elif isinstance(content, dict):
         for name, value in content.items():
-            if name in TEXT_FIELDS and isinstance(value, str):
-                yield value
-            elif name in TEXT_FIELDS and isinstance(value, list):
-                yield from (each for each in value if isinstance(each, str))
+            if name in TEXT_FIELDS:
+                yield from (each for each in (value if isinstance(value, list) else [value]) if isinstance(each, str))
             else:
                 yield from _texts_in(value)
 
@@ -168,7 +148,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(arguments: list[str]) -> int:
     parser = Parser(
-        prog="python -m soho_fast.data.tokenizer",
+        prog="soho tokenizer",
+        epilog="example: soho tokenizer my_images/images.jsonl my_images/tokenizer",
         description="Make a BERT tokenizer (uncased WordPiece) of the texts of annotation files.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )

@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields, is_dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
-from soho_fast.common.errors import UserError
+from soho_fast.common.errors import UserError, listed
 
 if TYPE_CHECKING:
     from soho_fast.common.processes import Processes
@@ -52,7 +52,6 @@ FIXED = (
     "optim.decay_norm_and_bias",
 )
 
-_NUM_LISTED = 4
 
 # What a checkpoint is resharded for: free to change from one start to the next.
 SHARDING = ("processes", "engine.zero_stage")
@@ -165,11 +164,10 @@ def refuse_disagreement(processes: Processes, values: Mapping[str, Any]) -> None
     all_values = processes.gather(dict(values))
     rank = next(rank for rank, digest in enumerate(digests) if digest != digests[0])
     changes = changes_between(all_values[0], all_values[rank])
-    listed = "; ".join(f"{each.name} {_shown(each.now)}, not {_shown(each.before)}" for each in changes[:_NUM_LISTED])
-    more = f" and {len(changes) - _NUM_LISTED} more" if len(changes) > _NUM_LISTED else ""
+    differ = [f"{each.name} {_shown(each.now)}, not {_shown(each.before)}" for each in changes]
     raise UserError(
-        f"the processes do not agree: rank {rank} has {listed}{more}, as rank 0 has; start all by the same command, "
-        "recipe, data and version"
+        f"the processes do not agree: rank {rank} has {listed(differ, 5, between='; ')}, as rank 0 has; start all by "
+        "the same command, recipe, data and version"
     )
 
 

@@ -33,10 +33,9 @@ from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
 from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
 from deepspeed.utils.tensor_fragment import fragment_address
 
-from soho_fast.common.errors import UserError
+from soho_fast.common.errors import UserError, listed
 from soho_fast.common.files import PARTIAL, delete, write_atomically
 from soho_fast.common.processes import Processes
-from soho_fast.common.text import listed
 from soho_fast.engine.changes import SHARDING
 from soho_fast.engine.resharding import fragments_of, load_resharded
 

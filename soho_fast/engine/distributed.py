@@ -19,9 +19,8 @@ from deepspeed import DeepSpeedEngine
 from deepspeed.accelerator import get_accelerator
 from torch import Tensor, nn
 
-from soho_fast.common.errors import UserError, environment_number, environment_rank
+from soho_fast.common.errors import UserError, environment_number, environment_rank, listed
 from soho_fast.common.processes import Processes
-from soho_fast.common.text import listed
 from soho_fast.engine.settings import EngineSettings
 from soho_fast.engine.watchdog import LOOPBACK, start_heartbeat
 

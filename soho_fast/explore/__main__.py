@@ -20,8 +20,6 @@ from soho_fast.common.extras import from_extra
 
 with from_extra("explore"):
     from soho_fast.common.command_line import Parser, exit_code
-    from soho_fast.common.errors import UserError
-    from soho_fast.common.spelling import did_you_mean
 
 COMMANDS = {
     "build": ("soho_fast.explore.build", "Make the explorer of a model and its data."),
@@ -41,19 +39,15 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(arguments: list[str]) -> int:
-    if not arguments or arguments[0] in ("-h", "--help"):
-        parser = Parser(prog="explore", description="The dictionary explorer.")
-        commands = parser.add_subparsers(required=True)
-        for name, (_, what) in COMMANDS.items():
-            commands.add_parser(name, help=what)
-        parser.parse_args(arguments)
-        return 0
-    name, *rest = arguments
-    if name not in COMMANDS:
-        raise UserError(f"expected one of {', '.join(COMMANDS)}, got {name!r}{did_you_mean(name, COMMANDS)}")
+    example = "example: soho explore build runs/mini"
+    parser = Parser(prog="soho explore", description="The dictionary explorer.", epilog=example)
+    commands = parser.add_subparsers(dest="command", metavar="|".join(COMMANDS), required=True)
+    for name, (_, what) in COMMANDS.items():
+        commands.add_parser(name, help=what, add_help=False)
+    name, rest = parser.parse_args(arguments[:1]).command, arguments[1:]
     home, what = COMMANDS[name]
     module = import_module(home)
-    parser = Parser(prog=f"explore {name}", description=what)
+    parser = Parser(prog=f"soho explore {name}", description=what)
     module.add_arguments(parser)
     if getattr(module, "TAKES_FIELDS", False):
         options, fields = parser.parse_known_args(rest)

@@ -29,7 +29,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run(arguments: list[str]) -> int:
     parser = Parser(
-        prog="soho export", description="Compile a model into a folder that needs torch alone, on this CPU."
+        prog="soho export",
+        description="Compile a model into a folder that needs torch alone, on this CPU.",
+        epilog="example: soho export runs/mini exported",
     )
     parser.add_argument("model", help="Folder of a run or of a model, or a name on the hub.")
     parser.add_argument("output", help="Folder to create.")

@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoModel, BertConfig
 
+from soho_fast.common.errors import listed
 from soho_fast.common.hub import loading_options
-from soho_fast.common.text import listed
 
 
 @dataclass

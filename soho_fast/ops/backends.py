@@ -39,10 +39,9 @@ def _load_extension() -> tuple[ModuleType | None, str]:
     except ModuleNotFoundError as error:
         if error.name != EXTENSION:
             raise
-        return (
-            None,
-            f"the compiled extension {EXTENSION} is not built (install a C++ compiler and reinstall the package)",
-        )
+        folder = os.path.dirname(os.path.dirname(__file__))  # a clone's, if Python starts there
+        todo = "install a C++ compiler and reinstall the package, a clone with pip install -e"
+        return None, f"the compiled extension {EXTENSION} is not built in {folder} ({todo})"
     except ImportError as error:
         return None, f"the compiled extension {EXTENSION} does not load: {error}"
 

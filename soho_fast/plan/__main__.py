@@ -41,7 +41,7 @@ def planned(arguments: list[str], known: dict[tuple, Any] | None = None) -> str:
 
 
 def _parser() -> Parser:
-    parser = Parser(prog="python -m soho_fast.plan", description=DESCRIPTION)
+    parser = Parser(prog="soho plan", description=DESCRIPTION, epilog="example: soho plan --gpus 32 --card v100")
     parser.add_argument("--recipe", default="paper", help="name of a recipe of this package, or path of a YAML file")
     parser.add_argument("--gpus", type=_number(int, 1), default=1, help="number of GPUs, one process each (default: 1)")
     parser.add_argument(

@@ -41,9 +41,10 @@ def main(arguments: list[str] | None = None) -> int:
 def _options(arguments: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
     names = ", ".join(sorted(file.stem for file in STUDIES.glob("*.yaml")))
     parser = Parser(
-        prog="python -m soho_fast.studies",
+        prog="soho studies",
         description="Make the runs of a study and report what they show.",
-        epilog="Any field of the recipes can be given too, for all runs: --data_roots.corpus FOLDER.",
+        epilog="Any field of the recipes can be given too, for all runs: --data_roots.corpus FOLDER. Example: "
+        "soho studies planted",
     )
     parser.add_argument("study", help=f"Name of a study ({names}), or path of a YAML file.")
     parser.add_argument("--into", help="Folder of its runs, rows and report (default: runs/studies/NAME).")

@@ -10,14 +10,12 @@ from __future__ import annotations
 
 import argparse
 import copy
-import hashlib
 import math
 import os
 import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -27,18 +25,16 @@ from typing import TYPE_CHECKING, Any
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 from soho_fast.common.command_line import Parser, exit_code
-from soho_fast.common.errors import UserError
+from soho_fast.common.errors import UserError, listed
 from soho_fast.common.path_ranges import is_shards
 from soho_fast.common.progress import ProgressLines
-from soho_fast.common.text import listed
 from soho_fast.tasks.recipe import Recipe, load_recipe
 
 if TYPE_CHECKING:
-    from soho_fast.data.readers.records import ImageRef, ImageTextRecord
+    from soho_fast.data.readers.records import ImageTextRecord
 
 # Below these a run shows that everything works, and held-out metrics say little.
 _FEW_IMAGES, _FEW_HELD_OUT = 1000, 50
-_NAMED = 5
 _TIMED_STEPS = 3
 
 
@@ -142,7 +138,7 @@ def _check_unnamed(findings: Findings, folder: Path, records: Sequence[ImageText
         return
     if unnamed := [name for name in there if (folder / name).resolve() not in named]:
         findings.warning(
-            f"{len(unnamed):,} images of {folder} are neither trained on nor held out: {listed(unnamed, _NAMED)}"
+            f"{len(unnamed):,} images of {folder} are neither trained on nor held out: {listed(unnamed, 5)}"
         )
 
 
@@ -150,39 +146,28 @@ def _check_images(
     findings: Findings, training: Sequence[ImageTextRecord], held_out: Sequence[ImageTextRecord], shorter_edge: int
 ) -> None:
     """Decode every image once, as training does, and compare their bytes."""
-    from soho_fast.common.errors import CorruptImageError
-    from soho_fast.data.images import decode_image
-
-    def looked_at(image: ImageRef) -> tuple[str, str]:
-        try:
-            content = image.read()
-            decode_image(content, shorter_edge=shorter_edge)
-        except (OSError, CorruptImageError) as error:
-            return "", f"{image} {error}"
-        return hashlib.sha256(content).hexdigest(), ""
+    from soho_fast.data.images import look_at
 
     images = [record.image for record in (*training, *held_out)]
-    progress = ProgressLines(findings.say, "images")
     corrupt, same = [], defaultdict(list)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for number, (digest, wrong) in enumerate(pool.map(looked_at, images)):
-            progress(number + 1, len(images))
-            if wrong:
-                corrupt.append(wrong)
-            else:
-                same[digest].append((images[number], number < len(training)))
+    looked_at = look_at(images, shorter_edge, ProgressLines(findings.say, "images"))
+    for number, (digest, wrong) in enumerate(looked_at):
+        if wrong:
+            corrupt.append(wrong)
+        else:
+            same[digest].append((images[number], number < len(training)))
     if corrupt:
-        findings.error(f"{len(corrupt):,} images can't be read: {listed(corrupt, _NAMED)}")
+        findings.error(f"{len(corrupt):,} images can't be read: {listed(corrupt, 5)}")
     copies = [group for group in same.values() if len(group) > 1]
     shared = [group for group in copies if len({is_trained_on for _, is_trained_on in group}) == 2]
     if shared:
         findings.error(
             f"{len(shared):,} images are both trained on and held out, under several names: "
-            f"{listed([' = '.join(str(image) for image, _ in group) for group in shared], _NAMED)}; "
+            f"{listed([' = '.join(str(image) for image, _ in group) for group in shared], 5)}; "
             'keep one of each, or give all lines a "split"'
         )
     if within := [" = ".join(str(image) for image, _ in group) for group in copies if group not in shared]:
-        findings.warning(f"{len(within):,} images come several times: {listed(within, _NAMED)}")
+        findings.warning(f"{len(within):,} images come several times: {listed(within, 5)}")
 
 
 def _check_texts(findings: Findings, texts: Sequence[str], recipe: Recipe, annotations: Path) -> None:
@@ -207,7 +192,7 @@ def _check_texts(findings: Findings, texts: Sequence[str], recipe: Recipe, annot
     if lacking := [f"{word} ({count:,})" for word, count in counts.most_common() if word not in known]:
         findings.warning(
             f"{len(lacking):,} of {len(counts):,} words are no token of their own, but pieces or [UNK]: "
-            f"{listed(lacking, _NAMED)}"
+            f"{listed(lacking, 5)}"
         )
 
 

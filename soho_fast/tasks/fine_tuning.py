@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar
 
+from soho_fast.common.errors import listed
+from soho_fast.common.progress import ProgressLines
+from soho_fast.common.shared_arrays import read_once_a_machine
 from soho_fast.common.spelling import did_you_mean
 from soho_fast.common.tables import Table
+from soho_fast.data.images import look_at
 from soho_fast.data.overlap import shared_images, without_copies
 from soho_fast.data.processor import SohoProcessor
 from soho_fast.data.readers.records import ImageRef, ReadReport, share_of_records
@@ -130,7 +134,20 @@ class FineTuningTask(BaseTask):
                 self._images(training), self._images(self.records(self.data.validate, "data.validate"))
             )
             self.refuse_shared(", ".join(self.data.train), self.data.validate, shared)
+            self._refuse_corrupt(self.data.validate)
         return training
+
+    def _refuse_corrupt(self, split: str) -> None:
+        """Raises ValueError: images to validate on can't be read, by which the first evaluation would end."""
+        images = list({id(image): image for image in self._images(self.records(split))}.values())
+        progress = ProgressLines(self._say, f"{split}: images looked at")
+        found = read_once_a_machine(partial(look_at, images, self.data.shorter_edge, progress), self.processes)
+        if corrupt := [wrong for _, wrong in found if wrong]:
+            raise ValueError(
+                f"data.validate: {len(corrupt):,} of {len(images):,} images of {split} can't be read, and metrics must "
+                f"cover every one: {listed(corrupt, 5)}; replace them, or delete them and give "
+                "--data.missing_images skip"
+            )
 
     def num_trained_on(self, split: str, data: Any, seed: int) -> int:
         if getattr(data, "blank_images", False):

@@ -198,7 +198,8 @@ def _parse(kind: type[Recipe], path: Path, fields: list[str], flags: Sequence[st
     """The recipe in a file, with fields of the command line put over it."""
     assert kind.__doc__ is not None  # of all that `recipe_type` makes
     options: dict[str, Any] = {"default_config_files": [str(path)], "allow_abbrev": False, "exit_on_error": False}
-    parser = ArgumentParser("train.py", description=kind.__doc__.splitlines()[0], **options)
+    options["epilog"] = "Example: soho train --recipe own --data_roots.images my_images"
+    parser = ArgumentParser("soho train", description=kind.__doc__.splitlines()[0], **options)
     parser.add_argument("--recipe", help="Name of a recipe of this package, or path of a YAML file (default: mini).")
     parser.add_argument(
         "--trust-file", action="store_true", help="Take modules that the recipe's file wants imported, log.trackers."

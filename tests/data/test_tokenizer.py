@@ -44,6 +44,9 @@ def test_what_holds_no_text_and_wrong_arguments_are_refused(annotations, tmp_pat
         make_tokenizer([annotations], tmp_path / "words", size=50)
     with pytest.raises(ValueError, match=r"output: .*images\.jsonl is a file; expected the folder"):
         make_tokenizer([annotations], annotations, size=1000)
+    (tmp_path / "half.jsonl").write_text('{"captions": ["a dog"]}\n{"captions": ["a \\ud83d dog"]}\n')
+    with pytest.raises(ValueError, match=r"half\.jsonl: line 2: .*'a \\ud83d dog', which holds half a surrogate pair"):
+        make_tokenizer([annotations, tmp_path / "half.jsonl"], tmp_path / "words", size=1000)
     assert not (tmp_path / "words").exists()
 
 

@@ -295,13 +295,13 @@ def test_a_model_that_is_shown_nothing_answers_by_the_text(name, tmp_path, token
 def test_a_corrupt_image_is_skipped_in_training_and_stops_a_metric(tmp_path, tokenizer_dir):
     task, _ = make_task("snli_ve", tmp_path, tokenizer_dir)
     model = task.build_model().eval()
-    for number in (1, 6):
-        (tmp_path / f"flickr30k-images/{number}.jpg").write_bytes(f"corrupt {number}".encode())
+    (tmp_path / "flickr30k-images/1.jpg").write_bytes(b"corrupt 1")
     batch = batch_of(task)
     assert len(batch["pixel_values"]) == 4 and len(batch["skipped"]) == 3
     (said,) = set(batch["skipped"])
     assert said.startswith(str(tmp_path)) and "1.jpg: can't be decoded" in said, "one picture, one message"
     assert "0x" not in said
+    (tmp_path / "flickr30k-images/6.jpg").write_bytes(b"corrupt 6")
     with pytest.raises(CorruptImageError, match=r"6\.jpg: .*every example must be answered"):
         task.evaluate(model)
 
@@ -310,6 +310,27 @@ def test_a_vocabulary_smaller_than_the_tokenizers_is_refused(tmp_path, tokenizer
     task, _ = make_task("nlvr2", tmp_path, tokenizer_dir, model=DownstreamModel(config={**SMALL, "vocab_size": 7}))
     with pytest.raises(ValueError, match=r"^model\.config\.vocab_size: 7 is smaller than the tokenizer's \d+$"):
         task.build_model()
+
+
+def test_a_corrupt_image_to_validate_on_is_named_before_the_training(tmp_path, tokenizer_dir):
+    image = tmp_path / "flickr30k-images/6.jpg"
+
+    def prepared(change, **settings):
+        task, said = make_task("snli_ve", tmp_path, tokenizer_dir, **settings)  # which draws the images again
+        change()
+        return task, said
+
+    def truncate():
+        image.write_bytes(image.read_bytes()[:-40])
+
+    task, _ = prepared(truncate)
+    with pytest.raises(ValueError, match=r"data\.validate: 1 of 4 images of val can't .*6\.jpg.*missing_images skip"):
+        task.training_data()
+    task, said = prepared(image.unlink, missing_images="skip")
+    task.training_data()
+    assert "images left out: no file, as 6.jpg" in "".join(said)
+    task, _ = prepared(truncate, blank_images=True)
+    task.training_data()
 
 
 @pytest.fixture

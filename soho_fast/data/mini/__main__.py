@@ -46,7 +46,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run(arguments: list[str]) -> int:
     parser = Parser(
-        prog="python -m soho_fast.data.mini",
+        prog="soho corpus",
+        epilog="example: soho corpus --out data/small --num-train 400 --num-heldout 100",
         description="Build the demo corpus from images in installed packages, unless it is there already.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )

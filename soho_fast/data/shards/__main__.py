@@ -161,7 +161,8 @@ def _write(options: argparse.Namespace) -> list[str]:
 
 
 def _parser() -> Parser:
-    parser = Parser(prog="python -m soho_fast.data.shards", description="Make, index and verify tar shards.")
+    example = "example: soho shards index '/data/cc3m/{00000..00331}.tar'"
+    parser = Parser(prog="soho shards", description="Make, index and verify tar shards.", epilog=example)
     commands = parser.add_subparsers(dest="command", required=True, parser_class=Parser)
     defaults: dict[str, Any] = {"formatter_class": argparse.ArgumentDefaultsHelpFormatter}
     write = commands.add_parser("write", help="make shards of a data set", **defaults)

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 from torch.torch_version import TorchVersion
 
+from soho_fast.common.errors import listed
 from soho_fast.common.hub import no_such_path
-from soho_fast.common.text import listed
 from soho_fast.model.config import SohoConfig
 from soho_fast.model.downstream import SohoForQuestionAnswering
 from soho_fast.model.soho import SohoForPreTraining
@@ -37,7 +37,6 @@ _NOT_NEGATIVE = (".running_var", "neck.vq.cluster_size")
 _OPTIONAL = ".num_batches_tracked"
 _HASH_IN_NAME = re.compile(r"-([0-9a-f]{8,64})$")
 # Of a list that explains a refusal, so many entries.
-_SHOWN = 5
 
 
 @dataclass
@@ -205,12 +204,12 @@ def _one_line(value: object) -> str:
 
 def _kind_of(value: object) -> str:
     if isinstance(value, dict):
-        return f"a dict with {listed(list(map(_one_line, value)), _SHOWN) or 'nothing'}"
+        return f"a dict with {listed(list(map(_one_line, value)), 5) or 'nothing'}"
     return f"a {type(value).__name__}"
 
 
 def _listed(what: str, names: list[str]) -> str:
-    return f"{len(names)} {what}: {listed(list(map(_one_line, names)), _SHOWN)}"
+    return f"{len(names)} {what}: {listed(list(map(_one_line, names)), 5)}"
 
 
 @torch.no_grad()
