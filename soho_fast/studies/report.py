@@ -66,8 +66,9 @@ def page(
     old: int,
     differences: Sequence[Difference],
     figure: str = "",
+    rows: str = "",
 ) -> str:
-    """The Markdown page; `figure` is the name of its figure, if there is one."""
+    """The Markdown page; where the place of its rows is given, no more of it than fits a screen."""
     planned = sum(len(run.cells) for run in runs)
     seconds = sum({id(row): row["seconds"] for row in cells.values() if "seconds" in row}.values())
     processors = Counter(row.get("versions", {}).get("processor", "unknown") for row in cells.values())
@@ -93,6 +94,8 @@ def page(
         lines += [*_table(declared), "", *(f"- {sentence(each)}" for each in declared)]
     if figure:
         lines += ["", f"![Differences with their intervals]({figure})"]
+    if rows:
+        return "\n".join([*lines, "", f"All metrics of all runs: `{rows}`."]) + "\n"
     if explored:
         certain = [each for each in explored if each.verdict in ("helps", "hurts")]
         lines += ["", "## Explored", "", *_table(explored), ""]
