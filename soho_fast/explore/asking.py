@@ -161,7 +161,7 @@ class AskedModel:
             async with asyncio.timeout(seconds):
                 return await future
         except TimeoutError:
-            raise Refused(504, f"{self.name} gave no answer within {seconds:g} s (--seconds sets how long)") from None
+            raise Refused(504, f"{self.name} gave no answer within {seconds:g} s (seconds sets how long)") from None
         finally:
             too_late.set()
             self._awaited.discard(future)
@@ -190,6 +190,8 @@ class AskedModel:
         if self._pipeline is None:
             self._pipeline = self._load()
         go_on()
+        if shown.is_replaced():
+            raise Refused(409, "the explorer was built again: start this server again, too")
         try:
             files = [(image, "upload") if isinstance(image, bytes) else shown.read(image) for image in images]
         except BundleError as error:

@@ -73,7 +73,8 @@ data/codes-0000.js, each code:
     words: list of {word, both, images, lift, low, high}: captions of `images` images have the word, `both` of them
         have the code; lift = P(word | code) / P(word) among images with captions, its interval; those first whose
         interval lies highest
-    neighbours: list of {code, count, lift}: codes of the patches beside its patches
+    neighbours: list of {code, count, lift}: codes of the patches beside its patches; lift = their share of these over
+        their share of all patches
     near: list of {code, distance}: nearest codes of its level
     next: list of {code, tokens}: the next level's codes that most of the code's tokens have, at most 8
 
@@ -316,7 +317,10 @@ class Bundle:
         """All images in their order. Raises BundleError: a file is damaged, or an image lacks codes."""
         for number, image in enumerate(self._items("image", self.meta["num_shown"], IMAGES_PER_FILE)):
             sizes = image.get("rows"), image.get("columns"), self.meta["num_levels"]
-            if not all(isinstance(size, int) for size in sizes) or len(image["index"]) != math.prod(sizes):
+            index, known = image.get("index"), range(self.meta["num_codes"])
+            is_grid = all(isinstance(size, int) and size > 0 for size in sizes)
+            is_known = isinstance(index, list) and all(code is None or code in known for code in index)
+            if not (is_grid and is_known and len(image["index"]) == math.prod(sizes)):
                 path = self.folder / "data" / f"images-{number // IMAGES_PER_FILE:04d}.js"
                 raise BundleError(f"{path}: image {number}: expected a code for each patch of each level (`index`)")
             yield image

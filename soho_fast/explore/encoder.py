@@ -14,7 +14,8 @@ from PIL import Image
 from soho_fast.common.errors import UserError
 from soho_fast.common.images import one_line
 from soho_fast.explore.asking import AskedModel, Refused
-from soho_fast.explore.from_arrays import Array, Metric, check_batch, check_codebook, look_up, open_image
+from soho_fast.explore.bundle import Bundle
+from soho_fast.explore.from_arrays import Array, Metric, check_batch, check_codebook, check_metric, look_up, open_image
 from soho_fast.explore.serve import at_hand, serve
 from soho_fast.explore.sources import as_array, digest_of
 
@@ -29,8 +30,11 @@ def serve_explorer(
     metric: Metric = "euclidean",
     host: str = "127.0.0.1",
     port: int = 8000,
+    seconds: float = 60.0,
 ) -> None:
-    """Serve an explorer until Ctrl-C, with a page that shows which codes an image has by a function of yours.
+    """Serve an explorer, with a page that shows which codes an image has by a function of yours, until Ctrl-C.
+
+    In a notebook it runs until the kernel is interrupted.
 
     Args:
         explorer: Its folder, of images.
@@ -40,16 +44,20 @@ def serve_explorer(
         codebook, metric: What the explorer was built with, see `build_from_arrays`, where `encode` gives features.
         host: Address to listen on; at "127.0.0.1" this machine alone can ask.
         port: 0 takes any free one.
+        seconds: After which an answer is given up.
 
     Raises:
         FileNotFoundError, BundleError: there is no explorer, or a damaged one.
         UserError: it is of clips, or of another codebook; or the server can't listen there.
         TypeError, ValueError: `encode` is no function, or `codebook` no codebook.
     """
-    asking = at_hand(os.fspath(explorer), upload_bytes=20 * 2**20, seconds=60.0)
+    if port not in range(65536):
+        raise UserError(f"port: expected 0 to 65535, got {port!r}")
+    folder = str(Bundle(explorer).folder)
+    asking = at_hand(folder, upload_bytes=20 * 2**20, seconds=seconds)
     encoder = Encoder(encode, asking.shown.bundle.meta, codebook, metric)
-    asking.models["encode"] = AskedModel("encode", "your function", "codes", lambda: encoder)
-    with contextlib.suppress(KeyboardInterrupt):
+    model = asking.models["encode"] = AskedModel("encode", "your function", "codes", lambda: encoder)
+    with contextlib.suppress(KeyboardInterrupt), contextlib.closing(model):
         serve(asking, host, port)
 
 
@@ -71,11 +79,15 @@ class Encoder:
             raise UserError("explorer: expected one of images, whose codes `encode` finds, got one of clips")
         if not callable(encode):
             raise TypeError(f"encode: expected a function of an image, got {type(encode).__name__}")
+        check_metric(metric)
         shape = meta["num_levels"], meta["num_codes"] // meta["num_levels"]
         # Of an unknown codebook what an index can be is known all the same.
         self._levels = np.empty((*shape, 0), np.float32) if codebook is None else check_codebook(codebook, metric)
+        if codebook is not None and not meta["weights"]:
+            raise UserError("codebook: expected none, as the explorer was built without one; encode must give codes")
         if codebook is not None and digest_of(self._levels[0]) != meta["weights"]:
-            raise UserError(f"codebook: not that of the explorer, which has {shape[1]:,} codes of {shape[0]} levels")
+            has = f"which has {meta['num_codes']:,} codes in all"
+            raise UserError(f"codebook: not that of the explorer, {has}, or not as it is by metric {metric!r}")
         self._encode, self._metric = encode, metric
 
     def ask(self, question: str, images: Sequence[bytes], texts: Sequence[str], **unused: Any) -> dict[str, Any]:

@@ -224,6 +224,11 @@ def _expect(holds: object, where: str, expected: str, got: object, error: type[E
         raise error(f"{where}: expected {expected}, got {got}")
 
 
+def check_metric(metric: Any) -> None:
+    """Raises ValueError: there is no such metric."""
+    _expect(metric in ("euclidean", "cosine"), "metric", "euclidean or cosine", repr(metric))
+
+
 def check_codebook(codebook: Any, metric: str = "euclidean") -> np.ndarray:
     """A codebook as float32 (Q, K, C), by cosine of length 1. Raises TypeError, ValueError: it is something else."""
     codes = _floats("codebook", codebook).copy()  # A mapped file can't be written to, of which torch would warn.
@@ -289,7 +294,7 @@ class ArraySource:
         licences: LicenceEntries = None,
         num_images: int | None = None,
     ) -> None:
-        _expect(metric in ("euclidean", "cosine"), "metric", "euclidean or cosine", repr(metric))
+        check_metric(metric)
         if isinstance(licences, str):
             licences = licence_of_all(licences)
         self.num_levels, self.num_codes = shape[0], shape[0] * shape[1]

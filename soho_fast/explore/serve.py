@@ -7,6 +7,7 @@ python -m soho_fast.explore serve runs/mini runs/mini_vqa
 from __future__ import annotations
 
 import argparse
+import asyncio
 import errno
 import ipaddress
 import json
@@ -15,6 +16,7 @@ import signal
 import socket
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -110,7 +112,20 @@ def serve(asking: Asking, host: str, port: int) -> None:
     listening = listen(host, port)
     address, port = listening.getsockname()[:2]
     _say_where(host, address, port, asking)
-    server(asking, host).run(sockets=[listening])
+    running = server(asking, host)
+    try:
+        asyncio.get_running_loop()
+        is_in_loop = True  # As in a notebook, beside whose loop another one runs only in a thread of its own.
+    except RuntimeError:
+        is_in_loop = False
+    if not is_in_loop:
+        running.run(sockets=[listening])
+        return
+    with ThreadPoolExecutor(1, thread_name_prefix="server") as thread:
+        try:
+            thread.submit(running.run, [listening]).result()
+        finally:
+            running.should_exit = True
 
 
 def server(asking: Asking, host: str = "127.0.0.1") -> uvicorn.Server:
@@ -329,7 +344,8 @@ def _say_where(host: str, address: str, port: int, asking: Asking) -> None:
             file=sys.stderr,
         )
     for model in asking.models.values():
-        print(f"{model.name}: {model.question} ({model.kind}), loaded when it is first asked")
+        loaded = "" if model.question == "codes" else ", loaded when it is first asked"
+        print(f"{model.name}: {model.question} ({model.kind}){loaded}")
     if not asking.models:
         print("no model: the explorer alone")
     # Of an explorer that somebody else made, too: nothing in it steers the terminal.

@@ -52,6 +52,13 @@ class ShownImages:
             self._say(" ".join(f"they can't be read, so models see the small copies: {error}".split()))
             return {}
 
+    def is_replaced(self) -> bool:
+        """Whether another explorer, or none, lies in the bundle's folder by now."""
+        try:
+            return Bundle(self.bundle.folder).meta != self.bundle.meta
+        except (OSError, BundleError):
+            return True
+
     def read(self, number: int) -> tuple[bytes, str]:
         """An image's file, and whether it is the "original" or the "small copy".
 

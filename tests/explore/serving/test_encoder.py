@@ -1,7 +1,11 @@
 """Which codes an image has by the user's own function, of an explorer of arrays."""
 
+import asyncio
 import io
 import json
+import signal
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -38,20 +42,23 @@ def file_of(image) -> bytes:
 
 def asked(monkeypatch, folder, encode, images, **options):
     """The replies to "codes" of what is served; an image is a file, or a number of the explorer's."""
-    found = []
-    monkeypatch.setattr(encoder, "serve", lambda asking, host, port: found.append((asking, host, port)))
+    replies = []
+
+    def serve(asking, host, port):
+        assert (host, port) == ("127.0.0.1", 0)
+        serving = Served(asking)
+        try:
+            form = [("model", "encode"), ("question", "codes")]
+            values = [str(image) if isinstance(image, int) else ("photo.png", image) for image in images]
+            server = json.loads(serving.get("/data/server.js").body.partition(b", ")[2].rpartition(b")")[0])
+            assert server["models"] == [{"name": "encode", "kind": "your function", "question": "codes"}]
+            replies.extend(serving.ask(*form, ("image", value)) for value in values)
+        finally:
+            serving.close()
+
+    monkeypatch.setattr(encoder, "serve", serve)
     serve_explorer(folder, encode, port=0, **options)
-    ((asking, *where),) = found
-    assert where == ["127.0.0.1", 0]
-    serving = Served(asking)
-    try:
-        form = [("model", "encode"), ("question", "codes")]
-        values = [str(image) if isinstance(image, int) else ("photo.png", image) for image in images]
-        server = json.loads(serving.get("/data/server.js").body.partition(b", ")[2].rpartition(b")")[0])
-        assert server["models"] == [{"name": "encode", "kind": "your function", "question": "codes"}]
-        return [serving.ask(*form, ("image", value)) for value in values]
-    finally:
-        serving.close()
+    return replies
 
 
 @pytest.mark.parametrize("kind", ["features", "codes", "levels"])
@@ -101,8 +108,20 @@ def test_a_function_that_fails_or_gives_something_else_says_so(given, tmp_path, 
 def test_what_cannot_be_served_is_refused_by_name(given, tmp_path):
     index, images = given
     folder = build_from_arrays(means_of(images), CODEBOOK, images, tmp_path / "explorer", say=quiet)
-    with pytest.raises(ValueError, match="codebook: not that of the explorer, which has 4 codes of 1 level"):
+    with pytest.raises(ValueError, match="codebook: not that of the explorer, which has 4 codes in all"):
         serve_explorer(folder, means, codebook=CODEBOOK + 1)
+    with pytest.raises(ValueError, match=r"codebook: not that of the explorer, .* by metric 'cosine'"):
+        serve_explorer(folder, means, codebook=CODEBOOK, metric="cosine")
+    without = build_from_arrays(index=index, images=images, folder=tmp_path / "without", say=quiet)
+    with pytest.raises(ValueError, match="codebook: expected none, as the explorer was built without one"):
+        serve_explorer(without, means, codebook=CODEBOOK)
+    with pytest.raises(ValueError, match="metric: expected euclidean or cosine, got 'dot'"):
+        serve_explorer(folder, means, codebook=CODEBOOK, metric="dot")
+    for port in (-1, 65536, "8000"):
+        with pytest.raises(ValueError, match=f"port: expected 0 to 65535, got {port!r}"):
+            serve_explorer(folder, means, port=port)
+    with pytest.raises(FileNotFoundError, match="is no explorer"):
+        serve_explorer(tmp_path / "nowhere", means)
     with pytest.raises(TypeError, match="encode: expected a function of an image, got ndarray"):
         serve_explorer(folder, CODEBOOK)
     clips = build_from_arrays(
@@ -110,3 +129,45 @@ def test_what_cannot_be_served_is_refused_by_name(given, tmp_path):
     )
     with pytest.raises(ValueError, match="explorer: expected one of images, whose codes `encode` finds, got one of"):
         serve_explorer(clips, means)
+
+
+@pytest.mark.parametrize("in_loop", [False, True], ids=["script", "notebook"])
+def test_ctrl_c_ends_it_and_what_a_notebook_runs_goes_on(given, tmp_path, capsys, in_loop):
+    """A cell of a notebook runs within a loop, in which another one can't run."""
+    index, images = given
+    folder = build_from_arrays(index=index, images=images, folder=tmp_path / "explorer", say=quiet)
+    threads = threading.active_count()
+
+    async def cell():
+        serve_explorer(folder, means, port=0)
+        await asyncio.sleep(0)
+
+    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    signal.setitimer(signal.ITIMER_REAL, 1.0)
+    try:
+        asyncio.run(cell()) if in_loop else serve_explorer(folder, means, port=0)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    said = capsys.readouterr().out
+    assert "encode: codes (your function)\n" in said and "http://127.0.0.1:" in said
+    for _ in range(100):
+        if threading.active_count() <= threads:
+            return
+        time.sleep(0.05)
+    pytest.fail(f"threads were left: {threading.enumerate()}")
+
+
+def test_nothing_is_answered_of_an_explorer_that_was_built_again(given, tmp_path, monkeypatch):
+    """The page shows the new one's codes, which are others."""
+    index, images = given
+    folder = build_from_arrays(means_of(images), CODEBOOK, images, tmp_path / "explorer", say=quiet)
+    first = file_of(images[0])
+
+    def encode(image):
+        build_from_arrays(means_of(images), CODEBOOK[::-1], images, folder, say=quiet)
+        return index[0]
+
+    before, after = asked(monkeypatch, folder, encode, [first, first])
+    assert before.status == 200
+    assert (after.status, after.error) == (409, "the explorer was built again: start this server again, too")

@@ -313,7 +313,7 @@ def test_a_failure_of_the_server_tells_nothing_of_it(slow, monkeypatch):
     until(lambda: slow.asking.models["rank"].pending == 0)
 
 
-@pytest.mark.parametrize("damage", [{"index": [0, 1]}, {"rows": "2"}, None])
+@pytest.mark.parametrize("damage", [{"index": [0, 1]}, {"index": None}, {"index": [10**6] * 4}, {"rows": "2"}, None])
 def test_an_image_without_a_code_for_each_patch_is_refused_when_the_explorer_is_opened(bundle_folder, tmp_path, damage):
     folder = shutil.copytree(bundle_folder, tmp_path / "explorer")
     images = Bundle(folder).read("images-0000")
