@@ -109,8 +109,8 @@ def _texts_in(content: Any) -> Iterator[str]:
             yield from _texts_in(each)
     elif isinstance(content, dict):
         for name, value in content.items():
-            if name in TEXT_FIELDS:
-                yield from (each for each in (value if isinstance(value, list) else [value]) if isinstance(each, str))
+            if name in TEXT_FIELDS and isinstance(value, str | list):
+                yield from (each for each in ([value] if isinstance(value, str) else value) if isinstance(each, str))
             else:
                 yield from _texts_in(value)
 

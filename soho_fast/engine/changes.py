@@ -52,7 +52,6 @@ FIXED = (
     "optim.decay_norm_and_bias",
 )
 
-
 # What a checkpoint is resharded for: free to change from one start to the next.
 SHARDING = ("processes", "engine.zero_stage")
 
@@ -166,7 +165,7 @@ def refuse_disagreement(processes: Processes, values: Mapping[str, Any]) -> None
     changes = changes_between(all_values[0], all_values[rank])
     differ = [f"{each.name} {_shown(each.now)}, not {_shown(each.before)}" for each in changes]
     raise UserError(
-        f"the processes do not agree: rank {rank} has {listed(differ, 5, between='; ')}, as rank 0 has; start all by "
+        f"the processes do not agree: rank {rank} has {listed(differ, 4, between='; ')}, as rank 0 has; start all by "
         "the same command, recipe, data and version"
     )
 

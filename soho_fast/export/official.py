@@ -22,7 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> Parser:
     parser = Parser(
         prog="soho convert",
-        epilog="example: soho convert soho_res18_fp16_40-9441cdd3.pth soho_r18 --vocab vocab.txt",
+        epilog="example: soho convert soho_res18_fp16_40-9441cdd3.pth soho --vocab vocab.txt",
         description="Write a published checkpoint, of pre-training or of VQA, as a folder that from_pretrained loads.",
     )
     parser.add_argument("checkpoint", help="The published file.")

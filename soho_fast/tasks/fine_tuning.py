@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
-from functools import cached_property, partial
+from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -134,15 +135,24 @@ class FineTuningTask(BaseTask):
                 self._images(training), self._images(self.records(self.data.validate, "data.validate"))
             )
             self.refuse_shared(", ".join(self.data.train), self.data.validate, shared)
-            self._refuse_corrupt(self.data.validate)
         return training
+
+    @property
+    def num_validated_on(self) -> int:
+        """How many images (in NLVR2 pairs) evaluations while training read at most, the first ones; 0: all."""
+        return self.data.measured_images and max(self.data.measured_images, self.data.quick_images)
 
     def _refuse_corrupt(self, split: str) -> None:
         """Raises ValueError: images to validate on can't be read, by which the first evaluation would end."""
-        images = list({id(image): image for image in self._images(self.records(split))}.values())
+        groups = {tuple(map(id, images)): images for images in map(self.images_of, self.records(split))}
+        first = islice(groups.values(), self.num_validated_on or None)
+        images = list({id(image): image for group in first for image in group}.values())
         progress = ProgressLines(self._say, f"{split}: images looked at")
-        found = read_once_a_machine(partial(look_at, images, self.data.shorter_edge, progress), self.processes)
-        if corrupt := [wrong for _, wrong in found if wrong]:
+
+        def corrupt_ones() -> list[str]:
+            return [wrong for _, wrong in look_at(images, self.data.shorter_edge, progress) if wrong]
+
+        if corrupt := read_once_a_machine(corrupt_ones, self.processes):
             raise ValueError(
                 f"data.validate: {len(corrupt):,} of {len(images):,} images of {split} can't be read, and metrics must "
                 f"cover every one: {listed(corrupt, 5)}; replace them, or delete them and give "
@@ -190,11 +200,18 @@ class FineTuningTask(BaseTask):
         return model
 
     def contents(self) -> dict[str, Any]:
-        """Contents of the data and of the starting weights."""
+        """Contents of the data and of the starting weights.
+
+        Raises:
+            ValueError: images to validate on can't be read.
+        """
         held_out = self.records(self.data.validate, "data.validate") if self.data.validate else []
+        training = records_identity(self.training_records)
+        if held_out and not getattr(self.data, "blank_images", False):
+            self._refuse_corrupt(self.data.validate)
         return {
             **super().contents(),
-            "training data": records_identity(self.training_records),
+            "training data": training,
             "held-out data": records_identity(held_out),
         }
 

@@ -57,6 +57,7 @@ class RetrievalTask(FineTuningTask):
     model_class: ClassVar[type[SohoForImageTextRetrieval]] = SohoForImageTextRetrieval
     selection = "mean_r1"
     logged = ("itm_loss", "contrastive_loss")
+    num_validated_on = 0
 
     def read(self, source: RetrievalSplit, report: ReadReport) -> list[ImageTextRecord]:
         options = {"missing_images": self.data.missing_images, "report": report}

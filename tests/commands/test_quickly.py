@@ -63,7 +63,7 @@ def test_help_of_each_command_has_an_example_and_loads_nothing_slow(name):
     done = run("-c", WATCHED, "soho_fast.common.console", name, "--help")
     assert done.returncode == 0 and f"usage: soho {name} " in done.stdout, done.stderr
     shown = " ".join(done.stdout.rpartition("options:\n")[2].split())
-    assert shown.count(f"soho {name}"), "no example"
+    assert f"soho {name}" in shown, "no example"
     assert not set(done.stdout.splitlines()[-1].split()) & SLOW
 
 

@@ -34,6 +34,12 @@ def test_the_command_makes_what_loads(annotations, tmp_path, capsys):
     assert "is not empty; give another folder, or --overwrite" in capsys.readouterr().err
 
 
+def test_texts_are_found_below_an_object_that_has_a_texts_name(tmp_path):
+    path = tmp_path / "nested.json"
+    path.write_text('[{"caption": {"raw": "a dog", "id": 3}, "question": ["a cat?", 4]}]')
+    assert read_texts(path) == ["a dog", "a cat?"]
+
+
 def test_what_holds_no_text_and_wrong_arguments_are_refused(annotations, tmp_path):
     (tmp_path / "empty.json").write_text('{"images": []}')
     with pytest.raises(ValueError, match=r"empty\.json: no text was found; expected some under a field captions"):

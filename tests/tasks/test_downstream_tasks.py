@@ -324,13 +324,19 @@ def test_a_corrupt_image_to_validate_on_is_named_before_the_training(tmp_path, t
         image.write_bytes(image.read_bytes()[:-40])
 
     task, _ = prepared(truncate)
+    task.training_data()  # which an evaluation of another split in int8 reads, too
     with pytest.raises(ValueError, match=r"data\.validate: 1 of 4 images of val can't .*6\.jpg.*missing_images skip"):
-        task.training_data()
+        task.contents()
     task, said = prepared(image.unlink, missing_images="skip")
-    task.training_data()
+    task.contents()
     assert "images left out: no file, as 6.jpg" in "".join(said)
     task, _ = prepared(truncate, blank_images=True)
-    task.training_data()
+    task.contents()
+    task, _ = prepared(truncate, measured_images=1, quick_images=1)
+    task.contents()
+    task, _ = prepared(truncate, measured_images=1, quick_images=2)
+    with pytest.raises(ValueError, match=r"1 of 2 images of val can't"):
+        task.contents()
 
 
 @pytest.fixture

@@ -36,7 +36,6 @@ _NOT_NEGATIVE = (".running_var", "neck.vq.cluster_size")
 # What the authors' loader does without.
 _OPTIONAL = ".num_batches_tracked"
 _HASH_IN_NAME = re.compile(r"-([0-9a-f]{8,64})$")
-# Of a list that explains a refusal, so many entries.
 
 
 @dataclass
