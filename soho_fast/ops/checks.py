@@ -67,8 +67,8 @@ def check_has_values(name: str, value: Tensor) -> None:
 
 
 def check_int(name: str, value: Any, least: int, most: int | None = None) -> Any:
-    """`value`, one of numpy as an int of Python; TypeError unless it is an int (torch.compile's too; within
-    fullgraph=True numpy's is an array, no int), ValueError unless within the limits."""
+    """`value`, as a Python int where it is a numpy integer; TypeError unless it is an int (a SymInt of torch.compile is
+    one; numpy's are arrays with fullgraph=True), ValueError unless within the limits."""
     if isinstance(value, bool) or not isinstance(value, (Integral, torch.SymInt)):
         raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
     number: Any = value if isinstance(value, (int, torch.SymInt)) else int(value)

@@ -39,16 +39,16 @@ def fsq(features: Tensor, levels: Sequence[int]) -> tuple[Tensor, Tensor]:
         TypeError, ValueError: a type, levels that are none, or as many of them as there are not channels.
     """
     checks.check_type("features", features)
-    _check_levels(levels)
+    levels = _checked_levels(levels)
     if features.dim() < 1 or features.shape[-1] != len(levels):
         raise ValueError(
             f"levels: expected one for each channel of features {tuple(features.shape)}, got {len(levels)}"
         )
     if has_tangent(features):
-        index, quantized = _Fsq.forward(features.detach(), tuple(levels))
+        index, quantized = _Fsq.forward(features.detach(), levels)
         tanh, slope = _formula(features, levels)
         return index, pass_on((tanh * slope).movedim(0, -1).to(features.dtype), quantized)
-    return _Fsq.apply(features, tuple(levels))
+    return _Fsq.apply(features, levels)
 
 
 class _Fsq(torch.autograd.Function):
@@ -104,7 +104,7 @@ def fsq_codes(index: Tensor, levels: Sequence[int]) -> Tensor:
         TypeError, ValueError: a type, levels that are none, or on a CPU an index beyond the codes.
     """
     checks.check_type("index", index, (torch.int64,))
-    _check_levels(levels)
+    levels = _checked_levels(levels)
     digit = index.unsqueeze(-1) // index.new_tensor(_places(levels)) % index.new_tensor(levels)
     widths = index.new_tensor([level // 2 for level in levels], dtype=torch.float32)
     return _of_codes((digit - widths) / widths, index, math.prod(levels))
@@ -141,7 +141,7 @@ def lfq_codes(index: Tensor, num_channels: int) -> Tensor:
         TypeError, ValueError: a type, a number of channels, or on a CPU an index beyond the codes.
     """
     checks.check_type("index", index, (torch.int64,))
-    checks.check_int("num_channels", num_channels, 1, 63)
+    num_channels = checks.check_int("num_channels", num_channels, 1, 63)
     bits = index.unsqueeze(-1) >> torch.arange(num_channels - 1, -1, -1, device=index.device)
     return _of_codes(2.0 * (bits & 1) - 1.0, index, 1 << num_channels)
 
@@ -152,13 +152,13 @@ def _of_codes(values: Tensor, index: Tensor, num_codes: int) -> Tensor:
     return torch.where(((index >= 0) & (index <= num_codes - 1)).unsqueeze(-1), values, 0.0)
 
 
-def _check_levels(levels: Sequence[int]) -> None:
+def _checked_levels(levels: Sequence[int]) -> tuple[int, ...]:
     if not isinstance(levels, Sequence) or not levels:
         raise TypeError(f"levels: expected a list of ints, got {levels!r}")
-    for level in levels:
-        checks.check_int("levels", level, 2)
-    if math.prod(levels) >= 2**63:
-        raise ValueError(f"levels: expected a product below 2^63, got {math.prod(levels)}")
+    checked = tuple(checks.check_int("levels", level, 2) for level in levels)
+    if math.prod(checked) >= 2**63:
+        raise ValueError(f"levels: expected a product below 2^63, got {math.prod(checked)}")
+    return checked
 
 
 def _bound(level: int) -> tuple[float, float, float]:

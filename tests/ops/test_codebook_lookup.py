@@ -153,6 +153,14 @@ def _far_rows():
     return features * 10.0 ** torch.linspace(0, 37, 40)[:, None], codebook * 1e-6
 
 
+def _many_far_rows(num_channels=300):
+    """Rows whose float32 distance errs by more than screening does, in the direction of 20 codes that are near ties."""
+    features, codebook = _random(140, 300, num_channels)
+    codebook[:20] = codebook[0] + 1e-3 * codebook[:20]
+    features = codebook[0] + 1e-3 * features
+    return features * 10.0 ** torch.linspace(0, 8, 140)[:, None], codebook
+
+
 def _not_finite():
     features, codebook = _random(40, 60, 17)
     features[3, 5] = torch.nan
@@ -192,6 +200,7 @@ ADVERSARIAL = {
     "offset 1e7": lambda: _offset(1e7),
     "norms over 30 orders": _norms,
     "rows far from all codes": _far_rows,
+    "many rows far from all codes": _many_far_rows,
     "not finite": _not_finite,
     "not finite, few codes": lambda: tuple(t[:k] for t, k in zip(_not_finite(), (12, 10), strict=True)),
     "NaN, then infinite": lambda: (_not_finite()[0][:12], _not_finite()[1][[0, 7]]),

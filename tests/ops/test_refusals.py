@@ -365,3 +365,7 @@ def test_numpys_whole_numbers_are_whole_numbers():
     counts, _ = codebook_stats(features, index[:, 0], np.int32(5))
     assert counts.tolist() == torch.bincount(index[:, 0], minlength=5).tolist()
     assert torch.equal(fsq(features[:, :2], [np.int64(3), np.int64(4)])[0], fsq(features[:, :2], [3, 4])[0])
+    assert torch.equal(fsq(features, [np.uint8(4)] * 4)[0], fsq(features, [4] * 4)[0])
+    assert torch.equal(lfq_codes(index, np.int32(40)), lfq_codes(index, 40))
+    with pytest.raises(ValueError, match=r"levels: expected a product below 2\^63, got 18446744073709551616"):
+        fsq(features, [np.int64(2**16)] * 4)

@@ -49,7 +49,7 @@ struct Candidates {
   bool has_nearest;
   float best;         // highest score seen; of topk the last of `highest`
   float window;       // twice the error bound
-  float measured;     // highest score whose code's distance was computed; infinite where none shall be
+  float measured;     // `best` when a distance was last computed; infinite where none shall be
   double low_square;  // at most |a|^2, where distances are computed
   int32_t most;       // candidates that may come before the list is looked through
   int32_t count;

@@ -73,8 +73,7 @@ def codebook_subspace(codebook: Tensor, *, dimensions: int | None = None, start:
         if dimensions not in (None, start.shape[-1]):
             raise ValueError(f"dimensions: expected {start.shape[-1]} as start has, got {dimensions}")
     most = min(MOST_DIMENSIONS, codebook.shape[-1])
-    count = most if dimensions is None else dimensions
-    checks.check_int("dimensions", count, 1, most)
+    count = checks.check_int("dimensions", most if dimensions is None else dimensions, 1, most)
 
     apart_SC = _apart(codebook)
     if start is not None:
@@ -151,8 +150,7 @@ class MovingSubspace:
         Args:
             interval: lookups between two updates, but the first.
         """
-        checks.check_int("interval", interval, 1)
-        self.interval = interval
+        self.interval = checks.check_int("interval", interval, 1)
         self._wide: Tensor | None = None
         self._subspace: Tensor | None = None
         self._num_lookups = 0
