@@ -322,20 +322,25 @@ def test_an_explorer_of_arrays_says_that_it_has_no_encoder(tmp_path, open_window
 def test_an_explorer_of_arrays_shows_codes_by_the_users_function(tmp_path, open_window, photo, monkeypatch):
     index, images = np.zeros((2, 2, 2), int), np.zeros((2, 8, 8, 3), np.uint8)
     folder = build_from_arrays(index=index, num_codes=3, images=images, folder=tmp_path / "made", say=lambda line: None)
-    found = []
-    monkeypatch.setattr(encoder, "serve", lambda asking, *where: found.append(asking))
+
+    def shows_codes(asking, *where):
+        serving = Served(asking)
+        try:
+            window = open_window(folder, base=f"{serving.address}/")
+            window.visit("#/ask")
+            assert window.page.locator(".choice").all_inner_texts() == ["Which codes?"]
+            window.page.set_input_files('input[type="file"]', photo)
+            wait_for_answer(window)
+            assert [text.split()[0] for text in window.page.locator(".ask-view .chip").all_inner_texts()] == ["2", "0"]
+            assert "have the same code" not in window.text() and "Patches name no codes" not in window.text()
+            served.append(serving.address)
+        finally:
+            serving.close()
+
+    served = []
+    monkeypatch.setattr(encoder, "serve", shows_codes)
     serve_explorer(folder, lambda image: np.array([[0, -1, 2], [2, 2, 2]]))
-    serving = Served(found[0])
-    try:
-        window = open_window(folder, base=f"{serving.address}/")
-        window.visit("#/ask")
-        assert window.page.locator(".choice").all_inner_texts() == ["Which codes?"]
-        window.page.set_input_files('input[type="file"]', photo)
-        wait_for_answer(window)
-        assert [text.split()[0] for text in window.page.locator(".ask-view .chip").all_inner_texts()] == ["2", "0"]
-        assert "have the same code" not in window.text() and "Patches name no codes" not in window.text()
-    finally:
-        serving.close()
+    assert served
 
 
 def test_what_is_wrong_is_told_on_the_page(window, tmp_path):

@@ -1,10 +1,10 @@
 """Which codes an image has by the user's own function, of an explorer of arrays."""
 
-import asyncio
 import io
 import json
 import signal
-import threading
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -131,31 +131,43 @@ def test_what_cannot_be_served_is_refused_by_name(given, tmp_path):
         serve_explorer(clips, means)
 
 
-@pytest.mark.parametrize("in_loop", [False, True], ids=["script", "notebook"])
-def test_ctrl_c_ends_it_and_what_a_notebook_runs_goes_on(given, tmp_path, capsys, in_loop):
-    """A cell of a notebook runs within a loop, in which another one can't run."""
+SERVED = """
+import asyncio, signal, sys, threading, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # Jobs in a shell's background are started without.
+from soho_fast.explore import serve_explorer
+
+async def cell():  # of a notebook, which runs within a loop, in which another one can't run
+    serve_explorer(sys.argv[1], lambda image: image, port=0)
+    await asyncio.sleep(0)
+
+if sys.argv[2] == "script":
+    serve_explorer(sys.argv[1], lambda image: image, port=0)
+else:
+    asyncio.new_event_loop().run_until_complete(cell())
+until = time.monotonic() + 10
+while threading.active_count() > 1 and time.monotonic() < until:
+    time.sleep(0.05)
+print("goes on with threads:", threading.active_count())
+"""
+
+
+@pytest.mark.parametrize("where", ["script", "notebook"])
+def test_ctrl_c_ends_it_and_what_a_notebook_runs_goes_on(given, tmp_path, where):
     index, images = given
     folder = build_from_arrays(index=index, images=images, folder=tmp_path / "explorer", say=quiet)
-    threads = threading.active_count()
-
-    async def cell():
-        serve_explorer(folder, means, port=0)
-        await asyncio.sleep(0)
-
-    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
-    signal.setitimer(signal.ITIMER_REAL, 1.0)
-    try:
-        asyncio.run(cell()) if in_loop else serve_explorer(folder, means, port=0)
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-    said = capsys.readouterr().out
-    assert "encode: codes (your function)\n" in said and "http://127.0.0.1:" in said
-    for _ in range(100):
-        if threading.active_count() <= threads:
-            return
-        time.sleep(0.05)
-    pytest.fail(f"threads were left: {threading.enumerate()}")
+    command = [sys.executable, "-u", "-c", SERVED, str(folder), where]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as serving:
+        said = ""
+        while "http://127.0.0.1:" not in said and (line := serving.stdout.readline()):
+            said += line
+        time.sleep(0.5)  # It says where before it listens to signals of its own.
+        serving.send_signal(signal.SIGINT)
+        try:
+            rest, errors = serving.communicate(timeout=60)
+        finally:
+            serving.kill()
+    assert "encode: codes (your function)\n" in said, said + errors
+    assert (serving.returncode, rest.splitlines()[-1:]) == (0, ["goes on with threads: 1"]), rest + errors
 
 
 def test_nothing_is_answered_of_an_explorer_that_was_built_again(given, tmp_path, monkeypatch):

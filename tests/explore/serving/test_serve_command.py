@@ -19,7 +19,7 @@ from PIL import Image
 
 from soho_fast.common.checksums import write_checksums
 from soho_fast.explore.__main__ import main
-from soho_fast.explore.bundle import Bundle, write_in_files
+from soho_fast.explore.bundle import Bundle, write_in_files, write_value
 
 
 @pytest.fixture
@@ -205,12 +205,14 @@ def test_a_model_sees_the_image_itself_where_the_run_knows_it(runs, bundle_folde
         json.dumps({"file": "one.png", "captions": ["a red man"], "split": "train"}) + "\n"
     )
     (tmp_path / "mini" / "recipe.yaml").write_text(RECIPE.format(pictures=data, tokenizer=tokenizer_dir))
-    pictures = Bundle(tmp_path / "mini" / "explorer").read("images-0000")
+    explorer = tmp_path / "mini" / "explorer"
+    pictures, meta = Bundle(explorer).read("images-0000"), Bundle(explorer).meta
     for picture, name in zip(pictures, ("../secret.png", "one.png", "not listed.png"), strict=True):
         picture["name"] = name
-    write_in_files(tmp_path / "mini" / "explorer", "images", pictures, 256)
+    write_in_files(explorer, "images", pictures, 256)
+    meta["sources"][0]["name"] = "pictures"
+    write_value(explorer, "meta", meta)
     asking = at_hand(str(tmp_path / "mini"), upload_bytes=2**20, seconds=60.0)
-    asking.shown.bundle.meta["sources"][0]["name"] = "pictures"
     serving = Served(asking)
     question = (("model", "mini"), ("text", "a red man"))
     try:
