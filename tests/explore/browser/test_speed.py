@@ -1,8 +1,16 @@
-"""8,192 codes and 10,000 pictures are opened quickly: what a reader waits for, measured in the page."""
+"""8,192 codes and 10,000 pictures are opened quickly: what a reader waits for, measured in the page.
+
+The machine may be busy, so a wait is compared with that for a page of 8,192 buttons and no script, opened in turn with
+it: such a wait is about half a second on a quiet machine of two cores.
+"""
 
 import statistics
 
 import pytest
+
+PLAIN = "<!doctype html><style>button { width: 96px; height: 120px; }</style><body>" + "".join(
+    f"<button><span>{code}</span> <b>word</b> <i>{code / 8192:.3f}</i></button>" for code in range(8192)
+)
 
 # Marks when a page stands and has been painted: two frames after it was put in.
 MARKS = """new MutationObserver(() => {
@@ -28,9 +36,29 @@ def timed(big, open_window):
     return window
 
 
-def test_the_first_page_and_a_code_after_the_click(timed, capsys):
-    first, clicks = [], []
+@pytest.fixture
+def plain(browser, tmp_path):
+    """A function that opens the page without a script: the milliseconds until it is painted."""
+    file = tmp_path / "plain.html"
+    file.write_text(PLAIN)
+    context = browser.new_context(viewport={"width": 1200, "height": 900})
+    page = context.new_page()
+
+    def wait() -> float:
+        page.goto(file.as_uri())
+        return page.evaluate(
+            "() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame("
+            "() => done(performance.now()))))"
+        )
+
+    yield wait
+    context.close()
+
+
+def test_the_first_page_and_a_code_after_the_click(timed, plain, capsys):
+    first, clicks, plains = [], [], []
     for round_number in range(3):
+        plains.append(plain())
         timed.visit()
         first.append(timed.page.evaluate(PAINTED))
         assert timed.page.locator(".tile").count() == 8192
@@ -42,24 +70,26 @@ def test_the_first_page_and_a_code_after_the_click(timed, capsys):
             timed.wait()
     with capsys.disabled():
         print(
-            f"\nfirst page {statistics.median(first):.0f} ms, code after the click {statistics.median(clicks):.0f} ms"
+            f"\nfirst page {statistics.median(first):.0f} ms, code after the click {statistics.median(clicks):.0f} ms, "
+            f"plain page {statistics.median(plains):.0f} ms"
         )
     # The best of some: what others do on the machine can only add to it.
-    assert min(first) < 1000, first
-    assert min(clicks) < 300, clicks
+    assert min(first) < 2 * min(plains), (first, plains)
+    assert min(clicks) < 0.6 * min(plains), (clicks, plains)
 
 
-def test_the_other_pages(timed, capsys):
-    figures = {}
+def test_the_other_pages(timed, plain, capsys):
+    figures, plains = {}, []
     for address in ("#/words", "#/words/dolphin", "#/map", "#/image", "#/image/12"):
         times = []
         for _ in range(3):
+            plains.append(plain())
             timed.visit(address)
             times.append(timed.page.evaluate(PAINTED))
         figures[address] = min(times)
     with capsys.disabled():
         print("\n" + ", ".join(f"{address} {time:.0f} ms" for address, time in figures.items()))
-    assert max(figures.values()) < 1000, figures
+    assert max(figures.values()) < 2 * min(plains), (figures, plains)
 
 
 def test_images_are_fetched_when_they_are_seen(big, open_window):
