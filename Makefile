@@ -8,9 +8,10 @@
 # make bench  every op beside its baselines, checked before it is timed (with FULL=--full the long cases too)
 # make kernel-hub OUT=build/kernel-hub  the ops as a repository of Hugging Face's kernel hub, built and tried here
 # make wheels PYTHONS="python3.11 python3.12"  manylinux wheels of these Pythons and a source distribution, into dist/
+# make release VERSION=0.2.0  the changelog's section, the version wherever it stands, a commit and its tag
 # make sanitize  the C++ kernel tests under the address and undefined-behaviour sanitizers
 # make neon   the C++ kernel tests of the ARM build on an emulated processor (g++-aarch64-linux-gnu, qemu-user)
-# make check  lint, format and type check of the public ops        make format  apply both
+# make check  lint, format, types, and the files of changelog/        make format  apply the first two
 # make clean  remove the environment and build products (runs/ and data/ are kept)
 
 PYTHON ?= python3
@@ -21,12 +22,13 @@ FULL   ?=
 ARGS   ?=
 PYTHONS ?= $(PYTHON)
 OUT    ?= build/kernel-hub
+VERSION ?=
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 NATIVE := CMakeLists.txt setup.py pyproject.toml $(shell find csrc -type f)
 CPP    := $(shell find csrc kernel_hub tests/kernels tests/cuda_model examples -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: demo test test-rest test-all docs faults gpu-check bench kernel-hub wheels sanitize neon check format clean
+.PHONY: demo test test-rest test-all docs faults gpu-check bench kernel-hub wheels release sanitize neon check format clean
 
 demo: $(STAMP)
 	PATH="$(CURDIR)/$(BIN):$$PATH" deepspeed soho_fast/train.py
@@ -74,6 +76,15 @@ wheels:
 	    --strip --wheel-dir dist build/wheels/*.whl
 	rm -rf build/wheel-venv
 
+release: $(STAMP)
+	@echo '$(VERSION)' | grep -Eqx '[0-9]+\.[0-9]+\.[0-9]+' || \
+	    { echo 'make release: expected VERSION=X.Y.Z, got "$(VERSION)"' >&2; exit 2; }
+	sed -i 's/^__version__ = .*/__version__ = "$(VERSION)"/' soho_fast/__init__.py
+	sed -i 's/^version: .*/version: $(VERSION)/' CITATION.cff
+	$(BIN)/python -m towncrier build --yes --version $(VERSION)
+	git commit --quiet --message "Release $(VERSION)" CHANGELOG.md CITATION.cff changelog soho_fast/__init__.py
+	git tag v$(VERSION)
+
 sanitize: $(STAMP)
 	PATH="$(CURDIR)/$(BIN):$$PATH" cmake -S . -B build/sanitize -GNinja -DSOHO_FAST_BUILD_MODULE=OFF -DSOHO_FAST_BUILD_TESTS=ON -DSOHO_FAST_SANITIZE=ON -DSOHO_FAST_CUDA=OFF
 	PATH="$(CURDIR)/$(BIN):$$PATH" cmake --build build/sanitize --target kernel_tests
@@ -86,6 +97,7 @@ neon: $(STAMP)
 
 check: $(STAMP)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	$(BIN)/python -m towncrier build --draft --version next > /dev/null
 	$(BIN)/clang-format --dry-run --Werror $(CPP)
 	$(BIN)/mypy
 

@@ -26,8 +26,8 @@ _LIBRARIES = {
 def accelerate(model: _Model) -> _Model:
     """Put exact lookups under every quantiser of a model that is known, in place.
 
-    The code of a feature becomes the nearest one as evaluated in float64, the lowest of equally near ones, where the
-    originals take what float32, or the half type or autocast in use, makes of it. Weights, `state_dict`, hooks, names
+    The code of a feature is then the nearest one as evaluated in float64, the lowest of equally near ones. The
+    originals evaluate distances in float32, or in the half type or autocast in use. Weights, `state_dict`, hooks, names
     and everything else stay. `docs/ops.md` says which quantisers, and what is compared.
 
     Args:

@@ -70,8 +70,8 @@ def _as_target(out: object, x_MK: Tensor) -> Any:
 def fused_l2_nn_argmin(X: Any, Y: Any, out: Any = None, sqrt: bool = True, handle: Any = None) -> Any:
     """Index of the row of Y nearest to each row of X in the L2 distance, as `pylibraft.distance` had it.
 
-    The index is the argmin of the distance evaluated in float64, ties to the lowest; the original's was that of its
-    float32 arithmetic. float32 runs on `soho_fast.ops.codebook_lookup`, float64 on its plain-torch reference; neither
+    The index is the argmin of the distance evaluated in float64, ties to the lowest; the original evaluated it in
+    float32. float32 runs on `soho_fast.ops.codebook_lookup`, float64 on its plain-torch reference; neither
     holds an m x n matrix. Any strides are accepted, numpy's negative ones too.
 
     Args:

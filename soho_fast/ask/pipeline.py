@@ -81,18 +81,17 @@ class SohoPipeline(Questions):
     without fine-tuning), `entails` (visual entailment), `compare` (visual reasoning). Images are `ImageLike` (see
     `data/images.py`), or what `encode` gave of one.
 
-    Every answer is a list of dicts, best first: what was chosen, and `score`, the model's own probability of it. Each
-    text of `rank` has its own, that it belongs to the image; they do not sum to 1.
+    An answer is a list of dicts, best first: what was chosen, and `score`, its probability by the model. The scores of
+    `rank` are each text's probability to belong to the image; they do not sum to 1.
 
-    In the place of an image, and of a text (of `rank`: a list of texts), there may be many: a list or a tuple, then the
-    answers are a list; or any other iterable, then they are an iterator, which reads no more than some batches ahead.
-    What is single is part of every question then. Answers come in the order of the questions; on the way, images of
-    like shape are encoded together, and those that are the same once (the same path, or the same object of a list).
+    Images and texts may be given one or many at a time (many for `rank`: lists of texts). A list or a tuple gives a
+    list of answers; any other iterable gives an iterator, which reads some batches ahead. A single image or text is
+    used for every question. Answers come in the order of the questions. Images of like shape are encoded together, and
+    an image that comes again (the same path, or the same object of a list) is encoded once.
 
-    All questions take these options:
-        batch_size: Images that are encoded at a time; of texts four times as many are read at a time.
-        progress: Show a bar.
-        errors: "raise", or "return": in the place of an answer is the ValueError that says why there is none.
+    All questions take `batch_size`, the number of images encoded at a time (of texts, four times as many are read);
+    `progress`, which shows a bar; and `errors`: with "raise" the first error ends the call, with "return" the
+    ValueError is returned in the place of its answer.
 
     All raise ValueError: an image or a text can't be used, the model's scores are not finite, the model is for another
     question, or there are not as many images as texts.

@@ -154,17 +154,17 @@ class KMeans(Clusterer["Floats"]):
     """Lloyd's k-means, with the labels of `ops.codebook_lookup`: the argmin in float64, ties to the lowest index.
 
     Labels, centres and inertia have the same bits for any number of threads. Sums are float64, and a centre is rounded
-    to float32 once; how rows are shared out over batches or processes changes the last bits of float64 sums, hardly
+    to float32 once. How rows are divided among batches or processes changes the last bits of these sums, and hardly
     ever a centre. Numbers of a type that float32 would round (float64, int32, int64) are compared as float32 of what
     float64 leaves of them after the median of some rows, and their centres are float64.
 
-    Where torch.distributed is initialised all its ranks call `fit` with their own rows: counts and sums are
-    all-reduced, every rank has the same centres; `labels_` are those of its own rows.
+    If torch.distributed is initialised, all ranks call `fit`, each with its own rows. Counts and sums are all-reduced:
+    every rank has the same centres, and the labels of its own rows.
 
-    Empty clusters, after each step, in ascending order, take the rows farthest from their centres, farthest first, of
-    equally far ones the first; such a row leaves the cluster it was in. Rows without weight or on their centre are not
-    taken, nor is any where the inertia is no lower than when rows were last taken; a cluster that takes none keeps its
-    centre, and `fit` warns where it ends so.
+    After each step empty clusters take rows that are far from their centres: the first empty cluster the farthest row,
+    and so on. Such a row leaves its cluster. Of equally far rows the first is taken, and a row without weight or on its
+    centre never is. None is taken if the inertia has not fallen since the last time. A cluster that takes none keeps
+    its centre, and `fit` warns if clusters are empty at the end.
 
     Args:
         n_clusters: K.

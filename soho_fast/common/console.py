@@ -44,13 +44,14 @@ def _run(arguments: list[str]) -> int:
         width = max(map(len, COMMANDS))
         print("usage: soho COMMAND ...\n")
         print("\n".join(f"  {each:{width}}  {about}" for each, (_, about) in COMMANDS.items()))
-        print("\nsoho COMMAND --help explains a command, soho --version prints the version.")
+        print("\nexample: soho train --recipe own --data_roots.images my_images")
+        print("soho COMMAND --help explains a command, soho --version prints the version.")
         return 0
     if name in _VERSION:
         print(f"soho_fast {__version__}")
         return 0
     if name not in COMMANDS:
-        meant = did_you_mean(name, COMMANDS)
+        meant = did_you_mean(name, [*COMMANDS, *_HELP, *_VERSION])
         raise UserError(f"soho: expected one of {', '.join(COMMANDS)}, got {name!r}{meant} (--help says more)")
     return import_module(COMMANDS[name][0]).main(rest)
 

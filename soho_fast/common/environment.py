@@ -10,7 +10,7 @@ import platform
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import distributions
 from pathlib import Path
 
 import soho_fast
@@ -27,10 +27,10 @@ def environment() -> dict[str, object]:
     ops = import_module("soho_fast.ops")  # by name, as the commands: this package imports none of the others
     info = ops.build_info()
     gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
-    versions = {name: _version(name) for name in PACKAGES}
+    versions = {name: found.version for name in PACKAGES for found in [*distributions(name=name)][:1]}
     return {
         "python": platform.python_version(),
-        **{name: found for name, found in versions.items() if found},
+        **versions,
         "soho_fast": f"{soho_fast.__version__} {commit()}".strip(),
         "torch": info.pop("torch"),
         "system": platform.platform(),
@@ -42,13 +42,6 @@ def environment() -> dict[str, object]:
         **{name: value for name, value in info.items() if value != ""},
         **{name: value for name, value in sorted(os.environ.items()) if name.startswith("SOHO_FAST_")},
     }
-
-
-def _version(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return ""
 
 
 def processor_name() -> str:

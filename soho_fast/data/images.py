@@ -236,10 +236,10 @@ class SohoImageProcessor(TorchvisionBackend):
 
     (transformers' own masks are int64: at 600 x 1000 pixels that is two thirds of the image's own size.)
 
-    Shorter edge to `size["shortest_edge"]` with the longer one at most `size["longest_edge"]` (paper, section 4.1:
-    600 and 1000), bilinear with antialiasing, ImageNet mean and standard deviation, zero padding at the right and
-    bottom up to the batch's largest height and width, rounded up to `size_divisor`. Images are never flipped: captions
-    say "left" and "right".
+    The shorter edge becomes `size["shortest_edge"]`, the longer one at most `size["longest_edge"]` (paper, section 4.1:
+    600 and 1000), bilinear with antialiasing. Pixels are normalised by ImageNet's mean and standard deviation. Zeros at
+    the right and bottom pad to the batch's largest height and width, rounded up to `size_divisor`. Images are never
+    flipped: captions say "left" and "right".
 
     With `antialias=False`, as in the authors' code, large JPEGs are not decoded at a reduced size either; its uint8
     values are within one grey level of OpenCV's bilinear ones, which are computed in fixed point.

@@ -52,7 +52,8 @@ def compare_explorers(
     """Write the second explorer with a page on what became of the codes of the first, see `bundle`, data/compare.js.
 
     Codes of the same level are matched one to one, so that the sum of their overlaps is the largest (Hungarian
-    algorithm): by the patches that have them in images of the same name and grid that both show, and by nothing else.
+    algorithm). The overlap is the share of patches that have both codes among those that have either, in images of the
+    same name and grid that both show.
     Images of a name that an explorer shows more than once are left out.
 
     Args:

@@ -113,83 +113,83 @@ class SohoConfig(PreTrainedConfig):
     r"""Everything that fixes the shape and the arithmetic of a SOHO model.
 
     Args:
-        preset (`str`): name of the preset the values started from; recorded, not read.
-        backbone (`str`): `"resnet10"` (torchvision's ResNet class with one BasicBlock per stage, for small corpora),
+        preset (str): name of the preset the values started from; recorded, not read.
+        backbone (str): `"resnet10"` (torchvision's ResNet class with one BasicBlock per stage, for small corpora),
             `"resnet18"`, `"resnet34"`, `"resnet50"`, `"resnet101"`, or `"mobilenet_v2"` (ours: ImageNet weights of it
             come with a package index, see `init_backbone_from`).
-        backbone_frozen_stages (`int`): 0 trains all; n >= 1 freezes the stem and the first n stages for good, with
+        backbone_frozen_stages (int): 0 trains all; n >= 1 freezes the stem and the first n stages for good, with
             their BatchNorm in eval.
-        visual_pool (`int`): window of the max-pool after the 1x1 convolution; 2 gives stride 64 (paper section 3.1),
+        visual_pool (int): window of the max-pool after the 1x1 convolution; 2 gives stride 64 (paper section 3.1),
             1 means no pooling (stride 32).
         vocab_size, hidden_size, num_hidden_layers, num_attention_heads, intermediate_size, hidden_act,
             hidden_dropout_prob, attention_probs_dropout_prob, max_position_embeddings, type_vocab_size,
             layer_norm_eps, initializer_range, pad_token_id: as in `transformers.BertConfig`.
-        visual_layer_norm (`bool`): LayerNorm on visual embedding plus position before the Transformer, as BERT does for
+        visual_layer_norm (bool): LayerNorm on visual embedding plus position before the Transformer, as BERT does for
             words. The paper does not say; the released code has it.
-        visual_layer_norm_eps (`float`): its epsilon.
-        visual_encoder (`str`): `"paper"`, or `"official"`: padding is part of the image, the max-pool stands before the
+        visual_layer_norm_eps (float): its epsilon.
+        visual_encoder (str): `"paper"`, or `"official"`: padding is part of the image, the max-pool stands before the
             1x1 convolution and a BatchNorm after it, and the mask is the released code's; see
             `official/visual_encoder.py: OfficialVisualEncoder`.
-        recomputed_batch_norm (`bool`): the statistics of the backbone's BatchNorm move again in the backward pass, as
+        recomputed_batch_norm (bool): the statistics of the backbone's BatchNorm move again in the backward pass, as
             where activation checkpointing runs a block a second time; of `visual_encoder="official"` alone.
-        visual_dropout_prob (`float`): dropout on visual tokens before the Transformer; `None` takes
+        visual_dropout_prob (float): dropout on visual tokens before the Transformer; `None` takes
             `hidden_dropout_prob`.
-        use_dictionary (`bool`): `False` is the paper's ablation without a visual dictionary (table 7).
-        use_dictionary_output (`bool`): feed f(v), eq. 3, to the Transformer; `False` feeds the dictionary's input
+        use_dictionary (bool): `False` is the paper's ablation without a visual dictionary (table 7).
+        use_dictionary_output (bool): feed f(v), eq. 3, to the Transformer; `False` feeds the dictionary's input
             features, which the paper does in fine-tuning. No lookup is made then.
-        dictionary (`str`): `"paper"`, or `"official"`: a training forward moves the codes and answers with the moved
+        dictionary (str): `"paper"`, or `"official"`: a training forward moves the codes and answers with the moved
             ones; an image counts once for each of its texts; see `official/dictionary.py: OfficialDictionary`.
-        num_codes (`int`): k of the paper.
-        num_levels (`int`): levels of k codes, each for what the ones before leave of a feature (residual quantisation);
+        num_codes (int): k of the paper.
+        num_levels (int): levels of k codes, each for what the ones before leave of a feature (residual quantisation);
             f(v) is the sum of a token's codes, its label the first. 1 in the paper.
-        ema_decay (`float`): gamma of eq. 4.
-        ema_variant (`str`): `"paper"` is eq. 4: momentum mean of the batch's assigned features, only where a code
+        ema_decay (float): gamma of eq. 4.
+        ema_variant (str): `"paper"` is eq. 4: momentum mean of the batch's assigned features, only where a code
             has some.
             `"vqvae"` keeps running counts and sums with Laplace smoothing.
-        laplace_eps (`float`): smoothing of `"vqvae"`.
-        dictionary_init (`str`): `"random"` (normal, paper) or `"data"`: initialised from the features of the first
+        laplace_eps (float): smoothing of `"vqvae"`.
+        dictionary_init (str): `"random"` (normal, paper) or `"data"`: initialised from the features of the first
             training batch, all ranks together.
-        dictionary_init_std (`float`): standard deviation of the random codes. Ours.
-        dictionary_seed (`int`): seed of every draw inside the dictionary.
-        dictionary_batch_norm (`bool`): BatchNorm before the lookup, by running statistics of the valid tokens of all
+        dictionary_init_std (float): standard deviation of the random codes. Ours.
+        dictionary_seed (int): seed of every draw inside the dictionary.
+        dictionary_batch_norm (bool): BatchNorm before the lookup, by running statistics of the valid tokens of all
             ranks, in training too.
-        dictionary_batch_norm_max_lag (`float`, *optional*): how far these lie behind those of a step at most, in its
+        dictionary_batch_norm_max_lag (float, optional): how far these lie behind those of a step at most, in its
             standard deviations; see `normalization.py: TokenBatchNorm`.
-        fusion (`str`): what the Transformer reads of the dictionary's output: `"none"`: f(v) itself. `"gate"`: a sum of
+        fusion (str): what the Transformer reads of the dictionary's output: `"none"`: f(v) itself. `"gate"`: a sum of
             it and its feature with learned shares; see `official/fusion.py: GatedFusion`. `"features"`: the feature
             itself, so that the dictionary only labels what masked visual modelling masks (an ablation, ours).
-        dictionary_follow (`str`): what all codes do when all features move together, as they do when the CNN begins to
+        dictionary_follow (str): what all codes do when all features move together, as they do when the CNN begins to
             learn; eq. 4 moves a code by its assigned features alone. `"none"`: nothing (paper). `"mean"`: they move as
             the running mean of the features does; `"affine"`: and spread as the features do.
-        usage_decay (`float`): decay of the running usage behind perplexity, active codes and the dead-code reset.
-        active_threshold (`float`): a code is active while its running usage, in units of the uniform share 1/k, is at
+        usage_decay (float): decay of the running usage behind perplexity, active codes and the dead-code reset.
+        active_threshold (float): a code is active while its running usage, in units of the uniform share 1/k, is at
             least this.
-        code_reset_threshold (`float`): a code whose running usage (same units) is below this is reset to a feature of
+        code_reset_threshold (float): a code whose running usage (same units) is below this is reset to a feature of
             the batch, the same on all ranks; 0 switches the reset off.
-        code_reset_patience (`int`): a code is left alone for so many updates after its reset.
-        code_reset_interval (`int`): codes are reset at every so many updates.
-        code_reset_limit (`int`): at most so many codes are reset at once (bounds what ranks exchange).
-        mvm_masking (`str`): which label of an image masked visual modelling masks: `"label"`: one of those that are
+        code_reset_patience (int): a code is left alone for so many updates after its reset.
+        code_reset_interval (int): codes are reset at every so many updates.
+        code_reset_limit (int): at most so many codes are reset at once (bounds what ranks exchange).
+        mvm_masking (str): which label of an image masked visual modelling masks: `"label"`: one of those that are
             there, each as likely (paper section 3.3). `"position"`: that of a place drawn from all places of the grid.
-        mlm_head (`str`): classifier of words: `"bert"`: transform, word table, bias. `"tied"`: the word table alone.
-        mvm_head (`str`): classifier of codes: `"linear"`: transform and a table of its own. `"cosine"`: the cosine to
+        mlm_head (str): classifier of words: `"bert"`: transform, word table, bias. `"tied"`: the word table alone.
+        mvm_head (str): classifier of codes: `"linear"`: transform and a table of its own. `"cosine"`: the cosine to
             each code, without parameters; see `official/heads.py: cosine_logits`.
-        itm_bias (`bool`): whether the classifier of matching has a bias.
-        losses_on (`str`): the pairs whose masked visual tokens count: `"matched"` (paper section 4.1) or `"all"`. Words
+        itm_bias (bool): whether the classifier of matching has a bias.
+        losses_on (str): the pairs whose masked visual tokens count: `"matched"` (paper section 4.1) or `"all"`. Words
             count where the batch has labels.
-        initial_values (`str`): of mask vector and classifiers that no checkpoint fills: `"bert"`: normal, by
+        initial_values (str): of mask vector and classifiers that no checkpoint fills: `"bert"`: normal, by
             `initializer_range`. `"official"`: see `base.py: SohoPreTrainedModel`.
-        head_act (`str`): activation within the classifiers of VQA and NLVR2; `None` takes `hidden_act`.
-        head_dropout (`float`): dropout within them; `None` takes `hidden_dropout_prob`.
-        mvm_weight (`float`): weight of the loss of masked visual modelling; 1 in the paper.
-        commitment_weight (`float`): weight of VQ-VAE's commitment loss: the mean square of a feature's distance from
+        head_act (str): activation within the classifiers of VQA and NLVR2; `None` takes `hidden_act`.
+        head_dropout (float): dropout within them; `None` takes `hidden_dropout_prob`.
+        mvm_weight (float): weight of the loss of masked visual modelling; 1 in the paper.
+        commitment_weight (float): weight of VQ-VAE's commitment loss: the mean square of a feature's distance from
             its code, by which features stay near the codes; the paper does not have it. 0 leaves it out.
-        bag_of_words_weight (`float`): weight of the loss of `auxiliary/bag_of_words.py` (which words do the captions
+        bag_of_words_weight (float): weight of the loss of `auxiliary/bag_of_words.py` (which words do the captions
             hold?), for small corpora; the paper does not have it. 0 leaves it and its head out.
-        contrastive_weight (`float`): in image-text retrieval, weight of the loss of `auxiliary/contrastive.py` (vectors
+        contrastive_weight (float): in image-text retrieval, weight of the loss of `auxiliary/contrastive.py` (vectors
             of images and texts, each made alone, to choose the pairs to score; ours); 0 leaves it and its projections
             out.
-        contrastive_size (`int`): channels of these vectors.
+        contrastive_size (int): channels of these vectors.
     """
 
     model_type = "soho"

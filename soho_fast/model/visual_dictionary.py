@@ -71,12 +71,16 @@ class VisualDictionary(Float32Buffers):
 
     Attributes:
         pack: makes of codebook and levels what is looked up in, for codes that are frozen; `None`: the codebook itself.
-
-    Buffers:
-        codebook (QK, C); usage (QK,): running mean of a code's share of the tokens in units of the uniform share 1/K,
-        counted from its start or reset; age (QK,): updates since then; step (); initialised (), levels whose codes are
-        drawn; for `ema_variant="vqvae"` also cluster_size (QK,) and cluster_sum (QK, C); for `dictionary_follow` also
-        feature_mean and feature_variance (C,), running ones.
+        codebook: (QK, C) buffer, as all that follow.
+        usage: (QK,) running mean of a code's share of the tokens, in units of the uniform share 1/K, counted from its
+            start or reset.
+        age: (QK,) updates since the start or reset.
+        step: () updates.
+        initialised: () levels whose codes have been initialised.
+        cluster_size: (QK,), for `ema_variant="vqvae"` alone.
+        cluster_sum: (QK, C), the same.
+        feature_mean: (C,) running mean, for `dictionary_follow` alone.
+        feature_variance: (C,) running variance, the same.
     """
 
     codebook: Tensor

@@ -31,10 +31,19 @@ class RowStart(TypedDict):
 class Row(RowStart):
     """What a run has given.
 
-    metrics: Of the trained model, by name. steps: Of training. training_seconds, seconds: Of training, and of all.
-    images_per_second: In training. peak_memory_gb: Of the largest process. precision: Trained in. launcher: Words
-    before the training command. versions: Of the packages, and the processor. identity, data: Of the run's
-    `metrics.json`, by which it is known and what its data held. sum: Of all this, by which an altered row is known.
+    Attributes:
+        metrics: Metrics of the trained model, by name.
+        steps: Steps of training.
+        training_seconds: Seconds of training.
+        seconds: Seconds of training and evaluation.
+        images_per_second: Images per second of training.
+        peak_memory_gb: Memory of the largest process, in GB.
+        precision: Precision of training.
+        launcher: Words before the training command.
+        versions: Versions of the packages, and the processor.
+        identity: Hash of the settings, from the run's `metrics.json`.
+        data: What the data held, from the same file.
+        sum: Checksum of the row, by which an altered one is known.
     """
 
     metrics: dict[str, float]

@@ -200,7 +200,7 @@ def _parse(kind: type[Recipe], path: Path, fields: list[str], flags: Sequence[st
     options: dict[str, Any] = {"default_config_files": [str(path)], "allow_abbrev": False, "exit_on_error": False}
     options["epilog"] = "Example: soho train --recipe own --data_roots.images my_images"
     parser = ArgumentParser("soho train", description=kind.__doc__.splitlines()[0], **options)
-    parser.add_argument("--recipe", help="Name of a recipe of this package, or path of a YAML file (default: mini).")
+    parser.add_argument("--recipe", default="mini", help="Name of a recipe of this package, or path of a YAML file.")
     parser.add_argument(
         "--trust-file", action="store_true", help="Take modules that the recipe's file wants imported, log.trackers."
     )

@@ -64,12 +64,16 @@ def test_help_of_each_command_has_an_example_and_loads_nothing_slow(name):
     assert done.returncode == 0 and f"usage: soho {name} " in done.stdout, done.stderr
     shown = " ".join(done.stdout.rpartition("options:\n")[2].split())
     assert f"soho {name}" in shown, "no example"
+    assert "(default: null)" not in shown.partition("--trust-file")[0]  # of --recipe, which has a default
     assert not set(done.stdout.splitlines()[-1].split()) & SLOW
 
 
 def test_soho_lists_its_commands_and_tells_what_was_meant():
     done = run("-m", "soho_fast.common.console")
     assert done.returncode == 0 and all(f"  {name} " in done.stdout for name in COMMANDS), done.stdout
+    assert "\nexample: soho train --recipe own --data_roots.images my_images\n" in done.stdout
+    done = run("-m", "soho_fast.common.console", "--versoin")
+    assert done.returncode == 2 and "did you mean --version?" in done.stderr, done.stderr
     done = run("-m", "soho_fast.common.console", "explor", "build")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1) and "did you mean explore?" in done.stderr, done.stderr
     # As `python -m` runs it: its own mistakes are its own.

@@ -3,6 +3,7 @@
 import ast
 import email
 import re
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -117,9 +118,48 @@ def test_the_extension_names_no_folder_of_the_machine_that_built_it():
 
 
 def test_a_release_has_one_version():
-    """That of the package, in the changelog, the citation and, where the commit has one, the tag."""
+    """That of the package, in the changelog and the citation; tests/rules/test_workflow.py has the tag's."""
     version = soho_fast.__version__
     assert re.search(rf"^## {re.escape(version)}$", (ROOT / "CHANGELOG.md").read_text(), flags=re.MULTILINE)
     assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
-    done = subprocess.run(["git", "tag", "--points-at", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert {tag for tag in done.stdout.split() if tag.startswith("v")} <= {f"v{version}"}
+
+
+def test_make_release_writes_the_version_the_changelog_and_the_tag(tmp_path):
+    pytest.importorskip("towncrier")
+    for name in ("Makefile", "pyproject.toml", "CHANGELOG.md", "CITATION.cff", "soho_fast/__init__.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy2(ROOT / name, tmp_path / name)
+    (tmp_path / "changelog").mkdir()
+    (tmp_path / "changelog/+one.fixed.md").write_text("Rows of one\ncolumn are read.\n")
+    (tmp_path / "changelog/+two.added.md").write_text("Two of `them`.\n")
+
+    def run(*command: str) -> str:
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        return done.stdout + done.stderr if done.returncode == 0 else f"{done.returncode}: {done.stderr}"
+
+    def make(version: str) -> str:
+        # Installs nothing: the environment is this one.
+        return run("make", "release", f"VERSION={version}", f"BIN={Path(sys.executable).parent}", "STAMP=")
+
+    run("git", "init", "--quiet")
+    run("git", "config", "user.name", "tests")
+    run("git", "config", "user.email", "tests@localhost")
+    run("git", "add", "--all")
+    run("git", "commit", "--quiet", "--message", "all")
+    (tmp_path / "Makefile").write_text((tmp_path / "Makefile").read_text() + "# not of the release\n")
+    for wrong in ("", "v9.8.7", "9.8", "9.8.7.dev1"):
+        assert f'make release: expected VERSION=X.Y.Z, got "{wrong}"' in make(wrong)
+    assert run("git", "tag") == ""
+
+    make("9.8.7")
+    assert (
+        run("git", "tag", "--points-at", "HEAD") == "v9.8.7\n"
+        and run("git", "log", "-1", "--format=%s") == "Release 9.8.7\n"
+    )
+    assert run("git", "status", "--porcelain") == " M Makefile\n"  # the release has its own files alone
+    assert '\n__version__ = "9.8.7"\n' in (tmp_path / "soho_fast/__init__.py").read_text()
+    assert "\nversion: 9.8.7\n" in (tmp_path / "CITATION.cff").read_text()
+    log = (tmp_path / "CHANGELOG.md").read_text()
+    section = "## 9.8.7\n\n### Added\n\n- Two of `them`.\n\n### Fixed\n\n- Rows of one\n  column are read.\n"
+    assert section in log and log.index("# Changelog") < log.index("## 9.8.7") < log.index("## 0.1.0")
+    assert list((tmp_path / "changelog").glob("*")) == []

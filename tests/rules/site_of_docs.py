@@ -63,6 +63,10 @@ def problems(root: Path) -> list[str]:
                 found.append(f"{page.parent.relative_to(site)}: {target} is not on the site")
     for page in sorted((root / "docs/api").glob("*.md")):
         text = (site / "api" / page.stem / "index.html").read_text() if page.stem != "index" else ""
+        for title in re.findall(r'<details class="([\w-]+)"', text):
+            found.append(f"docs/api/{page.name}: {title}: a section of a docstring that mkdocstrings does not know")
+        if "<code>`" in text:
+            found.append(f"docs/api/{page.name}: a type between backticks, which the site shows as they are")
         for name in re.findall(r"^::: (\S+)$", page.read_text(), flags=re.MULTILINE):
             after = text.partition(f'id="{name}"')[2].partition("doc-contents")[2].partition("doc-heading")[0]
             if not re.search(r"<p>\s*[\w<`]", after):
