@@ -113,7 +113,7 @@ def _look(source: Source, spool: Spool, say: Callable[[str], None]) -> words.Wor
     if spool.distance_range[0] == np.inf:
         raise ValueError("index: no patch of any image has a code; expected at least one")
     spool.finish()
-    return vocabulary.choose()
+    return vocabulary.choose(spool.words(chunk.first, chunk.last) for chunk in spool.tokens())
 
 
 def window_of(spool: Spool, patch_seconds: Sequence[float] = ()) -> float:
@@ -371,7 +371,6 @@ class _Writer:
             "num_images": len(self.spool),
             "num_tokens": int(self.usage.tokens.sum()),
             "num_shown": len(self.images_G),
-            "num_words": len(self.words.spelling),
             "has_captions": self.num_captioned > 0,
             "has_distances": self.spool.has_distances,
             **about,
@@ -387,7 +386,6 @@ class _Writer:
             "interval": {
                 "level": words.LEVEL,
                 "num_tests": max(len(self.words.spelling), 1) * self.num_active,
-                "min_images": words.MIN_IMAGES,
             },
             "measures": {"share of active codes associated with a word": share} if self.words.spelling else {},
             "figure": [],

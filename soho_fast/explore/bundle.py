@@ -37,7 +37,6 @@ data/meta.js:
     num_images: images that statistics come from
     num_tokens: tokens of these
     num_shown: images that are shown
-    num_words: words of the captions that were counted
     has_captions: bool
     has_distances: bool; without, no patch is nearest: nearest and quantiles are empty
     has_decoded, has_timeline, has_compare: bool, whether there is decoded/, a timeline, data/compare.js
@@ -48,7 +47,7 @@ data/meta.js:
     licences: list of {what, credit, licence}; an image names the entries that hold for it
     position_rows, position_columns: size of the heat map of positions
     histogram_edges: list of distances, one more than there are bins
-    interval: {level, num_tests, min_images}: how intervals of lifts were made
+    interval: {level, num_tests}: how intervals of lifts were made
     measures: {name: number}: the share of active codes that are associated with a word, where there are captions
     figure: list of codes that the figure shows
 
@@ -159,6 +158,9 @@ KINDS = ("nearest", "quantiles", "random")
 CODES_PER_FILE = 64
 IMAGES_PER_FILE = 256
 
+# What is read of data/meta.js in Python; no number of it can be 0.
+_OF_META = {str: "title weights", int: "num_codes num_levels num_shown", list: "sources licences figure"}
+
 _FORM = re.compile(r'explorer\.receive\("([\w-]+)", (.*)\);\n', re.DOTALL)
 
 
@@ -233,10 +235,14 @@ class Bundle:
             self.sums = read_checksums(self.folder)
         except ValueError as error:
             raise BundleError(str(error)) from error
-        self.meta: Mapping[str, Any] = self.read("meta")
+        meta = self.read("meta")
+        self.meta: Mapping[str, Any] = meta if isinstance(meta, dict) else {}
+        self._meta_path = self.folder / "data" / "meta.js"
         if self.meta.get("schema") != SCHEMA:
-            found = self.meta.get("schema")
-            raise BundleError(f"{self.folder / 'data' / 'meta.js'}: expected schema {SCHEMA}, got {found!r}")
+            raise BundleError(f"{self._meta_path}: expected schema {SCHEMA}, got {self.meta.get('schema')!r}")
+        kinds = {name: kind for kind, names in _OF_META.items() for name in names.split()} | {"measures": dict}
+        if lost := [name for name, kind in kinds.items() if not isinstance(meta.get(name), kind) or meta[name] == 0]:
+            raise BundleError(f"{self._meta_path} lacks {', '.join(lost)}")
         self.noun = "clip" if self.meta.get("has_sound") else "image"
 
     def read(self, name: str) -> Any:
@@ -297,13 +303,21 @@ class Bundle:
 
     def name(self, code: int) -> str:
         """As the pages call a code: 2.17 is code 17 of the second level."""
-        levels = self.meta.get("num_levels", 1)
+        levels = self.meta["num_levels"]
         level, number = divmod(code, self.meta["num_codes"] // levels)
         return f"{level + 1}.{number}" if levels > 1 else str(code)
 
     def code(self, number: int) -> Mapping[str, Any]:
         """All of a code. Raises IndexError: there is no such code."""
         return self._item("code", number, self.meta["num_codes"], CODES_PER_FILE)
+
+    def data_set(self, image: Mapping[str, Any]) -> str:
+        """The name of an image's data set. Raises BundleError: there is none."""
+        try:
+            return str(self.meta["sources"][image["source"]]["name"])
+        except (LookupError, TypeError) as error:
+            told = f"has no data set {image.get('source')!r}, of image {image.get('image')!r}"
+            raise BundleError(f"{self._meta_path} {told}") from error
 
     def image(self, number: int) -> Mapping[str, Any]:
         """All of an image. Raises IndexError: there is no such image."""

@@ -261,9 +261,9 @@ def words_of_active_codes(
     captioned_N = np.array([any(text.strip() for text in texts) for texts in captions], dtype=bool)
     vocabulary = Vocabulary()
     numbers = [vocabulary.numbers(texts) for texts in captions]
-    chosen = vocabulary.choose()
-    begins = np.cumsum([0, *map(len, numbers)])
-    words_NV = chosen.table(np.concatenate([*numbers, np.zeros(0, dtype=np.int32)]), begins)
+    of_images = np.concatenate([*numbers, np.zeros(0, dtype=np.int32)]), np.cumsum([0, *map(len, numbers)])
+    chosen = vocabulary.choose([of_images])
+    words_NV = chosen.table(*of_images)
     pairs = np.unique(np.stack([code_T, image_T], axis=1), axis=0)
     active = np.unique(pairs[:, 0])
     pairs = pairs[captioned_N[pairs[:, 1]]]

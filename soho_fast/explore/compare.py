@@ -146,7 +146,7 @@ def _by_name(bundle: Bundle) -> dict[tuple[Any, ...], Mapping[str, Any] | None]:
     """The images that are shown, by data set, name and grid; None where several have these."""
     found: dict[tuple[Any, ...], Mapping[str, Any] | None] = {}
     for image in bundle.images():
-        key = bundle.meta["sources"][image["source"]]["name"], image["name"], image["rows"], image["columns"]
+        key = bundle.data_set(image), image["name"], image["rows"], image["columns"]
         found[key] = None if key in found else image
     return found
 

@@ -129,10 +129,8 @@ def build_from_arrays(
             told = f"one, with features of {shape[0]} levels; or give no features"
             _expect(shape[0] == 1, "codebook", told, "none")
             codes = _means(map(lambda batch: check_batch(batch, None, 0, sizes), batches()), shape[1], metric)[None]
-    about: dict[str, Any] = {"metric": metric, "title": title, "licences": licences, "num_images": num_images}
-    source = ArraySource(batches(), images, codes, shape, **about)
-    options = _check_of_codes(source.num_codes, labels, decoded, window)
-    return assemble(source, folder, say=say, **options)
+    source = ArraySource(batches(), images, codes, shape, metric, title, licences, num_images)
+    return assemble(source, folder, say=say, **_check_of_codes(source.num_codes, labels, decoded, window))
 
 
 def _means(batches: Iterable[Mapping[str, Any]], num_codes: int, metric: str) -> np.ndarray:
@@ -184,10 +182,9 @@ def build_from_batches(
         raise TypeError(f"batches: expected an iterable of (features, images), got {type(batches).__name__}")
     folder.absolute().parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=folder.absolute().parent) as file:
-        about: dict[str, Any] = {"metric": metric, "title": title, "licences": licences, "num_images": num_images}
-        source = ArraySource(map(_named, batches), _Copies(file), codes, codes.shape[:2], **about)
-        options = _check_of_codes(source.num_codes, labels, decoded, window)
-        return assemble(source, folder, say=say, **options)
+        of_all = _Copies(file), codes, codes.shape[:2], metric, title, licences, num_images
+        source = ArraySource(map(_named, batches), *of_all)
+        return assemble(source, folder, say=say, **_check_of_codes(source.num_codes, labels, decoded, window))
 
 
 _OF_A_BATCH = ("features", "images", "captions", "names", "index")
@@ -288,7 +285,6 @@ class ArraySource:
         shown: Images | _Copies,
         codebook: np.ndarray | None,
         shape: tuple[int, ...],
-        *,
         metric: str,
         title: str,
         licences: LicenceEntries = None,

@@ -26,7 +26,7 @@ from soho_fast.common.errors import UserError
 from soho_fast.common.extras import from_extra
 from soho_fast.common.versions import gone_on
 from soho_fast.explore.build import default_folder
-from soho_fast.explore.bundle import PAGES, Bundle, BundleError
+from soho_fast.explore.bundle import PAGES, Bundle
 
 with from_extra("explore"):
     import uvicorn
@@ -114,11 +114,8 @@ def serve(asking: Asking, host: str, port: int) -> None:
     _say_where(host, address, port, asking)
     running = server(asking, host)
     try:
-        asyncio.get_running_loop()
-        is_in_loop = True  # As in a notebook, beside whose loop another one runs only in a thread of its own.
+        asyncio.get_running_loop()  # As in a notebook, beside whose loop another one runs only in a thread of its own.
     except RuntimeError:
-        is_in_loop = False
-    if not is_in_loop:
         running.run(sockets=[listening])
         return
     with ThreadPoolExecutor(1, thread_name_prefix="server") as thread:
@@ -178,10 +175,6 @@ def at_hand(given: str, more: Sequence[str] = (), explorer: str | None = None, *
         print(f"{explorer} has no {SUMS}: whether it is as it was built is not known")
     for line in (*bundle.of_another_model(), *newer):
         print(line)
-    needed = {"title": str, "weights": str, "num_shown": int, "num_levels": int}
-    lost = [name for name, kind in needed.items() if not isinstance(bundle.meta.get(name), kind)]
-    if lost:
-        raise BundleError(f"{Path(explorer) / 'data' / 'meta.js'} lacks {', '.join(lost)}")
     for _ in bundle.images():
         pass  # Each is looked at.
     is_run = not alone and (Path(given) / "recipe.yaml").is_file()

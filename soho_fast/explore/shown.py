@@ -67,8 +67,7 @@ class ShownImages:
         """
         try:
             image = self.bundle.image(number)
-            data_set = self.bundle.meta["sources"][image["source"]]["name"]
-            original = self._original(data_set, image["name"])
+            original = self._original(self.bundle.data_set(image), image["name"])
             if original is not None:
                 return original, "original"
             folder = self.bundle.folder.resolve()

@@ -64,7 +64,7 @@ def code_images(chunk: Chunk, num_codes: int) -> tuple[np.ndarray, np.ndarray]:
 def count_usage(spool: Spool, num_codes: int) -> Usage:
     """Count tokens, images, distances and positions of each code."""
     edges = _edges(*spool.distance_range)
-    rows, columns = _heat_map_size(spool)
+    rows, columns = (min(MOST_POSITIONS, int(sizes.max(initial=1))) for sizes in (spool.rows_N, spool.columns_N))
     tokens, images, captioned = (np.zeros(num_codes, dtype=np.int64) for _ in range(3))
     total, squares = np.zeros(num_codes), np.zeros(num_codes)
     histogram = np.zeros((num_codes, HISTOGRAM_BINS), dtype=np.int64)
@@ -121,12 +121,6 @@ def _edges(low: float, high: float) -> np.ndarray:
     if high - low < 1e-6 * max(abs(high), 1e-6):
         high = low + max(abs(low), 1.0) * 1e-3
     return np.linspace(low, high, HISTOGRAM_BINS + 1)
-
-
-def _heat_map_size(spool: Spool) -> tuple[int, int]:
-    """The largest grid, which is that of all images where they are alike, or `MOST_POSITIONS`."""
-    rows, columns = (min(MOST_POSITIONS, int(sizes.max(initial=1))) for sizes in (spool.rows_N, spool.columns_N))
-    return rows, columns
 
 
 def blocks_of_codes(num_codes: int, num_columns: int) -> Iterator[tuple[int, int]]:

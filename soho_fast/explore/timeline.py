@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from soho_fast.common.files import read_log
 from soho_fast.common.versions import read_run_of
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ class _Snapshot:
     age_K: np.ndarray
 
 
-def timeline(run: Path | None, dictionary: VisualDictionary | None) -> dict[str, Any] | None:
+def timeline(run: Path | None, dictionary: VisualDictionary) -> dict[str, Any]:
     """What is known of a codebook's training.
 
     Args:
@@ -50,42 +51,32 @@ def timeline(run: Path | None, dictionary: VisualDictionary | None) -> dict[str,
         dictionary: The model's.
 
     Returns:
-        The value of a bundle's data/timeline.js, see `bundle`; None where nothing is known. A log that is
-        damaged gives what it holds.
+        The value of a bundle's data/timeline.js, see `bundle`. A log that is damaged gives what it holds.
     """
-    folder = next((path for path in (run, run.parent) if (path / "log.jsonl").is_file()), None) if run else None
-    if dictionary is None and folder is None:
-        return None
-    records: list[dict[str, Any]] = []
-    if folder is not None:
-        from soho_fast.common.files import read_log
-
-        records, _ = read_log(folder / "log.jsonl")
-    records.sort(key=lambda record: record["step"])
-    last_step = max((record["step"] for record in records), default=int(dictionary.step) if dictionary else 0)
+    logs = [read_log(folder / "log.jsonl")[0] for folder in ((run, run.parent) if run else ())]
+    records = sorted(next(filter(None, logs), []), key=lambda record: record["step"])
+    last_step = max((record["step"] for record in records), default=int(dictionary.step))
     events = [[record["step"], record["event"]] for record in records if record["kind"] == "event"]
     series: list[dict[str, Any]] = [
         {"name": name, "points": points}
         for field, name in _FROM_TRAINING.items()
         if (points := _points((record["step"], record.get(field)) for record in records if record["kind"] == "train"))
     ]
-    reset: list[int | None] = []
-    unused_since: list[int | None] = []
-    snapshots: list[_Snapshot] = []
-    if dictionary is not None:
-        num_codes, decay = dictionary.num_codes, dictionary.config.usage_decay
-        # A best one, and the last one of a run that has gone on, are older than the log.
-        about = read_run_of(run) if run else None
-        model_step = about["step"] if about else last_step
-        age_K = dictionary.age[:num_codes].double().cpu().numpy()
+    num_codes, decay = dictionary.num_codes, dictionary.config.usage_decay
+    # A best one, and the last one of a run that has gone on, are older than the log.
+    about = read_run_of(run) if run else None
+    model_step = about["step"] if about else last_step
+    age_K, mean_K = (each[:num_codes].double().cpu().numpy() for each in (dictionary.age, dictionary.usage))
+    snapshots = _logged_snapshots(records, num_codes, decay)
+    series += _series_of_snapshots(records, snapshots)
+    snapshots = [snapshot for snapshot in snapshots if snapshot.step < model_step]
+    snapshots.append(_Snapshot(model_step, mean_K, age_K))
+    reset: list[int | None] = [None] * num_codes
+    unused_since = reset
+    if int(dictionary.step):
         # Updates and steps end together; they begin together only where nothing is learnt before the dictionary.
-        reset = [max(0, model_step - int(age)) for age in age_K] if int(dictionary.step) else [None] * num_codes
-        snapshots = _logged_snapshots(records, num_codes, decay)
-        series += _series_of_snapshots(records, snapshots)
-        mean_K = dictionary.usage[:num_codes].double().cpu().numpy()
-        snapshots = [snapshot for snapshot in snapshots if snapshot.step < model_step]
-        snapshots.append(_Snapshot(model_step, mean_K, age_K))
-        unused_since = _unused_since(snapshots, decay) if int(dictionary.step) else [None] * num_codes
+        reset = [max(0, model_step - int(age)) for age in age_K]
+        unused_since = _unused_since(snapshots, decay)
     return {
         "series": series,
         "events": events,

@@ -18,10 +18,8 @@ from __future__ import annotations
 import itertools
 import re
 import unicodedata
-from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 
@@ -105,13 +103,6 @@ def singulars_of(word: str) -> list[str]:
     return [first + space + one for one in found]
 
 
-@lru_cache(2**16)
-def _roots_of(word: str) -> tuple[str, ...]:
-    """`singulars_of` a word, theirs ("mens", "men", "man"), and so on."""
-    found = singulars_of(word)
-    return tuple(dict.fromkeys([*found, *(root for one in found for root in _roots_of(one))]))
-
-
 def leads(word: str) -> bool:
     """Whether a word says more than a colour, which is often the background's."""
     return word not in _COLOURS.split()
@@ -123,26 +114,23 @@ class Vocabulary:
     def __init__(self) -> None:
         self._number_of: dict[str, int] = {}
         self._images: list[int] = []
-        # Images with several words that may have the same root.
-        self._together: Counter[tuple[str, frozenset[str]]] = Counter()
 
     def numbers(self, captions: Iterable[str]) -> np.ndarray:
         """The numbers of an image's words, int32, each once; the image is counted."""
         captions = list(captions)
         words = sorted(words_of(captions) | phrases_of(captions))
         numbers = [self._number_of.setdefault(word, len(self._number_of)) for word in words]
-        present, forms = set(words), defaultdict[str, set[str]](set)
-        for word in words:
-            for root in _roots_of(word):
-                forms[root] |= {word, root} & present
-        self._together.update((root, frozenset(each)) for root, each in forms.items() if len(each) > 1)
         self._images += [0] * (len(self._number_of) - len(self._images))
         for number in numbers:
             self._images[number] += 1
         return np.array(numbers, dtype=np.int32)
 
-    def choose(self) -> Words:
-        """The words that are counted: the most frequent ones that enough images have, in alphabetical order."""
+    def choose(self, images: Iterable[tuple[np.ndarray, np.ndarray]]) -> Words:
+        """The words that are counted: the most frequent ones that enough images have, in alphabetical order.
+
+        Args:
+            images: `numbers` of some images at a time one after another, and where each image's begin, see `Words`.
+        """
         spelling = list(self._number_of)
         root = np.arange(len(spelling))
         for plural, word in enumerate(spelling):
@@ -150,16 +138,17 @@ class Vocabulary:
             root[plural] = max(known, key=self._images.__getitem__, default=plural)
         while (root[root] != root).any():
             root = root[root]
-        images = np.array(self._images, dtype=np.int64)
         # An image counts for a root once, whatever forms of it it has; forms keep their own count.
-        images = np.where(root == np.arange(len(root)), np.bincount(root, images, len(root)).astype(np.int64), images)
-        for (one, several), count in self._together.items():
-            place = self._number_of.get(one, -1)
-            images[place] -= count * max(0, sum(root[self._number_of[form]] == place for form in several) - 1)
+        of_root = np.zeros(len(root), dtype=np.int64)
+        for numbers, begins in images:
+            image = np.repeat(np.arange(len(begins) - 1), np.diff(begins))
+            pairs = np.unique(image * len(root) + root[numbers])
+            of_root += np.bincount(pairs % len(root), minlength=len(root))
+        count = np.where(root == np.arange(len(root)), of_root, self._images)
         frequent = [
             number
-            for number in np.argsort(-images, kind="stable")
-            if images[number] >= MIN_IMAGES and root[number] == number and self._holds(spelling[number], images)
+            for number in np.argsort(-count, kind="stable")
+            if count[number] >= MIN_IMAGES and root[number] == number and self._holds(spelling[number], count)
         ]
         chosen = sorted(frequent[:MOST_WORDS], key=lambda number: spelling[number])
         column_of = np.full(len(spelling), -1, dtype=np.int64)
@@ -168,7 +157,7 @@ class Vocabulary:
         forms: list[list[str]] = [[] for _ in chosen]
         for number in np.flatnonzero((column_of >= 0) & (root != np.arange(len(root)))):
             forms[column_of[number]].append(spelling[number])
-        return Words([spelling[number] for number in chosen], images[chosen].astype(np.int64), column_of, forms)
+        return Words([spelling[number] for number in chosen], count[chosen].astype(np.int64), column_of, forms)
 
     def _holds(self, word: str, images: np.ndarray) -> bool:
         """Whether one of a phrase's words stands mostly with the other; of a word always."""

@@ -101,13 +101,13 @@ def bundle_folder(tmp_path_factory, codebook, runs):
     meta = {
         "schema": SCHEMA, "title": "By hand", "model": "by hand", "weights": weights, "num_codes": K,
         "num_channels": SMALL["hidden_size"], "num_active": K, "num_images": 3, "num_tokens": 27, "num_shown": 3,
-        "num_words": 2, "has_captions": True,
+        "has_captions": True,
         "has_distances": True, "has_decoded": False, "has_timeline": False, "maps": ["PCA"], "window": 2,
         "num_levels": 1,
         "sources": [{"name": "hand", "num_images": 3}],
         "licences": [{"what": "pictures", "credit": "by hand", "licence": "CC0"}], "position_rows": 3,
         "position_columns": 3, "histogram_edges": [0.0, 1.0, 2.0], "measures": {}, "figure": [0, 1],
-        "interval": {"level": 0.95, "num_tests": 1, "min_images": 1},
+        "interval": {"level": 0.95, "num_tests": 1},
     }  # fmt: skip
     occurrence = [0, 0, 0, 0.5, 2.5, 3.0]
     word = {"word": "red", "both": 2, "images": 2, "lift": 1.5, "low": 1.1, "high": 2.0}

@@ -5,6 +5,7 @@ import pytest
 
 from soho_fast.explore import Bundle, build_from_arrays, compare_explorers
 from soho_fast.explore.__main__ import main
+from soho_fast.explore.bundle import write_value
 from soho_fast.explore.compare import match
 
 # A code of the first (row) and one of the second (column): patches with both.
@@ -102,6 +103,26 @@ def test_altered_files_get_no_new_checksums(explorers, tmp_path, capsys):
     (other / "images/0000/000001.jpg").write_bytes(b"other")
     assert main(["compare", str(one), str(other), "--into", str(tmp_path / "both")]) == 2
     assert "images/0000/000001.jpg has changed" in capsys.readouterr().err
+    assert not (tmp_path / "both").exists()
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_damaged_explorer_without_checksums_is_one_line(explorers, tmp_path, capsys, which):
+    damaged = explorers[which]
+    (damaged / "SHA256SUMS").unlink()
+    meta = dict(Bundle(damaged).meta)
+    for damage, told in (
+        ([], "expected schema 4, got None"),
+        ({"schema": 4}, "lacks title, weights, num_codes, num_levels, num_shown, sources, licences, figure, measures"),
+        (meta | {"num_codes": "many", "measures": None}, "lacks num_codes, measures; build"),
+        (meta | {"num_levels": 0}, "lacks num_levels; build"),
+        (meta | {"sources": []}, "has no data set 0, of image 0; build"),
+        (meta | {"sources": [{"num_images": 8}]}, "has no data set 0, of image 0; build"),
+    ):
+        write_value(damaged, "meta", damage)
+        assert main(["compare", str(explorers[0]), str(explorers[1]), "--into", str(tmp_path / "both")]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert f"{damaged / 'data' / 'meta.js'}" in line and told in line and "build the explorer again" in line
     assert not (tmp_path / "both").exists()
 
 

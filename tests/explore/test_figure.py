@@ -40,7 +40,8 @@ def explorer(tmp_path) -> Path:
     credit = {"what": "drawings $1 of $2", "credit": "A. Person, https://example.org", "licence": "CC-BY-4.0"}
     names = ("schema", "title", "num_codes", "num_tokens", "num_shown", "licences")
     values = (SCHEMA, "A title", NUM_CODES, 64, 4, [credit, {**credit, "what": "of none shown"}])
-    write_value(folder, "meta", dict(zip(names, values, strict=True)))
+    rest = {"weights": "", "num_levels": 1, "sources": [], "figure": [], "measures": {}}
+    write_value(folder, "meta", dict(zip(names, values, strict=True)) | rest)
     codes = []
     for code, (word, low, pictures) in enumerate(CLAIMS):
         shown = [[number, code % CELLS, number, 0.5, CELLS, CELLS] for number in range(pictures)]

@@ -45,10 +45,10 @@ def test_a_word_counts_once_an_image_and_rare_ones_not_at_all():
     vocabulary = Vocabulary()
     captions = [["dog, dog", "a dog"]] * MIN_IMAGES + [["cat"]] * (MIN_IMAGES - 1) + [["zebra, ant"]] * 9
     numbers = [vocabulary.numbers(each) for each in captions]
-    words = vocabulary.choose()
+    together = np.concatenate(numbers), np.cumsum([0, *map(len, numbers)])
+    words = vocabulary.choose([together])
     assert words.spelling == ["ant", "dog", "zebra"] and words.images.tolist() == [9, MIN_IMAGES, 9]
-    begins = np.cumsum([0, *map(len, numbers)])
-    table = words.table(np.concatenate(numbers), begins).toarray()
+    table = words.table(*together).toarray()
     assert table.tolist() == [[0, 1, 0]] * MIN_IMAGES + [[0, 0, 0]] * (MIN_IMAGES - 1) + [[1, 0, 1]] * 9
 
 
@@ -56,7 +56,8 @@ def counted(captions):
     """(the words that are counted, images that have each, {word: its other forms}); the table says the same."""
     vocabulary = Vocabulary()
     numbers = [vocabulary.numbers([text]) for text in captions]
-    words = vocabulary.choose()
+    parts = numbers[:4], numbers[4:]  # Some images at a time.
+    words = vocabulary.choose([(np.concatenate(part), np.cumsum([0, *map(len, part)])) for part in parts])
     table = words.table(np.concatenate(numbers), np.cumsum([0, *map(len, numbers)])).toarray()
     assert table.max(initial=0) <= 1 and table.sum(0).tolist() == words.images.tolist()
     forms = {word: forms for word, forms in zip(words.spelling, words.forms, strict=True) if forms}
@@ -100,15 +101,18 @@ def test_words_of_place_and_number_are_not_counted():
 def test_the_most_frequent_words_are_counted(monkeypatch):
     monkeypatch.setattr("soho_fast.explore.words.MOST_WORDS", 2)
     vocabulary = Vocabulary()
-    for number in range(12):
+    numbers = [
         vocabulary.numbers(["zebra", *(["ant"] if number < 9 else []), *(["bee"] if number < 6 else [])])
-    assert vocabulary.choose().spelling == ["ant", "zebra"]
+        for number in range(12)
+    ]
+    together = np.concatenate(numbers), np.cumsum([0, *map(len, numbers)])
+    assert vocabulary.choose([together]).spelling == ["ant", "zebra"]
 
 
 def test_no_words_at_all():
     vocabulary = Vocabulary()
     assert len(vocabulary.numbers([])) == 0
-    assert vocabulary.choose().spelling == []
+    assert vocabulary.choose([(np.zeros(0, int), np.zeros(2, int))]).spelling == []
     assert not is_associated(rank_words(np.zeros(0, dtype=int), 3, np.zeros(0, dtype=int), 9))
 
 
