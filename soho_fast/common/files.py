@@ -61,26 +61,27 @@ def process_is_alive(process_id: int) -> bool:
 def scratch_beside(path: Path) -> Iterator[Path]:
     """A name beside `path` that is this process's own, for a file or folder that is renamed when it is whole.
 
-    What is left there in the end is deleted, as at once what killed processes of this machine left beside `path`; what
-    those of others that share the disk left, after a week.
+    What is left there in the end is deleted, as at once what killed processes of this machine left in the folder of
+    `path`; what those of others that share the disk left beside `path`, after a week.
     """
     path = Path(os.path.abspath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside, host = f".{path.name}.", this_host()
-    for name in os.listdir(path.parent):
-        if not (name.startswith(beside) and name.endswith(PARTIAL)):
-            continue
-        of_host, _, number = name.removeprefix(beside).removesuffix(PARTIAL).rpartition(".")
-        left = path.with_name(name)
+    host, own = this_host(), os.getpid()
+    for left in path.parent.glob(f".*{PARTIAL}"):
+        of, _, number = left.name[1:].removesuffix(PARTIAL).rpartition(".")
+        name = of.removesuffix(f".{host}")
         with contextlib.suppress(OSError, ValueError):  # Not of ours; or another process was faster.
             # In a container a process has its predecessor's number.
-            is_alive = int(number) != os.getpid() and process_is_alive(int(number))
-            is_old = time.time() - left.stat().st_mtime > _LEFT_AFTER
-            if is_old if of_host != host else not is_alive:
-                if (left / "old").exists() and not path.exists():  # killed while `new_folder` put the new one in place
-                    (left / "old").rename(path)
+            is_left = not process_is_alive(int(number)) or (name == path.name and int(number) == own)
+            if name == of:  # Of another machine, whose name may hold dots.
+                name = path.name
+                is_left = of.startswith(f"{name}.") and time.time() - left.stat().st_mtime > _LEFT_AFTER
+            if is_left:
+                at = path.with_name(name)
+                if (left / "old").exists() and not at.exists():  # killed while `new_folder` put the new one in place
+                    (left / "old").rename(at)
                 delete(left)
-    scratch = path.with_name(f"{beside}{host}.{os.getpid()}{PARTIAL}")
+    scratch = path.with_name(f".{path.name}.{host}.{own}{PARTIAL}")
     try:
         yield scratch
     except OSError as error:

@@ -12,7 +12,6 @@ from typing import Any
 from deepspeed import DeepSpeedEngine
 
 from soho_fast.common.errors import UserError
-from soho_fast.common.files import PARTIAL
 from soho_fast.common.processes import Processes
 from soho_fast.common.versions import program
 from soho_fast.engine.changes import (
@@ -101,19 +100,14 @@ class ResumePoint:
         if self.checkpoint is not None:
             self._compare(contents)
 
-    def make_folder(self) -> None:
-        """Make the output folder where there is none. Raises UserError: it cannot be written."""
-        self.processes.on_main(lambda: self._change_folder())
-
     def begin(self) -> None:
-        """Called when all is ready to train: with `overwrite`, delete the run that is there.
+        """Called when all is ready to train: make the folder where there is none; with `overwrite`, delete the run that
+        is there.
 
         Raises:
             UserError: the folder cannot be written.
         """
-        names = [f"{name}{PARTIAL}" for name in RUN_FILES]
-        names += RUN_FILES if self.settings.resume is False else ()
-        self.processes.on_main(lambda: self._change_folder(delete=names))
+        self.processes.on_main(self._change_folder)
 
     def restore(self, engine: DeepSpeedEngine) -> Progress:
         """Load the checkpoint. The optimiser's values are the recipe's: its state brings those of the run that was
@@ -188,13 +182,13 @@ class ResumePoint:
                 "twice, others never: give as many as before"
             )
 
-    def _change_folder(self, delete: Iterable[str] = ()) -> None:
+    def _change_folder(self) -> None:
         try:
-            if delete and self.checkpoint is None:
+            if self.checkpoint is None:
                 self.checkpoints.delete_partial()
-            elif delete and self.checkpoint is not None:  # A disk that was read-only by then has kept older ones.
+            else:  # A disk that was read-only by then has kept older ones.
                 self.checkpoints.prune(self.checkpoint)
-            for name in self._present(delete):
+            for name in self._present(RUN_FILES if self.settings.resume is False else ()):
                 path = self.folder / name
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
             (self.folder / "checkpoints").mkdir(parents=True, exist_ok=True)

@@ -2,7 +2,6 @@
 
 import hashlib
 import math
-import shutil
 import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
@@ -20,6 +19,7 @@ with from_extra("train"):
     from safetensors import SafetensorError
 
     from soho_fast.common.errors import MIN_SEEN, UserError, too_many_corrupt
+    from soho_fast.common.files import new_folder
     from soho_fast.common.processes import Processes
     from soho_fast.common.progress import ProgressLines
     from soho_fast.common.versions import write_run_of
@@ -281,7 +281,6 @@ class Run:
         self.finished = None if resume_point.checkpoint is None or self.steps_left else resume_point.results()
         if self.finished is None:
             processes.on_main(lambda: [load_tracker(name) for name in settings.log.trackers])
-            resume_point.make_folder()
             self.step = Step(task, settings, processes, self.plan, schedule, resume_point.precision)
             if resume_point.checkpoint is not None:
                 self.progress = resume_point.restore(self.step.engine)
@@ -384,17 +383,13 @@ class Run:
         """Write `<name>/`: weights, config and processor, gathered from all ranks under ZeRO 3."""
         state = whole_state(self.step.engine)
         if self.processes.is_main:
-            partial = self.folder / f"{name}.partial"
-            shutil.rmtree(partial, ignore_errors=True)
             try:
-                partial.mkdir()
-                write_run_of(partial, self.progress.step, digest_of(self.checkpoints.identity))
-                self.task.export(self.step.model, state, partial)
-                shutil.rmtree(self.folder / name, ignore_errors=True)
-                partial.rename(self.folder / name)
+                with new_folder(self.folder / name) as new:
+                    write_run_of(new, self.progress.step, digest_of(self.checkpoints.identity))
+                    self.task.export(self.step.model, state, new)
             except (OSError, SafetensorError) as error:
                 reason = getattr(error, "strerror", None) or error
-                raise UserError(f"{partial}: the model could not be written: {reason}") from error
+                raise UserError(f"{self.folder / name}: the model could not be written: {reason}") from error
         self.processes.wait()
 
     @property

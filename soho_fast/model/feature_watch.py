@@ -29,11 +29,11 @@ class FeatureWatch(Float32Buffers):
     The reference follows the features closely while the backbone is frozen, and from then on slowly: it is about that
     of the unfreezing for as long as a collapse takes, and after many thousand steps features may be where they like.
 
-    A step counts as lost where all features have become alike: their variance is below a twentieth of their mean square
-    distance from the reference's mean; or where the codes stand for nothing: one code would be nearer to the features
-    (`code_error` above 1); or where matching, of pairs of which about half match, is no better than chance any more,
-    which is seen of features that codes follow well while they lose what they told. After twenty such steps in a row
-    the run does.
+    A step counts as lost where all features have become alike: their variance is below a twentieth of the reference's
+    and the square distance of their mean from the reference's, together; or where the codes stand for nothing: one code
+    would be nearer to the features (`code_error` above 1); or where matching, of pairs of which about half match, is no
+    better than chance any more, which is seen of features that codes follow well while they lose what they told. After
+    twenty such steps in a row the run does.
 
     Buffers:
         mean, variance (C,): the reference, float32; num_updates (): steps it has followed; num_coded (): steps in a

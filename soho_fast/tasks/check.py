@@ -92,7 +92,8 @@ def check(folder: Path, recipe: Recipe, say: Callable[[str], None] = print) -> i
             "it saw takes thousands"
         )
     if held_out and len(held_out) < _FEW_HELD_OUT:
-        findings.warning(f"{len(held_out):,} held-out images: metrics of so few are coarse")
+        few = f"{len(held_out):,} held-out images: metrics of so few are coarse"
+        findings.warning(f'{few}; a "split" on every line says which, and how many, are held out')
     if not findings.num_errors:
         _check_training(findings, recipe)
     return findings.num_errors

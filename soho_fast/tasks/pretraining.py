@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
@@ -332,9 +333,15 @@ class PretrainingTask(BaseTask):
         )
 
     def next_commands(self, folder: Path) -> list[str]:
-        """Also what shows the codes, where the model has some."""
-        explore = [f"python -m soho_fast.explore build {folder}"] if self.model_config.use_dictionary else []
-        return [*explore, *super().next_commands(folder)]
+        """Also what ranks texts by the model, what learns the questions of own images, and what shows the codes."""
+        commands = [f'python -m soho_fast.ask rank {folder} IMAGE "ONE TEXT" "ANOTHER"']
+        if (source := self.data.sources[0]).format == "json_lines":
+            images = shlex.quote(str(Path(source.annotations).parent))
+            options = f"--recipe own_vqa --data_roots.images {images} --model.pretrained {folder}/model"
+            commands.append(f'python -m soho_fast.train {options}  # where lines have "questions"')
+        if self.model_config.use_dictionary:
+            commands.append(f"python -m soho_fast.explore build {folder}")
+        return [*commands, *super().next_commands(folder)]
 
     def metrics_while_training(self, model: SohoForPreTraining, sharing: Sharing, *, quick: bool) -> dict[str, float]:
         """Of held-out images, see `evaluate_pretraining`; quick: of fewer, without retrieval.

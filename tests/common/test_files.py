@@ -40,15 +40,19 @@ def test_what_a_killed_process_left_is_removed_by_the_next_that_writes_there(tmp
         "at work": f".a.index.{host}.{os.getppid()}.partial", "own": f".a.index.{host}.{os.getpid()}.partial",
         "of another machine": f".a.index.x{host}.{ended.pid}.partial", "of that, old": f".a.index.x{host}.7.partial",
         "of another file": f".a.indexes.{host}.{ended.pid}.partial", "of no process": f".a.index.{host}.old.partial",
+        "another, at work": f".b.{host}.{os.getppid()}.partial", "another, own": f".b.{host}.{os.getpid()}.partial",
+        "another of that, old": f".b.x{host}.7.partial", "a folder put in place": f".b.c.{host}.{ended.pid}.partial",
     }  # fmt: skip
     for what, name in names.items():
-        (tmp_path / name).mkdir() if what == "folder" else (tmp_path / name).touch()
+        (tmp_path / name).mkdir() if "folder" in what else (tmp_path / name).touch()
         if "old" in what:
             os.utime(tmp_path / name, (old, old))
+    (tmp_path / names["a folder put in place"] / "old").mkdir()
     with scratch_beside(path) as scratch:
         assert scratch.name == names["own"] and not scratch.exists()
         removed = {what for what, name in names.items() if not (tmp_path / name).exists()}
-        assert removed == {"left", "folder", "own", "of that, old"}
+        assert removed == {"left", "folder", "own", "of that, old", "of another file", "a folder put in place"}
+        assert (tmp_path / "b.c").is_dir()
         scratch.mkdir()
     assert not scratch.exists()
 

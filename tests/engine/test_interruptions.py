@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 
 from soho_fast import train
 from soho_fast.common.errors import UserError
-from soho_fast.common.files import read_log
+from soho_fast.common.files import read_log, this_host
 from soho_fast.common.processes import Processes
 from soho_fast.engine import trainer as training
 from soho_fast.engine import watchdog as stopping
@@ -51,7 +51,7 @@ def test_kill_and_resume_continues_the_same_losses(launch, request_for, losses):
     half_written = Path(killed["output"]) / "checkpoints" / "step-00000009.partial"
     half_written.mkdir()
     (half_written / "mp_rank_00_model_states.pt").write_bytes(b"half")
-    (Path(killed["output"]) / "best.partial").mkdir()
+    (Path(killed["output"]) / f".best.{this_host()}.{2**22 + 1}.partial" / "new").mkdir(parents=True)
     done = launch(resumed)
     assert not list(Path(killed["output"]).rglob("*.partial"))
     assert done.code == 0, done.text
@@ -377,5 +377,5 @@ def test_a_model_that_a_full_disk_refuses_is_one_line(tmp_path, monkeypatch):
     run.checkpoints, run.progress = Checkpoints(tmp_path, run.processes, 0), Progress()
     run.step = SimpleNamespace(engine=None, model=None)
     monkeypatch.setattr(training, "whole_state", lambda engine: {})
-    with pytest.raises(UserError, match=r"model\.partial: the model could not be written: .* No space left on device"):
+    with pytest.raises(UserError, match=r"/model: the model could not be written: .* No space left on device"):
         run.export("model")

@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import urllib.request
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import numpy as np
@@ -377,3 +378,19 @@ def test_the_readme_is_short_and_its_figures_are_of_their_sources():
     for names, lines in files:
         texts = [(ROOT / "soho_fast" / name).read_text() for name in re.findall("`(.*?)`", names)]
         assert abs(sum(text.count("\n") for text in texts) / int(lines.replace(",", "")) - 1) < 0.1, names
+
+
+def test_the_settings_that_may_change_are_those_that_are_not_compared():
+    from soho_fast.tasks.identity import NOT_COMPARED, OF_EVERY_TASK
+
+    text = " ".join((ROOT / "docs/training.md").read_text().split())
+    told = re.search(r"These settings do not affect the trained weights [^:]*: (.*?)\.(?= )", text)[1]
+    named = re.findall(r"`([a-z_.]+)`", told)
+    patterns = [
+        *OF_EVERY_TASK,
+        *(name for name, why in NOT_COMPARED.items() if why.startswith("how much is evaluated")),
+    ]
+    for pattern in patterns:
+        assert any(fnmatchcase(name, pattern.removesuffix(".*")) for name in named), f"{pattern} is not named"
+    for name in named:
+        assert any(fnmatchcase(name, pattern.removesuffix(".*")) for pattern in patterns), f"{name} is compared"

@@ -1,13 +1,16 @@
 """One's own images, one JSON line each, through the tasks that take them; and what a task says of texts."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
+import yaml
 from tiny_corpus import COLOURS, write_images
 
 from soho_fast.tasks.pretraining import PretrainingTask
 from soho_fast.tasks.question_answering import QuestionAnsweringTask
+from soho_fast.tasks.recipe import RECIPES, load_recipe
 from soho_fast.tasks.retrieval import RetrievalTask
 from soho_fast.tasks.settings import (
     CaptionSource,
@@ -18,6 +21,7 @@ from soho_fast.tasks.settings import (
     VqaSplit,
 )
 
+ROOT = Path(__file__).resolve().parents[2]
 SIZES = {"shorter_edge": 32, "longer_edge": 64}
 
 
@@ -72,6 +76,21 @@ def test_retrieval_and_questions_take_the_same_file(own):
     right = [record.answers.most_common for record in records]
     assert questions.metrics(right, records)["vqa_score"] == 1.0
     assert questions.metrics(["plaid"] * len(records), records)["vqa_score"] == 0.0
+
+
+def test_a_recipe_for_retrieval_is_made_as_the_page_says(own, tmp_path):
+    path, common = own
+    (block,) = re.findall(r"```yaml\n(data_roots:.*?)```", (ROOT / "docs/own_data.md").read_text(), flags=re.DOTALL)
+    recipe, said = yaml.safe_load((RECIPES / "mini_retrieval.yaml").read_text()), yaml.safe_load(block)
+    recipe = {**recipe, **said, "data": {**recipe["data"], **said["data"]}}
+    del recipe["corpus"]
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    (tmp_path / "tokenizer").symlink_to(common["tokenizer"])
+    read = load_recipe(
+        ["--recipe", str(tmp_path / "recipe.yaml"), "--data_roots.images", str(Path(path).parent)], with_files=True
+    )
+    task = read.make_task(lambda line: None)
+    assert 0 < len(task.records("val")) < len(task.records("train")) < len(COLOURS)
 
 
 def test_fields_of_other_formats_are_refused(own):

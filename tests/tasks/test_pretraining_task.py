@@ -474,6 +474,18 @@ def test_a_snapshot_holds_usage_and_age_of_each_code(data):
     assert kept["usage"][2] == pytest.approx(0.01 / (1 - 0.99**9), rel=1e-5)
 
 
+def test_the_next_commands_ask_the_model_and_train_it_on_the_questions_of_own_images(data, tmp_path):
+    task, _ = make_task(data)
+    assert f'python -m soho_fast.ask rank {tmp_path} IMAGE "ONE TEXT" "ANOTHER"' in task.next_commands(tmp_path)
+    assert "own_vqa" not in "".join(task.next_commands(tmp_path))
+    task.data.sources = [CaptionSource("my images/images.jsonl", format="json_lines")]
+    told = (
+        "python -m soho_fast.train --recipe own_vqa --data_roots.images 'my images' "
+        f'--model.pretrained {tmp_path}/model  # where lines have "questions"'
+    )
+    assert told in task.next_commands(tmp_path)
+
+
 def test_nothing_is_told_of_codes_where_there_are_none(data, tmp_path):
     task, _ = make_task(data)
     assert f"python -m soho_fast.explore build {tmp_path}" in task.next_commands(tmp_path)
