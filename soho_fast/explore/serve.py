@@ -74,16 +74,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", help="Folder of a run or of a model whose explorer was built, or of an explorer alone.")
     parser.add_argument("models", nargs="*", help="Further runs or models to ask.")
     parser.add_argument("--explorer", help="The explorer's folder (RUN/explorer).")
-    parser.add_argument(
-        "--host", default="127.0.0.1", help="Address to listen on (default: 127.0.0.1, this machine alone)."
-    )
-    parser.add_argument(
-        "--port", type=int, default=8000, help="Port to listen on; 0 takes any free one (default: 8000)."
-    )
-    parser.add_argument(
-        "--seconds", type=float, default=60.0, help="Time limit of an answer, in seconds (default: 60)."
-    )
-    parser.add_argument("--upload_mb", type=float, default=20.0, help="Largest upload, in MB (default: 20).")
+    parser.add_argument("--host", default="127.0.0.1", help="Address to listen on (127.0.0.1, this machine alone).")
+    parser.add_argument("--port", type=int, default=8000, help="Port to listen on (8000); 0 takes any free one.")
+    parser.add_argument("--seconds", type=float, default=60.0, help="Time limit of an answer, in seconds (60).")
+    parser.add_argument("--upload_mb", type=float, default=20.0, help="Largest upload, in MB (20).")
 
 
 def run(options: argparse.Namespace) -> int:
