@@ -82,7 +82,7 @@ release: $(STAMP)
 	sed -i 's/^__version__ = .*/__version__ = "$(VERSION)"/' soho_fast/__init__.py
 	sed -i 's/^version: .*/version: $(VERSION)/' CITATION.cff
 	$(BIN)/python -m towncrier build --yes --version $(VERSION)
-	git commit --quiet --message "Release $(VERSION)" CHANGELOG.md CITATION.cff changelog soho_fast/__init__.py
+	git commit --quiet --message "Release $(VERSION)" CHANGELOG.md CITATION.cff $(wildcard changelog) soho_fast/__init__.py
 	git tag v$(VERSION)
 
 sanitize: $(STAMP)
