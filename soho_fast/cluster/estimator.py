@@ -4,7 +4,7 @@ import copy
 import importlib.util
 import inspect
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 from torch import Tensor
@@ -25,6 +25,7 @@ class Estimator:
     cluster_centers_: Any
     n_features_in_: int
     _container: str | None = None
+    _requests: Mapping[str, Any] = {}
 
     @classmethod
     def _parameter_names(cls) -> list[str]:
@@ -49,8 +50,25 @@ class Estimator:
 
     def __sklearn_clone__(self) -> Self:
         new = type(self)(**copy.deepcopy(self.get_params()))
-        new._container = self._container
+        new._container, new._requests = self._container, self._requests
         return new
+
+    def get_metadata_routing(self) -> Any:
+        """What scikit-learn asks where `enable_metadata_routing` is set: a `MetadataRequest`."""
+        request = sys.modules["sklearn.utils.metadata_routing"].MetadataRequest(owner=self)
+        for method in (name for name in ("fit", "partial_fit", "score") if hasattr(self, name)):
+            getattr(request, method).add_request(param="sample_weight", alias=self._requests.get(method))
+        return request
+
+    def set_fit_request(self, *, sample_weight: bool | str | None) -> Self:
+        """Whether pipelines and searches of scikit-learn hand `sample_weight` to `fit`; text: by that name."""
+        self._requests = {**self._requests, "fit": sample_weight}
+        return self
+
+    def set_score_request(self, *, sample_weight: bool | str | None) -> Self:
+        """As `set_fit_request`, for `score`."""
+        self._requests = {**self._requests, "score": sample_weight}
+        return self
 
     def set_output(self, *, transform: str | None = None) -> Self:
         """What `transform` and `fit_transform` give: "pandas" or "polars" a DataFrame; "default" what X came as; None

@@ -11,6 +11,7 @@ import random
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from dataclasses import KW_ONLY, dataclass
 from numbers import Real
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, overload
 
@@ -150,6 +151,7 @@ class Clusterer(Estimator, ABC, Generic[Columns]):
         self.labels_ = give_back(labels, rows.is_array)
 
 
+@dataclass(eq=False, repr=False)
 class KMeans(Clusterer["Floats"]):
     """Lloyd's k-means, with the labels of `ops.codebook_lookup`: the argmin in float64, ties to the lowest index.
 
@@ -195,34 +197,19 @@ class KMeans(Clusterer["Floats"]):
             of a data frame's columns, an array of text; a frame with other columns is refused then.
     """
 
-    def __init__(
-        self,
-        n_clusters: int = 8,
-        *,
-        init: Any = "k-means++",
-        n_init: int | str = "auto",
-        max_iter: int = 300,
-        tol: float = 1e-4,
-        verbose: int = 0,
-        random_state: Any = None,
-        copy_x: bool = True,
-        algorithm: str = "lloyd",
-        metric: str = "euclidean",
-        balance: float | None = None,
-        distributed: bool = True,
-    ) -> None:
-        self.n_clusters = n_clusters
-        self.init = init
-        self.n_init = n_init
-        self.max_iter = max_iter
-        self.tol = tol
-        self.verbose = verbose
-        self.random_state = random_state
-        self.copy_x = copy_x
-        self.algorithm = algorithm
-        self.metric = metric
-        self.balance = balance
-        self.distributed = distributed
+    n_clusters: int = 8
+    _: KW_ONLY
+    init: Any = "k-means++"
+    n_init: int | str = "auto"
+    max_iter: int = 300
+    tol: float = 1e-4
+    verbose: int = 0
+    random_state: Any = None
+    copy_x: bool = True
+    algorithm: str = "lloyd"
+    metric: str = "euclidean"
+    balance: float | None = None
+    distributed: bool = True
 
     def fit(self, X: Any, y: None = None, sample_weight: Any = None) -> Self:
         """Find the centres.

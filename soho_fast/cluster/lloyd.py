@@ -13,7 +13,7 @@ from torch import Tensor
 
 from soho_fast import ops
 from soho_fast.cluster.processes import Processes
-from soho_fast.cluster.rows import Batch, Rows
+from soho_fast.cluster.rows import Rows
 from soho_fast.cluster.statistics import as_totals, exact_sum, totals_of, weighted
 
 _UPDATED_EACH = 4  # steps: updating the subspace of the lookups costs little beside one
@@ -38,42 +38,29 @@ class Step(NamedTuple):
     label_N: Tensor | None
 
 
-class MemorySteps:
-    """Rows in memory: their labels are kept from step to step, as warm starts and to count those that change."""
+class Steps:
+    """Passes over the rows. Labels of rows in memory are kept from one to the next, as warm starts and to count those
+    that change; of batches nothing is kept."""
 
-    def __init__(self, rows: Batch, processes: Processes) -> None:
+    def __init__(self, rows: Rows, processes: Processes) -> None:
         self.rows, self.processes = rows, processes
         self.subspace = ops.MovingSubspace(_UPDATED_EACH)
         self.label_N: Tensor | None = None
 
     def step(self, centers_KC: Tensor) -> Step:
-        features_NC, before_N = self.rows.features, self.label_N
-        label_N = ops.codebook_lookup(
-            features_NC, centers_KC, subspace=self.subspace.of(centers_KC), warm_start=before_N
-        )
-        self.label_N = label_N
-        num_changed = len(label_N) if before_N is None else int((label_N != before_N).sum())
-        total = totals_of(features_NC, label_N, self.rows.weight, len(centers_KC))
-        both = self.processes.sum(torch.tensor([num_changed], device=label_N.device))
-        return Step(self.processes.sum(total), int(both), label_N)
-
-
-class BatchedSteps:
-    """Rows in batches: nothing is kept of a row."""
-
-    def __init__(self, rows: Rows, processes: Processes) -> None:
-        self.rows, self.processes = rows, processes
-        self.subspace = ops.MovingSubspace(_UPDATED_EACH)
-
-    def step(self, centers_KC: Tensor) -> Step:
-        num_clusters, num_channels = centers_KC.shape
-        total = torch.zeros(num_clusters, num_channels + 2, dtype=torch.float64, device=centers_KC.device)
-        subspace_CD = self.subspace.of(centers_KC)
+        before_N, subspace_CD = self.label_N, self.subspace.of(centers_KC)
         prepared = ops.prepare_codebook(centers_KC, subspace=False if subspace_CD is None else subspace_CD)
+        total = centers_KC.new_zeros(len(centers_KC), self.rows.num_channels + 2, dtype=torch.float64)
+        num_changed = torch.zeros(1, dtype=torch.int64, device=total.device)
         for batch in self.rows.batches():
-            label_M = ops.codebook_lookup(batch.features, prepared)
-            total += totals_of(batch.features, label_M, batch.weight, num_clusters)
-        return Step(self.processes.sum(total), None, None)
+            label_M = ops.codebook_lookup(batch.features, prepared, warm_start=before_N)
+            total += totals_of(batch.features, label_M, batch.weight, len(centers_KC))
+            if self.rows.memory is not None:
+                num_changed += len(label_M) if before_N is None else (label_M != before_N).sum()
+                self.label_N = label_M
+        if self.rows.memory is None:
+            return Step(self.processes.sum(total), None, None)
+        return Step(self.processes.sum(total), int(self.processes.sum(num_changed)), self.label_N)
 
 
 def means(total: Tensor, before_KC: Tensor, unit: bool) -> Tensor:
@@ -141,9 +128,7 @@ def fit_centers(
 ) -> Fitted:
     """Steps from these centres until no label changes, or the centres move by no more than `tolerance` (in sum of
     squares)."""
-    memory = rows.memory
-    steps = BatchedSteps(rows, processes) if memory is None else MemorySteps(memory, processes)
-    number, label_N, inertia = 0, None, math.inf
+    steps, number, label_N, inertia = Steps(rows, processes), 0, None, math.inf
     for number in range(1, max_iter + 1):
         total, num_changed, label_N = steps.step(centers_KC)
         total, num_repaired, inertia = fill_empty(total, centers_KC, rows, processes, inertia)

@@ -6,6 +6,7 @@ Letters: N rows, M rows of a batch, K clusters, C channels, L levels.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, Any, Self, overload
 
 import torch
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from soho_fast.cluster.rows import Floats, Labels
 
 
+@dataclass(eq=False, repr=False)
 class ResidualKMeans(Clusterer["Labels"]):
     """Level l is a `KMeans` of `x - d_1 - ... - d_(l-1)`, subtracted one after another in float32.
 
@@ -51,30 +53,17 @@ class ResidualKMeans(Clusterer["Labels"]):
         n_iter_: steps of all levels together. n_features_in_, feature_names_in_: as of `KMeans`.
     """
 
-    def __init__(
-        self,
-        n_levels: int = 8,
-        n_clusters: int = 8,
-        *,
-        init: str = "k-means++",
-        n_init: int | str = "auto",
-        max_iter: int = 300,
-        tol: float = 1e-4,
-        verbose: int = 0,
-        random_state: Any = None,
-        balance: float | None = None,
-        distributed: bool = True,
-    ) -> None:
-        self.n_levels = n_levels
-        self.n_clusters = n_clusters
-        self.init = init
-        self.n_init = n_init
-        self.max_iter = max_iter
-        self.tol = tol
-        self.verbose = verbose
-        self.random_state = random_state
-        self.balance = balance
-        self.distributed = distributed
+    n_levels: int = 8
+    n_clusters: int = 8
+    _: KW_ONLY
+    init: str = "k-means++"
+    n_init: int | str = "auto"
+    max_iter: int = 300
+    tol: float = 1e-4
+    verbose: int = 0
+    random_state: Any = None
+    balance: float | None = None
+    distributed: bool = True
 
     def fit(self, X: Any, y: None = None, sample_weight: Any = None) -> Self:
         """Find the centres of all levels.

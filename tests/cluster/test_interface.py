@@ -54,6 +54,33 @@ def test_it_works_in_a_pipeline_and_a_search(make_features):
     assert clone(KMeans(7, tol=0)).get_params() == KMeans(7, tol=0).get_params()
 
 
+@pytest.mark.parametrize("kind", [KMeans, MiniBatchKMeans, ResidualKMeans])
+def test_weights_are_routed_as_requested(kind, make_features):
+    sklearn = pytest.importorskip("sklearn")
+    from sklearn.base import clone
+    from sklearn.exceptions import UnsetMetadataPassedError
+    from sklearn.model_selection import cross_validate
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import MinMaxScaler
+
+    rows, weight = make_features(300), np.arange(300.0)
+    model = kind(n_clusters=4, random_state=0)
+    with sklearn.config_context(enable_metadata_routing=True):
+        with pytest.raises(UnsetMetadataPassedError, match="sample_weight"):
+            cross_validate(model, rows, params={"sample_weight": weight})
+        asked = clone(model.set_fit_request(sample_weight=True).set_score_request(sample_weight="importance"))
+        found = cross_validate(
+            asked, rows, params={"sample_weight": weight, "importance": 2 * weight}, cv=2, return_estimator=True
+        )
+        piped = make_pipeline(MinMaxScaler(), asked).fit(rows, sample_weight=weight)
+    first = found["estimator"][0]
+    expected = clone(asked).fit(rows[150:], sample_weight=weight[150:])
+    np.testing.assert_array_equal(first.cluster_centers_, expected.cluster_centers_)
+    assert found["test_score"][0] == expected.score(rows[:150], sample_weight=2 * weight[:150])
+    scaled = MinMaxScaler().fit_transform(rows)
+    np.testing.assert_array_equal(piped[-1].labels_, clone(asked).fit(scaled, sample_weight=weight).labels_)
+
+
 def test_scikit_learn_and_numpy_are_not_loaded():
     """Tensors in, tensors out, by torch alone, and Triton where torch is built for GPUs."""
     program = (
