@@ -14,7 +14,8 @@ from .normalization import Float32Buffers, finite_rows, is_recomputing
 # About so many steps the reference remembers, while the backbone is frozen and while it learns.
 _REMEMBERED_FROZEN, _REMEMBERED = 50.0, 1000.0
 # Steps that a reference must have followed, and steps in a row in which codes must have stood for something, before
-# anything counts as lost: a run begins with random codes, or with none.
+# anything counts as lost: a run begins with random codes, or with none, and a CNN that is unfrozen at the beginning
+# unlearns matching for some dozens of steps.
 _UNTIL_KNOWN = 100
 # The rule, see `FeatureWatch`.
 _LEAST_SPREAD, _LARGEST_ERROR, STEPS_UNTIL_LOST = 0.05, 1.0, 20
@@ -116,7 +117,7 @@ class FeatureWatch(Float32Buffers):
         before, now = self.variance.sum().clamp(min=tiny), variance_C.sum()
         drift = ((1 - momentum) * shift_C).square().sum().div(before).sqrt()
         self._figures = {"feature_drift": drift, "feature_spread": now / before}
-        lost = (now < _LEAST_SPREAD * before * (1 + drift.square())) & (self.num_updates > _UNTIL_KNOWN)
+        lost = now < _LEAST_SPREAD * before * (1 + drift.square())
         if self._has_codes:
             code_error = (error / count).squeeze() / now.clamp(min=tiny)
             self._figures["code_error"] = code_error
@@ -129,7 +130,7 @@ class FeatureWatch(Float32Buffers):
         self.matching.add_(change.squeeze())
         torch.minimum(self.least_matching, self.matching, out=self.least_matching)
         lost |= (self.least_matching < _LEARNT) & (self.matching > _UNLEARNT)
-        self.num_lost.copy_(torch.where(lost, self.num_lost + 1, 0.0))
+        self.num_lost.copy_(torch.where(lost & (self.num_updates > _UNTIL_KNOWN), self.num_lost + 1, 0.0))
 
     def figures(self) -> dict[str, Tensor]:
         """Of the last step, by name, each (); empty where it had no features, as in the bag-of-words phase.

@@ -131,6 +131,15 @@ def test_matching_that_falls_back_to_chance_is_lost_where_it_was_learnt():
     assert float(better.matching) == before, "where a quarter matches, chance is another loss"
 
 
+def test_matching_that_a_run_loses_at_its_beginning_is_not_lost():
+    watch = FeatureWatch(C).train()  # As of one that starts from a trained model, and unfreezes its CNN at once.
+    for step in range(20):
+        matching_step(watch, step, 0.4)
+    assert float(watch.least_matching) < 0.62
+    counted = [matching_step(watch, 20 + step, 0.9) for step in range(90)]
+    assert counted[:80] == [0] * 80 and counted[80:] == list(range(1, 11))
+
+
 def test_a_sound_step_begins_the_count_anew_and_it_survives_saving():
     watch = FeatureWatch(C).train()
     for step in range(130):

@@ -144,6 +144,45 @@ def test_what_is_said_of_longer_runs_is_of_their_rows():
     assert told in " ".join(text.split())
 
 
+def test_what_is_said_of_longer_runs_of_other_recipes_is_of_their_rows():
+    with (RESULTS / "longer-small-metrics.csv").open(newline="") as file:
+        everything = list(csv.DictReader(file))
+    rows = [row for row in everything if row["rule"] != "start"]
+    own, paper = (f"{100 * float(row['itm']):.1f} %" for row in everything if row["rule"] == "start")
+    assert f"(matching {own} and {paper})" in " ".join(PAGE.read_text().split())
+    cells, lower = {}, []
+    for row in rows:
+        cells.setdefault((row["recipe"], row["rule"]), {}).setdefault(int(row["step"]), []).append(row)
+    for (recipe, rule), by_steps in cells.items():
+        assert sorted(by_steps) == [40, 80, 160]
+        for steps, runs in by_steps.items():
+            assert [row["seed"] for row in runs] == ["0", "1", "2"]
+            shares = (
+                ", ".join(f"{100 * float(row[name]):.1f}" for row in runs)
+                for name in ("mlm_content", "itm", "image_to_text_r1", "mvm")
+            )
+            codes = ", ".join(f"{float(row['heldout_perplexity']):.0f}" for row in runs)
+            rule_named = {"adamw": "AdamW", "sgd": "SGD"}[rule]
+            told = f"| `{recipe}`, {rule_named} | {steps} | {' | '.join(shares)} | {codes} |"
+            assert told in PAGE.read_text(), told
+        for shorter, longer in ((40, 80), (80, 160)):
+            for name in (
+                "mlm_content", "mlm_all", "itm", "image_to_text_r1", "text_to_image_r1", "mvm", "heldout_perplexity",
+            ):  # fmt: skip
+                before, after = ([float(row[name]) for row in by_steps[steps]] for steps in (shorter, longer))
+                spread = max(max(each) - min(each) for each in (before, after))
+                if sum(after) / 3 < sum(before) / 3 - spread:
+                    lower.append((recipe, rule, longer, name))
+    assert lower == [("paper_r18", "adamw", 80, "heldout_perplexity")]
+    means = [sum(float(row["heldout_perplexity"]) for row in runs) / 3 for runs in cells["paper_r18", "adamw"].values()]
+    once, twice, four = (f"{mean:.1f}" for mean in means)
+    text = " ".join(PAGE.read_text().split())
+    assert f"it falls from {once} to {twice} and then stays ({four})" in text
+    ended = [(row["recipe"], row["rule"], row["ended_by_guard_at"]) for row in rows if row["ended_by_guard_at"]]
+    assert set(ended) == {("own", "sgd", "50")}
+    assert f"The guard ended {len(ended)} of these {len(rows)} runs: two of `own` by SGD at step 50" in text
+
+
 def test_what_the_dictionary_costs_by_metric_is_of_its_rows():
     cells = {(row["condition"], row["seed"], row["stage"]): row["metrics"] for row in _rows("dictionary")}
     for label, stage, metric in (
