@@ -103,9 +103,9 @@ def main() -> None:
         rows = photo_windows(asked.rows, asked.channels)
     else:
         rows = groups(asked.rows, asked.clusters, asked.channels)
+    found, first = contenders(asked.clusters), None
     print("| | CPU time | inertia |\n|---|---|---|")
-    first = None
-    for name, call in contenders(asked.clusters).items():
+    for name, call in found.items():
         start = time.process_time()
         try:
             centers_KC = torch.as_tensor(call(rows)).view(asked.clusters, -1).float()
