@@ -12,6 +12,7 @@ from typing import Any
 from deepspeed import DeepSpeedEngine
 
 from soho_fast.common.errors import UserError
+from soho_fast.common.files import delete_left
 from soho_fast.common.processes import Processes
 from soho_fast.common.versions import program
 from soho_fast.engine.changes import (
@@ -184,6 +185,7 @@ class ResumePoint:
 
     def _change_folder(self) -> None:
         try:
+            delete_left(self.folder / "model")  # It puts back what a killed process was replacing: before the run goes.
             if self.checkpoint is None:
                 self.checkpoints.delete_partial()
             else:  # A disk that was read-only by then has kept older ones.
