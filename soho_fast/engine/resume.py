@@ -195,7 +195,8 @@ class ResumePoint:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
             (self.folder / "checkpoints").mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"output: {error.filename} cannot be written: {error.strerror}") from error
+            what, why = error.filename or self.folder, error.strerror or error
+            raise UserError(f"output: {what} cannot be written: {why}") from error
 
     def _present(self, names: Iterable[str]) -> list[str]:
         return [name for name in names if (self.folder / name).exists()]
