@@ -23,6 +23,7 @@ ARGS   ?=
 PYTHONS ?= $(PYTHON)
 OUT    ?= build/kernel-hub
 VERSION ?=
+RELEASED := CHANGELOG.md CITATION.cff changelog soho_fast/__init__.py
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 NATIVE := CMakeLists.txt setup.py pyproject.toml $(shell find csrc -type f)
@@ -79,10 +80,15 @@ wheels:
 release: $(STAMP)
 	@echo '$(VERSION)' | grep -Eqx '[0-9]+\.[0-9]+\.[0-9]+' || \
 	    { echo 'make release: expected VERSION=X.Y.Z, got "$(VERSION)"' >&2; exit 2; }
+	@if git rev-parse --quiet --verify 'refs/tags/v$(VERSION)' > /dev/null || grep -Fqx '## $(VERSION)' CHANGELOG.md; then \
+	    echo 'make release: $(VERSION): there is such a tag, or a section of CHANGELOG.md, already' >&2; exit 2; fi
+	@left=$$(git status --porcelain -- $(RELEASED)); [ -z "$$left" ] || \
+	    { printf 'make release: commit or undo first:\n%s\n' "$$left" >&2; exit 2; }
+	$(BIN)/python -m towncrier build --yes --version $(VERSION)
 	sed -i 's/^__version__ = .*/__version__ = "$(VERSION)"/' soho_fast/__init__.py
 	sed -i 's/^version: .*/version: $(VERSION)/' CITATION.cff
-	$(BIN)/python -m towncrier build --yes --version $(VERSION)
-	git commit --quiet --message "Release $(VERSION)" CHANGELOG.md CITATION.cff $(wildcard changelog) soho_fast/__init__.py
+	git diff -z --name-only HEAD -- $(RELEASED) | \
+	    git commit --quiet --message "Release $(VERSION)" --pathspec-from-file=- --pathspec-file-nul
 	git tag v$(VERSION)
 
 sanitize: $(STAMP)

@@ -61,11 +61,29 @@ def process_is_alive(process_id: int) -> bool:
 def scratch_beside(path: Path) -> Iterator[Path]:
     """A name beside `path` that is this process's own, for a file or folder that is renamed when it is whole.
 
-    What is left there in the end is deleted, as at once what killed processes of this machine left in the folder of
-    `path`; what those of others that share the disk left beside `path`, after a week.
+    What is left there in the end is deleted, and at once what killed processes left, see `delete_left`.
     """
     path = Path(os.path.abspath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
+    delete_left(path)
+    scratch = path.with_name(f".{path.name}.{this_host()}.{os.getpid()}{PARTIAL}")
+    try:
+        yield scratch
+    except OSError as error:
+        if error.errno in DISK_ERRORS and error.filename is None:  # as where the disk is full by now
+            error.filename = str(path)
+        raise
+    finally:
+        try:
+            delete(scratch)
+        except KeyboardInterrupt:
+            delete(scratch)
+            raise
+
+
+def delete_left(path: Path) -> None:
+    """Delete what killed processes of this machine left in the folder of `path`, and what those of others that share
+    the disk left of `path` more than a week ago. A folder that one of them was replacing is put back."""
     host, own = this_host(), os.getpid()
     for left in path.parent.glob(f".*{PARTIAL}"):
         of, _, number = left.name[1:].removesuffix(PARTIAL).rpartition(".")
@@ -81,19 +99,6 @@ def scratch_beside(path: Path) -> Iterator[Path]:
                 if (left / "old").exists() and not at.exists():  # killed while `new_folder` put the new one in place
                     (left / "old").rename(at)
                 delete(left)
-    scratch = path.with_name(f".{path.name}.{host}.{own}{PARTIAL}")
-    try:
-        yield scratch
-    except OSError as error:
-        if error.errno in DISK_ERRORS and error.filename is None:  # as where the disk is full by now
-            error.filename = str(path)
-        raise
-    finally:
-        try:
-            delete(scratch)
-        except KeyboardInterrupt:
-            delete(scratch)
-            raise
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -200,10 +201,11 @@ def report_run(run: Run, metrics: Mapping[str, float] | None) -> None:
     for line in older_evaluations(folder):
         print(line)
     print("next:")
+    quoted = shlex.quote(str(folder))
     train = "deepspeed soho_fast/train.py" if Path("soho_fast/train.py").is_file() else "python -m soho_fast.train"
     for command in [
         *task.next_commands(folder),
-        f"{train} --recipe {folder}/recipe.yaml --output {folder}-longer {_twice(run)}",
+        f"{train} --recipe {quoted}/recipe.yaml --output {quoted}-longer {_twice(run)}",
         f"{train} --help",
     ]:
         print(f"  {command}")

@@ -12,6 +12,7 @@ from typing import Any
 from deepspeed import DeepSpeedEngine
 
 from soho_fast.common.errors import UserError
+from soho_fast.common.files import delete_left
 from soho_fast.common.processes import Processes
 from soho_fast.common.versions import program
 from soho_fast.engine.changes import (
@@ -184,6 +185,7 @@ class ResumePoint:
 
     def _change_folder(self) -> None:
         try:
+            delete_left(self.folder / "model")  # It puts back what a killed process was replacing: before the run goes.
             if self.checkpoint is None:
                 self.checkpoints.delete_partial()
             else:  # A disk that was read-only by then has kept older ones.
@@ -193,7 +195,8 @@ class ResumePoint:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
             (self.folder / "checkpoints").mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"output: {error.filename} cannot be written: {error.strerror}") from error
+            what, why = error.filename or self.folder, error.strerror or error
+            raise UserError(f"output: {what} cannot be written: {why}") from error
 
     def _present(self, names: Iterable[str]) -> list[str]:
         return [name for name in names if (self.folder / name).exists()]

@@ -34,6 +34,8 @@ with from_extra("explore"):
 MOST_MASKED = 500
 """Images of which masked visual modelling is shown at most."""
 
+_IMAGES_AT_A_TIME = 4096  # whose words are counted together
+
 
 def check_folder(folder: Path) -> None:
     """Raises UserError: something other than an explorer is there, which is not overwritten."""
@@ -113,7 +115,8 @@ def _look(source: Source, spool: Spool, say: Callable[[str], None]) -> words.Wor
     if spool.distance_range[0] == np.inf:
         raise ValueError("index: no patch of any image has a code; expected at least one")
     spool.finish()
-    return vocabulary.choose(spool.words(chunk.first, chunk.last) for chunk in spool.tokens())
+    begins = range(0, len(spool), _IMAGES_AT_A_TIME)
+    return vocabulary.choose(spool.words(first, min(first + _IMAGES_AT_A_TIME, len(spool))) for first in begins)
 
 
 def window_of(spool: Spool, patch_seconds: Sequence[float] = ()) -> float:

@@ -158,8 +158,11 @@ KINDS = ("nearest", "quantiles", "random")
 CODES_PER_FILE = 64
 IMAGES_PER_FILE = 256
 
-# What is read of data/meta.js in Python; no number of it can be 0.
-_OF_META = {str: "title weights", int: "num_codes num_levels num_shown", list: "sources licences figure"}
+# What Python reads of data/meta.js and every explorer has; numbers are above 0.
+_OF_META: Mapping[Any, str] = {
+    str: "title model weights", int: "num_codes num_levels num_shown num_tokens", (int, float): "window",
+    list: "sources licences figure", dict: "measures",
+}  # fmt: skip
 
 _FORM = re.compile(r'explorer\.receive\("([\w-]+)", (.*)\);\n', re.DOTALL)
 
@@ -240,9 +243,15 @@ class Bundle:
         self._meta_path = self.folder / "data" / "meta.js"
         if self.meta.get("schema") != SCHEMA:
             raise BundleError(f"{self._meta_path}: expected schema {SCHEMA}, got {self.meta.get('schema')!r}")
-        kinds = {name: kind for kind, names in _OF_META.items() for name in names.split()} | {"measures": dict}
-        if lost := [name for name, kind in kinds.items() if not isinstance(meta.get(name), kind) or meta[name] == 0]:
-            raise BundleError(f"{self._meta_path} lacks {', '.join(lost)}")
+        found = [(name, meta.get(name), kind) for kind, names in _OF_META.items() for name in names.split()]
+        wrong = {
+            name: value
+            for name, value, kind in found
+            if not isinstance(value, kind) or (isinstance(value, int | float) and value <= 0)
+        }
+        if wrong:
+            got = ", ".join(repr(value)[:20] for value in wrong.values())
+            raise BundleError(f"{self._meta_path}: expected {', '.join(wrong)} as they are built, got {got}")
         self.noun = "clip" if self.meta.get("has_sound") else "image"
 
     def read(self, name: str) -> Any:

@@ -75,7 +75,7 @@ class Encoder:
     """
 
     def __init__(self, encode: Encode, meta: Mapping[str, Any], codebook: Array | None, metric: Metric) -> None:
-        if meta["has_sound"]:
+        if meta.get("has_sound"):
             raise UserError("explorer: expected one of images, whose codes `encode` finds, got one of clips")
         if not callable(encode):
             raise TypeError(f"encode: expected a function of an image, got {type(encode).__name__}")

@@ -108,8 +108,11 @@ def serve(asking: Asking, host: str, port: int) -> None:
     _say_where(host, address, port, asking)
     running = server(asking, host)
     try:
-        asyncio.get_running_loop()  # As in a notebook, beside whose loop another one runs only in a thread of its own.
+        asyncio.get_running_loop()
+        is_in_loop = True  # As in a notebook, beside whose loop another one runs only in a thread of its own.
     except RuntimeError:
+        is_in_loop = False
+    if not is_in_loop:  # Outside of `except`, or each traceback of the server would begin with that error.
         running.run(sockets=[listening])
         return
     with ThreadPoolExecutor(1, thread_name_prefix="server") as thread:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
@@ -336,4 +337,4 @@ class BaseTask(ABC):
 
     def next_commands(self, folder: Path) -> list[str]:
         """Commands worth trying after the run."""
-        return [f"tensorboard --logdir {folder}"]
+        return [f"tensorboard --logdir {shlex.quote(str(folder))}"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
@@ -217,8 +218,9 @@ class FineTuningTask(BaseTask):
 
     def next_commands(self, folder: Path) -> list[str]:
         """Commands worth trying after the run."""
+        run = shlex.quote(str(folder))
         others = [split for split in self.data.splits if split not in (*self.data.train, self.data.validate)]
         return [
-            *(f"python -m soho_fast.evaluate --run {folder} --split {split}" for split in others),
+            *(f"python -m soho_fast.evaluate --run {run} --split {split}" for split in others),
             *super().next_commands(folder),
         ]

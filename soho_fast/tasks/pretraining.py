@@ -334,13 +334,14 @@ class PretrainingTask(BaseTask):
 
     def next_commands(self, folder: Path) -> list[str]:
         """Also what ranks texts by the model, what learns the questions of own images, and what shows the codes."""
-        commands = [f'python -m soho_fast.ask rank {folder} IMAGE "ONE TEXT" "ANOTHER"']
-        if (source := self.data.sources[0]).format == "json_lines":
-            images = shlex.quote(str(Path(source.annotations).parent))
-            options = f"--recipe own_vqa --data_roots.images {images} --model.pretrained {folder}/model"
+        run, annotations = shlex.quote(str(folder)), Path(self.data.sources[0].annotations)
+        commands = [f'python -m soho_fast.ask rank {run} IMAGE "ONE TEXT" "ANOTHER"']
+        if self.data.sources[0].format == "json_lines" and annotations.name == "images.jsonl":  # which own_vqa reads
+            images = shlex.quote(str(annotations.parent))
+            options = f"--recipe own_vqa --data_roots.images {images} --model.pretrained {run}/model"
             commands.append(f'python -m soho_fast.train {options}  # where lines have "questions"')
         if self.model_config.use_dictionary:
-            commands.append(f"python -m soho_fast.explore build {folder}")
+            commands.append(f"python -m soho_fast.explore build {run}")
         return [*commands, *super().next_commands(folder)]
 
     def metrics_while_training(self, model: SohoForPreTraining, sharing: Sharing, *, quick: bool) -> dict[str, float]:

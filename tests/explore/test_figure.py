@@ -40,7 +40,7 @@ def explorer(tmp_path) -> Path:
     credit = {"what": "drawings $1 of $2", "credit": "A. Person, https://example.org", "licence": "CC-BY-4.0"}
     names = ("schema", "title", "num_codes", "num_tokens", "num_shown", "licences")
     values = (SCHEMA, "A title", NUM_CODES, 64, 4, [credit, {**credit, "what": "of none shown"}])
-    rest = {"weights": "", "num_levels": 1, "sources": [], "figure": [], "measures": {}}
+    rest = {"model": "", "weights": "", "num_levels": 1, "window": 2, "sources": [], "figure": [], "measures": {}}
     write_value(folder, "meta", dict(zip(names, values, strict=True)) | rest)
     codes = []
     for code, (word, low, pictures) in enumerate(CLAIMS):

@@ -149,7 +149,19 @@ def test_make_release_writes_the_version_the_changelog_and_the_tag(tmp_path):
     (tmp_path / "Makefile").write_text((tmp_path / "Makefile").read_text() + "# not of the release\n")
     for wrong in ("", "v9.8.7", "9.8", "9.8.7.dev1"):
         assert f'make release: expected VERSION=X.Y.Z, got "{wrong}"' in make(wrong)
-    assert run("git", "tag") == ""
+    assert "0.1.0: there is such a tag" in make("0.1.0")
+    fragment = tmp_path / "changelog/+three.mended.md"
+    fragment.write_text("No kind.\n")
+    assert "commit or undo first" in make("9.8.7") and "+three.mended.md" in make("9.8.7")
+    run("git", "add", "changelog")
+    run("git", "commit", "--quiet", "--message", "three", "changelog")
+    assert "Invalid news fragment name" in make("9.8.7")
+    run("git", "rm", "--quiet", str(fragment))
+    run("git", "commit", "--quiet", "--message", "not three", "changelog")
+    run("git", "tag", "v9.8.7")
+    assert "9.8.7: there is such a tag" in make("9.8.7")
+    run("git", "tag", "--delete", "v9.8.7")
+    assert run("git", "tag") == "" and run("git", "status", "--porcelain") == " M Makefile\n"
 
     make("9.8.7")
     assert (
@@ -163,3 +175,7 @@ def test_make_release_writes_the_version_the_changelog_and_the_tag(tmp_path):
     section = "## 9.8.7\n\n### Added\n\n- Two of `them`.\n\n### Fixed\n\n- Rows of one\n  column are read.\n"
     assert section in log and log.index("# Changelog") < log.index("## 9.8.7") < log.index("## 0.1.0")
     assert list((tmp_path / "changelog").glob("*")) == []
+    (tmp_path / "changelog").mkdir(exist_ok=True)
+    make("9.8.8")  # without changes
+    assert run("git", "tag", "--points-at", "HEAD") == "v9.8.8\n"
+    assert run("git", "status", "--porcelain") == " M Makefile\n"

@@ -484,6 +484,10 @@ def test_the_next_commands_ask_the_model_and_train_it_on_the_questions_of_own_im
         f'--model.pretrained {tmp_path}/model  # where lines have "questions"'
     )
     assert told in task.next_commands(tmp_path)
+    spaced = Path("my runs/own")
+    assert all("'my runs/own" in command for command in task.next_commands(spaced)), task.next_commands(spaced)
+    task.data.sources = [CaptionSource("my images/other.jsonl", format="json_lines")]  # own_vqa reads images.jsonl
+    assert "own_vqa" not in "".join(task.next_commands(tmp_path))
 
 
 def test_nothing_is_told_of_codes_where_there_are_none(data, tmp_path):

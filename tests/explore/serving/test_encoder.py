@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from loopback import Served
 from PIL import Image
 
 from soho_fast.explore import Clip, build_from_arrays, encoder, serve_explorer
+from soho_fast.explore import serve as serving
 
 CODEBOOK = np.array([[0, 0, 0], [255, 0, 0], [0, 255, 0], [0, 0, 255]], np.float32)
 
@@ -149,6 +151,16 @@ while threading.active_count() > 1 and time.monotonic() < until:
     time.sleep(0.05)
 print("goes on with threads:", threading.active_count())
 """
+
+
+def test_errors_of_the_server_have_no_other_before_them(monkeypatch):
+    """It looks for a notebook's loop, whose absence is an error that would be told with each of its own."""
+    handled = []
+    server = SimpleNamespace(run=lambda sockets: handled.append(sys.exception()))
+    monkeypatch.setattr(serving, "server", lambda asking, host: server)
+    monkeypatch.setattr(serving, "_say_where", lambda *where: None)
+    serving.serve(None, "127.0.0.1", 0)
+    assert handled == [None]
 
 
 @pytest.mark.parametrize("where", ["script", "notebook"])

@@ -160,9 +160,9 @@ def test_damaged_models_and_explorers_are_told_before_anything_is_served(run, ca
     meta.write_text(text[: len(text) // 2])
     assert "meta.js can't be read" in refused(capsys, run)
     meta.write_text(text.replace('"weights"', '"waits"'))
-    assert "meta.js lacks weights; build the explorer again" in refused(capsys, run)
+    assert "meta.js: expected weights as they are built, got None; build the explorer again" in refused(capsys, run)
     meta.write_text(re.sub('"num_shown":[0-9]+', '"num_shown":"many"', text))
-    assert "meta.js lacks num_shown; build the explorer again" in refused(capsys, run)
+    assert "meta.js: expected num_shown as they are built, got 'many'; build the explorer again" in refused(capsys, run)
     meta.write_text(text.replace('"schema":4', '"schema":1'))
     assert "expected schema 4, got 1" in refused(capsys, run)
 
