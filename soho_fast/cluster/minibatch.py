@@ -36,11 +36,11 @@ class MiniBatchKMeans(KMeans):
     so far, `sums / weights`; each batch moves both, `sums <- sums + e (sums of the batch - sums)`, so that batches may
     be small. e falls along a cosine to 0, from 0.15 times the rows that a batch has for each centre, at most 1. In the
     first half of the steps, a centre that hardly any row is nearest to goes to the cluster with the largest inertia,
-    which it splits. At last each centre becomes the mean of the rows that were nearest to it in the last pass.
+    which it splits. At last each centre becomes the mean of the rows that were nearest to it in the last pass (of a
+    single pass, since its last split).
 
-    "k-means++" works on a sample of 3 max(1024, K) rows, and draws one row a step. Batches that X gives are taken as
-    they come. Several processes move the same centres, each by batches of its own rows; of batches that X gives, all
-    give as many.
+    "k-means++" works on a sample of 3 max(1024, K) rows. Batches that X gives are taken as they come. Several
+    processes move the same centres, each by batches of its own rows; of batches that X gives, all give as many.
 
     Args:
         n_clusters, init, verbose, random_state, metric, distributed: as in `KMeans`.
@@ -112,13 +112,13 @@ class MiniBatchKMeans(KMeans):
                 rate = first_rate * (0.5 + 0.5 * math.cos(math.pi * step / num_steps))
                 moving.lerp_(total, rate)
                 squares_K.lerp_(apart[:, 0], rate)
-                step += 1
-                if step % _SPLIT_EACH == 0 and 2 * step <= num_steps:
-                    _split(moving, squares_K, seed, step)
-                lasts_K1 = moving[:, -2:-1] > _FORGOTTEN * _mean(moving[:, -2])
-                centers_KC = torch.where(lasts_K1, means(moving, centers_KC, rows.unit), centers_KC)
                 if number == self.max_iter - 1:
                     of_last_pass += total
+                step += 1
+                if step % _SPLIT_EACH == 0 and 2 * step <= num_steps:
+                    of_last_pass[_split(moving, squares_K, seed, step)] = 0
+                lasts_K1 = moving[:, -2:-1] > _FORGOTTEN * _mean(moving[:, -2])
+                centers_KC = torch.where(lasts_K1, means(moving, centers_KC, rows.unit), centers_KC)
             tell(self, processes, f"pass {number + 1} of {self.max_iter}: {of_pass} batches")
         centers_KC = means(of_last_pass, centers_KC, rows.unit)
         labels, self.inertia_, total = final_pass(rows, centers_KC, None, processes)
@@ -206,9 +206,9 @@ def _batches(rows: Rows, of_pass: int, first: int, seed: int, number: int) -> It
         yield features_NC[row_M], None if weight_N is None else weight_N[row_M]
 
 
-def _split(moving: Tensor, squares_K: Tensor, seed: int, step: int) -> None:
+def _split(moving: Tensor, squares_K: Tensor, seed: int, step: int) -> Tensor:
     """Each centre that hardly any row is nearest to leaves its place for one half of the cluster with the largest sum
-    of squared distances; in place, of the moving totals (K, C + 2) and sums of squares."""
+    of squared distances; in place, of the moving totals (K, C + 2) and sums of squares. Both clusters are returned."""
     weight_K = moving[:, -2]
     unused_K = weight_K < _UNUSED * _mean(weight_K)
     inertia_K = squares_K.masked_fill(unused_K, 0)
@@ -223,6 +223,7 @@ def _split(moving: Tensor, squares_K: Tensor, seed: int, step: int) -> None:
     moving[free], squares_K[free] = moving[large], squares_K[large]
     moving[free, :num_channels] += apart
     moving[large, :num_channels] -= apart
+    return torch.cat([free, large])
 
 
 def _mean(values_K: Tensor) -> float:

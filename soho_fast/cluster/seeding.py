@@ -135,16 +135,15 @@ class Seeding:
         self.draws = itertools.count()
 
     def centers(self, init: str, num_clusters: int, sample: int | None = None) -> Tensor:
-        """float32 (K, C). With `sample` k-means++ sees so many rows where there are more, and draws one at a step."""
+        """float32 (K, C), for k-means++ of so many rows where there are more."""
         if init == "random":
             return self.take(self._lowest_keys(num_clusters))
         if init == "k-means||":
             return self._scalable(num_clusters)
-        num_trials = None if sample is None else 1
         if self.rows.memory is not None and (sample is None or sample >= self.num_rows):
-            return self._plus_plus(self.rows.memory, num_clusters, num_trials)
+            return self._plus_plus(self.rows.memory, num_clusters)
         positions = self._lowest_keys(sample or _SAMPLE_A_CLUSTER * num_clusters, by_weight=False)
-        return self._plus_plus_alone(self.take(positions), self._weights_at(positions), num_clusters, num_trials)
+        return self._plus_plus_alone(self.take(positions), self._weights_at(positions), num_clusters)
 
     def take(self, positions: list[int]) -> Tensor:
         """The rows at these positions among all, float32 (T, C)."""
