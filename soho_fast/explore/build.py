@@ -34,12 +34,8 @@ def add_data_arguments(parser: Parser, **of_model: Any) -> None:
     what = "Folder of a run or of a model, or a name on the hub."
     parser.add_argument("model", metavar="RUN_OR_MODEL", help=what, **of_model)
     parser.add_argument("--recipe", help="Name or path of the recipe that names the data (default: the run's own).")
-    parser.add_argument(
-        "--checkpoint", choices=list(RUN_MODELS), help="Model of the run (default: best if there is one, else last)."
-    )
-    parser.add_argument(
-        "--split", nargs="+", default=[], help="Splits of the recipe: training, heldout (default: all)."
-    )
+    parser.add_argument("--checkpoint", choices=list(RUN_MODELS), help="Model of the run (default: best, else last).")
+    parser.add_argument("--split", nargs="+", default=[], help="Of the recipe: training, heldout (default: all).")
     what = "Maximum number of images, evenly spaced (default: all); without a model, their folder or data set."
     parser.add_argument("--images", help=what)
 
@@ -102,10 +98,8 @@ def open_model(options: argparse.Namespace, say: Callable[[str], None]) -> Opene
     run, folder = _find_model(options.model, options.checkpoint)
     named = options.recipe or (str(run / "recipe.yaml") if run else None)
     if named is None:
-        raise UserError(
-            f"recipe: {options.model} is no folder of a run, whose recipe.yaml would say what the data are; give "
-            "--recipe NAME"
-        )
+        told = "is no folder of a run, whose recipe.yaml would say what the data are; give --recipe NAME"
+        raise UserError(f"recipe: {options.model} {told}")
     recipe = load_recipe(["--recipe", named, *options.fields], flags=_FLAGS)
     task = recipe.make_task(say)
     licence = getattr(options, "licence", None)

@@ -159,9 +159,10 @@ CODES_PER_FILE = 64
 IMAGES_PER_FILE = 256
 
 # What Python reads of data/meta.js and every explorer has; numbers are above 0.
-_OF_META: Mapping[Any, str] = {
-    str: "title model weights", int: "num_codes num_levels num_shown num_tokens", (int, float): "window",
-    list: "sources licences figure", dict: "measures",
+_NUMBERS = ("num_codes", "num_levels", "num_shown", "num_tokens", "window")
+_OF_META: Mapping[str, Any] = {
+    **dict.fromkeys(("title", "model", "weights"), str), **dict.fromkeys(_NUMBERS, int), "window": (int, float),
+    **dict.fromkeys(("sources", "licences", "figure"), list), "measures": dict,
 }  # fmt: skip
 
 _FORM = re.compile(r'explorer\.receive\("([\w-]+)", (.*)\);\n', re.DOTALL)
@@ -243,14 +244,9 @@ class Bundle:
         self._meta_path = self.folder / "data" / "meta.js"
         if self.meta.get("schema") != SCHEMA:
             raise BundleError(f"{self._meta_path}: expected schema {SCHEMA}, got {self.meta.get('schema')!r}")
-        found = [(name, meta.get(name), kind) for kind, names in _OF_META.items() for name in names.split()]
-        wrong = {
-            name: value
-            for name, value, kind in found
-            if not isinstance(value, kind) or (isinstance(value, int | float) and value <= 0)
-        }
-        if wrong:
-            got = ", ".join(repr(value)[:20] for value in wrong.values())
+        wrong = [name for name, kind in _OF_META.items() if not isinstance(meta.get(name), kind)]
+        if wrong := wrong or [name for name in _NUMBERS if meta[name] <= 0]:
+            got = ", ".join(repr(meta.get(name))[:20] for name in wrong)
             raise BundleError(f"{self._meta_path}: expected {', '.join(wrong)} as they are built, got {got}")
         self.noun = "clip" if self.meta.get("has_sound") else "image"
 

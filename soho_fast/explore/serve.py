@@ -17,6 +17,7 @@ import socket
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -107,12 +108,10 @@ def serve(asking: Asking, host: str, port: int) -> None:
     address, port = listening.getsockname()[:2]
     _say_where(host, address, port, asking)
     running = server(asking, host)
-    try:
-        asyncio.get_running_loop()
-        is_in_loop = True  # As in a notebook, beside whose loop another one runs only in a thread of its own.
-    except RuntimeError:
-        is_in_loop = False
-    if not is_in_loop:  # Outside of `except`, or each traceback of the server would begin with that error.
+    loop = None
+    with suppress(RuntimeError):
+        loop = asyncio.get_running_loop()
+    if loop is None:  # In a notebook, beside whose loop another one runs only in a thread of its own, there is one.
         running.run(sockets=[listening])
         return
     with ThreadPoolExecutor(1, thread_name_prefix="server") as thread:

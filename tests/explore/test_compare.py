@@ -122,7 +122,8 @@ def test_a_damaged_explorer_without_checksums_is_one_line(explorers, tmp_path, c
         ),
         (meta | {"num_codes": "many", "measures": None}, "num_codes, measures as they are built, got 'many', None"),
         (meta | {"num_levels": 0}, "expected num_levels as they are built, got 0; build"),
-        (meta | {"num_codes": -4, "window": "wide"}, "num_codes, window as they are built, got -4, 'wide'; build"),
+        (meta | {"num_codes": -4, "window": 0.0}, "num_codes, window as they are built, got -4, 0.0; build"),
+        (meta | {"num_codes": -4, "window": "wide"}, "expected window as they are built, got 'wide'; build"),
         (meta | {"sources": []}, "has no data set 0, of image 0; build"),
         (meta | {"sources": [{"num_images": 8}]}, "has no data set 0, of image 0; build"),
     ):
