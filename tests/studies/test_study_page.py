@@ -60,7 +60,11 @@ def test_what_the_dictionary_cost_is_of_the_rows_of_before():
 
 
 def _rows(name):
-    return [json.loads(line) for line in (RESULTS / f"studies-{name}.jsonl").read_text().splitlines()]
+    return _lines(f"studies-{name}.jsonl")
+
+
+def _lines(name):
+    return [json.loads(line) for line in (RESULTS / name).read_text().splitlines()]
 
 
 def test_what_is_said_of_the_cold_start_is_of_its_rows():
@@ -144,6 +148,22 @@ def test_what_is_said_of_longer_runs_is_of_their_rows():
     assert told in " ".join(text.split())
 
 
+def test_what_is_said_of_study_longer_is_of_its_rows():
+    rows, text = _lines("longer-rows.jsonl"), PAGE.read_text()
+    assert f"The first {len(rows)} of its 36 runs" in text
+    names = ("mlm_content", "itm", "image_to_text_r1", "text_to_image_r1", "mvm")
+    for rule in ("AdamW", "SGD"):
+        once, twice = (
+            next(row for row in rows if row["condition"] == f"one level, {rule}, {length}")
+            for length in ("once", "twice")
+        )
+        for row in (once, twice):
+            words, matching, one, other, visual = (f"{100 * row['metrics'][name]:.1f}" for name in names)
+            told = f"| {rule} | {row['steps']:,} | {words} % | {matching} % | {one} / {other} % | {visual} % |"
+            assert told in text, told
+        assert all(twice["metrics"][name] > once["metrics"][name] for name in (*names, "mlm_all"))
+
+
 def test_what_is_said_of_longer_runs_of_other_recipes_is_of_their_rows():
     with (RESULTS / "longer-small-metrics.csv").open(newline="") as file:
         everything = list(csv.DictReader(file))
@@ -218,8 +238,8 @@ def test_what_other_pages_say_of_the_dictionary_is_of_its_rows():
         r"one level \| none \| -(\S+) logits \| -(\S+) logits to -(\S+) logits", page
     ).groups()
     readme, index, paper = (" ".join((ROOT / name).read_text().split()) for name in OTHERS)
-    assert f"{cost} logits (95 % interval {least} to {largest}), like a fall from {start} to {one} %" in readme
-    assert f"as a fall from {start} to {one} %, four levels to {four} %" in index
+    assert f"{cost} logits (95 % interval {least} to {largest}), as from {start} to {one} %" in readme
+    assert f"falls as from {start} to {one} % with one level of codes, to {four} % with four" in index
     assert (
         f"as a fall from {start} to {one} % with 256 codes, to {two} % with two levels of them and to {four} % with"
         in paper
