@@ -32,7 +32,7 @@ def estimator(kind: Any, num_clusters: int, **options: Any) -> Callable[[Tensor]
     return lambda rows: kind(num_clusters, random_state=0, **options).fit(rows.numpy()).cluster_centers_
 
 
-def contenders(num_clusters: int) -> dict[str, Callable[[Tensor], Any]]:
+def methods(num_clusters: int) -> dict[str, Callable[[Tensor], Any]]:
     """Name -> function that gives centres for rows, and finds labels where the library has a call for it."""
     found = {
         f"KMeans(max_iter={STEPS})": estimator(KMeans, num_clusters, max_iter=STEPS, tol=0),
@@ -103,7 +103,7 @@ def main() -> None:
         rows = photo_windows(asked.rows, asked.channels)
     else:
         rows = groups(asked.rows, asked.clusters, asked.channels)
-    found, first = contenders(asked.clusters), None
+    found, first = methods(asked.clusters), None
     print("| | CPU time | inertia |\n|---|---|---|")
     for name, call in found.items():
         start = time.process_time()
