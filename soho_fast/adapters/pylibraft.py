@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from soho_fast import ops
+from soho_fast.ops import checks
 from soho_fast.ops.codebook_lookup import reference
 
 
@@ -38,8 +39,7 @@ def _check_pair(x_MK: Tensor, y_NK: Tensor) -> None:
     if x_MK.dtype != y_NK.dtype:
         expected, got = (str(dtype).removeprefix("torch.") for dtype in (x_MK.dtype, y_NK.dtype))
         raise ValueError(f"Y: expected {expected} like X, got {got}")
-    if x_MK.device != y_NK.device:
-        raise ValueError(f"Y: expected device {x_MK.device} like X, got {y_NK.device}")
+    checks.check_same_device(X=x_MK, Y=y_NK)
 
 
 def _as_target(out: object, x_MK: Tensor) -> Any:

@@ -154,7 +154,8 @@ def _refuse_not_finite(name: str, values: Tensor) -> None:
         low, high = torch.aminmax(part)
         if not bool(torch.isfinite(low) & torch.isfinite(high)):
             bad = int((~values.reshape(len(values), -1).isfinite().all(-1)).nonzero()[0])
-            raise ValueError(f"{name}: expected finite values in float32, got NaN or infinity (inf) in row {bad}")
+            kind = "NaN" if values[bad].isnan().any() else "infinity"
+            raise ValueError(f"{name}: expected finite values in float32, got {kind} in row {bad}")
 
 
 def offset_of(rows_NC: Tensor) -> Tensor | None:

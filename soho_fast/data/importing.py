@@ -140,8 +140,9 @@ def _column(columns: Sequence[str], wanted: str, usual: Sequence[str], where: ob
     lower = {name.lower(): name for name in columns}
     found = next((lower[name] for name in ([wanted.lower()] if wanted else usual) if name in lower), None)
     if found is None:
-        expected = f"a column {wanted!r}{did_you_mean(wanted, columns)}" if wanted else f"one of {', '.join(usual)}"
-        raise UserError(f"{where}: expected {expected}; its columns are {', '.join(columns)}: name it by {flag}")
+        lacking = f"{wanted!r}{did_you_mean(wanted, columns)}" if wanted else ", ".join(usual)
+        there = f"its columns (of a CSV its first line) are {', '.join(columns)}"
+        raise UserError(f"{where}: no column is called {lacking}; {there}: name it by {flag}")
     if [name.lower() for name in columns].count(found.lower()) > 1:
         raise UserError(f"{where}: two columns are called {found.lower()!r} (case does not count); rename one")
     return found

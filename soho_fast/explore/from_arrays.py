@@ -332,7 +332,7 @@ class ArraySource:
         name = f" ({os.fspath(image)})" if isinstance(image, (str, os.PathLike)) else ""
         _expect(kind == self._kind, f"images[{number}]{name}", f"{self._kind}s only, like the first", f"one {kind}")
         is_row = kind == "image" or (grid[0] == 1 and grid[1] <= MOST_PATCHES)
-        told = f"one row of at most {MOST_PATCHES:,} patches of a clip"
+        told = f"one row of at most {MOST_PATCHES:,} patches of a clip, (1, patches) or (1, patches, levels)"
         _expect(is_row, f"index[{number}]", told, f"{grid[0]} x {grid[1]}")
         return kind
 
@@ -385,7 +385,6 @@ def look_up(
     for level, codes in enumerate(levels):
         own = rest[:, level * channels : (level + 1) * channels] if grouped else rest
         if index_QT is None:
-            own = np.ascontiguousarray(own)
             code, squared = ops.codebook_lookup(torch.from_numpy(own), torch.from_numpy(codes), return_distance=True)
             index, distance = code.numpy().astype(np.int32), squared.sqrt().numpy()
         else:

@@ -60,6 +60,16 @@ def check_codebook(value: object) -> None:
         raise ValueError(f"codebook: expected (K, C) or (..., K, C) with a code, got shape {tuple(codebook.shape)}")
 
 
+def check_channels(features: Tensor, codebook: Tensor, name: str = "codebook") -> None:
+    """ValueError unless `features` are (..., N, C) and the codebook, called `name`, has C channels."""
+    shape = tuple(features.shape)
+    if len(shape) < 2:
+        raise ValueError(f"features: expected at least 2 dimensions (..., N, C), got shape {shape}")
+    if codebook.shape[-1] != shape[-1]:
+        expected = f"{shape[-1]} channels, the last dimension of features {shape}"
+        raise ValueError(f"{name}: expected {expected}, got shape {tuple(codebook.shape)}")
+
+
 def check_has_values(name: str, value: Tensor) -> None:
     """ValueError of a meta tensor."""
     if value.device.type == "meta":

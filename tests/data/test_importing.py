@@ -54,7 +54,7 @@ def test_rows_of_a_csv_are_captions(folder, capsys, delimiter):
 def test_what_a_csv_lacks_is_named(folder, capsys):
     file = folder / "captions.csv"
     file.write_text("image,words\na.jpg,a dog\ngone.jpg,a cat\n")
-    assert "expected one of caption, captions, " in run(capsys, "csv", file, folder, code=2)
+    assert "no column is called caption, captions, " in run(capsys, "csv", file, folder, code=2)
     assert "did you mean words?" in run(capsys, "csv", file, folder, "--caption-column", "word", code=2)
     said = run(capsys, "csv", file, folder, "--caption-column", "words")
     assert "1 images left out: no file, as gone.jpg\n" in said
@@ -81,11 +81,14 @@ def test_what_a_csv_lacks_is_named(folder, capsys):
         ('a.jpg,"a cat\ndeep/b.png,"two cats"\n', "line 2: ',' expected after"),
         ('a.jpg,"a cat\ndeep/b.png,two cats"\n', "line 2: a text of several lines holds other rows"),
         (f"a.jpg,{'a' * 200_000}", "line 2: field larger than field limit"),
+        ("headless", "captions.csv: no column is called file, file_name, filename, image, image_name, path, filepath"),
         (None, "captions.csv: empty; expected a first line that names the columns"),
     ],
 )
 def test_captions_that_would_be_cut_or_merged_are_refused(folder, capsys, rows, words):
-    (folder / "captions.csv").write_text("" if rows is None else f"image,caption\n{rows}\n")
+    (folder / "captions.csv").write_text(
+        "" if rows is None else "a.jpg,a dog\n" if rows == "headless" else f"image,caption\n{rows}\n"
+    )
     assert words in run(capsys, "csv", folder / "captions.csv", folder, code=2)
     assert not (folder / "images.jsonl").exists()
 

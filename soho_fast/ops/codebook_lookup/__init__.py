@@ -21,12 +21,7 @@ from soho_fast.ops.mapping import in_front, padded_dims, slices_of
 def _check_pair(features: Tensor, codebook: Tensor) -> None:
     checks.check_type("features", features)
     checks.check_codebook(codebook)
-    if features.dim() < 2:
-        raise ValueError(f"features: expected at least 2 dimensions (..., N, C), got shape {tuple(features.shape)}")
-    if codebook.shape[-1] != features.shape[-1]:
-        raise ValueError(
-            f"codebook: expected {features.shape[-1]} channels like features, got shape {tuple(codebook.shape)}"
-        )
+    checks.check_channels(features, codebook)
     if codebook.dim() > 2 and codebook.shape[:-2] != features.shape[:-2]:
         raise ValueError(
             f"codebook: a batched codebook needs the batch shape of features {tuple(features.shape[:-2])}, "
@@ -122,8 +117,7 @@ def codebook_lookup(
         if index is not None:
             return index
     check_metric(metric)
-    prepared = codebook if isinstance(codebook, PreparedCodebook) else None
-    codes = codebook.codebook if isinstance(codebook, PreparedCodebook) else codebook
+    prepared, codes = (codebook, codebook.codebook) if isinstance(codebook, PreparedCodebook) else (None, codebook)
     if prepared is not None:
         if prepared.metric != metric:
             raise ValueError(f"metric: expected {prepared.metric!r} as the codebook was prepared for, got {metric!r}")

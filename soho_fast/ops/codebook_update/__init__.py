@@ -24,7 +24,7 @@ def _check_assigned(features: Tensor, index: Tensor, valid: Tensor | None) -> No
 
 
 def _check_codebook(codebook: Tensor) -> None:
-    why = " (a small moving-average step is lost in half precision)"
+    why = " (half precision loses small steps of the average; casting a module casts its buffers, too)"
     checks.check_type("codebook", codebook, (torch.float32,), why)
     if codebook.dim() != 2:
         raise ValueError(f"codebook: expected 2 dimensions (K, C), got shape {tuple(codebook.shape)}")
@@ -80,7 +80,8 @@ def codebook_ema_(
     A code to which no feature is assigned keeps its bits. In float32, rounded after each operation.
 
     Args:
-        codebook: float32 (K, C). counts: float32 (K,). sums: float32 (K, C). decay: in [0, 1].
+        codebook: float32 (K, C). counts: float32 (K,). sums: float32 (K, C). decay: in [0, 1]. What `codebook_stats`
+            gives with `wide` is float64: pass `counts.float()` and `sums.float()`.
         backend: as in `codebook_stats`.
 
     Returns:

@@ -20,13 +20,10 @@ def _num_levels(features: Tensor, codebooks: Tensor, num_levels: int | None) -> 
     """How many levels there are, after the checks of all arguments."""
     checks.check_type("features", features)
     checks.check_type("codebooks", codebooks)
-    if features.dim() < 2:
-        raise ValueError(f"features: expected at least 2 dimensions (..., N, C), got shape {tuple(features.shape)}")
     shape = tuple(codebooks.shape)
     if codebooks.dim() not in (2, 3) or codebooks.shape[-2] < 1:
         raise ValueError(f"codebooks: expected (L, K, C), or (K, C) for all levels, with a code, got shape {shape}")
-    if codebooks.shape[-1] != features.shape[-1]:
-        raise ValueError(f"codebooks: expected {features.shape[-1]} channels like features, got shape {shape}")
+    checks.check_channels(features, codebooks, "codebooks")
     if codebooks.dim() == 2 and num_levels is None:
         raise ValueError("num_levels: expected the number of levels with one codebook (K, C) for all, got None")
     if codebooks.dim() == 3 and num_levels not in (None, codebooks.shape[0]):
