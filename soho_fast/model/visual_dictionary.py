@@ -66,7 +66,8 @@ class VisualDictionary(Float32Buffers):
 
     With `num_levels` a feature is the sum of a code of each level (a residual quantiser): the second level's codes are
     looked up in what the first leaves, and so on. All of the above holds for each level by itself. A level's codes are
-    drawn in the update after that of the level before, until which they are zero.
+    drawn in the update after that of the level before; until then they are zero, but for one that eq. 4 moves to the
+    mean of what is left.
 
     Attributes:
         pack: makes of codebook and levels what is looked up in, for codes that are frozen; `None`: the codebook itself.
