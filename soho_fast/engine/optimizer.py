@@ -204,21 +204,34 @@ class Schedule:
 
     def is_frozen(self, step: int) -> bool:
         """Whether the backbone is frozen in that step."""
-        begin, end = (epoch * self.steps_per_epoch for epoch in self.optim.frozen_span())
+        begin, end = self._frozen_steps()
         return begin <= step < end
+
+    def advice(self, step: int) -> str:
+        """What to set so that the rates of that step are lower."""
+        begin, end = self._frozen_steps()
+        if begin <= step < end:
+            return "lower optim.lr, or give schedule.warmup_steps more"
+        if begin < end <= step:
+            return "lower optim.backbone_lr or optim.lr, or give optim.backbone_warmup_steps more"
+        return "lower optim.lr or optim.backbone_lr, or give schedule.warmup_steps more"
 
     def backbone_factor(self, step: int, elapsed: float = 0.0) -> float:
         """`factor` for the backbone: 0 while it is frozen. From where it is unfrozen it is `thawed_backbone_factor`
         times a warm-up of its own, of `backbone_warmup_steps` from `warmup_start` on; `cosine` and `linear` begin again
-        there, so that its rate is the same however long the run was before, and falls over the steps that are left."""
+        there, so that its rate is the same however long the run was before, and falls over the steps that are left. (A
+        time limit is counted from the start.)"""
         if self.is_frozen(step):
             return 0.0
-        begin, end = (epoch * self.steps_per_epoch for epoch in self.optim.frozen_span())
+        begin, end = self._frozen_steps()
         if not begin < end <= step:
             return self.factor(step, elapsed)
         s, past, steps = self.settings, step - end, self.optim.backbone_warmup_steps
         warmup = s.warmup_start + (1 - s.warmup_start) * past / steps if past < steps else 1.0
         return self.optim.thawed_backbone_factor * warmup * self._decay(step, end, elapsed)
+
+    def _frozen_steps(self) -> list[float]:
+        return [epoch * self.steps_per_epoch for epoch in self.optim.frozen_span()]
 
     def _decay(self, step: int, begin: float, elapsed: float) -> float:
         s = self.settings

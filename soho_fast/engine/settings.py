@@ -48,7 +48,7 @@ class OptimSettings:
         frozen_backbone_epochs: Epochs [from, until] in which the backbone is kept frozen; `end` is the end of the run,
             [0, 0] never.
         backbone_warmup_steps: Steps in which the backbone's rate warms up again from where it is unfrozen. Its decay,
-            if `cosine` or `linear`, begins there too.
+            if `cosine` or `linear`, begins there too; one that follows `max_minutes` counts from the start.
         thawed_backbone_factor: Factor on the backbone's rate from where it is unfrozen.
         frozen_parameters: Shell patterns of parameters' names that are not trained at all, as
             `soho.visual_encoder.projection.*`.
@@ -180,7 +180,7 @@ class CheckpointSettings:
     Args:
         every_steps: Save every this many steps; 0 leaves it to `every_minutes`.
         every_minutes: Save when this many minutes have passed since the last save; 0 leaves it to `every_steps`.
-        keep: Newest checkpoints kept; 0 keeps all.
+        keep: Newest checkpoints kept, beside the newest sound one; 0 keeps all.
     """
 
     every_steps: NonNegativeInt = 0

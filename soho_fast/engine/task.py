@@ -82,12 +82,12 @@ class Task(Protocol):
     def non_finite(self, model: nn.Module) -> list[str]:
         """What the model met in training since the last call that was Inf or NaN and may show in no loss, in words."""
 
-    def steps_lost(self, model: nn.Module) -> int:
-        """For how many steps in a row it looks as if the run had lost what it learnt; the same on all ranks. At 0 a
-        checkpoint is saved as sound."""
+    def is_sound(self, model: nn.Module) -> bool:
+        """Whether nothing says that the run loses what it has learnt, as its next checkpoint notes; the same on all
+        ranks."""
 
     def lost(self, model: nn.Module) -> str:
-        """Where those are enough to end the run: "what is seen; what to change". Otherwise empty."""
+        """Where it is lost for so long that the run is to end: what is seen. Otherwise empty; the same on all ranks."""
 
     def warnings(self, model: nn.Module) -> list[str]:
         """What goes wrong in training and no loss shows, each thing once: "what; what to do". Called on rank 0 whenever

@@ -445,7 +445,7 @@ class Run:
 
     def _save(self) -> Path:
         average_batch_norm(self.step.model, self.processes)
-        self.progress.sound = not self.task.steps_lost(self.step.model)
+        self.progress.sound = self.task.is_sound(self.step.model)
         path = self.checkpoints.save(self.step.engine, self.progress)
         self._saved_at, self._saved_step = time.monotonic(), self.progress.step
         return path
@@ -543,15 +543,16 @@ class Run:
     def _refuse_lost(self) -> None:
         """Ends the run on all ranks, which see the same, where the task says that it is lost."""
         if self.settings.engine.end_when_lost and (told := self.task.lost(self.step.model)):
-            sound = self.checkpoints.newest(sound=True)
-            instead = f"delete all newer than {sound}, and --resume changed goes on from it" if sound else "start again"
-            raise UserError(f"step {self.progress.step}: {told}, and {instead}")
+            sound, advice = self.checkpoints.newest(sound=True), self.step.schedule.advice(self.progress.step - 1)
+            instead = f"Delete all newer than {sound}, and --resume changed goes on from it"
+            if sound is None:
+                instead = "No checkpoint is from before: --resume false --overwrite starts again"
+            raise UserError(f"step {self.progress.step}: {told}; {advice} (docs/training.md). {instead}")
 
     def _diverged(self, step: int, what: str) -> UserError:
         newest = self.checkpoints.newest()
-        advice = "lower optim.lr or optim.backbone_lr, or give schedule.warmup_steps more"
         return UserError(
-            f"step {step}: {what}, so the run has diverged; {advice}. "
+            f"step {step}: {what}, so the run has diverged; {self.step.schedule.advice(step - 1)}. "
             + (
                 f"The newest checkpoint is {newest}, all of it finite; --resume changed goes on from it"
                 if newest

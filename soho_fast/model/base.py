@@ -53,7 +53,7 @@ class SohoPreTrainedModel(PreTrainedModel):
     _keep_in_fp32_modules_strict: list[str] = [  # noqa: RUF012
         "running_mean",
         "running_var",
-        *(f"visual_dictionary.{name}" for name in ("codebook", "usage", "age", "cluster_size", "cluster_sum", "total")),
+        *(f"visual_dictionary.{name}" for name in ("codebook", "usage", "age", "cluster", "feature", "total")),
     ]
 
     @classmethod

@@ -287,11 +287,11 @@ class SohoConfig(PreTrainedConfig):
                 "dictionary_batch_norm_max_lag: expected a number above 0, and dictionary_batch_norm with it, got "
                 f"{lag} and {self.dictionary_batch_norm}"
             )
-        if self.num_levels > 1 and (self.dictionary_init != "data" or self.dictionary == "official"):
-            raise ValueError(
-                "num_levels: expected 1, or dictionary_init='data' and dictionary='paper' with it, got "
-                f"{self.num_levels}, {self.dictionary_init!r} and {self.dictionary!r}"
-            )
+        if self.num_levels > 1 and self.dictionary_init != "data":
+            raise ValueError(f"num_levels: expected 1, or dictionary_init='data' with it, got {self.num_levels}")
+        for name, only in (("num_levels", 1), ("dictionary_follow", "none")):
+            if self.dictionary == "official" and (value := getattr(self, name)) != only:
+                raise ValueError(f"{name}: expected {only!r} with dictionary='official', got {value!r}")
         if self.visual_encoder != "official" and self.recomputed_batch_norm:
             raise ValueError("recomputed_batch_norm: expected visual_encoder='official' with it, got 'paper'")
         if self.usage_decay == 1.0:

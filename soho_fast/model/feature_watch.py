@@ -79,12 +79,11 @@ class FeatureWatch(Float32Buffers):
             return
         usable_BL1 = (valid_BL & finite_rows(feat_BLC)).unsqueeze(-1)
         centred_BLC = torch.where(usable_BL1, feat_BLC.float() - self.mean, 0.0)
-        error = centred_BLC.new_zeros(())
         self._has_codes = embed_BLC is not None
-        if embed_BLC is not None:
-            error = torch.where(usable_BL1, feat_BLC.float() - embed_BLC.float(), 0.0).square().sum()
-        sums = [centred_BLC.sum((0, 1)), centred_BLC.square().sum((0, 1))]
-        gathered = torch.cat([*sums, torch.stack([error, usable_BL1.sum().float()])])
+        code_BLC = feat_BLC if embed_BLC is None else embed_BLC
+        error = torch.where(usable_BL1, feat_BLC.float() - code_BLC.float(), 0.0).square().sum()
+        numbers = torch.stack([error, usable_BL1.sum().float()])
+        gathered = torch.cat([centred_BLC.sum((0, 1)), centred_BLC.square().sum((0, 1)), numbers])
         self._gathered = gathered if self._gathered is None else self._gathered + gathered
 
     @torch.no_grad()
@@ -144,3 +143,9 @@ class FeatureWatch(Float32Buffers):
     def steps_lost(self) -> int:
         """For how many steps in a row this looks lost, up to the last one. Waits for the device."""
         return int(self.num_lost)
+
+    def is_sound(self) -> bool:
+        """Whether the last step was not lost, and matching is not half-way from its best to what counts as lost: its
+        running mean shows a loss only some hundred steps later. Waits for the device."""
+        halfway = (self.least_matching + _UNLEARNT) / 2
+        return not self.num_lost and not bool((self.least_matching < _LEARNT) & (self.matching > halfway))

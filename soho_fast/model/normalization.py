@@ -216,8 +216,9 @@ class TokenBatchNorm(RunningStatistics):
         self._forget_host_state()
 
     def _forget_host_state(self, *_: object) -> None:
-        # A mirror of `num_batches_tracked`, read from the buffer once so that no step waits for the device.
-        self._num_updates: int | None = None
+        # A mirror of `num_batches_tracked` (-1: not read yet), read from the buffer once so that no step waits for the
+        # device.
+        self._num_updates = -1
         self._in_step = False
         self._gathered: Tensor | None = None
 
@@ -279,7 +280,7 @@ class TokenBatchNorm(RunningStatistics):
     @torch.no_grad()
     def _gather(self, x_BLC: Tensor, usable_BL1: Tensor) -> Tensor:
         """Sums (2C + 1,) of this rank: the tokens' differences from the running mean, their squares, the tokens."""
-        if self._num_updates is None:
+        if self._num_updates < 0:
             self._num_updates = int(self.num_batches_tracked)
         if not self._num_updates and self._gathered is None:
             mean_C, var_C = self._batch_statistics(x_BLC, usable_BL1)
@@ -298,7 +299,6 @@ class TokenBatchNorm(RunningStatistics):
         var_C = (squares_C / count - difference_C.square()).clamp(min=0.0) * (count / (count - 1.0).clamp(min=1.0))
         # One token, or none that is finite, has no spread to tell.
         var_C = torch.where(count > 1, var_C, self.running_var)
-        assert self._num_updates is not None, "_gather has read it"
         self._num_updates += 1
         self.num_batches_tracked.add_(1)
         momentum = max(self.momentum, 1.0 / self._num_updates)

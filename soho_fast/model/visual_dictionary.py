@@ -42,15 +42,14 @@ def _perplexity_of(weight_K: Tensor) -> tuple[Tensor, Tensor]:
 @dataclass
 class _Assignments:
     """What a step's training forwards leave for its update, on this rank: how many features are assigned to each code
-    and their sum, with `dictionary_follow` the sum of their squares, the number of images, and where codes may be reset
-    the features drawn so far, by their hashes."""
+    and their sum, the sum of their squares (0 without `dictionary_follow`), the number of images, and where codes may
+    be reset the candidates drawn so far: their hashes (R,), and what of each every level looks up (R, Q, C)."""
 
     counts_QK: Tensor
     sums_QKC: Tensor
-    squares_C: Tensor | None
+    squares_C: Tensor
     num_images: int = 0
-    key_R: Tensor | None = None
-    rests_RQC: Tensor | None = None
+    candidates: tuple[Tensor, Tensor] | None = None
 
 
 class VisualDictionary(Float32Buffers):
@@ -67,7 +66,8 @@ class VisualDictionary(Float32Buffers):
 
     With `num_levels` a feature is the sum of a code of each level (a residual quantiser): the second level's codes are
     looked up in what the first leaves, and so on. All of the above holds for each level by itself. A level's codes are
-    drawn in the update after that of the level before, until which they are zero.
+    drawn in the update after that of the level before; until then they are zero, but for one that eq. 4 moves to the
+    mean of what is left.
 
     Attributes:
         pack: makes of codebook and levels what is looked up in, for codes that are frozen; `None`: the codebook itself.
@@ -101,6 +101,7 @@ class VisualDictionary(Float32Buffers):
         self.config = config
         self.pack: Callable[[Tensor, int], ops.PreparedCodebook] | None = None
         self.num_levels, self.num_codes, self.num_channels = config.num_levels, config.num_codes, config.hidden_size
+        self._num_resettable = min(config.code_reset_limit, self.num_codes)
         num_rows = self.num_levels * self.num_codes
         shape = (num_rows, self.num_channels)
         self.register_buffer("codebook", torch.zeros(shape, dtype=torch.float32))
@@ -132,10 +133,11 @@ class VisualDictionary(Float32Buffers):
         self._forget_host_state()
 
     def _forget_host_state(self, *_: object) -> None:
-        # Mirrors of `step` and `initialised`, read from the buffers once so that no step waits for the device.
-        self._host_step: int | None = None
+        # Mirrors of `step` (-1: not read yet) and `initialised`, read from the buffers once so that no step waits for
+        # the device.
+        self._host_step = -1
         self._host_initialised = 0
-        self._ranks_agree = False
+        self._ranks_agree = self._has_followed = False
         self._in_step = False
         self._assignments: _Assignments | None = None
         self._num_non_finite: Tensor | None = None
@@ -162,7 +164,7 @@ class VisualDictionary(Float32Buffers):
         if world_size() > 1:
             packed = all_reduce_sum_(torch.cat([sums_QKC, counts_QK.unsqueeze(1)], dim=1))
             counts_QK, sums_QKC = packed[:, -1].contiguous(), packed[:, :-1].contiguous()
-        if assignments.squares_C is not None:
+        if self.config.dictionary_follow != "none":
             num = self.num_codes
             self._follow(counts_QK[:num], sums_QKC[:num], all_reduce_sum_(assignments.squares_C))
         if self.config.ema_variant == "paper":
@@ -171,8 +173,8 @@ class VisualDictionary(Float32Buffers):
             self._move_vqvae(counts_QK, sums_QKC)
         self._counts_QK = counts_QK
         self.count(counts_QK)
-        if assignments.key_R is not None and assignments.rests_RQC is not None:
-            self._reset_unused(assignments.key_R, assignments.rests_RQC)
+        if assignments.candidates is not None:
+            self._reset_unused(*assignments.candidates)
 
     def take_num_non_finite(self) -> int:
         """How many real tokens were not finite in the training forwards since the last call, on this rank.
@@ -297,8 +299,9 @@ class VisualDictionary(Float32Buffers):
             # Ranks that were seeded differently, or of which only one loaded a checkpoint, start alike all the same.
             broadcast_from_first_(list(self.buffers(recurse=False)))
             self._ranks_agree = True
-        if self._host_step is None:
+        if self._host_step < 0:
             self._host_step = int(self.step)
+            self._has_followed = self.config.dictionary_follow != "none" and bool(self.feature_mean.any())
             drawn = self.config.dictionary_init == "data"
             self._host_initialised = int(self.initialised) if drawn else self.num_levels
         # Of the features that became the codes of a level none leaves anything to the next: that draws a step later.
@@ -307,7 +310,6 @@ class VisualDictionary(Float32Buffers):
 
     def _init_from_data(self, feat_BLC: Tensor, valid_BL: Tensor, usable_BL: Tensor, image_B: Tensor) -> None:
         """Draws the codes of the first level that has none."""
-        assert self._host_step is not None, "_prepare_update has read it"
         level = self._host_initialised
         drawn = self._draw(feat_BLC, valid_BL, usable_BL, image_B, self.num_codes, self._host_step)
         feat_RC, available_R = self._draw_from_all_ranks(*drawn, self.num_codes)
@@ -390,7 +392,7 @@ class VisualDictionary(Float32Buffers):
             for level, rest_BLC in enumerate(rests)
         ]
         counts_QK, sums_QKC = (part[0] if len(parts) == 1 else torch.cat(part) for part in zip(*parts, strict=True))
-        squares_C = None
+        squares_C = counts_QK.new_zeros(())
         if self.config.dictionary_follow != "none":
             squares_C = torch.where(usable_BL.unsqueeze(-1), feat_BLC.float(), 0.0).square().sum((0, 1))
         if self._assignments is None:
@@ -398,25 +400,20 @@ class VisualDictionary(Float32Buffers):
         else:
             self._assignments.counts_QK += counts_QK
             self._assignments.sums_QKC += sums_QKC
-            if self._assignments.squares_C is not None and squares_C is not None:
-                self._assignments.squares_C += squares_C
+            self._assignments.squares_C += squares_C
             self._assignments.num_images += len(feat_BLC)
         assignments = self._assignments
-        assert self._host_step is not None, "_prepare_update has read it"
-        step, num_drawn = self._host_step + 1, self._num_resettable()
+        step, num_drawn = self._host_step + 1, self._num_resettable
         if self.config.code_reset_threshold > 0 and step % self.config.code_reset_interval == 0:
             rests_BLX = rests[0] if len(rests) == 1 else torch.cat(rests, -1)
             key_R, rests_RX = self._draw(rests_BLX, valid_BL, usable_BL, image_B, num_drawn, step)
             rests_RQC = rests_RX.view(len(key_R), self.num_levels, -1)
-            if assignments.key_R is not None and assignments.rests_RQC is not None:
-                key_R = torch.cat([assignments.key_R, key_R])
-                rests_RQC = torch.cat([assignments.rests_RQC, rests_RQC])
+            if assignments.candidates is not None:
+                drawn = zip(assignments.candidates, (key_R, rests_RQC), strict=True)
+                key_R, rests_RQC = (torch.cat(parts) for parts in drawn)
                 key_R, pick_R = key_R.topk(min(num_drawn, len(key_R)), largest=False, sorted=True)
                 rests_RQC = rests_RQC[pick_R]
-            assignments.key_R, assignments.rests_RQC = key_R, rests_RQC
-
-    def _num_resettable(self) -> int:
-        return min(self.config.code_reset_limit, self.num_codes)
+            assignments.candidates = key_R, rests_RQC
 
     def count(self, counts_QK: Tensor) -> None:
         """Adds an update's assignments, of all ranks, to the running usage."""
@@ -425,16 +422,16 @@ class VisualDictionary(Float32Buffers):
         decay = torch.where(total > 0, self.config.usage_decay, 1.0)
         self.usage.mul_(decay).add_(share_QK * (1.0 - decay))
         self.age.add_((total > 0).float())
-        assert self._host_step is not None, "_prepare_update has read it"
         self._host_step += 1
         self.step.add_(1)
 
     def _follow(self, counts_K: Tensor, sums_KC: Tensor, squares_C: Tensor) -> None:
         """Moves all codes as the features move together, with assigned features or without; those of further levels, in
         which nothing of their mean is left, only spread with them."""
-        assert self._host_step is not None, "_prepare_update has read it"
         total = counts_K.sum()
-        momentum = max(_FOLLOW_MOMENTUM, 1.0 / (self._host_step + 1))
+        # Of a dictionary that has learnt, but not to follow (`init_from`), the first step is where they start from.
+        momentum = max(_FOLLOW_MOMENTUM, 1.0 / (self._host_step + 1)) if self._has_followed else 1.0
+        self._has_followed = True
         mean_C = sums_KC.sum(0) / total.clamp(min=1.0)
         variance_C = (squares_C / total.clamp(min=1.0) - mean_C.square()).clamp(min=0.0)
         before_C, spread_C = self.feature_mean.clone(), self.feature_variance.clone()
@@ -466,7 +463,7 @@ class VisualDictionary(Float32Buffers):
 
     def _reset_unused(self, key_R: Tensor, rests_RQC: Tensor) -> None:
         """In each level the j-th unused code takes the j-th candidate; on the device, and the same on every rank."""
-        rests_RX, available_R = self._draw_from_all_ranks(key_R, rests_RQC.flatten(1), self._num_resettable())
+        rests_RX, available_R = self._draw_from_all_ranks(key_R, rests_RQC.flatten(1), self._num_resettable)
         unused_QK = self._unbiased_usage() < self.config.code_reset_threshold
         unused_QK &= self.age >= self.config.code_reset_patience
         unused_QxK = unused_QK.view(self.num_levels, -1)

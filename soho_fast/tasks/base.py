@@ -307,9 +307,9 @@ class BaseTask(ABC):
         """Visual tokens with Inf or NaN: the lookup gives them code 0, and the loss stays finite."""
         return [f"visual tokens ({num})"] if (num := model.take_num_non_finite()) else []
 
-    def steps_lost(self, model: Any) -> int:
+    def is_sound(self, model: Any) -> bool:
         """Nothing is watched."""
-        return 0
+        return True
 
     def lost(self, model: Any) -> str:
         """Nothing is watched."""

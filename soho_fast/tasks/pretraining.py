@@ -268,17 +268,18 @@ class PretrainingTask(BaseTask):
             figures |= {"perplexity": perplexity, "active_codes": active_codes, **of_step}
         return figures
 
-    def steps_lost(self, model: SohoForPreTraining) -> int:
+    def is_sound(self, model: SohoForPreTraining) -> bool:
         """By the rule of `FeatureWatch`."""
         watch = model.base().feature_watch
-        return 0 if watch is None else watch.steps_lost()
+        return watch is None or watch.is_sound()
 
     def lost(self, model: SohoForPreTraining) -> str:
         """The visual features have become alike, the codes stand for none of them, or matching is at chance again."""
-        steps = self.steps_lost(model)
-        seen = {name: float(value) for name, value in self.figures(model).items()}
-        if steps < STEPS_UNTIL_LOST or not seen:  # A step that was left out has none.
+        watch = model.base().feature_watch
+        # A step that was left out has no figures.
+        if watch is None or not watch.figures() or (steps := watch.steps_lost()) < STEPS_UNTIL_LOST:
             return ""
+        seen = {name: float(value) for name, value in self.figures(model).items()}
         told = (
             f"for {steps} steps the visual features have been lost: they have moved by {seen['feature_drift']:.1f} of "
             f"their deviations, their variance is {seen['feature_spread']:.2g} times what it was"
@@ -288,12 +289,7 @@ class PretrainingTask(BaseTask):
                 f", {seen['top_share']:.0%} of them have one code, and the codes' error is {seen['code_error']:.1f} "
                 "times their variance"
             )
-        watch = model.base().feature_watch
-        assert watch is not None, "it has seen something"
-        told += (
-            f"; the loss of matching is {watch.matching:.2f}, and has been {watch.least_matching:.2f} (chance: 0.69)"
-        )
-        return f"{told}; lower optim.backbone_lr or give optim.backbone_warmup_steps more (docs/training.md)"
+        return f"{told}; the loss of matching is {watch.matching:.2f}, was {watch.least_matching:.2f} (chance: 0.69)"
 
     def warnings(self, model: SohoForPreTraining) -> list[str]:
         """Fewer than half of the codes are active."""
@@ -317,20 +313,16 @@ class PretrainingTask(BaseTask):
         dictionary = model.base().visual_dictionary
         if dictionary is None or not int(dictionary.step):
             return {}
-        _, _, usage_K = dictionary.statistics()
         return {
             # As many digits as tell a member from none.
-            "usage": [float(f"{usage:.6g}") for usage in usage_K.tolist()],
+            "usage": [float(f"{usage:.6g}") for usage in dictionary.statistics()[2].tolist()],
             "age": [int(age) for age in dictionary.age[: dictionary.num_codes].tolist()],
             "drift": dictionary.drift(),
         }
 
     def phase(self, epoch: float) -> str:
-        return (
-            "the visual encoder learns alone, by the bag-of-words loss"
-            if epoch < self.model.bag_of_words_epochs
-            else ""
-        )
+        alone = "the visual encoder learns alone, by the bag-of-words loss"
+        return alone if epoch < self.model.bag_of_words_epochs else ""
 
     def next_commands(self, folder: Path) -> list[str]:
         """Also what ranks texts by the model, what learns the questions of own images, and what shows the codes."""

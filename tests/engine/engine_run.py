@@ -178,12 +178,15 @@ class StubTask:
         self.num_steps += 1
         return {"steps": torch.tensor(self.num_steps)}
 
-    def steps_lost(self, model: nn.Module) -> int:
+    def _steps_lost(self) -> int:
         begin = self.options["lost_after"]
         return 0 if begin is None else max(0, self.num_steps - begin)
 
+    def is_sound(self, model: nn.Module) -> bool:
+        return not self._steps_lost()
+
     def lost(self, model: nn.Module) -> str:
-        return "for 4 steps all was lost; do something else" if self.steps_lost(model) >= 4 else ""
+        return "for 4 steps all was lost" if self._steps_lost() >= 4 else ""
 
     def non_finite(self, model: nn.Module) -> list[str]:
         return []

@@ -116,7 +116,9 @@ def test_a_lost_run_ends_and_names_the_last_sound_checkpoint_which_was_kept(laun
     lost = request_for("lost", fails=True, max_steps=20, task={"lost_after": 7}, **each)
     goes_on = request_for("goes_on", max_steps=14, task={"lost_after": 7}, engine={"end_when_lost": False}, **each)
     never = request_for("never", max_steps=14, **each)
-    done = launch(lost, goes_on, never)
+    alone = {"log": {"every_steps": 3}, "checkpoint": {"every_steps": 0, "every_minutes": 0}}
+    unsaved = request_for("unsaved", fails=True, max_steps=20, task={"lost_after": 7}, **alone)
+    done = launch(lost, goes_on, never, unsaved)
     assert done.code == 0, done.text
     kept = [
         sorted(path.name for path in (Path(each["output"]) / "checkpoints").glob("step-*"))
@@ -126,11 +128,12 @@ def test_a_lost_run_ends_and_names_the_last_sound_checkpoint_which_was_kept(laun
     assert kept[0] == ["step-00000007", "step-00000009", "step-00000010"]
     assert kept[1] == ["step-00000007", "step-00000013", "step-00000014"]
     assert kept[2] == ["step-00000013", "step-00000014"]
-    (error,) = errors(done.text)
+    error, without = errors(done.text)
     sound = Path(lost["output"]) / "checkpoints" / "step-00000007"
     assert error == (
-        f"step 11: for 4 steps all was lost; do something else, and delete all newer than {sound}, and --resume "
-        "changed goes on from it"
+        "step 11: for 4 steps all was lost; lower optim.lr or optim.backbone_lr, or give schedule.warmup_steps more "
+        f"(docs/training.md). Delete all newer than {sound}, and --resume changed goes on from it"
     )
+    assert without.startswith("step 12: ") and "before: --resume false --overwrite starts again" in without
     assert not (Path(lost["output"]) / "model").exists()
     assert [record["steps"] for record in records(never)] == [3, 6, 9, 12, 14], "figures are logged"

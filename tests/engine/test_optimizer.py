@@ -135,6 +135,18 @@ def test_schedule_falls_to_its_end_by_steps_or_by_time(decay):
     assert values == sorted(values, reverse=True) and all(map(math.isfinite, values))
 
 
+def test_what_to_set_against_too_high_rates_is_what_those_of_the_step_follow_from():
+    def told(step: int, *span: float | str) -> str:
+        return Schedule(ScheduleSettings(), 10, 100, optim=OptimSettings(frozen_backbone_epochs=span)).advice(step)
+
+    later = "lower optim.backbone_lr or optim.lr, or give optim.backbone_warmup_steps more"
+    first = "lower optim.lr or optim.backbone_lr, or give schedule.warmup_steps more"
+    frozen = "lower optim.lr, or give schedule.warmup_steps more"
+    assert told(0, 0, 0) == told(99, 0, 0) == told(13, 1.4, 6) == told(99, 3, 3) == first
+    assert told(0, 0, "end") == told(99, 0, "end") == told(14, 1.4, 6) == told(59, 1.4, 6) == frozen
+    assert told(60, 1.4, 6) == told(99, 1.4, 6) == later
+
+
 def test_schedule_refuses_nonsense():
     with pytest.raises(UserError, match="step_epochs"):
         Schedule(ScheduleSettings(step_epochs=[3, 1]), 1, 1)

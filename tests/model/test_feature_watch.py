@@ -131,6 +131,22 @@ def test_matching_that_falls_back_to_chance_is_lost_where_it_was_learnt():
     assert float(better.matching) == before, "where a quarter matches, chance is another loss"
 
 
+def test_a_step_is_not_sound_long_before_matching_counts_as_lost():
+    learnt, unlearnt = FeatureWatch(C).train(), FeatureWatch(C).train()
+    for step in range(200):
+        matching_step(learnt, step, 0.4)
+        matching_step(unlearnt, step, 0.66)
+        assert learnt.is_sound() and unlearnt.is_sound()
+    lost, sound = [], []
+    for step in range(100):
+        lost.append(matching_step(learnt, 200 + step, 0.8))
+        sound.append(learnt.is_sound())
+    assert 50 < lost.index(1) < 70 and 15 < sound.index(False) < 30 and not any(sound[30:])
+    for step in range(150):
+        matching_step(learnt, 300 + step, 0.4)
+    assert learnt.is_sound()
+
+
 def test_matching_that_a_run_loses_at_its_beginning_is_not_lost():
     watch = FeatureWatch(C).train()  # As of one that starts from a trained model, and unfreezes its CNN at once.
     for step in range(20):
@@ -144,7 +160,7 @@ def test_a_sound_step_begins_the_count_anew_and_it_survives_saving():
     watch = FeatureWatch(C).train()
     for step in range(130):
         one_step(watch, (*features(step, *((3.0, 0.2) if step >= 120 else (0.0, 1.0))), None))
-    assert watch.steps_lost() == 10
+    assert watch.steps_lost() == 10 and not watch.is_sound()
     again = FeatureWatch(C).train()
     again.load_state_dict(watch.state_dict())
     for each in (watch, again):
@@ -152,7 +168,7 @@ def test_a_sound_step_begins_the_count_anew_and_it_survives_saving():
     assert again.steps_lost() == watch.steps_lost() == 11
     assert figures == {name: float(value) for name, value in watch.figures().items()}
     one_step(watch, (*features(8), None))
-    assert watch.steps_lost() == 0
+    assert watch.steps_lost() == 0 and watch.is_sound()
 
 
 def test_a_watched_model_trains_and_saves_as_an_unwatched_one(tiny_config, batch, tmp_path):

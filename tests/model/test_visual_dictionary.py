@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from soho_fast.model import VisualDictionary
+from soho_fast.model.pretrained import copy_state
 
 
 def dictionary(tiny_config, **overrides) -> VisualDictionary:
@@ -79,6 +80,25 @@ def test_all_codes_follow_the_features_running_mean_and_spread(tiny_config, foll
         torch.testing.assert_close(following.codebook.double(), expected, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(following.feature_mean.double(), mean, rtol=1e-5, atol=1e-6)
     assert not torch.allclose(following.codebook, still.codebook, atol=0.1)
+
+
+@pytest.mark.parametrize("follow", ["mean", "affine"])
+def test_learnt_codes_that_begin_to_follow_are_not_moved_by_where_the_features_are(tiny_config, follow):
+    """As by `init_from` a model that did not follow: its codes are where the features are already."""
+    feat, valid = features()
+    feat[valid] = 2 * feat[valid] + 3
+    learnt = dictionary(tiny_config)
+    for _ in range(9):
+        learnt(feat, valid)
+    following = dictionary(tiny_config, dictionary_follow=follow, ema_decay=1.0)
+    copy_state(following, learnt.state_dict(), "a model that did not follow")
+    following(feat, valid)
+    assert torch.equal(following.codebook, learnt.codebook)
+    again = dictionary(tiny_config, dictionary_follow=follow, ema_decay=1.0)
+    again.load_state_dict(following.state_dict())
+    for each in (following, again):
+        each(feat + 1, valid)
+        torch.testing.assert_close(each.codebook, learnt.codebook + 0.2)
 
 
 def test_what_a_step_used_is_told_apart_from_the_running_usage(tiny_config):
@@ -467,3 +487,8 @@ def test_two_levels_leave_less_than_one_and_survive_saving(tiny_config, variant)
 def test_levels_that_cannot_be_are_refused(tiny_config, wrong):
     with pytest.raises(ValueError, match="num_levels: expected"):
         tiny_config(**{"num_levels": 2, **wrong})
+
+
+def test_following_is_refused_where_each_image_counts_once_for_each_text(tiny_config):
+    with pytest.raises(ValueError, match="dictionary_follow: expected 'none' with dictionary='official', got 'mean'"):
+        tiny_config(dictionary="official", dictionary_follow="mean")
