@@ -167,9 +167,10 @@ def test_partial_fit_keeps_the_mean_of_all_rows_so_far(dtype, make_features):
 @pytest.mark.parametrize("metric", ["euclidean", "cosine"])
 def test_small_batches_count_after_many_rows(metric):
     """One of them moves the centre by less than float32 tells apart."""
-    model = MiniBatchKMeans(1, metric=metric, random_state=0).partial_fit([[1000.0, 1000.0]], sample_weight=[1e8])
+    many, few = np.array([[1000, 1000]], np.float32), np.array([[1000, 2000]], np.float32)
+    model = MiniBatchKMeans(1, metric=metric, random_state=0).partial_fit(many, sample_weight=[1e8])
     for _ in range(1000):
-        model.partial_fit([[1000.0, 2000.0]], sample_weight=[1e3])
+        model.partial_fit(few, sample_weight=[1e3])
     sums = np.array([1000.0, (1e8 * 1000 + 1e6 * 2000) / (1e8 + 1e6)])
     if metric == "cosine":
         sums = 1e8 * np.array([1, 1]) / np.sqrt(2) + 1e6 * np.array([1, 2]) / np.sqrt(5)
