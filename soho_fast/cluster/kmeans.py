@@ -64,6 +64,7 @@ class Clusterer(Estimator, ABC, Generic[Columns]):
     cluster_centers_: Tensor | Centers
     labels_: Tensor | Labels
     _offset: Tensor | None = None  # float64 (C,), what rows are compared without
+    _unit: bool = False  # whether rows are compared by their directions
 
     @abstractmethod
     def fit(self, X: Any, y: None = None, sample_weight: Any = None) -> Self:
@@ -127,11 +128,6 @@ class Clusterer(Estimator, ABC, Generic[Columns]):
     def _labels_of(self, features_MC: Tensor, prepared: ops.PreparedCodebook) -> Tensor:
         """`predict` of rows, by the centres."""
 
-    @property
-    def _unit(self) -> bool:
-        """Whether rows are compared by their directions."""
-        return getattr(self, "metric", "euclidean") == "cosine"
-
     def _centers(self, device: torch.device) -> Tensor:
         """float32, without the offset, which of several levels the first one has."""
         centers = torch.as_tensor(self.cluster_centers_, device=device)
@@ -143,7 +139,7 @@ class Clusterer(Estimator, ABC, Generic[Columns]):
     def _keep(self, centers: Tensor, labels: Tensor, rows: Rows) -> None:
         """Centres and labels as users get them."""
         self._keep_columns(rows.num_channels, rows.names)
-        self._offset = rows.offset
+        self._offset, self._unit = rows.offset, rows.unit
         if rows.offset is not None:
             centers = centers.double()
             (centers if centers.dim() == 2 else centers[0]).add_(rows.offset.to(centers.device))
@@ -264,7 +260,7 @@ class KMeans(Clusterer["Floats"]):
         for name, known in (("algorithm", ALGORITHMS), ("metric", METRICS)):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name}: expected {' or '.join(known)}, got {getattr(self, name)!r}")
-        rows = rows_of(X, sample_weight, self._unit)
+        rows = rows_of(X, sample_weight, self.metric == "cosine")
         if isinstance(self.init, str):
             return rows, None
         if not callable(self.init):

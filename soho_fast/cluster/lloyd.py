@@ -14,7 +14,7 @@ from torch import Tensor
 from soho_fast import ops
 from soho_fast.cluster.processes import Processes
 from soho_fast.cluster.rows import Rows
-from soho_fast.cluster.statistics import as_totals, exact_sum, totals_of, weighted
+from soho_fast.cluster.statistics import exact_sum, totals_of, weighted
 
 _UPDATED_EACH = 4  # steps: updating the subspace of the lookups costs little beside one
 
@@ -29,46 +29,16 @@ class Fitted(NamedTuple):
     num_filled: int
 
 
-class Step(NamedTuple):
-    """What one pass over the rows found: totals of all processes (K, C + 2); where labels are kept, how many are new,
-    and those of this process's rows (N,)."""
-
-    total: Tensor
-    num_changed: int | None
-    label_N: Tensor | None
-
-
-class Steps:
-    """Passes over the rows. Labels of rows in memory are kept from one to the next, as warm starts and to count those
-    that change; of batches nothing is kept."""
-
-    def __init__(self, rows: Rows, processes: Processes) -> None:
-        self.rows, self.processes = rows, processes
-        self.subspace = ops.MovingSubspace(_UPDATED_EACH)
-        self.label_N: Tensor | None = None
-
-    def step(self, centers_KC: Tensor) -> Step:
-        before_N, subspace_CD = self.label_N, self.subspace.of(centers_KC)
-        prepared = ops.prepare_codebook(centers_KC, subspace=False if subspace_CD is None else subspace_CD)
-        total = centers_KC.new_zeros(len(centers_KC), self.rows.num_channels + 2, dtype=torch.float64)
-        num_changed = torch.zeros(1, dtype=torch.int64, device=total.device)
-        for batch in self.rows.batches():
-            label_M = ops.codebook_lookup(batch.features, prepared, warm_start=before_N)
-            total += totals_of(batch.features, label_M, batch.weight, len(centers_KC))
-            if self.rows.memory is not None:
-                num_changed += len(label_M) if before_N is None else (label_M != before_N).sum()
-                self.label_N = label_M
-        if self.rows.memory is None:
-            return Step(self.processes.sum(total), None, None)
-        return Step(self.processes.sum(total), int(self.processes.sum(num_changed)), self.label_N)
-
-
 def means(total: Tensor, before_KC: Tensor, unit: bool) -> Tensor:
     """float32 (K, C): the mean of the assigned rows, with `unit` its direction, rounded once; a cluster without any
     stays where it was."""
-    totals = as_totals(total)
-    size_K1 = totals.sums.norm(dim=1, keepdim=True) if unit else totals.weight[:, None]
-    return torch.where((totals.members[:, None] > 0) & (size_K1 > 0), totals.sums / size_K1, before_KC).float()
+    size_K1 = sizes(total, unit)
+    return torch.where((total[:, -1:] > 0) & (size_K1 > 0), total[:, :-2] / size_K1, before_KC).float()
+
+
+def sizes(total: Tensor, unit: bool) -> Tensor:
+    """float64 (K, 1): what makes a centre of each cluster's sum, its weight or with `unit` the sum's length."""
+    return total[:, :-2].norm(dim=1, keepdim=True) if unit else total[:, -2:-1]
 
 
 class Repair(NamedTuple):
@@ -128,36 +98,46 @@ def fit_centers(
 ) -> Fitted:
     """Steps from these centres until no label changes, or the centres move by no more than `tolerance` (in sum of
     squares)."""
-    steps, number, label_N, inertia = Steps(rows, processes), 0, None, math.inf
+    subspace, label_N, inertia, number = ops.MovingSubspace(_UPDATED_EACH), None, math.inf, 0
     for number in range(1, max_iter + 1):
-        total, num_changed, label_N = steps.step(centers_KC)
+        before_N, before_KC = label_N, centers_KC
+        label_N, _, total = one_pass(rows, prepared_by(subspace, centers_KC), before_N, processes, inertia=False)
+        changed = len(label_N) if before_N is None else int((label_N != before_N).sum())
+        num_changed = sum(processes.gather(changed))
         total, num_repaired, inertia = fill_empty(total, centers_KC, rows, processes, inertia)
-        before_KC, centers_KC = centers_KC, means(total, centers_KC, rows.unit)
+        centers_KC = means(total, centers_KC, rows.unit)
         shift = float((centers_KC.double() - before_KC.double()).square().sum())
-        told = "" if num_changed is None else f"{num_changed} labels changed, "
         tell(
-            f"step {number}: {told}centres moved by {shift**0.5:.4g}" + f", {num_repaired} filled" * bool(num_repaired)
+            f"step {number}: {num_changed} labels changed, centres moved by {shift**0.5:.4g}"
+            + f", {num_repaired} filled" * bool(num_repaired)
         )
         if not num_repaired and (num_changed == 0 or shift <= tolerance):
             break
-    labels, inertia, total = final_pass(rows, centers_KC, label_N, processes)
-    return Fitted(centers_KC, labels, inertia, number, int((as_totals(total).members > 0).sum()))
+    labels, inertia, total = one_pass(rows, ops.prepare_codebook(centers_KC), label_N, processes)
+    return Fitted(centers_KC, labels, inertia, number, int((total[:, -1] > 0).sum()))
 
 
-def final_pass(
-    rows: Rows, centers_KC: Tensor, warm_start_N: Tensor | None, processes: Processes
+def prepared_by(subspace: ops.MovingSubspace, centers_KC: Tensor) -> ops.PreparedCodebook:
+    """The centres, for lookups with a subspace that follows them, if they have one."""
+    found_CD = subspace.of(centers_KC)
+    return ops.prepare_codebook(centers_KC, subspace=False if found_CD is None else found_CD)
+
+
+def one_pass(
+    rows: Rows, prepared: ops.PreparedCodebook, before_N: Tensor | None, processes: Processes, inertia: bool = True
 ) -> tuple[Tensor, float, Tensor]:
-    """Labels (N,) for these centres, the inertia of all processes, and their totals (K, C + 2)."""
-    found, inertia = [torch.zeros(0, dtype=torch.int64, device=rows.device)], []
-    total = centers_KC.new_zeros(len(centers_KC), rows.num_channels + 2, dtype=torch.float64)
-    prepared = ops.prepare_codebook(centers_KC)
-    for batch in rows.batches():
-        warm_start_M = None if warm_start_N is None else warm_start_N[batch.first : batch.first + len(batch.features)]
-        label_M, squared_M = ops.codebook_lookup(
-            batch.features, prepared, return_distance=True, warm_start=warm_start_M
-        )
+    """Labels (N,) for these centres, the inertia of all processes where it is asked for (else 0), and their totals
+    (K, C + 2). `before_N`: labels (N,) of the pass before, as warm starts."""
+    found, parts = [torch.zeros(0, dtype=torch.int64, device=rows.device)], list[float]()
+    num_clusters = prepared.shape[-2]
+    total = torch.zeros(num_clusters, rows.num_channels + 2, dtype=torch.float64, device=rows.device)
+    for features_MC, weight_M, first in rows.batches():
+        before_M = None if before_N is None else before_N[first : first + len(features_MC)]
+        if inertia:
+            label_M, squared_M = ops.codebook_lookup(features_MC, prepared, return_distance=True, warm_start=before_M)
+            parts.append(exact_sum(weighted(squared_M, weight_M)))
+        else:
+            label_M = ops.codebook_lookup(features_MC, prepared, warm_start=before_M)
         found.append(label_M)
-        total += totals_of(batch.features, label_M, batch.weight, len(centers_KC))
-        inertia.append(exact_sum(weighted(squared_M, batch.weight)))
-    every = [part for rank in processes.gather(inertia) for part in rank]
-    return torch.cat(found), math.fsum(every), processes.sum(total)
+        total += totals_of(features_MC, label_M, weight_M, num_clusters)
+    return torch.cat(found), math.fsum(itertools.chain(*processes.gather(parts))), processes.sum(total)

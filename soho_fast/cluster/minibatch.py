@@ -11,20 +11,20 @@ import torch
 from torch import Tensor
 
 from soho_fast import ops
-from soho_fast.cluster.kmeans import KMeans, check_alike, check_count, shared_seed, tell
-from soho_fast.cluster.lloyd import final_pass, means
+from soho_fast.cluster.kmeans import METRICS, KMeans, check_alike, check_count, shared_seed, tell
+from soho_fast.cluster.lloyd import means, one_pass, prepared_by, sizes
 from soho_fast.cluster.processes import Processes
 from soho_fast.cluster.rows import MemoryRows, Rows
 from soho_fast.cluster.seeding import Seeding, uniform
-from soho_fast.cluster.statistics import as_totals, exact_sum, totals_of
+from soho_fast.cluster.statistics import exact_sum, totals_of
 
 # Measured on 20,000 rows of 64 channels and 256 centres: groups of equal and of Zipf's sizes, windows of photographs.
-_ROWS_A_CENTRE = 4  # of a batch; 2 take a quarter longer and end as low, 8 end 1 % higher
+_ROWS_A_CENTRE = 4  # of a batch; 2 take a sixth longer and end as low, 8 end up to 2 % higher
 _LEAST_ROWS = 512  # of a batch, unless its size is given
-_FIRST_RATE = 0.15  # for each row that a batch has for a centre; 0.08 and 0.3 end higher
-_SPLIT_EACH = 2  # steps, in the first half of them; up to three quarters, photographs end 2 to 4 % higher
-_UNUSED = 0.1  # of the mean weight: below it a centre goes to a cluster with more inertia
-_FORGOTTEN = 2.0**-60  # of the mean weight: below it a centre stays, before its sums have no bits left
+_FIRST_RATE = 0.15  # for each row that a batch has for a centre; 0.3 ends up to 2 % higher, 0.08 up to 3 %
+_SPLIT_EACH = 2  # steps, in the first half of them; up to three quarters, photographs end 1 % higher
+_SPLIT_ROWS = 8  # that batches have for each centre between two splits, at least; fewer say little of a cluster
+_UNUSED = 0.1  # of a cluster's inertia: a centre that could go at less splits it; 0.02 ends up to 3 % higher
 _APART = 0.25  # standard deviations of a cluster, from its centre to its halves
 _UPDATED_EACH = 16  # steps: of the subspace of the lookups
 _SEEDED = 3  # times 1,024 rows, or times the centres, in the sample for k-means++, as in scikit-learn
@@ -35,11 +35,12 @@ class MiniBatchKMeans(KMeans):
     """k-means in few passes, for many rows (e-means, arXiv 2611.09501). A centre is the mean of its rows in the batches
     so far, `sums / weights`; each batch moves both, `sums <- sums + e (sums of the batch - sums)`, so that batches may
     be small. e falls along a cosine to 0, from 0.15 times the rows that a batch has for each centre, at most 1. In the
-    first half of the steps, a centre that hardly any row is nearest to goes to the cluster with the largest inertia,
-    which it splits. At last each centre becomes the mean of the rows that were nearest to it in the last pass (of a
-    single pass, since its last split).
+    first half of the steps, a centre moves into the cluster with the largest inertia and splits it, if its own rows
+    would cost less than a tenth of that inertia at the nearest other centre. At last each centre becomes the mean of
+    the rows that were nearest to it in the last pass (of a single pass, since its last split).
 
-    "k-means++" works on a sample of 3 max(1024, K) rows. Batches that X gives are taken as they come. Several
+    "k-means++" works on a sample of 3 max(1024, K) rows. Of rows in memory, one with much of the weight is in several
+    batches of a pass, in each with a part of its weight. Batches that X gives are taken as they come. Several
     processes move the same centres, each by batches of its own rows; of batches that X gives, all give as many.
 
     Args:
@@ -96,35 +97,36 @@ class MiniBatchKMeans(KMeans):
         if len(set(processes.gather(of_pass))) > 1:
             raise ValueError(f"X: expected as many batches on every rank, got {processes.gather(of_pass)}")
         centers_KC, num_steps = self._start(rows, processes, seed, given), self.max_iter * of_pass
-        first_rate = min(1.0, _FIRST_RATE * sum(num_rows) / (of_pass * self.n_clusters))
+        of_center = sum(num_rows) / (of_pass * self.n_clusters)
+        split_each = max(_SPLIT_EACH, math.ceil(_SPLIT_ROWS / of_center))
+        first_rate = min(1.0, _FIRST_RATE * of_center)
         subspace, first, step = ops.MovingSubspace(_UPDATED_EACH), sum(num_rows[: processes.rank]), 0
         moving, of_last_pass = centers_KC.new_zeros(2, len(centers_KC), rows.num_channels + 2, dtype=torch.float64)
-        squares_K = moving.new_zeros(len(centers_KC))
+        recent_K2 = moving.new_zeros(len(centers_KC), 2)
         for number in range(self.max_iter):
-            for features_MC, weight_M in _batches(rows, of_pass, first, seed, number):
-                label_M, squared_M = ops.codebook_lookup(
-                    features_MC, centers_KC, subspace=subspace.of(centers_KC), return_distance=True
-                )
+            for features_MC, weight_M in _batches(rows, of_pass, of_center, first, seed, number):
+                prepared = prepared_by(subspace, centers_KC)
+                label_M, squared_M = ops.codebook_lookup(features_MC, prepared, return_distance=True)
                 total = processes.sum(totals_of(features_MC, label_M, weight_M, len(centers_KC)))
                 apart = processes.sum(totals_of(squared_M[:, None], label_M, weight_M, len(centers_KC)))
                 if step == 0:
-                    moving = torch.nn.functional.pad(centers_KC.double(), (0, 2), value=1) * _mean(total[:, -2])
-                rate = first_rate * (0.5 + 0.5 * math.cos(math.pi * step / num_steps))
-                moving.lerp_(total, rate)
-                squares_K.lerp_(apart[:, 0], rate)
+                    moving = torch.nn.functional.pad(centers_KC.double(), (0, 2), value=1)
+                    moving *= exact_sum(total[:, -2]) / len(total)
+                moving.lerp_(total, first_rate * (0.5 + 0.5 * math.cos(math.pi * step / num_steps)))
+                moving[:, -1] = total[:, -1]  # a centre without a row in the batch stays
+                step += 1
+                # Over a whole pass it lags behind the centres, and photographs end 1.5 % higher.
+                recent_K2.lerp_(apart[:, :2], 1 / min(step, 2 * split_each))
                 if number == self.max_iter - 1:
                     of_last_pass += total
-                step += 1
-                if step % _SPLIT_EACH == 0 and 2 * step <= num_steps:
-                    of_last_pass[_split(moving, squares_K, seed, step)] = 0
-                lasts_K1 = moving[:, -2:-1] > _FORGOTTEN * _mean(moving[:, -2])
-                centers_KC = torch.where(lasts_K1, means(moving, centers_KC, rows.unit), centers_KC)
+                if step % split_each == 0 and 2 * step <= num_steps and len(centers_KC) > 1:
+                    of_last_pass[_split(moving, recent_K2, prepared, seed, step)] = 0
+                centers_KC = means(moving, centers_KC, rows.unit)
             tell(self, processes, f"pass {number + 1} of {self.max_iter}: {of_pass} batches")
         centers_KC = means(of_last_pass, centers_KC, rows.unit)
-        labels, self.inertia_, total = final_pass(rows, centers_KC, None, processes)
-        self._weight, self._length = as_totals(total).weight, centers_KC.new_ones(len(centers_KC), 1)
-        if self._unit:  # of the means whose directions the centres are
-            self._length = means(total, centers_KC, False).norm(dim=1, keepdim=True)
+        labels, self.inertia_, total = one_pass(rows, ops.prepare_codebook(centers_KC), None, processes)
+        self._total = total  # whose means become the centres
+        self._total[:, :-2] = centers_KC * sizes(total, rows.unit)
         self._keep(centers_KC, labels, rows)
         self.n_iter_, self.n_steps_ = self.max_iter, step
         return self
@@ -147,17 +149,14 @@ class MiniBatchKMeans(KMeans):
         if is_first:
             check_alike(self, rows, processes, given)
             centers_KC, self.n_steps_ = self._start(rows, processes, seed, given), 0
-            self._weight = torch.zeros(len(centers_KC), dtype=torch.float64, device=rows.device)
-            self._length = centers_KC.new_ones(len(centers_KC), 1)
+            so_far = centers_KC.new_zeros(len(centers_KC), rows.num_channels + 2, dtype=torch.float64)
         else:
-            centers_KC = self._centers(rows.device)
-        labels, self.inertia_, total = final_pass(rows, centers_KC, None, processes)
-        weight_K, mean_KC = as_totals(total).weight, centers_KC * self._length.to(rows.device)
-        self._weight = self._weight.to(rows.device) + weight_K
-        rate_K1 = (weight_K / self._weight.clamp(min=1e-300))[:, None].float()
-        mean_KC = mean_KC + rate_K1 * (means(total, mean_KC, False) - mean_KC)
-        self._length = mean_KC.norm(dim=1, keepdim=True) if self._unit else torch.ones_like(rate_K1)
-        self._keep(torch.where(self._length > 0, mean_KC / self._length, centers_KC), labels, rows)
+            centers_KC, so_far = self._centers(rows.device), self._total.to(rows.device)
+        labels, self.inertia_, total = one_pass(rows, ops.prepare_codebook(centers_KC), None, processes)
+        so_far = so_far + total
+        so_far[:, -1] = total[:, -1]  # a centre without a row in X stays
+        self._keep(means(so_far, centers_KC, rows.unit), labels, rows)
+        self._total = so_far
         self.n_steps_ += 1
         self.n_iter_ = 1
         return self
@@ -183,48 +182,65 @@ class MiniBatchKMeans(KMeans):
             if rows.memory is None:
                 raise TypeError("X: expected the rows of one batch; fit takes batches")
             return rows, given
-        if self.n_clusters != len(self.cluster_centers_):
-            raise ValueError(
-                f"n_clusters: expected {len(self.cluster_centers_)}, the number of centres so far, got "
-                f"{self.n_clusters!r}; call fit to start again"
-            )
+        so_far = {"n_clusters": len(self.cluster_centers_), "metric": METRICS[self._unit]}
+        for name, value in so_far.items():
+            if getattr(self, name) != value:
+                raise ValueError(
+                    f"{name}: expected {value!r}, as in the centres so far, got {getattr(self, name)!r}; call fit to "
+                    "start again"
+                )
         rows = MemoryRows(X, sample_weight, self._unit)
         self._check_columns(rows.num_channels, rows.names)
         rows.offset, rows.names = self._offset, list(getattr(self, "feature_names_in_", ()))
         return rows, None
 
 
-def _batches(rows: Rows, of_pass: int, first: int, seed: int, number: int) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """Rows (M, C) and weights of each batch of a pass; rows in memory in an order drawn for the pass."""
+def _batches(
+    rows: Rows, of_pass: int, of_center: float, first: int, seed: int, number: int
+) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Rows (M, C) and weights of each batch of a pass; rows in memory in an order drawn for the pass. There a row with
+    more than its share of a centre's weight in a batch is in several batches, in each with a part of its weight."""
     if rows.memory is None:
         for batch in rows.batches():
             yield batch.features, batch.weight
         return
     features_NC, weight_N, _ = rows.memory
-    position_N = first + torch.arange(rows.num_rows, device=rows.device)
-    for row_M in uniform(seed, number, position_N).argsort().tensor_split(of_pass):
+    row_R = torch.arange(rows.num_rows, device=rows.device)
+    key_R = uniform(seed, number, first + row_R)
+    if weight_N is not None:
+        most = max(1.0, of_center) * exact_sum(weight_N) / max(1, rows.num_rows) or 1.0
+        times_N = (weight_N.double() / most).long().clamp(1, of_pass)
+        row_R, begin_N = row_R.repeat_interleave(times_N), times_N.cumsum(0) - times_N
+        part_R = (torch.arange(len(row_R), device=rows.device) - begin_N[row_R]) / times_N[row_R]
+        key_R, weight_N = (key_R[row_R] + part_R) % 1, weight_N / times_N
+    for row_M in row_R[key_R.argsort()].tensor_split(of_pass):
         yield features_NC[row_M], None if weight_N is None else weight_N[row_M]
 
 
-def _split(moving: Tensor, squares_K: Tensor, seed: int, step: int) -> Tensor:
-    """Each centre that hardly any row is nearest to leaves its place for one half of the cluster with the largest sum
-    of squared distances; in place, of the moving totals (K, C + 2) and sums of squares. Both clusters are returned."""
-    weight_K = moving[:, -2]
-    unused_K = weight_K < _UNUSED * _mean(weight_K)
-    inertia_K = squares_K.masked_fill(unused_K, 0)
-    large = inertia_K.argsort(descending=True, stable=True)[: int((inertia_K > 0).sum())][: int(unused_K.sum())]
-    free = unused_K.nonzero()[: len(large), 0]
-    moving[large] /= 2
-    squares_K[large] /= 2
-    num_channels = moving.shape[1] - 2
+def _split(moving: Tensor, recent_K2: Tensor, prepared: ops.PreparedCodebook, seed: int, step: int) -> Tensor:
+    """Each centre whose rows the nearest other centre could take at little cost moves to one half of the cluster with
+    the largest inertia. Changes the moving totals (K, C + 2) and each cluster's inertia and weight in recent batches
+    (K, 2); returns the clusters that have changed."""
+    inertia_K, weight_K = recent_K2.unbind(1)
+    near_K2, squared_K2 = ops.codebook_lookup(prepared.codebook, prepared, topk=2, return_distance=True)
+    is_itself_K = near_K2[:, 0] == torch.arange(len(near_K2), device=moving.device)
+    near_K = torch.where(is_itself_K, near_K2[:, 1], near_K2[:, 0])
+    cost_K = squared_K2[:, 1] * weight_K
+    rank_K = cost_K.argsort(stable=True).argsort()
+    cost_K = cost_K.masked_fill((rank_K > rank_K[near_K]) & (weight_K > 0), torch.inf)
+    costs, unused = cost_K.sort(stable=True)
+    unused = unused[costs < _UNUSED * inertia_K.sort(descending=True).values]
+    left_K = inertia_K.index_fill(0, unused, 0)
+    large = left_K.argsort(descending=True, stable=True)[: len(unused)]
+    large = large[left_K[large] > 0]
+    free, num_channels = unused[: len(large)], moving.shape[1] - 2
     position = torch.arange(len(large) * num_channels, device=moving.device).view(-1, num_channels)
-    apart = _APART * (squares_K[large] * weight_K[large] / num_channels).sqrt()[:, None]
+    recent_K2[large] /= 2
+    moving[large] /= 2
+    apart = _APART * (inertia_K[large] / weight_K[large] / num_channels).sqrt()[:, None] * moving[large, -2:-1]
     apart = torch.where(uniform(seed, -step, position) < 0.5, apart, -apart)
-    moving[free], squares_K[free] = moving[large], squares_K[large]
+    moving[large, -1] = 1
+    moving[free], recent_K2[free] = moving[large], recent_K2[large]
     moving[free, :num_channels] += apart
     moving[large, :num_channels] -= apart
     return torch.cat([free, large])
-
-
-def _mean(values_K: Tensor) -> float:
-    return exact_sum(values_K) / len(values_K)

@@ -4,7 +4,6 @@ Letters: N rows, M rows of a block, K clusters, C channels.
 """
 
 import math
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,17 +16,9 @@ _BLOCK_ROWS = 1 << 16  # with weights, whose products take memory
 _ADDED = 4096
 
 
-class Totals(NamedTuple):
-    """Of each cluster: the weighted sum of its rows (K, C), their weight (K,) and their number (K,), in float64.
-    Rows of weight zero do not count."""
-
-    sums: Tensor
-    weight: Tensor
-    members: Tensor
-
-
 def totals_of(features_NC: Tensor, label_N: Tensor, weight_N: Tensor | None, num_clusters: int) -> Tensor:
-    """float64 (K, C + 2): what `as_totals` names. Products with weights are not rounded, and their sums are float64."""
+    """float64 (K, C + 2), of each cluster: the weighted sum of its rows (C), their weight, and how many have one.
+    Products with weights are not rounded, and their sums are float64."""
     if weight_N is None:
         count_K, sum_KC = ops.codebook_stats(features_NC, label_N, num_clusters, wide=True)
         return torch.cat([sum_KC, count_K[:, None].expand(-1, 2)], 1)
@@ -58,10 +49,6 @@ def magnitude(weight_N: Tensor) -> float:
 def weighted(values_N: Tensor, weight_N: Tensor | None) -> Tensor:
     """The values, with weights times these in float64."""
     return values_N if weight_N is None else values_N.double() * weight_N
-
-
-def as_totals(total: Tensor) -> Totals:
-    return Totals(total[:, :-2], total[:, -2], total[:, -1])
 
 
 def exact_sum(values_N: Tensor) -> float:

@@ -29,14 +29,15 @@ def plain(batches, centers, passes):
 
 @pytest.mark.parametrize("size", [6, 60])
 def test_it_is_the_plain_rule(size, make_features):
-    rows = make_features(600, groups=6)
+    rows = make_features(600, groups=3)
     batches = np.array_split(rows, 600 // size)
-    fitted = MiniBatchKMeans(3, init=rows[:3], max_iter=3).fit(lambda: iter(batches))
-    np.testing.assert_allclose(fitted.cluster_centers_, plain(batches, rows[:3], 3), rtol=1e-5, atol=1e-5)
+    start = KMeans(3, random_state=0).fit(rows).cluster_centers_ + np.float32(0.7)
+    fitted = MiniBatchKMeans(3, init=start, max_iter=3).fit(lambda: iter(batches))
+    np.testing.assert_allclose(fitted.cluster_centers_, plain(batches, start, 3), rtol=1e-5, atol=1e-5)
     assert (fitted.n_iter_, fitted.n_steps_) == (3, 3 * len(batches))
     labels = ((rows[:, None].astype(np.float64) - fitted.cluster_centers_) ** 2).sum(-1)
     np.testing.assert_array_equal(fitted.labels_, labels.argmin(1))
-    assert fitted.inertia_ == pytest.approx(labels.min(1).sum(), rel=1e-9)
+    assert fitted.inertia_ == pytest.approx(labels.min(1).sum(), rel=1e-8)
     np.testing.assert_array_equal(fitted.predict(rows), fitted.labels_)
 
 
@@ -88,6 +89,30 @@ def test_few_steps_end_near_lloyds(num_rows, clusters, options):
     assert MiniBatchKMeans(clusters, random_state=0, **options).fit(rows).inertia_ < 1.1 * lloyd.inertia_
 
 
+def separated(clusters, share):
+    """(N, 16) around points that lie far apart; the share of each point's rows falls by this power of its rank."""
+    random = np.random.default_rng(0)
+    chance = np.arange(1.0, clusters + 1) ** -share
+    group = random.choice(clusters, size=4000, p=chance / chance.sum())
+    places = random.normal(size=(clusters, 16)) * 10
+    return (places[group] + random.normal(size=(4000, 16))).astype(np.float32), random
+
+
+@pytest.mark.parametrize(
+    ("clusters", "share", "weights"), [(60, 1, "none"), (30, 0, "heavy tail"), (60, 1, "few rows")]
+)
+def test_few_rows_or_little_weight_do_not_cost_a_far_cluster_its_centre(clusters, share, weights):
+    rows, random = separated(clusters, share)
+    weight = {
+        "none": None,
+        "heavy tail": random.pareto(1.0, size=len(rows)) + 1e-3,
+        "few rows": np.where(random.random(len(rows)) < 0.05, 1, 1e-6),
+    }[weights]
+    lloyd = KMeans(clusters, max_iter=25, tol=0, random_state=0).fit(rows, sample_weight=weight)
+    fitted = MiniBatchKMeans(clusters, random_state=0).fit(rows, sample_weight=weight)
+    assert fitted.inertia_ < 1.15 * lloyd.inertia_
+
+
 def test_splits_do_not_depend_on_the_origin():
     near, far = (MiniBatchKMeans(128, random_state=0).fit(skewed(offset=offset)) for offset in (0.0, 1e5))
     assert far.inertia_ == pytest.approx(near.inertia_, rel=0.02)
@@ -104,9 +129,9 @@ def test_centres_that_nothing_is_nearest_to_are_drawn_anew(make_features):
 
 def test_a_split_in_the_last_pass_forgets_the_rows_before_it():
     random = np.random.default_rng(0)
-    rows = (random.choice([0.0, 10.0], size=(800, 1)) + 0.1 * random.normal(size=(800, 1))).astype(np.float32)
-    rows[0] = 1000
-    fitted = MiniBatchKMeans(2, init=[[5.0], [1000.0]], max_iter=1, random_state=0)
+    rows = (random.choice([0.0, 10.0], size=(8000, 1)) + 0.1 * random.normal(size=(8000, 1))).astype(np.float32)
+    rows[0] = 70
+    fitted = MiniBatchKMeans(2, init=[[5.0], [70.0]], max_iter=1, random_state=0)
     fitted.fit(lambda: iter(np.split(rows, 8)))
     np.testing.assert_allclose(np.sort(fitted.cluster_centers_, 0), [[0.0], [10.0]], atol=0.1)
 
@@ -137,6 +162,20 @@ def test_partial_fit_keeps_the_mean_of_all_rows_so_far(dtype, make_features):
         mean = np.average(rows[labels == k].astype(np.float64), axis=0, weights=weight[labels == k])
         np.testing.assert_allclose(model.cluster_centers_[k] - rows[0], mean - rows[0], rtol=1e-4, atol=1e-4)
     assert model.n_steps_ == 6 and model.cluster_centers_.dtype == dtype
+
+
+@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+def test_small_batches_count_after_many_rows(metric):
+    """One of them moves the centre by less than float32 tells apart."""
+    many, few = np.array([[1000, 1000]], np.float32), np.array([[1000, 2000]], np.float32)
+    model = MiniBatchKMeans(1, metric=metric, random_state=0).partial_fit(many, sample_weight=[1e8])
+    for _ in range(1000):
+        model.partial_fit(few, sample_weight=[1e3])
+    sums = np.array([1000.0, (1e8 * 1000 + 1e6 * 2000) / (1e8 + 1e6)])
+    if metric == "cosine":
+        sums = 1e8 * np.array([1, 1]) / np.sqrt(2) + 1e6 * np.array([1, 2]) / np.sqrt(5)
+        sums /= np.linalg.norm(sums)
+    np.testing.assert_allclose(model.cluster_centers_, sums[None], rtol=1e-7)
 
 
 @pytest.mark.parametrize("start", ["partial_fit", "fit"])
@@ -184,6 +223,19 @@ def test_refusals(make_features):
     with pytest.raises(ValueError, match="X has 5 features, but MiniBatchKMeans is expecting 12 features as input"):
         MiniBatchKMeans(4).partial_fit(rows).partial_fit(rows[:, :5])
     model = MiniBatchKMeans(4, random_state=0).partial_fit(rows).set_params(n_clusters=5)
-    with pytest.raises(ValueError, match="n_clusters: expected 4, the number of centres so far, got 5; call fit"):
+    with pytest.raises(ValueError, match="n_clusters: expected 4, as in the centres so far, got 5; call fit"):
         model.partial_fit(rows)
     assert len(model.fit(rows).cluster_centers_) == 5 and model.partial_fit(rows).n_clusters == 5
+    labels = model.predict(rows)
+    model.set_params(metric="cosine")
+    with pytest.raises(ValueError, match="metric: expected 'euclidean', as in the centres so far, got 'cosine'"):
+        model.partial_fit(rows)
+    np.testing.assert_array_equal(model.predict(rows), labels)
+
+
+def test_one_cluster_is_the_mean(make_features):
+    rows, weight = make_features(900), np.random.default_rng(0).pareto(1.0, size=900)
+    model = MiniBatchKMeans(1, batch_size=100, random_state=0).fit(rows, sample_weight=weight)
+    np.testing.assert_allclose(
+        model.cluster_centers_[0], np.average(rows.astype(np.float64), axis=0, weights=weight), rtol=1e-5, atol=1e-6
+    )
