@@ -160,7 +160,8 @@ class SohoConfig(PreTrainedConfig):
             itself, so that the dictionary only labels what masked visual modelling masks (an ablation, ours).
         dictionary_follow (str): what all codes do when all features move together, as they do when the CNN begins to
             learn; eq. 4 moves a code by its assigned features alone. `"none"`: nothing (paper). `"mean"`: they move as
-            the running mean of the features does; `"affine"`: and spread as the features do.
+            the running mean of the features does; `"affine"`: and spread as the features do. Both need
+            `dictionary="paper"`.
         usage_decay (float): decay of the running usage behind perplexity, active codes and the dead-code reset.
         active_threshold (float): a code is active while its running usage, in units of the uniform share 1/k, is at
             least this.
@@ -287,11 +288,11 @@ class SohoConfig(PreTrainedConfig):
                 "dictionary_batch_norm_max_lag: expected a number above 0, and dictionary_batch_norm with it, got "
                 f"{lag} and {self.dictionary_batch_norm}"
             )
-        if self.num_levels > 1 and self.dictionary_init != "data":
-            raise ValueError(f"num_levels: expected 1, or dictionary_init='data' with it, got {self.num_levels}")
         for name, only in (("num_levels", 1), ("dictionary_follow", "none")):
             if self.dictionary == "official" and (value := getattr(self, name)) != only:
                 raise ValueError(f"{name}: expected {only!r} with dictionary='official', got {value!r}")
+        if self.num_levels > 1 and self.dictionary_init != "data":
+            raise ValueError(f"num_levels: expected 1, or dictionary_init='data' with it, got {self.num_levels}")
         if self.visual_encoder != "official" and self.recomputed_batch_norm:
             raise ValueError("recomputed_batch_norm: expected visual_encoder='official' with it, got 'paper'")
         if self.usage_decay == 1.0:

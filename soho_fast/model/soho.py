@@ -386,7 +386,12 @@ class SohoForPreTraining(PairMatching, SohoModelWithHeads):
                     rows = own.clone()
                     rows[here] = state[name][rows_V[here]]
                     state[name] = rows
-        return copy_state(self, state, f"init_from({path_or_name!r})")
+        report = copy_state(self, state, f"init_from({path_or_name!r})")
+        codes, sums = (f"soho.visual_dictionary.{name}" for name in ("codebook", "cluster_sum"))
+        dictionary = self.base().visual_dictionary
+        if dictionary is not None and codes in report.loaded and sums in report.missing:
+            dictionary.begin_average()
+        return report
 
     def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
         """As transformers' own; ValueError: the model was prepared for inference."""

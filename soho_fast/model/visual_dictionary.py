@@ -137,7 +137,7 @@ class VisualDictionary(Float32Buffers):
         # the device.
         self._host_step = -1
         self._host_initialised = 0
-        self._ranks_agree = self._has_followed = False
+        self._ranks_agree = False
         self._in_step = False
         self._assignments: _Assignments | None = None
         self._num_non_finite: Tensor | None = None
@@ -222,6 +222,12 @@ class VisualDictionary(Float32Buffers):
                     embed_BLC = ops.straight_through(feat_BLC, self.codebook, index_BLQ[..., 0])
         return embed_BLC, index_BLQ[..., 0].masked_fill(~valid_BL, -1)
 
+    @torch.no_grad()
+    def begin_average(self) -> None:
+        """Begins the running counts and sums of `ema_variant="vqvae"` where the codes are: each counts once."""
+        self.cluster_size.fill_(1.0)
+        self.cluster_sum.copy_(self.codebook)
+
     def codes_of(self, feat_BLC: Tensor) -> Tensor:
         """int64 (B, L, Q), the code of each level for each feature, counted from 0 in each level."""
         return self._look_up(feat_BLC.detach())[1]
@@ -301,7 +307,6 @@ class VisualDictionary(Float32Buffers):
             self._ranks_agree = True
         if self._host_step < 0:
             self._host_step = int(self.step)
-            self._has_followed = self.config.dictionary_follow != "none" and bool(self.feature_mean.any())
             drawn = self.config.dictionary_init == "data"
             self._host_initialised = int(self.initialised) if drawn else self.num_levels
         # Of the features that became the codes of a level none leaves anything to the next: that draws a step later.
@@ -429,21 +434,22 @@ class VisualDictionary(Float32Buffers):
         """Moves all codes as the features move together, with assigned features or without; those of further levels, in
         which nothing of their mean is left, only spread with them."""
         total = counts_K.sum()
-        # Of a dictionary that has learnt, but not to follow (`init_from`), the first step is where they start from.
-        momentum = max(_FOLLOW_MOMENTUM, 1.0 / (self._host_step + 1)) if self._has_followed else 1.0
-        self._has_followed = True
+        momentum = max(_FOLLOW_MOMENTUM, 1.0 / (self._host_step + 1))
+        # Codes that have learnt without following (`init_from`) follow from the first step that has features.
+        known = self.feature_mean.any()
+        weight = torch.where(known, momentum, torch.ones_like(total))
         mean_C = sums_KC.sum(0) / total.clamp(min=1.0)
         variance_C = (squares_C / total.clamp(min=1.0) - mean_C.square()).clamp(min=0.0)
         before_C, spread_C = self.feature_mean.clone(), self.feature_variance.clone()
-        self.feature_mean.lerp_(torch.where(total > 0, mean_C, before_C), momentum)
-        self.feature_variance.lerp_(torch.where(total > 1, variance_C, spread_C), momentum)
+        self.feature_mean.lerp_(torch.where(total > 0, mean_C, before_C), weight)
+        self.feature_variance.lerp_(torch.where(total > 1, variance_C, spread_C), weight)
         if momentum > _FOLLOW_MOMENTUM:  # The running mean itself is still finding its place.
             return
         scale_C = torch.ones_like(spread_C)
         if self.config.dictionary_follow == "affine":
-            scale_C = torch.where(spread_C > 0, (self.feature_variance / spread_C).sqrt(), 1.0)
+            scale_C = torch.where(known & (spread_C > 0), (self.feature_variance / spread_C).sqrt(), 1.0)
         shift_QKC = torch.zeros_like(self.codebook)
-        shift_QKC[: self.num_codes] = self.feature_mean - before_C * scale_C
+        shift_QKC[: self.num_codes] = torch.where(known, self.feature_mean - before_C * scale_C, 0.0)
         torch.addcmul(shift_QKC, self.codebook, scale_C, out=self.codebook)
         if self.config.ema_variant == "vqvae":
             torch.addcmul(self.cluster_size.unsqueeze(1) * shift_QKC, self.cluster_sum, scale_C, out=self.cluster_sum)

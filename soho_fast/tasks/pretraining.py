@@ -289,7 +289,8 @@ class PretrainingTask(BaseTask):
                 f", {seen['top_share']:.0%} of them have one code, and the codes' error is {seen['code_error']:.1f} "
                 "times their variance"
             )
-        return f"{told}; the loss of matching is {watch.matching:.2f}, was {watch.least_matching:.2f} (chance: 0.69)"
+        now, best = float(watch.matching), float(watch.least_matching)
+        return f"{told}; the loss of matching is {now:.2f}, at best {best:.2f} (chance: 0.69)"
 
     def warnings(self, model: SohoForPreTraining) -> list[str]:
         """Fewer than half of the codes are active."""

@@ -42,6 +42,24 @@ def test_text_encoder_from_a_bert_directory(tiny_model, tmp_path):
     assert f"{len(report.loaded)} tensors loaded" in str(report)
 
 
+@pytest.mark.parametrize("dictionary", ["paper", "official"])
+def test_codes_of_a_model_without_running_sums_stay_where_they_are(tiny_model, batch, tmp_path, dictionary):
+    source = tiny_model().train()
+    source(**batch())
+    source.save_pretrained(tmp_path)
+    codes = source.soho.visual_dictionary.codebook
+    model = tiny_model(dictionary=dictionary, ema_variant="vqvae", ema_decay=1.0).train()
+    model.init_from(str(tmp_path))
+    model(**batch())  # At this decay nothing moves but what does not fit its sums.
+    torch.testing.assert_close(model.soho.visual_dictionary.codebook, codes, rtol=1e-4, atol=1e-5)
+    summed = tiny_model(ema_variant="vqvae").train()
+    summed(**batch())
+    summed.save_pretrained(tmp_path / "summed")
+    model = tiny_model(ema_variant="vqvae")
+    model.init_from(str(tmp_path / "summed"))
+    assert torch.equal(model.soho.visual_dictionary.cluster_sum, summed.soho.visual_dictionary.cluster_sum)
+
+
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [

@@ -92,6 +92,7 @@ def test_learnt_codes_that_begin_to_follow_are_not_moved_by_where_the_features_a
         learnt(feat, valid)
     following = dictionary(tiny_config, dictionary_follow=follow, ema_decay=1.0)
     copy_state(following, learnt.state_dict(), "a model that did not follow")
+    following(torch.full_like(feat, float("nan")), valid)  # No feature says where they are.
     following(feat, valid)
     assert torch.equal(following.codebook, learnt.codebook)
     again = dictionary(tiny_config, dictionary_follow=follow, ema_decay=1.0)
@@ -489,6 +490,8 @@ def test_levels_that_cannot_be_are_refused(tiny_config, wrong):
         tiny_config(**{"num_levels": 2, **wrong})
 
 
-def test_following_is_refused_where_each_image_counts_once_for_each_text(tiny_config):
+def test_levels_and_following_are_refused_where_each_image_counts_once_for_each_text(tiny_config):
+    with pytest.raises(ValueError, match="num_levels: expected 1 with dictionary='official', got 2"):
+        tiny_config(dictionary="official", dictionary_init="random", num_levels=2)
     with pytest.raises(ValueError, match="dictionary_follow: expected 'none' with dictionary='official', got 'mean'"):
         tiny_config(dictionary="official", dictionary_follow="mean")
