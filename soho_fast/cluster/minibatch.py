@@ -100,11 +100,12 @@ class MiniBatchKMeans(KMeans):
         of_center = sum(num_rows) / (of_pass * self.n_clusters)
         split_each = max(_SPLIT_EACH, math.ceil(_SPLIT_ROWS / of_center))
         first_rate = min(1.0, _FIRST_RATE * of_center)
+        most = sum(processes.gather(_weight(rows))) / min(sum(num_rows), of_pass * self.n_clusters)
         subspace, first, step = ops.MovingSubspace(_UPDATED_EACH), sum(num_rows[: processes.rank]), 0
         moving, of_last_pass = centers_KC.new_zeros(2, len(centers_KC), rows.num_channels + 2, dtype=torch.float64)
         recent_K2 = moving.new_zeros(len(centers_KC), 2)
         for number in range(self.max_iter):
-            for features_MC, weight_M in _batches(rows, of_pass, of_center, first, seed, number):
+            for features_MC, weight_M in _batches(rows, of_pass, most, first, seed, number):
                 prepared = prepared_by(subspace, centers_KC)
                 label_M, squared_M = ops.codebook_lookup(features_MC, prepared, return_distance=True)
                 total = processes.sum(totals_of(features_MC, label_M, weight_M, len(centers_KC)))
@@ -195,11 +196,17 @@ class MiniBatchKMeans(KMeans):
         return rows, None
 
 
+def _weight(rows: Rows) -> float:
+    """Of all rows of this process, where they are in memory."""
+    weight_N = rows.memory and rows.memory.weight
+    return rows.num_rows if weight_N is None else exact_sum(weight_N)
+
+
 def _batches(
-    rows: Rows, of_pass: int, of_center: float, first: int, seed: int, number: int
+    rows: Rows, of_pass: int, most: float, first: int, seed: int, number: int
 ) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """Rows (M, C) and weights of each batch of a pass; rows in memory in an order drawn for the pass. There a row with
-    more than its share of a centre's weight in a batch is in several batches, in each with a part of its weight."""
+    """Rows (M, C) and weights of each batch of a pass; rows in memory in an order drawn for the pass. There a row of
+    more than twice the weight `most` is in several batches, in each with a part of its weight."""
     if rows.memory is None:
         for batch in rows.batches():
             yield batch.features, batch.weight
@@ -208,7 +215,6 @@ def _batches(
     row_R = torch.arange(rows.num_rows, device=rows.device)
     key_R = uniform(seed, number, first + row_R)
     if weight_N is not None:
-        most = max(1.0, of_center) * exact_sum(weight_N) / max(1, rows.num_rows) or 1.0
         times_N = (weight_N.double() / most).long().clamp(1, of_pass)
         row_R, begin_N = row_R.repeat_interleave(times_N), times_N.cumsum(0) - times_N
         part_R = (torch.arange(len(row_R), device=rows.device) - begin_N[row_R]) / times_N[row_R]

@@ -40,6 +40,12 @@ def main(rank: int, num_ranks: int, rendezvous: str, rows_file: str, output: str
     for part in rows[mine].split(len(rows[mine]) // 2 + 1) if num_ranks == 2 else ():
         mini.partial_fit(part)
     found["minibatch", False] = (mini.cluster_centers_, mini.labels_, mini.inertia_, mini.n_iter_)
+    far = torch.randn(30, 16, generator=torch.Generator().manual_seed(0)).repeat(100, 1) * 10
+    far += torch.randn(3000, 16, generator=torch.Generator().manual_seed(1))
+    share = slice(0 if rank == 0 else 10, 10 if rank < num_ranks - 1 else 3000)  # the first rank has the heavy rows
+    heavy = MiniBatchKMeans(30, init="random", batch_size=200, random_state=3)
+    heavy.fit(far[share], sample_weight=torch.where(torch.arange(3000) < 10, 1e4, 1.0)[share])
+    found["heavy", True] = (heavy.cluster_centers_, heavy.labels_, heavy.inertia_, heavy.n_iter_)
     function = MiniBatchKMeans(2, init=lambda X, number, random_state: X[:number] if len(X) else rows[:number])
     for _ in range(2):
         function.partial_fit(rows[mine])

@@ -47,7 +47,9 @@ CASES += [("batched", False), ("residual", False), ("wide", False)]
 
 
 @pytest.mark.parametrize("number", [2, 3])
-@pytest.mark.parametrize("case", [*CASES, ("minibatch", False), ("function", False), ("unseeded", False)], ids=str)
+@pytest.mark.parametrize(
+    "case", [*CASES, ("minibatch", False), ("heavy", True), ("function", False), ("unseeded", False)], ids=str
+)
 def test_ranks_have_the_same_centres(found, number, case):
     first, *others = (rank["found"][case] for rank in found[number])
     for centers, _, inertia, steps in others:
@@ -67,6 +69,13 @@ def test_ranks_find_what_one_process_finds(found, number, case):
     else:
         assert torch.equal(many[0][0], centers)
         assert many[0][2] == pytest.approx(inertia, rel=1e-12)
+
+
+@pytest.mark.parametrize("number", [2, 3])
+def test_heavy_rows_may_all_be_on_one_rank(found, number):
+    """Each is in many batches, as it is in one process."""
+    (one,) = (rank["found"]["heavy", True] for rank in found[1])
+    assert found[number][0]["found"]["heavy", True][2] < 1.1 * one[2]
 
 
 def test_a_rank_may_fit_alone(found):
