@@ -39,9 +39,10 @@ class MiniBatchKMeans(KMeans):
     would cost less than a tenth of that inertia at the nearest other centre. At last each centre becomes the mean of
     the rows that were nearest to it in the last pass (of a single pass, since its last split).
 
-    "k-means++" works on a sample of 3 max(1024, K) rows. Of rows in memory, one with much of the weight is in several
-    batches of a pass, in each with a part of its weight. Batches that X gives are taken as they come. Several
-    processes move the same centres, each by batches of its own rows; of batches that X gives, all give as many.
+    "k-means++" works on a sample of 3 max(1024, K) rows, drawn by their weights. Of rows in memory, one with much of
+    the weight is in several batches of a pass, in each with a part of its weight. Batches that X gives are taken as
+    they come. Several processes move the same centres, each by batches of its own rows; of batches that X gives, all
+    give as many.
 
     Args:
         n_clusters, init, verbose, random_state, metric, distributed: as in `KMeans`.
