@@ -147,6 +147,8 @@ class MiniBatchKMeans(KMeans):
         processes = Processes(self.distributed)
         seed = shared_seed(self.random_state, processes)
         is_first = not self.__sklearn_is_fitted__()
+        if len(set(processes.gather(is_first))) > 1:
+            raise ValueError("partial_fit: expected the same centres so far on every rank, but some ranks have none")
         rows, given = self._centred(processes, lambda: self._checked_part(X, sample_weight, seed, is_first))
         if is_first:
             check_alike(self, rows, processes, given)

@@ -53,15 +53,20 @@ def main(rank: int, num_ranks: int, rendezvous: str, rows_file: str, output: str
     alone = KMeans(4, random_state=0, distributed=False).fit(rows[mine] if len(rows[mine]) else rows)
     found["alone", False] = (alone.cluster_centers_, alone.labels_, alone.inertia_, alone.n_iter_)
     refused = []
+    begun = MiniBatchKMeans(4, distributed=False)
+    if rank:
+        begun.partial_fit(rows)
+    begun.set_params(distributed=True)
     refusals = [
-        (KMeans(4), rows[mine, :5] if rank else rows[mine]),
-        (KMeans(4), rows[mine] / 0 if rank == 0 else rows[mine]),
-        (KMeans(4 + rank), rows[mine]),
-        (KMeans(4, init=rows[rank : rank + 4]), rows[mine]),
+        (KMeans(4).fit, rows[mine, :5] if rank else rows[mine]),
+        (KMeans(4).fit, rows[mine] / 0 if rank == 0 else rows[mine]),
+        (KMeans(4 + rank).fit, rows[mine]),
+        (KMeans(4, init=rows[rank : rank + 4]).fit, rows[mine]),
+        (begun.partial_fit, rows[mine]),
     ]
-    for model, bad in refusals if num_ranks > 1 else ():
+    for fit, bad in refusals if num_ranks > 1 else ():
         try:
-            model.fit(bad)
+            fit(bad)
         except ValueError as error:
             refused.append(str(error))
     torch.save({"found": found, "refused": refused}, output)

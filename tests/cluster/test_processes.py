@@ -92,3 +92,5 @@ def test_all_ranks_refuse_what_one_refuses(found):
     for number, name in ((2, "n_clusters"), (3, "init")):
         for told in (first, second):
             assert told[number].startswith(f"{name}: expected the same on every rank")
+    expected = "partial_fit: expected the same centres so far on every rank, but some ranks have none"
+    assert first[4] == second[4] == expected
