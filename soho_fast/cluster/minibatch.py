@@ -39,9 +39,10 @@ class MiniBatchKMeans(KMeans):
     would cost less than a tenth of that inertia at the nearest other centre. At last each centre becomes the mean of
     the rows that were nearest to it in the last pass (of a single pass, since its last split).
 
-    "k-means++" works on a sample of 3 max(1024, K) rows. Of rows in memory, one with much of the weight is in several
-    batches of a pass, in each with a part of its weight. Batches that X gives are taken as they come. Several
-    processes move the same centres, each by batches of its own rows; of batches that X gives, all give as many.
+    "k-means++" works on a sample of 3 max(1024, K) rows, drawn by their weights. Of rows in memory, one with much of
+    the weight is in several batches of a pass, in each with a part of its weight. Batches that X gives are taken as
+    they come. Several processes move the same centres, each by batches of its own rows; of batches that X gives, all
+    give as many.
 
     Args:
         n_clusters, init, verbose, random_state, metric, distributed: as in `KMeans`.
@@ -100,11 +101,12 @@ class MiniBatchKMeans(KMeans):
         of_center = sum(num_rows) / (of_pass * self.n_clusters)
         split_each = max(_SPLIT_EACH, math.ceil(_SPLIT_ROWS / of_center))
         first_rate = min(1.0, _FIRST_RATE * of_center)
+        most = sum(processes.gather(_weight(rows))) / min(sum(num_rows), of_pass * self.n_clusters)
         subspace, first, step = ops.MovingSubspace(_UPDATED_EACH), sum(num_rows[: processes.rank]), 0
         moving, of_last_pass = centers_KC.new_zeros(2, len(centers_KC), rows.num_channels + 2, dtype=torch.float64)
         recent_K2 = moving.new_zeros(len(centers_KC), 2)
         for number in range(self.max_iter):
-            for features_MC, weight_M in _batches(rows, of_pass, of_center, first, seed, number):
+            for features_MC, weight_M in _batches(rows, of_pass, most, first, seed, number):
                 prepared = prepared_by(subspace, centers_KC)
                 label_M, squared_M = ops.codebook_lookup(features_MC, prepared, return_distance=True)
                 total = processes.sum(totals_of(features_MC, label_M, weight_M, len(centers_KC)))
@@ -145,6 +147,8 @@ class MiniBatchKMeans(KMeans):
         processes = Processes(self.distributed)
         seed = shared_seed(self.random_state, processes)
         is_first = not self.__sklearn_is_fitted__()
+        if len(set(processes.gather(is_first))) > 1:
+            raise ValueError("partial_fit: expected the same centres so far on every rank, but some ranks have none")
         rows, given = self._centred(processes, lambda: self._checked_part(X, sample_weight, seed, is_first))
         if is_first:
             check_alike(self, rows, processes, given)
@@ -195,11 +199,17 @@ class MiniBatchKMeans(KMeans):
         return rows, None
 
 
+def _weight(rows: Rows) -> float:
+    """Of all rows of this process, where they are in memory."""
+    weight_N = rows.memory and rows.memory.weight
+    return rows.num_rows if weight_N is None else exact_sum(weight_N)
+
+
 def _batches(
-    rows: Rows, of_pass: int, of_center: float, first: int, seed: int, number: int
+    rows: Rows, of_pass: int, most: float, first: int, seed: int, number: int
 ) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """Rows (M, C) and weights of each batch of a pass; rows in memory in an order drawn for the pass. There a row with
-    more than its share of a centre's weight in a batch is in several batches, in each with a part of its weight."""
+    """Rows (M, C) and weights of each batch of a pass; rows in memory in an order drawn for the pass. There a row of
+    more than twice the weight `most` is in several batches, in each with a part of its weight."""
     if rows.memory is None:
         for batch in rows.batches():
             yield batch.features, batch.weight
@@ -208,7 +218,6 @@ def _batches(
     row_R = torch.arange(rows.num_rows, device=rows.device)
     key_R = uniform(seed, number, first + row_R)
     if weight_N is not None:
-        most = max(1.0, of_center) * exact_sum(weight_N) / max(1, rows.num_rows) or 1.0
         times_N = (weight_N.double() / most).long().clamp(1, of_pass)
         row_R, begin_N = row_R.repeat_interleave(times_N), times_N.cumsum(0) - times_N
         part_R = (torch.arange(len(row_R), device=rows.device) - begin_N[row_R]) / times_N[row_R]

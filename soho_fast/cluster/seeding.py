@@ -142,18 +142,25 @@ class Seeding:
             return self._scalable(num_clusters)
         if self.rows.memory is not None and (sample is None or sample >= self.num_rows):
             return self._plus_plus(self.rows.memory, num_clusters)
-        positions = self._lowest_keys(sample or _SAMPLE_A_CLUSTER * num_clusters, by_weight=False)
-        return self._plus_plus_alone(self.take(positions), self._weights_at(positions), num_clusters)
+        return self._plus_plus_alone(*self._sample(sample or _SAMPLE_A_CLUSTER * num_clusters), num_clusters)
 
     def take(self, positions: list[int]) -> Tensor:
         """The rows at these positions among all, float32 (T, C)."""
         return self._taken(positions, self.rows.num_channels, lambda batch: batch.features)
 
-    def _weights_at(self, positions: list[int]) -> Tensor:
+    def _sample(self, number: int) -> tuple[Tensor, Tensor]:
+        """Rows drawn by their weights, float32 (T, C), and these divided by the chance that a row is drawn (Horvitz and
+        Thompson, 1952), but for a factor, float32 (T,)."""
+
         def weights(batch: Batch) -> Tensor:
             return batch.features.new_ones(len(batch.features), 1) if batch.weight is None else batch.weight[:, None]
 
-        return self._taken(positions, 1, weights)[:, 0]
+        drawn = self._with_keys(number + 1)
+        positions = [position for _, position in drawn[:number]]
+        weight_T = self._taken(positions, 1, weights)[:, 0].double()
+        if len(drawn) > number and drawn[-1][0] < math.inf:
+            weight_T /= -torch.expm1(weight_T * -drawn[-1][0])
+        return self.take(positions), (weight_T / weight_T.max()).float()
 
     def _taken(self, positions: list[int], width: int, read: Callable[[Batch], Tensor]) -> Tensor:
         wanted_T = torch.tensor(positions, dtype=torch.int64, device=self.rows.device) - self.offset
@@ -169,20 +176,22 @@ class Seeding:
         """Among all rows."""
         return torch.arange(self.offset + first, self.offset + first + number, device=self.rows.device)
 
-    def _lowest_keys(self, number: int, by_weight: bool = True) -> list[int]:
+    def _lowest_keys(self, number: int) -> list[int]:
         """Positions of rows drawn without replacement, each step in proportion to the weights: those with the lowest
         -log(u) / weight (Efraimidis and Spirakis, 2006). Rows without weight come last."""
+        return [position for _, position in self._with_keys(number)]
+
+    def _with_keys(self, number: int) -> list[tuple[float, int]]:
         draw = next(self.draws)
         kept: list[tuple[float, int]] = []
         for batch in self.rows.batches():
             position_M = self._positions(batch.first, len(batch.features))
             key_M = -torch.log(uniform(self.seed, draw, position_M))
-            if by_weight and batch.weight is not None:
+            if batch.weight is not None:
                 key_M = key_M / batch.weight
             key_T, row_T = key_M.topk(min(number, len(key_M)), largest=False)
             kept = sorted([*kept, *zip(key_T.tolist(), position_M[row_T].tolist(), strict=True)])[:number]
-        drawn = sorted(itertools.chain(*self.processes.gather(kept)))
-        return [position for _, position in drawn[:number]]
+        return sorted(itertools.chain(*self.processes.gather(kept)))[:number]
 
     def _plus_plus_alone(
         self, features_TC: Tensor, weight_T: Tensor, num_clusters: int, num_trials: int | None = None

@@ -40,6 +40,12 @@ def main(rank: int, num_ranks: int, rendezvous: str, rows_file: str, output: str
     for part in rows[mine].split(len(rows[mine]) // 2 + 1) if num_ranks == 2 else ():
         mini.partial_fit(part)
     found["minibatch", False] = (mini.cluster_centers_, mini.labels_, mini.inertia_, mini.n_iter_)
+    far = torch.randn(30, 16, generator=torch.Generator().manual_seed(0)).repeat(100, 1) * 10
+    far += torch.randn(3000, 16, generator=torch.Generator().manual_seed(1))
+    share = slice(0 if rank == 0 else 10, 10 if rank < num_ranks - 1 else 3000)  # the first rank has the heavy rows
+    heavy = MiniBatchKMeans(30, init="random", batch_size=200, random_state=3)
+    heavy.fit(far[share], sample_weight=torch.where(torch.arange(3000) < 10, 1e4, 1.0)[share])
+    found["heavy", True] = (heavy.cluster_centers_, heavy.labels_, heavy.inertia_, heavy.n_iter_)
     function = MiniBatchKMeans(2, init=lambda X, number, random_state: X[:number] if len(X) else rows[:number])
     for _ in range(2):
         function.partial_fit(rows[mine])
@@ -47,15 +53,20 @@ def main(rank: int, num_ranks: int, rendezvous: str, rows_file: str, output: str
     alone = KMeans(4, random_state=0, distributed=False).fit(rows[mine] if len(rows[mine]) else rows)
     found["alone", False] = (alone.cluster_centers_, alone.labels_, alone.inertia_, alone.n_iter_)
     refused = []
+    begun = MiniBatchKMeans(4, distributed=False)
+    if rank:
+        begun.partial_fit(rows)
+    begun.set_params(distributed=True)
     refusals = [
-        (KMeans(4), rows[mine, :5] if rank else rows[mine]),
-        (KMeans(4), rows[mine] / 0 if rank == 0 else rows[mine]),
-        (KMeans(4 + rank), rows[mine]),
-        (KMeans(4, init=rows[rank : rank + 4]), rows[mine]),
+        (KMeans(4).fit, rows[mine, :5] if rank else rows[mine]),
+        (KMeans(4).fit, rows[mine] / 0 if rank == 0 else rows[mine]),
+        (KMeans(4 + rank).fit, rows[mine]),
+        (KMeans(4, init=rows[rank : rank + 4]).fit, rows[mine]),
+        (begun.partial_fit, rows[mine]),
     ]
-    for model, bad in refusals if num_ranks > 1 else ():
+    for fit, bad in refusals if num_ranks > 1 else ():
         try:
-            model.fit(bad)
+            fit(bad)
         except ValueError as error:
             refused.append(str(error))
     torch.save({"found": found, "refused": refused}, output)

@@ -73,6 +73,14 @@ def test_weights_come_in_pairs(rows):
     assert seen.inertia_ == pytest.approx(-seen.score(rows, sample_weight=weight), rel=1e-12)
 
 
+def test_few_rows_with_weight_are_all_in_the_sample(make_features):
+    rows = torch.from_numpy(make_features(20_000, groups=40))
+    weight = (torch.arange(20_000) % 97 == 0).float()
+    few = KMeans(40, random_state=0).fit(rows[weight > 0])
+    seen = KMeans(40, random_state=0).fit(lambda: zip(rows.split(5000), weight.split(5000), strict=True))
+    assert seen.inertia_ < 1.05 * few.inertia_
+
+
 def test_a_loader_of_rows_alone(rows):
     loader = DataLoader(TensorDataset(rows), batch_size=128)
     fitted = KMeans(6, init=rows[:6]).fit(loader)

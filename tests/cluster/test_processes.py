@@ -47,7 +47,9 @@ CASES += [("batched", False), ("residual", False), ("wide", False)]
 
 
 @pytest.mark.parametrize("number", [2, 3])
-@pytest.mark.parametrize("case", [*CASES, ("minibatch", False), ("function", False), ("unseeded", False)], ids=str)
+@pytest.mark.parametrize(
+    "case", [*CASES, ("minibatch", False), ("heavy", True), ("function", False), ("unseeded", False)], ids=str
+)
 def test_ranks_have_the_same_centres(found, number, case):
     first, *others = (rank["found"][case] for rank in found[number])
     for centers, _, inertia, steps in others:
@@ -69,6 +71,13 @@ def test_ranks_find_what_one_process_finds(found, number, case):
         assert many[0][2] == pytest.approx(inertia, rel=1e-12)
 
 
+@pytest.mark.parametrize("number", [2, 3])
+def test_heavy_rows_may_all_be_on_one_rank(found, number):
+    """Each is in many batches, as it is in one process."""
+    (one,) = (rank["found"]["heavy", True] for rank in found[1])
+    assert found[number][0]["found"]["heavy", True][2] < 1.1 * one[2]
+
+
 def test_a_rank_may_fit_alone(found):
     first, second = (rank["found"]["alone", False] for rank in found[2])
     assert len(first[1]) == NUM_ROWS // 3 and len(second[1]) == NUM_ROWS - NUM_ROWS // 3
@@ -83,3 +92,5 @@ def test_all_ranks_refuse_what_one_refuses(found):
     for number, name in ((2, "n_clusters"), (3, "init")):
         for told in (first, second):
             assert told[number].startswith(f"{name}: expected the same on every rank")
+    expected = "partial_fit: expected the same centres so far on every rank, but some ranks have none"
+    assert first[4] == second[4] == expected
