@@ -190,7 +190,8 @@ class Runner:
                 and (run.start is None or (run.start.digest not in here and _is_ready(run.start, self.place.folder)))
             ]
             for run in ready[: self.place.jobs - len(self._processes)]:
-                self._begin(run, context, len(left))
+                if not self._stop:
+                    self._begin(run, context, len(left))
             time.sleep(_LOOK)
 
     def _begin(self, run: Run, context: Any, num_left: int) -> None:
@@ -221,6 +222,8 @@ class Runner:
         process = context.Process(target=run_one, args=(job,))
         process.start()
         self._processes[run.digest] = run, process, time.monotonic()
+        if self._stop:  # heard while it began
+            process.terminate()
         self.say(f"{cell}: begins, {num_left} left; {job.folder}/log.txt")
 
     def _collect(self) -> None:

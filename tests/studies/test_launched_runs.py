@@ -66,3 +66,21 @@ def test_a_conditions_own_goes_before_the_studys(tmp_path, of_all):
         ("none", of_all),
         ("codes", conditions["codes"]["launcher"]),
     ]
+
+
+def test_a_run_that_begins_while_a_stop_is_heard_is_stopped_too(tmp_path):
+    path = tmp_path / "made.yaml"
+    path.write_text(yaml.safe_dump({**TINY, "comparisons": []}, sort_keys=False))
+    runs = [run for run in runs_of(read_study(path)) if run.cell.stage == "pretraining"]
+    runner, context = Runner("made", runs, Place(tmp_path, jobs=len(runs)), print), MagicMock()
+    process = context.Process.return_value
+    process.start.side_effect = lambda: runner._hear(signal.SIGINT, None)
+
+    def is_alive():
+        assert process.terminate.called, "it would go on to its end"
+        return False
+
+    process.is_alive.side_effect = is_alive
+    process.exitcode = 0
+    runner._loop(context)
+    assert len(runs) > 1 and process.start.call_count == 1
