@@ -104,15 +104,15 @@ def read_texts(annotations: str | os.PathLike[str]) -> list[str]:
 
 
 def _texts_in(content: Any) -> Iterator[str]:
-    if isinstance(content, list):
-        for each in content:
-            yield from _texts_in(each)
-    elif isinstance(content, dict):
-        for name, value in content.items():
-            if name in TEXT_FIELDS and isinstance(value, str | list):
-                yield from (each for each in ([value] if isinstance(value, str) else value) if isinstance(each, str))
-            else:
-                yield from _texts_in(value)
+    pending = [(False, content)]  # Whether it has a text's name; the next one is the last.
+    while pending:
+        is_text, value = pending.pop()
+        if isinstance(value, dict):
+            pending += [(name in TEXT_FIELDS, each) for name, each in reversed(value.items())]
+        elif isinstance(value, list):
+            pending += [(is_text, each) for each in reversed(value)]
+        elif is_text and isinstance(value, str):
+            yield value
 
 
 def make_tokenizer(

@@ -40,6 +40,15 @@ def test_texts_are_found_below_an_object_that_has_a_texts_name(tmp_path):
     assert read_texts(path) == ["a dog", "a cat?"]
 
 
+def test_texts_that_lie_deep_are_found_in_their_order(monkeypatch):
+    """Deeper than Python calls itself; its JSON reader goes deeper in some versions."""
+    nested = ["a dog", {"caption": "a cat", "about": [{"question": "which?"}]}]
+    for _ in range(5000):
+        nested = [{"caption": ["a red"]}, nested, 7]
+    monkeypatch.setattr(tokenizer, "load_json", lambda path, what: nested)
+    assert read_texts("deep.json") == ["a red"] * 5000 + ["a cat", "which?"]
+
+
 def test_what_holds_no_text_and_wrong_arguments_are_refused(annotations, tmp_path):
     (tmp_path / "empty.json").write_text('{"images": []}')
     with pytest.raises(ValueError, match=r"empty\.json: no text was found; expected some under a field captions"):
