@@ -225,13 +225,15 @@ def test_operations_and_memory_are_those_of_a_real_step(recomputed):
     assert not [row for row in rows if row.apart > row.tolerance]
 
 
-def test_two_ranks_exchange_what_is_planned():
+def test_two_ranks_exchange_what_is_planned(tmp_path, monkeypatch):
     from benchmarks.plan.measured import of_two_ranks
 
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "compiled"))
     rows = of_two_ranks()
     trained = ["reduced, ZeRO 0", "reduced, ZeRO 1", "gathered, ZeRO 1"]
     assert [row.what for row in rows] == trained + [f"{what}, the CNN frozen" for what in trained]
     assert not [row for row in rows if row.apart > row.tolerance]
+    assert not (tmp_path / "compiled").exists(), "what is compiled leaves a lock where it is killed"
 
 
 def test_the_page_holds_what_its_commands_print():
