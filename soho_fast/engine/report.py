@@ -159,6 +159,8 @@ def say_start(run: Run, name: str) -> None:
         f"{run.step.precision}, ZeRO {run.step.engine.zero_optimization_stage()}, {run.processes.world} process(es) "
         f"on {run.processes.device.type}; output in {run.folder}/"
     )
+    if phase := run.task.phase((run.total_steps - 1) / run.plan.steps_per_epoch):
+        print(f"warning: to the last step {phase}; give more --epochs or --max_steps to train the rest")
 
 
 def report_run(run: Run, metrics: Mapping[str, float] | None) -> None:

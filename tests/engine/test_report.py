@@ -1,11 +1,15 @@
 """The curves: what is drawn of a log, and where it is marked."""
 
 import json
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
+from soho_fast.common.processes import Processes
 from soho_fast.common.versions import write_run_of
-from soho_fast.engine.report import draw_curves, older_evaluations
+from soho_fast.engine.report import draw_curves, older_evaluations, say_start
 
 
 def train(step, **values):
@@ -102,3 +106,19 @@ def test_an_evaluation_that_is_older_than_its_model_is_told(tmp_path):
     assert older_evaluations(tmp_path) == [f"{old} is of step 4; {best} is of step 6 by now: evaluate again"]
     write_run_of(best, 6, "b")
     assert len(older_evaluations(tmp_path)) == 2, "another run of as many steps"
+
+
+@pytest.mark.parametrize(("total_steps", "warned"), [(14, True), (15, False)])
+def test_a_run_that_ends_within_its_first_phase_is_told(capsys, total_steps, warned):
+    """Ten steps an epoch, and 1.4 epochs in which a part learns alone."""
+    engine = SimpleNamespace(module=torch.nn.Linear(2, 1), zero_optimization_stage=lambda: 0)
+    run = SimpleNamespace(
+        step=SimpleNamespace(engine=engine, precision="float32"),
+        plan=SimpleNamespace(global_batch_size=8, steps_per_epoch=10),
+        task=SimpleNamespace(phase=lambda epoch: "the encoder learns alone" if epoch < 1.4 else ""),
+        total_steps=total_steps, processes=Processes(), folder=Path("run"),
+    )  # fmt: skip
+    say_start(run, "mini")
+    said = capsys.readouterr().out
+    assert said.startswith(f"recipe mini: 0.0 M parameters, {total_steps} steps of 8 images")
+    assert ("warning: to the last step the encoder learns alone; give more --epochs" in said) == warned
