@@ -293,8 +293,8 @@ class PretrainingTask(BaseTask):
         return f"{told}; the loss of matching is {now:.2f}, at best {best:.2f} (chance: 0.69)"
 
     def warnings(self, model: SohoForPreTraining) -> list[str]:
-        """Fewer than half of the codes are active."""
-        dictionary = model.base().visual_dictionary
+        """Fewer than half of the codes are active; what is on already is not advised."""
+        dictionary, config = model.base().visual_dictionary, model.config
         if dictionary is None or int(dictionary.step) < _UPDATES_BEFORE_WARNING:
             return []
         perplexity, active_codes, _ = dictionary.statistics()
@@ -304,9 +304,12 @@ class PretrainingTask(BaseTask):
         if self._codebook_collapses or share >= _FEW_ACTIVE:
             return []
         self._codebook_collapses = True
+        off = ["model.config.dictionary_init data"] * (config.dictionary_init != "data")
+        off += ["model.config.dictionary_batch_norm true"] * (model.base().feature_norm is None)
         return [
-            f"{int(active_codes):,} of {num:,} codes are active (perplexity {float(perplexity):.0f}); against that "
-            "model.config has dictionary_init: data, dictionary_batch_norm and code_reset_threshold (docs/paper.md)"
+            f"{int(active_codes):,} of {num:,} codes are active (perplexity {float(perplexity):.0f}); raise "
+            f"model.config.code_reset_threshold (now {config.code_reset_threshold:g}) by --resume changed"
+            f"{', or start again with ' * bool(off)}{' and '.join(off)} (docs/paper.md)"
         ]
 
     def snapshot(self, model: SohoForPreTraining) -> Mapping[str, Any]:

@@ -433,10 +433,18 @@ def test_dying_codes_are_told_once_and_again_after_a_recovery(data):
     assert told(few, step=99) == [], "too early to tell"
     assert told(enough) == []
     (line,) = told(few)
-    assert line.startswith(f"{few} of {num} codes are active (perplexity {few});") and "code_reset_threshold" in line
+    assert line.startswith(f"{few} of {num} codes are active (perplexity {few});")
+    assert "raise model.config.code_reset_threshold (now 0)" in line
+    assert "start again with model.config.dictionary_init data and model.config.dictionary_batch_norm true" in line
     assert told(1) == told(enough) == told(few) == [], "said, and hardly better since"
     assert told(num) == []
-    assert len(told(few)) == 1
+    # What is on already is not named.
+    model.config.dictionary_init, model.config.code_reset_threshold = "data", 0.02
+    (line,) = told(few)
+    assert "(now 0.02)" in line and "with model.config.dictionary_batch_norm true (" in line and "init" not in line
+    model.soho.feature_norm = torch.nn.Identity()
+    assert told(num) == []
+    assert "again" not in told(few)[0]
 
 
 def test_a_run_without_codes_that_loses_its_features_says_what_is_seen(data):
