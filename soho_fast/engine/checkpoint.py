@@ -188,13 +188,11 @@ class Checkpoints:
         # Found at the start, they have the right sizes: without this they would count as checkpoints that are kept.
         self._altered: set[Path] = set()
 
-    def complete(self) -> list[Path]:
-        """Complete checkpoints, oldest first, by what is there and its sizes; those found altered are left out."""
-        return [path for path in self._named() if path not in self._altered and _fault(path) is None]
-
     def newest(self, *, sound: bool = False) -> Path | None:
-        """The newest complete checkpoint (sound: of a run that was), or None; the same on all ranks."""
-        found = self.complete() if self.processes.is_main else []
+        """The newest complete checkpoint (sound: of a run that was), or None, by what is there and its sizes, without
+        those found altered; the same on all ranks."""
+        paths = self._named() if self.processes.is_main else []
+        found = [path for path in paths if path not in self._altered and _fault(path) is None]
         found = [path for path in found if not sound or _is_sound(path)]
         return self.processes.gather(found[-1] if found else None)[0]
 
@@ -266,7 +264,7 @@ class Checkpoints:
         self._raise_first(error)
         return final
 
-    def load(self, engine: DeepSpeedEngine, path: Path) -> Progress:
+    def load(self, engine: DeepSpeedEngine, path: Path) -> None:
         """Restore engine, optimiser, loss scale and this rank's RNG from a complete checkpoint.
 
         Raises:
@@ -274,7 +272,7 @@ class Checkpoints:
                 or another ZeRO stage needs.
         """
         reader = _Files()
-        identity, progress = self.about(path)
+        identity, _ = self.about(path)
         saved_world, rank, device = identity["processes"], self.processes.rank, self.processes.device
         if all(identity.get(name) == self.identity.get(name) for name in SHARDING):
             engine.checkpoint_engine = reader
@@ -285,7 +283,6 @@ class Checkpoints:
         if rank >= saved_world:
             # Random numbers of its own for a rank that was not there, the same in each attempt to go on from here.
             seed_everything(int(torch.randint(2**48, ())) + rank)
-        return progress
 
     def _choose(self, say: Callable[[str], None]) -> Path | None:
         present = sorted(os.listdir(self.folder)) if self.folder.exists() else []

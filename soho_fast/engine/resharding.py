@@ -89,7 +89,7 @@ def load_resharded(engine: DeepSpeedEngine, folder: Path, load: Callable[[Path],
         load: reads a file of it, mapped into memory.
 
     Raises:
-        UserError: the checkpoint does not tell where its parameters lie, or lacks a part of one.
+        UserError: the checkpoint lacks a part of a parameter.
     """
     optimizer, stage = engine.optimizer, engine.zero_optimization_stage()
     # One at stages 0 to 2, else each rank's.
@@ -137,13 +137,7 @@ class _Saved:
         # At stage 0 all ranks have the same, and the first one's is saved.
         parts: list[dict[str, Any] | None] = list(optim) or [None]
         for rank, optimizer in enumerate(parts):
-            fragments = load(folder / f"rank-{rank:05d}.pt").get("fragments")
-            if fragments is None:
-                raise UserError(
-                    f"{folder}: an earlier version saved it, which did not note where each parameter lies: go on with "
-                    "as many processes and the ZeRO stage that it was saved with"
-                )
-            fragments = [Fragment(*each) for each in fragments]
+            fragments = [Fragment(*each) for each in load(folder / f"rank-{rank:05d}.pt")["fragments"]]
             part = _part_of(models[0], fragments) if optimizer is None else _part_of_rank(optimizer)
             for fragment in fragments:
                 self._found.setdefault(fragment.name, []).append((fragment, part))

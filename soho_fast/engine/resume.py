@@ -87,7 +87,7 @@ class ResumePoint:
         if self.checkpoint is not None:
             self._before, self.progress = self.checkpoints.about(self.checkpoint)
             # More is compared when the data are read; a change that is known now is refused before that takes its time.
-            self._compare({name: value for name, value in self._before.items() if name not in self._recipe})
+            self._compare(self._before | self._recipe)
 
     def compare(self, contents: Mapping[str, Any]) -> None:
         """Compare all, now that it is known what the recipe's paths hold and what follows from its fields.
@@ -97,9 +97,9 @@ class ResumePoint:
                 or the ranks have other data.
         """
         refuse_disagreement(self.processes, contents)
-        self.checkpoints.identity = json.loads(json.dumps(self._recipe | dict(contents)))
+        self.checkpoints.identity = now = json.loads(json.dumps(self._recipe | dict(contents)))
         if self.checkpoint is not None:
-            self._compare(contents)
+            self._compare(now)
 
     def begin(self) -> None:
         """Called when all is ready to train: make the folder where there is none; with `overwrite`, delete the run that
@@ -110,7 +110,7 @@ class ResumePoint:
         """
         self.processes.on_main(self._change_folder)
 
-    def restore(self, engine: DeepSpeedEngine) -> Progress:
+    def restore(self, engine: DeepSpeedEngine) -> None:
         """Load the checkpoint. The optimiser's values are the recipe's: its state brings those of the run that was
         saved, and ZeRO's the largest gradient norm.
 
@@ -121,7 +121,7 @@ class ResumePoint:
         groups = engine.basic_optimizer.param_groups
         values = [{name: value for name, value in group.items() if name != "params"} for group in groups]
         try:
-            self.progress = self.checkpoints.load(engine, self.checkpoint)
+            self.checkpoints.load(engine, self.checkpoint)
         except (RuntimeError, ValueError, KeyError) as error:
             if not self.changes or isinstance(error, UserError):
                 raise
@@ -133,7 +133,6 @@ class ResumePoint:
             group.update(value)
         if hasattr(engine.optimizer, "clip_grad"):
             engine.optimizer.clip_grad = engine.gradient_clipping()
-        return self.progress
 
     def changes_in_words(self) -> str:
         """The changed settings, for an error."""
@@ -166,8 +165,7 @@ class ResumePoint:
                 found = None
         return self.processes.gather(found)[0]
 
-    def _compare(self, contents: Mapping[str, Any]) -> None:
-        now = json.loads(json.dumps(self._recipe | dict(contents)))
+    def _compare(self, now: Mapping[str, Any]) -> None:
         changes = changes_between(self._before, now)
         self.resharded = [change for change in changes if change.name in SHARDING]
         self.versions = [change for change in changes if change.name.startswith(_PROGRAM)]

@@ -283,7 +283,7 @@ class Run:
             processes.on_main(lambda: [load_tracker(name) for name in settings.log.trackers])
             self.step = Step(task, settings, processes, self.plan, schedule, resume_point.precision)
             if resume_point.checkpoint is not None:
-                self.progress = resume_point.restore(self.step.engine)
+                resume_point.restore(self.step.engine)
                 self._say(f"resumed from {resume_point.checkpoint} (step {self.progress.step} of {self.total_steps})")
                 for line in resume_point.lines():
                     self._say(line)
