@@ -171,7 +171,8 @@ class SohoConfig(PreTrainedConfig):
         code_reset_interval (int): codes are reset at every so many updates.
         code_reset_limit (int): at most so many codes are reset at once (bounds what ranks exchange).
         mvm_masking (str): which label of an image masked visual modelling masks: `"label"`: one of those that are
-            there, each as likely (paper section 3.3). `"position"`: that of a place drawn from all places of the grid.
+            there, each as likely (paper section 3.3). `"position"`: that of a place drawn from all places of the grid,
+            in training one place for all images of a forward.
         mlm_head (str): classifier of words: `"bert"`: transform, word table, bias. `"tied"`: the word table alone.
         mvm_head (str): classifier of codes: `"linear"`: transform and a table of its own. `"cosine"`: the cosine to
             each code, without parameters; see `official/heads.py: cosine_logits`.

@@ -274,8 +274,8 @@ class SohoModel(SohoPreTrainedModel):
         Args:
             visual: the images.
             mask_uniform: (B,) float64 in [0, 1), by which one of the labels that are there is picked (with
-                `mvm_masking="position"` that of one of the grid's places); `None`: nothing is masked. No effect without
-                the dictionary's output.
+                `mvm_masking="position"` that of one of the grid's places, in training the first image's for all);
+                `None`: nothing is masked. No effect without the dictionary's output.
 
         Returns:
             What the Transformer reads (B, L, D), masked alike for all texts of an image: f(v), eq. 3, or without a
@@ -287,6 +287,8 @@ class SohoModel(SohoPreTrainedModel):
         assert visual.index is not None and self.mask_token is not None, "only a dictionary makes an embedding"
         embed_BLD, valid_BL = visual.embedding, visual.valid
         draw = label_at_place if self.config.mvm_masking == "position" else ops.sample_group
+        if draw is label_at_place and self.training:  # As the released code: one for the batch, the first image's.
+            mask_uniform = mask_uniform[:1].expand_as(mask_uniform)
         target_B = draw(visual.index, valid=valid_BL, uniform=mask_uniform)
         return ops.group_mask(embed_BLD, visual.index, self.mask_token.to(embed_BLD.dtype), target_B, valid=valid_BL)
 

@@ -197,10 +197,7 @@ class PretrainingTask(BaseTask):
     def collate(self, samples: list[Sample]) -> Mapping[str, Any]:
         """The keywords of the model's forward, with "skipped" and "sample_ids"."""
         pad_text_to = self.data.max_text_length if self.data.pad_text else None
-        batch = Collator(self.processor, pad_text_to=pad_text_to)(samples)
-        if self.model_config.mvm_masking == "position":  # One for the batch: the first image's.
-            batch["mask_uniform"] = batch["mask_uniform"][:1].repeat(len(batch["mask_uniform"]))
-        return batch
+        return Collator(self.processor, pad_text_to=pad_text_to)(samples)
 
     @cached_property
     def model_config(self) -> SohoConfig:
