@@ -71,6 +71,8 @@ class TaskIdentity:
     contents: Callable[[], dict[str, Any]]
     """What is trained beyond the recipe's fields: JSON values by name, put over the fields of that name.
     Contents of the data and of starting weights, which are read when it is called; sizes of the model."""
+    starting: Collection[str] = ()
+    """Patterns of names that say where a run starts: a run that goes on keeps what it has learnt."""
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,7 @@ RUN_FILES = (
 _RESULTS = ("model", "metrics.json")
 
 _PROGRAM = "program."
+_OF_A_START = "; it says where a run starts: what this one has learnt is kept"
 
 
 class ResumePoint:
@@ -140,7 +141,8 @@ class ResumePoint:
 
     def lines(self) -> list[str]:
         """What is said of the changes when the run goes on."""
-        lines = [f"changed: {change}" for change in self.changes]
+        start = self.task.identity.starting
+        lines = [f"changed: {change}{_OF_A_START * matches(change.name, start)}" for change in self.changes]
         lines += [f"resharded: {change.event()}" for change in self.resharded]
         return lines + [f"another version: {change.event()}" for change in self.versions]
 

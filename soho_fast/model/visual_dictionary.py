@@ -223,10 +223,10 @@ class VisualDictionary(Float32Buffers):
         return embed_BLC, index_BLQ[..., 0].masked_fill(~valid_BL, -1)
 
     @torch.no_grad()
-    def begin_average(self) -> None:
+    def begin_average(self, rows: slice = slice(None)) -> None:
         """Begins the running counts and sums of `ema_variant="vqvae"` where the codes are: each counts once."""
-        self.cluster_size.fill_(1.0)
-        self.cluster_sum.copy_(self.codebook)
+        self.cluster_size[rows] = 1.0
+        self.cluster_sum[rows] = self.codebook[rows]
 
     def codes_of(self, feat_BLC: Tensor) -> Tensor:
         """int64 (B, L, Q), the code of each level for each feature, counted from 0 in each level."""
@@ -307,7 +307,8 @@ class VisualDictionary(Float32Buffers):
             self._ranks_agree = True
         if self._host_step < 0:
             self._host_step = int(self.step)
-            drawn = self.config.dictionary_init == "data"
+            # Codes of one level that have learnt are kept, whatever start they had; several are always drawn.
+            drawn = self.config.dictionary_init == "data" and (self.num_levels > 1 or not self.age.any())
             self._host_initialised = int(self.initialised) if drawn else self.num_levels
         # Of the features that became the codes of a level none leaves anything to the next: that draws a step later.
         if self._host_initialised < min(self.num_levels, self._host_step + 1):
@@ -334,8 +335,7 @@ class VisualDictionary(Float32Buffers):
         self.codebook[rows] = codebook_KC
         self.usage[rows], self.age[rows] = 0.0, 0.0
         if self.config.ema_variant == "vqvae":
-            self.cluster_size[rows] = 1.0
-            self.cluster_sum[rows] = codebook_KC
+            self.begin_average(rows)
         self._host_initialised += 1
         self.initialised.fill_(self._host_initialised)
 

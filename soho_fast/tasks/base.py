@@ -31,7 +31,7 @@ from soho_fast.tasks import TASKS
 from soho_fast.tasks.card import CARD, model_card
 from soho_fast.tasks.contents import weights_identity, words_identity
 from soho_fast.tasks.evaluation.sharing import ReportProgress, Sharing
-from soho_fast.tasks.identity import EVALUATED_BY, FIXED, NOT_COMPARED, PLACES
+from soho_fast.tasks.identity import EVALUATED_BY, FIXED, NOT_COMPARED, PLACES, STARTING
 
 
 class BaseTask(ABC):
@@ -77,7 +77,7 @@ class BaseTask(ABC):
     @property
     def identity(self) -> TaskIdentity:
         """What is compared when a run is resumed."""
-        return TaskIdentity(NOT_COMPARED, FIXED, PLACES, EVALUATED_BY, self.contents)
+        return TaskIdentity(NOT_COMPARED, FIXED, PLACES, EVALUATED_BY, self.contents, STARTING)
 
     def contents(self) -> dict[str, Any]:
         """What is trained beyond the recipe's fields: contents of what its paths name."""

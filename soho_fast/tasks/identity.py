@@ -60,6 +60,9 @@ FIXED = (
     *(f"model.config.{name}" for name in SIZES),
 )  # fmt: skip
 
+# Where a run starts.
+STARTING = ("model.pretrained", "model.text_encoder", "model.backbone", "model.answer_bias", "model.config.*init*")
+
 # The best model is chosen by these metrics, so these are compared; but `evaluate` takes them without training.
 EVALUATED_BY = (
     "held-out data", "data.heldout_images", "data.heldout_candidates", "data.validate", "data.folds",

@@ -234,6 +234,8 @@ class PretrainingTask(BaseTask):
         self.fill_parts(model)
         if self.model.pretrained:
             self._say(str(model.init_from(self.model.pretrained, self._rows_in(self.model.pretrained))))
+            if (dictionary := model.base().visual_dictionary) is not None and dictionary.age.any():
+                self._say("model.pretrained: its codes have learnt and are kept, whatever model.config.dictionary_init")
         model.watch_features()
         return model
 

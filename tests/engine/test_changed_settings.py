@@ -13,9 +13,12 @@ import yaml
 
 from soho_fast.common.versions import read_run_of
 from soho_fast.engine import checkpoint, report
-from soho_fast.engine.changes import all_fields, changes_between, digest_of, settings_identity
+from soho_fast.engine.changes import Change, all_fields, changes_between, digest_of, settings_identity
+from soho_fast.engine.resume import ResumePoint
 from soho_fast.engine.settings import OptimSettings, TrainSettings
+from soho_fast.tasks.pretraining import PretrainingTask
 from soho_fast.tasks.recipe import read_recipe
+from soho_fast.tasks.settings import PretrainingData
 
 
 def contents(folder: Path) -> dict[str, tuple[int, bytes]]:
@@ -142,6 +145,15 @@ def test_changed_data_are_told_and_an_unfinished_end_is_made_up_for(again, small
     code, text = again(*command)
     assert code == 2 and "training data: trained with 40 records, " in error_of(text), text
     assert "held-out data" not in error_of(text) and contents(run) == measured
+
+
+def test_changed_settings_of_the_start_say_that_what_was_learnt_is_kept():
+    names = ["optim.lr", "model.pretrained", "model.config.dictionary_init", "model.config.mvm_weight"]
+    point = object.__new__(ResumePoint)
+    point.task = SimpleNamespace(identity=PretrainingTask(PretrainingData(), say=print).identity)
+    point.changes, point.resharded, point.versions = [Change(name, 1, 2) for name in names], [], []
+    kept = [line.partition(": trained")[0] for line in point.lines() if line.endswith("has learnt is kept")]
+    assert kept == ["changed: model.pretrained", "changed: model.config.dictionary_init"]
 
 
 def test_what_tells_that_a_run_is_finished_is_written_last(tmp_path, monkeypatch):

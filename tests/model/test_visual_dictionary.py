@@ -219,6 +219,19 @@ def test_data_init_is_remembered_by_the_checkpoint(tiny_config):
     assert all(torch.equal(a, b) for a, b in zip(made.state_dict().values(), loaded.state_dict().values(), strict=True))
 
 
+def test_data_init_keeps_codes_that_learnt_from_a_random_start(tiny_config):
+    """As those of a pre-trained model, or of a run that goes on with other settings; others are drawn."""
+    trained = dictionary(tiny_config)
+    for learnt in (False, True):
+        if learnt:
+            trained(*features())
+        made = dictionary(tiny_config, dictionary_init="data", ema_decay=1.0)
+        made.load_state_dict(trained.state_dict())
+        for _ in range(2):
+            made(*features())
+        assert torch.equal(made.codebook, trained.codebook) == learnt
+
+
 def test_a_dictionary_that_trained_forgets_it_when_a_state_is_loaded(tiny_config):
     """What it draws for the reset depends on the number of its steps, whose mirror must follow the buffer."""
     options = {"code_reset_threshold": 0.9, "code_reset_patience": 1, "code_reset_limit": 2}

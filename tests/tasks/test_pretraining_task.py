@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoModelForPreTraining, AutoProcessor
 from soho_fast.common.checksums import altered_files
 from soho_fast.data.processor import SohoProcessor
 from soho_fast.model import SohoConfig, SohoForPreTraining
+from soho_fast.model.outputs import VisualTokens
 from soho_fast.tasks.card import model_card
 from soho_fast.tasks.evaluation.sharing import Sharing
 from soho_fast.tasks.pretraining import PretrainingTask
@@ -203,6 +204,35 @@ def test_it_goes_on_from_a_pre_trained_model_with_another_dictionary_or_none(dat
     wrong = PretrainingModel(config={**SMALL, "hidden_size": 16}, pretrained=str(tmp_path / "none"))
     with pytest.raises(ValueError, match="tensors have another size"):
         PretrainingTask(data, 3, wrong, say=lambda line: None).build_model()
+
+
+def test_codes_that_a_pre_trained_model_has_learnt_are_kept(data, tmp_path):
+    task, _ = make_task(data)
+    model = task.build_model()
+    for learnt in (False, True):
+        model.soho.visual_dictionary.age.fill_(float(learnt))
+        task.export(model, model.state_dict(), tmp_path / "model")
+        said, config = [], {**SMALL, "dictionary_init": "data"}
+        settings = PretrainingModel(config=config, pretrained=str(tmp_path / "model"))
+        PretrainingTask(data, 3, settings, say=said.append).build_model()
+        assert ("model.pretrained: its codes have learnt and are kept" in said[-1]) == learnt, said
+
+
+def test_one_position_is_masked_in_a_batch_and_images_keep_their_keys(data):
+    """By these the dictionary draws features: with one for all it would take the same positions of each image."""
+    data.masking = replace(data.masking, at_least_one=True)
+    config = {**SMALL, "mvm_masking": "position", "losses_on": "all"}
+    task = PretrainingTask(data, 3, PretrainingModel(config=config), say=lambda line: None)
+    samples, model = task.training_data(), task.build_model()
+    batch = task.on_device(task.collate([samples[number] for number in range(4)]))
+    assert len(set(batch["mask_uniform"].tolist())) == 4
+    visual = model.encode_images(batch["pixel_values"], batch["pixel_mask"])
+    places = torch.arange(visual.index.shape[1]).expand_as(visual.index)
+    uniform_B = torch.tensor([0.1, 0.9, 0.2, 0.8], dtype=torch.float64)
+    for training in (True, False):
+        model.train(training)
+        _, labels_BL = model.soho.mask_one_label(VisualTokens(**{**visual, "index": places}), uniform_B)
+        assert (len(set(labels_BL[labels_BL != -100].tolist())) == 1) == training, labels_BL
 
 
 def test_words_of_a_pre_trained_model_are_found_by_their_spelling(data, tmp_path):
