@@ -46,6 +46,7 @@ def share(step: int, rank: int | None, kind: str) -> dict:
     if kind == "official":
         whole["image_index"] = torch.tensor([0, 0, 0, 1, 2, 2, 3, 3])
         whole["mask_pairs"] = torch.tensor([1, 0, 0, 1, 0, 1, 0, 0]).bool()
+        whole["mask_uniform"][2] = whole["mask_uniform"][0]  # A forward masks at the place of its first image.
     if rank is None:
         return whole
     images, texts = slice(2 * rank, 2 * rank + 2), slice(4 * rank, 4 * rank + 4)
