@@ -8,9 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from soho_fast import ops
+from soho_fast.adapters.kept_codebook import nearest_code
 from soho_fast.ops import checks
-from soho_fast.ops.codebook_lookup import reference
 
 
 def _as_matrix(name: str, value: object) -> Tensor:
@@ -90,11 +89,7 @@ def fused_l2_nn_argmin(X: Any, Y: Any, out: Any = None, sqrt: bool = True, handl
     x_MK, y_NK = _as_matrix("X", X), _as_matrix("Y", Y)
     _check_pair(x_MK, y_NK)
     target = None if out is None else _as_target(out, x_MK)
-    if x_MK.dtype == torch.float32:
-        index_M = ops.codebook_lookup(x_MK, y_NK)
-    else:
-        index_M = reference.codebook_lookup(x_MK, y_NK, False, False)[1]
-    index_M = index_M.to(torch.int32)
+    index_M = nearest_code(x_MK, y_NK).to(torch.int32)
     if target is not None:
         target[...] = index_M.reshape(target.shape)
     if x_MK.is_cuda:

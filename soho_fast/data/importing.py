@@ -89,7 +89,7 @@ def read_csv(path: Path, folder: Path, file_column: str = "", caption_column: st
 
     Args:
         path: The CSV file.
-        folder: The images'; paths below it, or absolute, are what the file column has.
+        folder: The images'; the file column has paths below it, relative or absolute.
         file_column, caption_column: Names of columns; empty takes one of the usual names.
 
     Raises:

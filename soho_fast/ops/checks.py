@@ -28,23 +28,26 @@ def check_index(name: str, value: object, shape: tuple[int, ...], meaning: str) 
     check_shape(name, check_type(name, value, (torch.int64,)), shape, meaning)
 
 
+def values_of(tensor: Tensor) -> Tensor | None:
+    """The tensor, of a map all slices, where a check can read it: on a CPU, and neither fake nor in a graph that is
+    being compiled."""
+    if tensor.device.type != "cpu" or torch.compiler.is_compiling():
+        return None
+    tensor = unmapped(tensor)
+    return tensor if type(tensor) is Tensor else None
+
+
 def check_below(index: Tensor, num_codes: int) -> None:
-    """ValueError where an index on a CPU is beyond the codes; a graph that is being compiled can't ask."""
-    if index.device.type == "cpu" and not torch.compiler.is_compiling():
-        index = unmapped(index)
-        if bool((index > num_codes - 1).any()):
-            raise ValueError(f"index: expected values below {num_codes} (codes), got {int(index.max())}")
+    """ValueError where an index that can be read is beyond the codes."""
+    if (values := values_of(index)) is not None and bool((values > num_codes - 1).any()):
+        raise ValueError(f"index: expected values below {num_codes} (codes), got {int(values.max())}")
 
 
 def check_uniform(uniform: Tensor) -> None:
-    """ValueError where a value on a CPU is outside of [0, 1); a graph that is being compiled can't ask."""
-    if uniform.device.type == "cpu" and not torch.compiler.is_compiling():
-        uniform = unmapped(uniform)
-        if type(uniform) is not Tensor:  # of a fake one nobody knows
-            return
-        is_outside = ~((uniform >= 0) & (uniform < 1))
-        if is_outside.any():
-            raise ValueError(f"uniform: expected values in [0, 1), got {float(uniform[is_outside][0])}")
+    """ValueError where a value that can be read is outside of [0, 1)."""
+    values = values_of(uniform)
+    if values is not None and len(outside := values[~((values >= 0) & (values < 1))]):
+        raise ValueError(f"uniform: expected values in [0, 1), got {float(outside[0])}")
 
 
 def check_valid(value: object, shape: tuple[int, ...], meaning: str) -> None:
@@ -55,6 +58,8 @@ def check_valid(value: object, shape: tuple[int, ...], meaning: str) -> None:
 
 def check_codebook(value: object) -> None:
     """TypeError unless `value` is a tensor of a floating type, ValueError unless (K, C) or (..., K, C) with a code."""
+    if not isinstance(value, Tensor) and hasattr(value, "codebook"):
+        raise TypeError(f"codebook: expected a torch.Tensor, got {type(value).__name__}; pass its `codebook`")
     codebook = check_type("codebook", value)
     if codebook.dim() < 2 or codebook.shape[-2] < 1:
         raise ValueError(f"codebook: expected (K, C) or (..., K, C) with a code, got shape {tuple(codebook.shape)}")

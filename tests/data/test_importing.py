@@ -101,6 +101,15 @@ def test_columns_of_one_name_are_refused(folder, capsys, columns):
     assert words in run(capsys, "csv", folder / "captions.csv", folder, code=2)
 
 
+@pytest.mark.parametrize("name", ["{}/other/c.jpg", "../other/c.jpg"])
+def test_an_image_that_lies_elsewhere_is_refused_without_an_option_of_recipes(folder, capsys, name):
+    draw(folder.parent / "other" / "c.jpg")
+    (folder / "captions.csv").write_text(f"image,caption\na.jpg,a dog\n{name.format(folder.parent)},a cat\n")
+    said = run(capsys, "csv", folder / "captions.csv", folder, code=2)
+    assert f"c.jpg' leads out of {folder}; expected a path below, or the name of a folder that holds all" in said
+    assert "`images`" not in said and not (folder / "images.jsonl").exists()
+
+
 def test_an_image_has_one_line_however_its_path_is_written(folder, capsys, monkeypatch):
     monkeypatch.chdir(folder.parent)
     rows = "a.jpg,a dog\n./a.jpg,a beach\ndeep//b.png,two cats\n" + f"{folder}/a.jpg,sand\n"

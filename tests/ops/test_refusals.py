@@ -86,6 +86,14 @@ LOOKUP = [  # (call, exception, what the message names: the argument first)
         ValueError,
         ("codebook", "3 channels", "(2, 4)"),
     ),
+    *(
+        (
+            lambda op=op: op(ones(2, 4), prepare_codebook(ones(3, 4)), whole(2)),
+            TypeError,
+            ("codebook", "a torch.Tensor, got PreparedCodebook; pass its `codebook`"),
+        )
+        for op in (straight_through, rotation_trick, diveq)
+    ),
     (
         lambda: straight_through(ones(2, 4), ones(3, 4), whole(1)),
         ValueError,
@@ -104,6 +112,10 @@ PREPARE = [
     (lambda: prepare_codebook(ones(3)), ValueError, ("codebook", "(K, C)", "(3,)")),
     (lambda: prepare_codebook(ones(0, 3)), ValueError, ("codebook", "with a code", "(0, 3)")),
     (lambda: prepare_codebook(ones(2, 3).double()), TypeError, ("codebook", FLOATS, "float64")),
+    (lambda: ops.PreparedCodebook(ones(2, 3).double()), TypeError, ("codebook", FLOATS, "float64")),
+    (lambda: ops.PreparedCodebook(ones(2, 3).to("meta")), ValueError, ("codebook", "values", "meta")),
+    (lambda: ops.PreparedCodebook(ones(2, 3), metric="l2"), ValueError, ("metric", "euclidean", "'l2'")),
+    (lambda: ops.PreparedCodebook(ones(2, 3), subspace=ones(4, 1)), ValueError, ("subspace", "C = 3", "(4, 1)")),
     (lambda: codebook_subspace(ones(4, 8), dimensions=0), ValueError, ("dimensions", "1 to 8", "got 0")),
     (lambda: codebook_subspace(ones(4, 8), dimensions=9), ValueError, ("dimensions", "1 to 8", "got 9")),
     (lambda: codebook_subspace(ones(4, 8), dimensions=True), TypeError, ("dimensions", "an int", "got bool")),
@@ -336,6 +348,13 @@ def test_is_refused(call, error, named):
     assert message.startswith(f"{named[0]}: "), message
     missing = [part for part in named if part not in message]
     assert not missing, message
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+def test_the_type_of_a_moving_codebook_is_asked_for_in_words_that_fit_each(dtype):
+    with pytest.raises(TypeError) as caught:
+        codebook_ema_(ones(3, 2).to(dtype), ones(3), ones(3, 2), 0.5)
+    assert "expected float32" in str(caught.value) and "half" not in str(caught.value)
 
 
 @pytest.mark.parametrize("strides", [(0, 1), (1, 0), (1, 1), (2, 1)], ids=str)

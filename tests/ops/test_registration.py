@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch._subclasses import FakeTensorMode
 
 from soho_fast import ops
 from soho_fast.ops import triton_backend
@@ -157,6 +158,23 @@ def test_compile_in_place_mask_with_gradient(backend_name):
         results.append([masked, labels, *torch.autograd.grad(masked.square().sum(), [features, token])])
     for got, wanted in zip(*results, strict=True):
         assert torch.equal(got, wanted)
+
+
+@pytest.mark.parametrize(
+    ("call", "shape"),
+    [
+        (lambda x, d, index: ops.codebook_lookup(x, d, topk=2), (7, 2)),
+        (lambda x, d, index: ops.rotation_trick(x, d, index), (7, 5)),
+        (lambda x, d, index: ops.diveq(x, d, index), (7, 5)),
+        (lambda x, d, index: ops.fsq_codes(index, [8, 5]), (7, 2)),
+        (lambda x, d, index: ops.lfq_codes(index, 4), (7, 4)),
+        (lambda x, d, index: ops.sample_group(index[None], uniform=x[:1, 0].double()), (1,)),
+    ],
+)
+def test_fake_tensors_get_shapes(call, shape):
+    """Their values, as whether an index is beyond the codes, nobody can ask for."""
+    with FakeTensorMode():
+        assert call(torch.randn(7, 5), torch.randn(9, 5), torch.zeros(7, dtype=torch.int64)).shape == shape
 
 
 def test_meta_tensors_get_shapes():

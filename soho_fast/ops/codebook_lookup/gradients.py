@@ -114,7 +114,7 @@ def diveq(
     checks.check_below(index, num_codes)
     real = ((index >= 0) & (index < num_codes)).unsqueeze(-1)
     # Read where that is cheap and allowed; without padding two passes are saved.
-    padded = torch.compiler.is_compiling() or in_transform() or not index.is_cpu or not real.all()
+    padded = in_transform() or checks.values_of(index) is None or not real.all()
     moving = features.float()
     apart = reference.gather(codebook, index.clamp(0, num_codes - 1)).float() - moving
     if padded:

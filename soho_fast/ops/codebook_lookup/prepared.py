@@ -40,6 +40,11 @@ class PreparedCodebook:
         metric: Metric = "euclidean",
         subspace: Tensor | bool | None = None,
     ) -> None:
+        check_metric(metric)
+        checks.check_codebook(codebook)
+        checks.check_has_values("codebook", codebook)
+        if subspace is not None and not isinstance(subspace, bool):
+            check_subspace(subspace, codebook)
         with torch.inference_mode(False), torch.no_grad():  # an inference tensor would not count its versions
             self._codebook = codebook.detach().float().clone(memory_format=torch.contiguous_format)
         self._version = self._codebook._version
@@ -155,11 +160,6 @@ def prepare_codebook(
         ValueError: a shape without codes, a meta tensor, an unknown metric, a subspace of another shape, or a backend
             that cannot serve the call.
     """
-    check_metric(metric)
-    checks.check_codebook(codebook)
-    checks.check_has_values("codebook", codebook)
-    if subspace is not None and not isinstance(subspace, bool):
-        check_subspace(subspace, codebook)
     return PreparedCodebook(codebook, backend, metric, subspace)
 
 

@@ -24,8 +24,7 @@ def _check_assigned(features: Tensor, index: Tensor, valid: Tensor | None) -> No
 
 
 def _check_codebook(codebook: Tensor) -> None:
-    why = " (half precision loses small steps of the average; casting a module casts its buffers, too)"
-    checks.check_type("codebook", codebook, (torch.float32,), why)
+    checks.check_type("codebook", codebook, (torch.float32,), " (casting a module casts its buffers, too)")
     if codebook.dim() != 2:
         raise ValueError(f"codebook: expected 2 dimensions (K, C), got shape {tuple(codebook.shape)}")
     checks.check_writable("codebook", codebook, "pass a copy")
