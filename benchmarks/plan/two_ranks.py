@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from benchmarks.plan.small import ACCUMULATED, real_inputs, small_work
 from soho_fast.common.processes import Processes
-from soho_fast.engine.distributed import deepspeed_config, start_engine
+from soho_fast.engine.distributed import deepspeed_config, start_engine, start_processes
 from soho_fast.engine.optimizer import SgdAdamW, optimizer_groups
 
 STAGES = (0, 1)
@@ -35,7 +35,7 @@ class Traffic(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def step_traffic(rank: int, stage: int, frozen: bool) -> dict[str, int]:
+def step_traffic(processes: Processes, stage: int, frozen: bool) -> dict[str, int]:
     """Of the second optimiser step: in the first the ranks agree on where they start."""
     work = small_work(gpus=2)
     torch.manual_seed(0)
@@ -46,7 +46,7 @@ def step_traffic(rank: int, stage: int, frozen: bool) -> dict[str, int]:
         settings.engine, "float32", micro_batch_size=2, gradient_accumulation_steps=ACCUMULATED, clip=10.0
     )
     optimizer = SgdAdamW(optimizer_groups(model, settings.optim))
-    engine = start_engine(model, optimizer, config, Processes(rank, 2, rank, torch.device("cpu"), dist.group.WORLD))
+    engine = start_engine(model, optimizer, config, processes)
     engine.train()
     engine.module.freeze_backbone(frozen)
     for group in engine.basic_optimizer.param_groups:
@@ -63,9 +63,9 @@ def step_traffic(rank: int, stage: int, frozen: bool) -> dict[str, int]:
 
 if __name__ == "__main__":
     folder, rank = Path(sys.argv[1]), int(sys.argv[2])
-    torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank), "LOCAL_SIZE": "2"}
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
-    found = [(stage, frozen, step_traffic(rank, stage, frozen)) for frozen in (False, True) for stage in STAGES]
+    processes = start_processes(threads=1)
+    found = [(stage, frozen, step_traffic(processes, stage, frozen)) for frozen in (False, True) for stage in STAGES]
     (folder / f"{rank}.json").write_text(json.dumps(found))
     dist.destroy_process_group()

@@ -30,9 +30,6 @@ _DEFAULT_PORT = "29500"
 _PATIENCE = timedelta(minutes=10)
 _LETTING_GO = 0.2  # seconds
 
-# DeepSpeed would probe for compilers, and compile its shared-memory all-reduce, which only its inference uses.
-deepspeed.ops.__compatible_ops__ = {"deepspeed_shm_comm": False}
-
 
 def start_processes(threads: int = 0, timeout: float = 0) -> Processes:
     """Join the launcher's process group, or form a group of one, which needs no port.
@@ -49,6 +46,8 @@ def start_processes(threads: int = 0, timeout: float = 0) -> Processes:
     if together and not dist.is_initialized():
         _choose_port()
     deepspeed.utils.logger.setLevel(logging.ERROR)
+    # DeepSpeed would probe for compilers here, and compile its shared-memory all-reduce, which only its inference uses.
+    deepspeed.ops.__compatible_ops__ = {"deepspeed_shm_comm": False}
     accelerator = get_accelerator()
     local_world = environment_number("LOCAL_SIZE", environment_number("LOCAL_WORLD_SIZE", 1))
     on_cpu = accelerator.device_name() == "cpu"

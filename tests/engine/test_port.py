@@ -18,6 +18,8 @@ ROOT = Path(__file__).resolve().parents[2]
 RANK = """
 from soho_fast.engine.watchdog import leave_heartbeat
 from soho_fast.engine.distributed import leave_processes, start_processes
+import deepspeed
+assert "__compatible_ops__" not in vars(deepspeed.ops), "an import leaves DeepSpeed as it is, for others that use it"
 processes = start_processes(1)
 print("TOTAL", processes.world, processes.total([processes.rank + 1.0]))
 leave_processes()
