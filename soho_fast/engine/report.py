@@ -160,7 +160,7 @@ def say_start(run: Run, name: str) -> None:
         f"on {run.processes.device.type}; output in {run.folder}/"
     )
     if phase := run.task.phase((run.total_steps - 1) / run.plan.steps_per_epoch):
-        print(f"warning: to the last step {phase}; give more --epochs or --max_steps to train the rest")
+        print(f"warning: until the last step {phase}; raise --epochs or --max_steps, whichever ends the run")
 
 
 def report_run(run: Run, metrics: Mapping[str, float] | None) -> None:

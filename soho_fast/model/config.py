@@ -148,7 +148,7 @@ class SohoConfig(PreTrainedConfig):
             `"vqvae"` keeps running counts and sums with Laplace smoothing.
         laplace_eps (float): smoothing of `"vqvae"`.
         dictionary_init (str): `"random"` (normal, paper) or `"data"`: initialised from the features of the first
-            training batch, all ranks together.
+            training batch, all ranks together, unless codes have learnt before.
         dictionary_init_std (float): standard deviation of the random codes. Ours.
         dictionary_seed (int): seed of every draw inside the dictionary.
         dictionary_batch_norm (bool): BatchNorm before the lookup, by running statistics of the valid tokens of all

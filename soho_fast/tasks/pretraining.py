@@ -292,7 +292,7 @@ class PretrainingTask(BaseTask):
         return f"{told}; the loss of matching is {now:.2f}, at best {best:.2f} (chance: 0.69)"
 
     def warnings(self, model: SohoForPreTraining) -> list[str]:
-        """Fewer than half of the codes are active; what is on already is not advised."""
+        """Fewer than half of the codes are active; what is on already, or changes nothing, is not advised."""
         dictionary, config = model.base().visual_dictionary, model.config
         if dictionary is None or int(dictionary.step) < _UPDATES_BEFORE_WARNING:
             return []
@@ -303,7 +303,7 @@ class PretrainingTask(BaseTask):
         if self._codebook_collapses or share >= _FEW_ACTIVE:
             return []
         self._codebook_collapses = True
-        off = ["model.config.dictionary_init data"] * (config.dictionary_init != "data")
+        off = ["model.config.dictionary_init data"] * (config.dictionary_init != "data" and not self.model.pretrained)
         off += ["model.config.dictionary_batch_norm true"] * (model.base().feature_norm is None)
         return [
             f"{int(active_codes):,} of {num:,} codes are active (perplexity {float(perplexity):.0f}); raise "

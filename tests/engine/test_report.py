@@ -121,4 +121,4 @@ def test_a_run_that_ends_within_its_first_phase_is_told(capsys, total_steps, war
     say_start(run, "mini")
     said = capsys.readouterr().out
     assert said.startswith(f"recipe mini: 0.0 M parameters, {total_steps} steps of 8 images")
-    assert ("warning: to the last step the encoder learns alone; give more --epochs" in said) == warned
+    assert ("warning: until the last step the encoder learns alone; raise --epochs or" in said) == warned

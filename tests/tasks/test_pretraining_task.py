@@ -475,6 +475,10 @@ def test_dying_codes_are_told_once_and_again_after_a_recovery(data):
     model.soho.feature_norm = torch.nn.Identity()
     assert told(num) == []
     assert "again" not in told(few)[0]
+    # Nor what would change nothing: a start from a model whose codes have learnt keeps them.
+    model.config.dictionary_init, task.model.pretrained = "random", "runs/first/model"
+    assert told(num) == []
+    assert "again" not in told(few)[0]
 
 
 def test_a_run_without_codes_that_loses_its_features_says_what_is_seen(data):
