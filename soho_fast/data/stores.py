@@ -176,7 +176,7 @@ def check_name(name: str, stores: Sequence[ImageStore]) -> None:
     folders = [store for store in stores if isinstance(store, FolderStore)]
     if ".." in name.split("/") or (name.startswith("/") and not any(folder.holds(name) for folder in folders)):
         listed = ", ".join(map(str, stores))
-        reason = f"leads out of {listed}; expected a path below, or the name of a folder that holds all"
+        reason = f"leads out of {listed}; expected a path below; else give a folder that holds all images"
     elif _NO_FILE_NAME.search(name):
         reason = "holds a character that no file name can hold"
     elif len(name) > 4096:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from soho_fast.ops.forward_mode import unmapped
+from soho_fast.ops.forward_mode import unwrapped
 
 FLOAT_TYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -29,12 +29,12 @@ def check_index(name: str, value: object, shape: tuple[int, ...], meaning: str) 
 
 
 def values_of(tensor: Tensor) -> Tensor | None:
-    """The tensor, of a map all slices, where a check can read it: on a CPU, and neither fake nor in a graph that is
-    being compiled."""
+    """What a check can read: a tensor on a CPU, of a map all slices; None in a graph that is being compiled, and of a
+    class with operations of its own, as fake tensors are."""
     if tensor.device.type != "cpu" or torch.compiler.is_compiling():
         return None
-    tensor = unmapped(tensor)
-    return tensor if type(tensor) is Tensor else None
+    tensor = unwrapped(tensor)
+    return tensor if type(tensor).__torch_dispatch__ is Tensor.__torch_dispatch__ else None
 
 
 def check_below(index: Tensor, num_codes: int) -> None:
@@ -56,13 +56,16 @@ def check_valid(value: object, shape: tuple[int, ...], meaning: str) -> None:
         check_shape("valid", check_type("valid", value, (torch.bool,), " (True = real position)"), shape, meaning)
 
 
-def check_codebook(value: object) -> None:
-    """TypeError unless `value` is a tensor of a floating type, ValueError unless (K, C) or (..., K, C) with a code."""
+def check_codebook(value: object, with_values: bool = False) -> None:
+    """TypeError unless `value` is a tensor of a floating type, ValueError unless (K, C) or (..., K, C) with a code, or
+    `with_values` of a meta tensor."""
     if not isinstance(value, Tensor) and hasattr(value, "codebook"):
         raise TypeError(f"codebook: expected a torch.Tensor, got {type(value).__name__}; pass its `codebook`")
     codebook = check_type("codebook", value)
     if codebook.dim() < 2 or codebook.shape[-2] < 1:
         raise ValueError(f"codebook: expected (K, C) or (..., K, C) with a code, got shape {tuple(codebook.shape)}")
+    if with_values and codebook.is_meta:
+        raise ValueError("codebook: expected a tensor with values, got one on the meta device")
 
 
 def check_channels(features: Tensor, codebook: Tensor, name: str = "codebook") -> None:
@@ -73,12 +76,6 @@ def check_channels(features: Tensor, codebook: Tensor, name: str = "codebook") -
     if codebook.shape[-1] != shape[-1]:
         expected = f"{shape[-1]} channels, the last dimension of features {shape}"
         raise ValueError(f"{name}: expected {expected}, got shape {tuple(codebook.shape)}")
-
-
-def check_has_values(name: str, value: Tensor) -> None:
-    """ValueError of a meta tensor."""
-    if value.device.type == "meta":
-        raise ValueError(f"{name}: expected a tensor with values, got one on the meta device")
 
 
 def check_int(name: str, value: Any, least: int, most: int | None = None) -> Any:

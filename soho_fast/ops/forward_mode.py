@@ -23,6 +23,13 @@ def unmapped(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def unwrapped(tensor: Tensor) -> Tensor:
+    """What the transforms of `torch.func` wrap, of a map all slices at once."""
+    while is_functorch_wrapped_tensor(tensor):
+        tensor = get_unwrapped(tensor)
+    return tensor
+
+
 def has_tangent(*tensors: Tensor) -> bool:
     """Whether one of the tensors is being differentiated in forward mode, or by `torch.func`, at any level."""
     tensors = tuple(map(unmapped, tensors))

@@ -106,7 +106,7 @@ def test_an_image_that_lies_elsewhere_is_refused_without_an_option_of_recipes(fo
     draw(folder.parent / "other" / "c.jpg")
     (folder / "captions.csv").write_text(f"image,caption\na.jpg,a dog\n{name.format(folder.parent)},a cat\n")
     said = run(capsys, "csv", folder / "captions.csv", folder, code=2)
-    assert f"c.jpg' leads out of {folder}; expected a path below, or the name of a folder that holds all" in said
+    assert f"c.jpg' leads out of {folder}; expected a path below; else give a folder that holds all images" in said
     assert "`images`" not in said and not (folder / "images.jsonl").exists()
 
 

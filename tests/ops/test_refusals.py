@@ -350,6 +350,27 @@ def test_is_refused(call, error, named):
     assert not missing, message
 
 
+class OwnTensor(torch.Tensor):
+    """As those of torchvision and fastai: its values can be read."""
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda kind: diveq(ones(1, 2), ones(3, 2), kind(whole(1) + 3)),
+        lambda kind: fsq_codes(kind(whole(1) + 15), [3, 5]),
+        lambda kind: lfq_codes(kind(whole(1) + 16), 4),
+        lambda kind: sample_group(whole(1, 2), uniform=kind(ones(1).double())),
+    ],
+)
+@pytest.mark.parametrize(
+    "kind", [lambda value: torch.nn.Parameter(value, False), lambda value: value.as_subclass(OwnTensor)]
+)
+def test_values_of_parameters_and_of_subclasses_are_checked(call, kind):
+    with pytest.raises(ValueError, match=r"^(index|uniform): expected values"):
+        call(kind)
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
 def test_the_type_of_a_moving_codebook_is_asked_for_in_words_that_fit_each(dtype):
     with pytest.raises(TypeError) as caught:

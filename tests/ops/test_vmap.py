@@ -303,6 +303,32 @@ def test_gradient_of_what_has_a_straight_through_gradient(straight, backend):
     assert torch.equal(features.grad, weights)
 
 
+@pytest.mark.parametrize(
+    "codes",
+    [
+        lambda x, codebook: ops.diveq(x, codebook, ops.codebook_lookup(x, codebook), variance=0),
+        lambda x, codebook: ops.fsq_codes(ops.fsq(x, [3] * C)[0], [3] * C) * x,
+        lambda x, codebook: ops.lfq_codes(ops.lfq(x)[0], C) * x,
+    ],
+)
+def test_gradient_by_torch_func_within_a_map(codes):
+    """What is mapped lies within what is differentiated; the check of the index reads it there."""
+    codebook = _normal(K, C, seed=1)
+    gradient = torch.func.grad(lambda x: codes(x, codebook).square().sum())
+    features = _normal(V, N, C)
+    mapped = torch.vmap(gradient, randomness="different")(features)
+    torch.testing.assert_close(mapped, torch.stack([gradient(x) for x in features]))
+
+
+@pytest.mark.parametrize("codes", [lambda x, i: ops.diveq(x, x, i), lambda x, i: ops.lfq_codes(i, 2) * x.sum()])
+def test_an_index_too_high_is_refused_in_a_gradient_within_a_map(codes):
+    def gradient(x, index):
+        return torch.func.grad(lambda x: codes(x, index + 0 * x.sum().long()).sum())(x)
+
+    with pytest.raises(ValueError, match=f"index: expected values below .*, got {N}"):
+        torch.vmap(gradient, randomness="different")(_normal(V, N, C), _whole(N, N + 1, V, N))
+
+
 @pytest.mark.skipif(not CAN_COMPILE, reason="needs the compiled extension")
 def test_a_map_within_a_compiled_graph():
     features, codebook = _normal(V, N, C), _normal(K, C, seed=1)

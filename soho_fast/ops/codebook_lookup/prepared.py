@@ -41,8 +41,7 @@ class PreparedCodebook:
         subspace: Tensor | bool | None = None,
     ) -> None:
         check_metric(metric)
-        checks.check_codebook(codebook)
-        checks.check_has_values("codebook", codebook)
+        checks.check_codebook(codebook, with_values=True)
         if subspace is not None and not isinstance(subspace, bool):
             check_subspace(subspace, codebook)
         with torch.inference_mode(False), torch.no_grad():  # an inference tensor would not count its versions

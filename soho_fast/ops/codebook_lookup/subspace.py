@@ -64,8 +64,7 @@ def codebook_subspace(codebook: Tensor, *, dimensions: int | None = None, start:
     Raises:
         TypeError, ValueError: tensors of the wrong type or shape, or a number of dimensions that is none.
     """
-    checks.check_codebook(codebook)
-    checks.check_has_values("codebook", codebook)
+    checks.check_codebook(codebook, with_values=True)
     if codebook.shape[-1] < 1:
         raise ValueError(f"codebook: expected at least one channel, got shape {tuple(codebook.shape)}")
     if start is not None:
