@@ -16,8 +16,8 @@ from ..outputs import VisualTokens
 def label_at_place(index_BL: Tensor, *, valid: Tensor, uniform: Tensor) -> Tensor:
     """The label that stands at place floor(u * L) of each image's grid, row by row, as `ops.sample_group` gives one.
 
-    So a label is drawn as often as it has tokens. The released code draws one place for all images of a batch: all have
-    the same `uniform` then.
+    So a label is drawn as often as it has tokens. The released code draws one place for all images of a batch; so does
+    `SohoModel.mask_one_label` in training, by giving all the same `uniform`.
 
     Args:
         index_BL: int64.
