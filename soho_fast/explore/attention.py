@@ -151,7 +151,7 @@ class SeeingPipeline(SohoPipeline):
         if index_1L is None and dictionary is not None:  # Fine-tuned models read the features themselves.
             index_1L = dictionary(visual.features, visual.valid)[1]
         codes = None if index_1L is None else index_1L[0].tolist()
-        edge = 32 * self.model.config.visual_pool  # pixels of a patch
+        edge = self.model.config.token_stride  # pixels of a patch
         (height, width), columns = pixels_3HW.shape[-2:], visual.columns
         rows = visual.valid.shape[1] // columns
         high, wide = height / edge, width / edge

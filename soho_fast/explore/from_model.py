@@ -156,7 +156,7 @@ class ModelSource:
         self.title, self.model = title, "/".join(called.split(os.sep)[-2:]) if os.path.isabs(called) else called
         self.data_sets, self.licences = images.data_sets, images.licences.entries
         self.num_images = len(images.images)
-        self._patch = 32 * model.config.visual_pool
+        self._patch = model.config.token_stride
 
     def batches(self) -> Iterator[ImageBatch]:
         """The images in their order, looked up; those that can't be read are reported, and left out."""

@@ -19,6 +19,7 @@ from torchvision.models.mobilenetv2 import InvertedResidual
 from torchvision.models.resnet import BasicBlock, Bottleneck
 from torchvision.ops.misc import Conv2dNormActivation
 
+from .config import BACKBONE_STRIDES
 from .normalization import BatchNorm2d
 
 _RESNETS = {
@@ -28,11 +29,11 @@ _RESNETS = {
     "resnet50": (Bottleneck, [3, 4, 6, 3]),
     "resnet101": (Bottleneck, [3, 4, 23, 3]),
 }
-# The modules of MobileNetV2's `features` that end at stride 4, 8, 16 and 32.
-_MOBILENET_STAGES = (slice(0, 4), slice(4, 7), slice(7, 14), slice(14, 19))
+# Where in MobileNetV2's `features` its stages end, those of `BACKBONE_STRIDES`.
+_MOBILENET_ENDS = (4, 7, 14, 19)
 
 Masks = dict[int, Tensor]
-"""(B, 1, H/stride, W/stride), 1 at real pixels, by stride 1 to 32; empty: no padding."""
+"""(B, 1, H/stride, W/stride), 1 at real pixels, by stride from 1 to the backbone's; empty: no padding."""
 
 ConvNorm = Callable[[nn.Conv2d, BatchNorm2d, Tensor, Tensor | None], Tensor]
 """Features (B, C, H, W) through a convolution and the BatchNorm after it, with the mask of what comes out."""
@@ -45,17 +46,23 @@ class Step(NamedTuple):
     run: Callable[[Tensor, Masks], Tensor]
 
 
-def build_backbone(name: str) -> ResNet | MobileNetV2:
-    """The network without pooling and classifier; `num_features` is its number of output channels (stride 32)."""
+def build_backbone(name: str, stride: int = 32) -> ResNet | MobileNetV2:
+    """The network without pooling and classifier, up to its stage of this stride; `num_features` is its number of
+    output channels."""
+    num_stages = BACKBONE_STRIDES.index(stride) + 1
     if name == "mobilenet_v2":
         net = torchvision.models.mobilenet_v2(norm_layer=BatchNorm2d)
-        net.num_features = net.last_channel
         del net.classifier
+        del net.features[_MOBILENET_ENDS[num_stages - 1] :]
+        last = net.features[-1]
+        net.num_features = last.out_channels
         return net
     block, depths = _RESNETS[name]
     net = ResNet(block, depths, norm_layer=BatchNorm2d)
-    net.num_features = net.fc.in_features
     del net.fc, net.avgpool
+    for number in range(num_stages + 1, 5):
+        delattr(net, f"layer{number}")
+    net.num_features = 64 * 2 ** (num_stages - 1) * block.expansion
     return net
 
 
@@ -75,7 +82,7 @@ def backbone_stages(net: ResNet | MobileNetV2, conv_norm: ConvNorm = conv_norm) 
         return _mobilenet_stages(net, conv_norm)
     stages = [[Step((net.conv1, net.bn1), partial(_run_resnet_stem, net, conv_norm))]]
     stride = 4
-    for layer in (net.layer1, net.layer2, net.layer3, net.layer4):
+    for layer in resnet_layers(net):
         if layer is not net.layer1:
             stages.append([])
         for block in layer:
@@ -85,16 +92,21 @@ def backbone_stages(net: ResNet | MobileNetV2, conv_norm: ConvNorm = conv_norm) 
     return stages
 
 
+def resnet_layers(net: ResNet) -> list[nn.Sequential]:
+    """Its stages after the stem, as many as `build_backbone` has left."""
+    return [getattr(net, name) for name in ("layer1", "layer2", "layer3", "layer4") if hasattr(net, name)]
+
+
 def _mobilenet_stages(net: MobileNetV2, conv_norm: ConvNorm) -> list[list[Step]]:
     stages: list[list[Step]] = []
     stride = 1
-    for part in _MOBILENET_STAGES:
-        stages.append([])
-        for block in net.features[part]:
-            stride_out = stride * (2 if _halves(block) else 1)
-            run = _run_conv_norm if isinstance(block, Conv2dNormActivation) else _run_inverted_residual
-            stages[-1].append(Step((block,), partial(run, block, conv_norm, stride, stride_out)))
-            stride = stride_out
+    for number, block in enumerate(net.features):
+        if number in (0, *_MOBILENET_ENDS):
+            stages.append([])
+        stride_out = stride * (2 if _halves(block) else 1)
+        run = _run_conv_norm if isinstance(block, Conv2dNormActivation) else _run_inverted_residual
+        stages[-1].append(Step((block,), partial(run, block, conv_norm, stride, stride_out)))
+        stride = stride_out
     return stages
 
 

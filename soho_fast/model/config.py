@@ -54,6 +54,9 @@ _OFFICIAL_VQA = {
 
 PRESETS = {"paper": _PAPER, "official": _OFFICIAL, "official_vqa": _OFFICIAL_VQA}
 
+# Where the stages of each backbone end, in pixels between features.
+BACKBONE_STRIDES = (4, 8, 16, 32)
+
 # What a field chooses from; of the parts in which the released code departs from the paper the first is the paper's.
 _CHOICES: dict[str, tuple[str, ...]] = {
     "backbone": ("resnet10", "resnet18", "resnet34", "resnet50", "resnet101", "mobilenet_v2"),
@@ -90,7 +93,6 @@ _NOT_NEGATIVE = (
 _LIMITS: dict[str, tuple[float, float]] = {
     **dict.fromkeys(_SIZES, (1, 10_000_000)),
     **dict.fromkeys(("visual_pool", "num_hidden_layers"), (1, 1000)),
-    "backbone_frozen_stages": (0, 4),
     "num_levels": (1, 64),
     **dict.fromkeys(_SHARES, (0, 1)),
     **dict.fromkeys(("code_reset_interval", "code_reset_limit"), (1, math.inf)),
@@ -117,10 +119,12 @@ class SohoConfig(PreTrainedConfig):
         backbone (str): `"resnet10"` (torchvision's ResNet class with one BasicBlock per stage, for small corpora),
             `"resnet18"`, `"resnet34"`, `"resnet50"`, `"resnet101"`, or `"mobilenet_v2"` (ours: ImageNet weights of it
             come with a package index, see `init_backbone_from`).
+        backbone_stride (int): pixels between its features: 32 (paper), or 4, 8 or 16, at which an earlier stage
+            ends; the stages after it are left out. Smaller tokens see less of the image, and there are more of them.
         backbone_frozen_stages (int): 0 trains all; n >= 1 freezes the stem and the first n stages for good, with
             their BatchNorm in eval.
-        visual_pool (int): window of the max-pool after the 1x1 convolution; 2 gives stride 64 (paper section 3.1),
-            1 means no pooling (stride 32).
+        visual_pool (int): window of the max-pool after the 1x1 convolution; 2 gives tokens of 64 pixels (paper section
+            3.1), 1 means no pooling (32 pixels; both times `backbone_stride`/32).
         vocab_size, hidden_size, num_hidden_layers, num_attention_heads, intermediate_size, hidden_act,
             hidden_dropout_prob, attention_probs_dropout_prob, max_position_embeddings, type_vocab_size,
             layer_norm_eps, initializer_range, pad_token_id: as in `transformers.BertConfig`.
@@ -202,6 +206,7 @@ class SohoConfig(PreTrainedConfig):
     # for the codebook, 12 BERT-base layers. `ema_decay` is ours (the paper says only that gamma lies in [0, 1]).
     # docs/paper.md goes through all of them.
     backbone: str = "resnet101"
+    backbone_stride: int = 32
     backbone_frozen_stages: int = 0
     visual_pool: int = 2
 
@@ -282,6 +287,21 @@ class SohoConfig(PreTrainedConfig):
             if value is not None and not least <= value <= most:
                 limits = f"at least {least}" if most == math.inf else f"{least} to {most:,}"
                 raise ValueError(f"{name}: expected {limits}, got {value}")
+        if self.backbone_stride not in BACKBONE_STRIDES:
+            strides = ", ".join(map(str, BACKBONE_STRIDES))
+            raise ValueError(
+                f"backbone_stride: expected one of {strides}, where a stage of {self.backbone} ends, got "
+                f"{self.backbone_stride}"
+            )
+        if not 0 <= self.backbone_frozen_stages <= (most := BACKBONE_STRIDES.index(self.backbone_stride) + 1):
+            raise ValueError(
+                f"backbone_frozen_stages: expected 0 to {most}, the stages of {self.backbone} up to backbone_stride="
+                f"{self.backbone_stride}, got {self.backbone_frozen_stages}"
+            )
+        if self.visual_encoder == "official" and self.backbone_stride != 32:
+            raise ValueError(
+                f"backbone_stride: expected 32 with visual_encoder='official', got {self.backbone_stride}"
+            )
         if self.visual_encoder == "official" and self.dictionary_batch_norm:
             raise ValueError("dictionary_batch_norm: visual_encoder='official' has a BatchNorm of its own, got True")
         if (lag := self.dictionary_batch_norm_max_lag) is not None and not (self.dictionary_batch_norm and lag > 0):
@@ -313,6 +333,11 @@ class SohoConfig(PreTrainedConfig):
                 f"hidden_size: expected a multiple of num_attention_heads={self.num_attention_heads}, got "
                 f"{self.hidden_size}"
             )
+
+    @property
+    def token_stride(self) -> int:
+        """Pixels of an image's side that a visual token stands for; the last token may lie partly beyond it."""
+        return self.backbone_stride * self.visual_pool
 
     @classmethod
     def from_pretrained(  # type: ignore[override]  # its options are keywords here

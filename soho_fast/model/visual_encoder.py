@@ -1,4 +1,4 @@
-"""Visual encoder: image -> CNN (stride 32) -> 1x1 convolution -> 2x2 max-pool -> tokens (paper section 3.1).
+"""Visual encoder: image -> CNN (stride 32 in the paper) -> 1x1 convolution -> 2x2 max-pool -> tokens (paper section 3.1).
 
 B images, 3 colours, H x W pixels or grid positions, C channels, L = H*W tokens.
 """
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .backbones import Masks, Step, backbone_stages, build_backbone, conv_norm, grid_mask
-from .config import SohoConfig
+from .config import BACKBONE_STRIDES, SohoConfig
 from .inputs import check_pixels
 
 
@@ -27,7 +27,7 @@ class CnnBackend:
     conv_norm = staticmethod(conv_norm)
 
     def run(self, encoder: "VisualEncoder", x: Tensor, masks: Masks) -> Tensor:
-        """Pixels (B, 3, H, W) to the CNN's features (B, C, H/32, W/32)."""
+        """Pixels (B, 3, H, W) to the CNN's features (B, C, h, w), h = H/backbone_stride."""
         return encoder.run_backbone(x, masks)
 
     def project(self, encoder: "VisualEncoder", x_BChw: Tensor) -> Tensor:
@@ -59,10 +59,11 @@ class VisualEncoder(nn.Module):
     def __init__(self, config: SohoConfig) -> None:
         super().__init__()
         self.cnn = CnnBackend()
-        self.backbone = build_backbone(config.backbone)
+        self.backbone = build_backbone(config.backbone, config.backbone_stride)
         channels = self.backbone.num_features, config.hidden_size
         # Any: in a prepared model it is one of `fast/prepared/layers.py`.
         self.projection: Any = nn.Conv2d(*channels, kernel_size=1, bias=self.projection_bias)
+        self.strides = 1, 2, *(stride for stride in BACKBONE_STRIDES if stride <= config.backbone_stride)
         self.pool = config.visual_pool
         self.num_frozen_stages = config.backbone_frozen_stages
         self.backbone_frozen = False
@@ -104,14 +105,14 @@ class VisualEncoder(nn.Module):
             pixel_mask_BHW: 1 at real pixels, 0 at padding; `None`: no padding.
 
         Returns:
-            feat (B, L, C) with zeros at padding, and the grid mask bool (B, h, w), L = h*w, h = ceil(H/(32*pool)).
+            feat (B, L, C) with zeros at padding, and the grid mask bool (B, h, w), L = h*w, h = ceil(H/config.token_stride).
         """
         return self.tokens(*self.backbone_output(pixel_values_B3HW, pixel_mask_BHW))
 
     def backbone_output(
         self, pixel_values_B3HW: Tensor, pixel_mask_BHW: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """The CNN alone: features (B, C, h, w), h = ceil(H/32), and their mask bool (B, h, w); `None`: no padding.
+        """The CNN alone: features (B, C, h, w), h = ceil(H/backbone_stride), and their mask bool (B, h, w); `None`: no padding.
 
         Raises:
             ValueError: the images are not normalised, or the mask is not of their shape.
@@ -121,7 +122,7 @@ class VisualEncoder(nn.Module):
         x = pixel_values_B3HW.to(self.projection.weight.dtype)
         masks, mask_Bhw = {}, self.cnn.padding(pixel_mask_BHW)
         if mask_Bhw is not None:
-            for s in (1, 2, 4, 8, 16, 32):
+            for s in self.strides:
                 mask_Bhw = grid_mask(mask_Bhw, min(s, 2))
                 masks[s] = mask_Bhw.unsqueeze(1).to(x.dtype)
         with torch.no_grad() if self.backbone_frozen else nullcontext():

@@ -226,7 +226,7 @@ class Work:
         """Masked visual tokens of matched pairs, if the codes of an image are used alike."""
         if self.recipe.task != "pretraining" or not self.config.use_dictionary:
             return 0
-        stride = 32 * self.config.visual_pool
+        stride = self.config.token_stride
         cells = math.ceil(size[0] / stride) * math.ceil(size[1] / stride)  # visual tokens of an image
         codes = self.config.num_codes
         different = codes * (1 - (1 - 1 / codes) ** cells)

@@ -13,7 +13,7 @@ from torchvision.models.mobilenetv2 import InvertedResidual
 from torchvision.models.resnet import BasicBlock, Bottleneck
 from torchvision.ops.misc import Conv2dNormActivation
 
-from ...backbones import Masks
+from ...backbones import Masks, resnet_layers
 from ...inputs import refuse_gradient
 from ...visual_encoder import VisualEncoder
 from ..cpu.convolutions import CpuCnn
@@ -104,13 +104,13 @@ class FusedBackbone(nn.Sequential):
         if isinstance(net, MobileNetV2):
             super().__init__(*(_of_mobilenet(block, fuse) for block in net.features))
         else:
-            blocks = (block for layer in (net.layer1, net.layer2, net.layer3, net.layer4) for block in layer)
+            blocks = (block for layer in resnet_layers(net) for block in layer)
             stem = Plain(fuse(net.conv1, net.bn1, "relu"), net.maxpool)
             super().__init__(stem, *(_of_resnet(block, fuse) for block in blocks))
         self.num_features = net.num_features
 
     def forward(self, x: Tensor, masks: Masks) -> Tensor:  # type: ignore[override]  # its blocks take three arguments
-        """Pixels (B, 3, H, W), zero at padding, to features (B, C, H/32, W/32)."""
+        """Pixels (B, 3, H, W), zero at padding, to features (B, C, h, w)."""
         stride = 1
         for block in self:
             x, stride = block(x, masks, stride)
