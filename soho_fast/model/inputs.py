@@ -140,6 +140,12 @@ def check_backbone_features(features: Tensor, mask: Tensor | None, channels: int
     _check_mask("backbone_mask", mask, "backbone_features", features)
 
 
+def check_images_of_texts(num_images: int, texts: Texts) -> None:
+    """Raises ValueError: it is not said which text is read with which image."""
+    if texts.image_index is None and num_images != len(texts.input_ids):
+        raise ValueError(f"image_index: needed to map {len(texts.input_ids)} texts to {num_images} images")
+
+
 def check_text_length(input_ids: Tensor, longest: int) -> None:
     """Raises ValueError: texts have no token (what the heads read stands at the first), or more than positions."""
     if not 1 <= input_ids.shape[1] <= longest:

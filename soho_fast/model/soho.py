@@ -7,6 +7,7 @@ tokens, L visual tokens, T = S + L places of a pair, D channels, V words, K code
 from typing import Any, Unpack
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import initialization as init
 from transformers.models.bert.modeling_bert import BertEmbeddings, BertEncoder
@@ -36,6 +37,7 @@ from .inputs import (
     SohoInputs,
     Texts,
     check_backbone_features,
+    check_images_of_texts,
     check_labels,
     check_one_source,
     check_shape,
@@ -230,9 +232,9 @@ class SohoModel(SohoPreTrainedModel):
                 "set_attn_implementation('eager') before"
             )
         check_text_length(texts.input_ids, self.config.max_position_embeddings)
-        real_PT = self.real_places(visual, texts)
+        check_images_of_texts(len(visual.valid), texts)
         read, texts, mvm_labels_PL = self.mask(visual, texts, mask_uniform, mask_pairs)
-        pairs = Pairs(read, texts, real_PT, mvm_labels_PL, reads)
+        pairs = Pairs(read, texts, real_places(read, texts), mvm_labels_PL, reads)
         return SohoModelOutput(
             last_hidden_state=self.transformer(self, pairs, **kwargs),
             text_length=texts.input_ids.shape[1],
@@ -264,6 +266,8 @@ class SohoModel(SohoPreTrainedModel):
         if labels_XL is None:
             return visual, texts, None
         read = VisualTokens(**{**visual, "embedding": tokens_BLD})
+        if self.config.mvm_margin:  # not the paper's
+            read["valid"] = visual.valid & ~self._margin(labels_XL != -100, visual.columns)
         if mask_pairs is not None:
             read, texts, labels_XL = masked_in_some_pairs(visual, read, labels_XL, texts, mask_pairs)
         return read, texts, texts.of_images(labels_XL)
@@ -292,13 +296,18 @@ class SohoModel(SohoPreTrainedModel):
         target_B = draw(visual.index, valid=valid_BL, uniform=mask_uniform)
         return ops.group_mask(embed_BLD, visual.index, self.mask_token.to(embed_BLD.dtype), target_B, valid=valid_BL)
 
-    def real_places(self, visual: VisualTokens, texts: Texts) -> Tensor:
-        """Bool (P, T), False at padding; a pair's words come first, then its visual tokens."""
-        num_images, num_texts = len(visual.valid), len(texts.input_ids)
-        if texts.image_index is None and num_images != num_texts:
-            raise ValueError(f"image_index: needed to map {num_texts} texts to {num_images} images")
-        words_PS = torch.ones_like(texts.input_ids) if texts.attention_mask is None else texts.attention_mask
-        return torch.cat([words_PS.bool(), texts.of_images(visual.valid)], dim=1)
+    def _margin(self, masked_BL: Tensor, columns: int) -> Tensor:
+        """Bool (B, L), the tokens around masked ones that `mvm_margin` leaves out."""
+        reach = self.config.mvm_margin
+        masked_B1hw = masked_BL.view(len(masked_BL), 1, -1, columns).float()
+        near_BL = F.max_pool2d(masked_B1hw, 2 * reach + 1, stride=1, padding=reach).flatten(1) > 0
+        return near_BL & ~masked_BL
+
+
+def real_places(visual: VisualTokens, texts: Texts) -> Tensor:
+    """Bool (P, T), False at what is not read; a pair's words come first, then its visual tokens."""
+    words_PS = torch.ones_like(texts.input_ids) if texts.attention_mask is None else texts.attention_mask
+    return torch.cat([words_PS.bool(), texts.of_images(visual.valid)], dim=1)
 
 
 class SohoModelWithHeads(SohoPreTrainedModel):
