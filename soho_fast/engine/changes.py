@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
@@ -73,6 +73,8 @@ class TaskIdentity:
     Contents of the data and of starting weights, which are read when it is called; sizes of the model."""
     starting: Collection[str] = ()
     """Patterns of names that say where a run starts: a run that goes on keeps what it has learnt."""
+    absent: Mapping[str, Any] = field(default_factory=dict)
+    """By name what a checkpoint of an earlier version, which does not have the name, was trained with."""
 
 
 @dataclass(frozen=True)

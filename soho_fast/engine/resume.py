@@ -86,7 +86,8 @@ class ResumePoint:
         self._before: dict[str, Any] = {}
         self.checkpoint = self._choose_checkpoint()
         if self.checkpoint is not None:
-            self._before, self.progress = self.checkpoints.about(self.checkpoint)
+            before, self.progress = self.checkpoints.about(self.checkpoint)
+            self._before = {**task.identity.absent, **before}
             # More is compared when the data are read; a change that is known now is refused before that takes its time.
             self._compare(self._before | self._recipe)
 

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ with from_extra("explore"):
 
     from soho_fast import ops
     from soho_fast.explore.words import Vocabulary, count_both, is_associated, rank_words
+    from soho_fast.tasks.evaluation.pointing import Touched, objects_of_codes, objects_touched, pointing, scenes_of
 
 TAKES_FIELDS = True
 MOST_IMAGES = 5000
@@ -53,7 +54,9 @@ class Seen:
 
     code: int64 (T,). image: int64 (T,), by number. features: float32 (T, C). label: int64 (T,), the object that covers
     most of the patch, by its number in `labels`, names, where "" is none or one that is not known; is_object: bool
-    (T,), whether there is one. captions: of each image.
+    (T,), whether there is one. captions: of each image. grids: bool (h, w) of each image, where its tokens are.
+    touched: of each image, the patches that its objects touch; None where they are not known. is_heldout: bool (N,),
+    the images that pre-training holds out.
     """
 
     code: np.ndarray
@@ -63,6 +66,9 @@ class Seen:
     is_object: np.ndarray
     labels: list[str]
     captions: list[Sequence[str]]
+    grids: list[np.ndarray]
+    touched: list[Touched | None]
+    is_heldout: np.ndarray
 
     def codings(self, num_codes: int) -> dict[str, np.ndarray]:
         """The model's codes, and what stands beside them: k-means of the features, and the same codes shuffled."""
@@ -75,7 +81,8 @@ class Seen:
         Returns:
             `with_a_token`, how many of the codes; `perplexity` of their use; `claims`, the share of these whose best
             word has an interval of lift above 1; `lift`, their mean of the best word's lower end, 1 where there is
-            none; and where objects are known `purity` and `nmi` of those under their patches.
+            none; and where objects are known `purity` and `nmi` of those under their patches, and, with images held
+            out and others, `pointing` and `pointing_any_patch`.
         """
         words = words_of_active_codes(code_T, self.image, self.captions)
         found = {
@@ -87,7 +94,24 @@ class Seen:
         if self.is_object.any():
             table_KS = self.objects_of(code_T, num_codes)
             found |= {"purity": purity(table_KS), "nmi": normalised_mutual_information(table_KS)}
-        return found
+        return found | self._pointing(code_T, num_codes)
+
+    def _pointing(self, code_T: np.ndarray, num_codes: int) -> dict[str, float]:
+        """Codes get their objects on images that are trained on, and are to point at them on those held out."""
+        bounds = np.cumsum([grid_hw.sum() for grid_hw in self.grids])[:-1]
+        parts: dict[bool, tuple[list[np.ndarray], list[Touched]]] = {False: ([], []), True: ([], [])}
+        for grid_hw, code_t, objects, held_out in zip(
+            self.grids, np.split(code_T, bounds), self.touched, self.is_heldout.tolist(), strict=True
+        ):
+            if objects is not None:
+                code_hw = np.full(grid_hw.shape, -1)
+                code_hw[grid_hw] = code_t
+                parts[held_out][0].append(code_hw)
+                parts[held_out][1].append(objects)
+        found = pointing(objects_of_codes(*parts[False], num_codes), *parts[True])
+        if math.isnan(found.share):
+            return {}
+        return {"pointing": found.share, "pointing_any_patch": found.any_patch}
 
     def objects_of(self, code_T: np.ndarray, num_codes: int, weight_T: np.ndarray | None = None) -> np.ndarray:
         """float64 (K, S), how many tokens on an object have each code and each label."""
@@ -126,6 +150,9 @@ def measure(source: Any, say: Callable[[str], None] = print) -> Any:
             values = (f"{found[name.lower()]:.1%} ± {each:.1%}" for found, each in zip(all_found, spread, strict=True))
             rows.append([f"{name}, objects", *values])
         title += f", of {seen.is_object.sum():,} an object covers most"
+    if "pointing" in all_found[0]:
+        for name, words in (("pointing", "patches on their code's object"), ("pointing_any_patch", "any patch there")):
+            rows.append([f"{words}, held-out images", *(f"{found.get(name, math.nan):.1%}" for found in all_found)])
     return Table(title, ["measure", *codings], rows)
 
 
@@ -199,7 +226,7 @@ def look(source: Any, say: Callable[[str], None] = print) -> Seen:
     """All images of a `ModelSource`, looked up; labels where they are of the demo corpus."""
     from soho_fast.common.progress import ProgressLines
 
-    parts, captions = [], []
+    parts, captions, grids, touched, is_heldout = [], [], [], [], []
     progress = ProgressLines(say, "images")
     for batch in source.batches():
         index_Bhw, feat_BLC = batch.levels[0][0].cpu().numpy(), batch.features.float().cpu().numpy()
@@ -209,16 +236,21 @@ def look(source: Any, say: Callable[[str], None] = print) -> Seen:
             code = index_Bhw[number][valid_hw].astype(np.int64)
             parts.append((code, feat_BLC[number][valid_hw.ravel()], names))
             captions.append(image.captions)
+            rows, columns = int(valid_hw.any(1).sum()), int(valid_hw.any(0).sum())
+            grids.append(valid_hw)
+            touched.append(objects_touched(str(image.ref.store), image.ref.name, rows, columns))
+            is_heldout.append(image.held_out)
         progress(len(captions), source.num_images)
     image_T = np.repeat(np.arange(len(parts)), [len(part[0]) for part in parts])
     code_T, feat_TC, name_T = (np.concatenate(each) for each in zip(*parts, strict=True))
     labels, label_T = np.unique(name_T, return_inverse=True)
-    return Seen(code_T, image_T, feat_TC, label_T, name_T != "", labels.tolist(), captions)
+    heldout_N = np.array(is_heldout, dtype=bool)
+    return Seen(code_T, image_T, feat_TC, label_T, name_T != "", labels.tolist(), captions, grids, touched, heldout_N)
 
 
 def _objects_under(root: str, name: str, valid_hw: np.ndarray) -> np.ndarray:
     """For each True of `valid_hw` the object that covers most of the patch, "" where there is none or none is known."""
-    scene = _scenes(root).get(Path(name).name)
+    scene = scenes_of(root).get(Path(name).name)
     rows, columns = int(valid_hw.any(1).sum()), int(valid_hw.any(0).sum())
     if scene is None or rows != columns:
         return np.full(int(valid_hw.sum()), "")
@@ -226,17 +258,6 @@ def _objects_under(root: str, name: str, valid_hw: np.ndarray) -> np.ndarray:
 
     place = objects_in_patches(scene, rows, columns).ravel() + 1
     return np.array(["", *(item.name for item in scene.objects)])[place]
-
-
-@lru_cache
-def _scenes(root: str) -> Mapping[str, Any]:
-    """Those of a demo corpus, by the names of their files; none of other folders."""
-    try:
-        from soho_fast.data.mini.builder import corpus_scenes
-
-        return corpus_scenes(root)
-    except (FileNotFoundError, ImportError):
-        return {}
 
 
 def shuffled(code_T: np.ndarray) -> np.ndarray:

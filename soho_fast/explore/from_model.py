@@ -45,10 +45,12 @@ _CPU_BATCH = 16
 
 @dataclass(slots=True)
 class DataImage:
-    """An image of the data sets: where it is, its data set by name, and its texts, each once."""
+    """An image of the data sets: where it is, its data set by name, whether pre-training holds it out, and its texts,
+    each once."""
 
     ref: ImageRef
     data_set: str
+    held_out: bool = False
     captions: list[str] = field(default_factory=list)
 
 
@@ -88,12 +90,12 @@ class TaskImages:
         self, task: BaseTask, splits: Sequence[str] = (), *, most: int = 0, licence: str | None = None
     ) -> None:
         found: dict[str, DataImage] = {}
-        for name, records in _records(task, splits):
+        for name, held_out, records in _records(task, splits):
             for record in records:
                 refs = task.images_of(record) if isinstance(task, FineTuningTask) else (record.image,)
                 texts = [task.text_of(record)] if isinstance(task, AnsweringTask) else record.captions
                 for ref in refs:
-                    image = found.setdefault(str(ref), DataImage(ref, name or record.source))
+                    image = found.setdefault(str(ref), DataImage(ref, name or record.source, held_out))
                     image.captions += [text for text in texts if text not in image.captions]
         self.images = list(found.values())
         if most and most < len(self.images):
@@ -110,20 +112,21 @@ class TaskImages:
         return [self.licences.number(entry) for entry in entries]
 
 
-def _records(task: BaseTask, splits: Sequence[str]) -> Iterator[tuple[str | None, Sequence[Any]]]:
-    """(name of the data set, records); None where the records tell theirs."""
+def _records(task: BaseTask, splits: Sequence[str]) -> Iterator[tuple[str | None, bool, Sequence[Any]]]:
+    """(name of the data set, whether pre-training holds them out, records); None where the records tell theirs."""
     known = [TRAINING, HELDOUT] if isinstance(task, PretrainingTask) else list(task.data.splits)
     for split in splits:
         if split not in known:
             raise UserError(f"split: expected some of {', '.join(known)}, got {split!r}{did_you_mean(split, known)}")
     for split in splits or known:
         if isinstance(task, FineTuningTask):
-            yield split, task.records(split)
+            yield split, False, task.records(split)
         elif split == TRAINING or task.data.heldout:
             part: Literal["sources", "heldout"] = "sources" if split == TRAINING else "heldout"
             sources = read_sources(task.data, part, task._say, max_broken=task.corrupt_images)
             for record in chain.from_iterable(sources):
-                yield None if part == "sources" else f"{record.source}, held out", [record]
+                held_out = split == HELDOUT
+                yield f"{record.source}, held out" if held_out else None, held_out, [record]
 
 
 class ModelSource:

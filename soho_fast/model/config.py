@@ -297,15 +297,14 @@ class SohoConfig(PreTrainedConfig):
                 f"backbone_stride: expected one of {strides}, where a stage of {self.backbone} ends, got "
                 f"{self.backbone_stride}"
             )
-        if not 0 <= self.backbone_frozen_stages <= (most := BACKBONE_STRIDES.index(self.backbone_stride) + 1):
+        most = BACKBONE_STRIDES.index(self.backbone_stride) + 1
+        if not 0 <= self.backbone_frozen_stages <= most:
             raise ValueError(
                 f"backbone_frozen_stages: expected 0 to {most}, the stages of {self.backbone} up to backbone_stride="
                 f"{self.backbone_stride}, got {self.backbone_frozen_stages}"
             )
         if self.visual_encoder == "official" and self.backbone_stride != 32:
-            raise ValueError(
-                f"backbone_stride: expected 32 with visual_encoder='official', got {self.backbone_stride}"
-            )
+            raise ValueError(f"backbone_stride: expected 32 with visual_encoder='official', got {self.backbone_stride}")
         if self.visual_encoder == "official" and self.dictionary_batch_norm:
             raise ValueError("dictionary_batch_norm: visual_encoder='official' has a BatchNorm of its own, got True")
         if (lag := self.dictionary_batch_norm_max_lag) is not None and not (self.dictionary_batch_norm and lag > 0):

@@ -389,7 +389,12 @@ class SohoForPreTraining(PairMatching, SohoModelWithHeads):
         Raises:
             FileNotFoundError, ValueError: as `state_of`; ValueError also where sizes differ. Nothing was changed then.
         """
-        _, state = self.state_of(path_or_name, "init_from")
+        config, state = self.state_of(path_or_name, "init_from")
+        if config.backbone_stride != self.config.backbone_stride:
+            raise ValueError(
+                f"init_from: {path_or_name!r} has backbone_stride={config.backbone_stride}, this model "
+                f"{self.config.backbone_stride}; set model.config.backbone_stride to it, or choose another model"
+            )
         if rows_V is not None:
             here = rows_V >= 0
             for name, own in self.state_dict().items():

@@ -1,4 +1,4 @@
-"""Visual encoder: image -> CNN (stride 32 in the paper) -> 1x1 convolution -> 2x2 max-pool -> tokens (paper section 3.1).
+"""Visual encoder: image -> CNN -> 1x1 convolution -> 2x2 max-pool -> tokens (paper section 3.1, CNN of stride 32).
 
 B images, 3 colours, H x W pixels or grid positions, C channels, L = H*W tokens.
 """
@@ -105,14 +105,15 @@ class VisualEncoder(nn.Module):
             pixel_mask_BHW: 1 at real pixels, 0 at padding; `None`: no padding.
 
         Returns:
-            feat (B, L, C) with zeros at padding, and the grid mask bool (B, h, w), L = h*w, h = ceil(H/config.token_stride).
+            feat (B, L, C) with zeros at padding, and the grid mask bool (B, h, w), L = h*w, h = ceil(H / token_stride).
         """
         return self.tokens(*self.backbone_output(pixel_values_B3HW, pixel_mask_BHW))
 
     def backbone_output(
         self, pixel_values_B3HW: Tensor, pixel_mask_BHW: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """The CNN alone: features (B, C, h, w), h = ceil(H/backbone_stride), and their mask bool (B, h, w); `None`: no padding.
+        """The CNN alone: features (B, C, h, w), h = ceil(H / backbone_stride), and their mask bool (B, h, w); `None`:
+        no padding.
 
         Raises:
             ValueError: the images are not normalised, or the mask is not of their shape.

@@ -61,6 +61,9 @@ class BaseTask(ABC):
     processes: Processes = Processes()
     """Those that read training data together."""
 
+    absent: Mapping[str, Any] = MappingProxyType({})
+    """See `TaskIdentity`."""
+
     _last_metrics: Mapping[str, float] = MappingProxyType({})
     """Those of the last full evaluation, until the next step; for the model card."""
 
@@ -77,7 +80,7 @@ class BaseTask(ABC):
     @property
     def identity(self) -> TaskIdentity:
         """What is compared when a run is resumed."""
-        return TaskIdentity(NOT_COMPARED, FIXED, PLACES, EVALUATED_BY, self.contents, STARTING)
+        return TaskIdentity(NOT_COMPARED, FIXED, PLACES, EVALUATED_BY, self.contents, STARTING, self.absent)
 
     def contents(self) -> dict[str, Any]:
         """What is trained beyond the recipe's fields: contents of what its paths name."""

@@ -35,6 +35,7 @@ PLACES = (
 # Fields of SohoConfig that change which tensors there are.
 SIZES = (
     "backbone",
+    "backbone_stride",
     "use_dictionary",
     "num_codes",
     "num_levels",

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final, Literal, NamedTuple
 
 import torch
@@ -26,6 +27,7 @@ from soho_fast.model import SohoConfig, SohoForPreTraining
 from soho_fast.model.feature_watch import STEPS_UNTIL_LOST
 from soho_fast.tasks.base import BaseTask
 from soho_fast.tasks.contents import records_identity, sets_identity, words_identity
+from soho_fast.tasks.evaluation.pointing import measure_pointing
 from soho_fast.tasks.evaluation.pretraining import evaluate_pretraining, format_table, nothing_learnt
 from soho_fast.tasks.evaluation.sharing import Sharing
 from soho_fast.tasks.settings import CaptionSource, PretrainingData, refuse_fields_of_other_formats
@@ -129,6 +131,8 @@ class PretrainingTask(BaseTask):
         "mlm_loss", "mvm_loss", "itm_loss", "commitment_loss", "bag_of_words_loss", "step_perplexity", "code_error",
     )  # fmt: skip
     selection = None
+    # Fields of the configuration since 0.1.
+    absent = MappingProxyType({"model.config.backbone_stride": 32, "model.config.mvm_margin": 0})
 
     _codebook_collapses = False
 
@@ -362,6 +366,16 @@ class PretrainingTask(BaseTask):
             progress=sharing.progress,
             say=self._say,
         )
+        if not quick:
+            metrics |= measure_pointing(
+                model,
+                self._records.training,
+                [record.image for record in self.heldout_records],
+                self.processor,
+                image_batch=self.data.image_batch,
+                precision=self.data.precision,
+                workers=self.workers,
+            )
         if told := nothing_learnt(metrics):
             self._say(f"warning: {told}" if quick else f"warning: {told}; {_WHAT_TO_DO}")
         return metrics

@@ -65,6 +65,18 @@ def test_a_finished_run_is_left_as_it_is(again, small_recipe, tmp_path):
         code, text = again(*command, *options)
         assert code == 0 and "nothing is left to do" in text and "ITM, balanced pairs" in text, text
         assert "parameters" not in text, "the model was built"
+    # As an earlier version left it, which had none of these fields.
+    path = next((run / "checkpoints").glob("step-*/checkpoint.json"))
+    manifest = json.loads(path.read_text())
+    for name, value in PretrainingTask.absent.items():
+        assert manifest["identity"].pop(name) == value
+    del manifest["sha256"]
+    path.write_text(json.dumps({**manifest, "sha256": checkpoint._digest(manifest)}))
+    code, text = again(*command)
+    assert code == 0 and "nothing is left to do" in text, text
+    before = contents(run)
+    code, text = again(*command, "--model.config.backbone_stride", "16")
+    assert code == 2 and "model.config.backbone_stride: trained with 32, now 16" in error_of(text), text
     for options, words in CHANGES:
         code, text = again(*command, *options)
         assert code == 2 and words in error_of(text), text

@@ -40,6 +40,20 @@ def test_paper_preset_has_the_papers_values():
         ({"num_codes": 0}, "num_codes: expected 1 to 10,000,000"),
         ({"num_codes": "many"}, "Field 'num_codes' expected int, got str"),
         ({"backbone_frozen_stages": 5}, "backbone_frozen_stages: expected 0 to 4"),
+        ({"backbone_frozen_stages": -1}, "backbone_frozen_stages: expected 0 to 4"),
+        (
+            {"backbone": "resnet18", "backbone_stride": 16, "backbone_frozen_stages": 4},
+            "backbone_frozen_stages: expected 0 to 3, the stages of resnet18 up to backbone_stride=16, got 4",
+        ),
+        (
+            {"backbone": "resnet18", "backbone_stride": 12},
+            "backbone_stride: expected one of 4, 8, 16, 32, where a stage of resnet18 ends, got 12",
+        ),
+        (
+            {"visual_encoder": "official", "backbone_stride": 16},
+            "backbone_stride: expected 32 with visual_encoder='official', got 16",
+        ),
+        ({"mvm_margin": -1}, "mvm_margin: expected 0 to 1,?000, got -1"),
         ({"usage_decay": 1.0}, "usage_decay"),
         ({"layer_norm_eps": -1e-12}, "layer_norm_eps: expected at least 0, got -1e-12"),
         ({"visual_layer_norm_eps": float("nan")}, "visual_layer_norm_eps: expected at least 0, got nan"),

@@ -24,11 +24,12 @@ KINDS = {
     "pre-training": (SohoForPreTraining, {}),
     "without dictionary": (SohoForPreTraining, {"use_dictionary": False}),
     "mobilenet": (SohoForPreTraining, {"backbone": "mobilenet_v2", "dictionary_batch_norm": True}),
+    "small tokens": (SohoForPreTraining, {"backbone": "mobilenet_v2", "backbone_stride": 16, "fusion": "gate"}),
     "one layer": (SohoForPreTraining, {"num_hidden_layers": 1, "visual_pool": 2}),
     "retrieval": (SohoForImageTextRetrieval, {"contrastive_weight": 0.5}),
     "answers": (SohoForQuestionAnswering, {"use_dictionary_output": False}),
     "two images": (SohoForVisualReasoning, {"backbone": "resnet50"}),
-    "entailment": (SohoForVisualEntailment, {"hidden_act": "relu"}),
+    "entailment": (SohoForVisualEntailment, {"hidden_act": "relu", "backbone_stride": 16}),
 }
 
 

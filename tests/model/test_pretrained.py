@@ -1,5 +1,6 @@
 """Starting from a BERT and from a ResNet: what is filled, what is refused, and that a refusal changes nothing."""
 
+import json
 import sys
 from urllib.error import URLError
 
@@ -8,7 +9,7 @@ import torch
 import torchvision
 from transformers import BertConfig, BertModel, ViTConfig, ViTModel
 
-from soho_fast.model import pretrained
+from soho_fast.model import SohoForPreTraining, pretrained
 
 SIZES = {
     "vocab_size": 60,
@@ -40,6 +41,32 @@ def test_text_encoder_from_a_bert_directory(tiny_model, tmp_path):
     assert any(name.startswith("encoder.layer.2.") for name in report.unexpected)
     assert "pooler.dense.weight" in report.unexpected
     assert f"{len(report.loaded)} tensors loaded" in str(report)
+
+
+def test_a_model_of_another_stride_is_refused_in_one_line(tiny_model, tmp_path):
+    tiny_model(backbone_stride=16).save_pretrained(tmp_path)
+    model = tiny_model()
+    before = snapshot(model)
+    with pytest.raises(ValueError, match=r"has backbone_stride=16, this model 32; set") as caught:
+        model.init_from(str(tmp_path))
+    assert "\n" not in str(caught.value)
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    again = tiny_model(backbone_stride=16)
+    again.init_from(str(tmp_path))
+
+
+def test_a_model_from_before_the_field_has_the_papers_stride(tiny_model, tmp_path):
+    source = tiny_model(backbone="resnet18").eval()
+    source.save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    values = json.loads(path.read_text())
+    for name in ("backbone_stride", "mvm_margin"):
+        values.pop(name, None)
+    path.write_text(json.dumps(values))
+    (tmp_path / "SHA256SUMS").unlink(missing_ok=True)
+    loaded = SohoForPreTraining.from_pretrained(tmp_path)
+    assert (loaded.config.backbone_stride, loaded.config.mvm_margin, loaded.config.token_stride) == (32, 0, 32)
+    assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in source.state_dict().items())
 
 
 @pytest.mark.parametrize("dictionary", ["paper", "official"])

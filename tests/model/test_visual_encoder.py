@@ -35,9 +35,9 @@ def test_600_by_1000_gives_160_tokens(tiny_config):
 
 @torch.no_grad()
 @pytest.mark.parametrize("backbone", ["resnet10", "resnet50", "mobilenet_v2"])
-@pytest.mark.parametrize("pool", [1, 2])
-def test_padding_changes_neither_tokens_nor_their_number(tiny_config, backbone, pool):
-    encoder = eval_encoder(tiny_config, backbone=backbone, visual_pool=pool)
+@pytest.mark.parametrize(("stride", "pool"), [(32, 1), (32, 2), (16, 1), (16, 2), (8, 1), (4, 2)])
+def test_padding_changes_neither_tokens_nor_their_number(tiny_config, backbone, stride, pool):
+    encoder = eval_encoder(tiny_config, backbone=backbone, backbone_stride=stride, visual_pool=pool)
     images = [torch.randn(3, 97, 65), torch.randn(3, 160, 40), torch.randn(3, 33, 130)]
     pixel_values, pixel_mask = torch.full((3, 3, 192, 160), 7.0), torch.zeros(3, 192, 160)
     for i, image in enumerate(images):
@@ -50,17 +50,17 @@ def test_padding_changes_neither_tokens_nor_their_number(tiny_config, backbone, 
         assert bool(mask_alone.all())
         scale = alone.abs().max()
         torch.testing.assert_close(feat[i][mask[i].flatten()] / scale, alone[0] / scale, rtol=0, atol=1e-5)
-        ceil = [-(-side // (32 * pool)) for side in image.shape[1:]]
+        ceil = [-(-side // (stride * pool)) for side in image.shape[1:]]
         assert mask_alone.shape[1:] == (*ceil,)
         position = sine_position(mask[i : i + 1], 16)[0][mask[i].flatten()]
         torch.testing.assert_close(position, sine_position(mask_alone, 16)[0], rtol=0, atol=1e-6)
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("pool", [1, 2])
-def test_kept_features_give_the_same_tokens_in_any_batch(tiny_config, pool):
+@pytest.mark.parametrize(("stride", "pool"), [(32, 1), (32, 2), (16, 1)])
+def test_kept_features_give_the_same_tokens_in_any_batch(tiny_config, stride, pool):
     """Computed in one batch, cut to the image, and padded anew in another."""
-    encoder = eval_encoder(tiny_config, visual_pool=pool)
+    encoder = eval_encoder(tiny_config, backbone_stride=stride, visual_pool=pool)
     sizes = [(97, 65), (160, 40), (33, 130), (97, 65)]
     pixel_values, pixel_mask = torch.zeros(4, 3, 192, 160), torch.zeros(4, 192, 160)
     for i, (height, width) in enumerate(sizes):
@@ -68,7 +68,8 @@ def test_kept_features_give_the_same_tokens_in_any_batch(tiny_config, pool):
         pixel_mask[i, :height, :width] = 1
     feat, mask = encoder(pixel_values, pixel_mask)
     kept = cut_features(*encoder.backbone_output(pixel_values, pixel_mask))
-    assert [x.shape[1:] for x in kept] == [(4, 3), (5, 2), (2, 5), (4, 3)]
+    grids = [(4, 3), (5, 2), (2, 5), (4, 3)] if stride == 32 else [(7, 5), (10, 3), (3, 9), (7, 5)]
+    assert [x.shape[1:] for x in kept] == grids
     for batch in ([2, 0], [1], [0, 3]):
         again, mask_again = encoder.tokens(*pad_features([kept[i] for i in batch]))
         for row, i in enumerate(batch):
@@ -141,6 +142,36 @@ def test_mobilenet_computes_what_torchvisions_does(tiny_config):
     x = torch.randn(2, 3, 96, 64)
     expected = encoder.projection(plain.features(x)).flatten(2).transpose(1, 2)
     torch.testing.assert_close(encoder(x)[0], expected)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("stride", "channels"), [(4, 24), (8, 32), (16, 96)])
+def test_a_smaller_stride_is_mobilenet_up_to_there(tiny_config, stride, channels):
+    encoder = eval_encoder(tiny_config, backbone="mobilenet_v2", backbone_stride=stride)
+    plain = torchvision.models.mobilenet_v2().eval()
+    plain.load_state_dict(encoder.backbone.state_dict(), strict=False)
+    x = torch.randn(2, 3, 96, 64)
+    last = {24: 4, 32: 7, 96: 14}[channels]
+    features, mask = encoder.backbone_output(x)
+    assert mask is None and features.shape == (2, channels, 96 // stride, 64 // stride)
+    torch.testing.assert_close(features, plain.features[:last](x))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+@pytest.mark.parametrize(("stride", "stages"), [(4, 1), (8, 2), (16, 3)])
+def test_a_smaller_stride_is_resnet_up_to_there(tiny_config, name, stride, stages):
+    encoder = eval_encoder(tiny_config, backbone=name, backbone_stride=stride)
+    plain = getattr(torchvision.models, name)().eval()
+    plain.load_state_dict(encoder.backbone.state_dict(), strict=False)
+    x = torch.randn(1, 3, 96, 64)
+    expected = plain.maxpool(plain.relu(plain.bn1(plain.conv1(x))))
+    for stage in (plain.layer1, plain.layer2, plain.layer3)[:stages]:
+        expected = stage(expected)
+    torch.testing.assert_close(encoder.backbone_output(x)[0], expected)
+    assert {key.partition(".")[0] for key in encoder.backbone.state_dict()} == {
+        "conv1", "bn1", *(f"layer{number + 1}" for number in range(stages))
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -322,3 +322,13 @@ def objects_in_patches(scene: Scene, rows: int, columns: int, pixels_per_patch: 
     patches = seen.reshape(rows, pixels_per_patch, columns, pixels_per_patch).swapaxes(1, 2).reshape(rows, columns, -1)
     areas = np.stack([(patches == number).sum(-1) for number in range(-1, len(scene.objects))])
     return (areas.argmax(0) - 1).astype(np.int8)
+
+
+def objects_touching(scene: Scene, side: int, pixels_per_patch: int = 32) -> dict[str, np.ndarray]:
+    """By the names of a scene's objects the patches of a grid in which some of one is seen: bool (side, side)."""
+    seen = object_map(scene, side * pixels_per_patch)
+    patches = seen.reshape(side, pixels_per_patch, side, pixels_per_patch)
+    touched: dict[str, np.ndarray] = {}
+    for number, item in enumerate(scene.objects):
+        touched[item.name] = touched.get(item.name, False) | (patches == number).any((1, 3))
+    return touched

@@ -171,6 +171,8 @@ class _Tally:
     """By metric."""
     losses: dict[str, _Mean] = field(default_factory=lambda: defaultdict(_Mean))
     """By metric: cross entropy, in nats."""
+    itm_margins: tuple[list[torch.Tensor], list[torch.Tensor]] = field(default_factory=lambda: ([], []))
+    """By how much the logit of "matched" exceeds the other: of pairs that do not match, and of pairs that do."""
     mvm_targets: list[torch.Tensor] = field(default_factory=list)
     index: list[torch.Tensor] = field(default_factory=list)
     codes_in_training: dict[str, float] = field(default_factory=dict)
@@ -258,6 +260,10 @@ def _measure_batch(
         logits_P2 = score(visual, texts_ids, np.concatenate([image_index, image_index])).itm_logits
         tally.answers[f"itm{suffix}"].add((logits_P2[:, 1] > logits_P2[:, 0]).cpu() == truth)
         tally.losses[f"itm_loss{suffix}"].add_loss(logits_P2, truth.long())
+        if not suffix:
+            margin_P = (logits_P2[:, 1] - logits_P2[:, 0]).float().cpu()
+            for matched, margins in enumerate(tally.itm_margins):
+                margins.append(margin_P[truth == bool(matched)])
 
     uniform = held.mask_uniform[list(rows)]
     output = _measure_mvm(score, visual, positives, uniform)
@@ -302,7 +308,8 @@ def evaluate_pretraining(
     - MLM: share of masked words predicted right (all pieces of a word), with the right image and with that of another
       record; content words apart from all words. Whole words are masked; nothing else is.
     - ITM: share of right verdicts on as many matched as unmatched pairs of unmasked input; majority is 50 %. Shuffled:
-      the same texts and labels with the next image.
+      the same texts and labels with the next image. Beside the share the area under the curve (`itm_auc`), for which no
+      threshold is needed.
     - MVM: share of masked visual tokens whose index is predicted right; the baseline is the index that is most frequent
       among these very targets, the best constant answer. Shuffled: with the next image's caption, which may be worse
       than none; so also without a caption.
@@ -387,6 +394,7 @@ def _summary(tally: _Tally) -> dict[str, float]:
         **{name: answers[name].value for name in names},
         **{name: tally.losses[name].value for name in ("mlm_loss", "itm_loss")},
         "itm_majority": 0.5,
+        "itm_auc": area_under_curve(*map(torch.cat, tally.itm_margins)),
         "num_images": float(answers["itm"].total // 2),
         "num_skipped": float(len(tally.skipped)),
     }
@@ -402,6 +410,16 @@ def _summary(tally: _Tally) -> dict[str, float]:
         metrics["heldout_active_codes"] = float(len(share))
         metrics["heldout_perplexity"] = float((-(share * share.log()).sum()).exp())
     return metrics | tally.codes_in_training
+
+
+def area_under_curve(negative_N: torch.Tensor, positive_P: torch.Tensor) -> float:
+    """The share of pairs of a negative and a positive of which the positive has the larger score; of equal ones a half.
+
+    Unlike accuracy it does not depend on a threshold.
+    """
+    sorted_N = negative_N.sort().values
+    below_P, not_above_P = (torch.searchsorted(sorted_N, positive_P, right=right) for right in (False, True))
+    return float((below_P + not_above_P).double().mean() / 2 / len(negative_N))
 
 
 def _recalls(scores_NN: torch.Tensor) -> dict[str, float]:
@@ -449,6 +467,9 @@ def format_table(metrics: Mapping[str, float]) -> list[list[str]]:
             f"{percent('mvm_no_caption')} no caption"
         )
         rows.append(["MVM, masked visual tokens", percent("mvm"), baseline])
+    if "pointing" in metrics:
+        baseline = f"{percent('pointing_any_patch')} any patch of these images"
+        rows.append(["patches of codes on the object they stand for", percent("pointing"), baseline])
     baseline = f"{percent('itm_majority')} majority, {percent('itm_shuffled')} shuffled image"
     rows.append(["ITM, balanced pairs", percent("itm"), baseline])
     if "num_candidates" in metrics:
