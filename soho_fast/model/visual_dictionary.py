@@ -24,6 +24,8 @@ _COPY_NOISE = 0.1
 # How far `dictionary_follow`'s running mean moves to that of a step. Ours: a tenth stays behind features that move by a
 # fifth of their deviation a step, and with two fifths still ones lose nothing either.
 _FOLLOW_MOMENTUM = 0.2
+# A code that is hardly used yet is not drawn by its lift alone. In units of the uniform share; ours.
+_LEAST_USAGE = 0.05
 
 
 def _mix64(x: Tensor) -> Tensor:
@@ -144,6 +146,34 @@ class VisualDictionary(Float32Buffers):
         self._before_QKC: Tensor | None = None
         self._counts_QK: Tensor | None = None
         self._subspace = ops.MovingSubspace()
+
+    def nearest_codes(self, code_B: Tensor, num: int) -> Tensor:
+        """Bool (B, K): which codes of the first level are the `num` nearest ones to each of these, itself among them."""
+        codebook_KC = self.codebook_of(0)
+        distance_BK = torch.cdist(codebook_KC[code_B], codebook_KC)
+        distance_BK.scatter_(1, code_B.unsqueeze(1), -1.0)
+        nearest_BN = distance_BK.topk(min(num, self.num_codes), largest=False).indices
+        return torch.zeros_like(distance_BK, dtype=torch.bool).scatter_(1, nearest_BN, True)
+
+    def draw_by_lift(self, index_BL: Tensor, valid_BL: Tensor, uniform_B: Tensor) -> Tensor:
+        """A code of each image, int64 (B,), -1 of one without tokens: the more often, the more frequent it is in the
+        image than elsewhere.
+
+        Its probability is in proportion to the square of its lift: its tokens in the image over its running usage. So
+        what sets an image apart is drawn more often than what many have.
+
+        Args:
+            index_BL: int64, codes of the first level.
+            valid_BL: bool, the tokens that count.
+            uniform_B: float64 in [0, 1), by which one is drawn.
+        """
+        usage_K = self._unbiased_usage()[: self.num_codes].clamp(min=_LEAST_USAGE)
+        count_BK = usage_K.new_zeros(len(index_BL), self.num_codes)
+        count_BK.scatter_add_(1, index_BL.clamp(min=0), valid_BL.to(count_BK.dtype))
+        sum_BK = (count_BK / usage_K).square().double().cumsum(1)
+        total_B1 = sum_BK[:, -1:]
+        code_B1 = torch.searchsorted(sum_BK, uniform_B.unsqueeze(1) * total_B1, right=True)
+        return torch.where(total_B1 > 0, code_B1.clamp(max=self.num_codes - 1), -1).squeeze(1)
 
     def begin_step(self) -> None:
         """From here on training forwards gather what `end_step` updates from; what was gathered before is forgotten."""
