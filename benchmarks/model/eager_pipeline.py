@@ -15,7 +15,7 @@ does or what a first version of the paper's equations looks like, and none is th
 - `torch.optim` in its per-parameter form (`foreach=False`).
 
 Repeating the features leaves eq. 4 as it is: every member counts as often as its image has texts, in the sum and in
-the count. Left out, in this pipeline's favour: running usage, perplexity, active codes and the dead-code reset
+the count. Left out, in this pipeline's favour: perplexity, active codes and the dead-code reset
 (the codebooks agree as long as no code was reset). Images must fill their tensor (no pixel mask).
 
 B images, P texts, S text tokens, L visual tokens, N = P*L, C channels, K codes, V words.
@@ -71,7 +71,9 @@ class EagerPretraining(nn.Module):
         self.config = self.parts.config
         self.visual_encoder = soho.visual_encoder
         self.feature_norm = soho.feature_norm
-        self.codebook = soho.visual_dictionary.codebook
+        self.codebook, self.usage, self.age = (
+            getattr(soho.visual_dictionary, name) for name in ("codebook", "usage", "age")
+        )
 
     def forward(self, batch: Mapping[str, Tensor]) -> EagerLosses:
         """One training forward, codebook update included; the batch holds the keywords of SohoForPreTraining."""
@@ -87,14 +89,16 @@ class EagerPretraining(nn.Module):
         P, L, _ = feat_PLC.shape
 
         embed_PLC, index_PL = self._dictionary(feat_PLC)
-        visual_PLC, mvm_labels_PL = self._mask(embed_PLC, index_PL, batch["mask_uniform"][image_index_P])
+        if soho.fusion is not None:
+            embed_PLC = self._gated(embed_PLC, feat_PLC)
+        visual_PLC, mvm_labels_PL, read_PL = self._mask(embed_PLC, index_PL, batch["mask_uniform"][image_index_P], W)
         grid_mask_PHW = torch.ones(P, H, W, dtype=torch.bool)
         visual_PLC = soho.visual_embeddings(visual_PLC, sine_position(grid_mask_PHW, C))
 
         text_PSC = soho.text_embeddings(input_ids=batch["input_ids"])
         S = text_PSC.shape[1]
         joint_PTC = torch.cat([text_PSC, visual_PLC], dim=1)
-        mask_PT = torch.cat([batch["attention_mask"].float(), torch.ones(P, L)], dim=1)
+        mask_PT = torch.cat([batch["attention_mask"].float(), read_PL.float()], dim=1)
         additive_P11T = (1.0 - mask_PT)[:, None, None, :] * torch.finfo(torch.float32).min
         hidden_PTC = soho.encoder(joint_PTC, attention_mask=additive_P11T)[0]
 
@@ -125,7 +129,8 @@ class EagerPretraining(nn.Module):
             x = net.features(pixels_B3HW)
         else:
             x = net.maxpool(net.relu(net.bn1(net.conv1(pixels_B3HW))))
-            x = net.layer4(net.layer3(net.layer2(net.layer1(x))))
+            for number in range(1, 5):
+                x = getattr(net, f"layer{number}", nn.Identity())(x)
         x = self.visual_encoder.projection(x)
         return F.max_pool2d(x, self.visual_encoder.pool, ceil_mode=True) if self.visual_encoder.pool > 1 else x
 
@@ -161,16 +166,40 @@ class EagerPretraining(nn.Module):
             mean_KC = (onehot_NK.T @ feat_NC) / count_K1.clamp(min=1.0)
             moved_KC = self.config.ema_decay * self.codebook + (1.0 - self.config.ema_decay) * mean_KC
             self.codebook.copy_(torch.where(count_K1 > 0, moved_KC, self.codebook))
+            self.usage.lerp_(count_K1[:, 0] * (self.config.num_codes / len(index_N)), 1.0 - self.config.usage_decay)
+            self.age += 1
         return output_NC.view_as(feat_PLC), index_N.view(feat_PLC.shape[:2])
 
-    def _mask(self, embed_PLC: Tensor, index_PL: Tensor, uniform_P: Tensor) -> tuple[Tensor, Tensor]:
-        masked, labels = [], []
+    def _gated(self, embed_PLC: Tensor, feat_PLC: Tensor) -> Tensor:
+        """The released code's gate, BatchNorm over all tokens of all pairs."""
+        gate = self.parts.soho.fusion
+        aligned_PLC, norm = gate.align(embed_PLC), gate.norm
+        logits_PL2 = gate.gate(torch.cat([aligned_PLC, feat_PLC], dim=-1))
+        running, scale = (norm.running_mean, norm.running_var), (norm.weight, norm.bias)
+        logits_N2 = F.batch_norm(logits_PL2.flatten(0, 1), *running, *scale, True, norm.momentum, norm.eps)
+        share_PL2 = logits_N2.view_as(logits_PL2).softmax(-1)
+        return share_PL2[..., :1] * aligned_PLC + share_PL2[..., 1:] * feat_PLC
+
+    def _mask(
+        self, embed_PLC: Tensor, index_PL: Tensor, uniform_P: Tensor, columns: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Tokens of which one label's are masked, their labels, and which tokens are read."""
+        masked, labels, read = [], [], []
+        place_L = torch.arange(index_PL.shape[1])
+        row_L, column_L = place_L // columns, place_L % columns
         for embed_LC, index_L, uniform in zip(embed_PLC, index_PL, uniform_P, strict=True):
-            present = index_L.unique()
-            chosen_L = index_L == present[int(uniform * len(present))]
+            present, counts = index_L.unique(return_counts=True)
+            weights = torch.ones(len(present), dtype=torch.float64)
+            if self.config.mvm_masking == "lift":
+                usage = self.usage[present] / (1.0 - self.config.usage_decay ** self.age[present])
+                weights = (counts / usage.clamp(min=0.05)).square().double()
+            ends = weights.cumsum(0)
+            chosen_L = index_L == present[int((ends <= uniform * ends[-1]).sum())]
             masked.append(torch.where(chosen_L[:, None], self.parts.soho.mask_token, embed_LC))
             labels.append(torch.where(chosen_L, index_L, -100))
-        return torch.stack(masked), torch.stack(labels)
+            away_LL = torch.maximum((row_L[:, None] - row_L).abs(), (column_L[:, None] - column_L).abs())
+            read.append(chosen_L | (away_LL[:, chosen_L].amin(1) > self.config.mvm_margin))
+        return torch.stack(masked), torch.stack(labels), torch.stack(read)
 
     def _bag_of_words(self, feat_BLC: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
         head, words_VC = self.parts.bag_of_words_head, self.parts.soho.text_embeddings.word_embeddings.weight

@@ -76,6 +76,58 @@ def test_masked_visual_modelling_masks_every_token_of_one_present_label(tiny_mod
     assert (out.mvm_labels != -100).sum() > 3 * 4, "no label has two tokens: the test shows nothing"
 
 
+@pytest.mark.parametrize("fast", [False, True], ids=["plain", "packed"])
+@pytest.mark.parametrize("margin", [0, 1, 2])
+def test_tokens_within_the_margin_of_masked_ones_are_not_read(tiny_model, batch, margin, fast):
+    model = tiny_model(backbone_stride=16, mvm_margin=margin).eval()
+    model.soho.visual_dictionary.codebook.normal_(std=0.3)
+    if fast:
+        speed_up_on_cpu(model)
+    inputs = batch(size=(128, 112))
+    texts = {name: inputs[name] for name in ("input_ids", "attention_mask", "image_index", "mlm_labels", "itm_labels")}
+    with torch.no_grad():
+        visual = model.encode_images(inputs["pixel_values"], inputs["pixel_mask"])
+        _, labels_BL = model.soho.mask_one_label(visual, inputs["mask_uniform"])
+        masked_Bhw = (labels_BL != -100).view(3, 8, 7)
+        expected_Bhw = torch.zeros_like(masked_Bhw)
+        for image, row, column in masked_Bhw.nonzero().tolist():
+            rows, columns = (slice(max(at - margin, 0), at + margin + 1) for at in (row, column))
+            expected_Bhw[image, rows, columns] = True
+        around_BL = (expected_Bhw & ~masked_Bhw).flatten(1)
+        assert margin == 0 or all(0 < int(each.sum()) < 50 for each in around_BL)
+
+        def logits(changed_BL):
+            embedding = torch.where(changed_BL.unsqueeze(-1), visual.embedding + 3.0, visual.embedding)
+            again = type(visual)(**{**visual, "embedding": embedding})
+            out = model(visual_tokens=again, mask_uniform=inputs["mask_uniform"], **texts)
+            return torch.cat([out.itm_logits.flatten(), out.mvm_logits.flatten(), out.mlm_logits.flatten()])
+
+        before = logits(torch.zeros_like(around_BL))
+        assert torch.equal(logits(around_BL), before)
+        assert torch.equal(logits(around_BL | masked_Bhw.flatten(1)), before), "masked tokens are not read either"
+        if margin < 2:
+            assert not torch.equal(logits(~around_BL & ~masked_Bhw.flatten(1)), before)
+
+
+def test_labels_by_lift_are_drawn_by_their_share_here_over_their_usage_squared(tiny_model):
+    dictionary = tiny_model(mvm_masking="lift").soho.visual_dictionary
+    dictionary.age.fill_(1e6)
+    dictionary.usage.fill_(1.0)
+    dictionary.usage[3], dictionary.usage[7] = 0.5, 2.0
+    index_BL = torch.tensor([[5, 5, 3, 7, 7, 7, 7, 9], [2, 2, 2, 2, -1, -1, -1, -1], [-1] * 8, [1, 1, 1, 4, 4, 4, 4, 4]])
+    valid_BL = index_BL >= 0
+    valid_BL[3, 3:] = False
+    weight = {5: 4.0, 3: 4.0, 7: 4.0, 9: 1.0}
+    num = 13_000
+    uniform = (torch.arange(num, dtype=torch.float64) + 0.5) / num
+    drawn = dictionary.draw_by_lift(index_BL[:1].expand(num, -1), valid_BL[:1].expand(num, -1), uniform)
+    share = {code: float((drawn == code).double().mean()) for code in drawn.unique().tolist()}
+    assert share == pytest.approx({code: each / 13 for code, each in weight.items()}, abs=1e-3)
+    for edge in (0.0, 1.0 - 2**-53):
+        ends = dictionary.draw_by_lift(index_BL, valid_BL, torch.full((4,), edge, dtype=torch.float64))
+        assert ends.tolist() == [3 if edge == 0.0 else 9, 2, -1, 1], "padding is not drawn, nor what is not there"
+
+
 def test_negatives_give_neither_mlm_nor_mvm_loss(tiny_model, batch):
     model, inputs = tiny_model(), batch()
     all_out = model.eval()(**inputs)
