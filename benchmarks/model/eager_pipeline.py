@@ -86,7 +86,7 @@ class EagerPretraining(nn.Module):
         if self.feature_norm is not None:
             feat_BLC = self._normalised(feat_BLC.flatten(0, 1)).view(B, H * W, C)
         feat_PLC = feat_BLC[image_index_P]
-        P, L, _ = feat_PLC.shape
+        P = len(feat_PLC)
 
         embed_PLC, index_PL = self._dictionary(feat_PLC)
         if soho.fusion is not None:

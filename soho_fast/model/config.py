@@ -94,7 +94,6 @@ _LIMITS: dict[str, tuple[float, float]] = {
     **dict.fromkeys(_SIZES, (1, 10_000_000)),
     **dict.fromkeys(("visual_pool", "num_hidden_layers"), (1, 1000)),
     "num_levels": (1, 64),
-    "mvm_codes": (1, 10_000_000),
     "mvm_margin": (0, 1000),
     **dict.fromkeys(_SHARES, (0, 1)),
     **dict.fromkeys(("code_reset_interval", "code_reset_limit"), (1, math.inf)),
@@ -179,8 +178,6 @@ class SohoConfig(PreTrainedConfig):
         mvm_masking (str): which label of an image masked visual modelling masks: `"label"`: one of those that are
             there, each as likely (paper section 3.3). `"position"`: that of a place drawn from all places of the grid,
             in training one place for all images of a forward.
-        mvm_codes (int): so many codes are masked together, the label and those nearest to it in the codebook, since
-            small tokens give an object several. 1 in the paper.
         mvm_margin (int): the tokens up to so many grid positions from a masked one are left out of what the Transformer
             reads, and not predicted: small tokens show their neighbours. 0 in the paper, whose tokens are large.
         mlm_head (str): classifier of words: `"bert"`: transform, word table, bias. `"tied"`: the word table alone.
@@ -263,7 +260,6 @@ class SohoConfig(PreTrainedConfig):
     fusion: str = "none"
 
     mvm_masking: str = "label"
-    mvm_codes: int = 1
     mvm_margin: int = 0
     mlm_head: str = "bert"
     mvm_head: str = "linear"

@@ -297,16 +297,7 @@ class SohoModel(SohoPreTrainedModel):
             if draw is label_at_place and self.training:  # As the released code: one for the batch, the first image's.
                 mask_uniform = mask_uniform[:1].expand_as(mask_uniform)
             target_B = draw(visual.index, valid=valid_BL, uniform=mask_uniform)
-        group_BL = visual.index
-        if self.config.mvm_codes > 1:  # not the paper's
-            near_BK = self.visual_dictionary.nearest_codes(target_B.clamp(min=0), self.config.mvm_codes)
-            is_near_BL = near_BK.gather(1, group_BL.clamp(min=0))
-            group_BL = torch.where(is_near_BL, target_B.unsqueeze(1), group_BL)
-        mask_token = self.mask_token.to(embed_BLD.dtype)
-        tokens_BLD, labels_BL = ops.group_mask(embed_BLD, group_BL, mask_token, target_B, valid=valid_BL)
-        if group_BL is not visual.index:
-            labels_BL = torch.where(labels_BL == -100, labels_BL, visual.index)
-        return tokens_BLD, labels_BL
+        return ops.group_mask(embed_BLD, visual.index, self.mask_token.to(embed_BLD.dtype), target_B, valid=valid_BL)
 
     def _margin(self, masked_BL: Tensor, columns: int) -> Tensor:
         """Bool (B, L), the tokens around masked ones that `mvm_margin` leaves out."""

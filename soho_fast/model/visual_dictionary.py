@@ -147,14 +147,6 @@ class VisualDictionary(Float32Buffers):
         self._counts_QK: Tensor | None = None
         self._subspace = ops.MovingSubspace()
 
-    def nearest_codes(self, code_B: Tensor, num: int) -> Tensor:
-        """Bool (B, K): which codes of the first level are the `num` nearest ones to each of these, itself among them."""
-        codebook_KC = self.codebook_of(0)
-        distance_BK = torch.cdist(codebook_KC[code_B], codebook_KC)
-        distance_BK.scatter_(1, code_B.unsqueeze(1), -1.0)
-        nearest_BN = distance_BK.topk(min(num, self.num_codes), largest=False).indices
-        return torch.zeros_like(distance_BK, dtype=torch.bool).scatter_(1, nearest_BN, True)
-
     def draw_by_lift(self, index_BL: Tensor, valid_BL: Tensor, uniform_B: Tensor) -> Tensor:
         """A code of each image, int64 (B,), -1 of one without tokens: the more often, the more frequent it is in the
         image than elsewhere.

@@ -114,7 +114,9 @@ def test_labels_by_lift_are_drawn_by_their_share_here_over_their_usage_squared(t
     dictionary.age.fill_(1e6)
     dictionary.usage.fill_(1.0)
     dictionary.usage[3], dictionary.usage[7] = 0.5, 2.0
-    index_BL = torch.tensor([[5, 5, 3, 7, 7, 7, 7, 9], [2, 2, 2, 2, -1, -1, -1, -1], [-1] * 8, [1, 1, 1, 4, 4, 4, 4, 4]])
+    index_BL = torch.tensor(
+        [[5, 5, 3, 7, 7, 7, 7, 9], [2, 2, 2, 2, -1, -1, -1, -1], [-1] * 8, [1, 1, 1, 4, 4, 4, 4, 4]]
+    )
     valid_BL = index_BL >= 0
     valid_BL[3, 3:] = False
     weight = {5: 4.0, 3: 4.0, 7: 4.0, 9: 1.0}
