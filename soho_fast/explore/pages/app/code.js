@@ -38,12 +38,8 @@
     const list = code[kind];
     if (!list.length) return null;
     const tiles = tilesOf(code, list, meta.has_distances);
-    const row = element("div", { class: "occurrences" }, tiles.slice(0, FIRST_SHOWN));
-    const more = element("button", { type: "button", class: "quiet" }, `show all ${list.length}`);
-    more.addEventListener("click", () => {
-      row.replaceChildren(...tiles);
-      more.remove();
-    });
+    const row = element("div", { class: "occurrences" });
+    const more = explorer.fold(row, tiles, FIRST_SHOWN);
     return element(
       "section",
       { class: "kind", "aria-label": heading, dataset: { kind } },
@@ -51,7 +47,7 @@
       explorer.isSound && explorer.playButton(`play all: ${heading}`, list.map(explorer.partOf)),
       element("p", { class: "hint" }, meaning),
       row,
-      tiles.length > FIRST_SHOWN ? more : null,
+      more,
     );
   };
 
@@ -78,18 +74,12 @@
       );
     });
     const first = Math.max(FIRST_SHOWN, rows.filter(({ low }) => low > 1).length);
-    const body = element("tbody", {}, lines.slice(0, first));
+    const body = element("tbody");
+    const more = explorer.fold(body, lines, first);
     const head = ["word", `its ${explorer.noun}s with the code`, "lift", "interval"].map((words) =>
       element("th", { scope: "col" }, words),
     );
-    const table = element("table", { class: "lifts" }, element("thead", {}, element("tr", {}, head)), body);
-    if (lines.length <= first) return table;
-    const more = element("button", { type: "button", class: "quiet" }, `show all ${lines.length}`);
-    more.addEventListener("click", () => {
-      body.replaceChildren(...lines);
-      more.remove();
-    });
-    return [table, more];
+    return [element("table", { class: "lifts" }, element("thead", {}, element("tr", {}, head)), body), more];
   };
 
   const wordCard = (code, meta) => {
@@ -141,19 +131,6 @@
 
   const titleOf = (code, wall) =>
     `Code ${explorer.codeName(code)}${wall.label[code] === null ? "" : `: ${wall.label[code]}`}`;
-
-  const walk = (number, meta) => {
-    const link = (rel, target, words) =>
-      target < 0 || target >= meta.num_codes
-        ? element("span", { class: "button", "aria-disabled": "true" }, words)
-        : element("a", { class: "button", rel, href: codeAddress(target) }, words);
-    return element(
-      "nav",
-      { class: "walk", "aria-label": "codes" },
-      link("prev", number - 1, "← previous"),
-      link("next", number + 1, "next →"),
-    );
-  };
 
   const facts = (entries) =>
     element(
@@ -258,7 +235,7 @@
             href: explorer.address("image", String(wall.medoid[number][0]), { code: number }),
             "aria-label": `the ${explorer.noun} of its most typical patch`,
           },
-          explorer.crop(wall.medoid[number], 176, explorer.around),
+          explorer.whole(wall.medoid[number], 240),
         ),
         decoded(number, meta),
         element(
@@ -324,7 +301,7 @@
         explorer.loadWall(),
         explorer.load("timeline").catch(() => null), // The page says the rest without it.
       ]);
-      root.append(element("div", { class: "title" }, element("h1", {}, titleOf(number, wall)), walk(number, meta)));
+      root.append(element("div", { class: "title" }, element("h1", {}, titleOf(number, wall)), explorer.walk("code", number, meta.num_codes)));
       if (code.tokens === 0) showUnused(root, code, wall, timeline);
       else showLive(root, code, wall, meta, timeline);
       root.append(explorer.notesCard(number, meta), explorer.licenceLine(meta));

@@ -67,8 +67,9 @@
       shown === "decoded"
         ? element("img", { class: "crop", src: explorer.decodedPath(code), alt: "", loading: "lazy" })
         : explorer.codeCrop(wall, code, 120, shown === "alone" ? 0 : explorer.around),
-      element("span", { class: "tile-number" }, explorer.codeName(code)),
       element("span", { class: "tile-word", dir: "auto" }, wall.tokens[code] === 0 ? "unused" : wall.name[code]),
+      wall.medoid[code] ? explorer.whole(wall.medoid[code], 38) : "",
+      element("span", { class: "tile-number" }, explorer.codeName(code)),
       element("span", { class: "tile-value" }, tile.dataset.value),
     );
   };

@@ -4,6 +4,7 @@
 (() => {
   const { element, formatCount, formatNumber, formatPercent, formatPlural } = explorer;
 
+  const [MOST_CODES, IMAGES_SHOWN] = [8, 12]; // of a word
   const FILTERS = { "": "all", with: "with a code", without: "without a code" };
   const SORTS = {
     word: (a, b) => (a.word < b.word ? -1 : 1),
@@ -121,7 +122,28 @@
     );
   };
 
-  const showWord = (root, text, words, wall, meta) => {
+  // Images in which codes occur, the nearest of each code in turn, with these codes lit; `onPoint` is called with a code.
+  const imagesOf = async (codes, label, onPoint) => {
+    const loaded = await Promise.all(codes.slice(0, MOST_CODES).map(explorer.loadCode));
+    const lists = loaded.map(({ nearest, random }) => (nearest.length ? nearest : random));
+    const inTurn = Array.from({ length: IMAGES_SHOWN }, (_, place) => lists.map((list) => list[place]?.[0])).flat();
+    const numbers = [...new Set(inTurn.filter((number) => number !== undefined))].slice(0, IMAGES_SHOWN);
+    return Promise.all(
+      numbers.map(async (number) => {
+        const image = await explorer.loadImage(number);
+        // Of several levels the one that has the first code.
+        const size = image.rows * image.columns;
+        const level = Math.floor(Math.max(0, image.index.findIndex((code) => codes.includes(code))) / size);
+        const index = image.index.slice(level * size, (level + 1) * size);
+        const name = `${explorer.noun} ${number}`;
+        const view = explorer.imageWithPatches({ ...image, index }, explorer.imagePath(number), name, onPoint);
+        const link = element("a", { href: explorer.address("image", String(number), { word: label }) }, name);
+        return { light: view.light, root: element("div", {}, view.root, link) };
+      }),
+    );
+  };
+
+  const showWord = async (root, text, words, wall, meta) => {
     const isCalled = (form) => words.find((one) => one.word === form || one.forms.includes(form));
     const word = words.find((one) => one.word === text) ?? isCalled(text.toLowerCase());
     if (!word) throw new Error(`there is no word "${text}" in the captions that were counted`);
@@ -152,11 +174,25 @@
         ),
       );
     }
+    const all = word.codes.map(({ code }) => code);
+    const light = (code) => {
+      for (const image of images) image.light(code === null ? all : [code]);
+      for (const card of cards) card.classList.toggle("lit", card.dataset.code === String(code));
+    };
+    const images = await imagesOf(all, word.word, light);
     const greatest = word.codes.reduce((most, { high }) => Math.max(most, high), 4);
-    const codes = word.codes.map((row) =>
+    const cards = word.codes.map((row) =>
       element(
         "a",
-        { class: "word-code", href: explorer.address("code", String(row.code)), dataset: { code: row.code } },
+        {
+          class: "word-code",
+          href: explorer.address("code", String(row.code)),
+          dataset: { code: row.code },
+          pointerenter: () => light(row.code),
+          pointerleave: () => light(null),
+          focus: () => light(row.code),
+          blur: () => light(null),
+        },
         explorer.codeCrop(wall, row.code, 112),
         element(
           "span",
@@ -173,7 +209,12 @@
         ),
       ),
     );
-    root.append(element("div", { class: "word-codes" }, codes), explorer.licenceLine(meta));
+    light(null);
+    root.append(
+      element("div", { class: "word-images" }, images.map((image) => image.root)),
+      element("div", { class: "word-codes" }, cards),
+      explorer.licenceLine(meta),
+    );
     return word.word;
   };
 
