@@ -98,6 +98,7 @@
     let kept = known.get(askedWord) ?? (lit === null ? null : ofCode(lit)); // Lit while nothing is pointed at.
 
     const status = element("p", { class: "status", role: "status" });
+    let current;
     const show = (one) => {
       const codes = one && one.codes;
       map.light(codes);
@@ -106,6 +107,8 @@
         button.element.classList.toggle("lit", !!codes?.some((code) => button.codes.includes(code)));
         button.element.setAttribute("aria-pressed", String(one !== null && one === kept && one.name === button.name));
       }
+      if (one === current) return; // A link that is being clicked stays.
+      current = one;
       if (one === null) {
         status.textContent =
           asked !== null && lit === null
