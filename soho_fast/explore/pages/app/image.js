@@ -117,7 +117,7 @@
         return;
       }
       status.replaceChildren(
-        element("a", { href: explorer.address(one.page, one.argument), dir: "auto" }, one.name),
+        one.page ? element("a", { href: explorer.address(one.page, one.argument), dir: "auto" }, one.name) : one.name,
         element("span", { dir: "auto" }, one.page === "code" ? says(wall, one.codes[0]) : ""),
         ` · ${formatPlural(count, "patch", "patches")} here`,
       );
@@ -138,7 +138,8 @@
             kept = kept === one ? null : one;
             show(kept);
             const { page, argument } = kept ?? {};
-            explorer.replaceAddress("image", String(number), { level: parameters.get("level"), [page === "code" ? page : "word"]: argument });
+            const kind = page === "code" ? page : "word";
+            explorer.replaceAddress("image", String(number), { level: parameters.get("level"), [kind]: argument });
           },
         },
         children,
@@ -166,10 +167,11 @@
       map.root.style.aspectRatio = `${image.columns} / 2`;
     }
 
-    // The legend: codes by their word, each code without one by itself.
-    const groups = Map.groupBy(counts.keys(), (code) => wall.word[code] ?? code);
+    // The legend: codes by their word; without captions, and where a code has a name, each by itself.
+    const isAlone = (code) => wall.label[code] !== null || !meta.has_captions;
+    const groups = Map.groupBy(counts.keys(), (code) => (isAlone(code) ? code : wall.word[code]));
     const legend = [...groups].map(([word, codes]) => {
-      const one = typeof word === "number" ? ofCode(word) : ofWord(word, codes);
+      const one = isAlone(codes[0]) ? ofCode(codes[0]) : word === null ? { codes, name: "no word" } : ofWord(word, codes);
       const count = codes.reduce((sum, code) => sum + counts.get(code), 0);
       return lightButton(
         one,

@@ -72,20 +72,22 @@
 
   // Returns a function from a code to its colour, the same in every image: hue by its direction from the middle of the
   // map, lightness by how far away it lies. Codes of one word look nearly alike, as the surest of them, so that an object
-  // is one region; codes without a word are nearly grey among those with one.
+  // is one region. The surer the word, the stronger the colour; codes without one are nearly grey, where others have one.
   explorer.codeColours = (wall) => {
     const surest = new Map(); // word -> code
     wall.word.forEach((word, code) => {
       if (word !== null && !(wall.lift_low[surest.get(word)] >= wall.lift_low[code])) surest.set(word, code);
     });
+    const most = wall.lift_low.reduce((greatest, low) => Math.max(greatest, low ?? 1), 1);
     return (code) => {
       const of = surest.get(wall.word[code]) ?? code;
       // Without a map: places that lie apart.
       const x = (wall.x_near[of] ?? wall.x[of] ?? (0.755 * of) % 1) - 0.5;
       const y = (wall.y_near[of] ?? wall.y[of] ?? (0.57 * of) % 1) - 0.5;
       const lightness = 46 + 36 * Math.min(1, 4 * (x * x + y * y)) + 6 * ((0.618 * code) % 1);
-      const chroma = surest.size && wall.word[code] === null ? 0.015 : 0.14;
-      return `oklch(${lightness.toFixed(1)}% ${chroma} ${((Math.atan2(y, x) * 180) / Math.PI + 180).toFixed(1)})`;
+      const chroma = most > 1 ? 0.015 + (0.135 * Math.log(wall.lift_low[of] ?? 1)) / Math.log(most) : 0.14;
+      const hue = (Math.atan2(y, x) * 180) / Math.PI + 180;
+      return `oklch(${lightness.toFixed(1)}% ${chroma.toFixed(3)} ${hue.toFixed(1)})`;
     };
   };
 
