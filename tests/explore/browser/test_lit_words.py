@@ -156,7 +156,7 @@ def test_the_legend_has_the_colours_of_the_patches_and_lights_them(small, window
     window.visit("#/image/12")
     groups = {}
     for patch, code in enumerate(picture["index"]):
-        groups.setdefault(wall["word"][code] or f"code {code}", []).append(patch)
+        groups.setdefault(wall["word"][code] or "no word", []).append(patch)
     legend = window.page.eval_on_selector_all(".chips .chip", CHIPS)
     assert {name for name, _ in legend} == set(groups)
     colour_of = {code: colour for code, colour, _ in window.page.eval_on_selector_all(".code-map .patch", COLOURS)}
@@ -181,8 +181,14 @@ def test_without_words_an_image_is_shown_all_the_same(small, tmp_path, open_wind
     window.complaints.clear()
     # Without captions no code has a word: colours follow the map, none is grey.
     wall = small.read("wall")
-    bundle.write_value(folder, "wall", {**wall, "word": [None] * len(wall["tokens"])})
+    nothing = [None] * len(wall["tokens"])
+    bundle.write_value(folder, "wall", {**wall, "word": nothing, "lift_low": nothing})
+    bundle.write_value(folder, "meta", {**small.meta, "has_captions": False})
     window.visit("#/image/12?word=dolphin")
+    codes = list(dict.fromkeys(small.image(12)["index"]))
+    assert {name for name, _ in window.page.eval_on_selector_all(".chips .chip", CHIPS)} == {
+        f"code {code}" for code in codes
+    }
     colours = window.page.eval_on_selector_all(".code-map .patch", COLOURS)
     assert all(lch(colour)[1] > 0.1 for _, colour, _ in colours)
     assert window.lit() == []

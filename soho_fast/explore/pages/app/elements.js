@@ -39,6 +39,39 @@
   explorer.formatPlural = (number, one, several = `${one}s`) =>
     `${explorer.formatCount(number)} ${number === 1 ? one : several}`;
 
+  explorer.notice = (...children) => explorer.element("p", { class: "notice" }, children);
+
+  explorer.card = (heading, hint, ...children) => {
+    const { element } = explorer;
+    const about = hint && element("p", { class: "hint" }, hint);
+    return element("section", { class: "card", "aria-label": heading }, element("h2", {}, heading), about, children);
+  };
+
+  // A table of such a class, `body` being its tbody.
+  explorer.table = (name, heads, body) => {
+    const { element } = explorer;
+    const cells = heads.map((words) => element("th", { scope: "col", dir: "auto" }, words));
+    return element("table", { class: name }, element("thead", {}, element("tr", {}, cells)), body);
+  };
+
+  // One of some values to choose, [[value, what it is called]], as buttons or as a box that opens; `onChange` is called
+  // with the new one.
+  explorer.choices = (label, options, chosen, onChange) => {
+    const { element } = explorer;
+    const change = ({ target }) => onChange(target.value);
+    const made = options.map(([value, words]) => {
+      const button = { type: "radio", name: label, value, checked: value === chosen, change };
+      return element("label", { class: "choice" }, element("input", button), element("span", {}, words));
+    });
+    return element("fieldset", { class: "choices", "aria-label": label }, made);
+  };
+  explorer.selectBox = (label, options, chosen, onChange) => {
+    const { element } = explorer;
+    const made = options.map(([value, words]) => element("option", { value, selected: value === chosen }, words));
+    const box = element("select", { name: label, change: ({ target }) => onChange(target.value) }, made);
+    return element("label", {}, `${label} `, box);
+  };
+
   // Links to the pages of the number before and of the one after, of `count`.
   explorer.walk = (page, number, count, parameters) => {
     const link = (rel, target, words) =>
@@ -64,7 +97,7 @@
     return (element) => observer.observe(element);
   };
 
-  // Puts `children` into `box`, at first so many of them. Returns a button that adds the rest, null where there is none.
+  // Puts `children` into `box`, at first so many. Returns a button that adds the rest, null where there is none.
   explorer.fold = (box, children, most) => {
     box.append(...children.slice(0, most));
     if (children.length <= most) return null;

@@ -23,33 +23,16 @@
     view.patches.forEach((patch, number) => patch?.classList.toggle("hidden-patch", hidden.has(number)));
     const right = patches.filter(({ guesses }) => guesses.length && guesses[0][0] === code).length;
 
-    const guessRows = patches.map(({ patch, guesses }) =>
-      element(
-        "li",
-        {},
-        element(
-          "span",
-          { class: "hint" },
-          `row ${Math.floor(patch / image.columns) + 1}, column ${(patch % image.columns) + 1}`,
-        ),
-        element(
-          "span",
-          { class: "guesses" },
-          guesses.map(([guess, probability]) =>
-            element(
-              "a",
-              {
-                class: guess === code ? "chip right" : "chip",
-                href: explorer.address("code", String(guess)),
-                title: wall.word[guess] ?? "",
-              },
-              explorer.codeCrop(wall, guess, 28),
-              `${explorer.codeName(guess)} · ${formatPercent(probability)}`,
-            ),
-          ),
-        ),
-      ),
-    );
+    const guessRows = patches.map(({ patch, guesses }) => {
+      const where = `row ${Math.floor(patch / image.columns) + 1}, column ${(patch % image.columns) + 1}`;
+      const chips = guesses.map(([guess, probability]) => {
+        const name = guess === code ? "chip right" : "chip";
+        const link = { class: name, href: explorer.address("code", String(guess)), title: wall.word[guess] ?? "" };
+        const text = `${explorer.codeName(guess)} · ${formatPercent(probability)}`;
+        return element("a", link, explorer.codeCrop(wall, guess, 28), text);
+      });
+      return element("li", {}, element("span", { class: "hint" }, where), element("span", { class: "guesses" }, chips));
+    });
     return element(
       "section",
       { class: "masked" },
@@ -83,18 +66,17 @@
     const counts = new Map(countsByCode(index));
     const source = explorer.imagePath(number);
 
-    // What can be lit: {codes, name, page, argument}, and where it is read about.
-    const ofCode = (code) => ({
-      codes: [code],
-      name: `code ${explorer.codeName(code)}`,
-      page: "code",
-      argument: String(code),
-    });
-    const ofWord = (word, codes) => ({ codes, name: word, page: "words", argument: word });
-    const known = new Map(words.filter(({ codes }) => codes.length).flatMap(({ word, forms, codes }) => {
+    // What can be lit: {codes, name}, `asked` in the address of this page, `href` of its own page.
+    const ofCode = (code) => {
+      const name = `code ${explorer.codeName(code)}`;
+      return { codes: [code], name, asked: { code }, href: explorer.address("code", String(code)) };
+    };
+    const ofWord = (word, codes) => ({ codes, name: word, asked: { word }, href: explorer.address("words", word) });
+    const known = new Map(); // word, in all its forms, to what it lights
+    for (const { word, forms, codes } of words.filter((each) => each.codes.length)) {
       const one = ofWord(word, codes.map(({ code }) => code));
-      return [word, ...forms].map((form) => [form, one]);
-    }));
+      for (const form of [word, ...forms]) known.set(form, one);
+    }
     let kept = known.get(askedWord) ?? (lit === null ? null : ofCode(lit)); // Lit while nothing is pointed at.
 
     const status = element("p", { class: "status", role: "status" });
@@ -103,9 +85,9 @@
       const codes = one && one.codes;
       map.light(codes);
       const count = view.light(codes);
-      for (const button of buttons) {
-        button.element.classList.toggle("lit", !!codes?.some((code) => button.codes.includes(code)));
-        button.element.setAttribute("aria-pressed", String(one !== null && one === kept && one.name === button.name));
+      for (const { one: own, button } of buttons) {
+        button.classList.toggle("lit", !!codes?.some((code) => own.codes.includes(code)));
+        button.setAttribute("aria-pressed", String(own === kept));
       }
       if (one === current) return; // A link that is being clicked stays.
       current = one;
@@ -117,34 +99,23 @@
         return;
       }
       status.replaceChildren(
-        one.page ? element("a", { href: explorer.address(one.page, one.argument), dir: "auto" }, one.name) : one.name,
-        element("span", { dir: "auto" }, one.page === "code" ? says(wall, one.codes[0]) : ""),
+        one.href ? element("a", { href: one.href, dir: "auto" }, one.name) : one.name,
+        element("span", { dir: "auto" }, one.asked?.code === undefined ? "" : says(wall, one.asked.code)),
         ` · ${formatPlural(count, "patch", "patches")} here`,
       );
     };
     // A button that lights what it stands for while it is pointed at or has the focus; a click keeps it lit.
     const buttons = [];
     const lightButton = (one, className, ...children) => {
-      const button = element(
-        "button",
-        {
-          type: "button",
-          class: className,
-          pointerenter: () => show(one),
-          pointerleave: () => show(kept),
-          focus: () => show(one),
-          blur: () => show(kept),
-          click: () => {
-            kept = kept === one ? null : one;
-            show(kept);
-            const { page, argument } = kept ?? {};
-            const kind = page === "code" ? page : "word";
-            explorer.replaceAddress("image", String(number), { level: parameters.get("level"), [kind]: argument });
-          },
-        },
-        children,
-      );
-      buttons.push({ ...one, element: button });
+      const [on, off] = [() => show(one), () => show(kept)];
+      const click = () => {
+        kept = kept === one ? null : one;
+        show(kept);
+        explorer.replaceAddress("image", String(number), { level: level === 1 ? "" : level, ...kept?.asked });
+      };
+      const lights = { pointerenter: on, focus: on, pointerleave: off, blur: off, click };
+      const button = element("button", { type: "button", class: className, ...lights }, children);
+      buttons.push({ one, button });
       return button;
     };
 
@@ -168,10 +139,12 @@
     }
 
     // The legend: codes by their word; without captions, and where a code has a name, each by itself.
-    const isAlone = (code) => wall.label[code] !== null || !meta.has_captions;
-    const groups = Map.groupBy(counts.keys(), (code) => (isAlone(code) ? code : wall.word[code]));
+    const isAlone = (key) => typeof key === "number";
+    const groups = Map.groupBy(counts.keys(), (code) =>
+      wall.label[code] !== null || !meta.has_captions ? code : wall.word[code],
+    );
     const legend = [...groups].map(([word, codes]) => {
-      const one = isAlone(codes[0]) ? ofCode(codes[0]) : word === null ? { codes, name: "no word" } : ofWord(word, codes);
+      const one = isAlone(word) ? ofCode(word) : word === null ? { codes, name: "no word" } : ofWord(word, codes);
       const count = codes.reduce((sum, code) => sum + counts.get(code), 0);
       return lightButton(
         one,
@@ -185,16 +158,17 @@
     const more = explorer.fold(chips, legend, FIRST_CHIPS);
     const marked = (text) => explorer.markWords(text, known, (part, one) => lightButton(one, "said", part));
 
-    const captions = image.captions.length
-      ? element(
-          "ul",
-          { class: "captions" },
-          image.captions.map((each) => explorer.foreignText(each, "li", marked)),
-        )
+    const walk = explorer.walk("image", number, meta.num_shown, { code: asked, word: askedWord });
+    const texts = image.captions.map((each) => explorer.foreignText(each, "li", marked));
+    const captions = texts.length
+      ? element("ul", { class: "captions" }, texts)
       : element("p", { class: "nothing" }, "It has none.");
+    const from = meta.sources[image.source]?.name ?? "an unknown data set";
+    const origin = `${image.name}, of ${from}; shown ${explorer.isSound ? "as its spectrogram" : "smaller"}.`;
+    const ask = { class: "button", href: explorer.address("ask", "", { image: number }) };
     show(kept);
     root.append(
-      element("div", { class: "title" }, element("h1", {}, title), explorer.walk("image", number, meta.num_shown, { code: asked, word: askedWord })),
+      element("div", { class: "title" }, element("h1", {}, title), walk),
       element(
         "div",
         { class: "image-view" },
@@ -218,20 +192,9 @@
           chips,
           more,
           element("h2", {}, "Origin"),
-          element(
-            "p",
-            { class: "foreign", dir: "auto" },
-            `${image.name}, of ${meta.sources[image.source]?.name ?? "an unknown data set"}; shown `,
-            explorer.isSound ? "as its spectrogram." : "smaller.",
-          ),
+          element("p", { class: "foreign", dir: "auto" }, origin),
           explorer.licenceLine(meta, image.licences),
-          server
-            ? element(
-                "a",
-                { class: "button", href: explorer.address("ask", "", { image: number }) },
-                `ask about this ${explorer.noun}`,
-              )
-            : null,
+          server && element("a", ask, `ask about this ${explorer.noun}`),
         ),
       ),
       image.masked ? masked(image, wall, source) : "",

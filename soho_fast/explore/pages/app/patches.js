@@ -71,8 +71,8 @@
       : element("div", { class: "crop crop-unused", style: { width: size === null ? "100%" : `${size}px` } });
 
   // Returns a function from a code to its colour, the same in every image: hue by its direction from the middle of the
-  // map, lightness by how far away it lies. Codes of one word look nearly alike, as the surest of them, so that an object
-  // is one region. The surer the word, the stronger the colour; codes without one are nearly grey, where others have one.
+  // map, lightness by how far away it lies. Codes of one word look nearly alike, so that an object is one region.
+  // The surer the word, the stronger the colour; beside codes with words, those without are nearly grey.
   explorer.codeColours = (wall) => {
     const surest = new Map(); // word -> code
     wall.word.forEach((word, code) => {
@@ -97,7 +97,7 @@
   //   onPoint(code, patch): called with what the pointer or the focus is on, with (null, null) when it leaves. Where
   //   `index` is null no code is known of any patch, and the patches are no links.
   // Returns {root, patches, light, shade}: `patches` are the links, row by row, null where a patch has no code;
-  //   light(codes) lights the patches of some codes, or shows all alike where it is null, and returns how many it lights;
+  //   light(codes) lights the patches of some codes and returns how many, or shows all alike where it is null;
   //   shade(values) paints one value of 0 to 1 a patch, or nothing where it is null.
   explorer.imageWithPatches = (image, source, label, onPoint = () => {}) => {
     const { index, rows, columns, patches_high: high, patches_wide: wide } = image;
@@ -144,7 +144,8 @@
         const number = Number(patch.dataset.patch);
         const [isFirst, isLast] = [number % columns === 0, number % columns === columns - 1];
         const beside = [number - columns, isLast ? -1 : number + 1, number + columns, isFirst ? -1 : number - 1];
-        patch.style.borderWidth = isLit(patch) ? beside.map((other) => (isLit(patches[other]) ? 0 : "2.5px")).join(" ") : "";
+        const widths = beside.map((other) => (isLit(patches[other]) ? 0 : "2.5px")).join(" ");
+        patch.style.borderWidth = isLit(patch) ? widths : "";
         patch.classList.toggle("lit", isLit(patch));
       }
       return present.filter(isLit).length;

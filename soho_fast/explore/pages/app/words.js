@@ -28,21 +28,15 @@
       return row;
     });
   };
-  const fillRow = (row, { word, images, codes }, wall) =>
+  const fillRow = (row, { word, images, codes }, wall) => {
+    const crops = codes.slice(0, 4).map(({ code }) => explorer.codeCrop(wall, code, 40));
+    const counts = [formatPlural(images, explorer.noun), codes.length ? formatPlural(codes.length, "code") : "no code"];
     row.append(
-      element(
-        "span",
-        { class: "word-crops" },
-        codes.slice(0, 4).map(({ code }) => explorer.codeCrop(wall, code, 40)),
-      ),
+      element("span", { class: "word-crops" }, crops),
       element("span", { class: "word-text foreign", dir: "auto" }, word),
-      element(
-        "span",
-        { class: "word-counts" },
-        element("span", {}, formatPlural(images, explorer.noun)),
-        element("span", {}, codes.length ? formatPlural(codes.length, "code") : "no code"),
-      ),
+      element("span", { class: "word-counts" }, counts.map((text) => element("span", {}, text))),
     );
+  };
 
   const showAll = (root, words, wall, parameters, meta) => {
     const state = {
@@ -80,25 +74,7 @@
       input: ({ target }) => change("search", target.value),
       keydown: ({ key }) => key === "Enter" && list.querySelector("a")?.click(),
     });
-    const choices = Object.entries(FILTERS).map(([value, text]) =>
-      element(
-        "label",
-        { class: "choice" },
-        element("input", {
-          type: "radio",
-          name: "filter",
-          value,
-          checked: value === state.filter,
-          change: () => change("filter", value),
-        }),
-        element("span", {}, text),
-      ),
-    );
-    const sortBox = element("select", { change: ({ target }) => change("sort", target.value) });
-    for (const value of Object.keys(SORTS)) {
-      const text = value === "images" ? `${explorer.noun}s` : value;
-      sortBox.append(element("option", { value, selected: value === state.sort }, text));
-    }
+    const sorts = Object.keys(SORTS).map((value) => [value, value === "images" ? `${explorer.noun}s` : value]);
     fill();
     root.append(
       element("h1", {}, "Words"),
@@ -113,8 +89,8 @@
         "div",
         { class: "controls" },
         element("label", {}, "search ", search),
-        element("fieldset", { class: "choices", "aria-label": "words shown" }, choices),
-        element("label", {}, "sort by ", sortBox),
+        explorer.choices("words shown", Object.entries(FILTERS), state.filter, (value) => change("filter", value)),
+        explorer.selectBox("sort by", sorts, state.sort, (value) => change("sort", value)),
         found,
       ),
       list,
@@ -122,7 +98,7 @@
     );
   };
 
-  // Images in which codes occur, the nearest of each code in turn, with these codes lit; `onPoint` is called with a code.
+  // Images in which codes occur, the nearest of each code in turn; `onPoint` is called with a code, null for none.
   const imagesOf = async (codes, label, onPoint) => {
     const loaded = await Promise.all(codes.slice(0, MOST_CODES).map(explorer.loadCode));
     const lists = loaded.map(({ nearest, random }) => (nearest.length ? nearest : random));
@@ -166,9 +142,7 @@
     );
     if (!word.codes.length) {
       root.append(
-        element(
-          "p",
-          { class: "notice" },
+        explorer.notice(
           `No code is associated with this word: in no code's ${explorer.noun}s is it more frequent than elsewhere ` +
             "by more than chance makes.",
         ),
@@ -224,7 +198,7 @@
       if (!meta.has_captions) {
         root.append(
           element("h1", {}, "Words"),
-          element("p", { class: "notice" }, `These ${explorer.noun}s have no captions, so nothing names the codes.`),
+          explorer.notice(`These ${explorer.noun}s have no captions, so nothing names the codes.`),
         );
         return "Words";
       }
