@@ -195,7 +195,8 @@ def _draw(
     dpi: int,
 ) -> None:
     wall = bundle.read("wall")
-    credit = [_credit(bundle.meta["licences"][number]) for number in licences]
+    entries = [bundle.meta["licences"][number] for number in licences]
+    credit = [_drawable("{what}: {credit}; {licence}".format_map(entry)) for entry in entries]
     step = (1 + _GAP) * _TILE_INCHES
     width = _LABEL_INCHES + columns * step + _EDGE_INCHES
     lines = textwrap.wrap(f"{bundle.noun.capitalize()}s: " + " · ".join(credit), int(width * 19)) if credit else []
@@ -228,12 +229,7 @@ def _draw(
 
 
 def _draw_tile(
-    axes: Axes,
-    image_HWC: np.ndarray,
-    occurrence: Sequence[float],
-    window: tuple[float, float, float, float],
-    x: float,
-    y: float,
+    axes: Axes, image_HWC: np.ndarray, occurrence: Sequence[float], window: Sequence[float], x: float, y: float
 ) -> None:
     """A window of an image, see `Bundle.window_of`, in the unit square from (x, y) on, the patch outlined."""
     _, row, column, _, rows, columns = occurrence
@@ -245,10 +241,9 @@ def _draw_tile(
     drawn.set_clip_path(Rectangle((x, y), 1, 1, transform=axes.transData))
     # The last patches may reach beyond the image. A dark line and a light one in it are seen on any image.
     size = (min(column + 1, columns) - column) / wide, (min(row + 1, rows) - row) / high
+    corner = x + (column - left) / wide, y + (row - top) / high
     for colour, line in (("black", 2.6), ("white", 1.3)):
-        axes.add_patch(
-            Rectangle((x + (column - left) / wide, y + (row - top) / high), *size, fill=False, ec=colour, lw=line)
-        )
+        axes.add_patch(Rectangle(corner, *size, fill=False, ec=colour, lw=line))
 
 
 def _label(bundle: Bundle, wall: Mapping[str, Any], code: Mapping[str, Any]) -> list[tuple[str, float, dict[str, Any]]]:
@@ -256,13 +251,13 @@ def _label(bundle: Bundle, wall: Mapping[str, Any], code: Mapping[str, Any]) -> 
     number = code["code"]
     label, word, share = (wall[column][number] for column in ("label", "word", "precision"))
     called, noun = f"code {bundle.name(number)}", f"{bundle.noun}s"
-    told = ["associated with no word" if code["words"] else "", ""]
-    if word is not None:
+    told = ["associated with no word" if code["words"] and word is None else "", ""]
+    if word is not None and label is None:
         of_all = _percent(share / wall["lift"][number])
         told = [f"named in the captions of {_percent(share)}", f"of its {noun} ({of_all} of all)"]
-    name = _shortened(label or word or called)
+    name = label or word or called
     return [
-        (name, 13 if len(name) <= 13 else 9, {"fontweight": "bold"}),
+        (_drawable(name if len(name) <= 20 else name[:19] + "…"), 13 if len(name) <= 13 else 9, {"fontweight": "bold"}),
         *((line, 7.5, {"color": "0.2"}) for line in told),
         (f"{called} · {code['images']:,} {noun}", 7, {"color": "0.4"}),
     ]
@@ -274,14 +269,6 @@ def _percent(share: float) -> str:
     return f"{round(percent) if 10 <= percent <= 99 else percent:g} %"
 
 
-def _shortened(word: str) -> str:
-    return _drawable(word if len(word) <= 20 else word[:19] + "…")
-
-
 def _drawable(text: str) -> str:
     """Without what no font has: control characters and halves of surrogate pairs."""
     return "".join("\N{REPLACEMENT CHARACTER}" if unicodedata.category(sign) in ("Cc", "Cs") else sign for sign in text)
-
-
-def _credit(licence: Mapping[str, str]) -> str:
-    return _drawable(f"{licence['what']}: {licence['credit']}; {licence['licence']}")
