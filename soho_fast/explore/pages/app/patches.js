@@ -84,7 +84,7 @@
       // Without a map: places that lie apart.
       const x = (wall.x_near[of] ?? wall.x[of] ?? (0.755 * of) % 1) - 0.5;
       const y = (wall.y_near[of] ?? wall.y[of] ?? (0.57 * of) % 1) - 0.5;
-      const lightness = 46 + 36 * Math.min(1, 4 * (x * x + y * y)) + 6 * ((0.618 * code) % 1);
+      const lightness = 46 + 28 * Math.min(1, 4 * (x * x + y * y)) + 12 * ((0.618 * code) % 1);
       const chroma = most > 1 ? 0.015 + (0.135 * Math.log(wall.lift_low[of] ?? 1)) / Math.log(most) : 0.14;
       const hue = (Math.atan2(y, x) * 180) / Math.PI + 180;
       return `oklch(${lightness.toFixed(1)}% ${chroma.toFixed(3)} ${hue.toFixed(1)})`;

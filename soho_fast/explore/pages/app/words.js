@@ -135,8 +135,8 @@
         { class: "lead" },
         `In the captions of ${formatPlural(word.images, explorer.noun)} of ${formatCount(meta.num_images)}.`,
         word.codes.length
-          ? ` Beside each code: how many times as often as elsewhere its ${explorer.noun}s have the word, with an ` +
-              "interval; the dashed line is 1."
+          ? ` Lit are the patches of the codes associated with it. Beside each code: how many times as often as ` +
+              `elsewhere its ${explorer.noun}s have the word, with an interval; the dashed line is 1.`
           : null,
       ),
     );
