@@ -141,7 +141,7 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -196,11 +196,6 @@ def image_path(number: int) -> str:
 def decoded_path(code: int) -> str:
     """Where what a decoder makes of a code lies in a bundle."""
     return f"decoded/{code // IMAGES_PER_FILE:04d}/{code:06d}.png"
-
-
-def window_start(place: float, length: float, size: float) -> float:
-    """Where a window of some patches around a patch begins, moved into the image where that lies at its edge."""
-    return max(0.0, min(place + 0.5 - length / 2, size - length))
 
 
 def copy_pages(folder: Path) -> None:
@@ -294,9 +289,8 @@ class Bundle:
         frequent = sorted(range(self.meta["num_codes"]), key=lambda code: -wall["tokens"][code])
         tiles = []
         for code in [code for code in self.meta["figure"] or frequent if wall["medoid"][code]][:12]:
-            image, row, column, _, *sizes = wall["medoid"][code]
-            high, wide = (min(self.meta["window"], size if self.noun == "clip" else min(sizes)) for size in sizes)
-            x, y = window_start(column, wide, sizes[1]), window_start(row, high, sizes[0])
+            image, _, _, _, *sizes = wall["medoid"][code]
+            y, x, high, wide = self.window_of(wall["medoid"][code])
             fit = 'preserveAspectRatio="none"'
             source = f"data:image/jpeg;base64,{base64.b64encode(self.content(image_path(image))).decode()}"
             shown = f'<image href="{source}" width="{sizes[1]:g}" height="{sizes[0]:g}" {fit}/>'
@@ -305,6 +299,17 @@ class Bundle:
             tiles.append(f'<div style="width:96px">{svg}{self.name(code)} {name}</div>')
         title = f"{self.meta['title']}: {self.meta['num_codes']:,} codes, {self.folder / 'index.html'}"
         return f'<p>{html.escape(title)}</p><div style="display:flex;flex-wrap:wrap;gap:8px">{"".join(tiles)}</div>'
+
+    def window_of(self, occurrence: Sequence[float]) -> tuple[float, float, float, float]:
+        """What is shown around a patch, in patches: (top, left, height, width), moved into the image at its edge; a
+        square, or of a clip of audio all frequencies."""
+        _, row, column, _, *sizes = occurrence
+        high, wide = (min(self.meta["window"], size if self.noun == "clip" else min(sizes)) for size in sizes)
+        top, left = (
+            max(0.0, min(place + 0.5 - length / 2, size - length))
+            for place, length, size in zip((row, column), (high, wide), sizes, strict=True)
+        )
+        return top, left, high, wide
 
     def name(self, code: int) -> str:
         """As the pages call a code: 2.17 is code 17 of the second level."""

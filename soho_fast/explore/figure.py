@@ -1,9 +1,10 @@
-"""The paper's figures 3 and 4 of an explorer: rows of codes, the patches that have them, and their words by lift."""
+"""The paper's figures 3 and 4 of an explorer: rows of codes, the patches that have them, and the word of each."""
 
 from __future__ import annotations
 
 import argparse
 import io
+import math
 import textwrap
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -13,7 +14,7 @@ from typing import Any
 from soho_fast.common.command_line import Parser
 from soho_fast.common.errors import UserError
 from soho_fast.common.extras import from_extra
-from soho_fast.explore.bundle import KINDS, Bundle, BundleError, image_path, window_start
+from soho_fast.explore.bundle import KINDS, Bundle, BundleError, image_path
 
 with from_extra("explore"):
     import numpy as np
@@ -24,17 +25,13 @@ with from_extra("explore"):
     from PIL import Image
 
 ROWS, COLUMNS, DPI = 12, 8, 150
-AROUND = 1.0
-"""How much of its surroundings a patch is shown with on each side, in patches; they are faded."""
 
-_FADED = 0.45
 _ENDINGS = (".png", ".pdf")
-_NUM_WORDS = 3
-_TIMES = "\N{MULTIPLICATION SIGN}"
-_GAP = 0.08  # between tiles, in tiles
+_GAP = 0.06  # between tiles, in tiles
 _MOST_PIXELS = 200_000_000
-_TILE_INCHES = 0.62
-_LABEL_INCHES = 2.5
+_TILE_INCHES = 1.0
+_LABEL_INCHES = 1.85
+_EDGE_INCHES = 0.12
 
 
 def add_arguments(parser: Parser) -> None:
@@ -44,7 +41,7 @@ def add_arguments(parser: Parser) -> None:
     for name, default, what in (
         ("rows", ROWS, "Number of codes where --codes names none"),
         ("columns", COLUMNS, "Number of patches of each code"),
-        ("dpi", DPI, f"Pixels per inch; a patch is drawn {_TILE_INCHES} inches wide"),
+        ("dpi", DPI, f"Pixels per inch; a patch and its surroundings are {_TILE_INCHES:g} inch wide"),
     ):
         parser.add_argument(f"--{name}", type=int, default=default, help=f"{what} (default: {default}).")
     parser.add_argument("--kind", choices=KINDS, default="nearest", help="Which patches of a code (default: nearest).")
@@ -197,90 +194,81 @@ def _draw(
     columns: int,
     dpi: int,
 ) -> None:
-    # Of a clip of audio, as on the pages, all frequencies of the window.
-    margins = (0.0, (bundle.meta["window"] - 1) / 2) if bundle.noun == "clip" else (AROUND, AROUND)
-    credit = [_credit(bundle.meta["licences"][number]) for number in licences]
-    across = columns * (1 + _GAP) * _TILE_INCHES
-    width = _LABEL_INCHES + across
-    lines = textwrap.wrap(f"{bundle.noun.capitalize()}s: " + " · ".join(credit), int(width * 22)) if credit else []
-    below = 0.12 + 0.105 * len(lines)
-    height = len(codes) * (1 + _GAP) * _TILE_INCHES + below
+    wall = bundle.read("wall")
+    entries = [bundle.meta["licences"][number] for number in licences]
+    credit = [_drawable("{what}: {credit}; {licence}".format_map(entry)) for entry in entries]
+    step = (1 + _GAP) * _TILE_INCHES
+    width = _LABEL_INCHES + columns * step + _EDGE_INCHES
+    lines = textwrap.wrap(f"{bundle.noun.capitalize()}s: " + " · ".join(credit), int(width * 19)) if credit else []
+    below = _EDGE_INCHES + 0.12 * len(lines)
+    height = _EDGE_INCHES + len(codes) * step + below
     pixels = max(width, height) * dpi, width * height * dpi**2
     if pixels[0] >= 2**16 or pixels[1] > _MOST_PIXELS:
         raise UserError(
             f"the figure would have {width * dpi:,.0f} x {height * dpi:,.0f} pixels, expected less than 65,536 a side "
             f"and at most {_MOST_PIXELS:,}: give fewer rows or columns, or a smaller --dpi"
         )
-    with rc_context({"font.size": 8, "pdf.fonttype": 42}):
-        figure = Figure(figsize=(width, height))
-        axes = figure.add_axes((0, below / height, 1, 1 - below / height))
-        left = _LABEL_INCHES / _TILE_INCHES
+    with rc_context({"font.size": 8, "pdf.fonttype": 42, "text.parse_math": False}):
+        # White, whatever the page or the reader's style: images and outlines look alike on light and dark pages.
+        figure = Figure(figsize=(width, height), facecolor="white")
+        axes = figure.add_axes((0, 0, 1, 1))
         axes.axis("off")
         for number, (code, row) in enumerate(zip(codes, tiles, strict=True)):
-            top = number * (1 + _GAP) + _GAP / 2
+            top = _EDGE_INCHES + number * step
             for place, (image, occurrence) in enumerate(row):
-                _draw_tile(axes, image, occurrence, margins, left + place * (1 + _GAP), top)
-            axes.text(0.1, top + 0.3, f"code {bundle.name(code['code'])}", fontsize=8.5, fontweight="bold", va="center")
-            shown = f"{code['tokens']:,} tokens, {code['images']:,} {bundle.noun}s"
-            axes.text(left - 0.15, top + 0.3, shown, fontsize=6.2, color="0.45", va="center", ha="right")
-            for line, words in enumerate(_words(code)):
-                axes.text(
-                    0.1, top + 0.57 + 0.22 * line, words, fontsize=6.8, va="center", color="0.1", parse_math=False
-                )
-        axes.set(xlim=(0, width / _TILE_INCHES), ylim=(len(codes) * (1 + _GAP), 0))
+                _draw_tile(axes, image, occurrence, bundle.window_of(occurrence), _LABEL_INCHES + place * step, top)
+            for (text, size, style), y in zip(_label(bundle, wall, code), (0.2, 0.44, 0.59, 0.81), strict=True):
+                axes.text(_EDGE_INCHES, top + y, text, fontsize=size, va="center", **style)
         for number, text in enumerate(lines):
-            y = (below - 0.1 - 0.105 * number) / height
-            figure.text(0.1 * _TILE_INCHES / width, y, text, fontsize=5, color="0.4", va="center", parse_math=False)
+            axes.text(_EDGE_INCHES, height - below + 0.06 + 0.12 * number, text, fontsize=6, color="0.35", va="center")
+        axes.set(xlim=(0, width), ylim=(height, 0))
         try:
-            figure.savefig(path, dpi=dpi, metadata={"Title": _drawable(bundle.meta["title"])})
+            figure.savefig(path, dpi=dpi, facecolor="white", metadata={"Title": _drawable(bundle.meta["title"])})
         except OSError as error:
             raise UserError(f"into: {path} can't be written ({error.strerror or error})") from error
 
 
 def _draw_tile(
-    axes: Axes, image_HWC: np.ndarray, occurrence: Sequence[float], margins: tuple[float, float], x: float, y: float
+    axes: Axes, image_HWC: np.ndarray, occurrence: Sequence[float], window: Sequence[float], x: float, y: float
 ) -> None:
-    """A patch and its surroundings, faded, so many patches on each side of it, in the unit square from (x, y) on.
-
-    What is shown is moved into the image where the patch lies at its edge; where the image is smaller, the rest is
-    white.
-    """
+    """A window of an image, see `Bundle.window_of`, in the unit square from (x, y) on, the patch outlined."""
     _, row, column, _, rows, columns = occurrence
     if not (0 <= row < rows and 0 <= column < columns):
         raise BundleError(f"row {row}, column {column} lies outside an image of {rows:g} x {columns:g} patches")
-    high, wide = (1 + 2 * margin for margin in margins)
-    top, left = window_start(row, high, rows), window_start(column, wide, columns)
-    # The last patches may reach beyond the image.
-    size = (min(column + 1, columns) - column) / wide, (min(row + 1, rows) - row) / high
-    patch = Rectangle((x + (column - left) / wide, y + (row - top) / high), *size, fill=False, ec="0.15", lw=0.8)
-    axes.add_patch(patch)
+    top, left, high, wide = window
     extent = (x - left / wide, x + (columns - left) / wide, y + (rows - top) / high, y - top / high)
-    tile = Rectangle((x, y), 1, 1, transform=axes.transData)
-    for shown, alpha in ((tile, 1 - _FADED), (patch, 1.0)):
-        drawn = axes.imshow(image_HWC, extent=extent, alpha=alpha, interpolation="antialiased", aspect="auto")
-        drawn.set_clip_path(shown)
+    drawn = axes.imshow(image_HWC, extent=extent, interpolation="antialiased", aspect="auto")
+    drawn.set_clip_path(Rectangle((x, y), 1, 1, transform=axes.transData))
+    # The last patches may reach beyond the image. A dark line and a light one in it are seen on any image.
+    size = (min(column + 1, columns) - column) / wide, (min(row + 1, rows) - row) / high
+    corner = x + (column - left) / wide, y + (row - top) / high
+    for colour, line in (("black", 2.6), ("white", 1.3)):
+        axes.add_patch(Rectangle(corner, *size, fill=False, ec=colour, lw=line))
 
 
-def _words(code: Mapping[str, Any]) -> list[str]:
-    """Two lines at most: the words whose interval lies above 1, the first with its interval."""
-    associated = [word for word in code["words"] if word["low"] > 1][:_NUM_WORDS]
-    if not associated:
-        return ["no word"] if code["words"] else []
-    first, *others = associated
-    lines = [f"{_shortened(first['word'])} {_TIMES}{first['lift']:.1f} ({first['low']:.1f} to {first['high']:.1f})"]
-    if others:
-        lines.append(", ".join(f"{_shortened(word['word'])} {_TIMES}{word['lift']:.1f}" for word in others))
-    return lines
+def _label(bundle: Bundle, wall: Mapping[str, Any], code: Mapping[str, Any]) -> list[tuple[str, float, dict[str, Any]]]:
+    """Four lines and their size and style: what the code is called, how much of the captions name it, its number."""
+    number = code["code"]
+    label, word, share = (wall[column][number] for column in ("label", "word", "precision"))
+    called, noun = f"code {bundle.name(number)}", f"{bundle.noun}s"
+    told = ["associated with no word" if code["words"] and word is None else "", ""]
+    if word is not None and label is None:
+        of_all = _percent(share / wall["lift"][number])
+        told = [f"named in the captions of {_percent(share)}", f"of its {noun} ({of_all} of all)"]
+    name = label or word or called
+    return [
+        (_drawable(name if len(name) <= 20 else name[:19] + "…"), 13 if len(name) <= 13 else 9, {"fontweight": "bold"}),
+        *((line, 7.5, {"color": "0.2"}) for line in told),
+        (f"{called} · {code['images']:,} {noun}", 7, {"color": "0.4"}),
+    ]
 
 
-def _shortened(word: str) -> str:
-    return _drawable(word if len(word) <= 20 else word[:19] + "…")
+def _percent(share: float) -> str:
+    """What is not all is not called 100 %."""
+    percent = math.floor(1000 * share) / 10
+    return f"{round(percent) if 10 <= percent <= 99 else percent:g} %"
 
 
 def _drawable(text: str) -> str:
     """Without what no font has: control characters and halves of surrogate pairs."""
     return "".join("\N{REPLACEMENT CHARACTER}" if unicodedata.category(sign) in ("Cc", "Cs") else sign for sign in text)
-
-
-def _credit(licence: Mapping[str, str]) -> str:
-    return _drawable(f"{licence['what']}: {licence['credit']}; {licence['licence']}")

@@ -6,6 +6,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
@@ -51,7 +52,11 @@ def explorer(tmp_path) -> Path:
     codes[2]["random"] = codes[2]["nearest"][:1]
     write_in_files(folder, "codes", codes, 64)
     wall = {name: [code[name] for code in codes] for name in ("tokens", "images")}
-    wall |= {"word": [word for word, _, _ in CLAIMS], "lift_low": [low for _, low, _ in CLAIMS]}
+    # As `assemble` says it: no word where the interval reaches below 1.
+    certain = [low is not None and low > 1 for _, low, _ in CLAIMS]
+    wall |= {"word": [word if sure else None for (word, _, _), sure in zip(CLAIMS, certain, strict=True)]}
+    wall |= {"lift_low": [low if sure else None for (_, low, _), sure in zip(CLAIMS, certain, strict=True)]}
+    wall |= {"label": [None] * NUM_CODES, "precision": [0.9] * NUM_CODES, "lift": [15.0] * NUM_CODES}
     write_value(folder, "wall", wall)
     write_in_files(folder, "images", [{"image": number, "licences": [0]} for number in range(4)], 256)
     for number in range(4):
@@ -77,13 +82,14 @@ def test_files_of_codes_with_too_few_images_are_not_read(explorer, monkeypatch):
     assert 3 not in read and {1, 2, 4} <= set(read)
 
 
-def _tile(image, occurrence, margins=(0.0, 0.0), pixels=48) -> np.ndarray:
-    """What is drawn of a patch, as a square of pixels."""
+def _tile(image, occurrence, window, pixels=48, line=0.0) -> np.ndarray:
+    """What is drawn of a patch, as a square of pixels; `line`: how much of the outlines' width."""
     drawn = Figure(figsize=(1, 1), dpi=pixels)
     axes = drawn.add_axes((0, 0, 1, 1))
     axes.axis("off")
-    figure._draw_tile(axes, image, occurrence, margins, 3.0, 7.0)
-    axes.patches[-1].set_linewidth(0)
+    figure._draw_tile(axes, image, occurrence, window, 3.0, 7.0)
+    for outline in axes.patches:
+        outline.set_linewidth(outline.get_linewidth() * line)
     axes.set(xlim=(3, 4), ylim=(8, 7))
     file = io.BytesIO()
     drawn.savefig(file)
@@ -96,44 +102,54 @@ def _at(tile, row, column) -> list[int]:
     return tile[third * row + third // 2, third * column + third // 2].tolist()
 
 
-def _faded(colour) -> list[int]:
-    return [round(255 * 0.45 + value * 0.55) for value in colour]
-
-
-def test_a_tile_is_the_patch_of_its_image_and_faded_surroundings():
-    tile = _tile(_picture(2), [2, 1, 2, 0.5, CELLS, CELLS], (1.0, 1.0))
+def test_a_tile_is_the_window_of_its_image():
+    tile = _tile(_picture(2), [2, 1, 2, 0.5, CELLS, CELLS], (0, 1, 3, 3))
     for row, column in np.ndindex(3, 3):
-        colour = _colour(2, row, 1 + column)
-        expected = colour if (row, column) == (1, 1) else _faded(colour)
-        assert np.abs(np.subtract(_at(tile, row, column), expected)).max() <= 2, (row, column)
-    tile = _tile(_picture(2), [2, 1, 3, 0.5, CELLS, CELLS], (1.0, 1.0))
-    assert np.abs(np.subtract(_at(tile, 1, 2), _colour(2, 1, 3))).max() <= 2, "nothing right of the image is shown"
-    assert np.abs(np.subtract(_at(tile, 1, 1), _faded(_colour(2, 1, 2)))).max() <= 2
+        assert np.abs(np.subtract(_at(tile, row, column), _colour(2, row, 1 + column))).max() <= 2, (row, column)
+    with pytest.raises(BundleError, match=r"row 1, column 0 lies outside an image of 1 x 2 patches"):
+        _tile(_picture(0)[:CELL, : 2 * CELL], [0, 1, 0, 0.5, 1, 2], (0, 0, 1, 1))
+
+
+@pytest.mark.parametrize("grey", [0, 255])
+def test_the_outline_of_the_patch_is_seen_on_dark_and_on_light(grey):
+    """White within black, and only there: the patch at row 1, column 3 is in the right third."""
+    image = np.full((SIDE, SIDE, 3), grey, np.uint8)
+    tile = _tile(image, [0, 1, 3, 0.5, CELLS, CELLS], (0, 1, 3, 3), pixels=192, line=1.0)
+    rows, columns = np.nonzero((np.abs(tile - (255 - grey)) <= 40).all(-1))
+    assert (rows.min(), rows.max(), columns.min()) == pytest.approx((64, 128, 128), abs=5)
+    assert len(rows) > 200
 
 
 def test_a_patch_that_reaches_beyond_the_image_ends_with_it():
-    picture = _picture(0)[:20, :24]  # 2.5 x 3 patches
-    tile = _tile(picture, [0, 2, 1, 0.5, 2.5, 3], (1.0, 1.0))
-    assert np.abs(tile[33:39, 24] - _colour(0, 2, 1)).max() <= 2, "half a patch, at the image's end"
-    assert (tile[42:] == 255).all()
-    assert np.abs(tile[24, 24] - _faded(_colour(0, 1, 1))).max() <= 2
+    """The image has 2.5 x 3 patches: of the last row's patch half is left."""
+    image = np.full((20, 24, 3), 255, np.uint8)
+    tile = _tile(image, [0, 2, 1, 0.5, 2.5, 3], (0, 0.25, 2.5, 2.5), pixels=200, line=1.0)
+    rows, _ = np.nonzero((tile <= 40).all(-1))
+    assert (rows.min(), rows.max()) == pytest.approx((160, 199), abs=4)
 
 
-def test_what_is_larger_than_the_image_is_white():
-    tile = _tile(_picture(0)[:CELL, : 2 * CELL], [0, 0, 1, 0.5, 1, 2], (1.0, 1.0))
-    assert (np.array([_at(tile, row, column) for row in (1, 2) for column in range(3)]) == 255).all()
-    assert _at(tile, 0, 2) == [255] * 3
-    assert np.abs(np.subtract(_at(tile, 0, 1), _colour(0, 0, 1))).max() <= 2
-    with pytest.raises(BundleError, match=r"row 1, column 0 lies outside an image of 1 x 2 patches"):
-        _tile(_picture(0)[:CELL, : 2 * CELL], [0, 1, 0, 0.5, 1, 2])
+@pytest.mark.parametrize(
+    ("occurrence", "window", "expected"),
+    [
+        ([0, 4, 4, 0.5, 8, 8], 5, (2, 2, 5, 5)),
+        ([0, 0, 7, 0.5, 8, 8], 5, (0, 3, 5, 5)),  # moved into the image
+        ([0, 1, 9, 0.5, 3.5, 16], 5, (0, 7.75, 3.5, 3.5)),  # a square as high as the image
+        ([0, 3, 2, 0.5, 4, 4], 5, (0, 0, 4, 4)),
+    ],
+)
+def test_what_is_shown_around_a_patch(explorer, occurrence, window, expected):
+    bundle = Bundle(explorer)
+    bundle.meta = {**bundle.meta, "window": window}
+    assert bundle.window_of(occurrence) == expected
+    bundle.noun = "clip"
+    assert bundle.window_of([0, 0, 20, 0.5, 1, 40]) == (0, 20.5 - window / 2, 1, window), "all frequencies of a clip"
 
 
 def test_texts_that_no_font_has_are_drawn_all_the_same(explorer):
     bundle = Bundle(explorer)
     licence = {**bundle.meta["licences"][0], "what": "half a sign \ud800 and\0 none"}
     write_value(explorer, "meta", {**bundle.meta, "title": "\ud800\0", "licences": [licence]})
-    code = bundle.code(1) | {"words": [{"word": "\udfff", "lift": 3.0, "low": 2.0, "high": 4.0}]}
-    write_in_files(explorer, "codes", [bundle.code(0), code, *map(bundle.code, range(2, NUM_CODES))], 64)
+    write_value(explorer, "wall", bundle.read("wall") | {"word": ["\udfff"] * NUM_CODES})
     assert "half a sign \N{REPLACEMENT CHARACTER} and\N{REPLACEMENT CHARACTER} none" in _texts(explorer, [1])
     assert draw_figure(explorer, [1], into=explorer / "codes.pdf").read_bytes().startswith(b"%PDF")
 
@@ -150,6 +166,7 @@ def test_rows_hold_the_patches_of_their_codes(explorer, monkeypatch):
 
 
 def test_the_image_shows_what_was_chosen(explorer):
+    write_value(explorer, "meta", {**Bundle(explorer).meta, "window": 1})
     path = draw_figure(explorer.parent, columns=4)
     assert path == explorer.parent / "codes.png", "of a run beside its explorer"
     pixels = np.asarray(Image.open(path).convert("RGB")).astype(int)
@@ -164,12 +181,29 @@ def test_what_is_drawn_says_words_counts_and_licence(explorer, tmp_path):
     path = draw_figure(explorer, [1, 4], columns=4, into=tmp_path / "codes.pdf")
     assert path.read_bytes().startswith(b"%PDF")
     texts = _texts(explorer, [1, 4])
-    for words in ("code 1", "cat \N{MULTIPLICATION SIGN}10.0 (9.0 to 11.0)", "code 4", "no word", "4 tokens, 4 images"):
-        assert words in texts
+    cat = "cat | named in the captions of 90 % | of its images (6 % of all) | code 1 · 4 images"
+    assert cat in texts, "0.9 / 15 of all images have it"
+    assert "code 4 | associated with no word |  | code 4 · 4 images" in texts
     assert "Images: drawings $1 of $2: A. Person, https://example.org; CC-BY-4.0" in texts
     assert "of none shown" not in texts
     write_value(explorer, "meta", {**Bundle(explorer).meta, "num_levels": 2})
     assert "code 2.1" in _texts(explorer, [1, 4]), "each level has three codes"
+
+
+def test_a_label_comes_before_a_word_and_a_page_of_any_colour_gets_a_white_figure(explorer, tmp_path):
+    wall = Bundle(explorer).read("wall")
+    write_value(explorer, "wall", wall | {"label": ["a", "a leaf", *[None] * 4], "word": [None] * NUM_CODES})
+    assert "a leaf | associated with no word" in _texts(explorer, [1])
+    with rc_context({"figure.facecolor": "black", "savefig.facecolor": "black", "savefig.transparent": False}):
+        path = draw_figure(explorer, [1], columns=1, into=tmp_path / "codes.png")
+    assert Image.open(path).convert("RGBA").getpixel((0, 0)) == (255, 255, 255, 255)
+
+
+@pytest.mark.parametrize(
+    ("share", "said"), [(1.0, "100 %"), (0.9996, "99.9 %"), (0.931, "93 %"), (0.02, "2 %"), (0.0049, "0.4 %")]
+)
+def test_what_is_not_all_is_not_called_all(share, said):
+    assert figure._percent(share) == said
 
 
 def _texts(explorer: Path, codes: list[int]) -> str:

@@ -101,6 +101,11 @@ class Window:
     def address(self) -> str:
         return self.page.evaluate("location.hash")
 
+    def lit(self, view: str = "main .patches:not(.code-map)") -> list[int]:
+        """Numbers of the patches that are lit in a view, by default in all images."""
+        patches = self.page.locator(f"{view} .patch.lit")
+        return patches.evaluate_all("patches => patches.map(patch => Number(patch.dataset.patch))")
+
     def text(self) -> str:
         return self.page.locator("main").inner_text()
 

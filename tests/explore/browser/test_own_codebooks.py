@@ -37,8 +37,7 @@ def test_each_level_has_its_pages(levels, arrays, open_window):
     assert window.page.get_by_alt_text("what the decoder makes of this code alone").evaluate("i => i.naturalWidth") == 2
     picture = levels.code(8)["random"][0][0]
     window.visit(f"#/image/{picture}?code=8")
-    lit = window.page.eval_on_selector_all(".patch.lit", "patches => patches.map(patch => Number(patch.dataset.patch))")
-    assert lit == np.flatnonzero(arrays[0][picture, ..., 1].ravel() == 2).tolist()
+    assert window.lit() == np.flatnonzero(arrays[0][picture, ..., 1].ravel() == 2).tolist()
     window.visit("#/code/0")
     assert window.page.locator("h1").inner_text() == "Code 1.0: a leaf"
     following = levels.code(0)["next"]

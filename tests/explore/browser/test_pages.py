@@ -53,7 +53,7 @@ def test_a_tile_is_the_patch_of_its_medoid(small, window, patches):
     window.visit(f"#/wall?sort=number&patches={patches}")
     for code in (0, 13, 40, 42):
         picture, row, column, _, rows, columns = small.read("wall")["medoid"][code]
-        tile = window.page.locator(f'.tile[data-code="{code}"] .crop')
+        tile = window.page.locator(f'.tile[data-code="{code}"] .crop:first-child')
         window.page.locator(f'.tile[data-code="{code}"]').scroll_into_view_if_needed()
         window.page.wait_for_selector(f'.tile[data-code="{code}"] .crop[style*="url("]')
         image, *style = tile.evaluate(
@@ -72,11 +72,41 @@ def test_a_tile_is_the_patch_of_its_medoid(small, window, patches):
             assert left >= -1e-6 and left + 1 <= size[0] + 1e-6, "nothing beyond the picture is shown"
 
 
+WHOLE = """({ style, firstChild: { style: patch } }) => [
+  style.backgroundImage, style.width, style.aspectRatio, patch.left, patch.top, patch.width, patch.height,
+]"""
+
+
+def test_a_tile_and_a_code_show_where_in_the_whole_image_it_lies(small, window):
+    """In wide, high and square images, the patch lit."""
+    medoids = small.read("wall")["medoid"]
+    codes = [
+        next(code for code, medoid in enumerate(medoids) if medoid and medoid[0] % 3 == shape) for shape in range(3)
+    ]
+    for address, selector, side in (
+        ("#/wall", '.tile[data-code="{}"] .whole', 38),
+        ("#/code/{}", ".portrait .whole", 240),
+    ):
+        for code in codes:
+            picture, row, column, _, rows, columns = medoids[code]
+            window.visit(address.format(code))
+            window.page.locator(selector.format(code).removesuffix(" .whole")).scroll_into_view_if_needed()
+            window.page.wait_for_selector(selector.format(code) + '[style*="url("]')
+            image, width, ratio, *patch = window.page.locator(selector.format(code)).evaluate(WHOLE)
+            assert f"{picture:06d}.jpg" in image
+            # Chromium writes a ratio as "1.46667 / 1".
+            assert float(ratio.split("/")[0]) == pytest.approx(columns / rows, abs=1e-4)
+            assert float(width.rstrip("px")) == pytest.approx(side * min(1, columns / rows), abs=1e-2)
+            shares = [float(part.rstrip("%")) / 100 for part in patch]
+            assert shares == pytest.approx([column / columns, row / rows, 1 / columns, 1 / rows], abs=1e-4)
+
+
 def test_patches_alone_or_with_what_is_around(window):
     window.visit()
-    assert window.page.locator(".tile .crop-patch").count() > 20
+    outlines = window.page.locator(".tile .crop:first-child .crop-patch")
+    assert outlines.count() > 20
     window.page.get_by_label("patches alone").check()
-    assert window.page.locator(".tile .crop-patch").count() == 0 < window.page.locator(".tile .crop").count()
+    assert outlines.count() == 0 < window.page.locator(".tile .crop").count()
     assert window.address() == "#/wall?patches=alone"
 
 
@@ -112,12 +142,6 @@ def test_the_wall_sorts_filters_and_remembers(small, window):
     assert codes_on_the_wall(window) == [] and "No code is like that." in window.text()
 
 
-def lit_cells(window):
-    return window.page.eval_on_selector_all(
-        ".patch.lit", "patches => patches.map(patch => Number(patch.dataset.patch))"
-    )
-
-
 @pytest.mark.parametrize("number", [12, 13, 14, 2])
 def test_lit_patches_are_those_of_the_index_map(small, window, number):
     """In pictures wide, high and square, one of them with a patch that has no code."""
@@ -125,19 +149,21 @@ def test_lit_patches_are_those_of_the_index_map(small, window, number):
     index = picture["index"]
     window.visit(f"#/image/{number}")
     shown = window.page.eval_on_selector_all(
-        ".image-stage .patch",
+        ".image-stage .patches:not(.code-map) .patch",
         "patches => patches.map(patch => [Number(patch.dataset.patch), Number(patch.dataset.code)])",
     )
     assert shown == [[patch, code] for patch, code in enumerate(index) if code is not None]
-    assert lit_cells(window) == []
+    assert window.lit() == []
     for patch in (1, len(index) - 1):
         code = index[patch]
         expected = [other for other, found in enumerate(index) if found == code]
-        window.page.locator(f'.image-stage [data-patch="{patch}"]').hover(position={"x": 9, "y": 9})
-        assert lit_cells(window) == expected
+        for view in (".image-stage .patches:not(.code-map)", ".code-map"):
+            window.page.locator("h1").hover()
+            window.page.locator(f'{view} [data-patch="{patch}"]').hover(position={"x": 5, "y": 5})
+            assert window.lit() == window.lit(".code-map") == expected
         assert f"code {code} " in window.page.locator(".status").inner_text()
     window.page.locator("h1").hover()
-    assert lit_cells(window) == []
+    assert window.lit() == []
 
 
 @pytest.mark.parametrize("number", [12, 13, 14])
@@ -174,7 +200,7 @@ def test_an_occurrence_opens_its_image_with_its_code_lit(small, window):
     first = code["nearest"][0]
     window.click('[data-kind="nearest"] .occurrence')
     picture = small.image(first[0])
-    lit = lit_cells(window)
+    lit = window.lit()
     assert lit == [patch for patch, found in enumerate(picture["index"]) if found == 13]
     assert first[1] * picture["columns"] + first[2] in lit
 

@@ -125,7 +125,7 @@ def test_a_clip_is_heard_as_a_whole(clips, open_window):
     window.page.add_init_script(SPY)
     window.visit("#/image/3?code=0")
     assert window.page.locator("h1").inner_text() == "Clip 3"
-    assert window.page.locator(".patch.lit").count() == 1
+    assert window.lit() == window.lit(".code-map") == [0]
     assert window.page.locator(".patch").first.bounding_box()["width"] >= 11, "a long clip is scrolled"
     assert window.page.evaluate("document.documentElement.scrollWidth") <= 390
     window.page.get_by_label("play the clip").click()

@@ -82,7 +82,7 @@ def test_codes_that_were_seeded_again_are_links_the_last_first(trained, open_win
     window.visit("#/timeline")
     chips = window.page.locator(".resets a")
     assert chips.count() == 12 and chips.first.inner_text().split() == ["88", "step", "880"]
-    window.page.locator(".resets button").click()
+    window.page.locator(".resets + button").click()
     assert chips.count() == NUM_CODES // 2 - 1, "the even ones but 0"
     window.click(".resets a")
     assert window.address() == "#/code/88"

@@ -114,10 +114,11 @@ explorer.charts = {};
       }
       series.forEach((one, number) => {
         const coordinates = one.points.map(([x, y]) => `${toX(x).toFixed(1)},${toY(y).toFixed(1)}`).join(" ");
-        svg.append(svgElement("polyline", { class: `curve curve-${number % 4}`, points: coordinates }));
+        const colour = `var(--curve-${number % 4})`;
+        svg.append(svgElement("polyline", { class: "curve", style: { stroke: colour }, points: coordinates }));
         if (one.points.length > 40) return;
         for (const [x, y] of one.points) {
-          svg.append(svgElement("circle", { class: `dot dot-${number % 4}`, cx: toX(x), cy: toY(y), r: 2.5 }));
+          svg.append(svgElement("circle", { style: { fill: colour }, cx: toX(x), cy: toY(y), r: 2.5 }));
         }
       });
 

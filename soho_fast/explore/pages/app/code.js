@@ -2,7 +2,7 @@
 
 // A code: its occurrences, words, and neighbours.
 (() => {
-  const { element, charts, formatCount, formatNumber, formatPercent, formatPlural } = explorer;
+  const { element, card, charts, formatCount, formatNumber, formatPercent, formatPlural } = explorer;
   const FIRST_SHOWN = 12;
 
   const KINDS = [
@@ -38,12 +38,8 @@
     const list = code[kind];
     if (!list.length) return null;
     const tiles = tilesOf(code, list, meta.has_distances);
-    const row = element("div", { class: "occurrences" }, tiles.slice(0, FIRST_SHOWN));
-    const more = element("button", { type: "button", class: "quiet" }, `show all ${list.length}`);
-    more.addEventListener("click", () => {
-      row.replaceChildren(...tiles);
-      more.remove();
-    });
+    const row = element("div", { class: "occurrences" });
+    const more = explorer.fold(row, tiles, FIRST_SHOWN);
     return element(
       "section",
       { class: "kind", "aria-label": heading, dataset: { kind } },
@@ -51,12 +47,9 @@
       explorer.isSound && explorer.playButton(`play all: ${heading}`, list.map(explorer.partOf)),
       element("p", { class: "hint" }, meaning),
       row,
-      tiles.length > FIRST_SHOWN ? more : null,
+      more,
     );
   };
-
-  const card = (heading, hint, ...children) =>
-    element("section", { class: "card" }, element("h2", {}, heading), element("p", { class: "hint" }, hint), children);
 
   // The words that the code is associated with, and a few of the others.
   const wordTable = (rows) => {
@@ -78,18 +71,9 @@
       );
     });
     const first = Math.max(FIRST_SHOWN, rows.filter(({ low }) => low > 1).length);
-    const body = element("tbody", {}, lines.slice(0, first));
-    const head = ["word", `its ${explorer.noun}s with the code`, "lift", "interval"].map((words) =>
-      element("th", { scope: "col" }, words),
-    );
-    const table = element("table", { class: "lifts" }, element("thead", {}, element("tr", {}, head)), body);
-    if (lines.length <= first) return table;
-    const more = element("button", { type: "button", class: "quiet" }, `show all ${lines.length}`);
-    more.addEventListener("click", () => {
-      body.replaceChildren(...lines);
-      more.remove();
-    });
-    return [table, more];
+    const body = element("tbody");
+    const more = explorer.fold(body, lines, first);
+    return [explorer.table("lifts", ["word", `its ${explorer.noun}s with the code`, "lift", "interval"], body), more];
   };
 
   const wordCard = (code, meta) => {
@@ -142,37 +126,17 @@
   const titleOf = (code, wall) =>
     `Code ${explorer.codeName(code)}${wall.label[code] === null ? "" : `: ${wall.label[code]}`}`;
 
-  const walk = (number, meta) => {
-    const link = (rel, target, words) =>
-      target < 0 || target >= meta.num_codes
-        ? element("span", { class: "button", "aria-disabled": "true" }, words)
-        : element("a", { class: "button", rel, href: codeAddress(target) }, words);
-    return element(
-      "nav",
-      { class: "walk", "aria-label": "codes" },
-      link("prev", number - 1, "← previous"),
-      link("next", number + 1, "next →"),
-    );
+  const facts = (entries) => {
+    const made = entries.map(([name, value]) => element("div", {}, element("dt", {}, name), element("dd", {}, value)));
+    return element("dl", { class: "facts" }, made);
   };
 
-  const facts = (entries) =>
-    element(
-      "dl",
-      { class: "facts" },
-      entries.map(([name, value]) => element("div", {}, element("dt", {}, name), element("dd", {}, value))),
-    );
-
-  const distanceCard = (code, meta) =>
-    meta.has_distances &&
-    card(
-      "Distances",
-      "How far the features of its patches lie from the code, in the codebook's own units.",
-      charts.histogram({
-        counts: code.histogram,
-        edges: meta.histogram_edges,
-        label: `tokens of code ${code.code} by distance`,
-      }),
-    );
+  const distanceCard = (code, meta) => {
+    if (!meta.has_distances) return null;
+    const hint = "How far the features of its patches lie from the code, in the codebook's own units.";
+    const label = `tokens of code ${code.code} by distance`;
+    return card("Distances", hint, charts.histogram({ counts: code.histogram, edges: meta.histogram_edges, label }));
+  };
 
   const positionCard = (code, meta) =>
     card(
@@ -187,20 +151,17 @@
       }),
     );
 
-  const besideCard = (code, wall) =>
-    card(
+  const besideCard = (code, wall) => {
+    const tell = ({ count, lift }) => `${formatCount(count)}, × ${formatNumber(lift, 2)}`;
+    return card(
       `Beside it in ${explorer.noun}s`,
       "Codes of the patches next to its patches: how often, and how many times more often than expected from their " +
         "usage.",
       code.neighbours.length
-        ? codeList(
-            code.neighbours,
-            code.code,
-            wall,
-            (entry) => `${formatCount(entry.count)}, × ${formatNumber(entry.lift, 2)}`,
-          )
+        ? codeList(code.neighbours, code.code, wall, tell)
         : element("p", { class: "nothing" }, "None."),
     );
+  };
 
   const nearCard = (code, wall) =>
     code.near.length > 0 &&
@@ -223,9 +184,7 @@
 
   const showUnused = (root, code, wall, timeline) => {
     root.append(
-      element(
-        "p",
-        { class: "notice" },
+      explorer.notice(
         `This code is unused: no patch of any ${explorer.noun} here is nearest to it. It has no ${explorer.noun}s, ` +
           "words or neighbours.",
       ),
@@ -237,17 +196,17 @@
   const showLive = (root, code, wall, meta, timeline) => {
     const number = code.code;
     const says = wall.word[number];
+    const nouns = `${explorer.noun}s`;
+    const [share, ofAll] = [wall.precision[number], wall.precision[number] / wall.lift[number]].map(formatPercent);
     const meaning =
       says === null
-        ? element("p", { class: "meaning" }, "It is associated with no word of the captions.")
-        : element(
-            "p",
-            { class: "meaning" },
+        ? ["It is associated with no word of the captions."]
+        : [
             "Its best word is ",
             element("a", { href: explorer.address("words", says), class: "foreign", dir: "auto" }, says),
-            `: the captions of ${formatPercent(wall.precision[number])} of its ${explorer.noun}s have it, ` +
-              `${formatNumber(wall.lift[number], 2)} times the share among all ${explorer.noun}s.`,
-          );
+            `: it is named in the captions of ${share} of its ${nouns} (${ofAll} of all ${nouns}).`,
+          ];
+    const distances = `${formatNumber(wall.mean_distance[number])} ± ${formatNumber(wall.spread[number], 2)}`;
     root.append(
       element(
         "div",
@@ -258,26 +217,19 @@
             href: explorer.address("image", String(wall.medoid[number][0]), { code: number }),
             "aria-label": `the ${explorer.noun} of its most typical patch`,
           },
-          explorer.crop(wall.medoid[number], 176, explorer.around),
+          explorer.whole(wall.medoid[number], 240),
         ),
         decoded(number, meta),
         element(
           "div",
           {},
-          meaning,
+          element("p", { class: "meaning" }, meaning),
           facts([
             ["tokens", formatCount(code.tokens)],
-            [`${explorer.noun}s`, formatCount(code.images)],
+            [nouns, formatCount(code.images)],
             ["rank by usage", `${formatCount(code.rank)} of ${formatCount(meta.num_codes / meta.num_levels)}`],
             ["share of tokens", formatPercent(code.tokens / tokensOfLevel(number, wall, meta))],
-            ...(meta.has_distances
-              ? [
-                  [
-                    "distance of its patches",
-                    `${formatNumber(wall.mean_distance[number])} ± ${formatNumber(wall.spread[number], 2)}`,
-                  ],
-                ]
-              : []),
+            ...(meta.has_distances ? [["distance of its patches", distances]] : []),
             ...training(code, timeline),
           ]),
         ),
@@ -324,7 +276,8 @@
         explorer.loadWall(),
         explorer.load("timeline").catch(() => null), // The page says the rest without it.
       ]);
-      root.append(element("div", { class: "title" }, element("h1", {}, titleOf(number, wall)), walk(number, meta)));
+      const walk = explorer.walk("code", number, meta.num_codes);
+      root.append(element("div", { class: "title" }, element("h1", {}, titleOf(number, wall)), walk));
       if (code.tokens === 0) showUnused(root, code, wall, timeline);
       else showLive(root, code, wall, meta, timeline);
       root.append(explorer.notesCard(number, meta), explorer.licenceLine(meta));

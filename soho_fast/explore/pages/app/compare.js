@@ -16,19 +16,10 @@
 
   const figureTable = (figures, first) => {
     const cell = (value) => element("td", { class: "number" }, formatNumber(value));
-    const heads = ["", first, "this explorer"];
-    return element(
-      "table",
-      { class: "lifts" },
-      element("thead", {}, element("tr", {}, heads.map((text) => element("th", { scope: "col", dir: "auto" }, text)))),
-      element(
-        "tbody",
-        {},
-        figures.map(([name, one, other]) =>
-          element("tr", {}, element("th", { scope: "row" }, name), cell(one), cell(other)),
-        ),
-      ),
+    const rows = figures.map(([name, one, other]) =>
+      element("tr", {}, element("th", { scope: "row" }, name), cell(one), cell(other)),
     );
+    return explorer.table("lifts", ["", first, "this explorer"], element("tbody", {}, rows));
   };
 
   const show = async (root, argument, parameters, meta) => {
@@ -78,15 +69,11 @@
       list.replaceChildren(...rows.slice(0, AT_FIRST).map(rowOf));
     };
     const chosen = kinds.includes(parameters.get("kind")) ? parameters.get("kind") : kinds[0];
-    const choices = kinds.map((kind) => {
-      const change = () => {
-        fill(kind);
-        explorer.replaceAddress("compare", "", { kind });
-      };
-      const input = element("input", { type: "radio", name: "kind", value: kind, checked: kind === chosen, change });
-      const words = `${kind}: ${formatCount(rowsOf(kind).length)}`;
-      return element("label", { class: "choice" }, input, element("span", {}, words));
-    });
+    const choices = kinds.map((kind) => [kind, `${kind}: ${formatCount(rowsOf(kind).length)}`]);
+    const change = (kind) => {
+      fill(kind);
+      explorer.replaceAddress("compare", "", { kind });
+    };
     fill(chosen);
     root.append(
       element("h1", {}, "Compare"),
@@ -102,7 +89,7 @@
       element(
         "div",
         { class: "controls" },
-        element("fieldset", { class: "choices", "aria-label": "what became of the codes" }, choices),
+        explorer.choices("what became of the codes", choices, chosen, change),
       ),
       hint,
       list,

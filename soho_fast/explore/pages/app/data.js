@@ -96,12 +96,9 @@ const explorer = { pages: new Map() };
   };
   explorer.levelBox = (meta, chosen, onChange, all = null) => {
     if (meta.num_levels === 1) return null;
-    const box = explorer.element("select", { change: ({ target }) => onChange(Number(target.value) || null) });
-    if (all) box.append(explorer.element("option", { value: "" }, all));
-    for (let level = 1; level <= meta.num_levels; level++) {
-      box.append(explorer.element("option", { value: level, selected: level === chosen }, `${level}`));
-    }
-    return explorer.element("label", {}, "level ", box);
+    const levels = Array.from({ length: meta.num_levels }, (_, place) => [`${place + 1}`, `${place + 1}`]);
+    const options = all ? [["", all], ...levels] : levels;
+    return explorer.selectBox("level", options, `${chosen ?? ""}`, (value) => onChange(Number(value) || null));
   };
 
   explorer.decodedPath = (code) => {

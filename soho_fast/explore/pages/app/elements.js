@@ -39,6 +39,49 @@
   explorer.formatPlural = (number, one, several = `${one}s`) =>
     `${explorer.formatCount(number)} ${number === 1 ? one : several}`;
 
+  explorer.notice = (...children) => explorer.element("p", { class: "notice" }, children);
+
+  explorer.card = (heading, hint, ...children) => {
+    const { element } = explorer;
+    const about = hint && element("p", { class: "hint" }, hint);
+    return element("section", { class: "card", "aria-label": heading }, element("h2", {}, heading), about, children);
+  };
+
+  // A table of such a class, `body` being its tbody.
+  explorer.table = (name, heads, body) => {
+    const { element } = explorer;
+    const cells = heads.map((words) => element("th", { scope: "col", dir: "auto" }, words));
+    return element("table", { class: name }, element("thead", {}, element("tr", {}, cells)), body);
+  };
+
+  // One of some values to choose, [[value, what it is called]], as buttons or as a box that opens; `onChange` is called
+  // with the new one.
+  explorer.choices = (label, options, chosen, onChange) => {
+    const { element } = explorer;
+    const change = ({ target }) => onChange(target.value);
+    const made = options.map(([value, words]) => {
+      const button = { type: "radio", name: label, value, checked: value === chosen, change };
+      return element("label", { class: "choice" }, element("input", button), element("span", {}, words));
+    });
+    return element("fieldset", { class: "choices", "aria-label": label }, made);
+  };
+  explorer.selectBox = (label, options, chosen, onChange) => {
+    const { element } = explorer;
+    const made = options.map(([value, words]) => element("option", { value, selected: value === chosen }, words));
+    const box = element("select", { name: label, change: ({ target }) => onChange(target.value) }, made);
+    return element("label", {}, `${label} `, box);
+  };
+
+  // Links to the pages of the number before and of the one after, of `count`.
+  explorer.walk = (page, number, count, parameters) => {
+    const link = (rel, target, words) =>
+      target < 0 || target >= count
+        ? explorer.element("span", { class: "button", "aria-disabled": "true" }, words)
+        : explorer.element("a", { class: "button", rel, href: explorer.address(page, `${target}`, parameters) }, words);
+    const links = [link("prev", number - 1, "← previous"), link("next", number + 1, "next →")];
+    return explorer.element("nav", { class: "walk", "aria-label": "previous and next" }, links);
+  };
+
   // Calls `act` with each element of `elements` when it first comes near the window. Returns a function that adds more.
   explorer.whenNear = (act) => {
     const observer = new IntersectionObserver(
@@ -54,19 +97,33 @@
     return (element) => observer.observe(element);
   };
 
-  // A text by somebody else, of any length and in any direction: what is too long is folded.
-  explorer.foreignText = (text, tag = "p") => {
+  // Puts `children` into `box`, at first so many. Returns a button that adds the rest, null where there is none.
+  explorer.fold = (box, children, most) => {
+    box.append(...children.slice(0, most));
+    if (children.length <= most) return null;
+    const more = explorer.element("button", { type: "button", class: "quiet" }, `show all ${children.length}`);
+    more.addEventListener("click", () => {
+      box.append(...children.slice(most));
+      more.remove();
+    });
+    return more;
+  };
+
+  // A text by somebody else, of any length and in any direction: what is too long is folded. `mark` makes a list of
+  // texts and elements of a text.
+  explorer.foreignText = (text, tag = "p", mark = (part) => [part]) => {
     const { element } = explorer;
     const LONGEST = 400;
-    if (text.length <= LONGEST) return element(tag, { class: "foreign", dir: "auto" }, text);
-    const shown = document.createTextNode(`${text.slice(0, LONGEST)}… `);
-    const button = element("button", { type: "button", class: "quiet", "aria-expanded": "false" }, "show all");
-    button.addEventListener("click", () => {
-      const open = button.getAttribute("aria-expanded") === "true";
-      shown.data = open ? `${text.slice(0, LONGEST)}… ` : `${text} `;
-      button.textContent = open ? "show all" : "show less";
-      button.setAttribute("aria-expanded", String(!open));
-    });
+    if (text.length <= LONGEST) return element(tag, { class: "foreign", dir: "auto" }, mark(text));
+    const shown = element("span");
+    const button = element("button", { type: "button", class: "quiet" });
+    const show = (open) => {
+      shown.replaceChildren(...mark(open ? text : `${text.slice(0, LONGEST)}…`), " ");
+      button.textContent = open ? "show less" : "show all";
+      button.setAttribute("aria-expanded", String(open));
+    };
+    button.addEventListener("click", () => show(button.getAttribute("aria-expanded") === "false"));
+    show(false);
     return element(tag, { class: "foreign", dir: "auto" }, shown, button);
   };
 
@@ -80,6 +137,19 @@
           ? explorer.element("a", { href: part, rel: "noreferrer noopener", target: "_blank" }, part)
           : part,
       );
+
+  // A text in parts: of each of the words in `known`, spelling -> value, the longest first, what `mark` makes of the
+  // text and the value.
+  explorer.markWords = (text, known, mark) => {
+    const lower = text.toLowerCase();
+    const words = [...known.keys()].filter((word) => lower.includes(word)).sort((a, b) => b.length - a.length);
+    if (!words.length) return [text];
+    const escaped = words.map((word) => word.replace(/[\\^$.*+?()[\]{}|/]/g, "\\$&"));
+    const isLetter = "[\\p{L}\\p{M}\\p{N}]";
+    return text
+      .split(new RegExp(`(?<!${isLetter})(${escaped.join("|")})(?!${isLetter})`, "giu"))
+      .map((part) => (known.has(part.toLowerCase()) ? mark(part, known.get(part.toLowerCase())) : part));
+  };
 
   // What the images of a page owe to others: `numbers` of entries of meta.licences, all where it is left out.
   explorer.licenceLine = (meta, numbers = meta.licences.map((_, number) => number)) => {

@@ -6,19 +6,6 @@
 
   const FIRST_CHIPS = 24;
 
-  const walk = (number, meta, code) => {
-    const link = (rel, target, words) =>
-      target < 0 || target >= meta.num_shown
-        ? element("span", { class: "button", "aria-disabled": "true" }, words)
-        : element("a", { class: "button", rel, href: explorer.address("image", String(target), { code }) }, words);
-    return element(
-      "nav",
-      { class: "walk", "aria-label": `${explorer.noun}s` },
-      link("prev", number - 1, "← previous"),
-      link("next", number + 1, "next →"),
-    );
-  };
-
   // The codes of an image, those with most patches first.
   const countsByCode = (index) => {
     const counts = new Map();
@@ -36,33 +23,16 @@
     view.patches.forEach((patch, number) => patch?.classList.toggle("hidden-patch", hidden.has(number)));
     const right = patches.filter(({ guesses }) => guesses.length && guesses[0][0] === code).length;
 
-    const guessRows = patches.map(({ patch, guesses }) =>
-      element(
-        "li",
-        {},
-        element(
-          "span",
-          { class: "hint" },
-          `row ${Math.floor(patch / image.columns) + 1}, column ${(patch % image.columns) + 1}`,
-        ),
-        element(
-          "span",
-          { class: "guesses" },
-          guesses.map(([guess, probability]) =>
-            element(
-              "a",
-              {
-                class: guess === code ? "chip right" : "chip",
-                href: explorer.address("code", String(guess)),
-                title: wall.word[guess] ?? "",
-              },
-              explorer.codeCrop(wall, guess, 28),
-              `${explorer.codeName(guess)} · ${formatPercent(probability)}`,
-            ),
-          ),
-        ),
-      ),
-    );
+    const guessRows = patches.map(({ patch, guesses }) => {
+      const where = `row ${Math.floor(patch / image.columns) + 1}, column ${(patch % image.columns) + 1}`;
+      const chips = guesses.map(([guess, probability]) => {
+        const name = guess === code ? "chip right" : "chip";
+        const link = { class: name, href: explorer.address("code", String(guess)), title: wall.word[guess] ?? "" };
+        const text = `${explorer.codeName(guess)} · ${formatPercent(probability)}`;
+        return element("a", link, explorer.codeCrop(wall, guess, 28), text);
+      });
+      return element("li", {}, element("span", { class: "hint" }, where), element("span", { class: "guesses" }, chips));
+    });
     return element(
       "section",
       { class: "masked" },
@@ -80,12 +50,13 @@
   };
 
   const showImage = async (root, number, parameters, meta) => {
-    const [image, wall, server] = await Promise.all([
+    const [image, wall, server, words] = await Promise.all([
       explorer.loadImage(number),
       explorer.loadWall(),
       explorer.load("server"),
+      meta.has_captions ? explorer.load("words").catch(() => []) : [], // The page says the rest without them.
     ]);
-    const asked = parameters.get("code");
+    const [asked, askedWord] = ["code", "word"].map((name) => parameters.get(name));
     const lit = asked !== null && image.index.includes(Number(asked)) ? Number(asked) : null;
     // The level that is asked for, or that of the code.
     const size = image.rows * image.columns;
@@ -95,88 +66,118 @@
     const counts = new Map(countsByCode(index));
     const source = explorer.imagePath(number);
 
+    // What can be lit: {codes, name}, `asked` in the address of this page, `href` of its own page.
+    const ofCode = (code) => {
+      const name = `code ${explorer.codeName(code)}`;
+      return { codes: [code], name, asked: { code }, href: explorer.address("code", String(code)) };
+    };
+    const ofWord = (word, codes) => ({ codes, name: word, asked: { word }, href: explorer.address("words", word) });
+    const known = new Map(); // word, in all its forms, to what it lights
+    for (const { word, forms, codes } of words.filter((each) => each.codes.length)) {
+      const one = ofWord(word, codes.map(({ code }) => code));
+      for (const form of [word, ...forms]) known.set(form, one);
+    }
+    let kept = known.get(askedWord) ?? (lit === null ? null : ofCode(lit)); // Lit while nothing is pointed at.
+
     const status = element("p", { class: "status", role: "status" });
-    const tell = (code) => {
-      if (code === null) {
-        status.replaceChildren(
+    let current;
+    const show = (one) => {
+      const codes = one && one.codes;
+      map.light(codes);
+      const count = view.light(codes);
+      for (const { one: own, button } of buttons) {
+        button.classList.toggle("lit", !!codes?.some((code) => own.codes.includes(code)));
+        button.setAttribute("aria-pressed", String(own === kept));
+      }
+      if (one === current) return; // A link that is being clicked stays.
+      current = one;
+      if (one === null) {
+        status.textContent =
           asked !== null && lit === null
             ? `No patch here has code ${explorer.codeName(asked)}.`
-            : "Point at a patch to see its code and all other patches of it; a click opens the code.",
-        );
+            : "Point at a patch, or at a word, to see where its codes lie; a click on a patch opens its code.";
         return;
       }
       status.replaceChildren(
-        element("a", { href: explorer.address("code", String(code)) }, `code ${explorer.codeName(code)}`),
-        element("span", { dir: "auto" }, says(wall, code)),
-        ` · ${formatPlural(counts.get(code), "patch", "patches")} here`,
+        one.href ? element("a", { href: one.href, dir: "auto" }, one.name) : one.name,
+        element("span", { dir: "auto" }, one.asked?.code === undefined ? "" : says(wall, one.asked.code)),
+        ` · ${formatPlural(count, "patch", "patches")} here`,
       );
     };
+    // A button that lights what it stands for while it is pointed at or has the focus; a click keeps it lit.
+    const buttons = [];
+    const lightButton = (one, className, ...children) => {
+      const [on, off] = [() => show(one), () => show(kept)];
+      const click = () => {
+        kept = kept === one ? null : one;
+        show(kept);
+        explorer.replaceAddress("image", String(number), { level: level === 1 ? "" : level, ...kept?.asked });
+      };
+      const lights = { pointerenter: on, focus: on, pointerleave: off, blur: off, click };
+      const button = element("button", { type: "button", class: className, ...lights }, children);
+      buttons.push({ one, button });
+      return button;
+    };
+
     const caption = image.captions.find((text) => text.trim() !== "");
     const title = `${explorer.isSound ? "Clip" : "Image"} ${number}`;
     const label = caption === undefined ? `${explorer.noun} ${number}` : caption.slice(0, 200);
-    const show = (code) => {
-      view.light(code);
-      tell(code);
-      for (const chip of made) chip.classList.toggle("lit", chip.dataset.code === String(code));
-    };
-    const view = explorer.imageWithPatches({ ...image, index }, source, label, (code) => show(code ?? lit));
-    const nameOf = (patch) => explorer.codeName(Number(patch.dataset.code));
-    view.patches.forEach((patch) => patch?.append(element("span", { class: "patch-code" }, nameOf(patch))));
+    const onPoint = (code) => show(code === null ? kept : ofCode(code));
+    const shown = { ...image, index };
+    const view = explorer.imageWithPatches(shown, source, label, onPoint);
+    const colourOf = explorer.codeColours(wall);
+    const map = explorer.imageWithPatches(shown, null, `the codes of ${explorer.noun} ${number} as colours`, onPoint);
+    for (const patch of map.patches.filter((one) => one !== null)) {
+      const code = Number(patch.dataset.code);
+      patch.style.setProperty("--colour", colourOf(code));
+      patch.append(element("span", { class: "patch-code" }, explorer.codeName(code)));
+    }
+    const views = element("div", { class: explorer.isSound ? "strip" : "image-views" }, view.root, map.root);
+    if (explorer.isSound) {
+      views.style.setProperty("--least", `${12 * image.columns}px`); // A long clip is scrolled.
+      map.root.style.aspectRatio = `${image.columns} / 2`;
+    }
 
-    const made = [...counts].map(([code, count]) =>
-      element(
-        "a",
-        {
-          class: "chip",
-          href: explorer.address("code", String(code)),
-          dataset: { code },
-          pointerenter: () => show(code),
-          pointerleave: () => show(lit),
-          focus: () => show(code),
-          blur: () => show(lit),
-        },
-        explorer.codeCrop(wall, code, 28),
-        element("span", { dir: "auto" }, `${explorer.codeName(code)} ${wall.name[code] ?? ""}`.trim()),
-        count > 1 ? element("span", { class: "hint" }, `${count} patches`) : null,
-      ),
+    // The legend: codes by their word; without captions, and where a code has a name, each by itself.
+    const isAlone = (key) => typeof key === "number";
+    const groups = Map.groupBy(counts.keys(), (code) =>
+      wall.label[code] !== null || !meta.has_captions ? code : wall.word[code],
     );
-    const chips = element("div", { class: "chips" }, made.slice(0, FIRST_CHIPS));
-    const more = element("button", { type: "button", class: "quiet" }, `show all ${made.length}`);
-    more.addEventListener("click", () => chips.replaceChildren(...made));
-    if (made.length > FIRST_CHIPS) chips.append(more);
-    show(lit);
-
-    const toggle = element("input", {
-      type: "checkbox",
-      checked: parameters.get("numbers") !== "no",
-      change: ({ target }) => {
-        view.root.classList.toggle("without-numbers", !target.checked);
-        explorer.replaceAddress("image", String(number), { code: asked, numbers: target.checked ? "" : "no" });
-      },
+    const legend = [...groups].map(([word, codes]) => {
+      const one = isAlone(word) ? ofCode(word) : word === null ? { codes, name: "no word" } : ofWord(word, codes);
+      const count = codes.reduce((sum, code) => sum + counts.get(code), 0);
+      return lightButton(
+        one,
+        "chip",
+        element("span", { class: "swatch", style: { background: colourOf(codes[0]) } }),
+        element("span", { dir: "auto" }, wall.label[codes[0]] ?? one.name),
+        element("span", { class: "hint" }, formatPlural(count, "patch", "patches")),
+      );
     });
-    view.root.classList.toggle("without-numbers", explorer.isSound || !toggle.checked);
-    if (explorer.isSound) view.root.style.minWidth = `${12 * image.columns}px`; // A long clip is scrolled.
+    const chips = element("div", { class: "chips" });
+    const more = explorer.fold(chips, legend, FIRST_CHIPS);
+    const marked = (text) => explorer.markWords(text, known, (part, one) => lightButton(one, "said", part));
 
-    const captions = image.captions.length
-      ? element(
-          "ul",
-          { class: "captions" },
-          image.captions.map((caption) => explorer.foreignText(caption, "li")),
-        )
+    const walk = explorer.walk("image", number, meta.num_shown, { code: asked, word: askedWord });
+    const texts = image.captions.map((each) => explorer.foreignText(each, "li", marked));
+    const captions = texts.length
+      ? element("ul", { class: "captions" }, texts)
       : element("p", { class: "nothing" }, "It has none.");
+    const from = meta.sources[image.source]?.name ?? "an unknown data set";
+    const origin = `${image.name}, of ${from}; shown ${explorer.isSound ? "as its spectrogram" : "smaller"}.`;
+    const ask = { class: "button", href: explorer.address("ask", "", { image: number }) };
+    show(kept);
     root.append(
-      element("div", { class: "title" }, element("h1", {}, title), walk(number, meta, asked)),
+      element("div", { class: "title" }, element("h1", {}, title), walk),
       element(
         "div",
         { class: "image-view" },
         element(
           "div",
           { class: "image-stage" },
-          explorer.isSound ? element("div", { class: "strip" }, view.root) : view.root,
+          views,
           status,
-          explorer.isSound
-            ? explorer.playButton("play the clip", [[number, 0, 1]])
-            : element("label", { class: "choice-line" }, toggle, " numbers of the codes"),
+          explorer.isSound && explorer.playButton("play the clip", [[number, 0, 1]]),
           explorer.levelBox(meta, level, (chosen) => {
             location.hash = explorer.address("image", String(number), { level: chosen });
           }),
@@ -187,22 +188,13 @@
           element("h2", {}, "Captions"),
           captions,
           element("h2", {}, "Codes"),
+          element("p", { class: "hint" }, "The colours of the patches; codes with the same word look alike."),
           chips,
+          more,
           element("h2", {}, "Origin"),
-          element(
-            "p",
-            { class: "foreign", dir: "auto" },
-            `${image.name}, of ${meta.sources[image.source]?.name ?? "an unknown data set"}; shown `,
-            explorer.isSound ? "as its spectrogram." : "smaller.",
-          ),
+          element("p", { class: "foreign", dir: "auto" }, origin),
           explorer.licenceLine(meta, image.licences),
-          server
-            ? element(
-                "a",
-                { class: "button", href: explorer.address("ask", "", { image: number }) },
-                `ask about this ${explorer.noun}`,
-              )
-            : null,
+          server && element("a", ask, `ask about this ${explorer.noun}`),
         ),
       ),
       image.masked ? masked(image, wall, source) : "",

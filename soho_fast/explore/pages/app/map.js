@@ -16,7 +16,7 @@
       const [wall, timeline] = await Promise.all([explorer.loadWall(), explorer.load("timeline").catch(() => null)]);
       if (!meta.num_channels) {
         const nothing = "The codebook of these codes is not known here, so nothing tells which are close.";
-        root.append(element("h1", {}, "Map"), element("p", { class: "notice" }, nothing));
+        root.append(element("h1", {}, "Map"), explorer.notice(nothing));
         return;
       }
       const level = explorer.levelOf(parameters, meta, 1);
@@ -118,13 +118,12 @@
         return true;
       };
 
-      // From few, blue, to many, red; words by a hue of their letters.
+      // From few, blue, to many, red.
       const ramp = (share) => `hsl(${230 - 220 * share} 75% 45%)`;
-      const hueOf = (word) => [...word].reduce((sum, letter) => (sum * 31 + letter.codePointAt(0)) % 360, 7);
+      const byWord = explorer.codeColours(wall);
       const colourOf = (code, otherwise) => {
         if (colouring === "usage") return ramp(Math.log1p(wall.tokens[code]) / Math.log1p(most));
-        const name = wall.name[code];
-        if (colouring === "word") return name === null ? "#888888" : `hsl(${hueOf(name)} 65% 45%)`;
+        if (colouring === "word") return byWord(code);
         if (colouring === "age") return ramp((ages[code] ?? 0) / Math.max(timeline.last_step, 1));
         return otherwise;
       };
@@ -437,19 +436,20 @@
           element("strong", {}, explorer.codeName(code)),
           element("span", { dir: "auto" }, wall.tokens[code] ? (wall.name[code] ?? "") : "unused"),
         );
-      const choose = (words, name, values, chosen) => {
-        if (values.length < 2) return null;
-        const go = ({ target }) => (location.hash = addressWith({ [name]: target.value }));
-        const box = element("select", { name, change: go });
-        box.append(...values.map((value) => element("option", { value, selected: value === chosen }, value || "none")));
-        return element("label", {}, `${words} `, box);
-      };
+      const choose = (name, values, chosen) =>
+        values.length > 1 &&
+        explorer.selectBox(
+          name,
+          values.map((value) => [value, value || "none"]),
+          chosen,
+          (value) => (location.hash = addressWith({ [name]: value })),
+        );
       const controls = element(
         "div",
         { class: "controls" },
         explorer.levelBox(meta, level, (value) => (location.hash = addressWith({ level: value }))),
-        choose("by", "by", maps, projection),
-        choose("colour", "colour", colourings, colouring),
+        choose("by", maps, projection),
+        choose("colour", colourings, colouring),
         element("label", {}, lassoBox, " lasso: enclose codes to list them"),
       );
       // The list is made when it is opened.

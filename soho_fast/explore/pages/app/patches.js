@@ -47,24 +47,62 @@
     return tile;
   };
 
+  // The whole image of an occurrence, its patch lit, so many pixels wide or high, whichever is more.
+  explorer.whole = ([image, row, column, , rows, columns], size) => {
+    const ratio = explorer.isSound ? 2 : columns / rows;
+    const [left, top, width, height] = [column / columns, row / rows, 1 / columns, 1 / rows].map((n) => `${100 * n}%`);
+    const tile = element(
+      "div",
+      {
+        class: "crop whole",
+        dataset: { image: explorer.imagePath(image) },
+        style: { width: `${size * Math.min(1, ratio)}px`, aspectRatio: ratio },
+      },
+      element("div", { class: "crop-patch", style: { left, top, width, height } }),
+    );
+    showWhenNear(tile);
+    return tile;
+  };
+
   // What stands for a code: its medoid's patch, or an empty tile where it is unused.
   explorer.codeCrop = (wall, code, size, around = explorer.around) =>
     wall.medoid[code]
       ? explorer.crop(wall.medoid[code], size, around)
       : element("div", { class: "crop crop-unused", style: { width: size === null ? "100%" : `${size}px` } });
 
+  // Returns a function from a code to its colour, the same in every image: hue by its direction from the middle of the
+  // map, lightness by how far away it lies. Codes of one word look nearly alike, so that an object is one region.
+  // The surer the word, the stronger the colour; beside codes with words, those without are nearly grey.
+  explorer.codeColours = (wall) => {
+    const surest = new Map(); // word -> code
+    wall.word.forEach((word, code) => {
+      if (word !== null && !(wall.lift_low[surest.get(word)] >= wall.lift_low[code])) surest.set(word, code);
+    });
+    const most = wall.lift_low.reduce((greatest, low) => Math.max(greatest, low ?? 1), 1);
+    return (code) => {
+      const of = surest.get(wall.word[code]) ?? code;
+      // Without a map: places that lie apart.
+      const x = (wall.x_near[of] ?? wall.x[of] ?? (0.755 * of) % 1) - 0.5;
+      const y = (wall.y_near[of] ?? wall.y[of] ?? (0.57 * of) % 1) - 0.5;
+      const lightness = 46 + 28 * Math.min(1, 4 * (x * x + y * y)) + 12 * ((0.618 * code) % 1);
+      const chroma = most > 1 ? 0.015 + (0.135 * Math.log(wall.lift_low[of] ?? 1)) / Math.log(most) : 0.14;
+      const hue = (Math.atan2(y, x) * 180) / Math.PI + 180;
+      return `oklch(${lightness.toFixed(1)}% ${chroma.toFixed(3)} ${hue.toFixed(1)})`;
+    };
+  };
+
   // An image with its patches over it, as links to their codes.
   //   image: {index, rows, columns, patches_high, patches_wide, width, height}, see bundle.py; `source`: address of the
-  //   image; `label`: what it shows, for those who do not see it.
+  //   image, null for the patches alone; `label`: what it shows, for those who do not see it.
   //   onPoint(code, patch): called with what the pointer or the focus is on, with (null, null) when it leaves. Where
   //   `index` is null no code is known of any patch, and the patches are no links.
   // Returns {root, patches, light, shade}: `patches` are the links, row by row, null where a patch has no code;
-  //   light(code) lights the patches of a code, of none where it is null; shade(values) paints one value of 0 to 1 a
-  //   patch, or nothing where it is null.
+  //   light(codes) lights the patches of some codes and returns how many, or shows all alike where it is null;
+  //   shade(values) paints one value of 0 to 1 a patch, or nothing where it is null.
   explorer.imageWithPatches = (image, source, label, onPoint = () => {}) => {
     const { index, rows, columns, patches_high: high, patches_wide: wide } = image;
     const root = element("div", {
-      class: "patches",
+      class: source ? "patches" : "patches code-map",
       role: "group",
       "aria-label": label,
       // A high image is made narrower, that more than a strip of it is seen at once.
@@ -73,7 +111,7 @@
         maxWidth: `max(80px, ${(150 * image.width) / image.height}vh)`,
       },
     });
-    root.append(element("img", { src: source, alt: label, width: image.width, height: image.height }));
+    if (source) root.append(element("img", { src: source, alt: label, width: image.width, height: image.height }));
 
     const patches = Array.from({ length: rows * columns }, (_, patch) => {
       const code = index ? index[patch] : null;
@@ -98,9 +136,19 @@
     root.append(...present);
     if (present.length) present[0].tabIndex = 0;
 
-    const light = (code) => {
-      root.classList.toggle("has-light", code !== null);
-      for (const patch of present) patch.classList.toggle("lit", patch.dataset.code === String(code));
+    const light = (codes) => {
+      root.classList.toggle("has-light", codes !== null);
+      const isLit = (patch) => !!patch && !!codes?.includes(Number(patch.dataset.code));
+      for (const patch of present) {
+        // Lines only where the next patch is not lit too.
+        const number = Number(patch.dataset.patch);
+        const [isFirst, isLast] = [number % columns === 0, number % columns === columns - 1];
+        const beside = [number - columns, isLast ? -1 : number + 1, number + columns, isFirst ? -1 : number - 1];
+        const widths = beside.map((other) => (isLit(patches[other]) ? 0 : "2.5px")).join(" ");
+        patch.style.borderWidth = isLit(patch) ? widths : "";
+        patch.classList.toggle("lit", isLit(patch));
+      }
+      return present.filter(isLit).length;
     };
     const shade = (values) => {
       root.classList.toggle("has-shade", values !== null);

@@ -2,7 +2,7 @@
 
 // How the codebook came about: curves from the run's log, events, and the unused codes.
 (() => {
-  const { element, charts, formatCount, formatPlural } = explorer;
+  const { element, card, charts, formatCount, formatPlural } = explorer;
   const FIRST_SHOWN = 60;
   const FIRST_CHIPS = 12;
   const NUM_BINS = 48;
@@ -24,15 +24,6 @@
     "reset codes": "Codes reset since the previous point.",
     "codebook drift": "How far one step moves the codes, in units of the codebook's spread.",
   };
-
-  const card = (heading, hint, ...children) =>
-    element(
-      "section",
-      { class: "card", "aria-label": heading },
-      element("h2", {}, heading),
-      hint ? element("p", { class: "hint" }, hint) : null,
-      children,
-    );
 
   const curves = ({ series, events }) =>
     series.map(({ name, points }) => {
@@ -74,11 +65,9 @@
           element("span", { class: "hint" }, `step ${formatCount(step)}`),
         ),
       );
-    const chips = element("div", { class: "chips resets" }, links.slice(0, FIRST_CHIPS));
-    const more = element("button", { type: "button", class: "quiet" }, `show all ${formatCount(links.length)}`);
-    more.addEventListener("click", () => chips.replaceChildren(...links));
-    if (links.length > FIRST_CHIPS) chips.append(more);
-    return card("Codes that were unused and reset", hint, charts.histogram({ counts, edges, label }), chips);
+    const chips = element("div", { class: "chips resets" });
+    const more = explorer.fold(chips, links, FIRST_CHIPS);
+    return card("Codes that were unused and reset", hint, charts.histogram({ counts, edges, label }), chips, more);
   };
 
   const unusedCodes = ({ reset, unused_since: unusedSince, num_snapshots: numSnapshots }, tokens) => {
@@ -92,7 +81,7 @@
     const unknown =
       "This training left one state of the codebook's usage alone: since when a code is unused is not known, but " +
       "for those that never were used.";
-    const note = known ? null : element("p", { class: "notice" }, unknown);
+    const note = known ? null : explorer.notice(unknown);
     const none = known
       ? "Every code had assigned features in training, and has some here."
       : "Every code has assigned features here.";
@@ -113,23 +102,14 @@
         element("td", { class: "number" }, step(at, "not known")),
         element("td", { class: "number" }, formatCount(count)),
       );
-    const body = element("tbody", {}, codes.slice(0, FIRST_SHOWN).map(row));
-    const more = element("button", { type: "button", class: "quiet" }, `show all ${formatCount(codes.length)}`);
-    more.addEventListener("click", () => {
-      body.replaceChildren(...codes.map(row));
-      more.remove();
-    });
+    const body = element("tbody");
+    const more = explorer.fold(body, codes.map(row), FIRST_SHOWN);
     const head = ["code", "unused in training since", "last reset at", "tokens here"];
     return [
       note,
       known ? element("p", { class: "hint" }, total) : null,
-      element(
-        "table",
-        { class: "lifts unused" },
-        element("thead", {}, element("tr", {}, head.map((words) => element("th", { scope: "col" }, words)))),
-        body,
-      ),
-      codes.length > FIRST_SHOWN ? more : null,
+      explorer.table("lifts unused", head, body),
+      more,
     ];
   };
 
@@ -138,9 +118,7 @@
     root.append(element("div", { class: "title" }, element("h1", {}, "Timeline")));
     if (timeline === null) {
       root.append(
-        element(
-          "p",
-          { class: "notice" },
+        explorer.notice(
           "Nothing is known of this codebook's training: no run's log lay beside the model when this explorer was " +
             "built. The explorer of a run, built from its folder, shows when codes were reset and since when they " +
             "are unused.",
@@ -152,13 +130,8 @@
     const items = sentences.map((text) => element("li", {}, text));
     if (items.length) root.append(element("ul", { class: "sentences" }, items));
     if (!series.length) {
-      root.append(
-        element(
-          "p",
-          { class: "notice" },
-          "The model has no run's log (log.jsonl) beside it, or one that says nothing of the codebook.",
-        ),
-      );
+      const nothing = "The model has no run's log (log.jsonl) beside it, or one that says nothing of the codebook.";
+      root.append(explorer.notice(nothing));
     }
     const cards = [...curves(timeline), resetsOf(timeline), eventList(timeline)].filter(Boolean);
     root.append(element("div", { class: "cards" }, cards));

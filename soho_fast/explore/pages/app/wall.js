@@ -29,7 +29,7 @@
     },
     number: { words: "number", value: (wall) => wall.tokens.map((_, code) => code), down: false, tell: () => "" },
   };
-  const SHOWN = ["alone", "decoded"]; // what tiles may show in the place of a patch and what is around it
+  const SHOWN = { "": "with surroundings", alone: "patches alone", decoded: "decoded" };
   const USE = { "": "all", active: "active", unused: "unused", kept: "kept" };
 
   const sortedCodes = (wall, { value, down }) => {
@@ -67,8 +67,9 @@
       shown === "decoded"
         ? element("img", { class: "crop", src: explorer.decodedPath(code), alt: "", loading: "lazy" })
         : explorer.codeCrop(wall, code, 120, shown === "alone" ? 0 : explorer.around),
-      element("span", { class: "tile-number" }, explorer.codeName(code)),
       element("span", { class: "tile-word", dir: "auto" }, wall.tokens[code] === 0 ? "unused" : wall.name[code]),
+      wall.medoid[code] ? explorer.whole(wall.medoid[code], 38) : "",
+      element("span", { class: "tile-number" }, explorer.codeName(code)),
       element("span", { class: "tile-value" }, tile.dataset.value),
     );
   };
@@ -101,21 +102,14 @@
   };
 
   const measures = (meta) => {
-    const shown = Object.entries(meta.measures).map(([name, value]) => [
-      name,
-      name.startsWith("share") ? formatPercent(value) : formatNumber(value),
-    ]);
-    return shown.length
-      ? element(
-          "p",
-          { class: "measures" },
-          `${shown.map((pair) => pair.join(": ")).join("; ")}.`,
-          meta.has_captions
-            ? ` A code is associated with a word that the captions of its ${explorer.noun}s have more often than ` +
-                "chance explains."
-            : null,
-        )
-      : "";
+    const shown = Object.entries(meta.measures).map(
+      ([name, value]) => `${name}: ${name.startsWith("share") ? formatPercent(value) : formatNumber(value)}`,
+    );
+    const associated =
+      ` A code is associated with a word that the captions of its ${explorer.noun}s have more often than chance ` +
+      "explains.";
+    if (!shown.length) return "";
+    return element("p", { class: "measures" }, `${shown.join("; ")}.`, meta.has_captions && associated);
   };
 
   const summary = (meta) => {
@@ -130,8 +124,8 @@
             "bottom; a code's page plays them. "
         : "The model describes each image by a grid of numbers: each number, a code, stands for what a small patch " +
             "of the image looks like. This page shows what each code stands for. ",
-      "A tile shows the most typical patch of a code, outlined, and what is around it",
-      meta.has_captions ? `; below it stands the word most specific to the captions of its ${explorer.noun}s. ` : ". ",
+      `A tile shows the most typical patch of a code, outlined, and below it where in its ${explorer.noun} it lies. `,
+      meta.has_captions && `The word is the one most specific to the captions of the code's ${explorer.noun}s. `,
       meta.num_levels > 1
         ? `A patch has a code of each of ${meta.num_levels} levels: code 2.17 is code 17 of the second level. `
         : null,
@@ -192,7 +186,7 @@
         sort: known.includes(parameters.get("sort")) ? parameters.get("sort") : first,
         show: Object.hasOwn(USE, parameters.get("show")) ? parameters.get("show") : "",
         word: parameters.get("word") ?? "",
-        patches: SHOWN.includes(parameters.get("patches")) ? parameters.get("patches") : "",
+        patches: Object.hasOwn(SHOWN, parameters.get("patches")) ? parameters.get("patches") : "",
       };
 
       const tiles = makeTiles(wall);
@@ -240,47 +234,18 @@
         explorer.replaceAddress("wall", "", { ...state, sort: state.sort === first ? "" : state.sort });
       };
 
-      const option =
-        (chosen) =>
-        ([value, { words }]) =>
-          element("option", { value, selected: value === chosen }, words);
-      const sortBox = element("select", { change: ({ target }) => change("sort", target.value) });
-      sortBox.append(...known.map((name) => option(state.sort)([name, SORTS[name]])));
       const wordBox = element("input", {
         type: "search",
         value: state.word,
         placeholder: "any word",
         input: ({ target }) => change("word", target.value),
       });
-      const shownBox = (shown, words) =>
-        element(
-          "label",
-          {},
-          element("input", {
-            type: "checkbox",
-            checked: state.patches === shown,
-            change: ({ target }) => {
-              change("patches", target.checked ? shown : "");
-              tiles.filter((tile) => tile.firstChild).forEach(fillOne);
-              for (const box of root.querySelectorAll(".controls [type=checkbox]")) box.checked &&= box === target;
-            },
-          }),
-          ` ${words}`,
-        );
-      const choices = Object.entries(USE).map(([value, words]) =>
-        element(
-          "label",
-          { class: "choice" },
-          element("input", {
-            type: "radio",
-            name: "show",
-            value,
-            checked: value === state.show,
-            change: () => change("show", value),
-          }),
-          element("span", {}, words),
-        ),
-      );
+      const shown = Object.entries(SHOWN).filter(([name]) => name !== "decoded" || meta.has_decoded);
+      const changeShown = (value) => {
+        change("patches", value);
+        tiles.filter((tile) => tile.firstChild).forEach(fillOne);
+      };
+      const sorts = known.map((name) => [name, SORTS[name].words]);
       fill();
       root.append(
         element("h1", {}, "The dictionary"),
@@ -290,12 +255,11 @@
         element(
           "div",
           { class: "controls" },
-          element("label", {}, "sort by ", sortBox),
-          element("fieldset", { class: "choices", "aria-label": "codes shown" }, choices),
+          explorer.selectBox("sort by", sorts, state.sort, (value) => change("sort", value)),
+          explorer.choices("codes shown", Object.entries(USE), state.show, (value) => change("show", value)),
           meta.has_captions ? element("label", {}, "word ", wordBox) : null,
           explorer.levelBox(meta, state.level, (level) => change("level", level), "all"),
-          shownBox("alone", "patches alone"),
-          meta.has_decoded ? shownBox("decoded", "decoded") : null,
+          explorer.choices("what tiles show", shown, state.patches, changeShown),
           element("button", { type: "button", click: () => saveTable(wall, codesShown, meta) }, "save as CSV"),
           explorer.notesButtons(meta, fill),
           found,

@@ -4,6 +4,7 @@
 (() => {
   const { element, formatCount, formatNumber, formatPercent, formatPlural } = explorer;
 
+  const [MOST_CODES, IMAGES_SHOWN] = [8, 12]; // of a word
   const FILTERS = { "": "all", with: "with a code", without: "without a code" };
   const SORTS = {
     word: (a, b) => (a.word < b.word ? -1 : 1),
@@ -27,21 +28,15 @@
       return row;
     });
   };
-  const fillRow = (row, { word, images, codes }, wall) =>
+  const fillRow = (row, { word, images, codes }, wall) => {
+    const crops = codes.slice(0, 4).map(({ code }) => explorer.codeCrop(wall, code, 40));
+    const counts = [formatPlural(images, explorer.noun), codes.length ? formatPlural(codes.length, "code") : "no code"];
     row.append(
-      element(
-        "span",
-        { class: "word-crops" },
-        codes.slice(0, 4).map(({ code }) => explorer.codeCrop(wall, code, 40)),
-      ),
+      element("span", { class: "word-crops" }, crops),
       element("span", { class: "word-text foreign", dir: "auto" }, word),
-      element(
-        "span",
-        { class: "word-counts" },
-        element("span", {}, formatPlural(images, explorer.noun)),
-        element("span", {}, codes.length ? formatPlural(codes.length, "code") : "no code"),
-      ),
+      element("span", { class: "word-counts" }, counts.map((text) => element("span", {}, text))),
     );
+  };
 
   const showAll = (root, words, wall, parameters, meta) => {
     const state = {
@@ -79,25 +74,7 @@
       input: ({ target }) => change("search", target.value),
       keydown: ({ key }) => key === "Enter" && list.querySelector("a")?.click(),
     });
-    const choices = Object.entries(FILTERS).map(([value, text]) =>
-      element(
-        "label",
-        { class: "choice" },
-        element("input", {
-          type: "radio",
-          name: "filter",
-          value,
-          checked: value === state.filter,
-          change: () => change("filter", value),
-        }),
-        element("span", {}, text),
-      ),
-    );
-    const sortBox = element("select", { change: ({ target }) => change("sort", target.value) });
-    for (const value of Object.keys(SORTS)) {
-      const text = value === "images" ? `${explorer.noun}s` : value;
-      sortBox.append(element("option", { value, selected: value === state.sort }, text));
-    }
+    const sorts = Object.keys(SORTS).map((value) => [value, value === "images" ? `${explorer.noun}s` : value]);
     fill();
     root.append(
       element("h1", {}, "Words"),
@@ -112,8 +89,8 @@
         "div",
         { class: "controls" },
         element("label", {}, "search ", search),
-        element("fieldset", { class: "choices", "aria-label": "words shown" }, choices),
-        element("label", {}, "sort by ", sortBox),
+        explorer.choices("words shown", Object.entries(FILTERS), state.filter, (value) => change("filter", value)),
+        explorer.selectBox("sort by", sorts, state.sort, (value) => change("sort", value)),
         found,
       ),
       list,
@@ -121,7 +98,28 @@
     );
   };
 
-  const showWord = (root, text, words, wall, meta) => {
+  // Images in which codes occur, the nearest of each code in turn; `onPoint` is called with a code, null for none.
+  const imagesOf = async (codes, label, onPoint) => {
+    const loaded = await Promise.all(codes.slice(0, MOST_CODES).map(explorer.loadCode));
+    const lists = loaded.map(({ nearest, random }) => (nearest.length ? nearest : random));
+    const inTurn = Array.from({ length: IMAGES_SHOWN }, (_, place) => lists.map((list) => list[place]?.[0])).flat();
+    const numbers = [...new Set(inTurn.filter((number) => number !== undefined))].slice(0, IMAGES_SHOWN);
+    return Promise.all(
+      numbers.map(async (number) => {
+        const image = await explorer.loadImage(number);
+        // Of several levels the one that has the first code.
+        const size = image.rows * image.columns;
+        const level = Math.floor(Math.max(0, image.index.findIndex((code) => codes.includes(code))) / size);
+        const index = image.index.slice(level * size, (level + 1) * size);
+        const name = `${explorer.noun} ${number}`;
+        const view = explorer.imageWithPatches({ ...image, index }, explorer.imagePath(number), name, onPoint);
+        const link = element("a", { href: explorer.address("image", String(number), { word: label }) }, name);
+        return { light: view.light, root: element("div", {}, view.root, link) };
+      }),
+    );
+  };
+
+  const showWord = async (root, text, words, wall, meta) => {
     const isCalled = (form) => words.find((one) => one.word === form || one.forms.includes(form));
     const word = words.find((one) => one.word === text) ?? isCalled(text.toLowerCase());
     if (!word) throw new Error(`there is no word "${text}" in the captions that were counted`);
@@ -137,26 +135,38 @@
         { class: "lead" },
         `In the captions of ${formatPlural(word.images, explorer.noun)} of ${formatCount(meta.num_images)}.`,
         word.codes.length
-          ? ` Beside each code: how many times as often as elsewhere its ${explorer.noun}s have the word, with an ` +
-              "interval; the dashed line is 1."
+          ? ` Lit are the patches of the codes associated with it. Beside each code: how many times as often as ` +
+              `elsewhere its ${explorer.noun}s have the word, with an interval; the dashed line is 1.`
           : null,
       ),
     );
     if (!word.codes.length) {
       root.append(
-        element(
-          "p",
-          { class: "notice" },
+        explorer.notice(
           `No code is associated with this word: in no code's ${explorer.noun}s is it more frequent than elsewhere ` +
             "by more than chance makes.",
         ),
       );
     }
+    const all = word.codes.map(({ code }) => code);
+    const light = (code) => {
+      for (const image of images) image.light(code === null ? all : [code]);
+      for (const card of cards) card.classList.toggle("lit", card.dataset.code === String(code));
+    };
+    const images = await imagesOf(all, word.word, light);
     const greatest = word.codes.reduce((most, { high }) => Math.max(most, high), 4);
-    const codes = word.codes.map((row) =>
+    const cards = word.codes.map((row) =>
       element(
         "a",
-        { class: "word-code", href: explorer.address("code", String(row.code)), dataset: { code: row.code } },
+        {
+          class: "word-code",
+          href: explorer.address("code", String(row.code)),
+          dataset: { code: row.code },
+          pointerenter: () => light(row.code),
+          pointerleave: () => light(null),
+          focus: () => light(row.code),
+          blur: () => light(null),
+        },
         explorer.codeCrop(wall, row.code, 112),
         element(
           "span",
@@ -173,7 +183,12 @@
         ),
       ),
     );
-    root.append(element("div", { class: "word-codes" }, codes), explorer.licenceLine(meta));
+    light(null);
+    root.append(
+      element("div", { class: "word-images" }, images.map((image) => image.root)),
+      element("div", { class: "word-codes" }, cards),
+      explorer.licenceLine(meta),
+    );
     return word.word;
   };
 
@@ -183,7 +198,7 @@
       if (!meta.has_captions) {
         root.append(
           element("h1", {}, "Words"),
-          element("p", { class: "notice" }, `These ${explorer.noun}s have no captions, so nothing names the codes.`),
+          explorer.notice(`These ${explorer.noun}s have no captions, so nothing names the codes.`),
         );
         return "Words";
       }
