@@ -89,9 +89,10 @@ def at_places(table_PSX: Tensor, place_M: Tensor) -> Tensor:
 
 
 def cross_entropy_sum(logits: Tensor, targets: Tensor) -> LossSum:
-    """Sum of the cross-entropies in float32 and their number; no position gives 0 with a gradient of zeros."""
+    """Sum of the cross-entropies in float32 and their number, without targets of -100; none gives 0 with a gradient of
+    zeros."""
     loss = F.cross_entropy(logits.float(), targets, reduction="sum")
-    return loss, torch.full((), float(targets.numel()), device=logits.device)
+    return loss, (targets != -100).sum().float()
 
 
 def commitment_sum(feat_BLD: Tensor, code_BLD: Tensor, valid_BL: Tensor) -> LossSum:

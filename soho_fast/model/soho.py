@@ -483,9 +483,12 @@ class SohoForPreTraining(PairMatching, SohoModelWithHeads):
         )
         losses: dict[str, LossSum] = {}
         if itm_labels is not None:  # eq. 8
-            losses["itm_loss"] = cross_entropy_sum(itm_logits_P2, itm_labels)
+            asked_P = itm_labels
+            if mask_pairs is not None and self.config.mvm_margin:  # What is left out may be what the text is about.
+                asked_P = itm_labels.masked_fill(mask_pairs, -100)
+            losses["itm_loss"] = cross_entropy_sum(itm_logits_P2, asked_P)
             if self.soho.feature_watch is not None:
-                self.soho.feature_watch.see_matching(*losses["itm_loss"], itm_labels.sum())
+                self.soho.feature_watch.see_matching(*losses["itm_loss"], (asked_P == 1).sum())
         if mlm_labels is not None:  # eq. 6
             place_M = labelled_places(mlm_labels) if mlm_positions is None else mlm_positions
             result.mlm_targets = at_places(mlm_labels, place_M)

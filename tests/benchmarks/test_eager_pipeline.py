@@ -42,11 +42,19 @@ def small_shape(preset: str = "paper", **overrides) -> TimedShape:
             "mvm_weight": 0.25,
             "backbone_frozen_stages": 1,
         },
+        {
+            "visual_pool": 1,
+            "backbone_stride": 16,
+            "dictionary_batch_norm": True,
+            "fusion": "gate",
+            "mvm_masking": "lift",
+            "mvm_margin": 1,
+        },
         {"backbone": "mobilenet_v2", "dictionary_init": "random"},
         {"preset": "official"},
         {"preset": "official", "recomputed_batch_norm": False},
     ],
-    ids=["paper", "mini", "mobilenet_v2", "official", "official, no block run again"],
+    ids=["paper", "mini", "small tokens", "mobilenet_v2", "official", "official, no block run again"],
 )
 def test_losses_codebook_and_gradients_agree(overrides):
     Comparison(small_shape(**overrides)).check()
