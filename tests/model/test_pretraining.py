@@ -109,6 +109,20 @@ def test_tokens_within_the_margin_of_masked_ones_are_not_read(tiny_model, batch,
             assert not torch.equal(logits(~around_BL & ~masked_Bhw.flatten(1)), before)
 
 
+@pytest.mark.parametrize("margin", [0, 1])
+def test_matching_is_not_asked_where_the_margin_has_left_tokens_out(tiny_model, batch, margin):
+    model, inputs = tiny_model(backbone_stride=16, mvm_margin=margin).eval(), batch()
+    inputs["mask_pairs"] = torch.arange(12) % 3 == 0
+    model.watch_features()
+    model.soho.feature_watch.train()
+    out = model(**inputs)
+    asked = ~inputs["mask_pairs"] if margin else torch.ones(12, dtype=torch.bool)
+    expected = torch.nn.functional.cross_entropy(out.itm_logits[asked], inputs["itm_labels"][asked], reduction="sum")
+    torch.testing.assert_close(out.itm_loss, expected / asked.sum())
+    watched = [float(value) for value in model.soho.feature_watch._matched]
+    assert watched == pytest.approx([float(expected.detach()), int(asked.sum()), int(inputs["itm_labels"][asked].sum())])
+
+
 def test_labels_by_lift_are_drawn_by_their_share_here_over_their_usage_squared(tiny_model):
     dictionary = tiny_model(mvm_masking="lift").soho.visual_dictionary
     dictionary.age.fill_(1e6)
