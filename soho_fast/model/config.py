@@ -176,10 +176,12 @@ class SohoConfig(PreTrainedConfig):
         code_reset_interval (int): codes are reset at every so many updates.
         code_reset_limit (int): at most so many codes are reset at once (bounds what ranks exchange).
         mvm_masking (str): which label of an image masked visual modelling masks: `"label"`: one of those that are
-            there, each as likely (paper section 3.3). `"position"`: that of a place drawn from all places of the grid,
-            in training one place for all images of a forward.
+            there, each as likely (paper section 3.3). `"lift"`: those more often that are more frequent in the image
+            than elsewhere, see `VisualDictionary.draw_by_lift` (ours). `"position"`: that of a place drawn from all
+            places of the grid, in training one place for all images of a forward (released code).
         mvm_margin (int): the tokens up to so many grid positions from a masked one are left out of what the Transformer
-            reads, and not predicted: small tokens show their neighbours. 0 in the paper, whose tokens are large.
+            reads, and not predicted, since the neighbours of a small token show what it is. With `mask_pairs`, matching
+            is then asked of the other pairs alone. 0 in the paper.
         mlm_head (str): classifier of words: `"bert"`: transform, word table, bias. `"tied"`: the word table alone.
         mvm_head (str): classifier of codes: `"linear"`: transform and a table of its own. `"cosine"`: the cosine to
             each code, without parameters; see `official/heads.py: cosine_logits`.
