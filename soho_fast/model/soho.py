@@ -341,6 +341,7 @@ class SohoForPreTraining(PairMatching, SohoModelWithHeads):
     Attributes:
         bag_of_words_only: in training compute the bag-of-words loss alone, for which neither dictionary nor Transformer
             runs; needs `config.bag_of_words_weight`.
+        masks_visual_tokens: whether training masks visual tokens where `mask_uniform` is given.
     """
 
     soho: SohoModel
@@ -356,6 +357,7 @@ class SohoForPreTraining(PairMatching, SohoModelWithHeads):
         self.itm_head = ItmHead(config)
         self.bag_of_words_head = BagOfWordsHead(config) if config.bag_of_words_weight else None
         self.bag_of_words_only = False
+        self.masks_visual_tokens = True
         if self.bag_of_words_head is not None:
             self._tied_weights_keys = {
                 **self._tied_weights_keys,
@@ -467,6 +469,8 @@ class SohoForPreTraining(PairMatching, SohoModelWithHeads):
             return self._bag_of_words_alone(images, captions_of(texts, mlm_labels, itm_labels))
         # Sections 3.1 and 3.2, once for each image; then 3.3.
         visual = self.soho.encode_images(**images, sample_key=mask_uniform)
+        if self.training and not self.masks_visual_tokens:
+            mask_uniform = mask_pairs = None
         # The pairs whose masked visual tokens count.
         counted_P = texts.input_ids.new_ones(len(texts.input_ids), dtype=torch.bool)
         if itm_labels is not None and self.config.losses_on == "matched":

@@ -131,8 +131,10 @@ class PretrainingTask(BaseTask):
         "mlm_loss", "mvm_loss", "itm_loss", "commitment_loss", "bag_of_words_loss", "step_perplexity", "code_error",
     )  # fmt: skip
     selection = None
-    # Fields of the configuration since 0.1.
-    absent = MappingProxyType({"model.config.backbone_stride": 32, "model.config.mvm_margin": 0})
+    # Fields since 0.1.
+    absent = MappingProxyType(
+        {"model.config.backbone_stride": 32, "model.config.mvm_margin": 0, "model.mvm_from_epoch": 0.0}
+    )
 
     _codebook_collapses = False
 
@@ -258,9 +260,11 @@ class PretrainingTask(BaseTask):
         return rows_V
 
     def before_step(self, model: SohoForPreTraining, epoch: float) -> None:
-        """The first `bag_of_words_epochs` train the visual encoder alone, by the bag-of-words loss."""
+        """The first `bag_of_words_epochs` train the visual encoder alone, by the bag-of-words loss; visual tokens are
+        masked from `mvm_from_epoch` on."""
         super().before_step(model, epoch)
-        model.bag_of_words_only = bool(self.phase(epoch))
+        model.bag_of_words_only = epoch < self.model.bag_of_words_epochs
+        model.masks_visual_tokens = epoch >= self.model.mvm_from_epoch
 
     def figures(self, model: SohoForPreTraining) -> Mapping[str, torch.Tensor]:
         """How features and dictionary fare, as they are after the step; nothing while the encoder learns alone."""
@@ -328,8 +332,9 @@ class PretrainingTask(BaseTask):
         }
 
     def phase(self, epoch: float) -> str:
-        alone = "the visual encoder learns alone, by the bag-of-words loss"
-        return alone if epoch < self.model.bag_of_words_epochs else ""
+        if epoch < self.model.bag_of_words_epochs:
+            return "the visual encoder learns alone, by the bag-of-words loss"
+        return "no visual tokens are masked" if epoch < self.model.mvm_from_epoch else ""
 
     def next_commands(self, folder: Path) -> list[str]:
         """Also what ranks texts by the model, what learns the questions of own images, and what shows the codes."""

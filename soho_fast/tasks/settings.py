@@ -278,6 +278,7 @@ class PretrainingModel:
             shares with this one is taken from there, whether either has a dictionary.
         bag_of_words_epochs: The first so many epochs train the visual encoder alone, to tell which words the captions
             hold (ours, for small corpora; needs config.bag_of_words_weight).
+        mvm_from_epoch: Training masks visual tokens from this epoch on (ours; the paper does from the first).
     """
 
     preset: str = "paper"
@@ -286,6 +287,7 @@ class PretrainingModel:
     backbone: str | None = None
     pretrained: str | None = None
     bag_of_words_epochs: NonNegativeFloat = 0.0
+    mvm_from_epoch: NonNegativeFloat = 0.0
 
 
 @dataclass

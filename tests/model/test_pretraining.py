@@ -120,7 +120,9 @@ def test_matching_is_not_asked_where_the_margin_has_left_tokens_out(tiny_model, 
     expected = torch.nn.functional.cross_entropy(out.itm_logits[asked], inputs["itm_labels"][asked], reduction="sum")
     torch.testing.assert_close(out.itm_loss, expected / asked.sum())
     watched = [float(value) for value in model.soho.feature_watch._matched]
-    assert watched == pytest.approx([float(expected.detach()), int(asked.sum()), int(inputs["itm_labels"][asked].sum())])
+    assert watched == pytest.approx(
+        [float(expected.detach()), int(asked.sum()), int(inputs["itm_labels"][asked].sum())]
+    )
 
 
 def test_labels_by_lift_are_drawn_by_their_share_here_over_their_usage_squared(tiny_model):
