@@ -237,7 +237,7 @@ def look(source: Any, say: Callable[[str], None] = print) -> Seen:
             parts.append((code, feat_BLC[number][valid_hw.ravel()], names))
             captions.append(image.captions)
             rows, columns = int(valid_hw.any(1).sum()), int(valid_hw.any(0).sum())
-            grids.append(valid_hw)
+            grids.append(valid_hw[:rows, :columns])
             touched.append(objects_touched(str(image.ref.store), image.ref.name, rows, columns))
             is_heldout.append(image.held_out)
         progress(len(captions), source.num_images)

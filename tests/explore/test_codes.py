@@ -39,6 +39,7 @@ class _PlantedSource:
         self.num_images = len(self.scenes)
         self.store = str(corpus)
         self.number_of: dict[str, int] = {}
+        self.held_out = sorted(self.scenes)[::4]
 
     def batches(self):
         generator = torch.Generator().manual_seed(0)
@@ -54,7 +55,7 @@ class _PlantedSource:
             ref = SimpleNamespace(store=self.store, name=f"some/{name}")
             words = " ".join(f"word{number}" for number in set(index_hw.flatten().tolist()))
             yield SimpleNamespace(
-                images=[SimpleNamespace(ref=ref, captions=[words])],
+                images=[SimpleNamespace(ref=ref, captions=[words], held_out=name in self.held_out)],
                 levels=[(padded_hw[None], None)],
                 features=(centres[padded_hw.clamp(min=0).flatten()] + noise)[None],
             )
@@ -74,6 +75,19 @@ def test_a_planted_dictionary_is_pure_and_a_shuffled_one_is_not(corpus):
     planted, _, by_chance = found["codes associated with a word"]
     assert planted > by_chance == 0.0
     assert "64 images, 1,024 patches" in table.title
+
+
+def test_a_planted_dictionary_points_and_a_shuffled_one_does_not(corpus, monkeypatch):
+    monkeypatch.setattr("soho_fast.tasks.evaluation.pointing.LEAST_IMAGES", 1)
+    source = _PlantedSource(corpus)
+    rows = {name: values for name, *values in measured.measure(source, say=lambda _: None).rows}
+    planted, means, chance = (
+        float(value.rstrip("%")) for value in rows["patches on their code's object, held-out images"]
+    )
+    any_patch = [float(value.rstrip("%")) for value in rows["any patch there, held-out images"]]
+    assert planted == 100.0 and means > 90 and chance < 60 and max(any_patch) < 50
+    source.held_out = []
+    assert not any("held-out" in name for name, *_ in measured.measure(source, say=lambda _: None).rows)
 
 
 def test_without_a_demo_corpus_words_alone_are_measured(corpus):

@@ -125,6 +125,18 @@ def test_matching_is_not_asked_where_the_margin_has_left_tokens_out(tiny_model, 
     )
 
 
+def test_training_masks_no_visual_token_until_it_is_told_to(tiny_model, batch):
+    inputs = {**batch(), "mask_pairs": torch.arange(12) % 2 == 0}
+    model = tiny_model(backbone_stride=16, mvm_margin=1).train()
+    masked = model(**inputs)
+    model.masks_visual_tokens = False
+    whole = model(**inputs)
+    assert masked.mvm_loss > 0 and whole.mvm_loss is None
+    expected = torch.nn.functional.cross_entropy(whole.itm_logits, inputs["itm_labels"])
+    torch.testing.assert_close(whole.itm_loss, expected)  # Asked of all pairs: none of them lacks a token.
+    assert model.eval()(**inputs).mvm_loss > 0, "evaluation masks all the same"
+
+
 def test_labels_by_lift_are_drawn_by_their_share_here_over_their_usage_squared(tiny_model):
     dictionary = tiny_model(mvm_masking="lift").soho.visual_dictionary
     dictionary.age.fill_(1e6)
