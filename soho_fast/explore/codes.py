@@ -152,7 +152,9 @@ def measure(source: Any, say: Callable[[str], None] = print) -> Any:
         title += f", of {seen.is_object.sum():,} an object covers most"
     if "pointing" in all_found[0]:
         for name, words in (("pointing", "patches on their code's object"), ("pointing_any_patch", "any patch there")):
-            rows.append([f"{words}, held-out images", *(f"{found.get(name, math.nan):.1%}" for found in all_found)])
+            # Shuffled codes stand for no object.
+            shares = (f"{found[name]:.1%}" if name in found else "-" for found in all_found)
+            rows.append([f"{words}, held-out images", *shares])
     return Table(title, ["measure", *codings], rows)
 
 

@@ -81,11 +81,9 @@ def test_a_planted_dictionary_points_and_a_shuffled_one_does_not(corpus, monkeyp
     monkeypatch.setattr("soho_fast.tasks.evaluation.pointing.LEAST_IMAGES", 1)
     source = _PlantedSource(corpus)
     rows = {name: values for name, *values in measured.measure(source, say=lambda _: None).rows}
-    planted, means, chance = (
-        float(value.rstrip("%")) for value in rows["patches on their code's object, held-out images"]
-    )
-    any_patch = [float(value.rstrip("%")) for value in rows["any patch there, held-out images"]]
-    assert planted == 100.0 and means > 90 and chance < 60 and max(any_patch) < 50
+    assert rows["patches on their code's object, held-out images"] == ["100.0%", "100.0%", "-"]
+    any_patch, *_ = rows["any patch there, held-out images"]
+    assert 0 < float(any_patch.rstrip("%")) < 50
     source.held_out = []
     assert not any("held-out" in name for name, *_ in measured.measure(source, say=lambda _: None).rows)
 
