@@ -9,7 +9,7 @@ B images, C channels, H x W pixels of a feature map; x is always (B, C, H, W).
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch.nn.functional as F
 import torchvision
@@ -92,7 +92,7 @@ def backbone_stages(net: ResNet | MobileNetV2, conv_norm: ConvNorm = conv_norm) 
     return stages
 
 
-def resnet_layers(net: ResNet) -> list[nn.Sequential]:
+def resnet_layers(net: ResNet) -> list[Any]:
     """Its stages after the stem, as many as `build_backbone` has left."""
     return [getattr(net, name) for name in ("layer1", "layer2", "layer3", "layer4") if hasattr(net, name)]
 

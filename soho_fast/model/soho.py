@@ -291,6 +291,7 @@ class SohoModel(SohoPreTrainedModel):
         assert visual.index is not None and self.mask_token is not None, "only a dictionary makes an embedding"
         embed_BLD, valid_BL = visual.embedding, visual.valid
         if self.config.mvm_masking == "lift":  # not the paper's
+            assert self.visual_dictionary is not None, "only a dictionary makes an index"
             target_B = self.visual_dictionary.draw_by_lift(visual.index, valid_BL, mask_uniform)
         else:
             draw = label_at_place if self.config.mvm_masking == "position" else ops.sample_group

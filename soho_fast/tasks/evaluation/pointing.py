@@ -163,6 +163,7 @@ def _look_up(
             continue
         with computing():
             visual = model.encode_images(**processor.image_processor.normalised(computing.on_device(batch)))
+        assert visual.index is not None, "the model has a dictionary"
         shape = (len(refs), -1, visual.columns)
         index_Bhw = visual.index.masked_fill(~visual.valid, -1).view(shape).cpu().numpy()
         for ref, index_hw in zip(refs, index_Bhw, strict=True):
