@@ -121,9 +121,9 @@ def measure_pointing(
     Returns:
         `pointing` and `pointing_any_patch`, shares between 0 and 1; empty without codes, or without such images.
     """
-    if not (model.config.use_dictionary and model.config.use_dictionary_output):
-        return {}
     if not scenes_of(str(training[0].store)) or not scenes_of(str(heldout[0].store)):
+        return {}
+    if not (model.config.use_dictionary and model.config.use_dictionary_output):
         return {}
     spread = np.unique(np.linspace(0, len(training) - 1, min(_MOST_IMAGES, len(training))).round().astype(int))
     options: dict[str, Any] = {"image_batch": image_batch, "precision": precision, "workers": workers}
