@@ -4,6 +4,7 @@ import csv
 import json
 import re
 from collections import Counter
+from dataclasses import replace
 from itertools import pairwise
 from statistics import fmean
 
@@ -277,6 +278,17 @@ def test_what_was_seen_afterwards_of_the_dictionary_is_of_its_rows():
     assert [found[name].verdict for name in names] == ["none", "none", "none", "helps"]
     assert f"by more than chance ({frozen} points)" in page
     assert f"(two levels {two}, four {four}), and from codes it is not ({codes})" in page
+    # Without the metric that a threshold moves the cost is larger.
+    without = replace(study, composite=[name for name in study.composite if name != "pretraining/styles.itm"])
+    pairs = [(level, "none") for level in ("one level", "two levels", "four levels")] + [FROZEN]
+    costs = [
+        [composite_of(without, cells, one, seed) - composite_of(without, cells, other, seed) for seed in range(8)]
+        for one, other in pairs
+    ]
+    one, two, four, frozen = (f"{-sum(cost) / 8:.3f}" for cost in costs)
+    assert f"lower by {one} logits with one level, {two} with two and {four} with four" in page
+    assert f"with a frozen CNN by {frozen}, lower in six of eight seeds" in page
+    assert sum(each < 0 for each in costs[-1]) == 6
     names = [(*pair, "mlm_loss") for pair in (*((each, "none") for each in CONDITIONS[1:]), CODES, FROZEN)]
     assert all(found[name].verdict == "helps" for name in names)  # A loss that is larger.
     one, two, four, codes, _ = (f"{found[name].low:.2f} to {found[name].high:.2f}" for name in names)
@@ -305,7 +317,7 @@ def test_what_was_seen_afterwards_of_the_dictionary_is_of_its_rows():
     assert low_of_codes < 0 < high_of_codes
     assert f"not more than by chance ({low_of_codes:.3f} to {high_of_codes:.3f})" in page
     declared = found[*FROZEN, "composite"]
-    assert declared.verdict == "none" and "With a frozen CNN, no cost of a level was found." in page
+    assert declared.verdict == "none" and "With a frozen CNN, no cost of a level was found by this composite." in page
 
     from_codes = found[*CODES, "composite"]
     assert from_codes.verdict == "hurts"
