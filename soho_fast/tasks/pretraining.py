@@ -133,7 +133,12 @@ class PretrainingTask(BaseTask):
     selection = None
     # Fields since 0.1.
     absent = MappingProxyType(
-        {"model.config.backbone_stride": 32, "model.config.mvm_margin": 0, "model.mvm_from_epoch": 0.0}
+        {
+            "model.config.backbone_stride": 32,
+            "model.config.mvm_margin": 0,
+            "data.mvm_from_epoch": 0,
+            "data.conditional_masking": False,
+        }
     )
 
     _codebook_collapses = False
@@ -189,6 +194,7 @@ class PretrainingTask(BaseTask):
             masking=asdict(self.data.masking),
             predict_unmatched=self.model_config.losses_on == "all",
             mvm_probability=self.data.mvm_probability,
+            unmask_from_epoch=self.data.mvm_from_epoch if self.data.conditional_masking else None,
         )
         texts = f"{self.data.num_positive} positive and {self.data.num_negative} negative texts"
         if self.data.replace_probability:
@@ -213,6 +219,11 @@ class PretrainingTask(BaseTask):
             raise ValueError(
                 f"model.bag_of_words_epochs: {self.model.bag_of_words_epochs} epochs of the bag-of-words loss need "
                 "model.config.bag_of_words_weight above 0"
+            )
+        if config.mvm_margin and self.data.mvm_probability == 1:
+            raise ValueError(
+                "model.config.mvm_margin: matching is asked only of pairs that are read without a margin; expected "
+                "data.mvm_probability below 1"
             )
         self.check_text_length(config)
         return config
@@ -264,7 +275,7 @@ class PretrainingTask(BaseTask):
         masked from `mvm_from_epoch` on."""
         super().before_step(model, epoch)
         model.bag_of_words_only = epoch < self.model.bag_of_words_epochs
-        model.masks_visual_tokens = epoch >= self.model.mvm_from_epoch
+        model.masks_visual_tokens = epoch >= self.data.mvm_from_epoch
 
     def figures(self, model: SohoForPreTraining) -> Mapping[str, torch.Tensor]:
         """How features and dictionary fare, as they are after the step; nothing while the encoder learns alone."""
@@ -334,7 +345,7 @@ class PretrainingTask(BaseTask):
     def phase(self, epoch: float) -> str:
         if epoch < self.model.bag_of_words_epochs:
             return "the visual encoder learns alone, by the bag-of-words loss"
-        return "no visual tokens are masked" if epoch < self.model.mvm_from_epoch else ""
+        return "no visual tokens are masked" if epoch < self.data.mvm_from_epoch else ""
 
     def next_commands(self, folder: Path) -> list[str]:
         """Also what ranks texts by the model, what learns the questions of own images, and what shows the codes."""

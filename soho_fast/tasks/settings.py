@@ -233,6 +233,9 @@ class PretrainingData(InputData):
             order) or images (each with num_positive captions drawn at random).
         masking: How words are masked.
         mvm_probability: Each pair is read with masked visual tokens with this probability (paper: all of them).
+        mvm_from_epoch: Training masks visual tokens from this epoch on (ours; the paper does from the first).
+        conditional_masking: A text that is read with masked visual tokens has no masked words, as in UNITER (Chen et
+            al. 2020), so that each is predicted from the other one whole; the paper masks both.
         heldout_images: Held-out images evaluated at the end, at least 2; 0 takes all.
         heldout_candidates: Images (each with one caption) in zero-shot retrieval; 0 leaves retrieval out.
         quick_images: Held-out images evaluated in mid-training, without retrieval.
@@ -249,6 +252,8 @@ class PretrainingData(InputData):
     epoch: Literal["captions", "caption_groups", "images"] = "captions"
     masking: TextMasking = field(default_factory=TextMasking)
     mvm_probability: ClosedUnitInterval = 1.0
+    mvm_from_epoch: NonNegativeInt = 0
+    conditional_masking: bool = False
     heldout_images: NonNegativeInt = 500
     heldout_candidates: NonNegativeInt = 200
     quick_images: AtLeastTwo = 128
@@ -260,6 +265,8 @@ class PretrainingData(InputData):
                 "data.replace_probability: texts are replaced within data.epoch caption_groups, and data.num_negative "
                 f"is then 0; got {self.epoch} and {self.num_negative}"
             )
+        if self.conditional_masking and self.mvm_probability == 1:
+            raise ValueError("data.conditional_masking: expected data.mvm_probability below 1, or no word is masked")
         if self.heldout_images == 1:
             raise ValueError("data.heldout_images: expected 0, which takes all, or at least 2, got 1")
 
@@ -278,7 +285,6 @@ class PretrainingModel:
             shares with this one is taken from there, whether either has a dictionary.
         bag_of_words_epochs: The first so many epochs train the visual encoder alone, to tell which words the captions
             hold (ours, for small corpora; needs config.bag_of_words_weight).
-        mvm_from_epoch: Training masks visual tokens from this epoch on (ours; the paper does from the first).
     """
 
     preset: str = "paper"
@@ -287,7 +293,6 @@ class PretrainingModel:
     backbone: str | None = None
     pretrained: str | None = None
     bag_of_words_epochs: NonNegativeFloat = 0.0
-    mvm_from_epoch: NonNegativeFloat = 0.0
 
 
 @dataclass

@@ -332,10 +332,10 @@ def test_identity_is_json_and_follows_the_sizes(data):
 def test_visual_tokens_are_masked_from_an_epoch_on(data):
     task, _ = make_task(data)
     task.model.config = {**SMALL, "bag_of_words_weight": 0.1}
-    task.model.bag_of_words_epochs, task.model.mvm_from_epoch = 1.0, 2.5
+    task.model.bag_of_words_epochs, task.data.mvm_from_epoch = 1.0, 2
     model = task.build_model()
     states = []
-    for epoch in (0.0, 1.0, 2.4, 2.5):
+    for epoch in (0.0, 1.0, 1.9, 2.0):
         task.before_step(model, epoch)
         states.append((model.bag_of_words_only, model.masks_visual_tokens, task.phase(epoch)))
     alone, whole = "the visual encoder learns alone, by the bag-of-words loss", "no visual tokens are masked"

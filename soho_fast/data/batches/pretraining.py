@@ -199,6 +199,7 @@ class PretrainingDataset(SampleDataset):
         masking: Mapping[str, Any] | None = None,
         predict_unmatched: bool = False,
         mvm_probability: float = 1.0,
+        unmask_from_epoch: int | None = None,
     ) -> None:
         """Keep the records, packed so that worker processes share them.
 
@@ -217,6 +218,7 @@ class PretrainingDataset(SampleDataset):
             masking: How tokens are masked: keywords of `mask_tokens`, its `probability` and those after it.
             predict_unmatched: Whether masked tokens have labels in texts of other images too.
             mvm_probability: Each text is read with masked visual tokens with this probability.
+            unmask_from_epoch: From this epoch on such texts have no masked words; `None`: words are masked in all.
         """
         self.processor = processor
         self.seed = seed
@@ -227,6 +229,7 @@ class PretrainingDataset(SampleDataset):
         self.max_text_length = max_text_length
         self.masking = dict(masking or {})
         self.predict_unmatched, self.mvm_probability = predict_unmatched, mvm_probability
+        self.unmask_from_epoch = unmask_from_epoch
         self._table = records if isinstance(records, RecordTable) else RecordTable([records])
         self._pairs = PairSampler(
             self._table.texts,
@@ -264,13 +267,17 @@ class PretrainingDataset(SampleDataset):
             for replaced in np.flatnonzero(~matched):
                 texts[replaced] = self._pairs.replacement(image, rng)
         texts += self._pairs.negatives(image, self.num_negative, rng)
-        masked = [self._mask(text, rng) for text in encode_texts(self.processor.tokenizer, texts, self.max_text_length)]
-        sample.texts_ids = [ids for ids, _ in masked]
-        sample.text_fields["itm_labels"] = matched.astype(np.int64)
-        if self.mvm_probability < 1:
-            sample.text_fields["mask_pairs"] = rng.random(len(texts)) < self.mvm_probability
+        encoded = encode_texts(self.processor.tokenizer, texts, self.max_text_length)
+        masked = [self._mask(text, rng) for text in encoded]
         # All texts are masked alike, or a [MASK] would tell which ones match.
         nothing = np.full(0, IGNORED_LABEL)
+        if self.mvm_probability < 1:
+            sample.text_fields["mask_pairs"] = mask_pairs = rng.random(len(texts)) < self.mvm_probability
+            if self.unmask_from_epoch is not None and self._epoch >= self.unmask_from_epoch:
+                for number in np.flatnonzero(mask_pairs):
+                    masked[number] = encoded[number].ids, nothing
+        sample.texts_ids = [ids for ids, _ in masked]
+        sample.text_fields["itm_labels"] = matched.astype(np.int64)
         sample.token_labels["mlm_labels"] = [
             labels if own or self.predict_unmatched else nothing
             for own, (_, labels) in zip(matched, masked, strict=True)

@@ -119,6 +119,28 @@ def test_pairs_are_masked_by_chance_and_all_texts_have_labels(many, processor):
     assert "mask_pairs" not in collate([make(many, processor, mvm_probability=1.0)[0]])
 
 
+def test_words_are_whole_where_visual_tokens_are_masked(many, processor):
+    dataset = make(many, processor, masking={"probability": 0.5}, mvm_probability=0.4, unmask_from_epoch=2)
+    plain = make(many, processor, masking={"probability": 0.5}, mvm_probability=0.4)
+    mask = processor.tokenizer.mask_token_id
+    for epoch in (1, 2):
+        dataset.set_epoch(epoch), plain.set_epoch(epoch)
+        both, masked_words = [0, 0], 0
+        for index in range(len(dataset)):
+            sample, before = dataset[index], plain[index]
+            pairs = sample.text_fields["mask_pairs"]
+            assert np.array_equal(pairs, before.text_fields["mask_pairs"])
+            for number, is_masked in enumerate(pairs):
+                ids, labels = sample.texts_ids[number], sample.token_labels["mlm_labels"][number]
+                both[int(is_masked)] += int((ids == mask).sum()) + int((np.asarray(labels) != -100).sum())
+                if is_masked and epoch == 2:
+                    masked_words += int((before.texts_ids[number] == mask).sum())
+                else:
+                    assert np.array_equal(ids, before.texts_ids[number])
+        assert both[0] > 0 and (both[1] > 0) == (epoch == 1)
+    assert masked_words > 20, "nothing was made whole: the test shows nothing"
+
+
 def test_draws_depend_on_seed_epoch_and_index_only(many, processor):
     dataset = make(many, processor, masking={"probability": 0.3}, mvm_probability=0.3)
 

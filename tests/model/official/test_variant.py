@@ -365,3 +365,11 @@ def test_initial_values(tiny_official):
     assert 0.5 * 512**-0.5 < float(soho.fusion.align.bias.detach().abs().max()) <= 512**-0.5
     head = tiny_official(SohoForQuestionAnswering, intermediate_size=256).head
     assert float(head[3].weight.detach().std()) == pytest.approx((2 / 256) ** 0.5, rel=0.12)
+
+
+def test_a_gate_beside_berts_initial_values_starts_from_the_codes_themselves(tiny_model):
+    code_BLD, feat_BLD = torch.randn(2, 2, 5, 32)
+    fusion = tiny_model(fusion="gate", hidden_size=32).soho.fusion.eval()
+    share_BL2 = (fusion.gate(torch.cat([code_BLD, feat_BLD], dim=-1)) / (1 + 1e-5) ** 0.5).softmax(-1)
+    expected = share_BL2[..., :1] * code_BLD + share_BL2[..., 1:] * feat_BLD
+    assert torch.allclose(fusion(code_BLD, feat_BLD), expected, atol=1e-6)
