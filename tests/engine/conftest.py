@@ -28,7 +28,10 @@ SCRIPT = Path(__file__).with_name("engine_run.py")
 # Recipe mini, made small.
 SMALL = {
     "corpus": {"num_train": 40, "num_heldout": 12, "image_size": 64},
-    "data": {"shorter_edge": 64, "longer_edge": 64, "heldout_images": 12, "heldout_candidates": 8},
+    "data": {
+        "shorter_edge": 64, "longer_edge": 64, "heldout_images": 12, "heldout_candidates": 8,
+        "mvm_from_epoch": 0, "mvm_probability": 1.0, "conditional_masking": False,
+    },
     "model": {
         "config": {
             "backbone": "resnet10", "visual_pool": 1, "hidden_size": 32, "num_hidden_layers": 1,

@@ -24,7 +24,7 @@ def refused(launch, recipe, *own: str, both: tuple[str, ...] = ()) -> str:
 def test_another_learning_rate_is_one_line_with_rank_and_field(launch, small_recipe):
     line = refused(launch, small_recipe, "--optim.lr", "0.5", "--seed", "3")
     assert line == (
-        "error: the processes do not agree: rank 1 has seed 3, not 0; optim.lr 0.5, not 0.002, as rank 0 has; "
+        "error: the processes do not agree: rank 1 has seed 3, not 0; optim.lr 0.5, not 0.0016, as rank 0 has; "
         "start all by the same command, recipe, data and version"
     )
 

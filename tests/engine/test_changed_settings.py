@@ -40,11 +40,11 @@ def error_of(text: str) -> str:
 
 # What is asked of a finished run, and what the one line of the refusal says of it.
 CHANGES = [
-    (["--optim.lr", "3e-4"], "optim.lr: trained with 0.002, now 0.0003"),
+    (["--optim.lr", "3e-4"], "optim.lr: trained with 0.0016, now 0.0003"),
     (["--data.masking.probability", "0.5"], "data.masking.probability: trained with 0.3, now 0.5"),
     (["--model.config.mvm_weight", "0.125"], "model.config.mvm_weight: trained with 1, now 0.125"),
     (["--max_steps", "2"], "max_steps: trained with 3, now 2"),
-    (["--epochs", "12"], "epochs: trained with 9, now 12"),
+    (["--epochs", "12"], "epochs: trained with 15, now 12"),
     (["--schedule.decay", "cosine"], "schedule.decay: trained with linear, now cosine"),
     (["--seed", "1"], "seed: trained with 0, now 1"),
     (["--corpus.num_train", "48"], "corpus.num_train: trained with 40, now 48"),
@@ -96,14 +96,14 @@ def test_a_finished_run_is_left_as_it_is(again, small_recipe, tmp_path):
 
     longer = [*command, "--max_steps", "5", "--optim.lr", "3e-4"]
     code, text = again(*longer, "--resume", "changed")
-    assert code == 0 and "optim.lr: trained with 0.002, now 0.0003" in text, text
+    assert code == 0 and "optim.lr: trained with 0.0016, now 0.0003" in text, text
     code, text = again(*longer)
     assert code == 0 and "nothing is left to do" in text, text
-    assert (3, "settings changed: max_steps 3 -> 5, optim.lr 0.002 -> 0.0003") in events(run), events(run)
+    assert (3, "settings changed: max_steps 3 -> 5, optim.lr 0.0016 -> 0.0003") in events(run), events(run)
     records = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     rates = {record["step"]: record["lr"]["rest"] for record in records if record["kind"] == "train"}
     # The warm-up of 50 steps begins at a tenth.
-    assert rates[3] == pytest.approx(0.002 * (0.1 + 0.9 * 2 / 50))
+    assert rates[3] == pytest.approx(0.0016 * (0.1 + 0.9 * 2 / 50))
     assert rates[4] == pytest.approx(0.0003 * (0.1 + 0.9 * 3 / 50)), "the checkpoint's rate went over the new one"
     recipe = yaml.safe_load((run / "recipe.yaml").read_text())
     assert (recipe["optim"]["lr"], recipe["max_steps"], recipe["resume"]) == (0.0003, 5, "auto")

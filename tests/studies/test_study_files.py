@@ -87,7 +87,7 @@ def test_a_shared_stage_is_one_model_for_all_conditions_and_seeds(tmp_path):
     assert [[(cell.condition, cell.seed) for cell in run.cells] for run in starts] == [[("none", 1)], [("other", 1)]]
     # Of a condition it has what is said of this stage alone.
     assert [run.content["model"]["config"].get("use_dictionary", True) for run in starts] == [True, False]
-    assert [(run.content["seed"], run.content["optim"]["lr"]) for run in starts] == [(0, 2.0e-3)] * 2
+    assert [(run.content["seed"], run.content["optim"]["lr"]) for run in starts] == [(0, 1.6e-3)] * 2
     branches = [run for run in runs if run.cell.stage == "pretraining"]
     assert [run.launcher for run in branches[:4]] == ["", "", "", launched["launcher"]], (
         "which made no start of its own"
