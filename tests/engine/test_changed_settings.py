@@ -44,7 +44,7 @@ CHANGES = [
     (["--data.masking.probability", "0.5"], "data.masking.probability: trained with 0.3, now 0.5"),
     (["--model.config.mvm_weight", "0.125"], "model.config.mvm_weight: trained with 1, now 0.125"),
     (["--max_steps", "2"], "max_steps: trained with 3, now 2"),
-    (["--epochs", "12"], "epochs: trained with 15, now 12"),
+    (["--epochs", "12"], "epochs: trained with 16, now 12"),
     (["--schedule.decay", "cosine"], "schedule.decay: trained with linear, now cosine"),
     (["--seed", "1"], "seed: trained with 0, now 1"),
     (["--corpus.num_train", "48"], "corpus.num_train: trained with 40, now 48"),
