@@ -38,6 +38,7 @@ from soho_fast.cluster.rows import (
 )
 from soho_fast.cluster.seeding import Seeding
 from soho_fast.cluster.statistics import exact_sum, mean_variance, weighted
+from soho_fast.common.errors import print_line
 
 if TYPE_CHECKING:
     import numpy as np
@@ -426,7 +427,7 @@ def prepared_for(X: Any, features_MC: Tensor, centers: Tensor) -> ops.PreparedCo
 
 def tell(model: Any, processes: Processes, line: str) -> None:
     if model.verbose and processes.rank == 0:
-        print(line, flush=True)
+        print_line(line)
 
 
 def check_count(name: str, value: Any, or_auto: bool = False) -> None:

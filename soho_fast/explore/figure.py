@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from soho_fast.common.command_line import Parser
-from soho_fast.common.errors import UserError
+from soho_fast.common.errors import UserError, print_line
 from soho_fast.common.extras import from_extra
 from soho_fast.explore.bundle import KINDS, Bundle, BundleError, image_path
 
@@ -23,6 +23,8 @@ with from_extra("explore"):
     from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
     from PIL import Image
+
+    from soho_fast.common.images import FORMATS
 
 ROWS, COLUMNS, DPI = 12, 8, 150
 
@@ -54,8 +56,8 @@ def run(options: argparse.Namespace) -> int:
     names = ("rows", "columns", "kind", "dpi", "into")
     path = draw_figure(options.explorer, codes, **{name: getattr(options, name) for name in names})
     for line in Bundle(options.explorer).of_another_model():
-        print(line)
-    print(f"the codes as a figure: {path}")
+        print_line(line)
+    print_line(f"the codes as a figure: {path}")
     return 0
 
 
@@ -178,7 +180,8 @@ def _tiles(
             occurrences = [occurrences[place] for place in places]
         for number, *_ in occurrences[:columns]:
             if number not in images:
-                with Image.open(io.BytesIO(bundle.content(image_path(number)))) as image:
+                file = io.BytesIO(bundle.content(image_path(number)))
+                with Image.open(file, formats=FORMATS) as image:
                     images[number] = np.asarray(image.convert("RGB"))
                 licences |= dict.fromkeys(bundle.image(number)["licences"])
         rows.append([(images[occurrence[0]], occurrence) for occurrence in occurrences[:columns]])

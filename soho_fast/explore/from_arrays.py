@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from soho_fast import ops
+from soho_fast.common.errors import print_line
 from soho_fast.common.extras import from_extra
 from soho_fast.explore.assemble import assemble, check_folder
 from soho_fast.explore.licences import Licences, licence_of_all
@@ -60,7 +61,7 @@ def build_from_arrays(
     window: float | None = None,
     title: str = "What the codes mean",
     licences: LicenceEntries = None,
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] = print_line,
 ) -> Path:
     """Write the explorer of a codebook: which patches of which images have each code, and what these have in common.
 
@@ -159,7 +160,7 @@ def build_from_batches(
     title: str = "What the codes mean",
     licences: LicenceEntries = None,
     num_images: int | None = None,
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] = print_line,
 ) -> Path:
     """As `build_from_arrays`, of images that come in batches, once each: memory does not grow with their number.
 

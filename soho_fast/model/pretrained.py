@@ -4,12 +4,10 @@ import hashlib
 import importlib.util
 from dataclasses import dataclass, field
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
 import torchvision
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoModel, BertConfig
@@ -89,8 +87,10 @@ def bert_state(path_or_name: str) -> tuple[dict[str, Tensor], BertConfig]:
     failure = ""
     try:
         options, failure = loading_options(path_or_name)
-        source = AutoModel.from_pretrained(path_or_name, trust_remote_code=False, dtype=torch.float32, **options)
-    except (OSError, ValueError, SafetensorError, UnpicklingError) as error:
+        # Its file may name code of the hub as its attention.
+        options |= {"trust_remote_code": False, "attn_implementation": "eager", "dtype": torch.float32}
+        source = AutoModel.from_pretrained(path_or_name, **options)
+    except Exception as error:  # what transformers raises of a damaged file has no common type
         reason = failure or str(error).partition("\n")[0]
         raise FileNotFoundError(
             f"init_text_encoder_from: no BERT could be loaded from {path_or_name!r} ({reason}); expected a "
