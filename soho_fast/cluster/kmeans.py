@@ -38,7 +38,6 @@ from soho_fast.cluster.rows import (
 )
 from soho_fast.cluster.seeding import Seeding
 from soho_fast.cluster.statistics import exact_sum, mean_variance, weighted
-from soho_fast.common.errors import print_line
 
 if TYPE_CHECKING:
     import numpy as np
@@ -427,7 +426,7 @@ def prepared_for(X: Any, features_MC: Tensor, centers: Tensor) -> ops.PreparedCo
 
 def tell(model: Any, processes: Processes, line: str) -> None:
     if model.verbose and processes.rank == 0:
-        print_line(line)
+        print(line, flush=True)
 
 
 def check_count(name: str, value: Any, or_auto: bool = False) -> None:

@@ -34,7 +34,7 @@ from transformers.processing_utils import ImagesKwargs
 from transformers.utils import TensorType
 
 from soho_fast.common.errors import CorruptImageError
-from soho_fast.common.images import FORMATS, MAX_PIXELS, no_image, one_line, to_rgb
+from soho_fast.common.images import FORMATS, MAX_PIXELS, check_jpeg, no_image, one_line, to_rgb
 from soho_fast.data.readers.records import ImageRef
 from soho_fast.data.stores import FolderStore
 
@@ -85,6 +85,7 @@ def decode_image(data: bytes, *, shorter_edge: int | None = None) -> torch.Tenso
             warnings.simplefilter("ignore")
             image = Image.open(io.BytesIO(data), formats=FORMATS)
             size = image.size
+            check_jpeg(image, data)
             if shorter_edge is not None and image.format == "JPEG":
                 scale = min(1.0, _REDUCING_GAP * shorter_edge / min(image.size))
                 image.draft("RGB", (int(image.width * scale), int(image.height * scale)))
