@@ -346,4 +346,5 @@ def _say_where(host: str, address: str, port: int, asking: Asking) -> None:
         print_line(f"{model.name}: {model.question} ({model.kind}){loaded}")
     if not asking.models:
         print_line("no model: the explorer alone")
-    print_line(f"{asking.shown.bundle.meta['title']}: http://{shown}:{port}/   (Ctrl-C ends)")
+    title = " ".join(asking.shown.bundle.meta["title"].split())
+    print_line(f"{title}: http://{shown}:{port}/   (Ctrl-C ends)")
