@@ -18,7 +18,7 @@ from soho_fast.common.extras import from_extra
 
 with from_extra("train"):
     from soho_fast.common.command_line import Parser, exit_code, quiet_transformers
-    from soho_fast.common.errors import UserError, printable
+    from soho_fast.common.errors import UserError, print_line
     from soho_fast.common.hub import check_name, model_folder, no_such_path
     from soho_fast.common.versions import gone_on
 
@@ -93,12 +93,12 @@ def _run(arguments: list[str]) -> int:
         fast = {name: options.pop(name) for name in ("precision", "compile") if name in options}
         found = getattr(SohoPipeline.from_pretrained(folder, **fast), action)(**options)
         if as_json:
-            print(json.dumps(found))
+            print_line(json.dumps(found))
         for row in [] if as_json else found:
             *named, score = row.values()
-            print(f"{100 * score:5.1f} %  {printable(named[0])}")
+            print_line(f"{100 * score:5.1f} %  {named[0]}")
     for line in gone_on(model_folder(folder)):
-        print(line, file=sys.stderr)
+        print_line(line, file=sys.stderr)
     return 0
 
 

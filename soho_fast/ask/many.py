@@ -29,7 +29,7 @@ import torch
 
 from soho_fast.ask.pipeline import FIELDS, LoadedImage, Question, SohoPipeline, local_folder, windows
 from soho_fast.common.checksums import folder_digest
-from soho_fast.common.errors import CorruptImageError, UserError
+from soho_fast.common.errors import CorruptImageError, UserError, print_line
 from soho_fast.common.files import write_atomically
 from soho_fast.common.hub import no_such_path
 from soho_fast.common.progress import ProgressLines
@@ -54,7 +54,7 @@ def ask_many(
     workers: int = 2,
     precision: str | None = None,
     compile: bool = False,
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] = print_line,
 ) -> None:
     """Answer the questions of a file, in their order, and write each line as soon as it is known.
 

@@ -36,7 +36,12 @@ class Parser(argparse.ArgumentParser):
 
 
 def as_text(arguments: Sequence[str] | None) -> list[str]:
-    """The arguments, or those of the process where they are None; raises UserError where one is not text."""
+    """The arguments, or those of the process where they are None; raises UserError where one is not text, and
+    under python -OO."""
+    if sys.flags.optimize > 1:
+        raise UserError(
+            "python -OO: expected python or python -O; transformers reads the docstrings that -OO leaves out"
+        )
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     for argument in arguments:
         try:

@@ -6,7 +6,7 @@ from importlib import import_module
 
 from soho_fast import __version__
 from soho_fast.common.command_line import exit_code
-from soho_fast.common.errors import UserError
+from soho_fast.common.errors import UserError, print_line
 from soho_fast.common.spelling import did_you_mean
 
 # Name -> module with `main(arguments)`, and what it does.
@@ -42,13 +42,13 @@ def _run(arguments: list[str]) -> int:
     name, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
     if name in _HELP:
         width = max(map(len, COMMANDS))
-        print("usage: soho COMMAND ...\n")
-        print("\n".join(f"  {each:{width}}  {about}" for each, (_, about) in COMMANDS.items()))
-        print("\nexample: soho train --recipe own --data_roots.images my_images")
-        print("soho COMMAND --help explains a command, soho --version prints the version.")
+        print_line("usage: soho COMMAND ...\n")
+        print_line("\n".join(f"  {each:{width}}  {about}" for each, (_, about) in COMMANDS.items()))
+        print_line("\nexample: soho train --recipe own --data_roots.images my_images")
+        print_line("soho COMMAND --help explains a command, soho --version prints the version.")
         return 0
     if name in _VERSION:
-        print(f"soho_fast {__version__}")
+        print_line(f"soho_fast {__version__}")
         return 0
     if name not in COMMANDS:
         meant = did_you_mean(name, [*COMMANDS, *_HELP, *_VERSION])

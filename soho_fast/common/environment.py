@@ -15,6 +15,7 @@ from pathlib import Path
 
 import soho_fast
 from soho_fast.common.command_line import Parser, exit_code
+from soho_fast.common.errors import print_line
 from soho_fast.common.versions import commit
 
 PACKAGES = ("torchvision", "transformers", "deepspeed", "triton", "numpy", "pillow", "faiss-cpu")
@@ -69,10 +70,10 @@ def _run(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     found = environment()
     if options.json:
-        print(json.dumps(found, indent=1))
+        print_line(json.dumps(found, indent=1))
     else:
         for name, value in found.items():
-            print(f"{name}: {', '.join(map(str, value)) if isinstance(value, list) else value}")
+            print_line(f"{name}: {', '.join(map(str, value)) if isinstance(value, list) else value}")
     return 0
 
 

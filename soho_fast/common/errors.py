@@ -58,6 +58,11 @@ def printable(text: str) -> str:
     return "".join(each if each.isprintable() or each in "\n\t" else repr(each)[1:-1] for each in text)
 
 
+def print_line(line: str, file: TextIO | None = None) -> None:
+    """Print a line at once, as every command does: `printable`, whatever file or name its words come from."""
+    print(printable(line), file=file, flush=True)
+
+
 def listed(names: Sequence[object], most: int = 3, between: str = ", ") -> str:
     """The first names, and how many more there are, for messages."""
     more = f" and {len(names) - most:,} more" if len(names) > most else ""
@@ -87,7 +92,7 @@ def fail(message: str, rank: int = 0, code: int = 2) -> int:
 def last_line(line: str) -> None:
     """Print a line where errors go, if anybody reads there."""
     with contextlib.suppress(OSError):
-        print(line, file=sys.stderr, flush=True)
+        print_line(line, sys.stderr)
 
 
 def is_gone(stream: TextIO) -> bool:

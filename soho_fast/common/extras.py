@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from types import TracebackType
 
+from soho_fast.common.errors import print_line
+
 _PACKAGE = Path(__file__).resolve().parents[1]
 
 
@@ -57,7 +59,7 @@ class from_extra:
         is_command = trace.tb_frame.f_globals["__name__"] == "__main__" or sys.argv[:1] == ["-m"]
         if isinstance(error, KeyboardInterrupt) and is_command:
             if os.environ.get("RANK", "0") == "0":
-                print("\nstopped before anything was done", file=sys.stderr)
+                print_line("\nstopped before anything was done", file=sys.stderr)
             raise SystemExit(128 + signal.SIGINT) from None
         if not isinstance(error, ImportError):
             return
@@ -66,7 +68,7 @@ class from_extra:
             return
         if is_command:
             if os.environ.get("RANK", "0") == "0":
-                print(f"error: {told}", file=sys.stderr)
+                print_line(f"error: {told}", file=sys.stderr)
             raise SystemExit(2) from None
         if told is not error:
             raise told from error

@@ -93,8 +93,12 @@ def loading_options(name_or_path: str | os.PathLike[str], **options: Any) -> tup
 
     Raises:
         FileNotFoundError: it looks like a path, and is not there.
+        ValueError: it is a folder with an adapter.
     """
     check_name(name_or_path)
+    if (adapter := Path(name_or_path, "adapter_config.json")).exists():
+        # peft, where it is installed, would load it, and import what it names.
+        raise ValueError(f"{adapter}: expected a model of its own weights; merge the adapter, and save that")
     if os.path.exists(name_or_path) or options.get("local_files_only"):
         return options, ""
     failure = hub_failure(name_or_path, options.get("token"))

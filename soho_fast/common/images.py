@@ -26,8 +26,11 @@ else:
 _HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
 
 MAX_PIXELS = 89_478_485
-"""Width times height of the largest image that is decoded, of a JPEG after it was reduced on reading: from where on
-Pillow, as it comes, warns of a decompression bomb."""
+"""Width times height of the largest image that is decoded, of a JPEG after it was reduced on reading, unless it is
+progressive: from where on Pillow, as it comes, warns of a decompression bomb."""
+
+MAX_SCANS = 100
+"""The most scans of a JPEG: programs write about ten, and each takes as long as the whole image."""
 
 MAX_FILE_BYTES = 2**29
 """The largest image file that is read, in a folder or in an archive: 512 MiB, more than 170 million RGB pixels."""
@@ -52,6 +55,20 @@ def check_size(num_bytes: int) -> None:
     """Raises OSError: a file larger than any image."""
     if num_bytes > MAX_FILE_BYTES:
         raise OSError(f"{num_bytes:,} bytes; expected an image of at most {MAX_FILE_BYTES:,}")
+
+
+def check_jpeg(image: Image.Image, data: bytes) -> None:
+    """Raises ValueError: an opened image that is a JPEG, or a TIFF of such, which costs far more than its pixels."""
+    if image.format not in ("JPEG", "MPO") and image.info.get("compression") not in ("jpeg", "tiff_jpeg"):
+        return
+    if (count := data.count(b"\xff\xda")) > MAX_SCANS:
+        raise ValueError(f"{count:,} scans; expected a JPEG of at most {MAX_SCANS}")
+    pixels = image.width * image.height
+    # Each block of 8 x 8 takes a bit at least, and what is progressive is held in full before it is reduced.
+    if pixels > 8 * 64 * len(data) or (image.info.get("progressive") and pixels > MAX_PIXELS):
+        raise ValueError(
+            f"{image.width} x {image.height} pixels in {len(data):,} bytes; they take more, or are too many"
+        )
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

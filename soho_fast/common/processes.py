@@ -9,7 +9,7 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 
-from soho_fast.common.errors import UserError, printable
+from soho_fast.common.errors import UserError, print_line
 
 T = TypeVar("T")
 
@@ -35,7 +35,7 @@ class Processes:
     def say(self, line: str) -> None:
         """Print a line, once for all ranks."""
         if self.is_main:
-            print(printable(line))
+            print_line(line)
 
     def maximum(self, values: Sequence[float]) -> list[float]:
         """Elementwise maximum over all ranks, the same floats on each."""

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.table import Table as RichTable
 
+from soho_fast.common.errors import printable
+
 
 @dataclass
 class Table:
@@ -25,11 +27,11 @@ class _Output(Console):
 
 def print_table(table: Table) -> None:
     """Print metrics beside their baselines."""
-    drawn = RichTable(title=table.title)
+    drawn = RichTable(title=printable(table.title))
     for number, column in enumerate(table.columns):
         drawn.add_column(column, justify="left" if number == 0 else "right", overflow="fold")
     for row in table.rows:
-        drawn.add_row(*row)
+        drawn.add_row(*map(printable, row))
     console = _Output()
     # Without a terminal rich assumes 80 columns and would fold the table.
     _Output(width=max(console.width, 110) if not console.is_terminal else None).print(drawn)

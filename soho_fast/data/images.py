@@ -34,7 +34,7 @@ from transformers.processing_utils import ImagesKwargs
 from transformers.utils import TensorType
 
 from soho_fast.common.errors import CorruptImageError
-from soho_fast.common.images import FORMATS, MAX_PIXELS, no_image, one_line, to_rgb
+from soho_fast.common.images import FORMATS, MAX_PIXELS, check_jpeg, no_image, one_line, to_rgb
 from soho_fast.data.readers.records import ImageRef
 from soho_fast.data.stores import FolderStore
 
@@ -85,6 +85,7 @@ def decode_image(data: bytes, *, shorter_edge: int | None = None) -> torch.Tenso
             warnings.simplefilter("ignore")
             image = Image.open(io.BytesIO(data), formats=FORMATS)
             size = image.size
+            check_jpeg(image, data)
             if shorter_edge is not None and image.format == "JPEG":
                 scale = min(1.0, _REDUCING_GAP * shorter_edge / min(image.size))
                 image.draft("RGB", (int(image.width * scale), int(image.height * scale)))
@@ -261,7 +262,7 @@ class SohoImageProcessor(TorchvisionBackend):
     model_input_names = ["pixel_values", "pixel_mask"]  # noqa: RUF012  # as of every processor
 
     def __init__(self, **kwargs: Unpack[SohoImageProcessorKwargs]) -> None:
-        """Raises ValueError: edges that no image can have."""
+        """Raises ValueError: edges that no image can have, or numbers that are none."""
         super().__init__(**kwargs)  # type: ignore[misc]  # transformers hands on a processor's own too
         shorter, longer = self.size.shortest_edge, self.size.longest_edge
         if not (shorter and longer and 0 < shorter <= longer and shorter * longer <= MAX_PIXELS):
@@ -269,6 +270,15 @@ class SohoImageProcessor(TorchvisionBackend):
                 f"size: expected 0 < shorter_edge <= longer_edge, and at most {MAX_PIXELS:,} pixels in all, got "
                 f"{shorter} and {longer}"
             )
+        for name, count in (("image_mean", 3), ("image_std", 3), ("rescale_factor", 1), ("size_divisor", 1)):
+            value = getattr(self, name)
+            numbers = [value] if count == 1 else value
+            try:
+                is_usable = len(numbers) == count and all(0 < number < 1e6 for number in numbers)
+            except TypeError:
+                is_usable = False
+            if not is_usable:
+                raise ValueError(f"{name}: expected {count} number(s) above 0, got {value!r:.60}")
 
     def load(self, image: ImageRef) -> torch.Tensor:
         """Read, decode and resize one image to a uint8 tensor (3, height, width), not yet normalised or padded.

@@ -21,10 +21,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from soho_fast.common.command_line import Parser, exit_code
-from soho_fast.common.errors import UserError
+from soho_fast.common.errors import UserError, print_line
 from soho_fast.common.extras import from_extra
 from soho_fast.common.files import scratch_beside, write_atomically
-from soho_fast.common.images import one_line
+from soho_fast.common.images import FORMATS, one_line
 from soho_fast.common.spelling import did_you_mean
 from soho_fast.data.readers.captions import read_coco_captions
 from soho_fast.data.readers.records import (
@@ -219,7 +219,7 @@ def read_dataset(
                 content = image_content(row[images] or {}, path, f"{where}, row {number}")
                 if content and not all(map(is_blank, texts)):  # the others have no file, and are counted so
                     try:
-                        with Image.open(io.BytesIO(content)) as opened:
+                        with Image.open(io.BytesIO(content), formats=FORMATS) as opened:
                             name += _SUFFIX.get(opened.format or "", ".img")
                     except (OSError, ValueError, Image.DecompressionBombError) as error:
                         report.num_broken += 1
@@ -270,8 +270,9 @@ def image_content(image: Mapping[str, Any], source: Path, where: str) -> bytes |
     """What a row has for its image, or the file below `source` that it names; None where there is none."""
     if image.get("bytes") or not image.get("path"):
         return image.get("bytes")
-    folder = (source if source.is_dir() else source.parent).resolve()
-    file = (folder / image["path"]).resolve()
+    # Not resolve(): of a link to itself that raises RuntimeError.
+    folder = Path(os.path.realpath(source if source.is_dir() else source.parent))
+    file = Path(os.path.realpath(folder / image["path"]))
     if not file.is_relative_to(folder):
         raise ValueError(
             f"{where}: its image {image['path']} leads out of {folder}; expected its bytes, or a path below"
@@ -362,7 +363,7 @@ def _run(arguments: list[str]) -> int:
             {candidate.image_id: candidate.split for candidate in candidates},
         )
 
-    print(import_captions(folder, read))
+    print_line(import_captions(folder, read))
     return 0
 
 

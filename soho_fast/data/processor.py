@@ -9,6 +9,7 @@ from transformers import AutoImageProcessor, AutoProcessor, PreTrainedTokenizerB
 from transformers.processing_utils import ProcessorMixin
 
 from soho_fast.common.hub import HUB_OPTIONS, loading_options
+from soho_fast.common.images import one_line
 from soho_fast.data.images import SohoImageProcessor
 from soho_fast.data.text import load_tokenizer
 
@@ -40,7 +41,13 @@ class SohoProcessor(ProcessorMixin):
         # The tokenizer first: it fails quickly where there is no hub.
         tokenizer = load_tokenizer(pretrained_model_name_or_path, **hub_options)
         reachable, _ = loading_options(pretrained_model_name_or_path, **hub_options)
-        return cls(SohoImageProcessor.from_pretrained(pretrained_model_name_or_path, **kwargs | reachable), tokenizer)
+        try:
+            images = SohoImageProcessor.from_pretrained(pretrained_model_name_or_path, **kwargs | reachable)
+        except OSError:
+            raise
+        except Exception as error:  # what transformers raises of a damaged file has no common type
+            raise ValueError(f"{pretrained_model_name_or_path}: processor_config.json: {one_line(error)}") from error
+        return cls(images, tokenizer)
 
 
 # By convention the key is the configuration's class; `data` knows no model, and loading looks by the class's name.

@@ -59,6 +59,7 @@ def load_tokenizer(name_or_path: str | os.PathLike[str], **hub_options: Any) -> 
     check_checksums(name_or_path, weights=False)
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(name_or_path), trust_remote_code=False, **options)
+        pieces = tokenizer("a man and a woman \u2603", add_special_tokens=False)["input_ids"]
     except Exception as error:  # what transformers and tokenizers raise of a damaged file has no common type
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise FileNotFoundError(
@@ -71,7 +72,6 @@ def load_tokenizer(name_or_path: str | os.PathLike[str], **hub_options: Any) -> 
     for token in ("pad", "cls", "sep", "mask", "unk"):
         if getattr(tokenizer, f"{token}_token_id") is None:
             raise ValueError(f"tokenizer: {name_or_path} has no {token} token; expected a BERT tokenizer")
-    pieces = tokenizer("a man and a woman", add_special_tokens=False)["input_ids"]
     if set(pieces) <= {tokenizer.unk_token_id}:
         raise ValueError(
             f"tokenizer: {name_or_path} turns plain English into {tokenizer.unk_token} only; its vocabulary was not "

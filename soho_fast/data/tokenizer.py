@@ -18,6 +18,7 @@ from typing import Any
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 from soho_fast.common.command_line import Parser, exit_code
+from soho_fast.common.errors import print_line
 from soho_fast.data.readers.records import check_text, load_json, load_json_lines
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -159,7 +160,7 @@ def _run(arguments: list[str]) -> int:
     parser.add_argument("--overwrite", action="store_true", help="write into a folder that is not empty")
     options = parser.parse_args(arguments)
     lines = make_tokenizer(options.annotations, options.output, size=options.size, overwrite=options.overwrite)
-    print("\n".join(lines))
+    print_line("\n".join(lines))
     return 0
 
 

@@ -12,17 +12,21 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
-import deepspeed
 import torch
 import torch.distributed as dist
-from deepspeed import DeepSpeedEngine
-from deepspeed.accelerator import get_accelerator
 from torch import Tensor, nn
 
 from soho_fast.common.errors import UserError, environment_number, environment_rank, listed
 from soho_fast.common.processes import Processes
 from soho_fast.engine.settings import EngineSettings
 from soho_fast.engine.watchdog import LOOPBACK, start_heartbeat
+
+try:
+    import deepspeed
+except ValueError as error:  # of DS_ACCELERATOR
+    raise UserError(str(error)) from error
+from deepspeed import DeepSpeedEngine
+from deepspeed.accelerator import get_accelerator
 
 # Of DeepSpeed's launcher, where none is given.
 _DEFAULT_PORT = "29500"
@@ -39,10 +43,18 @@ def start_processes(threads: int = 0, timeout: float = 0) -> Processes:
         timeout: seconds without a sign of life after which a process counts as failed; 0: none does for that.
 
     Raises:
-        UserError: the port by which several processes meet is taken, or some of them have not come.
+        UserError: the port by which several processes meet is taken, or some of them have not come, or the launcher's
+            variables do not fit.
     """
-    environment_rank()  # Refuses what is none.
-    together = environment_number("WORLD_SIZE", 1) > 1
+    (rank, _), world = environment_rank(), environment_number("WORLD_SIZE", 1)
+    if rank >= max(world, 1):
+        raise UserError(f"RANK: expected a number below WORLD_SIZE, {world}, got {rank}")
+    together = world > 1
+    if together and not (_is_one_machine() or os.environ.get("MASTER_ADDR")):
+        raise UserError("MASTER_ADDR: expected the first machine's address, got none")
+    port = environment_number("MASTER_PORT", int(_DEFAULT_PORT))
+    if not 0 < port < 2**16:
+        raise UserError(f"MASTER_PORT: expected 1 to 65535, got {port}")
     if together and not dist.is_initialized():
         _choose_port()
     deepspeed.utils.logger.setLevel(logging.ERROR)
@@ -96,7 +108,7 @@ def _meet() -> tuple[dist.Store, int, int]:
         world = os.environ["WORLD_SIZE"]
         raise UserError(
             f"not all of the {world} processes have come within {_PATIENCE.seconds // 60} minutes to "
-            f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}: {str(error).splitlines()[0]}"
+            f"{os.environ.get('MASTER_ADDR', LOOPBACK)}:{os.environ.get('MASTER_PORT')}: {str(error).splitlines()[0]}"
         ) from error
 
 

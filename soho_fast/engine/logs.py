@@ -15,7 +15,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from soho_fast.common.errors import GONE_ERRORS, UserError, printable, say_nothing_more
+from soho_fast.common.errors import GONE_ERRORS, UserError, print_line, printable, say_nothing_more
 from soho_fast.common.files import read_log, write_atomically
 from soho_fast.engine.settings import LogSettings, TrainSettings
 
@@ -200,12 +200,11 @@ class RunLog:
 
     def say(self, line: str) -> None:
         """Print a line without breaking the bar."""
-        line = printable(line)
         try:
             if self._bar is not None:
-                self._bar.write(line, file=sys.stdout)
+                self._bar.write(printable(line), file=sys.stdout)
             else:
-                print(line, flush=True)
+                print_line(line)
         except OSError as error:
             if error.errno not in GONE_ERRORS:
                 raise

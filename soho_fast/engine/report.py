@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from soho_fast.common.errors import print_line
 from soho_fast.common.files import read_log, write_atomically
 from soho_fast.common.hub import RUN_MODELS
 from soho_fast.common.tables import print_table
@@ -153,14 +154,14 @@ def _smoothed(values: np.ndarray) -> np.ndarray:
 def say_start(run: Run, name: str) -> None:
     """Print what a run of this recipe trains, how and where."""
     parameters = sum(getattr(p, "ds_numel", p.numel()) for p in run.step.engine.module.parameters())
-    print(
+    print_line(
         f"recipe {name}: {parameters / 1e6:.1f} M parameters, {run.total_steps} steps of "
         f"{run.plan.global_batch_size} images ({run.plan.steps_per_epoch:,} an epoch), "
         f"{run.step.precision}, ZeRO {run.step.engine.zero_optimization_stage()}, {run.processes.world} process(es) "
         f"on {run.processes.device.type}; output in {run.folder}/"
     )
     if phase := run.task.phase((run.total_steps - 1) / run.plan.steps_per_epoch):
-        print(f"warning: until the last step {phase}; raise --epochs or --max_steps, whichever ends the run")
+        print_line(f"warning: until the last step {phase}; raise --epochs or --max_steps, whichever ends the run")
 
 
 def report_run(run: Run, metrics: Mapping[str, float] | None) -> None:
@@ -170,7 +171,7 @@ def report_run(run: Run, metrics: Mapping[str, float] | None) -> None:
     if run.finished is not None:
         if metrics:
             print_table(task.table(metrics))
-        print(
+        print_line(
             f"{folder}/ is finished at step {progress.step}: nothing is left to do. To train on, give more (as "
             f"{_twice(run)}) and --resume changed; to train again, another --output"
         )
@@ -197,12 +198,12 @@ def report_run(run: Run, metrics: Mapping[str, float] | None) -> None:
     )
     if metrics:
         print_table(task.table(metrics))
-    print(f"{progress.step} steps in {progress.seconds / 60:.1f} minutes of training; in {folder}/:")
+    print_line(f"{progress.step} steps in {progress.seconds / 60:.1f} minutes of training; in {folder}/:")
     best = f"  best/ (step {progress.best_step})" if progress.best is not None else ""
-    print(f"  curves.png  metrics.json  log.jsonl  recipe.yaml  tensorboard/  checkpoints/  model/{best}")
+    print_line(f"  curves.png  metrics.json  log.jsonl  recipe.yaml  tensorboard/  checkpoints/  model/{best}")
     for line in older_evaluations(folder):
-        print(line)
-    print("next:")
+        print_line(line)
+    print_line("next:")
     quoted = shlex.quote(str(folder))
     train = "deepspeed soho_fast/train.py" if Path("soho_fast/train.py").is_file() else "python -m soho_fast.train"
     for command in [
@@ -210,7 +211,7 @@ def report_run(run: Run, metrics: Mapping[str, float] | None) -> None:
         f"{train} --recipe {quoted}/recipe.yaml --output {quoted}-longer {_twice(run)}",
         f"{train} --help",
     ]:
-        print(f"  {command}")
+        print_line(f"  {command}")
     sys.stdout.flush()
 
 
@@ -267,5 +268,5 @@ def report_evaluation(task: Any, evaluation: Any, about: Mapping[str, Any], fold
         table.title = f"{table.title}, {where}, checkpoint {about['checkpoint']}"
         print_table(table)
     else:
-        print(f"{where} has no published answers to compare with")
-    print(f"in {folder}/:  metrics.json  {'  '.join(files)}")
+        print_line(f"{where} has no published answers to compare with")
+    print_line(f"in {folder}/:  metrics.json  {'  '.join(files)}")

@@ -11,7 +11,7 @@ from typing import Any
 
 from deepspeed import DeepSpeedEngine
 
-from soho_fast.common.errors import UserError
+from soho_fast.common.errors import UserError, print_line
 from soho_fast.common.files import delete_left
 from soho_fast.common.processes import Processes
 from soho_fast.common.versions import program
@@ -209,7 +209,7 @@ class ResumePoint:
                 "overwrite: a run is deleted only where it is started again; give --resume false too, or leave "
                 "--overwrite out to go on with it"
             )
-        path = None if resume is False else self.checkpoints.choose(lambda line: print(line, flush=True))
+        path = None if resume is False else self.checkpoints.choose(print_line)
         self.processes.on_main(lambda: self._check_folder(path))
         return path
 

@@ -18,7 +18,7 @@ with from_extra("train"):
     from deepspeed import DeepSpeedEngine
     from safetensors import SafetensorError
 
-    from soho_fast.common.errors import MIN_SEEN, UserError, too_many_corrupt
+    from soho_fast.common.errors import MIN_SEEN, UserError, print_line, too_many_corrupt
     from soho_fast.common.files import new_folder
     from soho_fast.common.processes import Processes
     from soho_fast.common.progress import ProgressLines
@@ -587,7 +587,7 @@ class Run:
         if self.log is not None:
             self.log.say(line)
         elif self.processes.is_main:
-            print(line, flush=True)
+            print_line(line)
 
 
 def steps_between_snapshots(total_steps: int, log_steps: int) -> int:

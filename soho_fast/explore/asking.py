@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from soho_fast.ask import MODELS
 from soho_fast.common import hub
 from soho_fast.common.command_line import quiet_transformers
-from soho_fast.common.errors import UserError
+from soho_fast.common.errors import UserError, print_line
 from soho_fast.common.extras import from_extra
 from soho_fast.explore.bundle import BundleError
 from soho_fast.explore.shown import ShownImages
@@ -99,7 +99,7 @@ def kind_of(folder: Path) -> tuple[str, str]:
 def load_model(name: str, folder: Path) -> SeeingPipeline:
     """The model of a folder. Raises Refused: it can't be loaded."""
     started = time.monotonic()
-    print(f"loading {folder} ...")
+    print_line(f"loading {folder} ...")
     try:
         with from_extra("train"):
             from soho_fast.explore.attention import SeeingPipeline
@@ -107,9 +107,9 @@ def load_model(name: str, folder: Path) -> SeeingPipeline:
         pipeline = SeeingPipeline.from_pretrained(folder)
     except (ValueError, OSError, ImportError) as error:
         why = " ".join(f"{name} can't be loaded: {error}".split())
-        print(why)
+        print_line(why)
         raise Refused(500, why) from error
-    print(f"loaded {folder} in {time.monotonic() - started:.1f} s")
+    print_line(f"loaded {folder} in {time.monotonic() - started:.1f} s")
     return pipeline
 
 

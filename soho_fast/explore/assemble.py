@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from soho_fast.common.checksums import write_checksums
-from soho_fast.common.errors import UserError
+from soho_fast.common.errors import UserError, print_line
 from soho_fast.common.extras import from_extra
 from soho_fast.common.files import new_folder
 from soho_fast.common.progress import ProgressLines
@@ -68,7 +68,7 @@ def assemble(
     labels: Sequence[str | None] | None = None,
     decoded: Sequence[Any] | None = None,
     window: float | None = None,
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] = print_line,
 ) -> Path:
     """Write the explorer of a source.
 

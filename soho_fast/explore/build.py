@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from soho_fast.common.command_line import Parser, quiet_transformers
-from soho_fast.common.errors import UserError
+from soho_fast.common.errors import UserError, print_line
 from soho_fast.common.extras import from_extra
 from soho_fast.common.hub import RUN_MODELS, check_name, run_model
 from soho_fast.common.versions import gone_on, read_run_of
@@ -136,21 +136,21 @@ def run(options: argparse.Namespace) -> int:
         return from_files.run(options)
     folder = Path(options.into) if options.into else default_folder(options.model)
     check_folder(folder)
-    opened = open_model(options, print)
+    opened = open_model(options, print_line)
     for line in gone_on(opened.folder):
-        print(line)
+        print_line(line)
     from soho_fast.explore.timeline import timeline
 
     title = options.title or f"What the codes of {opened.run.name if opened.run else Path(opened.folder).name} mean"
-    source = opened.source(title, print)
-    print(f"looking at {source.num_images:,} images with {source.num_codes:,} codes")
+    source = opened.source(title, print_line)
+    print_line(f"looking at {source.num_images:,} images with {source.num_codes:,} codes")
     assemble(
         source,
         folder,
         run=read_run_of(opened.folder),
         timeline=timeline(Path(opened.folder) if opened.run else None, source.dictionary),
     )
-    print(f"open {folder / 'index.html'}")
+    print_line(f"open {folder / 'index.html'}")
     return 0
 
 

@@ -181,6 +181,14 @@ def write_value(folder: Path, name: str, value: Any) -> None:
     (folder / "data" / f"{name}.js").write_text(f'explorer.receive("{name}", {text});\n', encoding="ascii")
 
 
+def value_in(content: bytes, name: str) -> Any:
+    """The value of data/<name>.js. Raises ValueError, RecursionError: it does anything but hand one over."""
+    found = _FORM.fullmatch(content.decode("ascii"))
+    if found is None or found[1] != name:
+        raise ValueError("it does not hand over one value")
+    return json.loads(found[2])
+
+
 def write_in_files(folder: Path, name: str, values: Iterable[Any], per_file: int) -> None:
     """Write values in files of `per_file` each, data/<name>-0000.js and on; a file's are in memory at a time."""
     values = iter(values)
@@ -249,10 +257,7 @@ class Bundle:
         """The value of data/<name>.js. Raises BundleError: it is missing or damaged."""
         content = self.content(f"data/{name}.js")
         try:
-            found = _FORM.fullmatch(content.decode("ascii"))
-            if found is None or found[1] != name:
-                raise ValueError("it does not hand over one value")
-            return json.loads(found[2])
+            return value_in(content, name)
         except (ValueError, RecursionError) as error:
             raise BundleError(f"{self.folder / 'data' / name}.js can't be read ({error})") from error
 

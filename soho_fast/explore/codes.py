@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from soho_fast.common.command_line import Parser
+from soho_fast.common.errors import print_line
 from soho_fast.common.extras import from_extra
 from soho_fast.explore.build import add_data_arguments, open_model
 
@@ -44,7 +45,7 @@ def run(options: argparse.Namespace) -> int:
     """Measure, and print the table."""
     from soho_fast.common.tables import print_table
 
-    print_table(measure(open_model(options, print).source("", print), print))
+    print_table(measure(open_model(options, print_line).source("", print_line), print_line))
     return 0
 
 
@@ -120,7 +121,7 @@ class Seen:
         return count_labels(code_T[chosen], self.label[chosen], num_codes, len(self.labels), weights)
 
 
-def measure(source: Any, say: Callable[[str], None] = print) -> Any:
+def measure(source: Any, say: Callable[[str], None] = print_line) -> Any:
     """The table of all metrics.
 
     Args:
@@ -197,8 +198,8 @@ def measure_codes(run: Path, most: int) -> dict[str, float]:
     options = argparse.Namespace(
         model=str(run), checkpoint="last", recipe=None, fields=[], split=["heldout"], images=most, licence=None
     )
-    source = open_model(options, print).source("", print)
-    seen = look(source, print)
+    source = open_model(options, print_line).source("", print_line)
+    seen = look(source, print_line)
     num_codes = source.num_codes // source.num_levels
     codings = dict(zip(("", "k_means_", "shuffled_"), seen.codings(num_codes).values(), strict=True))
     found = {
@@ -224,7 +225,7 @@ def group_means(features_TC: np.ndarray, group_T: np.ndarray) -> np.ndarray:
     return (sums / counts.clamp(min=1)[:, None]).numpy()[group_T]
 
 
-def look(source: Any, say: Callable[[str], None] = print) -> Seen:
+def look(source: Any, say: Callable[[str], None] = print_line) -> Seen:
     """All images of a `ModelSource`, looked up; labels where they are of the demo corpus."""
     from soho_fast.common.progress import ProgressLines
 

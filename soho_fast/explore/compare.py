@@ -15,7 +15,7 @@ from typing import Any
 
 from soho_fast.common.checksums import write_checksums
 from soho_fast.common.command_line import Parser
-from soho_fast.common.errors import UserError
+from soho_fast.common.errors import UserError, print_line
 from soho_fast.common.extras import from_extra
 from soho_fast.explore import bundle as layout
 from soho_fast.explore.assemble import check_folder, put_in_place
@@ -42,12 +42,12 @@ def add_arguments(parser: Parser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Compare, and say where to look."""
     compare_explorers(options.first, options.second, options.into)
-    print(f"open {Path(options.into) / 'index.html'}")
+    print_line(f"open {Path(options.into) / 'index.html'}")
     return 0
 
 
 def compare_explorers(
-    first: str | Path, second: str | Path, into: str | Path, say: Callable[[str], None] = print
+    first: str | Path, second: str | Path, into: str | Path, say: Callable[[str], None] = print_line
 ) -> Path:
     """Write the second explorer with a page on what became of the codes of the first, see `bundle`, data/compare.js.
 

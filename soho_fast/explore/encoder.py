@@ -15,9 +15,9 @@ from soho_fast.common.errors import UserError
 from soho_fast.common.images import one_line
 from soho_fast.explore.asking import AskedModel, Refused
 from soho_fast.explore.bundle import Bundle
-from soho_fast.explore.from_arrays import Array, Metric, check_batch, check_codebook, check_metric, look_up, open_image
+from soho_fast.explore.from_arrays import Array, Metric, check_batch, check_codebook, check_metric, look_up
 from soho_fast.explore.serve import at_hand, serve
-from soho_fast.explore.sources import as_array, digest_of
+from soho_fast.explore.sources import as_array, digest_of, open_image
 
 Encode = Callable[[Image.Image], Any]
 

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from soho_fast.common.command_line import Parser
-from soho_fast.common.errors import UserError
+from soho_fast.common.errors import UserError, print_line
 from soho_fast.common.extras import from_extra
 from soho_fast.explore.bundle import KINDS, Bundle, BundleError, image_path
+from soho_fast.explore.sources import ImageError, open_image
 
 with from_extra("explore"):
     import numpy as np
@@ -22,7 +23,6 @@ with from_extra("explore"):
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
-    from PIL import Image
 
 ROWS, COLUMNS, DPI = 12, 8, 150
 
@@ -54,8 +54,8 @@ def run(options: argparse.Namespace) -> int:
     names = ("rows", "columns", "kind", "dpi", "into")
     path = draw_figure(options.explorer, codes, **{name: getattr(options, name) for name in names})
     for line in Bundle(options.explorer).of_another_model():
-        print(line)
-    print(f"the codes as a figure: {path}")
+        print_line(line)
+    print_line(f"the codes as a figure: {path}")
     return 0
 
 
@@ -143,7 +143,7 @@ def draw_figure(
     found = [_of_code(bundle, code) for code in chosen]
     try:
         tiles, licences = _tiles(bundle, found, columns, kind)
-    except (OSError, IndexError) as error:
+    except (OSError, IndexError, ImageError) as error:
         raise BundleError(f"{bundle.folder}: {error}") from error
     _draw(path, bundle, found, tiles, licences, columns, dpi)
     return path
@@ -178,8 +178,8 @@ def _tiles(
             occurrences = [occurrences[place] for place in places]
         for number, *_ in occurrences[:columns]:
             if number not in images:
-                with Image.open(io.BytesIO(bundle.content(image_path(number)))) as image:
-                    images[number] = np.asarray(image.convert("RGB"))
+                path = image_path(number)
+                images[number] = np.asarray(open_image(io.BytesIO(bundle.content(path)), path, least=None))
                 licences |= dict.fromkeys(bundle.image(number)["licences"])
         rows.append([(images[occurrence[0]], occurrence) for occurrence in occurrences[:columns]])
     return rows, sorted(licences)

@@ -18,16 +18,17 @@ import numpy as np
 import torch
 
 from soho_fast import ops
+from soho_fast.common.errors import print_line
 from soho_fast.common.extras import from_extra
 from soho_fast.explore.assemble import assemble, check_folder
 from soho_fast.explore.licences import Licences, licence_of_all
 from soho_fast.explore.sounds import MOST_PATCHES, Clip, is_sound
-from soho_fast.explore.sources import ImageError, SeenImage, as_array, by_level, small_copy
+from soho_fast.explore.sources import SeenImage, as_array, by_level, open_image, small_copy
 
 with from_extra("explore"):
     from PIL import Image, ImageOps
 
-    from soho_fast.common.images import FORMATS, MAX_PIXELS, to_rgb
+    from soho_fast.common.images import to_rgb
 
 # Looked up at a time: enough to keep the lookup busy, little beside the images.
 _IMAGES_AT_A_TIME = 256
@@ -60,7 +61,7 @@ def build_from_arrays(
     window: float | None = None,
     title: str = "What the codes mean",
     licences: LicenceEntries = None,
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] = print_line,
 ) -> Path:
     """Write the explorer of a codebook: which patches of which images have each code, and what these have in common.
 
@@ -159,7 +160,7 @@ def build_from_batches(
     title: str = "What the codes mean",
     licences: LicenceEntries = None,
     num_images: int | None = None,
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] = print_line,
 ) -> Path:
     """As `build_from_arrays`, of images that come in batches, once each: memory does not grow with their number.
 
@@ -395,23 +396,6 @@ def look_up(
     ends = np.cumsum([rows * columns for rows, columns in sizes])[:-1]
     split = [np.split(np.stack(each), ends, axis=1) for each in zip(*found, strict=True)]
     return [(one.reshape(-1, *size), other.reshape(-1, *size)) for size, one, other in zip(sizes, *split, strict=True)]
-
-
-def open_image(file: str | os.PathLike[str] | io.BytesIO, name: str, least: int | None = 512) -> Image.Image:
-    """An image file in RGB, upright. Raises ImageError, which calls it `name`: it can't be read.
-
-    least: Of a JPEG a half, quarter or eighth is decoded, so many pixels wide and high at least; None decodes it whole.
-    """
-    try:
-        with Image.open(file, formats=FORMATS) as image:
-            if least is not None:
-                image.draft("RGB", (least, least))
-            if image.width * image.height > MAX_PIXELS:
-                raise ValueError(f"{image.width} x {image.height} pixels; expected at most {MAX_PIXELS:,} in all")
-            return to_rgb(ImageOps.exif_transpose(image))
-    except Exception as error:  # A decoder meets damage with errors of any kind.
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).split(" <_io")[0]
-        raise ImageError(f"{name}: can't be read as an image ({reason})") from error
 
 
 def _floats(name: str, value: Any) -> np.ndarray:

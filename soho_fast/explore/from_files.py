@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from soho_fast.common.command_line import Parser
-from soho_fast.common.errors import UserError
+from soho_fast.common.errors import UserError, print_line
 from soho_fast.common.extras import from_extra
 
 with from_extra("explore"):
@@ -76,7 +76,7 @@ def run(options: argparse.Namespace) -> int:
         into = build_from_arrays(folder=into, **{name: value for name, value in given.items() if value is not None})
     except TypeError as error:
         raise UserError(str(error)) from error
-    print(f"open {into / 'index.html'}")
+    print_line(f"open {into / 'index.html'}")
     return 0
 
 
@@ -114,7 +114,7 @@ def _tell_order(names: Sequence[str]) -> None:
     """Which image is the first: features are not always in the order of names as texts, where 10 is before 2."""
     by_number = sorted(names, key=lambda name: re.sub(r"\d+", lambda n: n[0].zfill(20), name.replace("/", "\0")))
     other = next((f"; {one} before {two}" for one, two in zip(names, by_number, strict=True) if one != two), "")
-    print(f"{len(names):,} files in the order of their names: {names[0]} to {names[-1]}{other}")
+    print_line(f"{len(names):,} files in the order of their names: {names[0]} to {names[-1]}{other}")
 
 
 def _columns(path: Path) -> dict[str, Any]:

@@ -20,14 +20,15 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any
 
 from soho_fast.common.checksums import SUMS
-from soho_fast.common.errors import UserError
+from soho_fast.common.errors import UserError, print_line
 from soho_fast.common.extras import from_extra
 from soho_fast.common.versions import gone_on
 from soho_fast.explore.build import default_folder
-from soho_fast.explore.bundle import PAGES, Bundle
+from soho_fast.explore.bundle import PAGES, Bundle, value_in
 
 with from_extra("explore"):
     import uvicorn
@@ -61,8 +62,8 @@ _TYPES = {
     ".png": "image/png",
 }
 
-PAGE_FILES, FOLDERS = ("index.html", "app"), ("data", "images", "decoded")
-"""What is served of the installed pages, and of an explorer's folder."""
+PAGE_FILES, FOLDERS = ("index.html", "app"), {"data": ".js", "images": ".jpg", "decoded": ".png"}
+"""What is served of the installed pages, and of an explorer's folder, which may be another's."""
 
 _ANY = ("", "0.0.0.0", "::")  # All addresses of the machine.
 _REQUEST_SECONDS = 20  # Within which a request's headers must have come.
@@ -92,7 +93,7 @@ def run(options: argparse.Namespace) -> int:
     try:
         serve(asking, options.host, options.port)
     except KeyboardInterrupt:
-        print("\nstopped", file=sys.stderr)
+        print_line("\nstopped", file=sys.stderr)
         code = 128 + signal.SIGINT
     if any([model.close() for model in asking.models.values()]):
         # A model in the middle of a computation can't be stopped, and nobody waits for it any more.
@@ -168,9 +169,9 @@ def at_hand(given: str, more: Sequence[str] = (), explorer: str | None = None, *
     if bundle.sums:
         bundle.check()
     else:
-        print(f"{explorer} has no {SUMS}: whether it is as it was built is not known")
+        print_line(f"{explorer} has no {SUMS}: whether it is as it was built is not known")
     for line in (*bundle.of_another_model(), *newer):
-        print(line)
+        print_line(line)
     for _ in bundle.images():
         pass  # Each is looked at.
     is_run = not alone and (Path(given) / "recipe.yaml").is_file()
@@ -197,7 +198,8 @@ def application(asking: Asking, host: str = "127.0.0.1") -> ASGIApp:
 
 
 class _Files(StaticFiles):
-    """The installed pages, index.html and app/, and a bundle's data/, images/, decoded/; no link leads out."""
+    """The installed pages, index.html and app/, and a bundle's data, each one value, and its images; no link leads
+    out."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(directory=folder)
@@ -209,8 +211,15 @@ class _Files(StaticFiles):
         if asked[0] in PAGE_FILES:
             return self._pages.lookup_path(path)
         found, stat = super().lookup_path(path)
-        if not found or asked[0] not in FOLDERS:
+        if not found or Path(found).suffix != FOLDERS.get(asked[0]):
             return "", None
+        if asked[0] == "data":
+            try:
+                if not S_ISREG(os.stat(found).st_mode):  # a pipe would be waited for
+                    return "", None
+                value_in(Path(found).read_bytes(), Path(path).stem)
+            except (OSError, ValueError, RecursionError):  # What does more would run as this server's own script.
+                return "", None
         return (found, stat) if Path(found).relative_to(self._root).parts[:1] == asked[:1] else ("", None)
 
     def file_response(
@@ -327,16 +336,15 @@ def listen(host: str, port: int) -> socket.socket:
 def _say_where(host: str, address: str, port: int, asking: Asking) -> None:
     shown = "localhost" if host in _ANY else f"[{host}]" if ":" in host else host
     if not ipaddress.ip_address(address).is_loopback:
-        print(
+        print_line(
             f"warning: --host {host}: everyone who reaches this machine at port {port} can see these images and use "
             "the models; nothing is encrypted and no password is asked for",
             file=sys.stderr,
         )
     for model in asking.models.values():
         loaded = "" if model.question == "codes" else ", loaded when it is first asked"
-        print(f"{model.name}: {model.question} ({model.kind}){loaded}")
+        print_line(f"{model.name}: {model.question} ({model.kind}){loaded}")
     if not asking.models:
-        print("no model: the explorer alone")
-    # Of an explorer that somebody else made, too: nothing in it steers the terminal.
-    title = "".join(letter if letter.isprintable() else " " for letter in asking.shown.bundle.meta["title"])
-    print(f"{title}: http://{shown}:{port}/   (Ctrl-C ends)", flush=True)
+        print_line("no model: the explorer alone")
+    title = " ".join(asking.shown.bundle.meta["title"].split())
+    print_line(f"{title}: http://{shown}:{port}/   (Ctrl-C ends)")

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from soho_fast.common.errors import print_line
 from soho_fast.explore.bundle import Bundle, BundleError, image_path
 
 # Images by which a model's codes are compared with the explorer's.
@@ -25,7 +26,7 @@ class ShownImages:
         say: Called once, when the data sets are read, and when they can't be.
     """
 
-    def __init__(self, bundle: Bundle, run: str | None = None, say: Callable[[str], None] = print) -> None:
+    def __init__(self, bundle: Bundle, run: str | None = None, say: Callable[[str], None] = print_line) -> None:
         self.bundle = bundle
         self._run, self._say, self._lock = run, say, threading.Lock()
         self._originals: dict[tuple[str, str], Any] | None = {} if run is None else None

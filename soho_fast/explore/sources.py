@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,7 +21,9 @@ import torch
 from soho_fast.common.extras import from_extra
 
 with from_extra("explore"):
-    from PIL import Image
+    from PIL import Image, ImageOps
+
+    from soho_fast.common.images import FORMATS, MAX_PIXELS, check_jpeg, to_rgb
 
 LONGER_EDGE = 256
 """Of a small copy, pixels."""
@@ -115,3 +119,22 @@ def fields_of(integers: str, floats: str) -> list[tuple[str, type]]:
 def digest_of(codebook: np.ndarray) -> str:
     """SHA-256 of a codebook, float32 (K, C), in hexadecimal."""
     return hashlib.sha256(np.ascontiguousarray(codebook, dtype="<f4").tobytes()).hexdigest()
+
+
+def open_image(file: str | os.PathLike[str] | io.BytesIO, name: str, least: int | None = 512) -> Image.Image:
+    """An image file in RGB, upright. Raises ImageError, which calls it `name`: it can't be read.
+
+    least: Of a JPEG a half, quarter or eighth is decoded, so many pixels wide and high at least; None decodes it whole.
+    """
+    try:
+        data = file.getvalue() if isinstance(file, io.BytesIO) else Path(file).read_bytes()
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            check_jpeg(image, data)
+            if least is not None:
+                image.draft("RGB", (least, least))
+            if image.width * image.height > MAX_PIXELS:
+                raise ValueError(f"{image.width} x {image.height} pixels; expected at most {MAX_PIXELS:,} in all")
+            return to_rgb(ImageOps.exif_transpose(image))
+    except Exception as error:  # A decoder meets damage with errors of any kind.
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).split(" <_io")[0]
+        raise ImageError(f"{name}: can't be read as an image ({reason})") from error

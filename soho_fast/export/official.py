@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from soho_fast.common.command_line import Parser, exit_code, quiet_transformers
-from soho_fast.common.errors import UserError
+from soho_fast.common.errors import UserError, print_line
 from soho_fast.common.extras import from_extra
 
 
@@ -47,7 +47,7 @@ def _run(arguments: Sequence[str]) -> int:
         from soho_fast.export.conversion import write_converted
 
     for line in write_converted(Path(options.checkpoint), output, options.vocab, options.answers):
-        print(line)
+        print_line(line)
     return 0
 
 

@@ -20,7 +20,7 @@ from torch.export import Dim, export
 
 from soho_fast.ask.pipeline import FIELDS, SohoPipeline, load_model
 from soho_fast.common.checksums import SUMS, write_checksums
-from soho_fast.common.errors import UserError
+from soho_fast.common.errors import UserError, print_line
 from soho_fast.common.files import scratch_beside
 from soho_fast.common.hub import model_folder
 from soho_fast.common.images import one_line
@@ -34,7 +34,7 @@ _SNIPPET = re.compile(r"```python\nfrom soho_fast\.model import .*?```", re.DOTA
 _MOST_ROWS, _MOST_TOKENS = 1 << 16, 1 << 14
 
 
-def export_model(folder: str | os.PathLike[str], output: Path, say: Callable[[str], None] = print) -> None:
+def export_model(folder: str | os.PathLike[str], output: Path, say: Callable[[str], None] = print_line) -> None:
     """Compile a model for this machine's CPU, in float32, and write it into a folder that is made when all is there.
 
     Args:

@@ -176,7 +176,7 @@ def main(arguments: list[str]) -> None:
     else:
         best = scores[0].topk(min(5, scores.shape[1]))
         for place, score in zip(best.indices.tolist(), best.values.tolist(), strict=True):
-            print(f"{100 * score:5.1f} %  {model.about['labels'][place]}")
+            print(f"{100 * score:5.1f} %  {ascii(model.about['labels'][place])[1:-1]}")
     if codes:
         print("codes", *(code for code in codes[0].flatten().tolist() if code >= 0))
 

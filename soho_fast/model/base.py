@@ -75,7 +75,9 @@ class SohoPreTrainedModel(PreTrainedModel):
         except (SafetensorError, UnpicklingError) as error:
             reason = str(error).partition("\n")[0]
             raise ValueError(f"{name}: the file of its weights is damaged ({reason}); copy it again") from error
-        except RuntimeError as error:  # More than any memory holds.
+        except (OSError, ValueError):
+            raise
+        except Exception as error:  # More than any memory holds; and transformers takes types for granted.
             reason = str(error).partition("\n")[0]
             raise ValueError(f"{name}: no model can be made of its config.json and weights here ({reason})") from error
 

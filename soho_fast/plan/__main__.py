@@ -12,7 +12,7 @@ from soho_fast.common.extras import from_extra
 
 with from_extra("train"):
     from soho_fast.common.command_line import Parser, exit_code, flags_of
-    from soho_fast.common.errors import UserError
+    from soho_fast.common.errors import UserError, print_line
     from soho_fast.plan.cards import CARDS, GIB, MACHINE, Rates
 
 DESCRIPTION = """What a recipe needs on a cluster: operations of a step by part, memory of a GPU, bytes between GPUs,
@@ -22,7 +22,12 @@ can be given beside these, as to the training command (--batch.global_batch_size
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command line; returns the exit code: 0 planned, 2 a mistake of the user, 130 when stopped."""
-    return exit_code(lambda arguments: print(planned(arguments)) or 0, arguments)
+    return exit_code(_run, arguments)
+
+
+def _run(arguments: list[str]) -> int:
+    print_line(planned(arguments))
+    return 0
 
 
 def planned(arguments: list[str], known: dict[tuple, Any] | None = None) -> str:

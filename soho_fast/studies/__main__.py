@@ -23,7 +23,7 @@ with from_extra("train"):
     import yaml
 
     from soho_fast.common.command_line import Parser, exit_code
-    from soho_fast.common.errors import UserError
+    from soho_fast.common.errors import UserError, print_line
     from soho_fast.studies.study import STUDIES, Study, find_study, read_study
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ def _run(arguments: list[str]) -> int:
     if options.report or not code:
         from soho_fast.studies.report import write_report
 
-        print(f"in {', '.join(map(str, write_report(folder, path.stem, study, runs, place.rows())))}")
+        print_line(f"in {', '.join(map(str, write_report(folder, path.stem, study, runs, place.rows())))}")
     return code
 
 
@@ -150,11 +150,11 @@ def _list(study: Study, runs: list[Run], rows: list[Row], place: Place) -> None:
             ]
         )
     print_table(table)
-    print(f"{len(left)} of {len(runs)} runs to make: {estimate.total(left, place.jobs)} with --jobs {place.jobs}")
+    print_line(f"{len(left)} of {len(runs)} runs to make: {estimate.total(left, place.jobs)} with --jobs {place.jobs}")
 
 
 def _say(line: str) -> None:
-    print(line, flush=True)
+    print_line(line)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
-from soho_fast.common.errors import UserError
+from soho_fast.common.errors import UserError, print_line
 from soho_fast.common.files import PARTIAL, delete
 from soho_fast.studies.results import Row, RowStart, append_row, by_digest, read_rows
 
@@ -80,10 +80,10 @@ def run_one(job: Job) -> None:
     from soho_fast.common.processes import Processes
 
     try:
-        with only_user(folder, Processes(), print):
+        with only_user(folder, Processes(), print_line):
             code = _make(job, folder)
     except UserError as error:
-        print(f"error: {error}", flush=True)
+        print_line(f"error: {error}")
         code = TAKEN if "in use by" in str(error) else 2
     sys.stdout.flush()
     sys.stderr.flush()

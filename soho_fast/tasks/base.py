@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import torch
 
 from soho_fast.common.checksums import write_checksums
+from soho_fast.common.errors import print_line
 from soho_fast.common.hub import loading_options
 from soho_fast.common.processes import Processes
 from soho_fast.data.batches.sample import Sample, usable_samples
@@ -67,7 +68,7 @@ class BaseTask(ABC):
     _last_metrics: Mapping[str, float] = MappingProxyType({})
     """Those of the last full evaluation, until the next step; for the model card."""
 
-    def __init__(self, data: Any, seed: int = 0, model: Any = None, *, say: Callable[[str], None] = print) -> None:
+    def __init__(self, data: Any, seed: int = 0, model: Any = None, *, say: Callable[[str], None] = print_line) -> None:
         self.data, self.seed, self._say = data, seed, say
         self.model = model or TASKS[self.name].model_type()
         SohoConfig.check_names(self.model.config)

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 from soho_fast.common.command_line import Parser, exit_code
-from soho_fast.common.errors import UserError, listed
+from soho_fast.common.errors import UserError, listed, print_line
 from soho_fast.common.path_ranges import is_shards
 from soho_fast.common.progress import ProgressLines
 from soho_fast.tasks.recipe import Recipe, load_recipe
@@ -62,7 +62,7 @@ class Findings:
         self.say(f"warning: {what}")
 
 
-def check(folder: Path, recipe: Recipe, say: Callable[[str], None] = print) -> int:
+def check(folder: Path, recipe: Recipe, say: Callable[[str], None] = print_line) -> int:
     """Say what training on a folder would meet; returns how many things must be mended first.
 
     Args:
@@ -131,13 +131,13 @@ def _read(findings: Findings, recipe: Recipe, purpose: str) -> list[ImageTextRec
 def _check_unnamed(findings: Findings, folder: Path, records: Sequence[ImageTextRecord]) -> None:
     from soho_fast.data.importing import images_below
 
-    named = {Path(str(record.image)).resolve() for record in records}
+    named = {os.path.realpath(str(record.image)) for record in records}
     try:
         there = images_below(folder)
     except OSError as error:  # as lost+found of a disk, which training never lists
         findings.warning(f"images that no line names were not looked for: {error}")
         return
-    if unnamed := [name for name in there if (folder / name).resolve() not in named]:
+    if unnamed := [name for name in there if os.path.realpath(folder / name) not in named]:
         findings.warning(
             f"{len(unnamed):,} images of {folder} are neither trained on nor held out: {listed(unnamed, 5)}"
         )
@@ -291,11 +291,12 @@ def _run(arguments: list[str]) -> int:
     recipe = load_recipe(["--recipe", options.recipe, "--data_roots.images", str(options.folder)])
     if recipe.task != "pretraining":
         raise UserError(f"recipe: {options.recipe} is of task {recipe.task}; expected own, or a copy of it")
-    num_errors = check(options.folder, recipe, lambda line: print(line, flush=True))
+    num_errors = check(options.folder, recipe, print_line)
     if num_errors:
-        print(f"{options.folder}: {num_errors} to mend before training")
+        print_line(f"{options.folder}: {num_errors} to mend before training")
         return 1
-    print(f"{options.folder}: ready; next: soho train --recipe {options.recipe} --data_roots.images {options.folder}")
+    command = f"soho train --recipe {options.recipe} --data_roots.images {options.folder}"
+    print_line(f"{options.folder}: ready; next: {command}")
     return 0
 
 

@@ -12,6 +12,7 @@ from typing import Any, Final, Literal, NamedTuple
 
 import torch
 
+from soho_fast.common.errors import print_line
 from soho_fast.common.shared_arrays import read_once_a_machine
 from soho_fast.common.tables import Table
 from soho_fast.data.batches.pretraining import PretrainingDataset, check_negatives
@@ -60,7 +61,7 @@ def read_source(source: CaptionSource, report: ReadReport, where: str, max_broke
 def read_sources(
     data: PretrainingData,
     purpose: Literal["sources", "heldout"],
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] = print_line,
     reports: list[ReadReport] | None = None,
     *,
     max_broken: float,

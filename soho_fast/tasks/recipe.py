@@ -262,7 +262,8 @@ def _root(name: str, root: str) -> str:
     if not root.startswith("package:"):
         return root
     package, _, folder = root.removeprefix("package:").partition("/")
-    found = importlib.util.find_spec(package)
+    # Of a dotted name it would import what stands before the dot.
+    found = importlib.util.find_spec(package) if package.isidentifier() else None
     if found is None or not found.submodule_search_locations:
         raise UserError(
             f"data_roots.{name}: there is no Python package {package}; install it (pip install "

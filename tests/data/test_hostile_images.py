@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 from tiny_corpus import draw
 
 from soho_fast.common.errors import CorruptImageError
@@ -20,6 +20,7 @@ from soho_fast.data import images as images_module
 from soho_fast.data.images import SohoImageProcessor, decode_image
 from soho_fast.data.readers.records import ImageRef
 from soho_fast.data.stores import FolderStore
+from soho_fast.explore.sources import ImageError, open_image
 
 sys.path.append(str(Path(__file__).parents[1] / "faults"))
 
@@ -191,6 +192,36 @@ def test_a_large_image_is_turned_into_rgb_in_bands(name, monkeypatch):
     assert torch.equal(decode_image(sound_images()[name]), whole)
     monkeypatch.setattr(images_module, "_BAND", 1)
     assert torch.equal(decode_image(sound_images()[name]), whole)
+
+
+def progressive(times, width=64, height=64):
+    """A JPEG whose last scan comes so many times, and that says it has this size."""
+    file = BytesIO()
+    Image.effect_noise((64, 64), 90).convert("RGB").save(file, "JPEG", progressive=True)
+    data = bytearray(file.getvalue())
+    size = data.index(b"\xff\xc2") + 5
+    data[size : size + 4] = height.to_bytes(2, "big") + width.to_bytes(2, "big")
+    last = data.rindex(b"\xff\xda")
+    return bytes(data[:last] + data[last:-2] * times + data[-2:])
+
+
+@pytest.mark.parametrize(
+    ("data", "told"),
+    [
+        (progressive(92), "101 scans; expected a JPEG of at most 100"),
+        (progressive(1, 9459, 9459), "9459 x 9459 pixels in [0-9,]+ bytes; they take more"),
+        (progressive(90, 12_000, 12_000) + bytes(2**21), "12000 x 12000 pixels in .* or are too many"),
+    ],
+)
+def test_a_jpeg_that_takes_minutes_or_memory_is_refused_before_it_is_decoded(data, told, monkeypatch):
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda *_: pytest.fail("it was decoded"))
+    assert re.search(told, outcome(data))
+    with pytest.raises(ImageError, match=told):
+        open_image(BytesIO(data), "image")
+
+
+def test_a_jpeg_of_usual_scans_is_decoded():
+    assert outcome(progressive(1)) is True and outcome(progressive(80)) is True
 
 
 def test_a_jpeg_is_measured_as_it_is_read(monkeypatch):

@@ -131,3 +131,35 @@ def test_a_launcher_that_says_no_number_is_told_by_its_variable(name, monkeypatc
     assert command.code == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line == f"error: {name}: expected a number from the launcher in this variable of the environment, got 'abc'"
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"RANK": "5"}, "RANK: expected a number below WORLD_SIZE, 2, got 5"),
+        ({"MASTER_PORT": "99999"}, "MASTER_PORT: expected 1 to 65535, got 99999"),
+        ({"LOCAL_SIZE": "1", "MASTER_ADDR": ""}, "MASTER_ADDR: expected the first machine's address, got none"),
+    ],
+)
+def test_a_launcher_whose_words_do_not_fit_is_told_at_once(changed, told, monkeypatch):
+    for name, value in {**as_launched(0, 2, 29501), **changed}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=told):
+        start_processes(1)
+
+
+@pytest.mark.parametrize(
+    ("options", "environment", "told"),
+    [
+        (["-OO", "-m", "soho_fast.train"], {}, "error: python -OO: expected python or python -O"),
+        (["-m", "soho_fast.train"], {"DS_ACCELERATOR": "nonsense"}, "error: DS_ACCELERATOR must be one of ['cuda', "),
+    ],
+)
+def test_what_training_cannot_run_under_is_one_line(options, environment, told, tmp_path):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
+    done = subprocess.run(
+        [sys.executable, *options, "--output", str(tmp_path / "run"), "--data_roots.corpus", str(tmp_path / "corpus")],
+        env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 2 and line.startswith(told), line

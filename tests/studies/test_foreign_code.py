@@ -1,19 +1,33 @@
 """Files of others run no code here: not by a keystroke, not by a field, and not by what a terminal obeys."""
 
 import builtins
+import contextlib
+import dataclasses
+import io
 import json
+import re
+import sys
+import tokenize
+from copy import copy
+from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import yaml
-from tiny_corpus import write_tokenizer
+from tiny_corpus import draw, write_tokenizer
 from tiny_study import TINY
 
+import soho_fast
 from soho_fast.common.errors import UserError, fail, printable
 from soho_fast.common.processes import Processes
+from soho_fast.data.mini.concepts import CONCEPTS
+from soho_fast.data.mini.drawing import load_cutout
 from soho_fast.data.text import load_tokenizer
+from soho_fast.model import SohoConfig, SohoModel
 from soho_fast.model.pretrained import bert_state
 from soho_fast.studies.__main__ import main as studies
-from soho_fast.tasks.recipe import load_recipe
+from soho_fast.tasks.check import main as check
+from soho_fast.tasks.recipe import load_recipe, read_recipe
 
 CODE = """
 import pathlib
@@ -111,6 +125,28 @@ def test_names_are_printed_without_what_a_terminal_obeys(capsys):
     assert said.err == f"error: {shown} can't be read\n" and said.out == f"skipped: {shown}\n"
 
 
+def test_every_line_is_printed_by_the_one_function_that_escapes():
+    """Whatever command, and whatever file a name in it comes from; run.py of an export needs torch alone."""
+    home, allowed = Path(soho_fast.__file__).parent, {"common/errors.py": 1, "export/run.py": 3, "cluster/kmeans.py": 1}
+    for source in home.rglob("*.py"):
+        tokens = list(tokenize.generate_tokens(io.StringIO(source.read_text()).readline))
+        names = [token for before, token in pairwise(tokens) if token.type == tokenize.NAME and before.string != "."]
+        printed = [token.line for token in names if token.string == "print"]
+        assert len(printed) == allowed.get(source.relative_to(home).as_posix(), 0), f"{source}: {printed}"
+
+
+def test_names_of_images_steer_no_terminal(tmp_path, capsys):
+    name = "dog\x1b[2J.jpg"
+    draw(tmp_path / name)
+    draw(tmp_path / f"more {name}")
+    (tmp_path / "round.jpg").symlink_to("round.jpg")
+    lines = [{"file": file, "captions": ["a dog"]} for file in (name, f"no {name}", "round.jpg")]
+    (tmp_path / "images.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    assert check([str(tmp_path)]) == 1
+    said = capsys.readouterr()
+    assert "dog\\x1b[2J.jpg" in said.out and "\x1b" not in said.out + said.err and "round.jpg" in said.out
+
+
 def test_a_recipe_that_a_study_names_neither(tmp_path, capsys):
     recipe = tmp_path / "theirs.yaml"
     recipe.write_text(yaml.safe_dump({"log": {"trackers": ["theirs"]}}))
@@ -120,3 +156,67 @@ def test_a_recipe_that_a_study_names_neither(tmp_path, capsys):
     assert studies(command) == 2
     assert "a seed 0 x: \"log.trackers: ['theirs']\", which a file alone may not" in capsys.readouterr().err
     assert studies([*command, "--trust-file"]) == 0 == studies([*command, "--log.trackers", "[mine]"])
+
+
+def planted_in(value):
+    """What YAML holds, with one text, list or section after the other replaced by what names something to import."""
+    if isinstance(value, str):
+        yield "package:planted.sub/x"
+    elif isinstance(value, (dict, list)):
+        yield {"class_path": "planted.sub.OwnModel", "init_args": {}}
+        for name, item in value.items() if isinstance(value, dict) else enumerate(value):
+            for inner in planted_in(item):
+                changed = copy(value)
+                changed[name] = inner
+                yield changed
+
+
+def test_no_field_of_a_recipe_imports_what_it_names(tmp_path, monkeypatch):
+    (tmp_path / "planted/sub").mkdir(parents=True)
+    for folder in (tmp_path / "planted", tmp_path / "planted/sub"):
+        (folder / "__init__.py").write_text(CODE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    recipe = dataclasses.asdict(read_recipe(["--recipe", "mini"])) | {"data_roots": {"corpus": "c"}}
+    contents = list(planted_in(json.loads(json.dumps(recipe))))
+    for content in contents:
+        Path("shared.yaml").write_text(yaml.safe_dump(content))
+        with contextlib.suppress(ValueError):
+            load_recipe(["--recipe", "shared.yaml"], with_files=True)
+    assert len(contents) > 40 and not list(tmp_path.rglob("ran"))
+    with pytest.raises(UserError, match=r"data_roots\.corpus: there is no Python package planted\.sub;"):
+        load_recipe(["--recipe", "mini", "--data_roots.corpus", "package:planted.sub/x"])
+
+
+def test_a_model_brings_no_adapter_and_names_no_program(tmp_path):
+    """peft imports what an adapter's file names; transformers fetches an attention that has a `/` in its name."""
+    folder = write_tokenizer(tmp_path / "model")
+    SohoConfig().save_pretrained(folder)
+    (folder / "adapter_config.json").write_text('{"peft_type": "LORA", "megatron_core": "megatron.planted"}')
+    for load in (SohoModel.from_pretrained, load_tokenizer, bert_state):
+        with pytest.raises((ValueError, OSError), match=r"adapter_config\.json: expected a model of its own weights"):
+            load(str(folder))
+    (folder / "adapter_config.json").unlink()
+    about = json.loads((folder / "config.json").read_text())
+    for name in ("attn_implementation", "_attn_implementation"):
+        (folder / "config.json").write_text(json.dumps(about | {name: "theirs/attention"}))
+        with pytest.raises(ValueError, match=rf"config\.json: {name}: .* 'theirs/attention'"):
+            SohoConfig.from_pretrained(folder)
+    (folder / "config.json").write_text('{"model_type": "bert", "attn_implementation": "theirs/attention"}')
+    with pytest.raises(FileNotFoundError) as told:
+        bert_state(str(folder))
+    assert "kernel" not in str(told.value) and "model.safetensors" in str(told.value)
+
+
+def test_an_image_of_a_style_or_an_explorer_starts_no_program(tmp_path):
+    """Pillow gives files that are PostScript to Ghostscript, whatever they are called."""
+    started = []
+    sys.addaudithook(lambda event, _: started.append(event) if event == "subprocess.Popen" else None)
+    path = tmp_path / f"{CONCEPTS['dog'].code}.png"
+    path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n%%EOF\n")
+    with pytest.raises(OSError, match="cannot identify image file"):
+        load_cutout("dog", str(tmp_path))
+    assert not started
+    for source in Path(soho_fast.__file__).parent.rglob("*.py"):
+        for call in re.findall(r"Image\.open\(.*", source.read_text()):
+            assert "formats=" in call or source.name == "styles.py", f"{source}: {call}"

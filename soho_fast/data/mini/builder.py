@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from soho_fast.common.errors import print_line
 from soho_fast.common.files import put_in_place, scratch_beside
 from soho_fast.data import tokenizer
 from soho_fast.data.tokenizer import build_vocabulary, write_tokenizer
@@ -162,7 +163,7 @@ def build_corpus(
 
     def tell(text: str) -> None:
         if progress:
-            print(text, flush=True)
+            print_line(text)
 
     if out.exists() and not out.is_dir():
         raise ValueError(f"out_dir {str(out)!r} is a file; expected a folder: give another path or remove it")

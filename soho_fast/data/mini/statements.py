@@ -20,6 +20,8 @@ from typing import Any
 
 from PIL import Image
 
+from soho_fast.common.images import FORMATS
+
 from .captions import (
     NUMBER_WORDS,
     OPPOSITE,
@@ -204,7 +206,7 @@ def _find_pairs(
 
 def _place_image(source: Path, target: Path, as_png: bool) -> None:
     if as_png:
-        with Image.open(source) as image:
+        with Image.open(source, formats=FORMATS) as image:
             image.save(target, "PNG")
         return
     link_or_copy(source, target)

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from soho_fast.common.command_line import Parser, exit_code
+from soho_fast.common.errors import print_line
 from soho_fast.common.extras import from_extra
 from soho_fast.common.files import scratch_beside
 
@@ -101,7 +102,7 @@ def make_styles(folder: str | os.PathLike[str], progress: bool = True) -> list[P
                 (building / "drawings" / LICENCE_FILE).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
                 os.rename(building / "drawings", out)
         if progress:
-            print(f"style {out}: {len(CONCEPTS)} drawings. {package.credit}; {package.licence}", flush=True)
+            print_line(f"style {out}: {len(CONCEPTS)} drawings. {package.credit}; {package.licence}")
         made.append(out)
     return made
 

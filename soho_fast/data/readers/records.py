@@ -26,6 +26,9 @@ MissingImages = Literal["error", "skip"]
 
 _NUM_SHOWN = 5
 
+MOST_CHARACTERS = 100_000
+"""Of a text: a tokenizer reads all of it in each pass, and a model hundreds of tokens."""
+
 _MOST = 2**63
 # Letters and digits: what nearly every text holds, found at once.
 _VISIBLE = re.compile(r"[^\W_]")
@@ -246,7 +249,7 @@ def field_of(record: Any, name: str, kind: Any, where: object) -> Any:
 
     Raises ValueError naming the file and record (`where`), the field, what was expected and what came.
     """
-    if kind is str and type(record) is dict and type(value := record.get(name)) is str and value.isascii():
+    if kind is str and type(record) is dict and type(value := record.get(name)) is str and _is_plain(value):
         return value  # as nearly all of the millions that there are
     types = str if isinstance(kind, (Words, tuple)) else kind
     if not isinstance(record, dict):
@@ -258,7 +261,7 @@ def field_of(record: Any, name: str, kind: Any, where: object) -> Any:
         expected = " or ".join("null" if each is NoneType else each.__name__ for each in get_args(types) or [types])
         raise ValueError(f"{where}: field '{name}' is {shown(value)}, expected {expected}")
     if isinstance(value, str):
-        if not value.isascii():
+        if not _is_plain(value):
             check_text(value, f"{where}: field '{name}'")
         if isinstance(kind, Words) and is_blank(value):
             raise ValueError(f"{where}: field '{name}' is empty; expected {kind}")
@@ -278,8 +281,15 @@ def shown(value: Any) -> str:
         return f"a {type(value).__name__}, nested deeply"
 
 
+def _is_plain(text: str) -> bool:
+    return text.isascii() and len(text) <= MOST_CHARACTERS
+
+
 def check_text(text: str, where: str) -> None:
-    """Raises ValueError: a text that holds half a character, which neither a tokenizer nor a file takes."""
+    """Raises ValueError: a text that holds half a character, which neither a tokenizer nor a file takes, or one that is
+    longer than `MOST_CHARACTERS`."""
+    if len(text) > MOST_CHARACTERS:
+        raise ValueError(f"{where} has {len(text):,} characters; expected at most {MOST_CHARACTERS:,}")
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -25,7 +25,7 @@ from typing import Any
 from tqdm import tqdm
 
 from soho_fast.common.command_line import Parser, exit_code
-from soho_fast.common.errors import UserError
+from soho_fast.common.errors import UserError, print_line
 from soho_fast.common.path_ranges import expand_range
 from soho_fast.data.readers.records import ReadReport
 from soho_fast.data.shards.index import ShardCounts, read_index
@@ -116,7 +116,7 @@ def _describe(path: str) -> str:
     for shard in store.shards:
         total.add(shard.counts)
     for line in store.left_out()[:_MOST_SHOWN]:
-        print(f"left out: {line}", file=sys.stderr)
+        print_line(f"left out: {line}", file=sys.stderr)
     return f"{path}: {total}"
 
 
@@ -128,7 +128,7 @@ def _check(options: argparse.Namespace) -> list[str]:
         corrupt += problems
     lines = [_describe(path) for path in options.shards]
     for line in sorted(corrupt)[:_MOST_SHOWN]:
-        print(line, file=sys.stderr)
+        print_line(line, file=sys.stderr)
     if corrupt:
         raise UserError(f"{len(corrupt):,} images can't be decoded; first: {min(corrupt)}")
     return [
@@ -144,7 +144,7 @@ def _write(options: argparse.Namespace) -> list[str]:
             raise UserError(f"--{name.replace('_', '-')}: expected at least {least}, got {number}")
     report = ReadReport()
     samples = read_samples(options, report)
-    print("\n".join(report.lines()))
+    print_line("\n".join(report.lines()))
     written, num_images = 0, 0
     try:
         with _bar(len(samples), "writing", "image") as bar:
@@ -202,7 +202,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(arguments: list[str]) -> int:
     options = _parser().parse_args(arguments)
     lines = {"write": _write, "index": _index, "check": _check}[options.command](options)
-    print("\n".join(lines))
+    print_line("\n".join(lines))
     return 0
 
 

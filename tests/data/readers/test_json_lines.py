@@ -191,3 +191,11 @@ def test_any_name_that_a_file_can_have(tmp_path):
         draw(tmp_path / "draft.png").rename(tmp_path / name)
     path = write(tmp_path, *({"file": name, "captions": ["a"]} for name in names))
     assert [record.image_id for record in read_json_lines(path)] == names
+
+
+def test_a_caption_longer_than_a_book_is_refused_by_name(folder):
+    path = write(folder, RED, {**BLUE, "captions": ["blue " * 30_000]})
+    with pytest.raises(ValueError, match=r"line 2: captions\[0\] has 150,000 characters; expected at most 100,000"):
+        read_json_lines(path)
+    with pytest.raises(ValueError, match=r"line 1: field 'file' has 200,000 characters"):
+        read_json_lines(write(folder, {**RED, "file": "a" * 200_000}))

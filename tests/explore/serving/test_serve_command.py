@@ -107,7 +107,7 @@ def test_a_title_does_not_steer_the_terminal(run):
     meta.write_text(text)
     process, lines, _ = started(run / "explorer", "--port", "0")
     process.kill()
-    assert lines[-1].startswith("red [31m : http://")
+    assert lines[-1].startswith("red\\x1b[31m: http://")
 
 
 def refused(capsys, *arguments) -> str:

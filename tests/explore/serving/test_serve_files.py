@@ -34,7 +34,6 @@ def site(bundle_folder, tmp_path_factory):
     (folder / "images" / "moved").symlink_to("0000")
     (folder / "data" / "pipe.js").unlink(missing_ok=True)
     os.mkfifo(folder / "data" / "pipe.js")
-    (folder / "data" / "page.svg").write_text("<svg/>")
     serving = serve(folder, folder)
     serving.folder = folder
     yield serving
@@ -57,7 +56,27 @@ def test_the_files_of_the_bundle_come_as_they_lie(site):
         assert reply.headers["content-type"].startswith(types[os.path.splitext(name)[1]]), name
     assert site.get("/").body == (site.folder / "index.html").read_bytes()
     assert site.get("/images/moved/000000.jpg").status == 200
-    assert site.get("/data/page.svg").headers["content-type"] == "application/octet-stream"
+
+
+def test_only_data_that_hand_over_a_value_are_served(site):
+    """Of an explorer that somebody else made: whatever else lies in it would be a page or a script of this server's."""
+    value = (site.folder / "data/wall.js").read_text()
+    others = {
+        "data/wall.js": f"{value}steal();\n",
+        "data/page.html": "<script src=/images/steal.js></script>",
+        "data/page.svg": "<svg/>",
+        "images/steal.js": value,
+        "data/other.js": value,
+        "decoded/page.html": "",
+    }
+    for name, text in others.items():
+        path = site.folder / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+        assert site.get(f"/{name}").status == 404, name
+        path.unlink()
+    (site.folder / "data/wall.js").write_text(value)
+    assert site.get("/data/wall.js").status == 200
 
 
 def test_a_bundle_that_is_built_anew_is_shown(site):
