@@ -87,7 +87,7 @@ def ask_many(
         "model": folder_digest(local_folder(model)),
         "questions": hashlib.sha256(questions.read_bytes()).hexdigest(),
         "images": [os.path.abspath(each) for each in images],
-        "files of images": content_of(image for image in found.values() if image is not None),
+        "set of images": content_of(image for image in found.values() if image is not None),
         "top_k": top_k,
         "batch_size": batch_size,
         "precision": precision,

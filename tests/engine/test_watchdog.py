@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from soho_fast.common.errors import UserError
 from soho_fast.engine import watchdog
 from soho_fast.engine.watchdog import LOOPBACK, PROCESS_FAILED, Heartbeat
 
