@@ -10,7 +10,6 @@ import contextlib
 import hashlib
 import os
 import re
-import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +21,7 @@ import numpy as np
 from soho_fast.common.errors import listed
 from soho_fast.common.images import one_line
 from soho_fast.data.readers.records import ImageRef, ReadReport
+from soho_fast.data.shards.index import name_hash
 from soho_fast.data.shards.records import ShardRecords
 from soho_fast.data.stores import FolderStore, open_stores
 
@@ -56,11 +56,11 @@ def shared_images(training: Iterable[ImageRef], held_out: Iterable[ImageRef]) ->
 
 def content_of(images: Iterable[ImageRef], every: int = 1) -> str:
     """Number and hash of the distinct images in their order: names, sizes, and all bytes of one in `every`, chosen by
-    its name; the others are told. A file that can't be read counts as that."""
+    its name; then it says how many were read. A file that can't be read counts as that."""
     total, read, digest = 0, 0, hashlib.sha256()
 
     def digests(share: Sequence[ImageRef]) -> list[tuple[bool, bytes]]:
-        return [_digest_of(image, zlib.crc32(image.name.encode()) % every == 0) for image in share]
+        return [_digest_of(image, name_hash(image.name) % every == 0) for image in share]
 
     for share in _of_shares(images, digests):
         for is_read, each in share:

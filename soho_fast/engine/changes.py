@@ -38,10 +38,12 @@ NOT_COMPARED = {
 }
 
 # Of what contents a task gives, those of its data.
-OF_THE_DATA = ("training data", "held-out data", "data.tokenizer")
+OF_THE_DATA = (
+    "training data", "held-out data", "data.tokenizer", "training images", "held-out images", "tokenizer's output",
+)  # fmt: skip
 
 # Names that checkpoints of 0.1 do not have, and that are not compared with these.
-NEW = ("training images", "held-out images", "tokenizer's output", "program.sources", "program.compiled ops")
+NEW = (*OF_THE_DATA[3:], "program.sources", "program.compiled ops")
 
 # By pattern of the name: what may differ between the ranks of a run, since machines have cores of their own.
 OF_A_RANK = ("engine.threads", "batch.workers", "batch.prefetch")

@@ -104,8 +104,8 @@ def _meet() -> tuple[dist.Store, int, int]:
 
 
 class _Place:
-    """Where the heartbeat is, by the store, of which every user of the machine can be a member. Ranks of one machine
-    therefore find there but the name of a file that they alone can read, and that goes with this object."""
+    """Where the heartbeat is, by the store, which every user of the machine can reach. Ranks of one machine therefore
+    find there but the name of a file that they alone can read, and that goes with this object."""
 
     def __init__(self, store: dist.Store) -> None:
         self._store = store

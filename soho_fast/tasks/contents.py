@@ -54,7 +54,7 @@ def sets_identity(sets: Sequence[Sequence[Any]]) -> str:
 
 def images_identity(images: Sequence[ImageRef]) -> str:
     """Number and hash of the files of images: names and sizes of all, contents of some thousands at most."""
-    return content_of(images, every=1 + len(images) // _MOST_READ)
+    return content_of(images, every=-(-len(images) // _MOST_READ) or 1)
 
 
 def weights_identity(name_or_path: str | None) -> str | None:
@@ -73,8 +73,10 @@ def weights_identity(name_or_path: str | None) -> str | None:
 
 
 def output_identity(tokenizer: PreTrainedTokenizerBase) -> str:
-    """A hash of what a tokenizer makes of a fixed text and of its own words, which by themselves do not tell it."""
-    texts = [_TEXT, _LONG_WORDS, " ".join(sorted(tokenizer.get_vocab()))]
+    """A hash of what a tokenizer makes of a fixed text, and of its own words in capitals and with accents: by
+    themselves they do not tell it."""
+    words = sorted(tokenizer.get_vocab())
+    texts = [_TEXT, _LONG_WORDS, " ".join(words), " ".join(words).upper(), "\u0301 ".join(words)]
     ids = tokenizer(texts, verbose=False)["input_ids"]  # which would warn of their lengths
     return f"hash {hashlib.sha256(repr(ids).encode()).hexdigest()[:12]}"
 

@@ -124,8 +124,8 @@ leave""",
     )
 
 
-# Another user's process: it joins the store in rank 1's place, takes what is to be had there, says to the heartbeat that
-# it is rank 1, if it has learnt enough for that, and goes.
+# Another user's process: it joins the store in rank 1's place, reads what is there, says to the heartbeat that it is
+# rank 1, if it has learnt enough for that, and goes.
 IMPOSTOR = """
 import datetime, os, socket, stat, sys, torch.distributed as dist
 store = dist.TCPStore("127.0.0.1", int(sys.argv[1]), 2, False, datetime.timedelta(seconds=100))
@@ -168,10 +168,10 @@ def test_a_place_that_another_rank_0_names_is_refused(monkeypatch, tmp_path):
     place.publish("1 secret")
     assert distributed._Place(store).look_up() == "1 secret"
     os.chmod(store.get("heartbeat").decode(), 0o644)
-    with pytest.raises(UserError, match="rank 0 tells the others where it is, is not this user's alone; expected a"):
+    with pytest.raises(UserError, match=r"rank 0 tells the others where it is, is not this user's alone; expected a"):
         place.look_up()
     store.set("heartbeat", str(tmp_path / "none"))
-    with pytest.raises(UserError, match="none, by which rank 0 .* cannot be read \\(No such file"):
+    with pytest.raises(UserError, match=r"none, by which rank 0 .* cannot be read \(No such file"):
         place.look_up()
 
 

@@ -12,7 +12,11 @@ from soho_fast.tasks.contents import output_identity, words_identity
 
 @pytest.mark.parametrize(
     ("part", "name", "value"),
-    [("normalizer", "lowercase", False), ("normalizer", "strip_accents", False), ("model", "max_input_chars_per_word", 3)],
+    [
+        ("normalizer", "lowercase", False),
+        ("normalizer", "strip_accents", False),
+        ("model", "max_input_chars_per_word", 3),
+    ],
 )
 def test_a_tokenizer_of_the_same_words_that_behaves_otherwise_is_another(tokenizer_dir, tmp_path, part, name, value):
     other = shutil.copytree(tokenizer_dir, tmp_path / "other")

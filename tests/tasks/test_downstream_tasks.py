@@ -149,7 +149,7 @@ def test_an_evaluation_does_not_go_on_over_images_that_were_replaced(tmp_path, t
     other, _ = make_task("vqa", tmp_path / "other", tokenizer_dir)
 
     def refused(processes):
-        with pytest.raises(ValueError, match="rank 1 has images 5 images, .*, not 5 images, .*, as rank 0 has"):
+        with pytest.raises(ValueError, match=r"rank 1 has images 5 images, .*, not 5 images, .*, as rank 0 has"):
             (task, other)[processes.rank].evaluate_split(model, "val", Sharing(processes, keep_in=kept))
         return True
 
