@@ -98,7 +98,7 @@ def ask_many(
         done, failed, before = _kept(file, results, about, len(lines))
         if done:
             say(f"{results}: {done:,} of {len(lines):,} lines are there")
-        if about["program"] != {**about["program"], **before}:
+        if not before or not before.items() <= program().items():
             say(f"{results}: its first {done:,} lines were answered by another version, {in_words(before)}")
         try:
             failed += _answer(soho, asked, found, lines, file, done, top_k, batch_size, workers, say)

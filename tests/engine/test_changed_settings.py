@@ -152,12 +152,19 @@ def test_changed_data_are_told_and_an_unfinished_end_is_made_up_for(again, small
     measured = contents(run)
 
     annotations = tmp_path / "corpus" / "dataset_coco.json"
-    content = json.loads(annotations.read_text())
+    content = json.loads(before := annotations.read_text())
     next(image for image in content["images"] if image["split"] == "train")["sentences"][0]["raw"] = "something else"
     annotations.write_text(json.dumps(content))
     code, text = again(*command)
     assert code == 2 and "training data: trained with 40 records, " in error_of(text), text
     assert "held-out data" not in error_of(text) and contents(run) == measured
+    annotations.write_text(before)
+    assert again(*command)[0] == 0
+    for image in annotations.parent.rglob("*.jpg"):
+        image.write_bytes(image.read_bytes()[:-1] + b"x")
+    code, text = again(*command)
+    assert code == 2 and "training images: trained with 40 images, " in error_of(text), text
+    assert "held-out images: trained with 12 images, " in error_of(text) and contents(run) == measured
 
 
 def test_changed_settings_of_the_start_say_that_what_was_learnt_is_kept():
