@@ -47,12 +47,12 @@ def main(arguments: list[str] | None = None) -> int:
             raise UserError(f"into: {options.into} is a run, whose metrics.json would be lost; give another folder")
         model_folder, called = _model(options.run, options.checkpoint)
         with from_extra("train"):
+            from soho_fast.common.checksums import folder_digest
             from soho_fast.common.lock import only_user
             from soho_fast.common.progress import ProgressLines
-            from soho_fast.common.versions import gone_on
+            from soho_fast.common.versions import gone_on, program
             from soho_fast.engine.distributed import leave_processes, start_processes
             from soho_fast.engine.report import report_evaluation
-            from soho_fast.tasks.contents import weights_identity
             from soho_fast.tasks.evaluation.loading import load_for_evaluation
             from soho_fast.tasks.evaluation.sharing import Sharing
 
@@ -70,7 +70,8 @@ def main(arguments: list[str] | None = None) -> int:
         for line in (f"{what}{how}, {processes.world} process(es)", *gone_on(model_folder)):
             processes.say(line)
         with only_user(folder, processes, processes.say):
-            progress, identity = ProgressLines(processes.say, "evaluation"), {"weights": weights_identity(model_folder)}
+            progress, of_folder = ProgressLines(processes.say, "evaluation"), Path(model_folder)
+            identity = {"model": folder_digest(of_folder) if of_folder.is_dir() else model_folder, **program()}
             evaluation = task.evaluate_split(model, split, Sharing(processes, progress, folder / "partial", identity))
             if processes.is_main:
                 about = {"task": task.name, "split": split, "checkpoint": called, "model": model_folder}

@@ -35,7 +35,7 @@ from soho_fast.common.hub import no_such_path
 from soho_fast.common.progress import ProgressLines
 from soho_fast.common.versions import in_words, program
 from soho_fast.common.workers import loaded_ahead
-from soho_fast.data.overlap import sampled_digest
+from soho_fast.data.overlap import content_of
 from soho_fast.data.readers.records import ImageRef, ReadReport, field_of, find_images, load_json_lines
 
 _OWN = ("line", "answers", "error")
@@ -87,7 +87,7 @@ def ask_many(
         "model": folder_digest(local_folder(model)),
         "questions": hashlib.sha256(questions.read_bytes()).hexdigest(),
         "images": [os.path.abspath(each) for each in images],
-        "content of images": sampled_digest(image for image in found.values() if image is not None),
+        "set of images": content_of(image for image in found.values() if image is not None),
         "top_k": top_k,
         "batch_size": batch_size,
         "precision": precision,
@@ -98,7 +98,7 @@ def ask_many(
         done, failed, before = _kept(file, results, about, len(lines))
         if done:
             say(f"{results}: {done:,} of {len(lines):,} lines are there")
-        if before != about["program"]:
+        if not before or not before.items() <= program().items():
             say(f"{results}: its first {done:,} lines were answered by another version, {in_words(before)}")
         try:
             failed += _answer(soho, asked, found, lines, file, done, top_k, batch_size, workers, say)

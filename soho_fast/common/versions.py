@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 import os
 import subprocess
@@ -18,10 +19,26 @@ RUN_OF = "run.json"
 
 @functools.cache
 def program() -> dict[str, str]:
-    """Versions of this package and of torch, and the commit where the package lies in its repository."""
+    """Versions of this package and of torch, the commit where the package lies in its repository, and digests of its
+    sources and of its compiled ops, which tell what no version and no commit does."""
     import torch
 
-    return {"soho_fast": soho_fast.__version__, "torch": str(torch.__version__), "commit": commit()}
+    return {
+        "soho_fast": soho_fast.__version__,
+        "torch": str(torch.__version__),
+        "commit": commit(),
+        "sources": _digest_of_files("*.py"),
+        "compiled ops": _digest_of_files("_C*.so"),
+    }
+
+
+def _digest_of_files(pattern: str) -> str:
+    """A digest of files of this package, whatever folder it lies in; empty where there are none."""
+    here, digest = Path(soho_fast.__file__).parent, hashlib.sha256()
+    files = sorted(here.rglob(pattern))
+    for path in files:
+        digest.update(f"{path.relative_to(here)}\0".encode() + hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()[:12] if files else ""
 
 
 def in_words(program: Mapping[str, str]) -> str:

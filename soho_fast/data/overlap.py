@@ -1,4 +1,5 @@
-"""Which images of one set are also in another, by what their files hold: a copy, a link or another name is found too.
+"""What images' files hold: by what a set is known again, and which of it are also in another set, as a copy, a link or
+under another name.
 
 An image that was saved again, smaller or in another format, is another one here.
 """
@@ -13,15 +14,18 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain, islice
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from soho_fast.common.errors import listed
 from soho_fast.common.images import one_line
 from soho_fast.data.readers.records import ImageRef, ReadReport
+from soho_fast.data.shards.index import name_hash
 from soho_fast.data.shards.records import ShardRecords
 from soho_fast.data.stores import FolderStore, open_stores
+
+T = TypeVar("T")
 
 # Where files lie on another machine, asking for a size takes long, and many can be asked for at a time.
 _THREADS, _OF_A_THREAD = 16, 256
@@ -50,17 +54,29 @@ def shared_images(training: Iterable[ImageRef], held_out: Iterable[ImageRef]) ->
     return list(found.values())
 
 
-def sampled_digest(images: Iterable[ImageRef]) -> str:
-    """A hash of images by names, sizes and beginnings of their files; files that can't be read count as that."""
+def content_of(images: Iterable[ImageRef], every: int = 1) -> str:
+    """Number and hash of the distinct images in their order: names, sizes, and all bytes of one in `every`, chosen by
+    its name; then it says how many were read. A file that can't be read counts as that."""
+    total, read, digest = 0, 0, hashlib.sha256()
 
-    def sample(image: ImageRef) -> bytes:
-        try:
-            return repr((image.name, image.store.size(image.name), _beginning(image))).encode()
-        except OSError:
-            return b""
+    def digests(share: Sequence[ImageRef]) -> list[tuple[bool, bytes]]:
+        return [_digest_of(image, name_hash(image.name) % every == 0) for image in share]
 
-    with ThreadPoolExecutor(_THREADS) as pool:
-        return hashlib.sha256(b"".join(pool.map(sample, images))).hexdigest()
+    for share in _of_shares(images, digests):
+        for is_read, each in share:
+            total, read = total + 1, read + is_read
+            digest.update(each)
+    sampled = "" if read == total else f", of which {read:,} were read"
+    return f"{total:,} images{sampled}, {digest.hexdigest()[:12]}"
+
+
+def _digest_of(image: ImageRef, whole: bool) -> tuple[bool, bytes]:
+    try:
+        content: Any = image.read() if whole else image.store.size(image.name)
+    except OSError:  # whoever uses it says so
+        content = None
+    about = [len(content), hashlib.sha256(content).hexdigest()] if isinstance(content, bytes) else [content]
+    return whole, hashlib.sha256(repr([image.name, *about]).encode()).digest()
 
 
 def in_words(shared: Sequence[tuple[ImageRef, ImageRef]]) -> list[str]:
@@ -139,6 +155,11 @@ def _content(image: ImageRef) -> bytes | None:
 
 def _sizes(images: Iterable[ImageRef]) -> Iterator[tuple[int, ImageRef]]:
     """Size and image of each distinct file that can be read."""
+    return chain.from_iterable(_of_shares(images, _sizes_of))
+
+
+def _of_shares(images: Iterable[ImageRef], work: Callable[[Sequence[ImageRef]], T]) -> Iterator[T]:
+    """What `work` gives of shares of the distinct images, in their order."""
     seen: set[tuple[int, str]] = set()
     distinct = (
         image
@@ -148,8 +169,7 @@ def _sizes(images: Iterable[ImageRef]) -> Iterator[tuple[int, ImageRef]]:
     with ThreadPoolExecutor(_THREADS) as pool:
         while part := list(islice(distinct, _THREADS * _OF_A_THREAD)):
             shares = [part[begin : begin + _OF_A_THREAD] for begin in range(0, len(part), _OF_A_THREAD)]
-            for sizes in pool.map(_sizes_of, shares):
-                yield from sizes
+            yield from pool.map(work, shares)
 
 
 def _sizes_of(images: Iterable[ImageRef]) -> list[tuple[int, ImageRef]]:

@@ -38,7 +38,12 @@ NOT_COMPARED = {
 }
 
 # Of what contents a task gives, those of its data.
-OF_THE_DATA = ("training data", "held-out data", "data.tokenizer")
+OF_THE_DATA = (
+    "training data", "held-out data", "data.tokenizer", "training images", "held-out images", "tokenizer's output",
+)  # fmt: skip
+
+# Names that checkpoints of 0.1 do not have, and that are not compared with these.
+NEW = (*OF_THE_DATA[3:], "program.sources", "program.compiled ops")
 
 # By pattern of the name: what may differ between the ranks of a run, since machines have cores of their own.
 OF_A_RANK = ("engine.threads", "batch.workers", "batch.prefetch")
@@ -110,8 +115,8 @@ def all_fields(settings: Any) -> dict[str, Any]:
 
 
 def changes_between(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
-    """Every field that differs, in the order of `now`."""
-    names = {**now, **before}
+    """Every field that differs, in the order of `now`, but for `NEW` ones that were not there before."""
+    names = [name for name in {**now, **before} if name in before or name not in NEW]
     return [Change(name, before.get(name), now.get(name)) for name in names if before.get(name) != now.get(name)]
 
 
@@ -197,5 +202,5 @@ def _flat(name: str, value: Any) -> dict[str, Any]:
 def _shown(value: Any) -> str:
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    text = "nothing" if value is None else str(value)
+    text = "nothing" if value in (None, "") else str(value)
     return text if len(text) <= 60 else text[:57] + "..."

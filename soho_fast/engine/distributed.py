@@ -5,12 +5,14 @@ import errno
 import logging
 import os
 import socket
+import stat
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
+from typing import IO, Any
 
 import torch
 import torch.distributed as dist
@@ -73,12 +75,13 @@ def start_processes(threads: int = 0, timeout: float = 0) -> Processes:
             if not on_cpu:
                 accelerator.set_device(environment_rank()[1])
             store, rank, world = _meet()
+            place = _Place(store)
             start_heartbeat(
                 rank,
                 world,
                 LOOPBACK if _is_one_machine() else os.environ["MASTER_ADDR"],
-                publish=lambda place: store.set("heartbeat", place),
-                look_up=lambda: store.get("heartbeat").decode(),
+                publish=place.publish,
+                look_up=place.look_up,
                 timeout=timeout,
                 speaks=rank == 1 or environment_rank()[1] == 0,
             )
@@ -110,6 +113,42 @@ def _meet() -> tuple[dist.Store, int, int]:
             f"not all of the {world} processes have come within {_PATIENCE.seconds // 60} minutes to "
             f"{os.environ.get('MASTER_ADDR', LOOPBACK)}:{os.environ.get('MASTER_PORT')}: {str(error).splitlines()[0]}"
         ) from error
+
+
+class _Place:
+    """Where the heartbeat is, by the store, which every user of the machine can reach. Ranks of one machine therefore
+    find there but the name of a file that they alone can read, and that goes with this object."""
+
+    def __init__(self, store: dist.Store) -> None:
+        self._store = store
+        self._file: IO[str] | None = None
+
+    def publish(self, place: str) -> None:
+        """Called by the first rank, which tells it."""
+        if _is_one_machine():
+            self._file = tempfile.NamedTemporaryFile("w", prefix="soho_fast-")  # noqa: SIM115 - of mode 600
+            self._file.write(place)
+            self._file.flush()
+            place = self._file.name
+        self._store.set("heartbeat", place)
+
+    def look_up(self) -> str:
+        """What the first rank told. Raises UserError: it was another user."""
+        place = self._store.get("heartbeat").decode()
+        if not _is_one_machine():
+            return place
+        try:
+            with open(place, opener=lambda path, flags: os.open(path, flags | os.O_NONBLOCK)) as file:
+                status = os.fstat(file.fileno())
+                if (status.st_uid, stat.S_IMODE(status.st_mode)) == (os.getuid(), 0o600):
+                    return file.read()
+            why = "is not this user's alone"
+        except OSError as error:
+            why = f"cannot be read ({error.strerror})"
+        raise UserError(
+            f"{place}, by which rank 0 tells the others where it is, {why}; expected a file of mode 600 of this user, "
+            "in a temporary folder of all processes: another user may have come in rank 0's place; start again"
+        )
 
 
 def _own_store() -> tuple[dist.Store, int, int] | None:

@@ -162,11 +162,17 @@ class ResumePoint:
             try:
                 found = json.loads((self.folder / "metrics.json").read_text())
                 complete = found["step"] == self.progress.step and isinstance(found["metrics"], dict | None)
+                complete = complete and (self.has_best or not found.get("best"))
                 if not complete or (found["metrics"] is None and self.settings.evaluation.at_end):
                     found = None
             except (OSError, ValueError, KeyError, TypeError):
                 found = None
         return self.processes.gather(found)[0]
+
+    @property
+    def has_best(self) -> bool:
+        """Whether the best model is there."""
+        return (self.folder / "best").is_dir()
 
     def _compare(self, now: Mapping[str, Any]) -> None:
         changes = changes_between(self._before, now)

@@ -288,6 +288,10 @@ class Run:
                 for line in resume_point.lines():
                     self._say(line)
             resume_point.begin()
+            if self.progress.best is not None and not processes.gather(resume_point.has_best)[0]:
+                gone = f"{self.folder / 'best'}, of step {self.progress.best_step}, is not there any more"
+                self._say(f"{gone}: the best model from here on takes its place")
+                self.progress.best = None
 
     @property
     def steps_left(self) -> bool:

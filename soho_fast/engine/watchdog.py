@@ -55,7 +55,7 @@ _UNREACHABLE = 30  # seconds
 _PATIENCE, _MOST_STRANGERS, _LONGEST_GREETING = 10.0, 16, 1024
 # A rank that met an error reports it after 10 s, where the first rank met none (`errors.fail`).
 _REPORTED = 20.0
-_BEAT, _LEFT, _ERROR, _PROCESS_FAILED = b".", b"l", b"f", b"x"
+_BEAT, _LEFT, _ERROR, _PROCESS_FAILED, _TAKEN = b".", b"l", b"f", b"x", b"t"
 
 
 class Heartbeat:
@@ -109,7 +109,12 @@ class Heartbeat:
             try:
                 first = socket.create_connection((host, int(port)), timeout=_UNREACHABLE)
                 first.sendall(f"{self._secret} {rank} {os.getpid()} {socket.gethostname()}\n".encode())
-                if not first.recv(1):
+                if (answer := first.recv(1)) == _TAKEN:
+                    raise UserError(
+                        f"rank {rank}'s place is taken: another process has come as this rank; end that one, or give "
+                        "each process a RANK of its own"
+                    )
+                if not answer:
                     raise ConnectionError("it ended")
             except OSError as error:
                 raise UserError(f"rank 0 cannot be reached at {host}:{port}: {error.strerror or error}") from error
@@ -206,9 +211,12 @@ class Heartbeat:
         try:
             secret, number, process, host = line.decode().split() if end else ("", "", "", "")
             known = {rank for rank, _ in self._names.values()}
-            if not hmac.compare_digest(secret, self._secret) or int(number) not in set(range(1, self._world)) - known:
+            if not hmac.compare_digest(secret, self._secret) or int(number) not in range(1, self._world):
                 raise ValueError("no rank of ours")
-        except (ValueError, TypeError):
+            if int(number) in known:
+                stranger.send(_TAKEN)
+                raise ValueError("another process is this rank")
+        except (ValueError, TypeError, OSError):
             self._turn_away(stranger)
             return
         del self._strangers[stranger]

@@ -213,7 +213,7 @@ def of_other_data(runs: Sequence[Run], rows: Mapping[str, Row]) -> list[str]:
         }
         for what, content in rows[run.digest].get("data", {}).items() if run.digest in rows else ():
             # Which share of it is trained on is drawn by the seed.
-            seed = run.content["seed"] if what == "training data" else None
+            seed = run.content["seed"] if what.startswith("training ") else None
             other, known = first.setdefault(json.dumps([what, seed, run.recipe, settings]), (run, content))
             if content != known:
                 lines.append(f"{run.cell}: another {what} than of {other.cell}: {content}, not {known}")

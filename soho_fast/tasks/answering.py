@@ -136,7 +136,7 @@ class AnsweringTask(FineTuningTask):
         computing = Computing(model, self.data.precision)
         settings = {name: getattr(self.data, name) for name in _RESULTS_DEPEND_ON}
         about = {"task": self.name, "split": split, "examples": examples.fingerprint(), **settings}
-        sharing = sharing.keeping({**about, "precision": computing.precision})
+        sharing = sharing.keeping({**about, "precision": computing.precision}, examples.images)
         answering = Answering(
             self.processor,
             max_text_length=self.data.max_text_length,

@@ -30,7 +30,7 @@ from soho_fast.model.pretrained import check_finite
 from soho_fast.model.visual_encoder import cut_features, pad_features
 from soho_fast.tasks import TASKS
 from soho_fast.tasks.card import CARD, model_card
-from soho_fast.tasks.contents import weights_identity, words_identity
+from soho_fast.tasks.contents import output_identity, weights_identity, words_identity
 from soho_fast.tasks.evaluation.sharing import ReportProgress, Sharing
 from soho_fast.tasks.identity import EVALUATED_BY, FIXED, NOT_COMPARED, PLACES, STARTING
 
@@ -87,6 +87,7 @@ class BaseTask(ABC):
         """What is trained beyond the recipe's fields: contents of what its paths name."""
         return {
             "data.tokenizer": words_identity(self.processor.tokenizer),
+            "tokenizer's output": output_identity(self.processor.tokenizer),
             "model.text_encoder": weights_identity(self.model.text_encoder),
             "model.pretrained": weights_identity(self.model.pretrained),
             "model.backbone": weights_identity(self.model.backbone),

@@ -10,15 +10,24 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from soho_fast.data.overlap import content_of
 from soho_fast.data.readers.records import ImageRef
 from soho_fast.data.shards.records import ShardRecords
+
+# Images of a set that are read at each start, where all would take long. Replaced by ones of the same sizes, one in a
+# thousand is overlooked in one set of fifty.
+_MOST_READ = 4000
+
+# What tokenizers treat each in its own way: case, accents, scripts, punctuation, numbers, spaces, and long words.
+_TEXT = "A Man's CAFE\u0301 caf\u00e9, 3,000.5 \u4eba\u7269 \u0645\u0631\u062d \U0001f600!\u00a0a\tb\n[MASK]"
+_LONG_WORDS = " ".join("a" * length for length in range(1, 256))
 
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
 
 
 def records_identity(records: Sequence[Any]) -> str:
-    """Number and hash of records in their order: names of images, texts, labels; not where the images lie, nor the
-    images themselves, which may be mended between two starts of a run."""
+    """Number and hash of records in their order: names of images, texts, labels; not where the images lie. What these
+    show is `images_identity`."""
     if isinstance(records, ShardRecords):
         return records.identity()
     digest = hashlib.sha256()
@@ -43,6 +52,11 @@ def sets_identity(sets: Sequence[Sequence[Any]]) -> str:
     return f"{sum(map(len, sets)):,} records, {hashlib.sha256(repr(identities).encode()).hexdigest()[:12]}"
 
 
+def images_identity(images: Sequence[ImageRef]) -> str:
+    """Number and hash of the files of images: names and sizes of all, contents of some thousands at most."""
+    return content_of(images, every=-(-len(images) // _MOST_READ) or 1)
+
+
 def weights_identity(name_or_path: str | None) -> str | None:
     """A hash of the weights in a file or folder; what is neither, such as a hub name, stands for itself."""
     if name_or_path is None:
@@ -56,6 +70,15 @@ def weights_identity(name_or_path: str | None) -> str | None:
         with each.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return f"weights {digest.hexdigest()[:12]}"
+
+
+def output_identity(tokenizer: PreTrainedTokenizerBase) -> str:
+    """A hash of what a tokenizer makes of a fixed text, and of its own words in capitals and with accents: by
+    themselves they do not tell it."""
+    words = sorted(tokenizer.get_vocab())
+    texts = [_TEXT, _LONG_WORDS, " ".join(words), " ".join(words).upper(), "\u0301 ".join(words)]
+    ids = tokenizer(texts, verbose=False)["input_ids"]  # which would warn of their lengths
+    return f"hash {hashlib.sha256(repr(ids).encode()).hexdigest()[:12]}"
 
 
 def words_identity(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -23,7 +23,7 @@ from soho_fast.data.text import load_tokenizer
 from soho_fast.model import SohoConfig
 from soho_fast.model.downstream import SohoDownstreamModel
 from soho_fast.tasks.base import BaseTask
-from soho_fast.tasks.contents import records_identity
+from soho_fast.tasks.contents import images_identity, records_identity
 
 
 def refuse_twice(splits: list[str], field: str) -> None:
@@ -208,13 +208,14 @@ class FineTuningTask(BaseTask):
         """
         held_out = self.records(self.data.validate, "data.validate") if self.data.validate else []
         training = records_identity(self.training_records)
-        if held_out and not getattr(self.data, "blank_images", False):
+        contents = {**super().contents(), "training data": training, "held-out data": records_identity(held_out)}
+        if getattr(self.data, "blank_images", False):
+            return contents
+        if held_out:
             self._refuse_corrupt(self.data.validate)
-        return {
-            **super().contents(),
-            "training data": training,
-            "held-out data": records_identity(held_out),
-        }
+        for name, records in (("training", self.training_records), ("held-out", held_out)):
+            contents[f"{name} images"] = images_identity(list(dict.fromkeys(self._images(records))))
+        return contents
 
     def next_commands(self, folder: Path) -> list[str]:
         """Commands worth trying after the run."""

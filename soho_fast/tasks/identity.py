@@ -15,7 +15,7 @@ NOT_COMPARED = {
     "data.splits.*": "the records read from there are compared",
     "data.placeholders": "the records that are left are compared",
     "data.missing_images": "the records that are left are compared",
-    "data.tokenizer": "its words are compared",
+    "data.tokenizer": "its words, and what it makes of a text, are compared",
     "data.quick_images": "how much is evaluated in mid-training, which chooses no best model",
     "data.image_batch": "how much is evaluated at a time",
     "data.text_batch": "how much is evaluated at a time",
@@ -66,6 +66,6 @@ STARTING = ("model.pretrained", "model.text_encoder", "model.backbone", "model.a
 
 # The best model is chosen by these metrics, so these are compared; but `evaluate` takes them without training.
 EVALUATED_BY = (
-    "held-out data", "data.heldout_images", "data.heldout_candidates", "data.validate", "data.folds",
+    "held-out data", "held-out images", "data.heldout_images", "data.heldout_candidates", "data.validate", "data.folds",
     "data.scoring", "data.max_loss", "data.choice_images", "data.precision", "data.measured_images",
 )  # fmt: skip

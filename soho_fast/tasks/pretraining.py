@@ -27,7 +27,7 @@ from soho_fast.data.text import PackedTexts, load_tokenizer
 from soho_fast.model import SohoConfig, SohoForPreTraining
 from soho_fast.model.feature_watch import STEPS_UNTIL_LOST
 from soho_fast.tasks.base import BaseTask
-from soho_fast.tasks.contents import records_identity, sets_identity, words_identity
+from soho_fast.tasks.contents import images_identity, records_identity, sets_identity, words_identity
 from soho_fast.tasks.evaluation.pointing import measure_pointing
 from soho_fast.tasks.evaluation.pretraining import evaluate_pretraining, format_table, nothing_learnt
 from soho_fast.tasks.evaluation.sharing import Sharing
@@ -112,12 +112,12 @@ class HeldoutEvaluation:
 
 
 class _Read(NamedTuple):
-    """What the recipe's annotations hold: the training images, packed, what they are known by, the held-out images,
+    """What the recipe's annotations hold: the training images, packed, the held-out images, what both are known by,
     which of these are trained on too, and how many of either have no file."""
 
     training: RecordTable
-    identity: str
     heldout: list[ImageTextRecord]
+    identity: dict[str, str]
     shared: list[tuple[ImageRef, ImageRef]]
     num_missing: dict[str, int]
 
@@ -169,9 +169,16 @@ class PretrainingTask(BaseTask):
             check_negatives(training.texts, "data.sources: ")
         if heldout:
             check_negatives(PackedTexts([record.captions for record in heldout]), "data.heldout: ")
-        shared = shared_images(training, [record.image for record in heldout])
+        held_out = [record.image for record in heldout]
+        identity = {
+            "training data": sets_identity(training_sets),
+            "held-out data": records_identity(heldout),
+            "training images": images_identity(training),
+            "held-out images": images_identity(held_out),
+        }
+        shared = shared_images(training, held_out)
         missing = {name: sum(each.num_missing + each.num_broken for each in those) for name, those in reports.items()}
-        return _Read(training, sets_identity(training_sets), heldout, shared, missing)
+        return _Read(training, heldout, identity, shared, missing)
 
     @property
     def heldout_records(self) -> list[ImageTextRecord]:
@@ -240,8 +247,7 @@ class PretrainingTask(BaseTask):
                 contents["model.pretrained"] += f", {words}"
         return {
             **contents,
-            "training data": self._records.identity,
-            "held-out data": records_identity(self.heldout_records),
+            **self._records.identity,
             **{f"model.config.{name}": getattr(config, name) for name in SohoConfig.__annotations__},
             "model.bag_of_words_head": bool(config.bag_of_words_weight),
         }

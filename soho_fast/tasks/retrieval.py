@@ -148,7 +148,7 @@ class RetrievalTask(FineTuningTask):
             settings = {name: getattr(data, name) for name in _SCORES_DEPEND_ON}
             settings["precision"] = Computing(model, data.precision).precision
             about = {"scored": what, "split": of, "candidates": self._fingerprint(of), **settings, **more}
-            return sharing.keeping(about, what)
+            return sharing.keeping(about, (record.image for record in self.records(of)), what)
 
         candidates = self._candidates(model, records)
         num_images, num_texts = len(candidates.records), len(candidates.texts)
@@ -239,7 +239,7 @@ class RetrievalTask(FineTuningTask):
     def _fingerprint(self, split: str) -> str:
         records = self.records(split)
         captions = (caption for record in records for caption in (str(len(record.captions)), *record.captions))
-        return fingerprint((str(record.image) for record in records), captions)
+        return fingerprint((record.image.name for record in records), captions)
 
     def table(self, metrics: Mapping[str, float]) -> Table:
         """Recall beside chance; of scoring every pair and in two stages, where both were done, with what each took."""

@@ -131,7 +131,7 @@ def test_what_is_of_something_else_is_refused_and_left(run, folder_of, asked, im
     image = image_folder[0] / read(asked)[30]["image"]
     pixels = image.read_bytes()
     image.write_bytes(pixels[:-20] + bytes(20))
-    refused("was made with another content of images;")
+    refused("was made with another set of images;")
     image.write_bytes(pixels)
     beside = tmp_path / "results.jsonl.about.json"
     beside.write_text(beside.read_text().replace('"soho_fast": "', '"soho_fast": "0.'))
@@ -142,6 +142,22 @@ def test_what_is_of_something_else_is_refused_and_left(run, folder_of, asked, im
     refused("was made with another questions;")
     (tmp_path / "results.jsonl.about.json").unlink()
     refused("holds something, and results.jsonl.about.json does not say what")
+
+
+def test_an_image_that_was_drawn_again_in_a_format_of_one_size_is_another(run, asked, image_folder, tmp_path, capsys):
+    """As BMP and PPM are, whose files differ but behind their beginnings."""
+    from PIL import Image
+
+    image = image_folder[0] / read(asked)[30]["image"]
+    drawing = Image.new("RGB", (64, 64), "red")
+    drawing.save(image, "PPM")
+    assert run() == 0
+    results = tmp_path / "results.jsonl"
+    results.write_bytes(kept := results.read_bytes()[:500])
+    drawing.paste("blue", (0, 40, 64, 64))
+    drawing.save(image, "PPM")
+    assert run() == 2 and "was made with another set of images;" in capsys.readouterr().err
+    assert results.read_bytes() == kept
 
 
 def test_the_fast_path_is_another_result(run, tmp_path, capsys):

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+import soho_fast
 from soho_fast.common.versions import RUN_OF, gone_on, program, read_run_of, write_run_of
 
 
@@ -19,6 +20,25 @@ def best(tmp_path):
 
 def test_what_is_written_is_read(best):
     assert read_run_of(best) == {"step": 4, "identity": "0123456789abcdef", "program": program()}
+
+
+def test_an_edit_is_another_program_and_so_is_one_without_its_compiled_ops(tmp_path, monkeypatch):
+    """Edited twice since the commit, or installed, which no commit tells."""
+    package = tmp_path / "site-packages/soho_fast"
+    (package / "ops").mkdir(parents=True)
+    monkeypatch.setattr(soho_fast, "__file__", str(package / "__init__.py"))
+    seen = []
+    for name, content in (
+        ("__init__.py", "a"), ("ops/op.py", "b"), ("ops/op.py", "c"), ("_C.cpython-311.so", "d"),
+        ("_C.cpython-311.so", "e"),
+    ):  # fmt: skip
+        (package / name).write_text(content)
+        seen.append(program.__wrapped__())
+    digests = [(each["sources"], each["compiled ops"]) for each in seen]
+    assert len(set(digests)) == 5 and digests[2][1] == "" and digests[2][0] == digests[3][0] and not seen[0]["commit"]
+    (package / "_C.cpython-311.so").unlink()
+    (package / "notes.txt").write_text("nothing of it")
+    assert program.__wrapped__() == seen[2]
 
 
 def test_a_model_whose_run_went_on_says_so(best):

@@ -7,7 +7,7 @@ import zipfile
 import pytest
 from tiny_shards import write_tar
 
-from soho_fast.data.overlap import in_words, shared_images, without_copies
+from soho_fast.data.overlap import content_of, in_words, shared_images, without_copies
 from soho_fast.data.readers.records import ImageRef, ReadReport
 from soho_fast.data.shards.indexing import build_index
 from soho_fast.data.shards.records import read_shards
@@ -46,6 +46,31 @@ def test_copies_links_and_hard_links_are_the_same_image(folder, tmp_path):
     told = in_words(found)
     assert f"{folder}/1.jpg (held out as {held}/copy.jpg)" in told
     assert in_words(shared_images(images(folder, "1.jpg"), images(folder, "1.jpg"))) == [f"{folder}/1.jpg"]
+
+
+def test_images_are_known_by_what_their_files_hold(folder, tmp_path):
+    """Wherever they lie; of a sample it is said that it is one, and sizes tell of the others."""
+    with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
+        for name, content in CONTENTS.items():
+            archive.writestr(name, content)
+    store = ZipStore(str(tmp_path / "all.zip"))
+    whole = content_of(images(folder, *CONTENTS))
+    assert whole.startswith("8 images, ") and whole == content_of(ImageRef(store, name) for name in CONTENTS)
+    assert whole != content_of(images(folder, *list(CONTENTS)[1:]))
+    sampled = content_of(images(folder, *CONTENTS), every=4)
+    read = int(sampled.removeprefix("8 images, of which ").partition(" were read, ")[0])
+    assert 0 < read < 8
+    seen = []
+    for name, content in CONTENTS.items():
+        (folder / name).write_bytes(content[:-1] + b"x")
+        assert content_of(images(folder, *CONTENTS)) != whole, name
+        seen.append(content_of(images(folder, *CONTENTS), every=4) != sampled)
+        (folder / name).write_bytes(content + b"x")
+        assert content_of(images(folder, *CONTENTS), every=4) != sampled, name
+        (folder / name).unlink()
+        assert content_of(images(folder, *CONTENTS), every=4) != sampled, name
+        (folder / name).write_bytes(content)
+    assert sum(seen) == read
 
 
 def test_archives_are_compared_with_folders(folder, tmp_path):

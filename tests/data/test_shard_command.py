@@ -89,7 +89,7 @@ def test_a_rerun_goes_on_where_it_was_stopped(tmp_path, capsys, monkeypatch):
     before = _written(tmp_path / "out/00000.tar")
     reads[:] = range(100)
     assert "wrote 2 shards, kept the others" in run(capsys, *write)
-    assert len(reads) == 100 + 6 and _written(tmp_path / "out/00000.tar") == before
+    assert len(reads) == 100 + 4 + 6 and _written(tmp_path / "out/00000.tar") == before
     whole = [(tmp_path / f"out/0000{number}.tar").read_bytes() for number in range(3)]
     assert "wrote 3 shards" in run(
         capsys, *[tmp_path / "again" if each == tmp_path / "out" else each for each in write]
@@ -117,6 +117,20 @@ def test_shards_of_others_are_not_written_over(tmp_path, capsys):
     assert (tmp_path / "out/00000.tar").read_bytes() == before
     (tmp_path / "out/00000.tar").rename(tmp_path / "out/cc.tar")
     assert "cc.tar: a shard that is none of these 1" in run(capsys, *write, "--splits", "val", code=2)
+
+
+def test_shards_of_images_that_were_corrected_since_are_not_kept(tmp_path, capsys):
+    """At the same size, too: what is there would be published as the corrected ones."""
+    write = ["write", tmp_path / "out", *write_coco(tmp_path / "coco"), "--splits", "train", "--per-shard", 4]
+    run(capsys, *write)
+    image = tmp_path / "coco/train2014/0005.jpg"
+    content = image.read_bytes()
+    for corrected in (content[:-3] + b"x" + content[-2:], content + b"x"):
+        image.write_bytes(corrected)
+        said = run(capsys, *write, code=2)
+        assert "00001.tar: was written from other images or captions; give another folder" in said
+    image.write_bytes(content)
+    assert "wrote 0 shards, kept the others" in run(capsys, *write)
 
 
 def test_a_random_order_is_the_seeds(tmp_path, capsys):

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import yaml
 
+from soho_fast.common.processes import Processes
 from soho_fast.common.versions import read_run_of
 from soho_fast.engine import checkpoint, report
 from soho_fast.engine.changes import Change, all_fields, changes_between, digest_of, settings_identity
@@ -151,12 +152,19 @@ def test_changed_data_are_told_and_an_unfinished_end_is_made_up_for(again, small
     measured = contents(run)
 
     annotations = tmp_path / "corpus" / "dataset_coco.json"
-    content = json.loads(annotations.read_text())
+    content = json.loads(before := annotations.read_text())
     next(image for image in content["images"] if image["split"] == "train")["sentences"][0]["raw"] = "something else"
     annotations.write_text(json.dumps(content))
     code, text = again(*command)
     assert code == 2 and "training data: trained with 40 records, " in error_of(text), text
     assert "held-out data" not in error_of(text) and contents(run) == measured
+    annotations.write_text(before)
+    assert again(*command)[0] == 0
+    for image in annotations.parent.rglob("*.jpg"):
+        image.write_bytes(image.read_bytes()[:-1] + b"x")
+    code, text = again(*command)
+    assert code == 2 and "training images: trained with 40 images, " in error_of(text), text
+    assert "held-out images: trained with 12 images, " in error_of(text) and contents(run) == measured
 
 
 def test_changed_settings_of_the_start_say_that_what_was_learnt_is_kept():
@@ -180,6 +188,19 @@ def test_what_tells_that_a_run_is_finished_is_written_last(tmp_path, monkeypatch
         run = SimpleNamespace(task=None, finished=None, progress=progress, plan=plan, step=step, folder=tmp_path)
         report.report_run(run, {})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_finished_run_whose_best_model_was_deleted_is_not_finished(tmp_path):
+    """Its metrics.json names it."""
+    point = object.__new__(ResumePoint)
+    point.processes, point.folder, point.progress = Processes(), tmp_path, SimpleNamespace(step=3)
+    point.settings = SimpleNamespace(evaluation=SimpleNamespace(at_end=True))
+    (tmp_path / "model").mkdir()
+    found = {"step": 3, "metrics": {"vqa_score": 0.5}, "best": {"step": 2, "vqa_score": 0.6}}
+    (tmp_path / "metrics.json").write_text(json.dumps(found))
+    assert point.results() is None
+    (tmp_path / "best").mkdir()
+    assert point.results() == found
 
 
 def test_another_version_goes_on_and_says_so(launch, request_for):

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -131,6 +132,17 @@ def test_what_best_holds_is_the_best_however_a_run_ends_and_goes_on(launch, requ
     assert list(value) == [2, 4, 5, 6, 8, 9] and value[5] > value[8] > max(value[2], value[4]), value
     best = torch.load(Path(run["output"]) / "best" / "weights.pt")
     assert all(torch.equal(best[name], of_step_5[name]) for name in best), "of step 8: 5 was measured behind the save"
+
+
+def test_a_best_model_that_was_deleted_is_told_and_another_takes_its_place(launch, request_for):
+    options = {"seed": 10, "evaluation": {"every_epochs": 0.4, "at_end": True}}
+    run = request_for("run", task={"selection": "random"}, max_steps=5, **options)
+    assert launch(run).code == 0
+    best = Path(run["output"]) / "best"
+    shutil.rmtree(best)
+    done = launch(request_for("run", task={"selection": "random"}, max_steps=6, resume="changed", **options))
+    assert done.code == 0 and best.is_dir(), done.text
+    assert len(re.findall(rf"{best}, of step [24], is not there any more: the best model from here on", done.text)) == 1
 
 
 def _events(request: dict) -> list[tuple[int, str]]:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch.distributed as dist
 
 from soho_fast.common.errors import UserError
 from soho_fast.engine import distributed
@@ -121,6 +122,57 @@ leave""",
     assert all(
         line in ("LISTENS []", "LISTENS ['127.0.0.1']") for text in said for line in re.findall("LISTENS.*", text)
     )
+
+
+# Another user's process: it joins the store in rank 1's place, reads what is there, says to the heartbeat that it is
+# rank 1, if it has learnt enough for that, and goes.
+IMPOSTOR = """
+import datetime, os, socket, stat, sys, torch.distributed as dist
+store = dist.TCPStore("127.0.0.1", int(sys.argv[1]), 2, False, datetime.timedelta(seconds=100))
+place = store.get("start 0/heartbeat").decode()
+for words in (place.split(), " ".join(map(str, store.list_keys())).split()):
+    if len(words) == 2 and words[0].isdigit():
+        with socket.create_connection(("127.0.0.1", int(words[0]))) as rank_0:
+            rank_0.sendall(f"{words[1]} 1 99 elsewhere\\n".encode())
+            rank_0.recv(1)
+if os.path.exists(place):
+    print("MODE", oct(stat.S_IMODE(os.stat(place).st_mode)), place)
+"""
+
+
+def test_another_user_in_the_place_of_rank_1_learns_nothing_by_which_the_run_ends(port):
+    def start(code: str, *arguments: str, rank: int = 1) -> subprocess.Popen:
+        return subprocess.Popen(
+            [sys.executable, "-c", code, *arguments], env=os.environ | as_launched(rank, 2, port),
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )  # fmt: skip
+
+    first = start(RANK, rank=0)
+    said = start(IMPOSTOR, str(port)).communicate(timeout=300)[0]
+    ranks = [first, start(RANK)]
+    try:
+        told = [rank.communicate(timeout=300)[0] for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+    assert [rank.returncode for rank in ranks] == [0, 0], told
+    assert all("TOTAL 2 [3.0]" in text for text in told) and "MODE 0o600" in said, said
+    assert not Path(said.split()[-1]).exists()
+
+
+def test_a_place_that_another_rank_0_names_is_refused(monkeypatch, tmp_path):
+    """Who is in the store first can name a file of his own."""
+    monkeypatch.setenv("WORLD_SIZE", "2"), monkeypatch.setenv("LOCAL_SIZE", "2")
+    store = dist.HashStore()
+    place = distributed._Place(store)
+    place.publish("1 secret")
+    assert distributed._Place(store).look_up() == "1 secret"
+    os.chmod(store.get("heartbeat").decode(), 0o644)
+    with pytest.raises(UserError, match=r"rank 0 tells the others where it is, is not this user's alone; expected a"):
+        place.look_up()
+    store.set("heartbeat", str(tmp_path / "none"))
+    with pytest.raises(UserError, match=r"none, by which rank 0 .* cannot be read \(No such file"):
+        place.look_up()
 
 
 @pytest.mark.parametrize("name", ["RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_SIZE"])

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from soho_fast.common.errors import UserError
 from soho_fast.engine import watchdog
 from soho_fast.engine.watchdog import LOOPBACK, PROCESS_FAILED, Heartbeat
 
@@ -179,11 +180,21 @@ def test_a_stranger_at_the_door_is_shown_out(ranks, tmp_path):
                         with contextlib.suppress(ConnectionError):
                             stranger.sendall(words)
                             answer = stranger.recv(1) if words else b""
-                        assert answer == b"", words
+                        assert answer == (b"t" if b" 1 99" in words and own._secret.encode() in words else b""), words
         time.sleep(1)
         own.leave(failed=False)
 
     assert _end(ranks(work, timeout=4.0), 20) == [0, 0, 0] and _said(tmp_path) == []
+
+
+def test_a_second_process_of_a_rank_is_told_that_its_place_is_taken():
+    told = []
+    first = Heartbeat(0, 2, LOOPBACK, publish=told.append, look_up=lambda: "", timeout=0, speaks=False)
+    other = Heartbeat(1, 2, LOOPBACK, publish=told.append, look_up=lambda: told[0], timeout=0, speaks=False)
+    with pytest.raises(UserError, match="rank 1's place is taken: another process has come as this rank"):
+        Heartbeat(1, 2, LOOPBACK, publish=told.append, look_up=lambda: told[0], timeout=0, speaks=False)
+    other.leave(failed=False)
+    first.leave(failed=False)
 
 
 def test_who_comes_late_is_heard_past_many_strangers(tmp_path):

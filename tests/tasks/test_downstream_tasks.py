@@ -134,6 +134,32 @@ def test_answers_do_not_depend_on_the_number_of_processes(name, world, tmp_path,
     assert rows == list(range(len(task.records(split)))), "no example is lost or computed twice"
 
 
+def test_an_evaluation_does_not_go_on_over_images_that_were_replaced(tmp_path, tokenizer_dir):
+    task, _ = make_task("vqa", tmp_path, tokenizer_dir)
+    model, kept, steps = task.build_model().eval(), tmp_path / "partial", []
+
+    def killed(done, total):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        task.evaluate_split(model, "val", Sharing(keep_in=kept, progress=killed))
+    assert [path.name for path in kept.glob("part-*")] == ["part-000000.pt"]
+    image = next((tmp_path / "val2014").iterdir())
+    image.write_bytes(image.read_bytes() + b"x")
+    other, _ = make_task("vqa", tmp_path / "other", tokenizer_dir)
+
+    def refused(processes):
+        with pytest.raises(ValueError, match=r"rank 1 has images 5 images, .*, not 5 images, .*, as rank 0 has"):
+            (task, other)[processes.rank].evaluate_split(model, "val", Sharing(processes, keep_in=kept))
+        return True
+
+    assert Threads(2).run(refused) == [True, True]
+    mine, theirs = task.contents(), other.contents()
+    assert [name for name in mine if mine[name] != theirs[name]] == ["held-out images"], "so are ranks that train"
+    task.evaluate_split(model, "val", Sharing(keep_in=kept, progress=lambda *done: steps.append(done)))
+    assert steps[-1] == (3, 3), "nothing of the images before is kept"
+
+
 def test_a_killed_evaluation_goes_on_with_other_processes(tmp_path, tokenizer_dir):
     task, _ = make_task("vqa", tmp_path, tokenizer_dir)
     torch.manual_seed(1)

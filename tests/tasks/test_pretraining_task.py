@@ -329,6 +329,15 @@ def test_identity_is_json_and_follows_the_sizes(data):
     assert identity["model.config.vocab_size"] == len(task.processor.tokenizer)
 
 
+def test_images_that_were_drawn_again_are_other_contents(data, tmp_path):
+    before = make_task(data)[0].contents()
+    for path in sorted((tmp_path / "train2014").iterdir()):
+        path.write_bytes(path.read_bytes()[::-1])
+    now = make_task(data)[0].contents()
+    assert [name for name in now if now[name] != before[name]] == ["training images"]
+    assert now["training images"].startswith("8 images, ") and now["held-out images"].startswith("4 images, ")
+
+
 def test_visual_tokens_are_masked_from_an_epoch_on(data):
     task, _ = make_task(data)
     task.model.config = {**SMALL, "bag_of_words_weight": 0.1}

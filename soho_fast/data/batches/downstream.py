@@ -56,7 +56,7 @@ class Examples:
 
     def fingerprint(self) -> str:
         """A hash of these images and texts in this order."""
-        images = (str(self.images[number]) for number in self.image_EN.flat)
+        images = (self.images[number].name for number in self.image_EN.flat)
         return fingerprint(images, (self.text(row) for row in range(len(self))))
 
 

@@ -25,6 +25,7 @@ import numpy as np
 
 from soho_fast.common.errors import CorruptImageError
 from soho_fast.common.files import scratch_beside
+from soho_fast.data.overlap import content_of
 from soho_fast.data.readers.formats import CAPTION_FORMATS, FORMATS_OF, read_captions
 from soho_fast.data.readers.json_lines import read_json_lines_questions
 from soho_fast.data.readers.questions import read_easy_vqa, read_vqa
@@ -32,6 +33,7 @@ from soho_fast.data.readers.records import ImageRef, ReadReport, fingerprint
 from soho_fast.data.readers.statements import Nlvr2Record, read_nlvr2, read_snli_ve
 from soho_fast.data.shards.index import index_path, key_of, read_index
 from soho_fast.data.shards.indexing import IMAGE_SUFFIXES, build_index, read_contents
+from soho_fast.data.shards.store import TarStore
 
 _DIGITS = 5
 
@@ -125,7 +127,7 @@ def write_shards(
         (path, images, whether it was written now) of each shard, when it is there.
 
     Raises:
-        ValueError: A shard holds something else than would be written.
+        ValueError: A shard holds something else than would be written; its images are read to know.
         OSError: An image can't be read, or a shard not written.
     """
     order = np.arange(len(samples)) if shuffle is None else np.random.default_rng(shuffle).permutation(len(samples))
@@ -144,7 +146,7 @@ def write_shards(
         there = os.path.exists(path)
         if there:
             try:
-                is_same = read_index(path).written_from == written_from
+                is_same = read_index(path).written_from == written_from and _holds(path, own)
             except (FileNotFoundError, ValueError) as error:
                 raise ValueError(f"{path} is in the way: {error}; or give another folder") from None
             if not is_same:
@@ -152,6 +154,13 @@ def write_shards(
         else:
             _write(own, path, written_from)
         yield path, len(own), not there
+
+
+def _holds(path: str, samples: Sequence[ShardSample]) -> bool:
+    """Whether the images in a shard are still those that it was written from, byte by byte."""
+    store = TarStore(path)
+    images = [sample.image for sample in samples]
+    return content_of(images) == content_of(ImageRef(store, image.name) for image in images)
 
 
 def _write(samples: Sequence[ShardSample], path: str, written_from: str) -> None:

@@ -13,7 +13,7 @@ import json
 import pickle
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,6 +24,9 @@ import torch
 from soho_fast.common.files import write_atomically
 from soho_fast.common.processes import Processes
 from soho_fast.common.workers import loaded_ahead
+from soho_fast.data.overlap import content_of
+from soho_fast.data.readers.records import ImageRef
+from soho_fast.engine.changes import refuse_disagreement
 
 _DIGEST_BYTES = hashlib.sha256().digest_size
 
@@ -38,10 +41,14 @@ class PartialResults:
         folder: Where; on a disk that all processes share. Results in it of another identity are deleted.
         identity: What the results depend on (JSON values).
         processes: All make the call.
+
+    Raises:
+        UserError: They depend on something else on another process.
     """
 
     def __init__(self, folder: Path, identity: Mapping[str, Any], processes: Processes) -> None:
         self.folder = folder
+        refuse_disagreement(processes, identity)
         wanted = json.loads(json.dumps(dict(identity)))
         # What a part is of, beside its number: one that came here from elsewhere is as good as damaged.
         self._seal = json.dumps(wanted, sort_keys=True)
@@ -105,7 +112,7 @@ class Sharing:
         processes: Who shares the work; all make the call and get the same.
         progress: Called after each part.
         keep_in: Folder for results as they come, so that a run that was killed can be taken up.
-        identity: What the results depend on, beside what the task knows (the weights).
+        identity: What the results depend on, beside what the task knows (the model, the program).
         kept: Parts that need not be computed again; gets those that are.
     """
 
@@ -115,11 +122,13 @@ class Sharing:
     identity: Mapping[str, Any] = field(default_factory=dict)
     kept: PartialResults | None = None
 
-    def keeping(self, about: Mapping[str, Any], name: str = "") -> Sharing:
-        """The same with the results of `about` kept, where there is a folder for them; `name`: within it."""
+    def keeping(self, about: Mapping[str, Any], images: Iterable[ImageRef], name: str = "") -> Sharing:
+        """The same with the results of `about` and of these images, which are read to know them, kept, where there is a
+        folder for them; `name`: within it."""
         if self.keep_in is None:
             return self
-        return replace(self, kept=PartialResults(self.keep_in / name, {**about, **self.identity}, self.processes))
+        identity = {**about, "images": content_of(images), **self.identity}
+        return replace(self, kept=PartialResults(self.keep_in / name, identity, self.processes))
 
     def forget(self) -> None:
         """Delete what was kept."""
