@@ -204,7 +204,7 @@ def test_published_runs_take_the_time_that_is_published():
         (["--gpus", "7"], "batch.global_batch_size: 1024 does not divide"),
         (["--recipe", "retrieval_coco", "--gpus", "8"], "give --batch.global_batch_size 192"),
         (["--recipe", "mini", *SMALL_MODEL], "model.bag_of_words_epochs: 1.4 epochs of the bag-of-words loss need"),
-        (["--recipe", "mini", "--data.mvm_probability", "1"], "data.conditional_masking: expected data.mvm_probability"),
+        (["--recipe", "mini", "--data.mvm_probability", "1"], "data.conditional_masking: expected data.mvm_proba"),
         (
             ["--recipe", "mini", "--data.mvm_probability", "1", "--data.conditional_masking", "false"],
             "model.config.mvm_margin: matching is asked only of pairs that are read without a margin",
