@@ -230,7 +230,8 @@ def _leave_out_roots(content: dict[str, Any], overrides: Mapping[str, Any]) -> N
 
 
 def put(content: dict[str, Any], name: str, value: Any) -> None:
-    """Set a field by its dotted name; what has fields on both sides is put together."""
+    """Set a field by its dotted name; what has fields on both sides is put together. The value `default` takes the
+    field out, as in a recipe that does not give it."""
     *parents, last = name.split(".")
     for parent in parents:
         if not isinstance(content.get(parent), dict):
@@ -239,6 +240,8 @@ def put(content: dict[str, Any], name: str, value: Any) -> None:
     if isinstance(value, Mapping) and isinstance(content.get(last), dict):
         for inner, item in value.items():
             put(content[last], inner, item)
+    elif value == "default":
+        content.pop(last, None)
     else:
         content[last] = copy.deepcopy(value)
 

@@ -29,7 +29,7 @@ class Condition:
 
     Args:
         about: What it is, in a few words.
-        overrides: Fields of every run's recipe by their dotted names.
+        overrides: Fields of every run's recipe by their dotted names; the value `default` takes one out.
         stages: The same, of one stage's runs, by the stage's name.
         seeds: Seeds of this condition; empty takes the study's.
         seed_offset: Added to the seeds that its recipes have: the same condition by other chances.
@@ -113,7 +113,7 @@ class Study:
     Args:
         title: What a report is headed by.
         question: What it asks, in a sentence or two.
-        overrides: Fields of every run's recipe by their dotted names.
+        overrides: Fields of every run's recipe by their dotted names; the value `default` takes one out.
         seeds: Seeds; conditions are compared seed by seed.
         conditions: What is compared, by name.
         factors: Levels of each factor, as overrides by name: every combination of levels is one more condition, named

@@ -109,6 +109,14 @@ def test_overrides_are_put_over_the_recipe_field_by_field(tmp_path):
     assert tuned["max_steps"] == 12 and tuned["data"]["splits"]["val"]["images"] == ["{corpus}"]
 
 
+def test_default_takes_a_field_out_of_the_recipe(tmp_path):
+    study = read_study(written(tmp_path))
+    study.overrides |= {"model.config.fusion": "default", "data.mvm_from_epoch": "default", "optim.lr": "default"}
+    content = runs_of(study)[0].content
+    assert "fusion" not in content["model"]["config"] and "mvm_from_epoch" not in content["data"]
+    assert "lr" not in content["optim"] and content["optim"]["beta2"] == 0.98
+
+
 def test_some_seeds_conditions_or_stages_bring_what_they_start_from(tmp_path):
     runs = runs_of(read_study(written(tmp_path)))
     stages = [run.cell.stage for run in chosen(runs, "stage", ["vqa"])]

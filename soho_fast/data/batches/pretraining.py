@@ -274,8 +274,10 @@ class PretrainingDataset(SampleDataset):
         if self.mvm_probability < 1:
             sample.text_fields["mask_pairs"] = mask_pairs = rng.random(len(texts)) < self.mvm_probability
             if self.unmask_from_epoch is not None and self._epoch >= self.unmask_from_epoch:
-                for number in np.flatnonzero(mask_pairs):
-                    masked[number] = encoded[number].ids, nothing
+                masked = [
+                    (text.ids, nothing) if is_masked else each
+                    for text, each, is_masked in zip(encoded, masked, mask_pairs, strict=True)
+                ]
         sample.texts_ids = [ids for ids, _ in masked]
         sample.text_fields["itm_labels"] = matched.astype(np.int64)
         sample.token_labels["mlm_labels"] = [
