@@ -25,7 +25,6 @@ import numpy as np
 
 from soho_fast.common.errors import CorruptImageError
 from soho_fast.common.files import scratch_beside
-from soho_fast.data.overlap import content_of
 from soho_fast.data.readers.formats import CAPTION_FORMATS, FORMATS_OF, read_captions
 from soho_fast.data.readers.json_lines import read_json_lines_questions
 from soho_fast.data.readers.questions import read_easy_vqa, read_vqa
@@ -158,6 +157,8 @@ def write_shards(
 
 def _holds(path: str, samples: Sequence[ShardSample]) -> bool:
     """Whether the images in a shard are still those that it was written from, byte by byte."""
+    from soho_fast.data.overlap import content_of  # loads transformers
+
     store = TarStore(path)
     images = [sample.image for sample in samples]
     return content_of(images) == content_of(ImageRef(store, image.name) for image in images)
