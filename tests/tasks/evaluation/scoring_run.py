@@ -89,7 +89,7 @@ def main(folder, seconds):
         time.sleep(seconds)
 
     own = blocks(scoring, chosen)
-    sharing = Sharing(processes, progress, keep_in=folder).keeping({}, "partial")
+    sharing = Sharing(processes, progress, keep_in=folder).keeping({}, [], "partial")
     scores = torch.stack(score_pairs(scoring, own, sharing=sharing))
     first = contrastive_scores(scoring, own, processes)
     digests = {

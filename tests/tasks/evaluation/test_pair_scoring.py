@@ -150,10 +150,10 @@ def test_one_process_two_and_a_killed_one_give_the_same_bits(tmp_path):
 def test_what_another_model_kept_is_not_taken(tmp_path):
     scorer, images = scoring_run.scorer(), scoring_run.images(3)
     blocks = scoring_run.blocks(scorer, images)
-    score_pairs(scorer, blocks, sharing=Sharing(keep_in=tmp_path).keeping({"weights": "a"}, "kept"))
-    kept = PartialResults(tmp_path / "kept", {"weights": "a"}, Processes())
+    score_pairs(scorer, blocks, sharing=Sharing(keep_in=tmp_path).keeping({"weights": "a"}, [], "kept"))
+    kept = Sharing(keep_in=tmp_path).keeping({"weights": "a"}, [], "kept").kept
     assert kept.numbers() == {0, 1}
-    kept = PartialResults(tmp_path / "kept", {"weights": "b"}, Processes())
+    kept = Sharing(keep_in=tmp_path).keeping({"weights": "b"}, [], "kept").kept
     assert kept.numbers() == set()
 
 
