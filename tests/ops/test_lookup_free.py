@@ -14,7 +14,7 @@ LEVELS = [[8, 5, 5, 5], [2, 3, 4, 7], [1000], [8, 8, 8, 6, 5]]
 def published(features, levels):
     """The formula of vector-quantize-pytorch, in float64; of two values, which it refuses, the sign."""
     levels = torch.tensor(levels)
-    half = (levels - 1) * (1 + 1e-3) / 2
+    half = (levels.double() - 1) * (1 + 1e-3) / 2
     offset = torch.where(levels % 2 == 0, 0.5, 0.0).double()
     shift = torch.where(levels == 2, 0.0, (offset / half).atanh())
     bounded = (features.double() + shift).tanh() * half - offset
