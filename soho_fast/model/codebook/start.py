@@ -1,0 +1,38 @@
+"""Data-dependent init: codes drawn from the features of a batch, of all ranks together. The paper's codes are random.
+
+Q levels that have codes, K codes of each, C channels.
+"""
+
+import torch
+from torch import Tensor
+
+from soho_fast import ops
+
+from .draws import Tokens, draw_from_all_ranks
+
+# Codes beyond the number of available features start near a feature; the spread is ours, in units of the features'
+# own standard deviation: enough to tell the copies apart, small beside the distance between features.
+_COPY_NOISE = 0.1
+
+
+def codes_from_features(tokens: Tokens, books_QKC: Tensor, num_codes: int, seed: int, step: int) -> Tensor | None:
+    """The codes of the next level, (K, C) float32; `None`: no rank has a usable feature. Waits for the device.
+
+    Args:
+        tokens: the features of this rank.
+        books_QKC: the codes of the levels before, Q may be 0: the next level's are drawn from what these leave.
+        num_codes, seed, step: how many, and what the draw depends on beside the images.
+    """
+    feat_RC, available_R = draw_from_all_ranks(*tokens.draw(num_codes, seed, step), num_codes)
+    num_available, level = int(available_R.sum()), len(books_QKC)
+    if num_available == 0:
+        return None
+    if level:
+        feat_RC = ops.residual_lookup(feat_RC, books_QKC, return_residual=True)[2]
+    copy_K = torch.arange(num_codes, device=feat_RC.device) % num_available
+    generator = torch.Generator().manual_seed(seed + level)
+    noise_KC = torch.randn(feat_RC[copy_K].shape, generator=generator).to(feat_RC.device)
+    spread_C = feat_RC[:num_available].std(0, correction=0) * _COPY_NOISE
+    codebook_KC = feat_RC[copy_K]
+    codebook_KC[num_available:] += (noise_KC * spread_C)[num_available:]
+    return codebook_KC

@@ -1,0 +1,140 @@
+"""How often each code is used, and what follows from it; of any quantiser.
+
+B images, L tokens per image, C channels, Q levels of K codes. Codes of all levels follow one another, level after
+level: QK.
+"""
+
+import torch
+from torch import Tensor
+from transformers import initialization as init
+
+from ..config import SohoConfig
+from ..normalization import Float32Buffers
+
+# A code that is hardly used yet is not drawn by its lift alone. In units of the uniform share; ours.
+_LEAST_USAGE = 0.05
+_TINY = torch.finfo(torch.float32).tiny
+
+
+class CodeUsage(Float32Buffers):
+    """Counts the assigned features of a quantiser's codes.
+
+    Attributes:
+        usage: (QK,) float32 buffer, running mean of a code's share of the tokens, in units of the uniform share 1/K,
+            counted from its start or reset.
+        age: (QK,) float32 buffer, updates since the start or reset.
+        step: () int64 buffer, updates.
+    """
+
+    usage: Tensor
+    age: Tensor
+    step: Tensor
+
+    def __init__(self, config: SohoConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.num_levels, self.num_codes = config.num_levels, config.num_codes
+
+    def register_usage(self) -> None:
+        """Makes the buffers, for a constructor: those before come before in the order of names."""
+        num_rows = self.num_levels * self.num_codes
+        self.register_buffer("usage", torch.zeros(num_rows, dtype=torch.float32))
+        self.register_buffer("age", torch.zeros(num_rows, dtype=torch.float32))
+        self.register_buffer("step", torch.zeros((), dtype=torch.int64))
+
+    def reset_usage(self) -> None:
+        """No updates, no usage."""
+        # transformers' functions leave alone what a checkpoint has filled.
+        for buffer in (self.usage, self.age, self.step):
+            init.zeros_(buffer)
+
+    def forget_counts(self) -> None:
+        """As before the first step."""
+        self._num_non_finite: Tensor | None = None
+        self._counts_QK: Tensor | None = None
+
+    def count(self, counts_QK: Tensor) -> None:
+        """Adds an update's assignments, of all ranks, to the running usage."""
+        total = counts_QK[: self.num_codes].sum()  # The same in each level.
+        share_QK = counts_QK * (self.num_codes / total.clamp(min=1.0))
+        decay = torch.where(total > 0, self.config.usage_decay, 1.0)
+        self.usage.mul_(decay).add_(share_QK * (1.0 - decay))
+        self.age.add_((total > 0).float())
+        self.step.add_(1)
+
+    def count_non_finite(self, valid_BL: Tensor, usable_BL: Tensor) -> None:
+        """Adds the real tokens of a forward that are not usable."""
+        num = (valid_BL & ~usable_BL).sum()
+        self._num_non_finite = num if self._num_non_finite is None else self._num_non_finite.to(num.device) + num
+
+    def take_num_non_finite(self) -> int:
+        """How many real tokens were not finite in the training forwards since the last call, on this rank.
+
+        Waits for the device.
+        """
+        num, self._num_non_finite = self._num_non_finite, None
+        return 0 if num is None else int(num)
+
+    def unbiased_usage(self) -> Tensor:
+        """(QK,), `usage` as a mean over the updates of each code alone; 0 of one that has seen none."""
+        seen_QK = 1.0 - torch.pow(self.config.usage_decay, self.age)
+        return torch.where(self.age > 0, self.usage / seen_QK.clamp(min=_TINY), 0.0)
+
+    @torch.no_grad()
+    def statistics(self, level: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+        """Of a level, the first is 0: perplexity (), active codes () and usage (K,) in units of the uniform share, over
+        the running usage.
+
+        Perplexity is exp of the entropy of the usage: K when all codes are used alike, 1 when one takes all.
+        """
+        usage_K = self.unbiased_usage().view(self.num_levels, -1)[level]
+        perplexity, _ = _perplexity_of(usage_K)
+        return perplexity, (usage_K >= self.config.active_threshold).sum(), usage_K
+
+    @torch.no_grad()
+    def step_statistics(self) -> dict[str, Tensor]:
+        """Of the features that the last step's update was made by, in the first level, each (): `step_perplexity`, as
+        in `statistics`, and `top_share`, that of the code with the most features; empty where there was no update.
+
+        Unlike the running usage, which forgets slowly and which resets keep up, these show at once that features
+        crowd into few codes.
+        """
+        if self._counts_QK is None:
+            return {}
+        perplexity, share_K = _perplexity_of(self._counts_QK[: self.num_codes])
+        return {"step_perplexity": perplexity, "top_share": share_K.max()}
+
+    def draw_by_lift(self, index_BL: Tensor, valid_BL: Tensor, uniform_B: Tensor) -> Tensor:
+        """A code of each image, int64 (B,), -1 of one without tokens: the more often, the more frequent it is in the
+        image than elsewhere.
+
+        Its probability is in proportion to the square of its lift: its tokens in the image over its running usage. So
+        what sets an image apart is drawn more often than what many have.
+
+        Args:
+            index_BL: int64, codes of the first level.
+            valid_BL: bool, the tokens that count.
+            uniform_B: float64 in [0, 1), by which one is drawn.
+        """
+        usage_K = self.unbiased_usage()[: self.num_codes].clamp(min=_LEAST_USAGE)
+        count_BK = usage_K.new_zeros(len(index_BL), self.num_codes)
+        count_BK.scatter_add_(1, index_BL.clamp(min=0), valid_BL.to(count_BK.dtype))
+        sum_BK = (count_BK / usage_K).square().double().cumsum(1)
+        total_B1 = sum_BK[:, -1:]
+        code_B1 = torch.searchsorted(sum_BK, uniform_B.unsqueeze(1) * total_B1, right=True)
+        return torch.where(total_B1 > 0, code_B1.clamp(max=self.num_codes - 1), -1).squeeze(1)
+
+
+def codebook_drift(before_KC: Tensor, now_KC: Tensor, age_K: Tensor) -> float:
+    """How far a step moved the codes that it did not reset, root mean square, in units of the codebook's spread (the
+    same of the codes' distances from their mean). Waits for the device."""
+    moved_KC = (now_KC - before_KC)[age_K > 0]
+    spread_KC = now_KC - now_KC.mean(0)
+    moved, spread = (values.square().sum() / max(len(values), 1) for values in (moved_KC, spread_KC))
+    return float((moved / spread.clamp(min=_TINY)).sqrt())
+
+
+def _perplexity_of(weight_K: Tensor) -> tuple[Tensor, Tensor]:
+    """exp of the entropy of the codes' shares, (), and the shares (K,)."""
+    share_K = weight_K / weight_K.sum().clamp(min=_TINY)
+    return torch.exp(-torch.special.xlogy(share_K, share_K).sum()), share_K
