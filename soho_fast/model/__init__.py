@@ -19,12 +19,15 @@ with from_extra("train"):
     )
     from .fast.prepared import prepare_for_inference
     from .inputs import SohoInputs, Texts
+    from .official.parts import PARTS as OFFICIAL_PARTS
     from .outputs import SohoForImageTextRetrievalOutput, SohoForPreTrainingOutput, SohoModelOutput, VisualTokens
+    from .parts import add_parts
     from .pretrained import LoadReport
     from .soho import SohoForPreTraining, SohoModel
     from .visual_dictionary import VisualDictionary
     from .visual_encoder import VisualEncoder
 
+add_parts(OFFICIAL_PARTS)
 SohoPreTrainedModel.prepare_for_inference = prepare_for_inference
 AutoConfig.register("soho", SohoConfig, exist_ok=True)
 AutoModel.register(SohoConfig, SohoModel, exist_ok=True)

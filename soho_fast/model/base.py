@@ -40,6 +40,8 @@ class SohoPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     # The loss is a mean: transformers' Trainer is to divide it by the number of accumulated batches.
     accepts_loss_kwargs = False
+    # What watches its features in training, see `watch_features`; of a `SohoModel` alone.
+    feature_watch: FeatureWatch | None
     # How it was prepared for inference; `None`: not.
     prepared: dict[str, Any] | None = None
     # Of `fast/prepared`, which is made of these models.

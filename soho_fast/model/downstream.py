@@ -19,10 +19,10 @@ from transformers.utils.generic import can_return_tuple
 
 from .auxiliary.contrastive import ContrastiveHead, ContrastiveVectors
 from .config import SohoConfig
-from .fast.pair_encoder import PairMatching
 from .heads import ClassificationHead, ItmHead, LossSum, cross_entropy_sum, global_means, total_loss
 from .inputs import SohoInputs, Texts, check_labels, check_shape, read_inputs
 from .outputs import SohoForImageTextRetrievalOutput, SohoModelOutput, VisualTokens
+from .pair_encoder import PairMatching
 from .pretrained import LoadReport, copy_state
 from .soho import SohoForPreTraining, SohoModel, SohoModelWithHeads
 from .transformer import Reads

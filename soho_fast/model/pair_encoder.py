@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.models.bert.modeling_bert import BertEncoder, BertLayer
 
-from ..heads import ItmHead
-from ..inputs import check_text_length
-from ..outputs import VisualTokens
+from .heads import ItmHead
+from .inputs import check_text_length
+from .outputs import VisualTokens
 
 
 def encode_pairs(

@@ -7,7 +7,6 @@ tokens, L visual tokens, T = S + L places of a pair, D channels, V words, K code
 from typing import Any, Unpack
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import initialization as init
 from transformers.models.bert.modeling_bert import BertEmbeddings, BertEncoder
@@ -16,12 +15,11 @@ from transformers.utils.output_capturing import capture_outputs
 
 from soho_fast import ops
 
+from . import parts
 from .auxiliary.bag_of_words import BagOfWordsHead, captions_of
 from .base import SohoPreTrainedModel
 from .config import SohoConfig
 from .embeddings import VisualEmbeddings, sine_position
-from .fast.pair_encoder import PairMatching
-from .feature_watch import FeatureWatch
 from .heads import (
     ItmHead,
     LossSum,
@@ -44,32 +42,11 @@ from .inputs import (
     check_text_length,
     read_inputs,
 )
-from .normalization import TokenBatchNorm
-from .official.batch_norm import AllTokenBatchNorm
-from .official.dictionary import OfficialDictionary
-from .official.fusion import GatedFusion
-from .official.heads import TiedHead, cosine_logits
-from .official.masking import label_at_place, masked_in_some_pairs
-from .official.visual_encoder import OfficialVisualEncoder
+from .masking import margin, masked_in_some_pairs
 from .outputs import SohoForPreTrainingOutput, SohoModelOutput, VisualTokens
+from .pair_encoder import PairMatching
 from .pretrained import LoadReport, check_finite, copy_state
 from .transformer import Pairs, Reads, TransformerBackend
-from .visual_dictionary import VisualDictionary
-from .visual_encoder import VisualEncoder
-
-# What the fields of these names choose from.
-VISUAL_ENCODERS = {"paper": VisualEncoder, "official": OfficialVisualEncoder}
-DICTIONARIES = {"paper": VisualDictionary, "official": OfficialDictionary}
-WORD_HEADS = {"bert": TokenHead, "tied": TiedHead}
-
-
-def feature_norm(config: SohoConfig) -> TokenBatchNorm | AllTokenBatchNorm | None:
-    """The BatchNorm before the dictionary, or none, as in the paper."""
-    if config.visual_encoder == "official":
-        return AllTokenBatchNorm(config.hidden_size)
-    if not config.dictionary_batch_norm:
-        return None
-    return TokenBatchNorm(config.hidden_size, max_lag=config.dictionary_batch_norm_max_lag)
 
 
 class SohoModel(SohoPreTrainedModel):
@@ -82,13 +59,12 @@ class SohoModel(SohoPreTrainedModel):
     def __init__(self, config: SohoConfig) -> None:
         super().__init__(config)
         config.check()
-        self.visual_encoder = VISUAL_ENCODERS[config.visual_encoder](config)
-        self.feature_norm = feature_norm(config)
-        self.visual_dictionary = DICTIONARIES[config.dictionary](config) if config.use_dictionary else None
-        has_output = config.use_dictionary and config.use_dictionary_output
-        self.fusion = GatedFusion(config) if has_output and config.fusion == "gate" else None
+        self.visual_encoder = parts.visual_encoder(config)
+        self.feature_norm = parts.feature_norm(config)
+        self.visual_dictionary = parts.visual_dictionary(config)
+        self.fusion = parts.fusion(config)
         self.mask_token = nn.Parameter(torch.zeros(config.hidden_size)) if config.use_dictionary else None
-        self.feature_watch: FeatureWatch | None = None
+        self.feature_watch = None
         self.visual_embeddings = VisualEmbeddings(config)
         self.text_embeddings = BertEmbeddings(config)
         self.encoder = BertEncoder(config)
@@ -266,8 +242,8 @@ class SohoModel(SohoPreTrainedModel):
         if labels_XL is None:
             return visual, texts, None
         read = VisualTokens(**{**visual, "embedding": tokens_BLD})
-        if self.config.mvm_margin:  # not the paper's
-            read["valid"] = visual.valid & ~self._margin(labels_XL != -100, visual.columns)
+        if reach := self.config.mvm_margin:  # not the paper's
+            read["valid"] = visual.valid & ~margin(labels_XL != -100, visual.columns, reach)
         if mask_pairs is not None:
             read, texts, labels_XL = masked_in_some_pairs(visual, read, labels_XL, texts, mask_pairs)
         return read, texts, texts.of_images(labels_XL)
@@ -294,18 +270,13 @@ class SohoModel(SohoPreTrainedModel):
             assert self.visual_dictionary is not None, "only a dictionary makes an index"
             target_B = self.visual_dictionary.draw_by_lift(visual.index, valid_BL, mask_uniform)
         else:
-            draw = label_at_place if self.config.mvm_masking == "position" else ops.sample_group
-            if draw is label_at_place and self.training:  # As the released code: one for the batch, the first image's.
+            if (
+                self.config.mvm_masking == "position" and self.training
+            ):  # As the released code: the first image's for all.
                 mask_uniform = mask_uniform[:1].expand_as(mask_uniform)
+            draw = parts.PARTS["mvm_masking"][self.config.mvm_masking]
             target_B = draw(visual.index, valid=valid_BL, uniform=mask_uniform)
         return ops.group_mask(embed_BLD, visual.index, self.mask_token.to(embed_BLD.dtype), target_B, valid=valid_BL)
-
-    def _margin(self, masked_BL: Tensor, columns: int) -> Tensor:
-        """Bool (B, L), the tokens around masked ones that `mvm_margin` leaves out."""
-        reach = self.config.mvm_margin
-        masked_B1hw = masked_BL.view(len(masked_BL), 1, -1, columns).float()
-        near_BL = F.max_pool2d(masked_B1hw, 2 * reach + 1, stride=1, padding=reach).flatten(1) > 0
-        return near_BL & ~masked_BL
 
 
 def real_places(visual: VisualTokens, texts: Texts) -> Tensor:
@@ -352,7 +323,7 @@ class SohoForPreTraining(PairMatching, SohoModelWithHeads):
 
     def __init__(self, config: SohoConfig) -> None:
         super().__init__(config)
-        self.mlm_head = WORD_HEADS[config.mlm_head](config, config.vocab_size)
+        self.mlm_head = parts.mlm_head(config)
         has_code_table = config.use_dictionary and config.mvm_head == "linear"
         self.mvm_head = TokenHead(config, config.num_codes) if has_code_table else None
         self.itm_head = ItmHead(config)
@@ -433,7 +404,8 @@ class SohoForPreTraining(PairMatching, SohoModelWithHeads):
         if self.mvm_head is not None:
             return self.mvm_head(hidden_MD)
         assert self.soho.visual_dictionary is not None, "without codes no visual token is masked"
-        return cosine_logits(hidden_MD, self.soho.visual_dictionary.codebook_of(0))
+        logits = parts.PARTS["code_logits"][self.config.mvm_head]
+        return logits(hidden_MD, self.soho.visual_dictionary.codebook_of(0))
 
     @can_return_tuple
     def forward(

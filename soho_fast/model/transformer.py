@@ -18,9 +18,9 @@ from transformers.models.bert.modeling_bert import BertEmbeddings, BertEncoder
 
 from .config import SohoConfig
 from .embeddings import VisualEmbeddings
-from .fast.pair_encoder import encode_pairs
 from .inputs import Texts
 from .outputs import VisualTokens
+from .pair_encoder import encode_pairs
 
 
 class TransformerParts(Protocol):
@@ -93,7 +93,7 @@ class TransformerBackend:
         return soho.encoder(states_PTD, attention_mask=mask, **kwargs)[0]
 
     def encode_pairs(self, soho: TransformerParts, *states_and_index: Tensor) -> Tensor:
-        """[CLS] of many pairs of few texts and images, packed by every backend; see `fast/pair_encoder.py`."""
+        """[CLS] of many pairs of few texts and images, packed by every backend; see `pair_encoder.py`."""
         return encode_pairs(soho.encoder, *states_and_index)
 
     def __repr__(self) -> str:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from soho_fast.model.fast.pair_encoder import encode_pairs
+from soho_fast.model.pair_encoder import encode_pairs
 
 
 def pairs(model, num_texts=3, num_images=4):

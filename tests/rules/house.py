@@ -95,25 +95,34 @@ def floors(graph: dict[str, set[str]]) -> dict[str, int]:
     return floor
 
 
-def circles() -> list[set[str]]:
-    """Sets of the package's modules that import each other, however far round."""
+def module_graph() -> dict[str, set[str]]:
+    """The package's modules, and those of them that each imports."""
     files = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in package_files()}
     modules = {name.removesuffix(".__init__"): path for name, path in files.items()}
     # A package's __init__ gathers what lies in it: that is no circle.
-    graph = {
+    return {
         name: {other for other in modules_imported(path) & set(modules) if other != name and not name.startswith(other)}
         for name, path in modules.items()
         if path.name != "__init__.py"
     }
-    reach: dict[str, set[str]] = {}
-    for name in graph:
-        seen, left = set(), list(graph[name])
-        while left:
-            other = left.pop()
-            if other not in seen:
-                seen.add(other)
-                left += graph.get(other, ())
-        reach[name] = seen
+
+
+def reached(graph: dict[str, set[str]], name: str) -> set[str]:
+    """The modules that one imports, and those that these import, however far."""
+    seen: set[str] = set()
+    left = list(graph[name])
+    while left:
+        other = left.pop()
+        if other not in seen:
+            seen.add(other)
+            left += graph.get(other, ())
+    return seen
+
+
+def circles() -> list[set[str]]:
+    """Sets of the package's modules that import each other, however far round."""
+    graph = module_graph()
+    reach = {name: reached(graph, name) for name in graph}
     found = {frozenset({name} | {other for other in reach[name] if name in reach.get(other, ())}) for name in graph}
     return [set(each) for each in found if len(each) > 1]
 

@@ -5,7 +5,19 @@ import re
 from pathlib import Path
 
 import pytest
-from house import REMOVABLE, ROOMS, ROOT, arrows, circles, code_lines, package_files, room_of, tracked
+from house import (
+    REMOVABLE,
+    ROOMS,
+    ROOT,
+    arrows,
+    circles,
+    code_lines,
+    module_graph,
+    package_files,
+    reached,
+    room_of,
+    tracked,
+)  # fmt: skip
 
 OPS = ("codebook_lookup", "codebook_update", "group_mask", "residual_lookup")
 
@@ -80,6 +92,44 @@ def test_every_package_file_has_a_room():
 
 def test_no_modules_import_each_other_in_a_circle():
     assert not circles()
+
+
+# Parts of the model that know the paper's model, which does not know them; and what lies beside the paper's dictionary.
+ABOVE_THE_MODEL = ("soho_fast.model.official", "soho_fast.model.fast", "soho_fast.model.downstream")
+BESIDE_THE_DICTIONARY = "soho_fast.model.codebook"
+
+
+def upward(graph):
+    """Which of the model's modules import what is above them."""
+    found = [f"soho -> {name}" for name in reached(graph, "soho_fast.model.soho") if name.startswith(ABOVE_THE_MODEL)]
+    for name in graph:
+        if name.startswith(BESIDE_THE_DICTIONARY) and "soho_fast.model.visual_dictionary" in reached(graph, name):
+            found.append(f"{name} -> visual_dictionary")
+    return found
+
+
+def test_no_arrow_in_the_model_points_up():
+    assert not upward(module_graph())
+
+
+def test_the_models_own_file_imports_at_most_twelve_of_its_modules():
+    own = [name for name in module_graph()["soho_fast.model.soho"] if name.startswith("soho_fast.model.")]
+    assert 0 < len(own) <= 12, own
+
+
+@pytest.mark.parametrize(
+    ("module", "imported"),
+    [
+        ("soho", "official.fusion"),
+        ("transformer", "fast.gpu"),
+        ("heads", "downstream"),
+        ("codebook.draws", "visual_dictionary"),
+    ],
+)
+def test_an_arrow_that_points_up_is_seen(module, imported):
+    graph = module_graph()
+    graph[f"soho_fast.model.{module}"].add(f"soho_fast.model.{imported}")
+    assert upward(graph)
 
 
 def test_only_code_is_counted(tmp_path):

@@ -1,0 +1,69 @@
+"""What a model is made of, by the fields of `SohoConfig` that choose it.
+
+Here are the paper's parts, and ours. Those of `official/` are handed in by `add_parts`: nothing here knows them.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import nn
+
+from soho_fast import ops
+
+from .config import SohoConfig
+from .heads import TokenHead
+from .normalization import TokenBatchNorm
+from .visual_dictionary import VisualDictionary
+from .visual_encoder import VisualEncoder
+
+
+def _token_batch_norm(config: SohoConfig) -> TokenBatchNorm | None:
+    if not config.dictionary_batch_norm:
+        return None
+    return TokenBatchNorm(config.hidden_size, max_lag=config.dictionary_batch_norm_max_lag)
+
+
+PARTS: dict[str, dict[str, Callable[..., Any]]] = {
+    "visual_encoder": {"paper": VisualEncoder},
+    "feature_norm": {"paper": _token_batch_norm},
+    "dictionary": {"paper": VisualDictionary},
+    "fusion": {},
+    "mlm_head": {"bert": TokenHead},
+    "code_logits": {},
+    "mvm_masking": {"label": ops.sample_group},
+}
+"""By the name of a part and the value that chooses it, mostly of the config's field of this name: what makes the part
+of a `SohoConfig`. "feature_norm" is chosen by `visual_encoder`. Two are functions of their own: "code_logits", chosen
+by `mvm_head`, of hidden states and codes, and "mvm_masking", which draws a label of each image."""
+
+
+def add_parts(parts: Mapping[str, Mapping[str, Callable[..., Any]]]) -> None:
+    """Adds to `PARTS`."""
+    for name, choices in parts.items():
+        PARTS[name].update(choices)
+
+
+def visual_encoder(config: SohoConfig) -> VisualEncoder:
+    """From pixels to features (section 3.1)."""
+    return PARTS["visual_encoder"][config.visual_encoder](config)
+
+
+def feature_norm(config: SohoConfig) -> nn.Module | None:
+    """The BatchNorm before the dictionary, or none, as in the paper."""
+    return PARTS["feature_norm"][config.visual_encoder](config)
+
+
+def visual_dictionary(config: SohoConfig) -> VisualDictionary | None:
+    """From features to codes (section 3.2), or none."""
+    return PARTS["dictionary"][config.dictionary](config) if config.use_dictionary else None
+
+
+def fusion(config: SohoConfig) -> nn.Module | None:
+    """What makes of codes and features what the Transformer reads, or none, as in the paper."""
+    fuses = config.use_dictionary and config.use_dictionary_output and config.fusion in PARTS["fusion"]
+    return PARTS["fusion"][config.fusion](config) if fuses else None
+
+
+def mlm_head(config: SohoConfig) -> TokenHead:
+    """The classifier of words (eq. 6)."""
+    return PARTS["mlm_head"][config.mlm_head](config, config.vocab_size)
