@@ -196,12 +196,10 @@ class ModelSource:
             pixels = self._task.on_device(self._computing.on_device(batch))
             feat_BLC, valid_Bhw = self._model.base().encode_features(**pixels)
         codes_BLQ = self.dictionary.codes_of(feat_BLC)
-        levels, rest_BLC = [], feat_BLC.float()
+        distance_BLQ, levels = self.dictionary.distances(feat_BLC, codes_BLQ), []
         for level in range(self.num_levels):
-            index_BL = codes_BLQ[..., level]
-            rest_BLC = rest_BLC - self.dictionary.codebook_of(level)[index_BL]
-            index_Bhw = index_BL.view(valid_Bhw.shape).masked_fill(~valid_Bhw, -1)
-            levels.append((index_Bhw, rest_BLC.square().sum(-1).sqrt().view_as(index_Bhw)))
+            index_Bhw = codes_BLQ[..., level].view(valid_Bhw.shape).masked_fill(~valid_Bhw, -1)
+            levels.append((index_Bhw, distance_BLQ[..., level].view_as(index_Bhw)))
         patches = [(height / self._patch, width / self._patch) for height, width in sizes]
         images = [self._images.images[place] for place in places]
         return ImageBatch(places, images, feat_BLC, valid_Bhw, patches, levels)

@@ -86,10 +86,10 @@ class EncodeImages(nn.Module):
     """The first stage, once for each image."""
 
     def __init__(self, model: Any) -> None:
-        """`model` is changed: its dictionary becomes a `PlainDictionary`."""
+        """`model` is changed: a `VisualDictionary` becomes a `PlainDictionary`; any other is exported as it is."""
         super().__init__()
         self.soho = model.base()
-        if self.soho.visual_dictionary is not None:
+        if isinstance(self.soho.visual_dictionary, VisualDictionary):
             self.soho.visual_dictionary = PlainDictionary(self.soho.visual_dictionary)
 
     def forward(self, pixel_values: Tensor, pixel_mask: Tensor) -> tuple[Tensor, ...]:

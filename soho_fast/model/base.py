@@ -20,10 +20,10 @@ from .config import SohoConfig
 from .feature_watch import FeatureWatch
 from .normalization import RunningStatistics, TokenBatchNorm
 from .pretrained import LoadReport, backbone_state, bert_state, copy_state
-from .visual_dictionary import VisualDictionary
+from .quantiser import Quantiser
 
-# Modules of ours with values of their own that no layer of theirs has.
-_WITH_RESET = (RunningStatistics, VisualDictionary, BagOfWordsHead, ContrastiveHead)
+# Modules of ours with values of their own that no layer of theirs has; so has a quantiser.
+_WITH_RESET = (RunningStatistics, BagOfWordsHead, ContrastiveHead)
 
 
 class SohoPreTrainedModel(PreTrainedModel):
@@ -55,7 +55,7 @@ class SohoPreTrainedModel(PreTrainedModel):
     _keep_in_fp32_modules_strict: list[str] = [  # noqa: RUF012
         "running_mean",
         "running_var",
-        *(f"visual_dictionary.{name}" for name in ("codebook", "usage", "age", "cluster", "feature", "total")),
+        *(f"visual_dictionary.{x}" for x in ("codebook", "usage", "age", "cluster", "feature", "total", "project")),
     ]
 
     @classmethod
@@ -137,7 +137,7 @@ class SohoPreTrainedModel(PreTrainedModel):
             else:
                 init.xavier_uniform_(module.weight)
                 init.zeros_(module.bias)
-        elif isinstance(module, _WITH_RESET):
+        elif isinstance(module, _WITH_RESET) or module is getattr(self, "visual_dictionary", None):
             module.reset()
         elif (initial_values := getattr(module, "initial_values", None)) is not None:
             initial_values(module)
@@ -194,13 +194,14 @@ class SohoPreTrainedModel(PreTrainedModel):
         for module in self._moved_without_gradient():
             module.end_step(applied=applied)
 
-    def _moved_without_gradient(self) -> list["TokenBatchNorm | VisualDictionary | FeatureWatch"]:
+    def _moved_without_gradient(self) -> list["TokenBatchNorm | Quantiser | FeatureWatch"]:
         base = self.base()
         parts = (base.feature_norm, base.visual_dictionary, base.feature_watch)
-        return [part for part in parts if isinstance(part, (TokenBatchNorm, VisualDictionary, FeatureWatch))]
+        # Not every BatchNorm moves once a step.
+        return [part for part in parts if hasattr(part, "begin_step")]
 
     def take_num_non_finite(self) -> int:
-        """How many visual tokens were not finite in training since the last call; see `VisualDictionary`."""
+        """How many visual tokens were not finite in training since the last call; see `Quantiser`."""
         dictionary = self.base().visual_dictionary
         return 0 if dictionary is None else dictionary.take_num_non_finite()
 

@@ -17,6 +17,7 @@ from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 
 from soho_fast.common.checksums import check_checksums
+from soho_fast.common.import_path import is_import_path
 from soho_fast.common.spelling import did_you_mean
 
 # All else that the paper gives is the default of its field. The text says "MLP" only: these are the released code's.
@@ -64,7 +65,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "dictionary_init": ("random", "data"),
     "dictionary_follow": ("none", "mean", "affine"),
     "visual_encoder": ("paper", "official"),
-    "dictionary": ("paper", "official"),
+    "dictionary": ("paper", "official", "fsq", "lfq"),
     "fusion": ("none", "gate", "features"),
     "mvm_masking": ("label", "lift", "position"),
     "mlm_head": ("bert", "tied"),
@@ -99,6 +100,26 @@ _LIMITS: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("code_reset_interval", "code_reset_limit"), (1, math.inf)),
     **dict.fromkeys(_NOT_NEGATIVE, (0, math.inf)),
 }
+
+
+class _DefaultCodes(int):
+    """The number of codes where none was given."""
+
+
+def _codes_of_options(dictionary: str, options: dict[str, Any] | None) -> int | None:
+    """The number of codes of a quantiser that rounds channels; `None`: of another. ValueError: these are not its."""
+    if dictionary not in ("fsq", "lfq"):
+        return None
+    match options or {}:
+        case {"levels": [int(), *_] as levels, **others} if dictionary == "fsq" and not others:
+            if all(type(level) is int and level >= 2 for level in levels):
+                return math.prod(levels)
+        case {"bits": int(bits), **others} if dictionary == "lfq" and not others and 1 <= bits <= 63:
+            return 2**bits
+    example = "levels: [8, 8, 4]" if dictionary == "fsq" else "bits: 8"
+    raise ValueError(
+        f"dictionary_options: expected {{{example}}}, or other numbers, with {dictionary!r}, got {options}"
+    )
 
 
 @contextmanager
@@ -142,9 +163,14 @@ class SohoConfig(PreTrainedConfig):
         use_dictionary (bool): `False` is the paper's ablation without a visual dictionary (table 7).
         use_dictionary_output (bool): feed f(v), eq. 3, to the Transformer; `False` feeds the dictionary's input
             features, which the paper does in fine-tuning. No lookup is made then.
-        dictionary (str): `"paper"`, or `"official"`: a training forward moves the codes and answers with the moved
-            ones; an image counts once for each of its texts; see `official/dictionary.py: OfficialDictionary`.
-        num_codes (int): k of the paper.
+        dictionary (str): the quantiser. `"paper"`. `"official"`: a training forward moves the codes and answers with
+            the moved ones; an image counts once for each of its texts; see `official/dictionary.py:
+            OfficialDictionary`. `"fsq"`, `"lfq"`: channels are rounded, see `lookup_free.py`; no field of eq. 4, the
+            start or resets has an effect then. Or any class by its import path, `my.module:MyQuantiser`, see
+            `quantiser.py`.
+        dictionary_options (dict): keywords of the quantiser's class: of `"fsq"` `levels`, how many values each channel
+            has, as `[8, 8, 4]`; of `"lfq"` `bits`, the number of channels.
+        num_codes (int): k of the paper. Of `"fsq"` and `"lfq"` it follows from the options.
         num_levels (int): levels of k codes, each for what the ones before leave of a feature (residual quantisation);
             f(v) is the sum of a token's codes, its label the first. 1 in the paper.
         ema_decay (float): gamma of eq. 4.
@@ -242,7 +268,8 @@ class SohoConfig(PreTrainedConfig):
     use_dictionary: bool = True
     use_dictionary_output: bool = True
     dictionary: str = "paper"
-    num_codes: int = 2048
+    dictionary_options: dict[str, Any] | None = None
+    num_codes: int = _DefaultCodes(2048)
     num_levels: int = 1
     ema_decay: float = 0.9
     ema_variant: str = "paper"
@@ -279,12 +306,22 @@ class SohoConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
+        num_codes = _codes_of_options(self.dictionary, self.dictionary_options)
+        if isinstance(self.num_codes, _DefaultCodes):
+            self.num_codes = num_codes or int(self.num_codes)
+        if num_codes not in (None, self.num_codes):
+            raise ValueError(
+                f"num_codes: expected {num_codes:,}, which dictionary_options {self.dictionary_options} make, got "
+                f"{self.num_codes:,}"
+            )
         self.check()
 
     def check(self) -> None:
         """Raises ValueError that names the first field whose value can't be used."""
         for name, allowed in _CHOICES.items():
             value = getattr(self, name)
+            if name == "dictionary" and is_import_path(value):
+                continue
             if value is not None and value not in allowed:
                 similar = did_you_mean(value, allowed)
                 raise ValueError(f"{name}: expected one of {', '.join(allowed)}, got {value!r}{similar}")
@@ -315,8 +352,11 @@ class SohoConfig(PreTrainedConfig):
                 f"{lag} and {self.dictionary_batch_norm}"
             )
         for name, only in (("num_levels", 1), ("dictionary_follow", "none")):
-            if self.dictionary == "official" and (value := getattr(self, name)) != only:
-                raise ValueError(f"{name}: expected {only!r} with dictionary='official', got {value!r}")
+            if self.dictionary in ("official", "fsq", "lfq") and (value := getattr(self, name)) != only:
+                raise ValueError(f"{name}: expected {only!r} with dictionary={self.dictionary!r}, got {value!r}")
+        if self.dictionary in ("paper", "official") and self.dictionary_options:
+            options = self.dictionary_options
+            raise ValueError(f"dictionary_options: expected none with dictionary={self.dictionary!r}, got {options}")
         if self.num_levels > 1 and self.dictionary_init != "data":
             raise ValueError(f"num_levels: expected 1, or dictionary_init='data' with it, got {self.num_levels}")
         if self.visual_encoder != "official" and self.recomputed_batch_norm:

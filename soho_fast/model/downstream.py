@@ -39,6 +39,8 @@ class SohoDownstreamModel(SohoModelWithHeads):
         if self.soho.mask_token is not None:
             # Nothing is masked here: a parameter without a gradient has no place in an optimiser.
             self.soho.mask_token.requires_grad_(False)
+        if isinstance(self.soho.visual_dictionary, nn.Module) and not config.use_dictionary_output:
+            self.soho.visual_dictionary.requires_grad_(False)
 
     @classmethod
     def from_pretraining(

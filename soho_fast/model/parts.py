@@ -3,16 +3,20 @@
 Here are the paper's parts, and ours. Those of `official/` are handed in by `add_parts`: nothing here knows them.
 """
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import nn
 
 from soho_fast import ops
+from soho_fast.common.import_path import is_import_path, load_imported
 
 from .config import SohoConfig
 from .heads import TokenHead
+from .lookup_free import FiniteScalar, SignBits
 from .normalization import TokenBatchNorm
+from .quantiser import Quantiser
 from .visual_dictionary import VisualDictionary
 from .visual_encoder import VisualEncoder
 
@@ -26,7 +30,7 @@ def _token_batch_norm(config: SohoConfig) -> TokenBatchNorm | None:
 PARTS: dict[str, dict[str, Callable[..., Any]]] = {
     "visual_encoder": {"paper": VisualEncoder},
     "feature_norm": {"paper": _token_batch_norm},
-    "dictionary": {"paper": VisualDictionary},
+    "dictionary": {"paper": VisualDictionary, "fsq": FiniteScalar, "lfq": SignBits},
     "fusion": {},
     "mlm_head": {"bert": TokenHead},
     "code_logits": {},
@@ -35,6 +39,9 @@ PARTS: dict[str, dict[str, Callable[..., Any]]] = {
 """By the name of a part and the value that chooses it, mostly of the config's field of this name: what makes the part
 of a `SohoConfig`. "feature_norm" is chosen by `visual_encoder`. Two are functions of their own: "code_logits", chosen
 by `mvm_head`, of hidden states and codes, and "mvm_masking", which draws a label of each image."""
+
+
+_MEMBERS = (*Quantiser.__annotations__, *(name for name in vars(Quantiser) if not name.startswith("_")))
 
 
 def add_parts(parts: Mapping[str, Mapping[str, Callable[..., Any]]]) -> None:
@@ -53,9 +60,30 @@ def feature_norm(config: SohoConfig) -> nn.Module | None:
     return PARTS["feature_norm"][config.visual_encoder](config)
 
 
-def visual_dictionary(config: SohoConfig) -> VisualDictionary | None:
-    """From features to codes (section 3.2), or none."""
-    return PARTS["dictionary"][config.dictionary](config) if config.use_dictionary else None
+def visual_dictionary(config: SohoConfig) -> Quantiser | None:
+    """From features to codes (section 3.2), or none.
+
+    Raises:
+        ValueError: `config.dictionary` is an import path whose module nobody has imported, or names no `Quantiser`; its
+            options are not those that it takes, or it has another number of codes than the config.
+    """
+    if not config.use_dictionary:
+        return None
+    name, options = config.dictionary, config.dictionary_options or {}
+    # A model's file may name any class: only what is imported already is looked at.
+    make = load_imported(name, "dictionary", nn.Module) if is_import_path(name) else PARTS["dictionary"][name]
+    try:
+        inspect.signature(make).bind(config, **options)
+    except TypeError as error:
+        raise ValueError(f"dictionary_options: {name!r} does not take {options} ({error})") from error
+    made = make(config, **options)
+    if missing := [member for member in _MEMBERS if not hasattr(made, member)]:
+        raise ValueError(
+            f"dictionary: {name} has no {', '.join(missing)}; expected what soho_fast/model/quantiser.py lists"
+        )
+    if made.num_codes != config.num_codes:
+        raise ValueError(f"num_codes: expected {made.num_codes:,}, as {name!r} has, got {config.num_codes:,}")
+    return made
 
 
 def fusion(config: SohoConfig) -> nn.Module | None:

@@ -161,7 +161,8 @@ class SohoModel(SohoPreTrainedModel):
             seen_BL = self.visual_encoder.counted(valid_BL)
             embed_BLD, index_BL = self.visual_dictionary(feat_BLD, seen_BL, sample_key, num_texts)
         if self.feature_watch is not None:
-            self.feature_watch.see(feat_BLD, valid_BL, embed_BLD)
+            near = self.visual_dictionary is not None and self.visual_dictionary.near_features
+            self.feature_watch.see(feat_BLD, valid_BL, embed_BLD if near else None)
         codes_BLD = embed_BLD if self.config.commitment_weight else None
         if embed_BLD is not None:
             if self.fusion is not None:  # not the paper's
@@ -381,8 +382,8 @@ class SohoForPreTraining(PairMatching, SohoModelWithHeads):
                     state[name] = rows
         report = copy_state(self, state, f"init_from({path_or_name!r})")
         codes, sums = (f"soho.visual_dictionary.{name}" for name in ("codebook", "cluster_sum"))
-        dictionary = self.base().visual_dictionary
-        if dictionary is not None and codes in report.loaded and sums in report.missing:
+        dictionary: Any = self.base().visual_dictionary
+        if codes in report.loaded and sums in report.missing:  # Which a `VisualDictionary` alone has.
             dictionary.begin_average()
         return report
 

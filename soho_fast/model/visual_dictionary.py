@@ -76,6 +76,7 @@ class VisualDictionary(CodeUsage):
 
     # Whether codes move in each training forward, within a step too, which answers with the moved ones.
     moves_in_forward = False
+    near_features = True
 
     def __init__(self, config: SohoConfig) -> None:
         super().__init__(config)
@@ -214,6 +215,12 @@ class VisualDictionary(CodeUsage):
     def codes_of(self, feat_BLC: Tensor) -> Tensor:
         """int64 (B, L, Q), the code of each level for each feature, counted from 0 in each level."""
         return self._look_up(feat_BLC.detach())[1]
+
+    def distances(self, feat_BLC: Tensor, index_BLQ: Tensor) -> Tensor:
+        """How far each level's code is from what the level looks up, float32 (B, L, Q)."""
+        parts = rests(feat_BLC, index_BLQ, self._books_QKC)
+        errors = [rest.float() - self.codebook_of(q)[index_BLQ[..., q]] for q, rest in enumerate(parts)]
+        return torch.stack([error.square().sum(-1).sqrt() for error in errors], -1)
 
     def codebook_of(self, level: int) -> Tensor:
         """(K, C), the codes of a level; the first is 0."""

@@ -97,6 +97,13 @@ def _of_channels(channels: Tensor, values: Sequence[float]) -> Tensor:
     return channels.new_tensor(values).reshape(-1, *(1,) * (channels.dim() - 1))
 
 
+def fsq_bounded(features: Tensor, levels: Sequence[int]) -> Tensor:
+    """What `fsq` rounds, in the units of its result: float32 (..., C); arguments as there."""
+    tanh, slope = _formula(features, levels)
+    offset = [_bound(level)[1] / (level // 2) for level in levels]
+    return (tanh * slope - _of_channels(tanh, offset)).movedim(0, -1)
+
+
 def fsq_codes(index: Tensor, levels: Sequence[int]) -> Tensor:
     """What `fsq` made of features: float32 (..., C) of an index int64 (...); a negative one (padding) gives zeros.
 

@@ -51,6 +51,7 @@ SIZES = (
     "visual_layer_norm",
     "visual_encoder",
     "dictionary",
+    "dictionary_options",
     "fusion",
     "mlm_head",
     "mvm_head",

@@ -137,6 +137,7 @@ class PretrainingTask(BaseTask):
         {
             "model.config.backbone_stride": 32,
             "model.config.mvm_margin": 0,
+            "model.config.dictionary_options": None,
             "data.mvm_from_epoch": 0,
             "data.conditional_masking": False,
         }
@@ -329,11 +330,13 @@ class PretrainingTask(BaseTask):
         if self._codebook_collapses or share >= _FEW_ACTIVE:
             return []
         self._codebook_collapses = True
+        few = f"{int(active_codes):,} of {num:,} codes are active (perplexity {float(perplexity):.0f})"
+        if config.dictionary not in ("paper", "official"):  # The others have no resets.
+            return [f"{few}; fewer codes are used better (model.config.dictionary_options)"]
         off = ["model.config.dictionary_init data"] * (config.dictionary_init != "data" and not self.model.pretrained)
         off += ["model.config.dictionary_batch_norm true"] * (model.base().feature_norm is None)
         return [
-            f"{int(active_codes):,} of {num:,} codes are active (perplexity {float(perplexity):.0f}); raise "
-            f"model.config.code_reset_threshold (now {config.code_reset_threshold:g}) by --resume changed"
+            f"{few}; raise model.config.code_reset_threshold (now {config.code_reset_threshold:g}) by --resume changed"
             f"{', or start again with ' * bool(off)}{' and '.join(off)} (docs/paper.md)"
         ]
 

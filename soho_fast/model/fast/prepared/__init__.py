@@ -17,6 +17,7 @@ from ...base import SohoPreTrainedModel
 from ...heads import TokenHead, classify
 from ...inputs import refuse_gradient
 from ...transformer import Pairs, TransformerParts
+from ...visual_dictionary import VisualDictionary
 from ...visual_encoder import VisualEncoder
 from ..cpu import speed_up_on_cpu
 from ..cpu.packed_encoder import PackedTransformer
@@ -127,7 +128,7 @@ def prepare_for_inference(
         # On a CPU LayerNorm takes states of one type and weights of another, and computes in float32 either way.
         base.encoder.to(dtype)
     dictionary = base.visual_dictionary
-    if dictionary is not None:
+    if isinstance(dictionary, VisualDictionary):
         dictionary.codebook, dictionary.pack = counted(dictionary.codebook), PackedCodes()
     base.transformer = PreparedTransformer()
     _keep_heads_float32(model, base.encoder)
