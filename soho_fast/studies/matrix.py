@@ -17,7 +17,7 @@ from soho_fast.studies.results import Row
 from soho_fast.studies.study import STUDIES, Study, Variant, known
 from soho_fast.tasks import TASKS
 from soho_fast.tasks.identity import OF_A_STUDY
-from soho_fast.tasks.recipe import find_recipe, recipe_type
+from soho_fast.tasks.recipe import code_named, find_recipe, recipe_type
 from soho_fast.tasks.recipe_file import check_fields, read_yaml
 
 # What is measured, which a row depends on, though no training does.
@@ -142,8 +142,11 @@ def refuse_foreign_code(runs: Sequence[Run], path: Path, overrides: Mapping[str,
     """
     for run in [] if path.resolve().parent == STUDIES else runs:
         trackers = None if "log.trackers" in overrides else run.content.get("log", {}).get("trackers")
-        if run.launcher or trackers:
-            named = f"launcher: {run.launcher}" if run.launcher else f"log.trackers: {trackers}"
+        code = [f"{place}: {named}" for place, named in code_named(run.content) if named not in str(overrides)]
+        if run.launcher or trackers or code:
+            named = (
+                f"launcher: {run.launcher}" if run.launcher else f"log.trackers: {trackers}" if trackers else code[0]
+            )
             raise UserError(
                 f"study {path}: {run.cell}: {named!r:.200}, which a file alone may not; --trust-file takes what the "
                 "file says, or delete it there and give it on the command line (--launcher, --log.trackers)"

@@ -1,15 +1,18 @@
 """Tasks: what is learnt, from which data, and by which metric; one file a task, all their settings in `settings.py`.
 
-A task itself is imported where it is asked for: it brings torch and transformers.
+A task itself is imported where it is asked for: it brings torch and transformers. One of a user's own is named by its
+import path, `my.module:MyTask`; docs/extending.md shows one.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING
 
 from soho_fast.common.extras import from_extra
 
 with from_extra("train"):
+    from soho_fast.common.errors import UserError
+    from soho_fast.common.import_path import load_imported
     from soho_fast.tasks import settings
 
 if TYPE_CHECKING:
@@ -67,3 +70,38 @@ TASKS = {
     ),
 }
 """The tasks by their names in recipes."""
+
+
+def find_task(name: str) -> KnownTask:
+    """The task of a name in `TASKS`, or of an import path whose module is imported already.
+
+    Raises:
+        UserError: it is no subclass of `BaseTask`, or as `describe`.
+    """
+    if name in TASKS:
+        return TASKS[name]
+    from soho_fast.tasks.base import BaseTask
+
+    return describe(load_imported(name, "task", BaseTask), name)
+
+
+def describe(task: "type[BaseTask]", home: str = "") -> KnownTask:
+    """What a task's class says of itself: `data_type` and `model_type`, by default those of the task it extends.
+
+    Raises:
+        UserError: it has none, or they extend no settings of this package.
+    """
+    extended = next((TASKS[name] for each in task.__mro__ if (name := getattr(each, "name", "")) in TASKS), None)
+
+    def settings_of(name: str, base: type) -> type:
+        found = getattr(task, name, getattr(extended, name, None))
+        if not (isinstance(found, type) and issubclass(found, base) and is_dataclass(found)):
+            raise UserError(
+                f"task: {home or task.__name__} has {name}={found!r}; expected the dataclass of its settings, which "
+                f"extends soho_fast.tasks.settings.{base.__name__}"
+            )
+        return found
+
+    data_type = settings_of("data_type", settings.InputData)
+    model_type = settings_of("model_type", settings.ModelSettings)
+    return KnownTask((task.__doc__ or task.__name__).splitlines()[0], data_type, model_type, home)

@@ -28,7 +28,7 @@ from soho_fast.model.fast.cpu import speed_up_on_cpu
 from soho_fast.model.fast.gpu import speed_up_on_gpu
 from soho_fast.model.pretrained import check_finite
 from soho_fast.model.visual_encoder import cut_features, pad_features
-from soho_fast.tasks import TASKS
+from soho_fast.tasks import describe
 from soho_fast.tasks.card import CARD, model_card
 from soho_fast.tasks.contents import output_identity, weights_identity, words_identity
 from soho_fast.tasks.evaluation.sharing import ReportProgress, Sharing
@@ -38,7 +38,8 @@ from soho_fast.tasks.identity import EVALUATED_BY, FIXED, NOT_COMPARED, PLACES, 
 class BaseTask(ABC):
     """What every task has; nothing is read before it is needed.
 
-    A model of `Any` type is one of `model_class`, which each task names.
+    A model of `Any` type is one of `model_class`, which each task names. A task outside of this package whose settings
+    are others than those of the task that it extends names their dataclasses as `data_type` and `model_type`.
 
     Args:
         data: What to train and to evaluate on, and how examples are made.
@@ -70,7 +71,7 @@ class BaseTask(ABC):
 
     def __init__(self, data: Any, seed: int = 0, model: Any = None, *, say: Callable[[str], None] = print_line) -> None:
         self.data, self.seed, self._say = data, seed, say
-        self.model = model or TASKS[self.name].model_type()
+        self.model = model or describe(type(self)).model_type()
         SohoConfig.check_names(self.model.config)
 
     @cached_property

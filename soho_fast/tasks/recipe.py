@@ -15,10 +15,12 @@ import importlib.util
 import json
 import math
 import re
+import sys
 from argparse import ArgumentError
 from collections.abc import Callable, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -32,13 +34,16 @@ with from_extra("train"):
     from soho_fast.common.command_line import Parser, as_text, flags_of, in_plain_words
     from soho_fast.common.errors import UserError
     from soho_fast.common.hub import check_name, no_such_path
+    from soho_fast.common.import_path import is_import_path, load
     from soho_fast.common.path_ranges import expand_range, is_shards
     from soho_fast.common.spelling import did_you_mean
     from soho_fast.engine.settings import TrainSettings
-    from soho_fast.tasks import TASKS
+    from soho_fast.tasks import TASKS, find_task
     from soho_fast.tasks.recipe_file import check_fields, find_yaml, read_yaml
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
+# Fields that may name code by import path.
+_CODE = ("task", "model.config.*")
 ANNOTATION_FILES = ("annotations", "questions", "image_data", "exclude_coco_ids_from", "exclude_flickr_ids_from")
 """Fields of the data that name a file."""
 
@@ -111,7 +116,7 @@ class Recipe(TrainSettings):
             processes: Those that make the task together, `Processes`, and read its training data together; None: this
                 one alone.
         """
-        task = TASKS[self.task].load()(self.data, self.seed, self.model, say=say)
+        task = find_task(self.task).load()(self.data, self.seed, self.model, say=say)
         task.workers, task.corrupt_images = self.batch.workers, self.batch.corrupt_images
         task.processes = processes or task.processes
         return task
@@ -120,9 +125,10 @@ class Recipe(TrainSettings):
 @cache
 def recipe_type(name: str) -> type[Recipe]:
     """The dataclass of everything one run of a task needs."""
-    task = TASKS[name]
+    task = find_task(name)
     fields = [
-        ("task", Literal[name], field(default=name)),
+        # Of a name that is written out jsonargparse refuses any other; a path may stand in the place of a name.
+        ("task", Literal[name] if name in TASKS else str, field(default=name)),
         ("data", task.data_type, field(default_factory=task.data_type)),
         ("model", task.model_type, field(default_factory=task.model_type)),
     ]
@@ -133,7 +139,9 @@ def recipe_type(name: str) -> type[Recipe]:
         data: Training and held-out data.
         model: Model and its starting weights.
     """
-    recipe = dataclasses.make_dataclass(f"{name}_recipe", fields, bases=(Recipe,), namespace={"__doc__": doc})
+    recipe = dataclasses.make_dataclass(
+        f"{name.rpartition(':')[2]}_recipe", fields, bases=(Recipe,), namespace={"__doc__": doc}
+    )
     recipe.__module__ = __name__
     return recipe
 
@@ -173,15 +181,24 @@ def read_recipe(arguments: Sequence[str] | None, flags: Sequence[str] = ()) -> R
     first = Parser(add_help=False)
     first.add_argument("--recipe", default="mini")
     first.add_argument("--trust-file", "--trust_file", action="store_true")
+    first.add_argument("--task")
     first.add_argument("--overwrite", nargs="?", const="true")  # The one flag that may stand without a value.
     given, fields = first.parse_known_args(as_text(arguments))
     if given.overwrite is not None:
         fields.append(f"--overwrite={given.overwrite}")
     path = find_recipe(given.recipe)
     content = read_yaml(path)
-    kind = recipe_type(_task_of(content, path))
+    if given.task is not None:
+        fields.append(f"--task={given.task}")
+    content["task"] = given.task if is_import_path(given.task) else _task_of(content, path)
+    trusting = None if given.trust_file else as_text(arguments)
+    import_code({"task": content["task"]}, f"recipe {path}", trusting)
+    kind = recipe_type(content["task"])
     check_fields(content, kind, path)
     recipe = _parse(kind, path, fields, flags)
+    if recipe.task != content["task"]:
+        raise UserError(f"task: recipe {path} is of task {content['task']}, got {recipe.task!r}")
+    import_code(dataclasses.asdict(recipe), f"recipe {path}", trusting)
     for place, value in _values(dataclasses.asdict(recipe)):
         if isinstance(value, float) and not math.isfinite(value):
             raise UserError(f"{place}: expected a finite number, got {value}")
@@ -202,7 +219,7 @@ def _parse(kind: type[Recipe], path: Path, fields: list[str], flags: Sequence[st
     parser = ArgumentParser("soho train", description=kind.__doc__.splitlines()[0], **options)
     parser.add_argument("--recipe", default="mini", help="Name of a recipe of this package, or path of a YAML file.")
     parser.add_argument(
-        "--trust-file", action="store_true", help="Take modules that the recipe's file wants imported, log.trackers."
+        "--trust-file", action="store_true", help="Import what the recipe's file names: own code, log.trackers."
     )
     parser.add_argument("--local_rank", type=int, default=0, help="Given by DeepSpeed's launcher.")
     parser.add_class_arguments(kind)
@@ -237,10 +254,40 @@ def _values(value: Any, place: str = "") -> Iterator[tuple[str, Any]]:
 
 def _task_of(content: dict[str, Any], path: Path) -> str:
     task = content.get("task", next(iter(TASKS)))
-    if task not in list(TASKS):
-        similar = did_you_mean(task, TASKS)
-        raise UserError(f"recipe {path}: task: expected one of {', '.join(TASKS)}, got {task!r}{similar}")
+    if task not in list(TASKS) and not is_import_path(task):
+        known, similar = ", ".join(TASKS), did_you_mean(task, TASKS)
+        own = "; one of your own has an import path, my.module:MyTask"
+        raise UserError(f"recipe {path}: task: expected one of {known}, got {task!r}{similar or own}")
     return task
+
+
+def code_named(content: Any, place: str = "") -> Iterator[tuple[str, str]]:
+    """(dotted name, import path) of what a recipe's values, or a part of them, want imported, but for torch's own."""
+    for name, value in _values(content, place):
+        named = any(fnmatchcase(name, pattern) for pattern in _CODE) and is_import_path(value)
+        if named and not value.startswith("torch.optim:"):
+            yield name, value
+
+
+def import_code(content: Any, source: str, arguments: Sequence[str] | None) -> None:
+    """Import what a recipe's values name by import path.
+
+    Args:
+        content: The values, as mappings and lists.
+        source: Where they stand, for messages.
+        arguments: The command line, which alone may have something imported; None: `source` may too.
+
+    Raises:
+        UserError: something is named elsewhere than there, and is not imported already; or as `load`.
+    """
+    for place, path in code_named(content):
+        named = arguments is None or any(path in argument for argument in arguments)
+        if not named and path.partition(":")[0] not in sys.modules:
+            raise UserError(
+                f"{place}: {source} wants {path} imported, which a file alone may not; give --{place} {path}, or "
+                "--trust-file to take what the file says"
+            )
+        load(path, place)
 
 
 def with_data_roots(recipe: Recipe) -> Recipe:

@@ -99,28 +99,38 @@ class FineTuningData(InputData):
 
 
 @dataclass
-class DownstreamModel:
+class ModelSettings:
+    """The model and its starting weights.
+
+    Args:
+        pretrained: Folder of a pre-trained model (a run's `model`), or its name on the hub, to start from.
+        config: Fields of SohoConfig to replace, by name.
+        preset: Values to start from; see SohoConfig.
+        text_encoder: A directory with a BERT, or its name on the hub, for the word embeddings and the Transformer;
+            null starts from random values.
+        backbone: imagenet, or a file of the backbone's weights; null starts from random values.
+    """
+
+    pretrained: str | None = None
+    config: dict[str, Any] = field(default_factory=dict)
+    preset: str = "paper"
+    text_encoder: str | None = None
+    backbone: str | None = None
+
+
+@dataclass
+class DownstreamModel(ModelSettings):
     """The model and its starting weights.
 
     Args:
         pretrained: Folder of a pre-trained model (a run's `model`), or its name on the hub; null starts from scratch,
             that is from `preset`, `text_encoder` and `backbone`.
+        config: Fields of SohoConfig to replace, by name, in the preset or in the pre-trained model's own.
         use_dictionary_output: Feed the dictionary's output to the Transformer; false feeds its input features, which
             the paper found better in fine-tuning.
-        config: Fields of SohoConfig to replace, by name, in the preset or in the pre-trained model's own.
-        preset: Values to start from without a pre-trained model; see SohoConfig.
-        text_encoder: Without a pre-trained model: a directory with a BERT, or its name on the hub, for the word
-            embeddings and the Transformer; null starts from random values.
-        backbone: Without a pre-trained model: imagenet, or a file of the backbone's weights; null starts from random
-            values.
     """
 
-    pretrained: str | None = None
     use_dictionary_output: bool = False
-    config: dict[str, Any] = field(default_factory=dict)
-    preset: str = "paper"
-    text_encoder: str | None = None
-    backbone: str | None = None
 
 
 @dataclass
@@ -272,26 +282,16 @@ class PretrainingData(InputData):
 
 
 @dataclass
-class PretrainingModel:
+class PretrainingModel(ModelSettings):
     """The model and its starting weights.
 
     Args:
-        preset: Values to start from; see SohoConfig.
-        config: Fields of SohoConfig to replace, by name.
-        text_encoder: A directory with a BERT, or its name on the hub, for the word embeddings and the Transformer;
-            null starts from random values.
-        backbone: imagenet, or a file of the backbone's weights; null starts from random values.
         pretrained: Folder of a pre-trained model (a run's `model`), or its name on the hub, to go on from: all that it
             shares with this one is taken from there, whether either has a dictionary.
         bag_of_words_epochs: The first so many epochs train the visual encoder alone, to tell which words the captions
             hold (ours, for small corpora; needs config.bag_of_words_weight).
     """
 
-    preset: str = "paper"
-    config: dict[str, Any] = field(default_factory=dict)
-    text_encoder: str | None = None
-    backbone: str | None = None
-    pretrained: str | None = None
     bag_of_words_epochs: NonNegativeFloat = 0.0
 
 

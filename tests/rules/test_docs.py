@@ -78,6 +78,8 @@ SIZES = [
     ("--recipe mini_retrieval", f"{CORPUS} {SMALL}"),
     ("--recipe own_vqa", SMALL),
     ("--recipe own", f"{SMALL} {PRETRAINING}"),
+    ("own_task:OwnTask", f"{CORPUS} {SMALL}"),
+    ("runs/own_task --split", ""),
     ("studies table7", "--list"),
     ("soho_fast.data.tokenizer", ""),
     ("soho check", ""),
@@ -153,6 +155,8 @@ SAYS = {
     "dictionary_life": "{dictionary_init: data, code_reset_threshold: 0.02}",
     "codec_encode": "mimi soho_fast: 0 of 1 frames differ from float64",
     "studies dictionary --list": " runs to make: ",
+    "own_task:OwnTask": "Accuracy",
+    "runs/own_task --split": "in runs/own_task/evaluation/test-best/",
     "studies table7": " runs to make: ",
     "studies planted": "report.md",
     "profile_step": "the backbone ran on 4 images",
@@ -246,7 +250,15 @@ def state(tmp_path_factory, run):
         draw(folder / f"photos/{number}.jpg")
     np.save(folder / "f.npy", np.random.default_rng(0).normal(size=(6, 4, 4, 8)))
     np.save(folder / "i.npy", np.arange(96).reshape(6, 4, 4) % 5)
+    for name, snippet in own_parts().items():
+        (folder / name).write_text(snippet)
     return folder
+
+
+def own_parts() -> dict[str, str]:
+    """The files that a snippet begins with the name of, which commands then read: parts of a user's own."""
+    named = [(re.match(r"# (own_\w+\.py)\n", snippet), snippet) for _, snippet in SNIPPETS]
+    return {found[1]: snippet for found, snippet in named if found}
 
 
 def test_the_pages_have_commands_and_snippets():
@@ -261,6 +273,11 @@ def test_snippet(page, snippet, state, run, tmp_path):
     assert done.returncode == 0, done.stderr
     for line, comment in re.findall(r"^ *print\((\w+)\)  # (.*)$", snippet, flags=re.MULTILINE):
         assert comment in done.stdout, line
+
+
+def test_parts_of_a_users_own_are_short():
+    parts = own_parts()
+    assert parts and not [name for name, text in parts.items() if len(text.splitlines()) > 30]
 
 
 def test_every_op_has_its_place():
