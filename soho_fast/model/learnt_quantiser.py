@@ -22,6 +22,7 @@ class LearntQuantiser(CodeUsage, ABC):
     """
 
     near_features = False
+    _gathered_K: Tensor | None
 
     def __init__(self, config: SohoConfig) -> None:
         super().__init__(config)
@@ -95,5 +96,5 @@ class LearntQuantiser(CodeUsage, ABC):
 
     def _forget_counts(self, *_: object) -> None:
         self._in_step = False
-        self._gathered_K: Tensor | None = None
+        self._gathered_K = None
         self.forget_counts()

@@ -7,6 +7,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from soho_fast.ops import fsq, fsq_codes, lfq, lfq_codes
+from soho_fast.ops.lookup_free import fsq_bounded
 
 LEVELS = [[8, 5, 5, 5], [2, 3, 4, 7], [1000], [8, 8, 8, 6, 5]]
 
@@ -32,6 +33,7 @@ def test_fsq(levels, dtype):
     assert torch.equal(index, expected_index) and quantized.dtype == dtype
     torch.testing.assert_close(quantized, expected.to(dtype))
     assert torch.equal(fsq_codes(index, levels).to(dtype), quantized)
+    torch.testing.assert_close(fsq_bounded(features, levels).double(), smooth, atol=1e-5, rtol=1e-4)
     grad = torch.randn(quantized.shape).to(dtype)
     (found,) = torch.autograd.grad(quantized, features, grad)
     close = {"rtol": 1e-4, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 2e-2, "atol": 1e-2}
