@@ -85,7 +85,7 @@ class FiniteScalar(_LookupFree):
 class SignBits(_LookupFree):
     """LFQ (Yu et al., arXiv 2310.05737), `dictionary="lfq"`: the sign of each channel is a bit of the code.
 
-    Their loss of entropy is not here: BatchNorm before the projection keeps both signs in use.
+    Their entropy loss, which keeps both signs in use, is not here.
 
     Args:
         config: `num_codes` is 2 to the power of bits.

@@ -4,7 +4,7 @@ Here are the paper's parts, and ours. Those of `official/` are handed in by `add
 """
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from torch import nn
@@ -41,9 +41,6 @@ of a `SohoConfig`. "feature_norm" is chosen by `visual_encoder`. Two are functio
 by `mvm_head`, of hidden states and codes, and "mvm_masking", which draws a label of each image."""
 
 
-_MEMBERS = (*Quantiser.__annotations__, *(name for name in vars(Quantiser) if not name.startswith("_")))
-
-
 def add_parts(parts: Mapping[str, Mapping[str, Callable[..., Any]]]) -> None:
     """Adds to `PARTS`."""
     for name, choices in parts.items():
@@ -72,18 +69,24 @@ def visual_dictionary(config: SohoConfig) -> Quantiser | None:
     name, options = config.dictionary, config.dictionary_options or {}
     # A model's file may name any class: only what is imported already is looked at.
     make = load_imported(name, "dictionary", nn.Module) if is_import_path(name) else PARTS["dictionary"][name]
+    # Before anything is made: another class may do anything with its options.
+    _refuse_lacking(name, make, [member for member in vars(Quantiser) if not member.startswith("_")])
     try:
         inspect.signature(make).bind(config, **options)
     except TypeError as error:
         raise ValueError(f"dictionary_options: {name!r} does not take {options} ({error})") from error
     made = make(config, **options)
-    if missing := [member for member in _MEMBERS if not hasattr(made, member)]:
-        raise ValueError(
-            f"dictionary: {name} has no {', '.join(missing)}; expected what soho_fast/model/quantiser.py lists"
-        )
+    _refuse_lacking(name, made, Quantiser.__annotations__)
     if made.num_codes != config.num_codes:
         raise ValueError(f"num_codes: expected {made.num_codes:,}, as {name!r} has, got {config.num_codes:,}")
     return made
+
+
+def _refuse_lacking(name: str, found: Any, members: Iterable[str]) -> None:
+    if missing := ", ".join(member for member in members if not hasattr(found, member)):
+        raise ValueError(
+            f"dictionary: {name} has no {missing}; expected the members of `Quantiser` (model/quantiser.py)"
+        )
 
 
 def fusion(config: SohoConfig) -> nn.Module | None:

@@ -222,7 +222,7 @@ def test_a_quantiser_of_a_users_own(own, own_config, batch):
     ("path", "words"),
     [
         ("subprocess:Popen", "dictionary: expected a subclass of Module"),
-        ("torch.nn:Identity", "torch.nn:Identity has no num_levels, num_codes, near_features"),
+        ("torch.nn:Identity", "torch.nn:Identity has no codes_of, distances, codebook_of"),
         ("own_quantiser:Bare", "has no codes_of, distances, draw_by_lift"),
         ("own_quantiser:Small", "num_codes: expected 5, as 'own_quantiser:Small' has, got 12"),
     ],
