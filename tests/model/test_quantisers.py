@@ -237,3 +237,21 @@ def test_what_is_no_quantiser_is_refused(own, own_config, path, words):
     load(path, "dictionary") if path.startswith("own") else None
     with pytest.raises(ValueError, match=words):
         SohoForPreTraining(own_config(dictionary=path))
+
+
+@pytest.mark.parametrize("name", ROUNDED)
+def test_its_first_stage_is_exported_as_it_is(config_of, name):
+    from soho_fast.export.graphs import EncodeImages
+    from soho_fast.export.package import _images
+
+    model = SohoForPreTraining(config_of(name)).eval()
+    pixels, mask = torch.randn(3, 3, 96, 128), torch.ones(3, 96, 128, dtype=torch.bool)
+    mask[1, 64:], pixels[1, :, 64:] = False, 0.0
+    inputs = _images(model.config)
+    sizes = {name: sizes for name, (_, sizes) in inputs.items()}
+    with torch.no_grad():
+        expected = model.encode_images(pixels, mask)
+        examples = tuple(example for example, _ in inputs.values())
+        program = torch.export.export(EncodeImages(model), examples, dynamic_shapes=sizes)
+        _, valid, codes = program.module()(pixels, mask)
+    assert torch.equal(valid, expected.valid) and torch.equal(codes, expected.index)
