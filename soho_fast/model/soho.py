@@ -271,9 +271,8 @@ class SohoModel(SohoPreTrainedModel):
             assert self.visual_dictionary is not None, "only a dictionary makes an index"
             target_B = self.visual_dictionary.draw_by_lift(visual.index, valid_BL, mask_uniform)
         else:
-            if (
-                self.config.mvm_masking == "position" and self.training
-            ):  # As the released code: the first image's for all.
+            if self.config.mvm_masking == "position" and self.training:
+                # As the released code: one place for the batch, the first image's.
                 mask_uniform = mask_uniform[:1].expand_as(mask_uniform)
             draw = parts.PARTS["mvm_masking"][self.config.mvm_masking]
             target_B = draw(visual.index, valid=valid_BL, uniform=mask_uniform)
