@@ -109,12 +109,10 @@ class Stopping:
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-                if self._heeds(number):
+                # As nohup has it for SIGHUP, cron and a script's `&` for SIGINT: what came ignored is none of ours.
+                if number not in self._but and signal.getsignal(number) != signal.SIG_IGN:
                     self._previous[number] = signal.signal(number, self._hear)
         return self
-
-    def _heeds(self, number: signal.Signals) -> bool:
-        return number not in self._but and signal.getsignal(number) != signal.SIG_IGN
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._previous.items():

@@ -385,9 +385,6 @@ class StopRequest(Stopping):
         super().__init__()
         self._launcher, self._starter = _launcher_and_starter()
 
-    def _heeds(self, number: signal.Signals) -> bool:
-        return number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN  # which nohup has chosen
-
     def pending(self) -> int:
         """Number of the signal that asked to stop, or 0."""
         if not self.number and self._launcher is not None:

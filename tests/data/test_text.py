@@ -1,6 +1,5 @@
 import json
 import shutil
-import time
 
 import numpy as np
 import pytest
@@ -162,10 +161,8 @@ def test_a_hub_that_is_out_of_reach_is_tried_once(tmp_path, monkeypatch):
         raise OSError("Name or service not known")
 
     monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", unreachable)
-    began = time.monotonic()
     with pytest.raises(FileNotFoundError) as error:
         load_tokenizer("nobody/no-such-tokenizer", cache_dir=str(tmp_path))
-    assert time.monotonic() - began < 5
     assert len(tries) == 1 and "nobody/no-such-tokenizer" in tries[0]
     for words in ("no such folder", "the hub can't be reached (Name or service not known)", "soho_fast.data.tokenizer"):
         assert words in str(error.value)

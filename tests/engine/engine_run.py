@@ -137,6 +137,7 @@ class StubTask:
             "dropout": 0.1,
             "size": 40,
             "delay": 0.0,
+            "seconds_a_step": None,
             "skip_each": 0,
             "skip_always": 0,
             "pixels": 64,
@@ -410,6 +411,8 @@ def run_one(request: dict[str, Any], processes: Any) -> int:
             setattr(settings, name, value)
     task = (SohoTask if options.get("soho") else StubTask)(options)
     run = training.Run(task, ResumePoint(task, settings, processes))
+    seconds = task.options["seconds_a_step"]
+    training.time = SimpleNamespace(monotonic=lambda: seconds * run.progress.step) if seconds else time
     count = run._count_skipped
 
     def at_each_step(*arguments: Any) -> None:

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,6 +16,7 @@ import pytest
 import torch
 
 from soho_fast import evaluate, train
+from soho_fast.common import lock
 from soho_fast.common.errors import UserError
 from soho_fast.common.lock import LOCK, only_user
 from soho_fast.common.processes import Processes
@@ -22,14 +24,14 @@ from soho_fast.engine import distributed
 from soho_fast.tasks.recipe import Recipe
 
 HOLD = """
-import sys, time
+import signal, sys
 from pathlib import Path
 import torch
 from soho_fast.common.lock import only_user
 from soho_fast.common.processes import Processes
 with only_user(Path(sys.argv[1]), Processes(0, 1, 0, torch.device("cpu")), print):
     print("held", flush=True)
-    time.sleep(600)
+    signal.pause()
 """
 ALONE = Processes(0, 1, 0, torch.device("cpu"))
 
@@ -61,12 +63,24 @@ def test_a_second_process_is_refused_until_the_first_is_dead(holder, tmp_path):
     assert os.listdir(run) == ["recipe.yaml"]
 
 
-def test_a_holder_that_has_not_written_its_name_yet_is_waited_for(tmp_path):
+def test_a_holder_that_has_not_written_its_name_yet_is_waited_for(tmp_path, monkeypatch):
     """Two runs started at once: the second may look between the first one's lock and its line."""
-    slow = HOLD.replace("import sys, time", "import os, sys, time\nwrite = os.pwrite").replace(
-        "with only", "os.pwrite = lambda *a: (print('locked', flush=True), time.sleep(0.5), write(*a))[2]\nwith only"
+    slow = HOLD.replace("import signal, sys", "import os, signal, sys\nwrite = os.pwrite").replace(
+        "with only",
+        "os.pwrite = lambda *a: (print('locked', flush=True), sys.stdin.readline(), write(*a))[2]\nwith only",
     )
-    with subprocess.Popen([sys.executable, "-c", slow, str(tmp_path)], stdout=subprocess.PIPE, text=True) as first:
+    looks = []
+
+    def sleep(seconds: float) -> None:
+        """It has looked once: now the name is written."""
+        if not looks:
+            print(file=first.stdin, flush=True)
+        looks.append(time.sleep(seconds))
+        assert len(looks) < 6000
+
+    monkeypatch.setattr(lock, "time", SimpleNamespace(monotonic=lambda: 0.0, sleep=sleep))
+    piped = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", slow, str(tmp_path)], text=True, **piped) as first:
         assert first.stdout.readline() == "locked\n"
         with pytest.raises(UserError, match=f"is in use by process {first.pid} on "), only_user(tmp_path, ALONE, print):
             pass
@@ -125,7 +139,7 @@ def test_forked_loader_processes_do_not_hold_on(tmp_path):
     with only_user(tmp_path / "run", ALONE, print):
         loader = multiprocessing.get_context("fork").Process(target=wait, args=(theirs,))
         loader.start()
-    probe = [sys.executable, "-c", HOLD.replace("time.sleep(600)", ""), str(tmp_path / "run")]
+    probe = [sys.executable, "-c", HOLD.replace("signal.pause()", ""), str(tmp_path / "run")]
     try:
         assert subprocess.run(probe, capture_output=True, text=True).stdout == "held\n"
     finally:
@@ -176,7 +190,6 @@ def test_a_disk_that_becomes_read_only_hides_no_error(tmp_path, monkeypatch):
         raise KeyError
 
 
-@pytest.mark.rest
 def test_two_runs_at_once_lose_no_line_of_the_log(small_recipe, start, losses):
     run = {"output": str(small_recipe.parent / "run")}
     arguments = ["--recipe", str(small_recipe), "--max_steps", "8", "--evaluation.at_end", "false"]
