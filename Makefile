@@ -1,6 +1,6 @@
 # make demo   set up, build, make the demo corpus, pre-train on it, print what was learnt and show its codes
 # make test   set up, build and run the tests that a change is most likely to break, in minutes
-# make test-rest  the others: every documented command, builds, browser, codecs, CUDA's model, Triton, faults, studies
+# make test-rest  the others, in tests/rest.txt: documented commands, builds, browser, codecs, CUDA's model, Triton, faults
 # make test-all   both, and the C++ kernel tests under the sanitizers        make test ARGS=-x  any option of pytest
 # make gpu-check  build, test and measure on this machine's GPU; writes benchmarks/results/<card>-<date>.json
 # make faults MINUTES=60 SEED=0  a campaign of faults: kills, full disks, damaged files, hostile images; docs/faults.md

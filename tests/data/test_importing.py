@@ -168,7 +168,6 @@ def test_coco_captions(folder, capsys):
     assert captions(folder) == {"train2014/COCO_train2014_000000000009.jpg": ("a dog",)}
 
 
-@pytest.mark.rest
 @pytest.mark.parametrize("form", ["disk", "splits", "parquet", "parquets"])
 def test_hugging_face_datasets(folder, tmp_path, capsys, form):
     datasets = pytest.importorskip("datasets")
@@ -215,7 +214,6 @@ def parquet(folder, tmp_path):
     return write
 
 
-@pytest.mark.rest
 def test_images_of_datasets_that_are_none_are_counted(folder, tmp_path, parquet, capsys):
     good = {"bytes": (folder / "a.jpg").read_bytes()}
     broken, gone, empty = {"bytes": b"no image"}, {"path": "gone.jpg"}, {"bytes": None}
@@ -228,7 +226,6 @@ def test_images_of_datasets_that_are_none_are_counted(folder, tmp_path, parquet,
     assert captions(tmp_path / "mine") == {"images/image-0000004.jpg": ("e",), "images/image-0000005.jpg": ("f",)}
 
 
-@pytest.mark.rest
 def test_a_dataset_takes_no_file_from_elsewhere(folder, tmp_path, parquet, capsys):
     good = {"bytes": (folder / "a.jpg").read_bytes()}
     source = parquet("all.parquet", [good, {"path": str(folder / "a.jpg")}], ["a dog", "a secret"])
@@ -237,7 +234,6 @@ def test_a_dataset_takes_no_file_from_elsewhere(folder, tmp_path, parquet, capsy
     assert not [each for each in (tmp_path / "mine").rglob("*") if each.is_file()], "nothing is written by halves"
 
 
-@pytest.mark.rest
 def test_images_that_are_there_stay(folder, tmp_path, parquet, capsys):
     source = parquet("all.parquet", [{"bytes": (folder / "a.jpg").read_bytes()}], ["a dog"])
     mine = tmp_path / "mine" / "images" / "image-0000000.jpg"
@@ -249,7 +245,6 @@ def test_images_that_are_there_stay(folder, tmp_path, parquet, capsys):
     assert mine.read_bytes() == (folder / "a.jpg").read_bytes()
 
 
-@pytest.mark.rest
 def test_parquet_files_of_which_some_have_a_split_are_refused(folder, tmp_path, parquet, capsys):
     for name in ("train-0.parquet", "more.parquet"):
         source = parquet(name, [{"bytes": (folder / "a.jpg").read_bytes()}], ["a dog"])

@@ -80,7 +80,6 @@ def test_what_is_no_image_is_a_corrupt_one_by_name(tmp_path):
         SohoImageProcessor().load(ImageRef(TarStore(path), "0.jpg"))
 
 
-@pytest.mark.rest
 @pytest.mark.parametrize("start", ["fork", "spawn"])
 def test_processes_read_at_once(tmp_path, start):
     store = TarStore(write_set(tmp_path))

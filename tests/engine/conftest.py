@@ -20,8 +20,6 @@ from soho_fast import train
 from soho_fast.tasks.recipe import RECIPES
 
 ROOT = Path(__file__).resolve().parents[2]
-# Of tests that nohup started the runs would not hear it, as they should not.
-signal.signal(signal.SIGHUP, signal.SIG_DFL)
 sys.path.insert(0, str(ROOT / "tests" / "engine"))
 SCRIPT = Path(__file__).with_name("engine_run.py")
 

@@ -29,7 +29,6 @@ def test_another_learning_rate_is_one_line_with_rank_and_field(launch, small_rec
     )
 
 
-@pytest.mark.rest
 @pytest.mark.parametrize(
     ("own", "told"),
     [
@@ -45,7 +44,6 @@ def test_so_is_any_other_field(launch, small_recipe, own, told):
     assert f"rank 1 has {told}, as rank 0 has" in refused(launch, small_recipe, *own)
 
 
-@pytest.mark.rest
 def test_places_and_cores_may_differ_but_what_is_read_there_may_not(launch, small_recipe, tmp_path):
     """A second machine has the data in another folder."""
     done = launch(script=SCRIPT, arguments=["--recipe", str(small_recipe), "--max_steps", "1"])

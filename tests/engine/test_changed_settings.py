@@ -53,7 +53,6 @@ CHANGES = [
 ]
 
 
-@pytest.mark.rest
 def test_a_finished_run_is_left_as_it_is(again, small_recipe, tmp_path):
     """The same command says so; another setting is refused, however it is given; an extended run goes on."""
     command, run = ["--recipe", str(small_recipe)], tmp_path / "run"
@@ -124,7 +123,6 @@ def test_a_finished_run_is_left_as_it_is(again, small_recipe, tmp_path):
     assert code == 0 and json.loads((run / "metrics.json").read_text())["step"] == 5, text
 
 
-@pytest.mark.rest
 def test_changed_data_are_told_and_an_unfinished_end_is_made_up_for(again, small_recipe, tmp_path):
     command, run = ["--recipe", str(small_recipe), "--corpus.folder", ""], tmp_path / "run"
     assert again("--recipe", str(small_recipe), "--evaluation.at_end", "false")[0] == 0

@@ -6,7 +6,6 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
 from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 from engine_run import SohoTask
@@ -34,7 +33,6 @@ def test_two_processes_train_as_one(launch, request_for, losses):
     assert losses(one)[0] - losses(one)[-1] > 0.5
 
 
-@pytest.mark.rest
 def test_zero_stages_and_precisions_train_alike(launch, request_for, losses):
     """Six steps of the model under ZeRO 0-3 in float32, bf16 and fp16 on two processes; then the last three again.
 

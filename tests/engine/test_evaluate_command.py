@@ -56,7 +56,6 @@ def small_vqa(tmp_path) -> Path:
     return path
 
 
-@pytest.mark.rest
 def test_fine_tune_then_evaluate_however_started(launch, small_vqa, tmp_path, capsys):
     done = launch(script=Path(train.__file__), arguments=["--recipe", str(small_vqa)], processes=2, by_launcher=True)
     assert done.code == 0, done.text

@@ -30,7 +30,6 @@ def make(request_for):
     return request
 
 
-@pytest.mark.rest
 def test_losses_of_two_ranks_are_those_without(launch, make, losses):
     many = {"batch": {"gradient_accumulation_steps": 2}}
     runs = [make("without", **many), make("memory", memory=1, **many), make("disk", memory=1e-6, disk=1, **many)]
@@ -63,7 +62,6 @@ def test_a_run_goes_on_within_the_span_and_what_is_not_cached_is_said(launch, ma
     assert losses(make("run")) == losses(through)
 
 
-@pytest.mark.rest
 def test_a_corrupt_image_is_told_as_without_and_the_backbone_learns_after_the_span(again, small_recipe, tmp_path):
     recipe = yaml.safe_load(small_recipe.read_text())
     recipe["optim"] |= {"frozen_backbone_epochs": [0.4, 2.4]}

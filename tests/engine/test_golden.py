@@ -35,7 +35,6 @@ def kind() -> str:
     return f"{platform.machine()}, {processor_name()}, {level}, torch {release}"
 
 
-@pytest.mark.rest
 def test_losses_of_all_phases_are_those_on_record(tmp_path):
     run = tmp_path / "run"
     command = [sys.executable, "-m", "soho_fast.train", *OPTIONS, "--output", str(run)]

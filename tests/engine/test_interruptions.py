@@ -81,7 +81,7 @@ def test_signal_saves_and_stops_at_the_next_step(launch, request_for, losses, na
 
 def test_a_reader_of_the_output_that_ends_saves_and_stops(request_for, losses, clean_environment):
     """As by `| head -n 3`: no stack trace, a checkpoint, and one line where errors go."""
-    request = request_for("run", max_steps=400, task={"delay": 0.02, "size": 400}, log={"line_seconds": 0})
+    request = request_for("run", max_steps=5000, task={"size": 400}, log={"line_seconds": 0})
     process = subprocess.Popen(
         [sys.executable, str(ENGINE_RUN), json.dumps([request])], env=clean_environment, stdout=subprocess.PIPE,
         stderr=subprocess.PIPE, text=True,
@@ -89,11 +89,11 @@ def test_a_reader_of_the_output_that_ends_saves_and_stops(request_for, losses, c
     while not process.stdout.readline().startswith("step "):
         assert process.poll() is None, process.stderr.read()
     process.stdout.close()
-    said = process.stderr.read()
-    assert process.wait(60) == 128 + signal.SIGTERM, said
+    said = process.communicate(timeout=300)[1]
+    assert process.returncode == 128 + signal.SIGTERM, said
     assert "Traceback" not in said and "BrokenPipe" not in said
     assert said.splitlines().count("stopped: what read this command's output has ended") == 1, said
-    assert 0 < len(losses(request)) < 400 and _checkpoints(request) == [f"step-{len(losses(request)):08d}"]
+    assert 0 < len(losses(request)) < 5000 and _checkpoints(request) == [f"step-{len(losses(request)):08d}"]
 
 
 def test_a_stop_where_an_evaluation_is_due_leaves_the_same_best_model(launch, request_for, losses):
@@ -170,7 +170,6 @@ def _evaluations(request: dict) -> list[tuple[int, dict]]:
     return [(line["step"], line["metrics"]) for line in lines if line["kind"] == "evaluation"]
 
 
-@pytest.mark.rest
 def test_machines_and_stops_under_the_launcher_leave_the_losses_as_they_are(start, small_recipe, losses):
     """`deepspeed soho_fast/train.py` on two machines by a hostfile (both are this one), against two ranks of one
     machine that get Ctrl-C, are started again, get SIGTERM to the `deepspeed` command, and go on to their end.
@@ -216,7 +215,6 @@ def test_machines_and_stops_under_the_launcher_leave_the_losses_as_they_are(star
     assert losses(stopped) == losses(through)
 
 
-@pytest.mark.rest
 def test_a_killed_loader_process_is_told_in_a_line_and_the_run_goes_on(start, small_recipe, losses):
     output = small_recipe.parent / "lost"
     arguments = ["--recipe", str(small_recipe), "--max_steps", "2000", "--output", str(output)]
@@ -246,7 +244,8 @@ def test_a_signal_outside_of_steps_ends_a_command_in_a_line(name):
     """As while it reads its data, or evaluates."""
     code = (
         "import sys, time\nfrom soho_fast.engine.watchdog import run_command\n"
-        "with run_command('the same command goes on') as command:\n    print('on', flush=True); time.sleep(60)\n"
+        "with run_command('the same command goes on') as command:\n"
+        "    print('on', flush=True)\n    while True: time.sleep(0.01)\n"
         "sys.exit(command.code)"
     )
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -256,16 +255,31 @@ def test_a_signal_outside_of_steps_ends_a_command_in_a_line(name):
     assert (process.returncode, said) == (128 + getattr(signal, name), "\nstopped; the same command goes on\n")
 
 
+@pytest.mark.parametrize("name", ["SIGINT", "SIGHUP"])
+def test_a_signal_that_was_ignored_before_training_began_does_not_stop_it(name):
+    """Ctrl-C does not reach what a script left in the background, nor a closed terminal what nohup started."""
+    before = signal.signal(getattr(signal, name), signal.SIG_IGN)
+    try:
+        with stopping.StopRequest() as stop:
+            os.kill(os.getpid(), getattr(signal, name))
+            assert stop.pending() == 0
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert stop.pending() == signal.SIGTERM
+    finally:
+        signal.signal(getattr(signal, name), before)
+
+
 def test_second_interrupt_stops_at_once(monkeypatch):
-    ended = []
+    ended, now = [], [100.0]
     monkeypatch.setattr(stopping.os, "_exit", ended.append)
+    monkeypatch.setattr(stopping, "time", SimpleNamespace(monotonic=lambda: now[0]))
     before = signal.getsignal(signal.SIGINT)
     with stopping.StopRequest() as stop:
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGINT)
         assert (stop.pending(), ended) == (signal.SIGINT, []), "one key press arrives as several signals"
-        time.sleep(0.6)
+        now[0] += 0.6
         os.kill(os.getpid(), signal.SIGTERM)
         assert ended == []
         os.kill(os.getpid(), signal.SIGINT)
@@ -273,7 +287,6 @@ def test_second_interrupt_stops_at_once(monkeypatch):
     assert signal.getsignal(signal.SIGINT) is before
 
 
-@pytest.mark.rest
 def test_full_disk_on_one_rank_is_one_error_and_keeps_what_was_saved(launch, request_for):
     """The second of two ranks cannot write: both stop with one message, and the earlier checkpoint still loads."""
     full = request_for(

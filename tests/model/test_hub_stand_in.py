@@ -10,8 +10,6 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).resolve().parents[2]
 OID = "0123456789abcdef0123456789abcdef01234567"
 PUBLISH = """
@@ -96,7 +94,6 @@ class Hub(BaseHTTPRequestHandler):
     do_HEAD = do_GET
 
 
-@pytest.mark.rest
 def test_a_model_is_published_and_loaded_by_its_name(tmp_path):
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     threading.Thread(target=server.serve_forever, daemon=True).start()

@@ -52,11 +52,7 @@ SNIPPETS = blocks("python")
 
 
 def by_page(found: list[tuple[str, str]]) -> list:
-    """The README's are tried by `make test`, those of the other pages by `make test-rest`."""
-    return [
-        pytest.param(page, text, marks=() if page == "README.md" else pytest.mark.rest, id=f"{page}-{number}")
-        for number, (page, text) in enumerate(found)
-    ]
+    return [pytest.param(page, text, id=f"{page}-{number}") for number, (page, text) in enumerate(found)]
 
 
 CORPUS = "--corpus.num_train 40 --corpus.num_heldout 12 --corpus.image_size 64"
@@ -308,7 +304,7 @@ def test_command(page, command, state, run):
         serves(f"{command} {behind}", state)
         return
     if re.search("runs/own|soho check", command) and not (state / "runs/own").exists():
-        # Other pages go on from what the README's commands make, which are in the other part of the tests.
+        # Other pages go on from what the README's commands make; one may be tried alone.
         for line in (line for first, line in COMMANDS if first == "README.md" and "my_images" in line):
             test_command("README.md", line, state, run)
     # The command `soho` is there where the package is installed.
@@ -325,7 +321,6 @@ def test_command(page, command, state, run):
     assert said in done.stdout, done.stdout
 
 
-@pytest.mark.rest
 @pytest.mark.parametrize(("page", "text"), [(page, text) for page, text in SHOWN if not text.startswith("curl ")])
 def test_commands_of_clusters_are_read_by_the_launchers_and_by_us(page, text, tmp_path):
     from deepspeed.launcher.runner import parse_args as of_deepspeed
@@ -358,7 +353,6 @@ def test_commands_of_clusters_are_read_by_the_launchers_and_by_us(page, text, tm
         assert load_recipe(ours).name == ("paper" if "paper" in ours else "mini")
 
 
-@pytest.mark.rest
 def test_the_hostfile_is_one(tmp_path):
     from deepspeed.launcher.runner import fetch_hostfile
 

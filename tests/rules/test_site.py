@@ -35,13 +35,11 @@ def needs_zensical():
         pytest.skip('no zensical here: the site was not built (pip install ".[docs]")')
 
 
-@pytest.mark.rest
 def test_the_site_is_whole(needs_zensical):
     assert not build(ROOT)
     assert not problems(ROOT)
 
 
-@pytest.mark.rest
 @pytest.mark.parametrize(
     ("text", "says"),
     [
