@@ -63,14 +63,15 @@ def pytest_configure(config):
     lines = (HERE / "rest.txt").read_text().splitlines()
     config.rest = {line for line in lines if line and not line.startswith("#")}
     for name in config.rest:
-        path, _, test = name.partition("::")
+        path, _, test = name.partition("[")[0].partition("::")
         assert (HERE / path).exists(), f"tests/rest.txt names what is not there: {name}"
         assert not test or f"\ndef {test}(" in (HERE / path).read_text(), f"tests/rest.txt: there is no test {name}"
 
 
-def _is_of_rest(config, path, test=""):
+def _is_of_rest(config, path, *tests):
     name = path.relative_to(HERE)
-    return any(str(part) in config.rest for part in (name, *name.parents)) or f"{name}::{test}" in config.rest
+    names = [*map(str, (name, *name.parents)), *(f"{name}::{test}" for test in tests)]
+    return any(name in config.rest for name in names)
 
 
 def pytest_ignore_collect(collection_path, config):
@@ -83,7 +84,7 @@ def pytest_ignore_collect(collection_path, config):
 def pytest_collection_modifyitems(config, items):
     part = config.getoption("part")
     if part != "all":
-        is_rest = {item: _is_of_rest(config, item.path, item.originalname) for item in items}
+        is_rest = {item: _is_of_rest(config, item.path, item.originalname, item.name) for item in items}
         config.hook.pytest_deselected(items=[item for item in items if is_rest[item] != (part == "rest")])
         items[:] = [item for item in items if is_rest[item] == (part == "rest")]
     # Files that take long begin first: at the end one would run on one worker while the other has nothing to do.

@@ -7,6 +7,8 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from soho_fast import train
+from soho_fast.common.errors import UserError
+from soho_fast.engine.changes import digest_of, refuse_disagreement
 
 SCRIPT = Path(train.__file__)
 
@@ -19,6 +21,25 @@ def refused(launch, recipe, *own: str, both: tuple[str, ...] = ()) -> str:
     assert other == line.replace("error:", "error on rank 1:")
     assert "step 1/" not in done.text and "Traceback" not in done.text
     return line
+
+
+@pytest.mark.parametrize("rank", [0, 1, 2])
+def test_on_every_rank_the_first_that_differs_is_named(rank):
+    values = [{"seed": 0, "optim.lr": 0.1}, {"seed": 0, "optim.lr": 0.1}, {"seed": 3, "optim.lr": 0.5}]
+    handed_in = [[digest_of(each) for each in values], values]
+
+    class Ranks:
+        def gather(self, item):
+            everyones = handed_in.pop(0)
+            assert everyones[rank] == item
+            return everyones
+
+    with pytest.raises(
+        UserError, match=r"^the processes do not agree: rank 2 has (seed 3, not 0|optim\.lr 0\.5, not 0\.1)"
+    ):
+        refuse_disagreement(Ranks(), values[rank])
+    handed_in[:] = [[digest_of(values[0])] * 3]
+    refuse_disagreement(Ranks(), values[0])
 
 
 def test_another_learning_rate_is_one_line_with_rank_and_field(launch, small_recipe):

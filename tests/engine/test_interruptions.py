@@ -401,7 +401,7 @@ def test_a_broken_file_is_one_however_often_it_is_met(launch, request_for):
 
 def test_a_run_that_diverged_stops_and_says_so(launch, request_for):
     run = request_for("run", optim={"lr": 1e30, "clip": 0}, checkpoint={"every_steps": 1}, schedule={"warmup_steps": 5})
-    done = launch(run, processes=2)
+    done = launch(run)
     assert done.code == 2 and "Traceback" not in done.text, done.text
     assert "not finite: " in done.text and "lower optim.lr" in done.text
     finite = _checkpoints(run)[-1]

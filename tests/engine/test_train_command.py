@@ -232,7 +232,7 @@ def test_precision_follows_the_device(monkeypatch, device, fp16, bf16, auto):
 
 
 def test_from_corpus_to_table(launch, small_recipe, tmp_path):
-    """The script builds its corpus, trains, evaluates, and leaves all that it promises; mistakes then are one line."""
+    """The script builds its corpus, trains, evaluates, and leaves all that it promises."""
     from soho_fast.data.processor import SohoProcessor
     from soho_fast.model import SohoForPreTraining
 
@@ -267,6 +267,9 @@ def test_from_corpus_to_table(launch, small_recipe, tmp_path):
     assert model.config.num_codes == 16
     assert SohoProcessor.from_pretrained(run / "model").tokenizer.mask_token_id is not None
 
+
+def test_mistakes_of_a_command_are_one_line(launch, small_recipe, tmp_path):
+    assert launch(script=SCRIPT, arguments=["--recipe", str(small_recipe), "--max_steps", "1"]).code == 0
     for arguments, words in (
         (["--data_roots.corpus", "/nowhere", "--corpus.folder", ""], "/nowhere"),
         (

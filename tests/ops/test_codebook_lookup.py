@@ -252,11 +252,12 @@ def test_the_distance_of_one_candidate_spares_a_pass(at_every_level, exact_looku
     size = 1 / torch.arange(1, 513)
     codebook *= size
     features = codebook[torch.arange(200) * 2] + 0.4 * size * noise
+    expected = exact_lookup(features, codebook)[0]
 
     def left(backend):
         before = _C.lookup_totals()["left"]
         index = codebook_lookup(features, codebook, backend=backend)
-        assert torch.equal(index, exact_lookup(features, codebook)[0])
+        assert torch.equal(index, expected)
         return (_C.lookup_totals()["left"] - before) / len(features) <= 0.1
 
     assert at_every_level(left)
