@@ -52,6 +52,7 @@ def pytest_addoption(parser):
         help="first: what `make test` runs; rest: what tests/rest.txt names",
     )  # fmt: skip
     parser.addoption("--minutes", type=float, default=float("inf"), help="tests that would begin later are left out")
+    parser.addoption("--order", help="files in an order that follows from this text, such as a commit")
     parser.addoption("--draws", type=int, default=0, help="other random numbers for what has no seed of its own")
     parser.addoption(
         "--strict-skips", action="store_true", help="a skip fails, but for those of LACKING in tests/conftest.py"
@@ -87,8 +88,12 @@ def pytest_collection_modifyitems(config, items):
         is_rest = {item: _is_of_rest(config, item.path, item.originalname, item.name) for item in items}
         config.hook.pytest_deselected(items=[item for item in items if is_rest[item] != (part == "rest")])
         items[:] = [item for item in items if is_rest[item] == (part == "rest")]
-    # Files that take long begin first: at the end one would run on one worker while the other has nothing to do.
-    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
+    if order := config.getoption("order"):
+        # What --minutes leaves out is something else at each commit.
+        items.sort(key=lambda item: zlib.crc32(f"{order} {item.path.name}".encode()))
+    else:
+        # Files that take long begin first: at the end one would run on one worker while the other has nothing to do.
+        items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
 
 
 @pytest.hookimpl(wrapper=True)

@@ -11,7 +11,7 @@ from house import ROOT
 
 TESTS = {
     "conftest.py": None,
-    "rest.txt": "# What is left out.\nslow\nroom/test_mixed.py::test_slow\n",
+    "rest.txt": "# What is left out.\nslow\nroom/test_mixed.py::test_slow\nroom/test_mixed.py::test_case[b]\n",
     "slow/test_slow.py": "def test_alone(): pass\n",
     "room/test_mixed.py": """
         import random
@@ -22,7 +22,8 @@ TESTS = {
             return random.random()
 
         @pytest.mark.parametrize("case", ["a", "b"])
-        def test_slow(case): pass
+        def test_case(case): pass
+        def test_slow(): pass
         def test_slow_no_more(): pass
         def test_draws(shared):
             print("drew", shared, random.random())
@@ -61,8 +62,8 @@ def outcomes(text: str, outcome: str) -> set[str]:
 
 def test_a_test_is_in_one_part(run):
     first, rest = outcomes(run("--part", "first"), "PASSED"), outcomes(run("--part", "rest"), "PASSED")
-    assert first == {"test_slow_no_more", "test_draws[0]", "test_draws[1]"}
-    assert rest == {"test_alone", "test_slow[a]", "test_slow[b]"}
+    assert first == {"test_case[a]", "test_slow_no_more", "test_draws[0]", "test_draws[1]"}
+    assert rest == {"test_alone", "test_case[b]", "test_slow"}
     assert outcomes(run(), "PASSED") == first | rest
 
 
@@ -92,4 +93,4 @@ def test_draws_follow_from_the_name_alone(run):
 
 def test_what_begins_too_late_is_named(run):
     text = run("--minutes", "0", "--strict-skips", "room/test_mixed.py")
-    assert "no time was left (--minutes) for 8 of room/test_mixed.py" in text and " passed" not in text
+    assert "no time was left (--minutes) for 9 of room/test_mixed.py" in text and " passed" not in text
