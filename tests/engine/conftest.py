@@ -22,6 +22,10 @@ from soho_fast.tasks.recipe import RECIPES
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests" / "engine"))
 SCRIPT = Path(__file__).with_name("engine_run.py")
+LIBRARIES = (
+    "torchvision", "transformers.models.bert.modeling_bert", "deepspeed", "matplotlib.pyplot",
+    "torch.utils.tensorboard",
+)  # fmt: skip
 
 # Recipe mini, made small.
 SMALL = {
@@ -105,7 +109,7 @@ def forked() -> Iterator[Callable[[int], ForkedPython]]:
 
     @functools.cache
     def of_rank(rank: int) -> ForkedPython:
-        return ForkedPython(environment(), "torchvision", "transformers.models.bert.modeling_bert", "deepspeed")
+        return ForkedPython(environment(), *LIBRARIES)
 
     yield of_rank
     for rank in range(of_rank.cache_info().currsize):

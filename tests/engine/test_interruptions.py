@@ -68,15 +68,17 @@ def test_kill_and_resume_continues_the_same_losses(launch, request_for, losses):
     assert _checkpoints(resumed) == ["step-00000012"]
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP"])
-def test_signal_saves_and_stops_at_the_next_step(launch, request_for, losses, name):
-    asked = request_for("run", task={"signal_at": 4, "signal": name})
-    done = launch(asked)
-    assert done.code == 128 + getattr(signal, name), done.text
-    assert "asked to stop: saved" in done.text
-    assert len(losses(asked)) in (4, 5)
-    assert _checkpoints(asked) == [f"step-0000000{len(losses(asked))}"]
-    assert not (Path(asked["output"]) / "model").exists()
+def test_a_signal_saves_and_stops_at_the_next_step(launch, request_for, losses):
+    names = ("SIGTERM", "SIGINT", "SIGHUP")
+    asked = [request_for(name, task={"signal_at": 4, "signal": name}) for name in names]
+    done = launch(*asked)
+    assert done.code == 128 + signal.SIGHUP, done.text
+    assert [result["signal"] for result in done.results()] == [getattr(signal, name) for name in names]
+    assert done.text.count("asked to stop: saved") == 3
+    for request in asked:
+        assert len(losses(request)) in (4, 5)
+        assert _checkpoints(request) == [f"step-0000000{len(losses(request))}"]
+        assert not (Path(request["output"]) / "model").exists()
 
 
 def test_a_reader_of_the_output_that_ends_saves_and_stops(request_for, losses, clean_environment):

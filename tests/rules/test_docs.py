@@ -176,7 +176,10 @@ def environment() -> dict[str, str]:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """run(command, folder): as a shell would; one that begins with `python` in a process that is forked."""
-    forked = ForkedPython(environment(), "torchvision", "transformers.models.bert.modeling_bert")
+    forked = ForkedPython(
+        environment(), "torchvision", "transformers.models.bert.modeling_bert", "matplotlib.pyplot",
+        "torch.utils.tensorboard",
+    )  # fmt: skip
 
     def run(command: str, folder: Path) -> subprocess.CompletedProcess:
         if not command.startswith("python ") or set("|&;<>$*") & set(command):
