@@ -22,13 +22,12 @@ ROOMS = {
     "ask": {"model", "data", "common"},
     "export": {"ask", "model", "data", "ops", "common"},
     "explore": {"tasks", "ask", "model", "data", "ops", "common"},
-    "plan": {"tasks", "model", "data", "engine", "ops", "common"},
     "studies": {"tasks", "common"},
     "train": {"tasks", "engine", "common"},
     "evaluate": {"tasks", "engine", "common"},
 }
 # Rooms without which the rest is whole: nothing imports them.
-REMOVABLE = {"explore", "studies", "plan", "cluster", "adapters", "export"}
+REMOVABLE = {"explore", "studies", "cluster", "adapters", "export"}
 
 
 def tracked(*suffixes: str) -> list[Path]:

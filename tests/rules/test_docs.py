@@ -63,7 +63,6 @@ PRETRAINING = "--data.heldout_images 12 --data.heldout_candidates 6"
 # What stands behind a command, by what the command holds; the first that fits.
 SIZES = [
     ("--help", ""),
-    ("soho_fast.plan", f"{EDGES} --model.config.backbone resnet18 --model.config.num_hidden_layers 1"),
     ("pip install", "--dry-run --no-deps --no-build-isolation --quiet"),
     ("soho_r18", ""),
     ("runs/official_small", SMALL),
@@ -135,7 +134,6 @@ SAYS = {
     "soho_fast.evaluate --run runs/own_vqa": "in runs/own_vqa/evaluation/val-best/",
     "soho_fast.evaluate --run runs/mini_vqa": "in runs/mini_vqa/evaluation/test-best/",
     "--data.scoring both": "two stages",
-    "soho_fast.plan": "recipe paper on ",
     "soho_fast.ask rank": " %  two cats",
     "soho_fast.export": "Folder to create.",
     "soho_fast.ask many": "results.jsonl: 5 lines",
