@@ -136,58 +136,20 @@ def quiet_transformers() -> None:
     logging.set_verbosity_error()
 
 
-# What argparse and jsonargparse say of a value, and what stands in its place.
-_WORDS = [
-    (r"Does not validate against .*Subtypes: \[(.*)\] Errors: .* Given value: (.*)", r"expected \1, got \2"),
-    (r"Problem with given class_path '\S+': (?:Parser key \"(.*?)\"(: ))?", r"\1\2"),
-    (r"Option '(\w+)' is not accepted", r"there is no field \1"),
-    (r"the following arguments are required: (\w+)", r"expected a field \1"),
-    (r"\w+\(\) argument must be .*, not '(\w+)'", r"expected a number, got \1"),
-    (r"Not of type \w+: ", ""),
-    (r"typing\.Literal\[(.*?)\]", r"one of \1"),
-    (r"'>, <", "'> or <"),
-    (r"(<class ')?NoneType('>)?", "null"),
-    (r"<class 'jsonargparse.typing.PositiveInt'>", "a whole number above 0"),
-    (r"<class 'bool'>", "true or false"),
-    (r"Expected a <class 'int'>\. Got value: ", "expected a whole number, got "),
-    (r"<class '(\w+)'>", r"a \1"),
-    (r"could not convert string to float: |(.*) not a number", r"expected a number, got \1"),
-    (r"invalid (literal for int\(\) with base 10|int value): ", "expected a whole number, got "),
-    (r"(\S+) does not conform to restriction v?(.*)", r"expected a number \2, got \1"),
-    (r" and v([<>=])", r" and \1"),
-    (r"expected one argument", "expected a value after it"),
-    (r"invalid choice: (.*) \(choose from (.*)\)", r"expected one of \2, got \1"),
-    (
-        r"Expected a dot import path string: |Not a valid subclass of \w+\. Got value: ",
-        "expected fields, as {NAME: VALUE}, got ",
-    ),
-    (r" Subclass types expect one of: .*", ""),
-    (r"Expected an? (.*)\. Got value: (.*)", r"expected \1, got \2"),
-    (r"Unable to load config .*", "expected fields of its own, as --FIELD.NAME VALUE"),
-]
-
-
 def flags_of(parser: argparse.ArgumentParser) -> list[str]:
     """The flags that a parser takes."""
     return ["--help", *re.findall(r"--[\w.-]+", parser.format_usage())]
 
 
 def in_plain_words(message: str, flags: Iterable[str]) -> str:
-    """What argparse or jsonargparse says, in one line that names the argument; a mistyped one may be one of `flags`."""
+    """What argparse or jsonargparse says, in one line that begins with the argument; a mistyped one may be one of
+    `flags`."""
     message = " ".join(message.split())
     message = re.sub(r"^Group '(.*)' does not accept option '(.*)'$", r"unrecognized arguments: --\1.\2", message)
+    message = re.sub(r'^(?:Parser key "(.*?)"|argument -*(\S+)): ', lambda found: f"{found[1] or found[2]}: ", message)
     if message.startswith("unrecognized arguments: "):
-        return f"{_unknown(message.split(' ')[2:], flags)} (--help says more)"
-    about = re.fullmatch(r'(?:Parser key "(.*?)"|argument -*(\S+)): (.*)', message)
-    if about is None:
-        return f"{message} (--help says more)"
-    field, told = about[1] or about[2], about[3]
-    for pattern, words in _WORDS:
-        told = re.sub(pattern, words, told).replace("FIELD", field)
-    expected, _, came = told.rpartition(", got ")
-    similar = did_you_mean(came.strip("'"), re.findall(r"'([^']*)'", expected))
-    # What a sub-command is called by, its choices, is in what is expected of it.
-    return f"{'' if '|' in field else f'{field}: '}{told}{similar} (--help says more)"
+        message = _unknown(message.split(" ")[2:], flags)
+    return f"{message} (--help says more)"
 
 
 def _unknown(rest: Sequence[str], flags: Iterable[str]) -> str:

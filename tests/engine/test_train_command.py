@@ -72,7 +72,7 @@ def test_help_explains_every_field(capsys):
     [
         (["--recipe", "nope"], "no recipe 'nope'; expected one of easy_vqa, mini, "),
         (["--recipe", "a/b.yaml"], "a/b.yaml: there is no such file or folder"),
-        (["--recipe"], "recipe: expected a value after it"),
+        (["--recipe"], "recipe: expected one argument"),
         (["--optim.lrr", "1"], "optim.lrr"),
         (["--optim.lr", "fast"], "optim.lr"),
         (["--engine.zero_stage", "4"], "zero_stage"),

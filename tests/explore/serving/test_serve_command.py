@@ -126,7 +126,7 @@ def test_what_cannot_be_served_is_one_line(run, capsys, tmp_path):
             capsys, run, "--port", port
         )
     assert "port: expected 0 to 65535, got 70000" in refused(capsys, run, "--port", "70000")
-    assert "port: expected a whole number, got 'http'" in refused(capsys, run, "--port", "http")
+    assert "port: invalid int value: 'http'" in refused(capsys, run, "--port", "http")
     assert "seconds: expected 0.001 to 86400, got nan" in refused(capsys, run, "--seconds", "nan")
     assert "upload_mb: expected 0.001 to 1024, got -1" in refused(capsys, run, "--upload_mb", "-1")
     assert "host: can't listen at no.such.host.invalid" in refused(capsys, run, "--host", "no.such.host.invalid")
