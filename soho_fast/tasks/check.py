@@ -10,16 +10,13 @@ from __future__ import annotations
 
 import argparse
 import copy
-import math
 import os
 import sys
-import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 # Before torch loads OpenMP, as training does; see soho_fast/train.py.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
@@ -35,7 +32,6 @@ if TYPE_CHECKING:
 
 # Below these a run shows that everything works, and held-out metrics say little.
 _FEW_IMAGES, _FEW_HELD_OUT = 1000, 50
-_TIMED_STEPS = 3
 
 
 class Findings:
@@ -198,76 +194,24 @@ def _check_texts(findings: Findings, texts: Sequence[str], recipe: Recipe, annot
 
 
 def _check_training(findings: Findings, recipe: Recipe) -> None:
-    """What training itself refuses; else how long it will take, from some steps taken here."""
+    """What training itself refuses; else how many steps it takes."""
     import torch
 
     from soho_fast.engine.batches import plan_batches
 
     recipe = copy.deepcopy(recipe)
-    # Other weights take as long.
+    # Whether a model can be built is seen without the weights that it starts from.
     recipe.model.backbone = recipe.model.text_encoder = recipe.model.pretrained = None
     try:
         task = recipe.make_task(lambda line: None)
         plan = plan_batches(recipe.batch, len(task.training_data()), 1, recipe.seed)
-        model = task.build_model(torch.device("cpu"))
+        task.build_model(torch.device("cpu"))
     except (ValueError, OSError) as error:
         findings.error(error)
         return
     steps = max(1, round(recipe.epochs * plan.steps_per_epoch))
     steps = min(steps, recipe.max_steps or steps)
-    begin, end = (min(epochs * plan.steps_per_epoch, steps) for epochs in recipe.optim.frozen_span())
-    num_cached = math.floor(end - begin)
-    if num_cached <= plan.steps_per_epoch or not task.caches_features(model):
-        num_cached = 0
-    seconds = 0.0
-    if num_cached:
-        of_step, of_images = _step_seconds(task, model, plan.global_batch_size, cached=True)
-        seconds += num_cached * of_step + plan.steps_per_epoch * of_images
-    if steps > num_cached:
-        of_step, of_images = _step_seconds(task, model, plan.global_batch_size, cached=False)
-        seconds += (steps - num_cached) * (of_step + of_images)
-    findings.say(
-        f"training: {steps:,} steps of {plan.global_batch_size} images, about {_in_words(seconds)} in one process on "
-        f"this machine's CPU, evaluations aside ({_TIMED_STEPS} steps measured)"
-    )
-
-
-def _step_seconds(task: Any, model: Any, batch_size: int, *, cached: bool) -> tuple[float, float]:
-    """Median seconds of an optimiser step, and of reading its images; cached: of reading and encoding them, which is
-    done once."""
-    import torch
-
-    from soho_fast.engine.batches import split_batch
-
-    data = task.training_data()
-    model.train().freeze_backbone(cached)
-    optimizer = torch.optim.AdamW([each for each in model.parameters() if each.requires_grad], lr=0.0)
-    took: list[tuple[float, float]] = []
-    for step in range(_TIMED_STEPS + 1):  # the first one warms up
-        numbers = [(step * batch_size + number) % len(data) for number in range(batch_size)]
-        began = time.perf_counter()
-        if cached:
-            samples = [data.without_pixels({})[number] for number in numbers]
-            batch = task.collate(samples)
-            images = [data.images[key] for key in dict.fromkeys(key for each in samples for key in each.image_keys)]
-            inputs, _ = split_batch(task.collate_images(images), torch.device("cpu"))
-            with torch.no_grad():
-                more = task.collate_features(task.image_features(model, task.on_device(inputs)))
-        else:
-            batch, more = task.collate([data[number] for number in numbers]), {}
-        read = time.perf_counter()
-        inputs = task.on_device({**split_batch(batch, torch.device("cpu"))[0], **more})
-        model.begin_step()
-        model(**inputs).loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        model.end_step(applied=True)
-        took.append((time.perf_counter() - read, read - began))
-    return median(step for step, _ in took[1:]), median(images for _, images in took[1:])
-
-
-def _in_words(seconds: float) -> str:
-    return f"{seconds / 3600:.1f} hours" if seconds > 5400 else f"{math.ceil(seconds / 60)} min"
+    findings.say(f"training: {steps:,} steps of {plan.global_batch_size} images")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
