@@ -1,25 +1,16 @@
-"""`python -m soho_fast.data.shards write | index | check`, in this process."""
+"""`python -m soho_fast.data.shards index | check`, in this process."""
 
-import json
 import os
 import signal
 import subprocess
 import sys
-import tarfile
 from pathlib import Path
 
 import pytest
-from tiny_corpus import COLOURS, draw, write_images, write_karpathy
 from tiny_shards import sample, write_set, write_tar
 
-from soho_fast.data.readers.captions import read_visual_genome
-from soho_fast.data.readers.questions import read_vqa
-from soho_fast.data.readers.statements import read_nlvr2
 from soho_fast.data.shards.__main__ import main
 from soho_fast.data.shards.index import read_index
-from soho_fast.data.shards.records import read_shards
-from soho_fast.data.shards.store import TarStore
-from soho_fast.data.stores import FolderStore
 
 ROOT = Path(__file__).resolve().parents[2]
 CHECKING = """
@@ -49,162 +40,6 @@ def run(capsys, *arguments, code=0):
     said = capsys.readouterr()
     assert code != 2 or (said.err.splitlines()[-1].startswith("error: ") and "Traceback" not in said.err)
     return said.out + said.err
-
-
-def write_coco(folder):
-    write_karpathy(folder, {"train": list(COLOURS)[:10], "val": list(COLOURS)[10:]})
-    return ["--format", "karpathy", "--annotations", folder / "dataset_coco.json", "--images", folder]
-
-
-def test_written_shards_are_webdatasets(tmp_path, capsys):
-    coco = write_coco(tmp_path / "coco")
-    said = run(capsys, "write", tmp_path / "out", *coco, "--splits", "train", "--per-shard", 4)
-    path = f"{tmp_path}/out/{{00000..00002}}.tar"
-    assert "coco: 10 images, 20 captions (train 10)" in said
-    assert f"wrote 3 shards, kept the others; as one path: {path}" in said
-    assert f"{path}: 10 images, 20 captions" in said
-    with tarfile.open(tmp_path / "out/00001.tar") as archive:
-        assert archive.getnames()[:2] == ["train2014/0004.jpg", "train2014/0004.json"]
-        about = json.load(archive.extractfile("train2014/0004.json"))
-        assert about == {"captions": ["There is a cyan.", "a cyan"], "image_id": "4"}
-        original = (tmp_path / "coco/train2014/0004.jpg").read_bytes()
-        assert archive.extractfile("train2014/0004.jpg").read() == original
-    assert "all images decode" in run(capsys, "check", path, "--workers", 2)
-
-
-def test_a_rerun_goes_on_where_it_was_stopped(tmp_path, capsys, monkeypatch):
-    write = ["write", tmp_path / "out", *write_coco(tmp_path / "coco"), "--splits", "train", "--per-shard", 4]
-    reads, read = [], FolderStore.read
-
-    def stopped_at_the_seventh(store, name):
-        reads.append(name)
-        if len(reads) == 7:
-            raise KeyboardInterrupt
-        return read(store, name)
-
-    monkeypatch.setattr(FolderStore, "read", stopped_at_the_seventh)
-    said = run(capsys, *write, code=130)
-    assert "stopped: 4 of 10 images are in whole shards" in said and "the same command goes on from here" in said
-    assert sorted(os.listdir(tmp_path / "out")) == ["00000.tar", "00000.tar.index"]
-    before = _written(tmp_path / "out/00000.tar")
-    reads[:] = range(100)
-    assert "wrote 2 shards, kept the others" in run(capsys, *write)
-    assert len(reads) == 100 + 4 + 6 and _written(tmp_path / "out/00000.tar") == before
-    whole = [(tmp_path / f"out/0000{number}.tar").read_bytes() for number in range(3)]
-    assert "wrote 3 shards" in run(
-        capsys, *[tmp_path / "again" if each == tmp_path / "out" else each for each in write]
-    )
-    assert whole == [(tmp_path / f"again/0000{number}.tar").read_bytes() for number in range(3)]
-
-
-def test_a_full_disk_leaves_whole_shards(tmp_path, capsys, monkeypatch):
-    def full(descriptor):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("os.fsync", full)
-    said = run(capsys, "write", tmp_path / "out", *write_coco(tmp_path / "coco"), "--splits", "train", code=2)
-    assert "No space left on device" in said and os.listdir(tmp_path / "out") == []
-
-
-def test_shards_of_others_are_not_written_over(tmp_path, capsys):
-    write = ["write", tmp_path / "out", *write_coco(tmp_path / "coco"), "--per-shard", 4]
-    run(capsys, *write, "--splits", "val")
-    said = run(capsys, *write, "--splits", "train", code=2)
-    assert "00000.tar: was written from other images or captions; give another folder" in said
-    write_tar(tmp_path / "out/00000.tar", sample("0"))
-    before = (tmp_path / "out/00000.tar").read_bytes()
-    assert "00000.tar is in the way: " in run(capsys, *write, "--splits", "val", code=2)
-    assert (tmp_path / "out/00000.tar").read_bytes() == before
-    (tmp_path / "out/00000.tar").rename(tmp_path / "out/cc.tar")
-    assert "cc.tar: a shard that is none of these 1" in run(capsys, *write, "--splits", "val", code=2)
-
-
-def test_shards_of_images_that_were_corrected_since_are_not_kept(tmp_path, capsys):
-    """At the same size, too: what is there would be published as the corrected ones."""
-    write = ["write", tmp_path / "out", *write_coco(tmp_path / "coco"), "--splits", "train", "--per-shard", 4]
-    run(capsys, *write)
-    image = tmp_path / "coco/train2014/0005.jpg"
-    content = image.read_bytes()
-    for corrected in (content[:-3] + b"x" + content[-2:], content + b"x"):
-        image.write_bytes(corrected)
-        said = run(capsys, *write, code=2)
-        assert "00001.tar: was written from other images or captions; give another folder" in said
-    image.write_bytes(content)
-    assert "wrote 0 shards, kept the others" in run(capsys, *write)
-
-
-def test_a_random_order_is_the_seeds(tmp_path, capsys):
-    coco = [*write_coco(tmp_path / "coco"), "--splits", "train"]
-    orders = []
-    for number, seed in enumerate((1, 1, 2)):
-        run(capsys, "write", tmp_path / f"out{number}", *coco, "--shuffle", seed)
-        orders.append([record.image_id for record in read_shards(tmp_path / f"out{number}/00000.tar")])
-    assert orders[0] == orders[1] != orders[2] and sorted(orders[0]) == sorted(map(str, range(10)))
-
-
-def test_every_readers_set(tmp_path, capsys):
-    def written(name, *arguments):
-        run(capsys, "write", tmp_path / name, "--images", tmp_path, *arguments)
-        return f"{tmp_path}/{name}/00000.tar"
-
-    (tmp_path / "captions_val2014.json").write_text(json.dumps({
-        "images": [{"id": 7, "file_name": "COCO_val2014_000000000007.jpg", "height": 40, "width": 48}],
-        "annotations": [{"id": 1, "image_id": 7, "caption": "a red"}],
-    }))  # fmt: skip
-    draw(tmp_path / "val2014/COCO_val2014_000000000007.jpg")
-    annotations = ["--annotations", tmp_path / "captions_val2014.json"]
-    (record,) = read_shards(written("captions", "--format", "coco_captions", *annotations))
-    assert (record.captions, record.image_id) == (("a red",), "7")
-
-    questions = tmp_path / "v2_OpenEnded_mscoco_val2014_questions.json"
-    question = {"image_id": 7, "question": "What is it?", "question_id": 70}
-    questions.write_text(
-        json.dumps({"questions": [question, question | {"question_id": 71}], "data_subtype": "val2014"})
-    )
-    path = written("vqa", "--format", "vqa", "--annotations", questions)
-    assert [record.question_id for record in read_vqa(questions, path)] == [70, 71]
-    assert len(TarStore(path)) == 1
-
-    pairs = tmp_path / "dev.json"
-    pairs.write_text(json.dumps({"identifier": "dev-8-0-0", "sentence": "One is red.", "label": "True"}) + "\n")
-    for side in (0, 1):
-        draw(tmp_path / f"dev-8-0-img{side}.png")
-    path = written("nlvr2", "--format", "nlvr2", "--annotations", pairs)
-    assert read_nlvr2(pairs, path)[0].right.read() == (tmp_path / "dev-8-0-img1.png").read_bytes()
-
-    write_images(tmp_path)
-    images = ["--annotations", tmp_path / "images.jsonl"]
-    assert len(read_shards(written("own", "--format", "json_lines", *images))) == len(COLOURS)
-    assert len(TarStore(written("asked", "--format", "json_lines_questions", *images))) == len(COLOURS)
-
-    draw(tmp_path / "VG_100K/1.jpg"), draw(tmp_path / "VG_100K/2.jpg")
-    image_data, regions = tmp_path / "image_data.json", tmp_path / "region_descriptions.json"
-    about = {"coco_id": None, "flickr_id": None}
-    rows = [{"image_id": number, "url": f"https://host/VG_100K/{number}.jpg", **about} for number in (1, 2)]
-    image_data.write_text(json.dumps(rows))
-    phrases = [{"phrase": f"a part {size}", "width": size, "height": 9} for size in (5, 9)]
-    regions.write_text(json.dumps([{"id": number, "regions": phrases} for number in (1, 2)]))
-    genome = ["--format", "visual_genome", "--annotations", regions, "--image-data", image_data, "--max-captions", 1]
-    records = read_shards(written("genome", *genome), source="visual_genome")
-    expected = read_visual_genome(regions, image_data, tmp_path, max_captions=1)
-    assert [record.captions for record in records] == [record.captions for record in expected] == [("a part 9",)] * 2
-    assert "--splits: format visual_genome has none" in run(
-        capsys, "write", tmp_path / "x", *genome, "--splits", "train", "--images", tmp_path, code=2
-    )
-
-
-@pytest.mark.parametrize(("flag", "number"), [("max-captions", 0), ("max-captions", -1), ("per-shard", 0)])
-def test_numbers_that_would_leave_nothing_are_refused(tmp_path, capsys, flag, number):
-    write = ["write", tmp_path / "out", *write_coco(tmp_path / "coco")]
-    assert f"error: --{flag}: expected at least 1, got {number}\n" in run(capsys, *write, f"--{flag}", number, code=2)
-    assert not (tmp_path / "out").exists()
-
-
-def test_names_that_a_shard_cannot_tell_apart(tmp_path, capsys):
-    draw(tmp_path / "a.b.jpg"), draw(tmp_path / "a.c.jpg")
-    (tmp_path / "p.jsonl").write_text("".join(f'{{"file": "a.{c}.jpg", "captions": ["a"]}}\n' for c in "bc"))
-    command = ["write", tmp_path / "out", "--format", "json_lines", "--annotations", tmp_path / "p.jsonl"]
-    assert "a.c.jpg: in a shard it would be one sample with a.b.jpg" in run(capsys, *command, code=2)
 
 
 def test_indexing_goes_on_and_says_what_it_found(tmp_path, capsys):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from tiny_corpus import COLOURS, write_karpathy, write_tokenizer, write_zip
-from tiny_shards import jpeg, sample, write_set, write_tar
+from tiny_shards import jpeg, sample, write_karpathy_set, write_set, write_tar
 
 from soho_fast.data.batches.pretraining import PretrainingDataset
 from soho_fast.data.batches.record_table import RecordTable
@@ -15,7 +15,6 @@ from soho_fast.data.batches.sample import Collator
 from soho_fast.data.images import SohoImageProcessor
 from soho_fast.data.processor import SohoProcessor
 from soho_fast.data.readers.captions import read_karpathy
-from soho_fast.data.shards.__main__ import main as shards
 from soho_fast.data.shards.indexing import build_index
 from soho_fast.data.shards.records import epoch_order, read_shards
 from soho_fast.data.text import load_tokenizer
@@ -39,15 +38,7 @@ def corpus(tmp_path_factory):
     folder = tmp_path_factory.mktemp("coco")
     write_karpathy(folder, {"train": list(COLOURS)}, sentences=lambda c: [f"a {c}", f"There is a {c}.", f"the {c} man"])
     write_zip(folder / "images.zip", folder)
-    command = [
-        "write",
-        str(folder / "shards"),
-        "--format",
-        "karpathy",
-        "--annotations",
-        str(folder / "dataset_coco.json"),
-    ]
-    assert shards([*command, "--images", str(folder), "--splits", "train", "--per-shard", "5"]) == 0
+    write_karpathy_set(folder / "shards", folder, ["train"], per_shard=5)
     return folder
 
 

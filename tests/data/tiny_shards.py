@@ -40,6 +40,23 @@ def sample(key: str, caption: str | None = "a dog", *, colour=(250, 10, 10), siz
     return [*members, (f"{key}.json", json.dumps(about, indent=4).encode())]
 
 
+def write_karpathy_set(folder: Path, corpus: Path, splits: list[str], per_shard: int) -> str:
+    """Indexed shards of a Karpathy set in a folder, with its captions. Returns them as one path."""
+    from soho_fast.data.readers.captions import read_karpathy
+    from soho_fast.data.shards.indexing import build_index
+
+    records = read_karpathy(corpus / "dataset_coco.json", corpus, splits)
+    num_shards = -(-len(records) // per_shard)
+    for shard in range(num_shards):
+        members = []
+        for record in records[shard * per_shard : (shard + 1) * per_shard]:
+            about = {"captions": record.captions, "image_id": record.image_id}
+            members += [(record.image.name, record.image.read())]
+            members += [(f"{record.image.name.rpartition('.')[0]}.json", json.dumps(about).encode())]
+        build_index(str(write_tar(folder / f"{shard:05d}.tar", members)))
+    return str(folder / f"{{00000..{num_shards - 1:05d}}}.tar")
+
+
 def write_set(folder: Path, num_shards: int = 3, per_shard: int = 4) -> str:
     """Indexed shards as img2dataset numbers them; each image and caption is another. Returns them as one path."""
     from soho_fast.data.shards.indexing import build_index

@@ -16,17 +16,18 @@ import yaml
 from corruption import picture
 from tiny_runs import Bench, Finished, LostError, run, start, watch
 
-sys.path.append(str(Path(__file__).resolve().parents[1] / "studies"))
+sys.path += [str(Path(__file__).resolve().parents[1] / room) for room in ("data", "studies")]
 
+from tiny_shards import write_karpathy_set
 from tiny_study import TINY
 
-COMMANDS = ("write", "corpus", "many", "explore", "index", "train", "export", "studies")
+COMMANDS = ("corpus", "many", "explore", "index", "train", "export", "studies")
 WAYS = ("SIGHUP", "closed", "SIGKILL", "SIGINT")
 _EXPORTED = ("README.md", "SHA256SUMS", "about.json", "encode.pt2", "read.pt2", "run.py", "tokenizer.json")
 # What makes the same bytes each time; of the others the files' names are compared.
-_SAME_BYTES = ("write", "corpus", "many")
+_SAME_BYTES = ("corpus", "many")
 # So many changes of a folder are drawn from for the moment; a command with fewer is not struck, and comes to its end.
-_MOMENTS = {"write": 30, "corpus": 120, "many": 4, "explore": 60, "index": 12, "train": 70, "export": 6, "studies": 3}
+_MOMENTS = {"corpus": 120, "many": 4, "explore": 60, "index": 12, "train": 70, "export": 6, "studies": 3}
 _SECONDS = 300
 
 
@@ -159,16 +160,12 @@ def _undisturbed(bench: Bench, name: str) -> dict[str, bytes]:
 def _prepare(bench: Bench, name: str, out: Path) -> None:
     out.mkdir()
     if name == "index":
-        run(_command(bench, "write", out), timeout=_SECONDS).expect(0, where="shards to index")
+        write_karpathy_set(out / "shards", bench.corpus, ["train"], per_shard=6)
         for path in (out / "shards").glob("*.index"):
             path.unlink()
 
 
 def _command(bench: Bench, name: str, out: Path) -> list[str]:
-    if name == "write":
-        source = ["--format", "karpathy", "--annotations", str(bench.corpus / "dataset_coco.json")]
-        images = ["--images", str(bench.corpus), "--splits", "train", "--per-shard", "6"]
-        return ["shards", "write", str(out / "shards"), *source, *images]
     if name == "index":
         return ["shards", "index", *map(str, sorted((out / "shards").glob("*.tar"))), "--workers", "2"]
     if name == "corpus":

@@ -9,6 +9,7 @@ import os
 import random
 import shutil
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,10 @@ from typing import Any
 import yaml
 from damage import KINDS, damage
 from tiny_runs import Bench, LostError, differing, digest, run, start
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "data"))
+
+from tiny_shards import write_karpathy_set
 
 # Of a tar: these may be within a picture.
 _UNNOTICED = ("flipped", "zeroed")
@@ -53,15 +58,10 @@ def attempt(bench: Bench, seed: int, folder: Path) -> int:
 
 def _undisturbed(bench: Bench) -> tuple[Path, dict[str, Any]]:
     """A folder with shards of the corpus and a run on them; made by the first fault that asks."""
-    from soho_fast.data.shards.__main__ import main as shards
-
     known = bench.folder / "on-shards"
     if not known.exists():
         made = Path(os.environ["FAULTS_FOLDER"]) / "made"
-        annotations = str(bench.corpus / "dataset_coco.json")
-        command = ["--format", "karpathy", "--annotations", annotations, "--images", str(bench.corpus)]
-        if shards(["write", str(made / "shards"), *command, "--splits", "train", "restval", "--per-shard", "6"]):
-            raise LostError("the shards could not be written")
+        write_karpathy_set(made / "shards", bench.corpus, ["train", "restval"], per_shard=6)
         run(_train(bench, made / "shards", made / "run")).expect(0, where="undisturbed, on shards")
         with contextlib.suppress(OSError):  # made by another fault meanwhile
             made.rename(known)

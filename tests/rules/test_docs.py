@@ -129,7 +129,7 @@ SAYS = {
     "--recipe own_vqa": "vqa score",
     "soho_fast.data.tokenizer": "1.00 pieces a word",
     "soho check": "ready; next: soho train --recipe own --data_roots.images my_images",
-    "soho_fast.data.shards write": "kept the others; as one path: data/mini_shards/00000.tar",
+    "soho_fast.data.shards index data": "indexed 1 of 1 shards",
     "soho_fast.data.shards check": "1 shards match their indexes, and all images decode",
     "soho_fast.evaluate --run runs/own_vqa": "in runs/own_vqa/evaluation/val-best/",
     "soho_fast.evaluate --run runs/mini_vqa": "in runs/mini_vqa/evaluation/test-best/",

@@ -1,6 +1,5 @@
 """Tar shards from the command line.
 
-    python -m soho_fast.data.shards write FOLDER --format karpathy --annotations dataset_coco.json --images coco
     python -m soho_fast.data.shards index "cc3m/{00000..00331}.tar"
     python -m soho_fast.data.shards check "cc3m/{00000..00331}.tar"
 
@@ -19,7 +18,6 @@ from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from multiprocessing import get_context
-from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
@@ -27,18 +25,9 @@ from tqdm import tqdm
 from soho_fast.common.command_line import Parser, exit_code
 from soho_fast.common.errors import UserError, print_line
 from soho_fast.common.path_ranges import expand_range
-from soho_fast.data.readers.records import ReadReport
 from soho_fast.data.shards.index import ShardCounts, read_index
-from soho_fast.data.shards.indexing import build_index
+from soho_fast.data.shards.indexing import build_index, check_shard
 from soho_fast.data.shards.store import TarStore
-from soho_fast.data.shards.writing import (
-    FORMATS,
-    check_shard,
-    range_of,
-    read_samples,
-    shard_names,
-    write_shards,
-)
 
 _MOST_SHOWN = 20
 _GOES_ON = "the same command goes on from here"
@@ -137,49 +126,11 @@ def _check(options: argparse.Namespace) -> list[str]:
     ]
 
 
-def _write(options: argparse.Namespace) -> list[str]:
-    for name, least in (("per_shard", 1), ("max_captions", 1), ("shuffle", 0)):
-        number = getattr(options, name)
-        if number is not None and number < least:
-            raise UserError(f"--{name.replace('_', '-')}: expected at least {least}, got {number}")
-    report = ReadReport()
-    samples = read_samples(options, report)
-    print_line("\n".join(report.lines()))
-    written, num_images = 0, 0
-    try:
-        with _bar(len(samples), "writing", "image") as bar:
-            shards = write_shards(samples, Path(options.folder), per_shard=options.per_shard, shuffle=options.shuffle)
-            for _, count, is_new in shards:
-                written, num_images = written + is_new, num_images + count
-                bar.update(count)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(
-            f"stopped: {num_images:,} of {len(samples):,} images are in whole shards; {_GOES_ON}"
-        ) from None
-    path = range_of(shard_names(Path(options.folder), len(samples), options.per_shard))
-    return [f"wrote {written:,} shards, kept the others; as one path: {path}", _describe(path)]
-
-
 def _parser() -> Parser:
     example = "example: soho shards index '/data/cc3m/{00000..00331}.tar'"
-    parser = Parser(prog="soho shards", description="Make, index and verify tar shards.", epilog=example)
+    parser = Parser(prog="soho shards", description="Index and verify tar shards.", epilog=example)
     commands = parser.add_subparsers(dest="command", required=True, parser_class=Parser)
     defaults: dict[str, Any] = {"formatter_class": argparse.ArgumentDefaultsHelpFormatter}
-    write = commands.add_parser("write", help="make shards of a data set", **defaults)
-    write.add_argument("folder", help="where to write 00000.tar and those after it")
-    write.add_argument("--format", required=True, choices=FORMATS, help="the set's format")
-    write.add_argument("--annotations", required=True, help="the set's annotation file; vqa, easy_vqa: the questions")
-    write.add_argument("--images", nargs="*", default=[], help="folders, .zip files or shards with the images")
-    write.add_argument("--splits", nargs="*", default=[], help="splits to write: karpathy, json_lines")
-    write.add_argument("--image-data", help="Visual Genome's image_data.json")
-    write.add_argument("--exclude-coco-ids-from", help="Karpathy's COCO file: its val and test images are left out")
-    write.add_argument("--exclude-flickr-ids-from", help="Karpathy's Flickr30K file: the same")
-    write.add_argument("--max-captions", type=int, help="maximum number of captions of an image")
-    write.add_argument("--missing-images", choices=("error", "skip"), default="error", help="skip leaves them out")
-    write.add_argument("--per-shard", type=int, default=10_000, help="number of images in a shard")
-    write.add_argument(
-        "--shuffle", type=int, metavar="SEED", help="shuffle with this seed, for data sets that are sorted"
-    )
     for name, about in (
         ("index", "write an index beside each shard"),
         ("check", "verify shards and decode their images"),
@@ -201,7 +152,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(arguments: list[str]) -> int:
     options = _parser().parse_args(arguments)
-    lines = {"write": _write, "index": _index, "check": _check}[options.command](options)
+    lines = {"index": _index, "check": _check}[options.command](options)
     print_line("\n".join(lines))
     return 0
 

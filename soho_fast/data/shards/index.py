@@ -68,7 +68,6 @@ class ShardIndex:
 
     shard: str
     counts: ShardCounts
-    written_from: str
     offset: np.ndarray
     size: np.ndarray
     header: np.ndarray
@@ -128,8 +127,8 @@ def stamp_of(shard: str) -> dict[str, str]:
     return {"shard_bytes": str(status.st_size), "shard_mtime_ns": str(status.st_mtime_ns)}
 
 
-def checksum_of(arrays: Mapping[str, np.ndarray], counts: str, written_from: str) -> str:
-    """CRC-32 of an index's contents."""
+def checksum_of(arrays: Mapping[str, np.ndarray], counts: str, written_from: str = "") -> str:
+    """CRC-32 of an index's contents; `written_from` is in those of version 0.1."""
     checksum = zlib.crc32(f"{counts}\0{written_from}".encode())
     for name in sorted(arrays):
         checksum = zlib.crc32(arrays[name].data, checksum)
@@ -154,10 +153,10 @@ def read_index(shard: str) -> ShardIndex:
             if metadata.get("format") != FORMAT:
                 raise ValueError(f"its format is {metadata.get('format')!r:.60}")
             arrays = {name: file.get_tensor(name).numpy() for name in file.keys()}  # noqa: SIM118
-        if metadata["checksum"] != checksum_of(arrays, metadata["counts"], metadata["written_from"]):
+        if metadata["checksum"] != checksum_of(arrays, metadata["counts"], metadata.get("written_from", "")):
             raise ValueError("its checksum differs")
         counts = ShardCounts(**json.loads(metadata["counts"]))
-        index = ShardIndex(shard, counts, metadata["written_from"], **arrays)
+        index = ShardIndex(shard, counts, **arrays)
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError, IndexError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(

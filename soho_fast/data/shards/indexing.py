@@ -24,17 +24,27 @@ import re
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from safetensors.numpy import save
 
-from soho_fast.common.errors import printable
+from soho_fast.common.errors import CorruptImageError, printable
 from soho_fast.common.files import write_atomically
 from soho_fast.common.images import MAX_FILE_BYTES
 from soho_fast.data.readers.records import check_text, is_blank, parse_object, shown
-from soho_fast.data.shards.index import FORMAT, ShardCounts, checksum_of, index_path, key_of, name_hash, stamp_of
+from soho_fast.data.shards.index import (
+    FORMAT,
+    ShardCounts,
+    checksum_of,
+    index_path,
+    key_of,
+    name_hash,
+    read_index,
+    stamp_of,
+)
 from soho_fast.data.shards.members import BLOCK, Member, read_members
 
 IMAGE_SUFFIXES = frozenset({"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "avif"})
@@ -45,12 +55,11 @@ _SUCCESS = "success"
 _META = re.compile(r"__[^/]*__(/|$)")
 
 
-def build_index(shard: str, written_from: str = "") -> ShardCounts:
+def build_index(shard: str) -> ShardCounts:
     """Read a shard from end to end and write its index, whole or not at all.
 
     Args:
         shard: Path of the tar.
-        written_from: What it was written from, kept for whoever would write it again.
 
     Raises:
         ValueError: The shard does not follow the format (see above); the message names it and the member.
@@ -67,11 +76,46 @@ def build_index(shard: str, written_from: str = "") -> ShardCounts:
         "format": FORMAT,
         **stamp,
         "counts": (counted := json.dumps(vars(counts))),
-        "written_from": written_from,
-        "checksum": checksum_of(tensors, counted, written_from),
+        "checksum": checksum_of(tensors, counted),
     }
     write_atomically(Path(index_path(shard)), save(tensors, metadata))
     return counts
+
+
+def check_shard(shard: str, *, decode: bool) -> list[str]:
+    """Read a shard from end to end.
+
+    Args:
+        shard: Path of the tar.
+        decode: Decode each image too.
+
+    Returns:
+        A line for each image that can't be decoded.
+
+    Raises:
+        FileNotFoundError, ValueError: The shard does not follow the format, or its index is missing, stale, damaged or
+            does not match the shard.
+    """
+    from soho_fast.data.images import decode_image  # which loads torchvision
+
+    index = read_index(shard)
+    with open(shard, "rb") as file, closing(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)) as content:
+        arrays, counts = read_contents(content, shard)
+        different = [name for name, array in arrays.items() if not np.array_equal(array, getattr(index, name))]
+        # An index of an earlier version does not list what is left out.
+        if different or replace(counts, left_out=[]) != replace(index.counts, left_out=[]):
+            raise ValueError(
+                f"{index_path(shard)}: does not match {shard}: {', '.join(different) or 'counts'} differ; "
+                f"make it again with: python -m soho_fast.data.shards index {shard} --again"
+            )
+        corrupt = []
+        for row in range(len(index)) if decode else ():
+            begin = int(index.offset[row])
+            try:
+                decode_image(content[begin : begin + int(index.size[row])])
+            except CorruptImageError as error:
+                corrupt.append(f"{shard}!{index.name(row)}: {error}")
+    return corrupt
 
 
 def read_contents(content: mmap.mmap, shard: str) -> tuple[dict[str, np.ndarray], ShardCounts]:
