@@ -134,16 +134,16 @@ def _list(study: Study, runs: list[Run], rows: list[Row], place: Place) -> None:
     done, left = by_digest(rows), needed(runs, rows, place.folder)
     estimate = Estimate(runs, rows)
     table = Table(f"{study.title}: {len(runs)} runs", ["condition", "stage", "seeds", "done", "a run takes"], [])
-    cells: dict[tuple[str, str, str], list[tuple[int, Run]]] = {}
+    cells: dict[tuple[str, str], list[tuple[int, Run]]] = {}
     for run in runs:
         for cell in run.cells:
-            cells.setdefault((cell.condition, cell.stage, cell.variant), []).append((cell.seed, run))
-    for (condition, stage, variant), here in cells.items():
+            cells.setdefault((cell.condition, cell.stage), []).append((cell.seed, run))
+    for (condition, stage), here in cells.items():
         took = estimate.seconds(here[0][1])
         table.rows.append(
             [
                 condition,
-                f"{stage} {variant}".strip(),
+                stage,
                 " ".join(str(seed) for seed, _ in here),
                 f"{sum(run.digest in done for _, run in here)} of {len(here)}",
                 "" if took is None else clock(took),

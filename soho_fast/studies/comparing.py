@@ -35,7 +35,7 @@ class Difference:
     """Of one metric, condition minus the other.
 
     Attributes:
-        condition, against, stage, variant, metric, label: What is compared; `label` is the metric's name for readers.
+        condition, against, stage, metric, label: What is compared; `label` is the metric's name for readers.
         declared: It was declared in advance: the study's composite.
         differences: Of each pair: of each seed; where a factor has but one seed, of each combination of the others'
             levels. Of several seeds a factor's is the seed's mean over all combinations.
@@ -51,7 +51,6 @@ class Difference:
     condition: str
     against: str
     stage: str
-    variant: str
     metric: str
     label: str
     declared: bool
@@ -104,8 +103,8 @@ def composite_of(study: Study, rows: Mapping[Cell, Row], condition: str, seed: i
     """The mean logit of the shares that a study declares; None while one of them is not there."""
     found = []
     for name in study.composite:
-        stage, variant, metric = split_cell(name, "composite")
-        row = rows.get(Cell(condition, seed, stage, variant))
+        stage, metric = split_cell(name, "composite")
+        row = rows.get(Cell(condition, seed, stage))
         value = None if row is None else value_of(row, metric)
         if value is None:
             return None
@@ -192,20 +191,10 @@ def compare(study: Study, rows: Mapping[Cell, Row]) -> list[Difference]:
     return sorted(found, key=lambda each: not each.declared)
 
 
-def _pairs(study: Study, comparison: Comparison, stage: str, variant: str) -> Iterator[tuple[str, Cell, Cell]]:
+def _pairs(study: Study, comparison: Comparison, stage: str) -> Iterator[tuple[str, Cell, Cell]]:
     """(name of the pair, the two that are compared), of all seeds, and combinations of a factor's other levels."""
-    settings = study.stages[stage]
-    if name := comparison.variants_of:
-        compared = [settings.variants[each] for each in (comparison.condition, comparison.against)]
-        limits = [settings.conditions, *(variant.conditions for variant in compared)]
-        if all(name in limit for limit in limits if limit):
-            for seed in study.conditions[name].seeds or study.seeds:
-                named, against = (Cell(name, seed, stage, each) for each in (comparison.condition, comparison.against))
-                yield f"seed {seed}", named, against
-        return
-    of_variant = settings.variants[variant].conditions if variant else []
-    limits = [limit for limit in (settings.conditions, of_variant) if limit]
-    pairs = [pair for pair in pairs_of(study, comparison) if not any(set(pair[:2]) - set(limit) for limit in limits)]
+    limit = study.stages[stage].conditions
+    pairs = [pair for pair in pairs_of(study, comparison) if not limit or set(pair[:2]) <= set(limit)]
     seeds = {
         (name, seed) for pair in pairs for name in pair[:2] for seed in study.conditions[name].seeds or study.seeds
     }
@@ -214,26 +203,20 @@ def _pairs(study: Study, comparison: Comparison, stage: str, variant: str) -> It
         for seed in study.conditions[one].seeds or study.seeds:
             if (other, seed) in seeds:
                 name = f"{common}, seed {seed}" if common and is_one_seed else f"seed {seed}"
-                yield name, Cell(one, seed, stage, variant), Cell(other, seed, stage, variant)
+                yield name, Cell(one, seed, stage), Cell(other, seed, stage)
 
 
 def _of(study: Study, comparison: Comparison, rows: Mapping[Cell, Row]) -> Iterator[Difference]:
-    of = comparison.factor or comparison.variants_of
-    one, other = (f"{of} {name}".strip() for name in (comparison.condition, comparison.against))
-    if study.composite and not comparison.variants_of:
-        stage, variant, _ = split_cell(study.composite[0], "composite")
-        pairs = _pairs(study, comparison, stage, variant)
+    one, other = (f"{comparison.factor} {name}".strip() for name in (comparison.condition, comparison.against))
+    if study.composite:
+        pairs = _pairs(study, comparison, split_cell(study.composite[0], "composite")[0])
         found = _difference(pairs, lambda cell: composite_of(study, rows, cell.condition, cell.seed))
-        yield Difference(one, other, "", "", "composite", COMPOSITE, True, **found)
+        yield Difference(one, other, "", "composite", COMPOSITE, True, **found)
     for stage, settings in study.stages.items():
-        variants = list(settings.variants) or [""]
-        if comparison.variants_of:
-            variants = [""] if {comparison.condition, comparison.against} <= set(variants) else []
-        for variant in variants:
-            for metric, label in settings.metrics.items():
-                found = _of_metric(_pairs(study, comparison, stage, variant), rows, metric)
-                if found:
-                    yield Difference(one, other, stage, variant, metric, label, False, **found)
+        for metric, label in settings.metrics.items():
+            found = _of_metric(_pairs(study, comparison, stage), rows, metric)
+            if found:
+                yield Difference(one, other, stage, metric, label, False, **found)
 
 
 def _of_metric(pairs: Iterable[tuple[str, Cell, Cell]], rows: Mapping[Cell, Row], metric: str) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from soho_fast.common.errors import UserError
 from soho_fast.studies.results import Row
-from soho_fast.studies.study import STUDIES, Study, Variant, known
+from soho_fast.studies.study import STUDIES, Study, known
 from soho_fast.tasks import TASKS
 from soho_fast.tasks.identity import OF_A_STUDY
 from soho_fast.tasks.recipe import code_named, find_recipe, recipe_type
@@ -31,10 +31,9 @@ class Cell:
     condition: str
     seed: int
     stage: str
-    variant: str = ""
 
     def __str__(self) -> str:
-        return " ".join(part for part in (self.condition, f"seed {self.seed}", self.stage, self.variant) if part)
+        return f"{self.condition} seed {self.seed} {self.stage}"
 
 
 @dataclass
@@ -73,9 +72,7 @@ class Run:
 
     def folder(self, root: Path) -> Path:
         """Its own, within the study's."""
-        name = "-".join(
-            part.replace(" ", "_") for part in (self.cell.stage, self.cell.variant, self.digest[:8]) if part
-        )
+        name = f"{self.cell.stage.replace(' ', '_')}-{self.digest[:8]}"
         return root / "runs" / self.cell.condition.replace(" ", "_") / f"seed{self.cell.seed}" / name
 
     def model(self, root: Path) -> Path:
@@ -106,28 +103,23 @@ def runs_of(study: Study, overrides: Mapping[str, Any] | None = None) -> list[Ru
                     raise UserError(
                         f"stages.{stage_name}: condition {condition_name} has no {stage.after} to start from"
                     )
-                variants: Mapping[str, Variant | None] = stage.variants or {"": None}
-                for variant_name, variant in variants.items():
-                    if variant is not None and variant.conditions and condition_name not in variant.conditions:
-                        continue
-                    cell = Cell(condition_name, seed, stage_name, variant_name)
-                    parts: list[Mapping[str, Any]] = [study.overrides, stage.overrides]
-                    parts += [variant.overrides if variant else {}]
-                    parts += [] if stage.shared else [condition.overrides]
-                    parts += [condition.stages.get(stage_name, {}), overrides or {}]
-                    content = recipe_content(stage.recipe, parts, str(cell))
-                    for name, fields in stage.splits.items():
-                        _check_split(name, fields, stage.recipe, content, f"stages.{stage_name}.splits")
-                    _leave_out_roots(content, overrides or {})
-                    content["seed"] = 0 if stage.shared else seed + condition.seed_offset
-                    start = made.get(stage.after)
-                    launcher = "" if stage.shared else condition.launcher
-                    run = Run(cell, stage.recipe, content, stage.splits, stage.codes, start, launcher)
-                    made[stage_name] = runs.setdefault(run.digest, run)
-                    if made[stage_name] is not run:
-                        made[stage_name].cells += [] if stage.shared else [cell]
-                    elif start is not None:
-                        start.dependents.append(run)
+                cell = Cell(condition_name, seed, stage_name)
+                parts: list[Mapping[str, Any]] = [study.overrides, stage.overrides]
+                parts += [] if stage.shared else [condition.overrides]
+                parts += [condition.stages.get(stage_name, {}), overrides or {}]
+                content = recipe_content(stage.recipe, parts, str(cell))
+                for name, fields in stage.splits.items():
+                    _check_split(name, fields, stage.recipe, content, f"stages.{stage_name}.splits")
+                _leave_out_roots(content, overrides or {})
+                content["seed"] = 0 if stage.shared else seed + condition.seed_offset
+                start = made.get(stage.after)
+                launcher = "" if stage.shared else condition.launcher
+                run = Run(cell, stage.recipe, content, stage.splits, stage.codes, start, launcher)
+                made[stage_name] = runs.setdefault(run.digest, run)
+                if made[stage_name] is not run:
+                    made[stage_name].cells += [] if stage.shared else [cell]
+                elif start is not None:
+                    start.dependents.append(run)
     return list(runs.values())
 
 

@@ -39,7 +39,7 @@ class Job:
     """What a process gets; plain values, since it gets them over a pipe.
 
     Attributes:
-        row: The row's fields that are known before: study, condition, seed, stage, variant, digest, recipe.
+        row: The row's fields that are known before: study, condition, seed, stage, digest, recipe.
         recipe: The recipe's fields, all paths filled in but data roots.
         splits, codes: As those of `Stage`.
         folder: The run's.

@@ -25,18 +25,22 @@ _HIGHER = {"helps": "higher", "hurts": "lower"}
 def rows_by_cell(name: str, runs: Sequence[Run], rows: Sequence[Row]) -> tuple[dict[Cell, Row], int]:
     """The row of each cell of the matrix, and how many of them were made by other settings than the study has now.
 
-    Rows of a study's file as it was before are taken of a stage and variant that has none of today's: what was measured
-    stays measured, but conditions of different settings are not compared.
+    Rows of a study's file as it was before are taken of a stage that has none of today's: what was measured stays
+    measured, but conditions of different settings are not compared.
     """
     found, old = by_digest(rows), 0
-    today = {(cell.stage, cell.variant) for run in runs if run.digest in found for cell in run.cells}
-    last = {(row["condition"], row["seed"], row["stage"], row["variant"]): row for row in rows if row["study"] == name}
+    today = {cell.stage for run in runs if run.digest in found for cell in run.cells}
+    last = {
+        Cell(row["condition"], row["seed"], row["stage"]): row
+        for row in rows
+        if row["study"] == name and not row.get("variant")
+    }
     cells: dict[Cell, Row] = {}
     for run in runs:
         for cell in run.cells:
             row = found.get(run.digest)
-            if row is None and (cell.stage, cell.variant) not in today:
-                row = last.get((cell.condition, cell.seed, cell.stage, cell.variant))
+            if row is None and cell.stage not in today:
+                row = last.get(cell)
             if row is not None:
                 cells[cell] = row
                 old += row["digest"] != run.digest
@@ -113,9 +117,7 @@ def page(
 def composite_labels(study: Study) -> list[str]:
     """What a study's composite is the mean of, in its readers' words."""
     cells = (split_cell(cell, "composite") for cell in study.composite)
-    return [
-        f"{study.stages[stage].metrics[metric]}{f' ({variant})' if variant else ''}" for stage, variant, metric in cells
-    ]
+    return [study.stages[stage].metrics[metric] for stage, metric in cells]
 
 
 def _how(differences: Sequence[Difference]) -> str:
@@ -138,7 +140,7 @@ def _has_pairs(each: Difference) -> bool:
 
 def sentence(each: Difference) -> str:
     """What one difference allows to say."""
-    what = f"{each.label}{f', {each.variant}' if each.variant else ''}: **{each.condition}** against **{each.against}**"
+    what = f"{each.label}: **{each.condition}** against **{each.against}**"
     seeds = f"{len(each.differences)} {'pairs of one seed' if _has_pairs(each) else 'seeds'}"
     if each.missing:
         seeds += f"; {', '.join(each.missing)} missing" if each.differences else f"; {len(each.missing)} missing"
@@ -179,10 +181,9 @@ def _table(differences: Sequence[Difference]) -> list[str]:
     for each in differences:
         interval = "" if math.isnan(each.low) else f"{_signed(each.low, each.unit)} to {_signed(each.high, each.unit)}"
         p = "" if math.isnan(each.adjusted) else f"{each.adjusted:.3f}" if each.adjusted >= 0.001 else "< 0.001"
-        label = f"{each.label}{f', {each.variant}' if each.variant else ''}"
         mean = "" if math.isnan(each.mean) else _signed(each.mean, each.unit)
         missing = f" ({len(each.missing)} missing)" if each.missing else ""
-        cells = [label, each.condition, each.against, mean, interval, p, f"{len(each.differences)}{missing}"]
+        cells = [each.label, each.condition, each.against, mean, interval, p, f"{len(each.differences)}{missing}"]
         word = words.get(each.verdict) or _word(each).removeprefix("is ")
         lines.append(f"| {' | '.join(cells)} | {word} |")
     return lines
@@ -193,19 +194,14 @@ def _values(study: Study, cells: Mapping[Cell, Row]) -> list[str]:
     conditions = [condition for condition in study.conditions if any(cell.condition == condition for cell in cells)]
     lines = [f"| metric | {' | '.join(conditions)} |", "|---" * (len(conditions) + 1) + "|"]
     for stage, settings in study.stages.items():
-        for variant in settings.variants or [""]:
-            for metric, label in settings.metrics.items():
-                shown = []
-                for condition in conditions:
-                    here = [
-                        row
-                        for cell, row in cells.items()
-                        if (cell.condition, cell.stage, cell.variant) == (condition, stage, variant)
-                    ]
-                    values = [value for row in here if (value := value_of(row, metric)) is not None]
-                    shown.append(_mean(values, unit_of(label)))
-                if any(shown):
-                    lines.append(f"| {label}{f', {variant}' if variant else ''} | {' | '.join(shown)} |")
+        for metric, label in settings.metrics.items():
+            shown = []
+            for condition in conditions:
+                here = [row for cell, row in cells.items() if (cell.condition, cell.stage) == (condition, stage)]
+                values = [value for row in here if (value := value_of(row, metric)) is not None]
+                shown.append(_mean(values, unit_of(label)))
+            if any(shown):
+                lines.append(f"| {label} | {' | '.join(shown)} |")
     return [*lines, "", "Mean ± standard deviation over the seeds that are there."]
 
 

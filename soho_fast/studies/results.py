@@ -16,14 +16,13 @@ from soho_fast.common.errors import UserError
 class RowStart(TypedDict):
     """What is known of a row before its run.
 
-    study, condition, seed, stage, variant: Where it stands in the matrix. digest: Of its settings. recipe: Its name.
+    study, condition, seed, stage: Where it stands in the matrix. digest: Of its settings. recipe: Its name.
     """
 
     study: str
     condition: str
     seed: int
     stage: str
-    variant: str
     digest: str
     recipe: NotRequired[str]
 
@@ -33,6 +32,7 @@ class Row(RowStart):
 
     Attributes:
         metrics: Metrics of the trained model, by name.
+        variant: Of rows of version 0.1, whose stages had several ways to train; empty in those of a single way.
         steps: Steps of training.
         training_seconds: Seconds of training.
         seconds: Seconds of training and evaluation.
@@ -47,6 +47,7 @@ class Row(RowStart):
     """
 
     metrics: dict[str, float]
+    variant: NotRequired[str]
     steps: NotRequired[int]
     training_seconds: NotRequired[float]
     seconds: NotRequired[float]
@@ -60,7 +61,7 @@ class Row(RowStart):
     sum: NotRequired[str]
 
 
-FIELDS = ("study", "condition", "seed", "stage", "variant", "digest", "metrics")
+FIELDS = ("study", "condition", "seed", "stage", "digest", "metrics")
 
 
 def read_rows(paths: Iterable[Path], *, optional: Path | None = None) -> list[Row]:

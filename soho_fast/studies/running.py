@@ -70,17 +70,15 @@ class Estimate:
 
     def __init__(self, runs: Sequence[Run], rows: Sequence[Row]) -> None:
         found = by_digest(rows)
-        self._of_cell: dict[tuple[str, str], list[float]] = defaultdict(list)
         self._of_stage: dict[str, list[float]] = defaultdict(list)
         for run in runs:
             row = found.get(run.digest)
             if row is not None and "seconds" in row:
-                self._of_cell[run.cell.stage, run.cell.variant].append(row["seconds"])
                 self._of_stage[run.cell.stage].append(row["seconds"])
 
     def seconds(self, run: Run) -> float | None:
-        """The mean of those of its stage and variant, else of its stage; None where none is done."""
-        known = self._of_cell.get((run.cell.stage, run.cell.variant)) or self._of_stage.get(run.cell.stage)
+        """The mean of those of its stage; None where none is done."""
+        known = self._of_stage.get(run.cell.stage)
         return fmean(known) if known else None
 
     def total(self, runs: Sequence[Run], jobs: int) -> str:
@@ -206,7 +204,6 @@ class Runner:
                 "condition": cell.condition,
                 "seed": cell.seed,
                 "stage": cell.stage,
-                "variant": cell.variant,
                 "recipe": run.recipe,
                 "digest": run.digest,
             },

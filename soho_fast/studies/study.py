@@ -45,19 +45,6 @@ class Condition:
 
 
 @dataclass
-class Variant:
-    """One way to train a stage, such as by a tenth of the data.
-
-    Args:
-        overrides: Fields of its recipe by their dotted names.
-        conditions: The conditions that have it; empty: all.
-    """
-
-    overrides: dict[str, Any] = field(default_factory=dict)
-    conditions: list[str] = field(default_factory=list)
-
-
-@dataclass
 class Stage:
     """Runs of one recipe.
 
@@ -67,7 +54,6 @@ class Stage:
         shared: One model for all conditions and seeds: by seed 0, without the conditions' overrides but those of this
             stage.
         overrides: Fields of the recipe by their dotted names.
-        variants: Ways to train it; without any there is one.
         splits: What the trained model is measured on beside the recipe's own measuring at the end: a split of the
             recipe by its name, or of pre-training the held-out images by any name; with fields of the recipe to
             replace. Its metrics have the name and a dot before theirs.
@@ -82,7 +68,6 @@ class Stage:
     after: str = ""
     shared: bool = False
     overrides: dict[str, Any] = field(default_factory=dict)
-    variants: dict[str, Variant] = field(default_factory=dict)
     splits: dict[str, dict[str, Any]] = field(default_factory=dict)
     codes: int = 0
     metrics: dict[str, str] = field(default_factory=dict)
@@ -97,18 +82,16 @@ class Comparison:
         condition: Name of a condition, or of a level of `factor`.
         against: What it is compared with.
         factor: Name of a factor: all conditions of one level against those that differ in it alone, of each seed.
-        variants_of: Name of a condition: `condition` and `against` are variants of its stages.
     """
 
     condition: str
     against: str
     factor: str = ""
-    variants_of: str = ""
 
 
 @dataclass
 class Study:
-    """A matrix of runs: conditions x seeds x stages x variants, and what is compared.
+    """A matrix of runs: conditions x seeds x stages, and what is compared.
 
     Args:
         title: What a report is headed by.
@@ -119,9 +102,8 @@ class Study:
         factors: Levels of each factor, as overrides by name: every combination of levels is one more condition, named
             by them.
         stages: What is trained, by name, in this order.
-        composite: What is declared before the study is run: shares, as STAGE/METRIC or STAGE/VARIANT/METRIC, whose mean
-            logit is the one figure by which conditions are judged. All metrics of the stages are compared too, as
-            explored ones.
+        composite: What is declared before the study is run: shares, as STAGE/METRIC, whose mean logit is the one figure
+            by which conditions are judged. All metrics of the stages are compared too, as explored ones.
         comparisons: Who is compared with whom.
     """
 
@@ -149,7 +131,7 @@ def read_study(path: Path) -> Study:
     """A study from its file.
 
     Raises:
-        UserError: it is not one, or names a condition, a stage or a variant that it does not have.
+        UserError: it is not one, or names a condition or a stage that it does not have.
     """
     content = read_yaml(path, "study")
     check_fields(content, Study, path, what="study")
@@ -188,9 +170,9 @@ def _check(study: Study) -> None:
     for name, condition in study.conditions.items():
         for stage_name in condition.stages:
             known(f"conditions.{name}.stages", stage_name, study.stages)
-    for name in (*study.conditions, *study.stages, *(variant for s in study.stages.values() for variant in s.variants)):
+    for name in (*study.conditions, *study.stages):
         if not name or "/" in name or name.startswith("."):
-            raise UserError(f"{name!r}: a name of a condition, stage or variant is also a folder's; leave / out")
+            raise UserError(f"{name!r}: a name of a condition or stage is also a folder's; leave / out")
     before: list[str] = []
     for name, stage in study.stages.items():
         if stage.codes < 0:
@@ -201,12 +183,7 @@ def _check(study: Study) -> None:
             known(f"stages.{name}.after", stage.after, before)
             if stage.shared and not study.stages[stage.after].shared:
                 raise UserError(f"stages.{name}.after: {stage.after} is not shared, and this one is")
-            if study.stages[stage.after].variants:
-                raise UserError(f"stages.{name}.after: {stage.after} has variants; expected a stage of one model")
-        for condition_name in (
-            *stage.conditions,
-            *(each for variant in stage.variants.values() for each in variant.conditions),
-        ):
+        for condition_name in stage.conditions:
             known(f"stages.{name}.conditions", condition_name, study.conditions)
         before.append(name)
     for number, comparison in enumerate(study.comparisons):
@@ -214,31 +191,24 @@ def _check(study: Study) -> None:
         if comparison.factor:
             known(f"{where}.factor", comparison.factor, study.factors)
         names: Collection[str] = study.factors[comparison.factor] if comparison.factor else study.conditions
-        if comparison.variants_of:
-            known(f"{where}.variants_of", comparison.variants_of, study.conditions)
-            if comparison.factor:
-                raise UserError(f"{where}: variants_of does not go with factor")
-            names = dict.fromkeys(variant for each in study.stages.values() for variant in each.variants)
         known(f"{where}.condition", comparison.condition, names)
         known(f"{where}.against", comparison.against, names)
         if comparison.condition == comparison.against:
             raise UserError(f"{where}: {comparison.condition} is compared with itself")
     for cell in study.composite:
-        stage_name, variant, metric = split_cell(cell, "composite")
+        stage_name, metric = split_cell(cell, "composite")
         known("composite", stage_name, study.stages)
-        if variant or study.stages[stage_name].variants:
-            known("composite", variant, study.stages[stage_name].variants)
         known("composite", metric, study.stages[stage_name].metrics)
         if unit := unit_of(label := study.stages[stage_name].metrics[metric]):
             raise UserError(f"composite: expected shares, and {cell} is {label!r}, in {unit}")
 
 
-def split_cell(cell: str, where: str) -> tuple[str, str, str]:
-    """(stage, variant or an empty text, metric) of STAGE/METRIC or STAGE/VARIANT/METRIC."""
-    parts = cell.split("/")
-    if len(parts) not in (2, 3):
-        raise UserError(f"{where}: expected STAGE/METRIC or STAGE/VARIANT/METRIC, got {cell!r}")
-    return parts[0], parts[1] if len(parts) == 3 else "", parts[-1]
+def split_cell(cell: str, where: str) -> tuple[str, str]:
+    """(stage, metric) of STAGE/METRIC."""
+    stage, slash, metric = cell.partition("/")
+    if not slash:
+        raise UserError(f"{where}: expected STAGE/METRIC, got {cell!r}")
+    return stage, metric
 
 
 def unit_of(label: str) -> str:

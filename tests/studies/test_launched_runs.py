@@ -41,7 +41,7 @@ def test_its_words_stand_before_the_command(tmp_path, monkeypatch, signals):
     folder, told, script = tmp_path / "run", tmp_path / "told.json", tmp_path / "launch.py"
     folder.mkdir()
     script.write_text(LAUNCHER.format(here=str(Path(__file__).parent), told=str(told), folder=str(folder)))
-    row = {"study": "s", "condition": "a", "seed": 0, "stage": "one", "variant": "", "digest": "d"}
+    row = {"study": "s", "condition": "a", "seed": 0, "stage": "one", "digest": "d"}
     launcher = f"{sys.executable} {script} --processes 2"
     rows = tmp_path / "rows.jsonl"
     job = one.Job(row, {}, {}, 0, str(folder), str(rows), [], keep_model=False, launcher=launcher)

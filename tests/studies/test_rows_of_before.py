@@ -8,7 +8,7 @@ from soho_fast.studies.study import find_study, read_study
 
 
 def _row(run, digest):
-    names = {name: getattr(run.cell, name) for name in ("condition", "seed", "stage", "variant")}
+    names = {name: getattr(run.cell, name) for name in ("condition", "seed", "stage")}
     return {"study": "planted", **names, "digest": digest, "metrics": {"score": 0.5}}
 
 

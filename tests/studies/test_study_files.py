@@ -37,11 +37,11 @@ def test_runs_come_seed_by_seed_and_condition_by_condition(tmp_path):
     cells = [run.cell for run in runs_of(read_study(written(tmp_path, seeds=[0, 1], conditions=conditions)))]
     assert cells == [
         *(
-            Cell(condition, seed, stage, variant)
+            Cell(condition, seed, stage)
             for seed, names in ((0, ("none", "codes")), (1, ("none", "codes", "late")))
             for condition in names
-            for stage, variant in (("pretraining", ""), ("vqa", "half"), ("vqa", "all, output"))
-            if condition == "codes" or not variant.startswith("all")
+            for stage in ("pretraining", "vqa", "output")
+            if condition == "codes" or stage != "output"
         )
     ]
 
@@ -49,7 +49,7 @@ def test_runs_come_seed_by_seed_and_condition_by_condition(tmp_path):
 def test_equal_settings_are_one_run_and_other_seeds_are_not(tmp_path):
     conditions = {"codes": {}, "same": {"about": "told otherwise"}, "other": {"seed_offset": 1000}}
     runs = runs_of(read_study(written(tmp_path, conditions=conditions, comparisons=[])))
-    tuned = [run for run in runs if run.cell.variant == "half"]
+    tuned = [run for run in runs if run.cell.stage == "vqa"]
     assert [[cell.condition for cell in run.cells] for run in tuned] == [["codes", "same"], ["other"]]
     assert [run.content["seed"] for run in tuned] == [0, 1000]
 
@@ -69,7 +69,7 @@ def test_a_digest_follows_what_metrics_depend_on_and_nothing_else(tmp_path):
     assert changed() == [True] * 5
     study = read_study(written(tmp_path))
     study.stages["vqa"].splits["val"]["data.text_batch"] = 3
-    assert changed() == [False, True, False, True, True]
+    assert changed() == [False, True, False, True, False]
     # In two processes a training is another one.
     study = read_study(written(tmp_path))
     study.conditions["none"].launcher = "deepspeed --num_accelerators 2"
@@ -103,7 +103,7 @@ def test_a_shared_stage_is_one_model_for_all_conditions_and_seeds(tmp_path):
 
 def test_overrides_are_put_over_the_recipe_field_by_field(tmp_path):
     content = {run.cell: run.content for run in runs_of(read_study(written(tmp_path)))}
-    tuned = content[Cell("none", 0, "vqa", "half")]
+    tuned = content[Cell("none", 0, "vqa")]
     assert tuned["model"]["config"]["use_dictionary"] is False and tuned["model"]["config"]["num_codes"] == 8
     assert tuned["model"]["config"]["visual_pool"] == 1  # The recipe's own.
     assert tuned["max_steps"] == 12 and tuned["data"]["splits"]["val"]["images"] == ["{corpus}"]
@@ -120,7 +120,7 @@ def test_default_takes_a_field_out_of_the_recipe(tmp_path):
 def test_some_seeds_conditions_or_stages_bring_what_they_start_from(tmp_path):
     runs = runs_of(read_study(written(tmp_path)))
     stages = [run.cell.stage for run in chosen(runs, "stage", ["vqa"])]
-    assert stages == ["pretraining", "vqa", "pretraining", "vqa", "vqa"]
+    assert stages == ["pretraining", "vqa", "pretraining", "vqa"]
     assert {run.cell.condition for run in chosen(runs, "condition", ["again"])} == {"codes"}
     with pytest.raises(UserError, match="seeds: expected some of 0, got 7"):
         chosen(runs, "seed", [7])
@@ -135,26 +135,18 @@ def test_mistakes_are_told_by_their_place(tmp_path):
     assert "conditions: expected at least one" in refused(written(tmp_path, conditions={}))
     assert "seeds" in refused(written(tmp_path, seeds=["one"]))
     wrong = {"none": {"overrides": {"model.config.use_dictionary": False}, "stages": {"vaq": {}}}}
-    assert "conditions.none.stages: expected one of pretraining, vqa, got 'vaq'" in refused(
+    assert "conditions.none.stages: expected one of pretraining, vqa, output, got 'vaq'" in refused(
         written(tmp_path, conditions=wrong, comparisons=[])
     )
     assert "comparisons[0].against: expected one of none, codes, again, got 'non'" in refused(
         written(tmp_path, comparisons=[{"condition": "codes", "against": "non"}])
     )
     for composite, told in (
-        ("vqa/third/val.vqa_score", "composite: expected one of half, all, output, got 'third'"),
-        ("vqa/half/val.vqa_scor", "composite: expected one of val.vqa_score, got 'val.vqa_scor'; did you mean"),
-        ("vqa", "composite: expected STAGE/METRIC or STAGE/VARIANT/METRIC, got 'vqa'"),
+        ("third/val.vqa_score", "composite: expected one of pretraining, vqa, output, got 'third'"),
+        ("vqa/val.vqa_scor", "composite: expected one of val.vqa_score, got 'val.vqa_scor'; did you mean"),
+        ("vqa", "composite: expected STAGE/METRIC, got 'vqa'"),
     ):
         assert told in refused(written(tmp_path, composite=[composite]))
-    of = {"variants_of": "codes", "condition": "half", "against": "whole"}
-    assert "comparisons[0].against: expected one of half, all, output, got 'whole'" in refused(
-        written(tmp_path, comparisons=[of])
-    )
-    both = {**of, "against": "all, output", "factor": "lr"}
-    assert "comparisons[0]: variants_of does not go with factor" in refused(
-        written(tmp_path, comparisons=[both], factors={"lr": {"low": {}, "high": {}}})
-    )
     told = refused(written(tmp_path, overrides={"optim.lrr": 1}))
     assert "none seed 0 pretraining: recipe" in told and "there is no field optim.lrr; did you mean lr" in told
     for composite, told in (
@@ -167,7 +159,7 @@ def test_mistakes_are_told_by_their_place(tmp_path):
             comparisons=[{"condition": composite, "against": composite}],
         )
         assert told.format(path=path) in refused(path)
-    twice = ["vqa/half/val.vqa_score"] * 2
+    twice = ["vqa/val.vqa_score"] * 2
     assert "composite: expected each metric once" in refused(written(tmp_path, composite=twice))
     lift = ["pretraining/codes.lift"]
     assert "composite: expected shares, and pretraining/codes.lift is 'lift (times)', in times" in refused(
@@ -186,7 +178,7 @@ def test_mistakes_are_told_by_their_place(tmp_path):
             {"splits": {"any": {"data.heldout_image": 1}}},
             "there is no field data.heldout_image; did you",
         ),
-        ("vqa", {"overrides": {"seed": 5}}, "none seed 0 vqa half: seed: a study gives each run its seed"),
+        ("vqa", {"overrides": {"seed": 5}}, "none seed 0 vqa: seed: a study gives each run its seed"),
     ):
         stages = {**TINY["stages"], stage: {**TINY["stages"][stage], **changes}}
         assert told in refused(written(tmp_path, stages=stages, composite=[]))
@@ -226,7 +218,7 @@ def test_a_value_of_a_later_stage_is_refused_before_the_first_run(tmp_path, fiel
     runs = runs_of(read_study(written(tmp_path, stages=stages)), {"data_roots.corpus": str(tmp_path / "corpus")})
     with pytest.raises(UserError) as caught:
         build_corpora(runs, tmp_path / "into")
-    assert str(caught.value).startswith("none seed 0 vqa half: ") and told in str(caught.value)
+    assert str(caught.value).startswith("none seed 0 vqa: ") and told in str(caught.value)
     assert not (tmp_path / "corpus").exists() and [each.name for each in (tmp_path / "into").iterdir()] == [
         "corpora.lock"
     ]

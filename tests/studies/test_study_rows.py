@@ -9,7 +9,7 @@ from soho_fast.studies.results import append_row, by_digest, read_rows
 
 
 def row(number, **more):
-    fields = dict.fromkeys(("study", "condition", "stage", "variant"), "x")
+    fields = dict.fromkeys(("study", "condition", "stage"), "x")
     return {**fields, "seed": number, "digest": f"d{number}", "metrics": {"text": "y" * 5000}, **more}
 
 

@@ -9,20 +9,20 @@ import pytest
 from soho_fast.studies.comparing import Difference, compare, logit, turn_signs, value_of
 from soho_fast.studies.matrix import Cell
 from soho_fast.studies.report import page, sentence
-from soho_fast.studies.study import Comparison, Condition, Stage, Study, Variant
+from soho_fast.studies.study import Comparison, Condition, Stage, Study
 
 
-def study_of(conditions, num_seeds, composite=("tuned/small/score",), metrics=None):
+def study_of(conditions, num_seeds, composite=("small/score",), metrics=None):
     return Study(
         title="Made",
         seeds=list(range(num_seeds)),
         conditions={name: Condition() for name in conditions},
         stages={
-            "tuned": Stage(
+            stage: Stage(
                 recipe="mini_vqa",
-                variants={"small": Variant(), "all": Variant()},
-                metrics=metrics or {"score": "score", "size": "size (codes)"},
+                metrics=metrics or {"score": f"score, {stage}", "size": f"size, {stage} (codes)"},
             )
+            for stage in ("small", "all")
         },
         composite=list(composite),
         comparisons=[Comparison(conditions[1], conditions[0])],
@@ -30,14 +30,10 @@ def study_of(conditions, num_seeds, composite=("tuned/small/score",), metrics=No
 
 
 def rows_of(values):
-    """Rows by cell, of (condition, seed, variant): metrics."""
+    """Rows by cell, of (condition, seed, stage): metrics."""
     return {
-        Cell(condition, seed, "tuned", variant): {
-            "metrics": metrics,
-            "digest": f"{condition}{seed}{variant}",
-            "seconds": 1.0,
-        }
-        for (condition, seed, variant), metrics in values.items()
+        Cell(condition, seed, stage): {"metrics": metrics, "digest": f"{condition}{seed}{stage}", "seconds": 1.0}
+        for (condition, seed, stage), metrics in values.items()
     }
 
 
@@ -47,8 +43,8 @@ def made(num_seeds, effect, generator, noise=0.01):
     for seed in range(num_seeds):
         luck = generator.normal(0.5, 0.3)
         for condition, mean in (("without", 0.0), ("with", effect)):
-            for variant in ("small", "all"):
-                values[condition, seed, variant] = {"score": luck + mean + generator.normal(0, noise), "size": 3.0}
+            for stage in ("small", "all"):
+                values[condition, seed, stage] = {"score": luck + mean + generator.normal(0, noise), "size": 3.0}
     return rows_of(values)
 
 
@@ -103,14 +99,14 @@ def test_intervals_hold_together_as_often_as_they_say():
 
 
 def test_the_composite_is_the_mean_logit_of_its_shares():
-    study = study_of(["without", "with"], 8, composite=["tuned/small/score", "tuned/all/score"])
+    study = study_of(["without", "with"], 8, composite=["small/score", "all/score"])
     shares = {"without": (0.5, 0.8), "with": (0.6, 1.0)}
     rows = rows_of(
         {
-            (condition, seed, variant): {"score": shares[condition][place]}
+            (condition, seed, stage): {"score": shares[condition][place]}
             for condition in shares
             for seed in range(8)
-            for place, variant in enumerate(("small", "all"))
+            for place, stage in enumerate(("small", "all"))
         }
     )
     found = compare(study, rows)[0]
@@ -119,7 +115,7 @@ def test_the_composite_is_the_mean_logit_of_its_shares():
     # A share of 1 counts as 0.999.
     assert found.mean == pytest.approx((math.log(0.6 / 0.4) + math.log(0.999 / 0.001)) / 2 - before)
     assert logit(0.0) == pytest.approx(-logit(1.0)) and logit(0.3) == pytest.approx(math.log(3 / 7))
-    del rows[Cell("with", 2, "tuned", "all")]
+    del rows[Cell("with", 2, "all")]
     assert compare(study, rows)[0].missing == ["seed 2"], "a seed without one of the shares has no composite"
 
 
@@ -135,8 +131,8 @@ def test_a_metric_that_is_not_a_number_is_not_there():
     assert value_of({"metrics": {"purity": math.nan, "other": 1.0}}, "purity") is None
     study = study_of(["without", "with"], 8)
     rows = made(8, 0.1, np.random.default_rng(0))
-    rows[Cell("with", 2, "tuned", "all")]["metrics"]["score"] = math.nan
-    found = next(each for each in compare(study, rows) if (each.variant, each.metric) == ("all", "score"))
+    rows[Cell("with", 2, "all")]["metrics"]["score"] = math.nan
+    found = next(each for each in compare(study, rows) if (each.stage, each.metric) == ("all", "score"))
     assert found.missing == ["seed 2"] and len(found.differences) == 7 and found.verdict == "helps"
 
 
@@ -144,10 +140,10 @@ def test_a_planted_effect_is_found_and_pairing_is_what_finds_it():
     rows = made(8, 0.05, np.random.default_rng(1))
     declared, *explored = compare(study_of(["without", "with"], 8), rows)
     assert declared.declared and declared.label == "composite (logits)" and declared.verdict == "helps"
-    score = next(each for each in explored if (each.variant, each.metric) == ("small", "score"))
+    score = next(each for each in explored if (each.stage, each.metric) == ("small", "score"))
     assert not score.declared and score.verdict == "helps" and score.low < 0.05 < score.high
     # Not by luck of the seeds: these differ by more than the effect.
-    values = [row["metrics"]["score"] for cell, row in rows.items() if cell.variant == "small"]
+    values = [row["metrics"]["score"] for cell, row in rows.items() if cell.stage == "small"]
     assert np.std(values) > 0.05
     hurt = compare(study_of(["with", "without"], 8), rows)[0]
     assert hurt.verdict == "hurts" and hurt.mean == pytest.approx(-declared.mean)
@@ -172,10 +168,10 @@ def test_many_explored_metrics_do_not_make_one_that_helps():
     for _ in range(100):
         rows = rows_of(
             {
-                (condition, seed, variant): {name: generator.normal() for name in metrics}
+                (condition, seed, stage): {name: generator.normal() for name in metrics}
                 for condition in ("without", "with")
                 for seed in range(8)
-                for variant in ("small", "all")
+                for stage in ("small", "all")
             }
         )
         found = compare(study, rows)
@@ -189,8 +185,8 @@ def difference(**changes):
     fields = {"missing": [], "mean": 0.012, "low": 0.004, "high": 0.02, "p": 0.01, "adjusted": 0.01}
     named = dict(
         zip(
-            ("condition", "against", "stage", "variant", "metric", "label", "declared"),
-            ("k", "none", "vqa", "10 %", "s", "VQA score", False),
+            ("condition", "against", "stage", "metric", "label", "declared"),
+            ("k", "none", "vqa", "s", "VQA score", False),
             strict=True,
         )
     )
@@ -198,7 +194,7 @@ def difference(**changes):
 
 
 def test_sentences_say_what_the_interval_allows_and_no_more():
-    assert sentence(difference()) == "VQA score, 10 %: **k** against **none** helps: +1.2 [+0.4, +2.0] (5 seeds)."
+    assert sentence(difference()) == "VQA score: **k** against **none** helps: +1.2 [+0.4, +2.0] (5 seeds)."
     hurts = sentence(difference(mean=-0.012, low=-0.02, high=-0.004))
     assert "hurts: -1.2 [-2.0, -0.4]" in hurts
     nothing = sentence(difference(low=-0.015, adjusted=1.0))
@@ -206,14 +202,14 @@ def test_sentences_say_what_the_interval_allows_and_no_more():
     assert "among 7 comparisons can be chance" in sentence(difference(adjusted=0.07, family=7))
     assert "too few results" in sentence(difference(low=math.nan, high=math.nan, adjusted=math.nan))
     assert "seed 3 missing" in sentence(difference(missing=["seed 3"]))
-    declared = difference(declared=True, label="composite (logits)", variant="", base=0.0, mean=1.0, low=0.5, high=1.5)
+    declared = difference(declared=True, label="composite (logits)", base=0.0, mean=1.0, low=0.5, high=1.5)
     told = sentence(declared)
     assert "helps: +1 logits [+0.5 logits, +1.5 logits], as from 50.0 % to 73.1 % (5 seeds)" in told
 
 
 def test_missing_rows_are_told_and_the_rest_is_used():
     rows = made(8, 0.05, np.random.default_rng(4))
-    del rows[Cell("with", 2, "tuned", "small")]
+    del rows[Cell("with", 2, "small")]
     study = study_of(["without", "with"], 8)
     declared = compare(study, rows)[0]
     assert declared.missing == ["seed 2"] and list(declared.differences) == [f"seed {n}" for n in (0, 1, 3, 4, 5, 6, 7)]
@@ -222,7 +218,7 @@ def test_missing_rows_are_told_and_the_rest_is_used():
     study.conditions["later"] = Condition()
     study.comparisons.append(Comparison("later", "without"))
     text = page("made", study, [], rows, 0, compare(study, rows))
-    number = sum(len(stage.metrics) * len(stage.variants or [""]) for stage in study.stages.values())
+    number = sum(len(stage.metrics) for stage in study.stages.values())
     assert f"{number} more comparisons have no results yet" in text
     assert "| score, small | later | without |" not in text and "| metric | without | with |" in text
 
@@ -231,7 +227,7 @@ def test_a_metric_that_a_condition_cannot_have_is_not_compared():
     metrics = {"without": {"score": 0.5}, "with": {}}
     rows = rows_of({(condition, seed, "small"): metrics[condition] for condition in metrics for seed in (0, 1)})
     found = compare(study_of(["without", "with"], 2), rows)
-    assert all(each.metric != "score" or each.variant != "small" for each in found)
+    assert all(each.metric != "score" or each.stage != "small" for each in found)
 
 
 def test_a_factor_is_compared_over_all_combinations_of_the_others():
@@ -243,30 +239,13 @@ def test_a_factor_is_compared_over_all_combinations_of_the_others():
     rows = rows_of(
         {(condition, seed, "small"): {"score": score[condition] + seed} for condition in conditions for seed in (0, 1)}
     )
-    found = next(each for each in compare(study, rows) if each.metric == "score" and each.variant == "small")
+    found = next(each for each in compare(study, rows) if each.metric == "score" and each.stage == "small")
     assert found.condition == "init data" and found.against == "init random"
     assert found.differences == pytest.approx({"seed 0": 0.15, "seed 1": 0.15})
     assert "2 seeds" in sentence(found) and "pairs" not in sentence(found)
-    del rows[Cell("data, 0.99", 1, "tuned", "small")]
-    found = next(each for each in compare(study, rows) if each.metric == "score" and each.variant == "small")
+    del rows[Cell("data, 0.99", 1, "small")]
+    found = next(each for each in compare(study, rows) if each.metric == "score" and each.stage == "small")
     assert found.differences == pytest.approx({"seed 0": 0.15}) and found.missing == ["seed 1"]
-
-
-def test_variants_of_a_condition_are_compared_seed_by_seed():
-    rows = made(8, 0.05, np.random.default_rng(6), noise=0.001)
-    for seed in range(8):
-        rows[Cell("with", seed, "tuned", "all")]["metrics"]["score"] += 0.1
-    study = study_of(["without", "with"], 8)
-    study.comparisons = [Comparison("all", "small", variants_of="with")]
-    score, size = compare(study, rows)
-    assert (score.condition, score.against, score.variant) == ("with all", "with small", "")
-    assert score.verdict == "helps" and score.mean == pytest.approx(0.1, abs=0.003) and size.mean == 0
-    assert sentence(score).startswith("score: **with all** against **with small** helps: +10.")
-    del rows[Cell("with", 2, "tuned", "small")]
-    score, _ = compare(study, rows)
-    assert score.missing == ["seed 2"] and len(score.differences) == 7
-    study.stages["tuned"].variants["small"].conditions = ["without"]
-    assert compare(study, rows) == [], "the condition has no such variant"
 
 
 def test_where_a_factor_has_one_seed_its_combinations_are_the_pairs():
@@ -276,7 +255,7 @@ def test_where_a_factor_has_one_seed_its_combinations_are_the_pairs():
     study.comparisons = [Comparison("data", "random", "init")]
     score = dict(zip(conditions, (0.1, 0.5, 0.2, 0.7), strict=True))
     rows = rows_of({(condition, 0, "small"): {"score": score[condition]} for condition in conditions})
-    found = next(each for each in compare(study, rows) if each.metric == "score" and each.variant == "small")
+    found = next(each for each in compare(study, rows) if each.metric == "score" and each.stage == "small")
     assert found.differences == pytest.approx({"0.9, seed 0": 0.1, "0.99, seed 0": 0.2})
     assert "2 pairs of one seed" in sentence(found)
     assert "nothing is said of another seed" in page("made", study, [], rows, 0, [found])
@@ -287,7 +266,7 @@ def test_comparisons_of_a_single_pair_are_counted_but_not_listed():
     study = study_of(["without", "with"], 6)
     study.conditions["later"] = Condition()
     study.comparisons.append(Comparison("later", "without"))
-    rows[Cell("later", 1, "tuned", "small")] = {"metrics": {"score": 0.5}, "digest": "later"}
+    rows[Cell("later", 1, "small")] = {"metrics": {"score": 0.5}, "digest": "later"}
     text = page("made", study, [], rows, 0, compare(study, rows))
     assert "| score, all | with | without |" in text and "| score, small | later | without |" not in text
     assert "Comparisons of too few pairs for an interval, whose values stand below: 1." in text

@@ -14,7 +14,7 @@ from soho_fast.studies.running import Place, Runner
 def test_a_model_or_a_row_that_was_deleted_is_made_again(tmp_path, monkeypatch):
     monkeypatch.setattr(one, "_call", trained)
     monkeypatch.setattr(one, "_versions", dict)
-    row = {"study": "s", "condition": "a", "seed": 0, "stage": "one", "variant": "", "digest": "d"}
+    row = {"study": "s", "condition": "a", "seed": 0, "stage": "one", "digest": "d"}
     folder, results = tmp_path / "run", tmp_path / "results.jsonl"
     folder.mkdir()
     job = one.Job(row, {}, {}, 0, str(folder), str(results), [], keep_model=True, launcher="")
@@ -35,7 +35,7 @@ def test_what_is_asked_for_brings_all_that_it_starts_from():
 
 def test_what_a_run_was_killed_at_clearing_is_cleared_by_the_next_command(tmp_path):
     run, place = Run(Cell("a", 0, "one"), "mini", {}, {}, 0, None), Place(tmp_path)
-    row = {"study": "s", "condition": "a", "seed": 0, "stage": "one", "variant": "", "digest": run.digest}
+    row = {"study": "s", "condition": "a", "seed": 0, "stage": "one", "digest": run.digest}
     append_row(place.results, row | {"metrics": {}})
     training = run.folder(tmp_path) / "training"
     for name in ("checkpoints.partial", "best", "kept"):

@@ -53,19 +53,29 @@ TINY = {
                 "data.min_answer_count": 2,
                 "data.measured_images": 4,
                 "evaluation": {"at_end": False, "every_epochs": 0},
-            },
-            "variants": {
-                "half": {"overrides": {"data.train_share": 0.5, "max_steps": 12}},
-                "all, output": {
-                    "overrides": {"max_steps": 4, "model.use_dictionary_output": True},
-                    "conditions": ["codes"],
-                },
+                "data.train_share": 0.5,
+                "max_steps": 12,
             },
             "splits": {"val": {}},
             "metrics": {"val.vqa_score": "VQA score"},
         },
+        "output": {
+            "recipe": "mini_vqa",
+            "after": "pretraining",
+            "overrides": {
+                "epochs": 100,
+                "data.min_answer_count": 2,
+                "data.measured_images": 4,
+                "evaluation": {"at_end": False, "every_epochs": 0},
+                "max_steps": 4,
+                "model.use_dictionary_output": True,
+            },
+            "splits": {"val": {}},
+            "metrics": {"val.vqa_score": "VQA score, codes' output"},
+            "conditions": ["codes"],
+        },
     },
-    "composite": ["vqa/half/val.vqa_score"],
+    "composite": ["vqa/val.vqa_score"],
     "comparisons": [{"condition": "codes", "against": "none"}],
 }
 
