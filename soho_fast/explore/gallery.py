@@ -6,9 +6,11 @@ N images, of which G are shown (the gallery), K codes.
 from __future__ import annotations
 
 import numpy as np
+import torch
 
 from soho_fast.explore.sources import fields_of
 from soho_fast.explore.spool import Chunk, Spool
+from soho_fast.ops.hashing import mix64
 
 MOST_SHOWN = 10_000
 NUM_OCCURRENCES = 12
@@ -22,11 +24,7 @@ def draw(image: np.ndarray, patch: np.ndarray) -> np.ndarray:
     The finaliser of SplitMix64, over both.
     """
     x = image.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + patch.astype(np.uint64)
-    for _ in range(2):
-        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        x = x ^ (x >> np.uint64(31))
-    return x
+    return mix64(mix64(torch.from_numpy(x.view(np.int64)))).numpy().view(np.uint64)
 
 
 class SmallestOfEach:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from soho_fast.ops.hashing import mix64
+
 from ..distributed import all_gather_rows, rank, world_size
 
 _NO_FEATURE = torch.iinfo(torch.int64).max
@@ -37,7 +39,7 @@ class Tokens:
         """
         token_BL = self.valid_BL.long().cumsum(1)
         salt = ((seed << 32) ^ step) & _NO_FEATURE
-        key_BL = _mix64(_mix64(_mix64(self.image_B).unsqueeze(1) + token_BL) ^ salt) & _NO_FEATURE
+        key_BL = mix64(mix64(mix64(self.image_B).unsqueeze(1) + token_BL) ^ salt) & _NO_FEATURE
         key_N = key_BL.masked_fill(~self.usable_BL, _NO_FEATURE).flatten()
         key_R, pick_R = key_N.topk(min(num, key_N.numel()), largest=False, sorted=True)
         return key_R, self.feat_BLC.flatten(0, 1)[pick_R].float()
@@ -65,10 +67,3 @@ def draw_from_all_ranks(key_R: Tensor, feat_RC: Tensor, num: int) -> tuple[Tenso
         key_R, pick_R = key_R.topk(num, largest=False, sorted=True)
         feat_RC = feat_RC[pick_R]
     return feat_RC, key_R != _NO_FEATURE
-
-
-def _mix64(x: Tensor) -> Tensor:
-    """A bijective hash of int64 (the finaliser of SplitMix64): the same bits on every device and rank."""
-    for shift, factor in ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15), (31, 1)):
-        x = (x ^ ((x >> shift) & ((1 << (64 - shift)) - 1))) * factor
-    return x
