@@ -81,6 +81,7 @@ SIZES = [
     ("soho_fast.data.tokenizer", ""),
     ("soho check", ""),
     ("soho_fast.data.shards", ""),
+    ("tar --sort=name", ""),
     ("soho_fast.data.mini", ""),
     ("deepspeed soho_fast/train.py", f"{CORPUS} {SMALL} {PRETRAINING}"),
     ("--data.scoring both", "--data.max_loss 1"),
