@@ -118,7 +118,7 @@ def _run(arguments: list[str]) -> int:
     code = 0
     if not options.report:
         build_corpora(asked, folder)
-        code = Runner(path.stem, asked, place, _say).make()
+        code = Runner(path.stem, asked, place, print_line).make()
     if options.report or not code:
         from soho_fast.studies.report import write_report
 
@@ -151,10 +151,6 @@ def _list(study: Study, runs: list[Run], rows: list[Row], place: Place) -> None:
         )
     print_table(table)
     print_line(f"{len(left)} of {len(runs)} runs to make: {estimate.total(left, place.jobs)} with --jobs {place.jobs}")
-
-
-def _say(line: str) -> None:
-    print_line(line)
 
 
 if __name__ == "__main__":

@@ -22,10 +22,8 @@ _READERS: dict[str, Callable[..., list[ImageTextRecord]]] = {
     "json_lines": read_json_lines,
 }
 
-CAPTION_FORMATS = tuple(_READERS)
-
 FORMATS_OF = {
-    "images": CAPTION_FORMATS,
+    "images": tuple(_READERS),
     "splits": ("karpathy", "json_lines"),
     "heldout_share": ("json_lines",),
     "image_data": ("visual_genome",),
@@ -46,7 +44,7 @@ def read_captions(
     """Images with captions, in the order of their set.
 
     Args:
-        format: One of `CAPTION_FORMATS`.
+        format: One of the keys of `_READERS`.
         settings: `annotations`, `max_captions`, `missing_images`, and those of `FORMATS_OF`; what the format does not
             take is passed over.
         report: Filled with what was found and left out.

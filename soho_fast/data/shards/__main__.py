@@ -14,11 +14,11 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from multiprocessing import get_context
-from typing import Any
+from typing import Any, TypeVar
 
 from tqdm import tqdm
 
@@ -29,34 +29,28 @@ from soho_fast.data.shards.index import ShardCounts, read_index
 from soho_fast.data.shards.indexing import build_index, check_shard
 from soho_fast.data.shards.store import TarStore
 
+T = TypeVar("T")
+
 _MOST_SHOWN = 20
 _GOES_ON = "the same command goes on from here"
 
 
-def _bar(total: int, what: str, unit: str) -> tqdm:
-    # Lines of a log would fill it.
-    seconds = 0.5 if sys.stderr.isatty() else 15.0
-    return tqdm(total=total, desc=what, unit=unit, mininterval=seconds, maxinterval=seconds)
-
-
-def _in_processes(
-    work: Callable[[str], Any], paths: Sequence[str], workers: int, what: str
-) -> Iterator[tuple[str, Any]]:
-    """(path, what `work` gives) of each path, in the order in which they come to be done; begun work is ended first
-    where one fails or Ctrl-C is pressed. Raises what `work` raises."""
+def _in_processes(work: Callable[[str], T], paths: Sequence[str], workers: int, what: str) -> Iterator[T]:
+    """What `work` gives of each path, in the order in which they come to be done; begun work is ended first where one
+    fails or Ctrl-C is pressed. Raises what `work` raises."""
     import soho_fast.data.images  # noqa: F401 - torchvision is loaded once, before processes are forked
 
     context = get_context("fork")
+    seconds = 0.5 if sys.stderr.isatty() else 15.0  # lines of a log would fill it
     with (
-        _bar(len(paths), what, "shard") as bar,
+        tqdm(total=len(paths), desc=what, unit="shard", mininterval=seconds, maxinterval=seconds) as bar,
         ProcessPoolExecutor(max(1, min(workers, len(paths))), context, initializer=_begin_process) as pool,
     ):
-        futures: dict[Future, str] = {pool.submit(work, path): path for path in paths}
         try:
-            for future in as_completed(futures):
+            for future in as_completed([pool.submit(work, path) for path in paths]):
                 result = future.result()
                 bar.update()
-                yield futures[future], result
+                yield result
         except BrokenProcessPool:
             raise OSError(f"{what}: a process was killed, as where memory runs out; try fewer --workers") from None
         finally:
@@ -113,7 +107,7 @@ def _check(options: argparse.Namespace) -> list[str]:
     shards = _expand(options.shards)
     corrupt: list[str] = []
     work = partial(check_shard, decode=not options.quick)
-    for _, problems in _in_processes(work, shards, options.workers, "checking"):
+    for problems in _in_processes(work, shards, options.workers, "checking"):
         corrupt += problems
     lines = [_describe(path) for path in options.shards]
     for line in sorted(corrupt)[:_MOST_SHOWN]:
