@@ -1,11 +1,11 @@
-"""Renders results of benchmarks into docs/: the tables of a page between its markers, and a figure beside it.
+"""Renders results of benchmarks into pages: tables between a page's markers, and figures.
 
     python -m benchmarks.render result.json
 
-No figure there is typed by hand. The last run of each kind of processor is kept in benchmarks/results/; docs/results.md
-has them all, the newest first. A file is what `pytest benchmarks/ --benchmark-only --full --benchmark-json result.json`
-or `python -m benchmarks.inference result.json` wrote. Where the suite ran in parts, each with a file of its own, all of
-them belong in one call.
+No figure there is typed by hand. The last run of each kind of processor is kept in benchmarks/results/.
+docs/results.md has the newest, for users; benchmarks/README.md has all with their targets. A file is what `pytest
+benchmarks/ --benchmark-only --full --benchmark-json result.json` or `python -m benchmarks.inference result.json` wrote.
+Where the suite ran in parts, each with a file of its own, all of them belong in one call.
 """
 
 import argparse
@@ -22,6 +22,7 @@ from benchmarks.ops.targets import Verdict, verdict_table, verdicts
 from benchmarks.tables import as_markdown
 
 ROOT = Path(__file__).resolve().parents[1]
+STORE = "benchmarks/results"
 
 
 def read(paths: list[Path]) -> dict[str, dict]:
@@ -36,7 +37,7 @@ def read(paths: list[Path]) -> dict[str, dict]:
             content = json.loads(path.read_text())
         except (OSError, json.JSONDecodeError) as error:
             raise ValueError(f"result: cannot read {path}: {error}") from error
-        here = {kind: content[kind] for kind in ("ops", "inference", "decoding") if kind in content}
+        here = {kind: content[kind] for kind in KINDS if kind in content}
         if not here:
             raise ValueError(
                 f"result: expected the JSON of `pytest benchmarks/ --benchmark-only --full --benchmark-json {path}` or "
@@ -84,29 +85,49 @@ def _setup(result: dict) -> str:
     return f"{result['machine']}, {result['threads']} threads, level {level}; {versions}"
 
 
-def ops_text(result: dict) -> str:
-    """The training steps, of each competition our fastest row against every baseline, then the targets."""
-    steps = [ops.training_steps(result["training_steps"])] if result["training_steps"] else []
-    ratios = ops.ratios([ops.Row(**row) for row in result["rows"]])
-    targets = verdict_table([Verdict(**verdict) for verdict in result["targets"]])
-    lines = [f"{_setup(result)}; {result['datetime'][:10]}.", *map(as_markdown, (*steps, ratios, targets))]
-    return "\n\n".join(lines)
+def ops_texts(results: list[dict]) -> list[str]:
+    """For users a table of each op from the newest run; then of every run training steps, targets and ops."""
+    newest, texts = results[0], []
+    tables = ops.tables([ops.Row(**row) for row in newest["rows"]], limits=False)
+    shown = "\n\n".join(f"### {op}\n\n{as_markdown(table)}" for op, table in tables.items())
+    for result in results:
+        steps = [ops.training_steps(result["training_steps"])] if result["training_steps"] else []
+        targets = verdict_table([Verdict(**verdict) for verdict in result["targets"]])
+        ours = ops.tables([ops.Row(**row) for row in result["rows"]], limits=True)
+        ours = "\n\n".join(f"{op}:\n\n{as_markdown(table)}" for op, table in ours.items())
+        head = f"### {result['machine']}\n\n{_setup(result)}; {result['datetime'][:10]}."
+        texts.append("\n\n".join([head, *map(as_markdown, (*steps, targets)), ours]))
+    return [f"{_setup(newest)}; {newest['datetime'][:10]}.\n\n{shown}", "\n\n".join(texts)]
 
 
-def inference_text(result: dict) -> str:
-    """Stages at batch 1, larger batches, what the NMS had to do, and the targets."""
-    targets = verdict_table([Verdict(**verdict) for verdict in result["targets"]])
-    parts = [inference.setup(result), *map(as_markdown, inference.tables(result)), inference.boxes(result)]
-    return "\n\n".join([*filter(None, parts), as_markdown(targets)])
+def inference_texts(results: list[dict]) -> list[str]:
+    """For users images a second; then the stages at batch 1, what the NMS had to do, and the targets."""
+    texts = []
+    for result in results:
+        targets = verdict_table([Verdict(**verdict) for verdict in result["targets"]])
+        tables = [inference.stages(result), inference.boxes(result), targets]
+        texts.append("\n\n".join([inference.setup(result), *(as_markdown(table) for table in tables if table.rows)]))
+    return [f"{inference.setup(results[0])}\n\n{as_markdown(inference.speeds(results[0]))}", "\n\n".join(texts)]
 
 
-TEXTS = {"ops": ops_text, "inference": inference_text}
+def decoding_texts(results: list[dict]) -> list[str]:
+    """Of the only run."""
+    return [f"{decoding.setup(results[0])}\n\n{as_markdown(decoding.table(results[0]['rows']))}"]
 
 
-def stored_text(kind: str, store: Path) -> str:
-    """What every stored result of a kind renders, the newest first."""
-    results = [read([path])[kind] for path in store.glob(f"{kind}-*.json")]
-    return "\n\n".join(map(TEXTS[kind], sorted(results, key=lambda result: result["datetime"], reverse=True)))
+USERS, TARGETS = "docs/results.md", "benchmarks/README.md"
+# Of each kind what makes the texts from its runs, the newest first, and the page of each text.
+KINDS = {
+    "ops": (ops_texts, (USERS, TARGETS)),
+    "inference": (inference_texts, (USERS, TARGETS)),
+    "decoding": (decoding_texts, ("docs/training.md",)),
+}
+
+
+def stored(kind: str, root: Path) -> list[dict]:
+    """The kept results of a kind, the newest first."""
+    results = [read([path])[kind] for path in (root / STORE).glob(f"{kind}-*.json")]
+    return sorted(results, key=lambda result: result["datetime"], reverse=True)
 
 
 def with_block(page: str, name: str, text: str) -> str:
@@ -127,35 +148,37 @@ def store_name(machine: str, kind: str) -> str:
     return f"{kind}-{'-'.join(re.findall('[a-z0-9]+', words)) or 'unnamed'}.json"
 
 
-def render(results: dict[str, dict], docs: Path, store: Path) -> list[Path]:
-    """Writes figures, the copies to keep and pages; gives their paths.
+def render(results: dict[str, dict], root: Path) -> list[Path]:
+    """Writes figures, the copies to keep and pages below `root`; gives their paths.
 
     Raises:
         ValueError: a page has no markers, or there is nothing to draw; no page is changed then.
     """
-    pages = {kind: docs / ("training.md" if kind == "decoding" else "results.md") for kind in results}
-    for kind, page in pages.items():
-        with_block(page.read_text(), kind, "")
+    for kind in results:
+        for page in KINDS[kind][1]:
+            with_block((root / page).read_text(), kind, "")
     written = []
     if "ops" in results:
-        result, figure = results["ops"], docs / "benchmarks.png"
+        result = results["ops"]
+        written.append(root / "docs/benchmarks.png")
         machine = f"{result['machine']}, {result['threads']} threads, {result['datetime'][:10]}"
-        ops.draw([ops.Row(**row) for row in result["rows"]], machine, figure)
-        written.append(figure)
+        ops.draw([ops.Row(**row) for row in result["rows"]], machine, written[-1])
     if "inference" in results:
-        inference.draw(results["inference"], docs / "inference.png")
-        written.append(docs / "inference.png")
+        written.append(root / "docs/inference.png")
+        inference.draw(results["inference"], written[-1])
     for kind, result in results.items():
-        if kind in TEXTS:
-            store.mkdir(parents=True, exist_ok=True)
-            copy = store / store_name(result["machine"], kind)
+        kept = [result]
+        if kind != "decoding":
+            copy = root / STORE / store_name(result["machine"], kind)
+            copy.parent.mkdir(parents=True, exist_ok=True)
             copy.write_text(json.dumps({kind: result}) + "\n")
-            text = stored_text(kind, store)
             written.append(copy)
-        else:
-            text = f"{decoding.setup(result)}\n\n{as_markdown(decoding.table(result['rows']))}"
-        pages[kind].write_text(with_block(pages[kind].read_text(), kind, text))
-    return [*written, *dict.fromkeys(pages.values())]
+            kept = stored(kind, root)
+        texts_of, pages = KINDS[kind]
+        for page, text in zip(pages, texts_of(kept), strict=True):
+            (root / page).write_text(with_block((root / page).read_text(), kind, text))
+            written.append(root / page)
+    return list(dict.fromkeys(written))
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -163,11 +186,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "results", metavar="result", type=Path, nargs="+", help="what --benchmark-json or the study wrote"
     )
-    parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="folder of the pages and figures")
-    parser.add_argument("--store", type=Path, default=ROOT / "benchmarks/results", help="folder of the copies to keep")
+    parser.add_argument("--root", type=Path, default=ROOT, help="folder of the pages, figures and copies to keep")
     options = parser.parse_args(arguments)
     try:
-        written = render(read(options.results), options.docs, options.store)
+        written = render(read(options.results), options.root)
     except ValueError as error:
         sys.exit(f"error: {error}")
     print(f"wrote {', '.join(map(str, written))}")

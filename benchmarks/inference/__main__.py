@@ -1,7 +1,7 @@
 """Ten times faster? Bottom-up attention against SOHO (paper section 4.5): python -m benchmarks.inference RESULT
 
 Stage times of both pipelines from random weights, with the checks of their results, their memory, and the targets. The
-result is JSON, which `python -m benchmarks.render RESULT` puts into docs/results.md.
+result is JSON, which `python -m benchmarks.render RESULT` puts into pages.
 """
 
 import argparse

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from benchmarks.inference.baselines import EXACT, SOHO
 from benchmarks.inference.targets import BATCHED, BY_CLASS, Row
-from benchmarks.ops.report import time_text as below_a_second
+from benchmarks.ops.report import time_text
 from benchmarks.tables import Table
 
 # Section 4.5's three stages of the region pipeline and two of SOHO, in its words, and where ours belong.
@@ -20,10 +20,6 @@ PARTS = {
 }
 
 
-def time_text(seconds: float) -> str:
-    return f"{seconds:.3g} s" if seconds >= 1 else below_a_second(seconds)
-
-
 def rows_of(result: dict) -> list[Row]:
     return [Row(**row) for row in result["rows"]]
 
@@ -35,15 +31,10 @@ def setup(result: dict) -> str:
     )
 
 
-def tables(result: dict) -> list[Table]:
-    """Stages at batch 1, and images a second where there are larger batches."""
-    rows = rows_of(result)
-    return [_stages(result, rows), *([_batches(rows)] if any(row.batch > 1 for row in rows) else [])]
-
-
-def _stages(result: dict, rows: list[Row]) -> Table:
+def stages(result: dict) -> Table:
+    """Seconds of each stage at batch 1, memory, operations and errors."""
     lines = []
-    for row in (row for row in rows if row.batch == 1):
+    for row in (row for row in rows_of(result) if row.batch == 1):
         seconds = {stage: time_text(value) for stage, value in row.seconds.items()}
         if row.family == SOHO:
             cells = [seconds["visual tokens"], "", "", "", seconds["Transformer"], time_text(row.total())]
@@ -60,18 +51,21 @@ def _stages(result: dict, rows: list[Row]) -> Table:
             "" if found is None else f"{max(found['features'], found['logits']):.2g}, {found['same_codes']:.1%}"
         )
         lines.append([row.method, *cells])
-    stages = ("CNN", "proposals", "features of boxes", "NMS by class / batched", "Transformer", "total")
-    return Table(("batch 1", *stages, "memory", "operations", "error, same codes"), lines)
+    names = ("CNN", "proposals", "features of boxes", "NMS by class / batched", "Transformer", "total")
+    return Table(("batch 1", *names, "memory", "operations", "error, same codes"), lines)
 
 
-def _batches(rows: list[Row]) -> Table:
+def speeds(result: dict) -> Table:
+    """Of each method images a second by batch size, how many times eager SOHO's, and the share of equal codes."""
+    rows, agreement = rows_of(result), result["agreement"]
     batches = sorted({row.batch for row in rows})
     eager = {row.batch: row.total() for row in rows if row.method == EXACT}
     lines = []
     for name in dict.fromkeys(row.method for row in rows):
         mine = {row.batch: row.total() for row in rows if row.method == name}
-        lines.append([name, *(_rate(batch, mine.get(batch), eager.get(batch)) for batch in batches)])
-    return Table(("images a second (times SOHO eager, float32)", *(f"batch {batch}" for batch in batches)), lines)
+        same = f"{agreement[name]['same_codes']:.1%}" if name in agreement else ""
+        lines.append([name, *(_rate(batch, mine.get(batch), eager.get(batch)) for batch in batches), same])
+    return Table(("images a second", *(f"batch {batch}" for batch in batches), "equal codes"), lines)
 
 
 def _rate(batch: int, seconds: float | None, eager: float | None) -> str:
@@ -80,13 +74,14 @@ def _rate(batch: int, seconds: float | None, eager: float | None) -> str:
     return f"{batch / seconds:.2f}" + ("" if eager is None else f" ({eager / seconds:.2f}x)")
 
 
-def boxes(result: dict) -> str:
-    """What the NMS had to do; "" where no region pipeline ran."""
+def boxes(result: dict) -> Table:
+    """What the NMS had to do."""
+    names = list(dict.fromkeys(nms for seen in result["boxes"].values() for nms in seen))
     lines = [
-        f"{name}: " + "; ".join(f"{nms} {entered:,} to {left:,}" for nms, (entered, left) in seen.items()) + "."
-        for name, seen in result["boxes"].items()
+        [method, *("{:,} to {:,}".format(*seen[nms]) if nms in seen else "" for nms in names)]
+        for method, seen in result["boxes"].items()
     ]
-    return "Boxes that enter and leave each NMS of an image. " + " ".join(lines) if lines else ""
+    return Table(("boxes that enter and leave", *names), lines)
 
 
 def draw(result: dict, path: Path) -> None:

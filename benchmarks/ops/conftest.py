@@ -128,7 +128,7 @@ def pytest_terminal_summary(terminalreporter, config) -> None:
     if not rows:
         return
     setup = _setup()
-    tables = {"ops: ratios": report.ratios(rows)}
+    tables = {f"ops: {op}": table for op, table in report.tables(rows, limits=True).items()}
     if config.getoption("--full"):
         tables |= {"ops: hard inputs": targets.hard_table(rows)}
         tables |= {"ops: targets": targets.verdict_table(targets.verdicts(rows))}

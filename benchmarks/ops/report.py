@@ -1,4 +1,4 @@
-"""What a run of the op benchmarks says: rows, ratios, the share of the machine's limits, a table and a figure of them.
+"""What a run of the op benchmarks says: rows, ratios, the share of the machine's limits, tables and a figure of them.
 
 Ratios are between the fastest rounds: what other processes take from a shared machine only ever adds.
 """
@@ -70,6 +70,8 @@ def geometric_mean(values: list[float]) -> float:
 
 
 def time_text(seconds: float) -> str:
+    if seconds >= 1:
+        return f"{seconds:.3g} s"
     return f"{seconds * 1e3:.3g} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.3g} us"
 
 
@@ -83,22 +85,31 @@ def _limit_text(row: Row, limits: dict[str, float]) -> str:
     return ", ".join(parts)
 
 
-def ratios(rows: list[Row]) -> Table:
-    """Of each competition our fastest row, and how many times as long each baseline takes, the fastest first."""
-    limits, table = limits_of(rows), []
+def tables(rows: list[Row], *, limits: bool) -> dict[str, Table]:
+    """By op, of each case our fastest row and how many times as long each baseline takes; `limits` adds our share of
+    the machine's."""
+    of_machine, found = limits_of(rows), {}
     for (op, case), competing in cases_of(rows).items():
         ours = [row for row in competing if row.ours]
-        baselines = sorted((row for row in competing if not row.ours), key=lambda row: row.seconds)
+        baselines = {row.method: row for row in competing if not row.ours}
         if ours and baselines:
-            best = min(ours, key=lambda row: row.seconds)
-            name = best.method.removeprefix(OURS).strip() or OURS
-            times = [
-                f"{row.method} {row.seconds / best.seconds:.1f}x" + f" ({row.wrong:.2%} wrong)" * bool(row.wrong)
-                for row in baselines
-            ]
-            ours_text = f"{time_text(best.seconds)} ({name})"
-            table.append((f"{op} {case}", ours_text, _limit_text(best, limits), "<br>".join(times)))
-    return Table(("op", "ours", "of the machine's limit", "a baseline takes, the fastest first"), table)
+            found.setdefault(op, {})[case] = min(ours, key=lambda row: row.seconds), baselines
+    shown = {}
+    for op, cases in found.items():
+        names = list(dict.fromkeys(name for _, baselines in cases.values() for name in baselines))
+        lines = []
+        for case, (best, baselines) in cases.items():
+            cells = [case, f"{time_text(best.seconds)} ({best.method.removeprefix(OURS).strip() or OURS})"]
+            cells += [_limit_text(best, of_machine)] * limits
+            lines.append([*cells, *(_ratio_text(baselines.get(name), best) for name in names)])
+        shown[op] = Table(("case", "ours", *["of the machine's limit"] * limits, *names), lines)
+    return shown
+
+
+def _ratio_text(baseline: Row | None, ours: Row) -> str:
+    if baseline is None:
+        return ""
+    return f"{baseline.seconds / ours.seconds:.3g}x" + f" ({baseline.wrong:.2%} wrong)" * bool(baseline.wrong)
 
 
 def training_steps(steps: list[dict]) -> Table:

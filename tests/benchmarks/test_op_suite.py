@@ -54,11 +54,12 @@ def test_every_method_ran(finished):
 
 def test_the_end_of_the_output_and_the_json_hold_ratios_and_targets(finished):
     output, result = finished
-    end = output[output.index("ops: ratios") :]
+    end = output[output.index("= ops: ") :]
     ratios = {"codebook_lookup", "codebook_update", "group_mask", "residual_lookup", "KMeans", "KMeans.fit"}
     ratios |= {"VisualDictionary"}
-    lines = end[: end.index("ops: hard inputs")].splitlines()
-    assert {line.split()[0] for line in lines if re.search(r" \d+\.\dx", line)} == ratios
+    sections = re.split(r"=+ ops: (\S+) =+", end[: end.index("= ops: hard inputs")])
+    found = dict(zip(sections[1::2], sections[2::2], strict=True))
+    assert found.keys() == ratios and all(re.search(r" \d\S*x", table) for table in found.values())
     targets = result["ops"]["targets"]
     assert len(targets) == 30 and all(target["claim"] in end for target in targets)
     measured = [target for target in targets if target["met"] is not None]
@@ -84,16 +85,17 @@ def test_the_end_of_the_output_says_what_is_missing(finished):
 
 
 def test_the_result_renders(finished, tmp_path):
-    result, docs = tmp_path / "result.json", tmp_path / "docs"
+    result = tmp_path / "result.json"
     result.write_text(json.dumps(finished[1]))
-    docs.mkdir()
-    (docs / "results.md").write_text("<!-- ops: begin -->\n<!-- ops: end -->\n")
-    render.main([str(result), "--docs", str(docs), "--store", str(tmp_path / "stored")])
-    text = (docs / "results.md").read_text()
-    assert "| codebook_lookup 300x70x24 float32 |" in text and "scikit-learn" in text
+    for page in (render.USERS, render.TARGETS):
+        (tmp_path / page).parent.mkdir()
+        (tmp_path / page).write_text("<!-- ops: begin -->\n<!-- ops: end -->\n")
+    render.main([str(result), "--root", str(tmp_path)])
+    text = (tmp_path / render.USERS).read_text()
+    assert "### codebook_lookup\n" in text and "| 300x70x24 float32 |" in text and "scikit-learn" in text
     cpu = finished[1]["machine_info"]["cpu"]
     assert all(str(cpu[name]) in text.splitlines()[1] for name in ("brand_raw", "family", "model") if name in cpu)
-    assert (docs / "benchmarks.png").stat().st_size > 10_000
+    assert (tmp_path / "docs/benchmarks.png").stat().st_size > 10_000
 
 
 COLLECT = """

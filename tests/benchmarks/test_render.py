@@ -1,4 +1,4 @@
-"""The render command: JSON in, the page's block and figure out; the page holds what the stored results render."""
+"""The render command: JSON in, the pages' blocks and figures out; the pages hold what the stored results render."""
 
 import json
 from dataclasses import asdict
@@ -16,7 +16,6 @@ from benchmarks.ops.targets import verdicts
 from benchmarks.tables import Table, as_markdown, as_text
 
 ROOT = Path(__file__).resolve().parents[2]
-STORED = ROOT / "benchmarks/results"
 
 
 def record(op, case, method, seconds, **info) -> dict:
@@ -72,52 +71,67 @@ def result(tmp_path) -> Path:
 
 
 @pytest.fixture
-def docs(tmp_path) -> Path:
+def root(tmp_path) -> Path:
     """A folder with pages."""
-    folder = tmp_path / "docs"
-    folder.mkdir()
+    folder = tmp_path / "root"
+    for name in ("docs", "benchmarks"):
+        (folder / name).mkdir(parents=True)
     blocks = [
         line for kind in ("ops", "inference") for line in (f"<!-- {kind}: begin -->", "old", f"<!-- {kind}: end -->")
     ]
-    (folder / "results.md").write_text("\n".join(["before", *blocks, "after", ""]))
-    (folder / "training.md").write_text("<!-- decoding: begin -->\nold\n<!-- decoding: end -->\n")
+    for page in (render.USERS, render.TARGETS):
+        (folder / page).write_text("\n".join(["before", *blocks, "after", ""]))
+    (folder / "docs/training.md").write_text("<!-- decoding: begin -->\nold\n<!-- decoding: end -->\n")
     return folder
 
 
-def rendered(paths: list[Path], docs: Path, store: Path) -> str:
-    """The page of results after the command."""
-    render.main([*map(str, paths), "--docs", str(docs), "--store", str(store)])
-    return (docs / "results.md").read_text()
+def rendered(paths: list[Path], root: Path) -> tuple[str, str]:
+    """The users' page and that of targets after the command."""
+    render.main([*map(str, paths), "--root", str(root)])
+    return (root / render.USERS).read_text(), (root / render.TARGETS).read_text()
 
 
-def test_page_and_figure(result, docs, tmp_path, capsys):
-    store = tmp_path / "results"
-    first = rendered([result], docs, store)
+def test_pages_and_figure(result, root, capsys):
+    first = rendered([result], root)
     # The copy that is kept renders the same, into the block that the first wrote.
-    assert rendered([store / "ops-a.json"], docs, store) == first
-    lines = first.splitlines()
-    assert lines[:2] == ["before", "<!-- ops: begin -->"] and lines[-2:] == ["<!-- inference: end -->", "after"]
-    assert "A CPU, 2 threads, level avx2; torch 2.11; 2026-01-02." in lines
+    assert rendered([root / "benchmarks/results/ops-a.json"], root) == first
+    users, lines = (page.splitlines() for page in first)
+    for page in (users, lines):
+        assert page[:2] == ["before", "<!-- ops: begin -->"] and page[-2:] == ["<!-- inference: end -->", "after"]
+        assert "A CPU, 2 threads, level avx2; torch 2.11; 2026-01-02." in page
+        assert page.count("old") == 1, "the other block is left alone"
+    assert (
+        users[4:8]
+        == [
+            "### group_mask",
+            "",
+            "| case | ours | torch where |",
+            "|---|---|---|",
+        ]
+        and users[8] == "| 8x9x10 | 1 ms (out of place) | 3x (50.00% wrong) |"
+    )
+    assert "| 8x9x10 | 1 ms (out of place) |  | 3x (50.00% wrong) |" in lines
     assert "| mini, float32 | 32.0 images/s | 10.0 images/s | 2.90x | 3.20x | >= 3x | **missed** |" in lines
     assert "| mini, bf16 | 32.0 images/s | 10.0 images/s | 3.20x | 2.90x | >= 3x | met |" in lines
-    assert "| group_mask 8x9x10 | 1 ms (out of place) |  | torch where 3.0x (50.00% wrong) |" in lines
     assert "| group_mask: soho_fast in place against torch where | >= 4x, every case | 1.50x | **missed** |" in lines
     layer = "VisualDictionary real: soho_fast against vector-quantize-pytorch"
     assert f"| {layer} | >= 25x, every case |  | not measured here |" in lines
-    assert lines.count("old") == 1, "the other block is left alone"
+    assert not any("missed" in line for line in users)
     other = json.loads(result.read_text())
     other["ops"].update(machine="Another(R) CPU @ 2.00GHz", datetime="2026-02-03T04:05:06")
     result.write_text(json.dumps(other))
-    text = rendered([result], docs, store)
-    assert sorted(path.name for path in store.iterdir()) == ["ops-a.json", "ops-another.json"]
+    users, text = rendered([result], root)
+    assert "Another(R) CPU @ 2.00GHz, 2 threads" in users and "A CPU, 2 threads" not in users
+    kept = sorted(path.name for path in (root / "benchmarks/results").iterdir())
+    assert kept == ["ops-a.json", "ops-another.json"]
     end = text.index("<!-- ops: end -->")
     assert text.index("Another(R) CPU @ 2.00GHz, 2 threads") < text.index("A CPU, 2 threads") < end
-    figure = docs / "benchmarks.png"
+    figure = root / "docs/benchmarks.png"
     assert figure.read_bytes().startswith(b"\x89PNG")
     assert str(figure) in capsys.readouterr().out
 
 
-def test_parts_of_a_run_are_rendered_as_one(result, docs, tmp_path):
+def test_parts_of_a_run_are_rendered_as_one(result, root, tmp_path):
     whole = json.loads(result.read_text())
     masks, others = ([row for row in whole["ops"]["rows"] if (row["op"] == "group_mask") == is_mask]
                      for is_mask in (True, False))  # fmt: skip
@@ -125,22 +139,21 @@ def test_parts_of_a_run_are_rendered_as_one(result, docs, tmp_path):
     paths = [tmp_path / "a.json", tmp_path / "b.json"]
     for path, part in zip(paths, parts, strict=True):
         path.write_text(json.dumps(part))
-    store = tmp_path / "results"
-    assert rendered([result], docs, store) == rendered(paths, docs, store)
+    assert rendered([result], root) == rendered(paths, root)
 
     with pytest.raises(SystemExit, match="result: group_mask 8x9x10 soho_fast in place is in several files"):
-        rendered([result, paths[0]], docs, store)
+        rendered([result, paths[0]], root)
     paths[1].write_text(json.dumps({"ops": {**parts[1]["ops"], "threads": 1}}))
     with pytest.raises(SystemExit, match=r"expected runs of one setup, got A CPU, 2 threads.* and A CPU, 1 threads"):
-        rendered(paths, docs, store)
+        rendered(paths, root)
 
 
-def test_the_figure_has_a_line_per_method_and_series(result, docs, tmp_path, monkeypatch):
+def test_the_figure_has_a_line_per_method_and_series(result, root, monkeypatch):
     from matplotlib.figure import Figure
 
     drawn = []
     monkeypatch.setattr(Figure, "savefig", lambda figure, *args, **kwargs: drawn.append(figure))
-    rendered([result], docs, tmp_path / "results")
+    rendered([result], root)
     axes = drawn[0].axes
     assert [panel.get_xlabel() for panel in axes] == ["features N", "codes K", "channels C"]
     assert all(panel.get_xscale() == panel.get_yscale() == "log" for panel in axes)
@@ -166,21 +179,22 @@ def without_growth(content: dict) -> dict:
     ],
     ids=["no JSON", "empty", "of other benchmarks", "of a short run"],
 )
-def test_another_file_is_refused_and_nothing_is_written(change, message, result, docs, tmp_path):
+def test_another_file_is_refused_and_nothing_is_written(change, message, result, root):
     content = change(json.loads(result.read_text()))
     result.write_text("{" if content is None else json.dumps(content))
-    before = (docs / "results.md").read_text()
+    before = (root / render.USERS).read_text()
     with pytest.raises(SystemExit, match=f"error: result: .*{message}"):
-        rendered([result], docs, tmp_path / "results")
-    assert (docs / "results.md").read_text() == before and len(list(docs.iterdir())) == 2
-    assert not (tmp_path / "results").exists()
+        rendered([result], root)
+    assert (root / render.USERS).read_text() == before and len(list((root / "docs").iterdir())) == 2
+    assert not (root / "benchmarks/results").exists()
 
 
-def test_a_page_without_markers_is_refused(result, docs, tmp_path):
-    (docs / "results.md").write_text("no markers")
+@pytest.mark.parametrize("page", [render.USERS, render.TARGETS])
+def test_a_page_without_markers_is_refused(page, result, root):
+    (root / page).write_text("no markers")
     with pytest.raises(SystemExit, match="page: expected the markers <!-- ops: begin --> and <!-- ops: end -->"):
-        rendered([result], docs, tmp_path / "results")
-    assert not (docs / "benchmarks.png").exists()
+        rendered([result], root)
+    assert not (root / "docs/benchmarks.png").exists()
 
 
 def test_a_table_as_a_page_and_as_a_terminal_has_it():
@@ -198,7 +212,7 @@ def test_a_table_as_a_page_and_as_a_terminal_has_it():
     ]
 
 
-def test_the_decoding_benchmarks_have_a_block_of_their_own(docs, tmp_path):
+def test_the_decoding_benchmarks_have_a_block_of_their_own(root, tmp_path):
     records = [
         {"group": group, "extra_info": {"method": name, "images": 3, **info}, "stats": {"median": seconds}}
         for group, name, seconds, info in (
@@ -210,9 +224,9 @@ def test_the_decoding_benchmarks_have_a_block_of_their_own(docs, tmp_path):
     ]
     content = {"machine": "EPYC", "datetime": "2026-01-02T03:04:05", "rows": decoding.rows_of(records)}
     (tmp_path / "decoding.json").write_text(json.dumps({"decoding": content}))
-    before = rendered([tmp_path / "decoding.json"], docs, tmp_path / "results")
-    assert "old" in before and not (tmp_path / "results").exists()
-    assert (docs / "training.md").read_text().splitlines() == [
+    pages = rendered([tmp_path / "decoding.json"], root)
+    assert all("old" in page for page in pages) and not (root / "benchmarks/results").exists()
+    assert (root / "docs/training.md").read_text().splitlines() == [
         "<!-- decoding: begin -->",
         "One core of an EPYC, 2026-01-02:",
         "",
@@ -225,18 +239,18 @@ def test_the_decoding_benchmarks_have_a_block_of_their_own(docs, tmp_path):
     ]
 
 
-def test_the_page_holds_what_the_stored_result_renders():
-    page = (ROOT / "docs/results.md").read_text()
-    for kind in ("ops", "inference"):
-        assert list(STORED.glob(f"{kind}-*.json"))
-        assert render.with_block(page, kind, render.stored_text(kind, STORED)) == page
+@pytest.mark.parametrize("kind", ["ops", "inference"])
+def test_the_pages_hold_what_the_stored_results_render(kind):
+    texts, pages = render.KINDS[kind]
+    for page, text in zip(pages, texts(render.stored(kind, ROOT)), strict=True):
+        now = (ROOT / page).read_text()
+        assert render.with_block(now, kind, text) == now, page
 
 
 def test_the_page_says_why_a_target_is_missed():
-    page = (ROOT / "docs/results.md").read_text()
+    page = (ROOT / render.TARGETS).read_text()
     reasons = page[page.index("<!-- ops: end -->") :]
-    for path in STORED.glob("ops-*.json"):
-        result = render.read([path])["ops"]
+    for result in render.stored("ops", ROOT):
         missed = [target["claim"] for target in result["targets"] if target["met"] is False]
         if any(step["ratio"] < step["target"] for step in result["training_steps"]):
             missed.append("training step")
@@ -270,24 +284,25 @@ def study() -> dict:
     return {**result, "targets": [vars(verdict) for verdict in verdicts]}
 
 
-def test_the_inference_study_has_a_block_and_a_figure(docs, tmp_path):
-    store = tmp_path / "results"
+def test_the_inference_study_has_blocks_and_a_figure(root, tmp_path):
     (tmp_path / "study.json").write_text(json.dumps({"inference": study()}))
-    page = rendered([tmp_path / "study.json"], docs, store)
-    lines = page.splitlines()
-    assert lines[:4] == ["before", "<!-- ops: begin -->", "old", "<!-- ops: end -->"] and lines[-1] == "after"
-    assert "A CPU, 2 threads; 600 x 1000 pixels, 16 words; torch 2.11; 2026-01-02." in lines
+    pages = rendered([tmp_path / "study.json"], root)
+    users, lines = (page.splitlines() for page in pages)
+    for page in (users, lines):
+        assert page[:4] == ["before", "<!-- ops: begin -->", "old", "<!-- ops: end -->"] and page[-1] == "after"
+        assert "A CPU, 2 threads; 600 x 1000 pixels, 16 words; torch 2.11; 2026-01-02." in page
     stages = "| regions, float32 | 1 s | 100 ms | 5 s | 300 ms / 20 ms | 200 ms | 6.6 s / 6.32 s |"
     assert f"{stages} 2.50 GB | 3,000 G |  |" in lines
     assert "| SOHO prepared, bf16 | 500 ms |  |  |  | 100 ms | 600 ms |  | 200 G | 0.02, 99.1% |" in lines
-    assert "| SOHO prepared, bf16 | 1.67 | 6.67 |" in lines and "| regions, float32 | 0.16 |  |" in lines
-    assert any("regions, float32: NMS by class 480,000 to 1,234." in line for line in lines)
+    assert "| SOHO prepared, bf16 | 1.67 | 6.67 | 99.1% |" in users and "| regions, float32 | 0.16 |  |  |" in users
+    assert "| regions, float32 | 480,000 to 1,234 |" in lines
     claim = "SOHO in bf16 against regions in float32, NMS by class"
-    assert f"| {claim} | >= 12x | 11.00x (SOHO prepared, bf16: 0.600 s, 6.600 s); " in page
-    assert (docs / "inference.png").read_bytes().startswith(b"\x89PNG")
-    assert rendered([store / "inference-a.json"], docs, store) == page
+    assert f"| {claim} | >= 12x | 11.00x (SOHO prepared, bf16: 0.600 s, 6.600 s); " in pages[1]
+    assert (root / "docs/inference.png").read_bytes().startswith(b"\x89PNG")
+    kept = root / "benchmarks/results/inference-a.json"
+    assert rendered([kept], root) == pages
     with pytest.raises(SystemExit, match="result: expected one file with inference results, got 2"):
-        rendered([tmp_path / "study.json", store / "inference-a.json"], docs, store)
+        rendered([tmp_path / "study.json", kept], root)
 
 
 def test_the_figure_of_stages_has_a_bar_for_each_kind_of_nms(tmp_path, monkeypatch):
