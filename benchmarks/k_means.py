@@ -1,4 +1,4 @@
-"""CPU time and inertia of k-means from `fit(x)`, beside other libraries: the tables of docs/ops.md, one thread.
+"""CPU time and inertia of k-means from `fit(x)`, beside other libraries: the tables of docs/kmeans.md, one thread.
 
 Libraries that are not installed are left out. The inertia is that of the nearest centres, by one function for all.
 """

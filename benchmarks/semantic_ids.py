@@ -1,4 +1,4 @@
-"""Semantic ids with and without a bound of the codes' sizes: the table of docs/ops.md, one thread.
+"""Semantic ids with and without a bound of the codes' sizes: the table of docs/kmeans.md, one thread.
 
 The items are drawn from a tree of categories whose sizes follow Zipf's law; a category lies around the one above it.
 """

@@ -1,5 +1,5 @@
 """Renders the committed rows of studies that declare a composite (benchmarks/results/studies-NAME.jsonl) into
-docs/studies.md, between markers of their names, and their figures beside it, so that no figure there is typed by hand.
+pages of docs/, between markers of their names, and their figures beside them, so that no figure there is typed by hand.
 
     python -m benchmarks.studies_page
 """
@@ -15,16 +15,17 @@ from soho_fast.studies.results import read_rows
 from soho_fast.studies.study import find_study, read_study
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGE = ROOT / "docs/studies.md"
+PAGES = [ROOT / "docs" / name for name in ("studies.md", "study_dictionary.md", "study_collapse.md")]
 RESULTS = ROOT / "benchmarks/results"
 
 
-def rendered(text: str, *, figures: bool) -> str:
-    """The page with every study's section as its rows say; figures are drawn beside the page where asked for.
+def rendered(*, figures: bool) -> dict[Path, str]:
+    """The pages with every study's section as its rows say; figures are drawn beside them where asked for.
 
     Raises:
         ValueError: rows are there of a study that has no markers.
     """
+    texts = {page: page.read_text() for page in PAGES}
     paths = sorted(RESULTS.glob("studies-*.jsonl"))
     rows = read_rows(paths)  # A run that two studies have in common stands in one of the files.
     for path in paths:
@@ -36,21 +37,24 @@ def rendered(text: str, *, figures: bool) -> str:
         cells, old = rows_by_cell(name, runs, rows)
         differences = compare(study, cells)
         if figures:
-            draw(differences, PAGE.parent / picture)
-        shown = picture if (PAGE.parent / picture).exists() else ""
+            draw(differences, PAGES[0].parent / picture)
+        shown = picture if (PAGES[0].parent / picture).exists() else ""
         section = page(name, study, runs, cells, old, differences, shown, f"benchmarks/results/{path.name}")
         # Below the page's own headings.
-        section = re.sub(r"^#", "###", section, flags=re.MULTILINE).rstrip()
+        section = re.sub(r"^#", "##", section, flags=re.MULTILINE).rstrip()
         begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
-        if begin not in text or end not in text:
-            raise ValueError(f"{PAGE}: expected {begin} and {end}, between which the rows of {path.name} stand")
-        text = f"{text.partition(begin)[0]}{begin}\n{section}\n{end}{text.partition(end)[2]}"
-    return text
+        found = [place for place, text in texts.items() if begin in text and end in text]
+        if len(found) != 1:
+            raise ValueError(f"docs/: expected {begin} and {end} on one page, for the rows of {path.name}")
+        text = texts[found[0]]
+        texts[found[0]] = f"{text.partition(begin)[0]}{begin}\n{section}\n{end}{text.partition(end)[2]}"
+    return texts
 
 
 def main() -> int:
-    """Render, and write the page."""
-    PAGE.write_text(rendered(PAGE.read_text(), figures=True))
+    """Render, and write the pages."""
+    for page_path, text in rendered(figures=True).items():
+        page_path.write_text(text)
     return 0
 
 

@@ -143,7 +143,7 @@ def make_methods(names: Sequence[str], sizes: Sizes, device: str = "cpu") -> lis
     """The methods of these names, in the order of NAMES, each with weights of its own.
 
     Raises:
-        ValueError: a name is none of NAMES.
+        ValueError: a name is not in NAMES.
     """
     unknown = [name for name in names if name not in NAMES]
     if unknown:

@@ -44,7 +44,7 @@ def inputs(shape: tuple[int, int, int], dtype: torch.dtype) -> tuple[Tensor, Ten
 
 @functools.lru_cache(maxsize=1)
 def real_inputs(name: str, shape: tuple[int, int, int]) -> tuple[Tensor, Tensor, Tensor]:
-    """The same of features of real pictures and codes that learnt from others; skips the test where there are none."""
+    """The same of features of real pictures and codes that learnt from others; skips the test without them."""
     reason = real_features.absent(name)
     if reason is not None:
         pytest.skip(reason)

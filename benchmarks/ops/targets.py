@@ -44,9 +44,9 @@ class Target:
         return f"{self.op} {self.cases}".strip() + f"{limits}: {self.ours} against {self.baseline}"
 
     def ratio(self, case: str, methods: list[Row]) -> float | None:
-        """How many times as long `baseline` takes in a competition; None if it is none of the target's, or one did
+        """How many times as long `baseline` takes in a competition; None if the target leaves it out, or one did
         not run."""
-        # The shape that exists only for the slowest level is none of the target's: no baseline is timed there.
+        # The shape that exists only for the slowest level does not count: no baseline is timed there.
         ours, baseline = ([row.seconds for row in methods if _is(row, name)] for name in (self.ours, self.baseline))
         low, high = self.channels
         inside = self.channels == Target.channels or low <= methods[0].shape[-1] < high

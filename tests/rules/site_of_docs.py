@@ -15,9 +15,9 @@ API = ROOT / "docs/api"
 LISTED = ("ops", "cluster", "explore", "model")  # packages whose __all__ is what they promise
 
 
-def documented(package: str) -> list[str]:
+def documented(page: str) -> list[str]:
     """The dotted names that a page of the reference asks for."""
-    return re.findall(r"^::: (\S+)$", (API / f"{package}.md").read_text(), flags=re.MULTILINE)
+    return re.findall(r"^::: (\S+)$", (API / f"{page}.md").read_text(), flags=re.MULTILINE)
 
 
 def home(package: str, name: str) -> str:

@@ -18,7 +18,7 @@ WORDS: dict[str, tuple[str, tuple[str, ...]]] = {
     r"stand(s|ing)? still|still stands?|thaw(s|ed|ing)?": ("frozen, unfrozen", ()),
     r"(live|dead|alive|dying) codes?|codes? (die|dies|died)": ("active or unused codes, codebook collapse", ()),
     r"reviv\w+|re-?seed(s|ed|ing)?|seeded again": ("dead-code reset", ()),
-    r"members?": ("assigned features, assignments", ("docs/shards.md", "docs/training.md", "soho_fast/data/")),
+    r"members?": ("assigned features, assignments", ("docs/shards.md", "docs/failures.md", "soho_fast/data/")),
     r"drawn codes?|codes? (is|are|were) drawn": ("data-initialised codes", ()),
     r"pictures?": ("image", ("soho_fast/data/mini/", "soho_fast/common/text.py", "soho_fast/explore/licences.py")),
     r"places? (of|in) (a|the|each) texts?": ("tokens, positions", ()),

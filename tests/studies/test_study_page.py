@@ -1,4 +1,4 @@
-"""The page of studies shows what the committed rows say."""
+"""The pages of studies show what the committed rows say."""
 
 import csv
 import json
@@ -10,12 +10,13 @@ from statistics import fmean
 
 from scipy.stats import ttest_1samp
 
-from benchmarks.studies_page import PAGE, RESULTS, ROOT, rendered
+from benchmarks.studies_page import PAGES, RESULTS, ROOT, rendered
 from soho_fast.studies.comparing import compare, composite_of, turn_signs
 from soho_fast.studies.matrix import runs_of
 from soho_fast.studies.report import rows_by_cell
 from soho_fast.studies.study import find_study, read_study
 
+TEXT = "\n".join(page.read_text() for page in PAGES)
 OTHERS = ("README.md", "docs/index.md", "docs/paper.md")
 
 TASKS = {
@@ -29,9 +30,8 @@ CODES, FROZEN = ("one level, from codes", "none, from codes"), ("quiet targets",
 SEEDS = [str(seed) for seed in range(8)]
 
 
-def test_the_page_is_rendered_from_the_committed_rows():
-    text = PAGE.read_text()
-    assert rendered(text, figures=False) == text, "python -m benchmarks.studies_page renders it"
+def test_the_pages_are_rendered_from_the_committed_rows():
+    assert rendered(figures=False) == {page: page.read_text() for page in PAGES}, "python -m benchmarks.studies_page"
 
 
 def test_what_the_dictionary_cost_is_of_the_rows_of_before():
@@ -54,12 +54,12 @@ def test_what_the_dictionary_cost_is_of_the_rows_of_before():
     mean, (low, high) = sum(differences) / 5, ttest_1samp(differences, 0.0).confidence_interval(0.95)
     seeds = ", ".join(f"{-each:.1f}" for each in differences)
     told = f"| points lost with 256 codes | {seeds} | {-mean:.1f} | {-high:.1f} to {-low:.1f} |"
-    assert told in PAGE.read_text(), told
+    assert told in TEXT, told
     of_64, of_1024 = sum(lost("k64", "012")) / 3, sum(lost("k1024", "01234")) / 5
     told = (
         f"64 codes it was {of_64:.1f} points (three seeds), with 1,024 about as much as with 256 ({of_1024:.1f}, five"
     )
-    assert told in " ".join(PAGE.read_text().split()), told
+    assert told in " ".join(TEXT.split()), told
 
 
 def _rows(name):
@@ -80,7 +80,7 @@ def test_what_is_said_of_the_cold_start_is_of_its_rows():
         if row["condition"] != "fixed codes":
             *_, reset, decay = row["condition"].split(", ")
             active[reset, decay].append(row["metrics"]["heldout_active_codes"])
-    text = " ".join(PAGE.read_text().split())
+    text = " ".join(TEXT.split())
     assert f"| with reset, gamma 0.9 | {told(active['on', '0.9'])} |" in text
     assert f"| with reset, gamma 0.99 | {told(active['on', '0.99'])} |" in text
     assert f"random or from features | {told(active['off', '0.9'] + active['off', '0.99'])} |" in text
@@ -99,7 +99,7 @@ def test_what_is_said_of_a_step_is_of_its_rows():
         sizes = [name.removesuffix(codes) for name in speed if name.endswith(f", {codes}")]
         assert len(sizes) == 6
         slower.append(100 * (1 - sum(speed[size + codes] / speed[size + "none"] for size in sizes) / 6))
-    text = " ".join(PAGE.read_text().split())
+    text = " ".join(TEXT.split())
     one, two, three = (f"{each:.0f}" for each in slower)
     assert f"| 256 | {one} % in the mean" in text
     assert f"| 2,048 | {two} % | | 8,192 | {three} % |" in text
@@ -116,7 +116,7 @@ def test_what_is_said_of_a_frozen_batch_norm_is_of_its_rows():
         runs[row["batch_norm"]] += 1
         lost[row["batch_norm"]] += float(row["itm"]) < 0.56 and float(row["image_to_text_r1"]) <= 0.02
     assert runs == {"frozen": 12, "live": 12} and lost["live"] == 0
-    text = PAGE.read_text()
+    text = TEXT
     assert f"rule: {lost['frozen']} of 12, where none of 12 with a trained BatchNorm was lost" in " ".join(text.split())
     names = {"none": "no dictionary", "k256": "256 codes", "sgd": "SGD", "adamw": "AdamW", "live": "trained"}
     for kinds in {(row["dictionary"], row["rule"], row["batch_norm"]) for row in rows}:
@@ -131,7 +131,7 @@ def test_what_is_said_of_a_frozen_batch_norm_is_of_its_rows():
 
 
 def test_what_is_said_of_longer_runs_with_a_frozen_batch_norm_is_of_their_rows():
-    text, before, cells = PAGE.read_text(), {}, {}
+    text, before, cells = TEXT, {}, {}
     with (RESULTS / "studies-conditions-frozen-batch-norm.csv").open(newline="") as file:
         for row in csv.DictReader(file):
             shares = (100 * float(row[name] or 0) for name in ("image_to_text_r1", "text_to_image_r1"))
@@ -171,7 +171,7 @@ def _lower_after_more_steps(by_steps: dict[int, list[dict]]) -> list[tuple[int, 
 
 
 def test_what_is_said_of_study_longer_is_of_its_rows():
-    rows, text = _lines("longer-rows.jsonl"), " ".join(PAGE.read_text().split())
+    rows, text = _lines("longer-rows.jsonl"), " ".join(TEXT.split())
     assert f"{len(rows)} of its 36 runs are there, all with one level" in text
     for rule in ("AdamW", "SGD"):
         by_steps = {}
@@ -197,7 +197,7 @@ def test_what_is_said_of_longer_runs_of_other_recipes_is_of_their_rows():
         everything = list(csv.DictReader(file))
     rows = [row for row in everything if row["rule"] != "start"]
     own, paper = (f"{100 * float(row['itm']):.1f} %" for row in everything if row["rule"] == "start")
-    assert f"(matching {own} and {paper})" in " ".join(PAGE.read_text().split())
+    assert f"(matching {own} and {paper})" in " ".join(TEXT.split())
     cells, lower = {}, []
     for row in rows:
         cells.setdefault((row["recipe"], row["rule"]), {}).setdefault(int(row["step"]), []).append(row)
@@ -212,12 +212,12 @@ def test_what_is_said_of_longer_runs_of_other_recipes_is_of_their_rows():
             codes = ", ".join(f"{float(row['heldout_perplexity']):.0f}" for row in runs)
             rule_named = {"adamw": "AdamW", "sgd": "SGD"}[rule]
             told = f"| `{recipe}`, {rule_named} | {steps} | {' | '.join(shares)} | {codes} |"
-            assert told in PAGE.read_text(), told
+            assert told in TEXT, told
         lower += [(recipe, rule, *found) for found in _lower_after_more_steps(by_steps)]
     assert lower == [("paper_r18", "adamw", 80, "heldout_perplexity")]
     means = [sum(float(row["heldout_perplexity"]) for row in runs) / 3 for runs in cells["paper_r18", "adamw"].values()]
     once, twice, four = (f"{mean:.1f}" for mean in means)
-    text = " ".join(PAGE.read_text().split())
+    text = " ".join(TEXT.split())
     assert f"it falls from {once} to {twice} and then stays ({four})" in text
     ended = [(row["recipe"], row["rule"], row["ended_by_guard_at"]) for row in rows if row["ended_by_guard_at"]]
     assert set(ended) == {("own", "sgd", "50")}
@@ -244,11 +244,11 @@ def test_what_the_dictionary_costs_by_metric_is_of_its_rows():
         for condition in CONDITIONS[1:]:
             each = [100 * (own - none) for own, none in zip(share[condition], share["none"], strict=True)]
             told += f" {sum(each) / 8:+.1f} ({sum(one < 0 for one in each)} of 8) |"
-        assert told in PAGE.read_text(), told
+        assert told in TEXT, told
 
 
 def test_what_other_pages_say_of_the_dictionary_is_of_its_rows():
-    page, shares = PAGE.read_text(), []
+    page, shares = TEXT, []
     for condition in CONDITIONS[1:]:
         start, end = re.search(
             rf"\*\*{condition}\*\* against \*\*none\*\* hurts: .*, as from (\S+) % to (\S+) %", page
@@ -260,7 +260,7 @@ def test_what_other_pages_say_of_the_dictionary_is_of_its_rows():
     ).groups()
     readme, index, paper = (" ".join((ROOT / name).read_text().split()) for name in OTHERS)
     assert f"{cost} logits (95 % interval {least} to {largest}), as from {start} to {one} %" in readme
-    assert f"falls as from {start} to {one} % with one level of codes, to {four} % with four" in index
+    assert f"fell from {start} % to {one} % (one level of codes) and {four} % (four)" in index
     assert (
         f"as a fall from {start} to {one} % with 256 codes, to {two} % with two levels of them and to {four} % with"
         in paper
@@ -270,7 +270,7 @@ def test_what_other_pages_say_of_the_dictionary_is_of_its_rows():
 def test_what_was_seen_afterwards_of_the_dictionary_is_of_its_rows():
     study = read_study(find_study("dictionary"))
     cells, _ = rows_by_cell("dictionary", runs_of(study), _rows("dictionary"))
-    page = " ".join(PAGE.read_text().split())
+    page = " ".join(TEXT.split())
     found = {(each.condition, each.against, each.metric): each for each in compare(study, cells)}
 
     names = [(*pair, "styles.itm") for pair in (("two levels", "none"), ("four levels", "none"), CODES, FROZEN)]
@@ -323,9 +323,7 @@ def test_what_was_seen_afterwards_of_the_dictionary_is_of_its_rows():
     assert from_codes.verdict == "hurts"
     assert f"costs about as much ({-from_codes.high:.3f} to {-from_codes.low:.3f} logits)" in page
     (none, one), (none_from_codes, one_from_codes) = (
-        re.search(
-            rf"\*\*{ours}\*\* against \*\*{other}\*\* hurts: .* from (\S+) % to (\S+) %", PAGE.read_text()
-        ).groups()
+        re.search(rf"\*\*{ours}\*\* against \*\*{other}\*\* hurts: .* from (\S+) % to (\S+) %", TEXT).groups()
         for ours, other in (("one level", "none"), CODES)
     )
     assert f"behind in all, with {one_from_codes} % against {one} % by the composite with one level" in page
@@ -333,7 +331,7 @@ def test_what_was_seen_afterwards_of_the_dictionary_is_of_its_rows():
 
 
 def test_what_is_said_of_the_guard_is_of_its_rows():
-    text = PAGE.read_text()
+    text = TEXT
     with (RESULTS / "guard.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) >= 6
