@@ -121,6 +121,7 @@ class Step:
             inputs = self.task.on_device(copied)
             skipped += side.get("skipped", [])
             self.timer.stop("copy")
+            # The losses are means over the micro-batch; DeepSpeed divides them by the accumulation steps in `backward`.
             output = self.engine(**inputs)
             self.timer.stop("forward")
             self.engine.backward(output.loss)
@@ -129,6 +130,7 @@ class Step:
             if measure_norm and not self._stage and number + 1 == self.plan.gradient_accumulation_steps:
                 gradients = [param.grad for param in self.model.parameters() if param.grad is not None]
                 self._grad_norm = nn.utils.get_total_norm(gradients)
+            # Called for each micro-batch: DeepSpeed takes a step only at the last one.
             self._step_optimizer()
             self.timer.stop("optimizer")
             for name in ("loss", *self.task.logged):
@@ -138,6 +140,7 @@ class Step:
                     sums[name] = sums[name] + value if name in sums else value
         self.model.end_step(applied=self.engine.was_step_applied())
         for name, value in self.task.figures(self.model).items():
+            # They are of the step, not of a micro-batch: times their number, since `mean_losses` divides by it.
             sums[name] = value.float() * self.plan.gradient_accumulation_steps
         self.timer.stop("optimizer")
         return sums, skipped
@@ -323,18 +326,21 @@ class Run:
                     waited = time.monotonic()
                     if signal_number := batches.prepare(progress.step, step.model, stop):
                         return self._save_and_stop(signal_number)
+                    # Filling the feature cache is not training: it does not lower the images a second.
                     self._seen_at += time.monotonic() - waited
                     record_due = self._is_due(settings.log.every_steps, 1) or progress.step + 1 == self.total_steps
                     # Which step is the last is not known beforehand where the time is limited.
                     measure_norm = record_due or bool(settings.max_minutes)
                     sums, skipped = step.take(progress.step, self._elapsed, batches, measure_norm=measure_norm)
                     progress.step += 1
+                    # Ranks agree in each step: a signal or a clock of one of them must not leave the others waiting.
                     signal_number, save_due = self._agree(stop)
                     self._count_skipped(skipped)
                     record_due = record_due or not self.steps_left
                     save_due = bool(signal_number) or save_due or self._is_due(settings.checkpoint.every_steps)
                     quick_due = self._is_due(settings.evaluation.quick_every_steps)
                     if record_due or save_due or quick_due or step.has_failed() or self._evaluation_is_due():
+                        # Only now, not in every step: it waits for the device and for the other ranks.
                         losses = step.mean_losses(sums)
                         self._refuse_divergence(losses["loss"])
                         self._refuse_lost()
@@ -368,6 +374,7 @@ class Run:
     def evaluate(self, *, quick: bool) -> dict[str, float]:
         """The task's metrics, on rank 0; under ZeRO 3 each rank computes all, since it holds a part of the weights."""
         model, processes = self.step.model, self.processes
+        # Each rank has updated the running statistics by its own images.
         average_batch_norm(model, processes)
         random_state = rng_state(processes.device)
         alone = self.settings.engine.zero_stage == 3

@@ -161,6 +161,7 @@ class PretrainingTask(BaseTask):
         training = RecordTable(training_sets)
         heldout_sets = read(HELDOUT, reports=reports[HELDOUT]) if self.data.heldout else []
         heldout = [record for records in heldout_sets for record in records]
+        # The shuffled-image baseline needs another image.
         if len(heldout) == 1:
             raise ValueError(
                 "data.heldout: one image with captions; expected none or at least two, since a text is also scored "
@@ -274,6 +275,7 @@ class PretrainingTask(BaseTask):
         self._say(
             f"model.pretrained: knows {known:,} of the {len(here):,} tokens here; the others start from random values"
         )
+        # -1: `init_from` leaves the row as it was initialised.
         rows_V = torch.full((self.model_config.vocab_size,), -1)
         rows_V[list(here.values())] = torch.tensor([there.get(token, -1) for token in here])
         return rows_V
@@ -282,6 +284,7 @@ class PretrainingTask(BaseTask):
         """The first `bag_of_words_epochs` train the visual encoder alone, by the bag-of-words loss; visual tokens are
         masked from `mvm_from_epoch` on."""
         super().before_step(model, epoch)
+        # Phases follow the epoch alone, so a resumed run is in the same one.
         model.bag_of_words_only = epoch < self.model.bag_of_words_epochs
         model.masks_visual_tokens = epoch >= self.data.mvm_from_epoch
 
@@ -325,6 +328,7 @@ class PretrainingTask(BaseTask):
             return []
         perplexity, active_codes, _ = dictionary.statistics()
         num, share = dictionary.num_codes, int(active_codes) / dictionary.num_codes
+        # Two thresholds, so that a share that wavers about one of them does not warn again and again.
         if share > _ENOUGH_ACTIVE:
             self._codebook_collapses = False
         if self._codebook_collapses or share >= _FEW_ACTIVE:

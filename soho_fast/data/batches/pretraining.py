@@ -98,6 +98,7 @@ class PairSampler:
         available = self._texts.count(index)
         chosen: list[int] = []
         while len(chosen) < count:
+            # A permutation at a time: no caption comes again before each has come once.
             chosen.extend(rng.permutation(available)[: count - len(chosen)].tolist())
         return [self._texts.get(index, number) for number in chosen]
 
@@ -107,6 +108,7 @@ class PairSampler:
         The last group is filled with captions of the others, and with its own where there are no others.
         """
         available = self._texts.count(index)
+        # `resize` repeats the permutation from its start, which fills the last group.
         order = np.resize(rng.permutation(available), (-(-available // count), count))
         return [self._texts.get(index, int(chosen)) for chosen in order[number]]
 
@@ -133,6 +135,7 @@ class PairSampler:
         first, end = (self._first_group[bound] for bound in self._data_set_of(index))
         own_first, own_end = self._first_group[index], self._first_group[index + 1]
         group = first + rng.integers(end - first - (own_end - own_first))
+        # Drawn among the others alone, then moved past the own groups: each other group is equally likely.
         group += (own_end - own_first) * (group >= own_first)
         other, group_of_other = part_of(self._first_group, group)
         return self._texts.get(other, group_of_other * self._group_size)
@@ -155,6 +158,7 @@ class PairSampler:
             first, end = 0, len(self._texts)
         for _ in range(_MAX_DRAWS):
             other = first + int(rng.integers(end - first - 1))
+            # Past the image itself.
             other += other >= index
             text = self._texts.get(other, int(rng.integers(self._texts.count(other))))
             if content_words(text) - own_words:
@@ -239,6 +243,7 @@ class PretrainingDataset(SampleDataset):
         )
         every_caption = epoch != "images"
         counts_I = self._table.texts.counts()
+        # Rounded up: the last sample of an image may hold fewer captions of its own, and is filled.
         num_samples_I = -(-counts_I // num_positive) if every_caption else np.ones(len(records), np.int64)
         super().__init__(Images(self._table, processor), num_samples_I)
         self._special_ids = frozenset(processor.tokenizer.all_special_ids)
@@ -259,6 +264,8 @@ class PretrainingDataset(SampleDataset):
         if not self.images.read_into(sample):
             return sample
         rng = np.random.default_rng([SAMPLE_STREAM, self.seed, self._epoch, index])
+        # By this number the model picks the code whose tokens it masks (`ops.sample_group`), the same on any rank.
+        # The order of the draws is part of the data: another one makes other samples.
         sample.image_fields["mask_uniform"] = float(rng.random())
         texts = self._captions(image, number, rng)
         matched = np.arange(len(texts) + self.num_negative) < self.num_positive

@@ -77,6 +77,7 @@ def metric_value(features_PC: Tensor, codes_PC: Tensor, metric: str) -> Tensor:
 def _of_pairs(
     function: Callable, features_NC: Tensor, codebook_KC: Tensor, row_P: Tensor, code_P: Tensor, metric: str
 ) -> Tensor:
+    # In chunks: the differences of all pairs at once, in float64, could fill the memory.
     chunk = max(1, _MAX_PAIR_ELEMENTS // max(1, features_NC.shape[1]))
     parts = [
         function(features_NC[rows], codebook_KC[codes], metric)
@@ -88,12 +89,15 @@ def _of_pairs(
 def _scores(features_NC: Tensor, codebook_KC: Tensor, metric: str) -> tuple[Tensor, Tensor]:
     """(N, K) in any order of summation, the largest of the nearest code, and (N,) what rounding may have added to one
     or taken from it; float64."""
+    # A float64 dot product, summed in any order, is off by at most about C * 2^-53 |x| |d| (Higham 2002, section 3.1).
+    # This is more than twice as much.
     unit = (features_NC.shape[1] + 16) * 2.0**-52
     if metric == "cosine":
         codebook_KC = torch.nn.functional.normalize(codebook_KC, dim=-1, eps=5e-324)
     norm_N, largest = features_NC.norm(dim=-1), codebook_KC.norm(dim=-1).amax()
     score_NK, bound_N = features_NC @ codebook_KC.T, unit * norm_N * largest
     if metric == "euclidean":
+        # argmin |x - d|^2 = argmax x.d - |d|^2 / 2: |x|^2 is the same for all codes.
         score_NK = score_NK - codebook_KC.square().sum(-1) / 2
         bound_N = bound_N + unit * (largest * largest + (norm_N + largest).square())
     return score_NK, bound_N
@@ -101,6 +105,7 @@ def _scores(features_NC: Tensor, codebook_KC: Tensor, metric: str) -> tuple[Tens
 
 def _lookup_rows(features_NC: Tensor, codebook_KC: Tensor, usable_K: Tensor, metric: str) -> Tensor:
     """Exact index of a chunk of rows: float64 scores, then a direct comparison of what their rounding leaves open."""
+    # NaN and Inf would spread through the product: zeros stand for them, and the last line has what they get.
     features = features_NC.double()
     codebook = torch.where(usable_K[:, None], codebook_KC.double(), 0.0)
     usable_N = features.isfinite().all(-1)
@@ -109,6 +114,7 @@ def _lookup_rows(features_NC: Tensor, codebook_KC: Tensor, usable_K: Tensor, met
     score_NK, bound_N = _scores(features, codebook, metric)
     score_NK = torch.where(usable_K, score_NK, -torch.inf)
     best_N, index_N = score_NK.max(-1)
+    # Open: codes that may be the nearest, as both scores may be off by the bound. A row with a single one is decided.
     open_NK = score_NK >= (best_N - 2 * bound_N)[:, None]
     open_NK &= (open_NK.sum(-1) > 1)[:, None] & usable_K
 
@@ -117,6 +123,7 @@ def _lookup_rows(features_NC: Tensor, codebook_KC: Tensor, usable_K: Tensor, met
     largest_N = torch.full((features_NC.shape[0],), -torch.inf, dtype=torch.float64, device=features_NC.device)
     largest_N = largest_N.scatter_reduce(0, row_P, similarity_P, "amax")
     winner_P = similarity_P == largest_N[row_P]
+    # K is above every code, so that amin takes the lowest of the winners.
     index_N[row_P] = codebook_KC.shape[0]
     index_N = index_N.scatter_reduce(0, row_P[winner_P], code_P[winner_P], "amin")
     return torch.where(usable_N & usable_K.any(), index_N, 0)
@@ -131,10 +138,12 @@ def _ranked_rows(features_NC: Tensor, codebook_KC: Tensor, usable_K: Tensor, met
 
     score_NK, bound_N = _scores(features, codebook, metric)
     score_NK = torch.where(usable_NK, score_NK, -torch.inf)
+    # As in `_lookup_rows`, but open is what may be among the topk.
     last_N = score_NK.topk(topk).values[:, -1]
     row_P, code_P = ((score_NK >= (last_N - 2 * bound_N)[:, None]) & usable_NK).nonzero(as_tuple=True)
     cost_NK = torch.full_like(score_NK, torch.inf)
     cost_NK[row_P, code_P] = -_of_pairs(_similarity, features_NC, codebook_KC, row_P, code_P, metric)
+    # A stable sort leaves equal costs in ascending order of the codes.
     return cost_NK.sort(stable=True).indices[:, :topk]
 
 

@@ -29,6 +29,7 @@ def codebook_stats(
     if index.device.type == "cpu" and bool((kept_N & (index_N >= num_codes)).any()):
         worst = int(torch.where(kept_N, index_N, -1).max())
         raise ValueError(f"index: expected values below num_codes = {num_codes}, got {worst}")
+    # What is left out goes to a row behind the codes, which is cut off below.
     target_N = torch.where(kept_N, index_N, num_codes)
     counts_K = torch.bincount(target_N, minlength=num_codes + 1)[:num_codes].to(wanted)
     sums_KC = torch.zeros(num_codes + 1, features.shape[-1], dtype=torch.float64, device=features.device)
@@ -41,6 +42,7 @@ def codebook_stats(
 
 def codebook_ema_(codebook: Tensor, counts: Tensor, sums: Tensor, decay: float) -> None:
     """Eq. 4 in place, rounded to float32 at each step: `d <- decay * d + (1 - decay) * (sums / counts)`, counts > 0."""
+    # The clamp only avoids 0 / 0: codes without features stay as they are.
     mean_KC = sums / counts.clamp(min=torch.finfo(torch.float32).tiny)[:, None]
     codebook.copy_(torch.where((counts > 0)[:, None], codebook * decay + mean_KC * (1 - decay), codebook))
 

@@ -18,12 +18,15 @@ def sample_group(index_BL: Tensor, valid_BL: Tensor | None, uniform_B: Tensor) -
     present_BL = index_BL >= 0
     if valid_BL is not None:
         present_BL = present_BL & valid_BL
+    # Sorted, with what is absent at the end, each label is a run; the first position of each run counts it once.
     sorted_BL = torch.where(present_BL, index_BL, absent).sort(dim=1).values
     first_BL = sorted_BL != absent
     first_BL[:, 1:] &= sorted_BL[:, 1:] != sorted_BL[:, :-1]
     num_labels_B = first_BL.sum(1)
+    # The product may round up to n.
     rank_B = torch.minimum((uniform_B * num_labels_B).floor().long(), num_labels_B - 1)
     chosen_BL = first_BL & (first_BL.cumsum(1) == rank_B[:, None] + 1)
+    # One position of a row is chosen, so the sum is its label.
     return torch.where(num_labels_B > 0, torch.where(chosen_BL, sorted_BL, 0).sum(1), -1)
 
 

@@ -32,5 +32,6 @@ def residual_lookup(
         chosen = lookup_reference.codebook_lookup(residual, codebook_KC, False, False)[1]
         index[..., level] = chosen
         codes = codebook_KC[chosen].float()
+        # Rounded to float32 at each level, as a loop over the levels would: later lookups see these very bits.
         residual, total = residual - codes, total + codes
     return total.to(features.dtype), index, residual.contiguous() if return_residual else residual.new_empty(0)
