@@ -8,7 +8,7 @@ Both files are JSON lines. A line of the questions has the fields of the model's
     {"left": "1.png", "right": "2.png", "text": "both show a dog"}      visual reasoning
 
 and any others, which are handed on. A line of the results has its number, from 1, all that the question's line has, and
-`answers` as `SohoPipeline` gives them; or `error`, why there are none.
+`answers` as `SohoPipeline` gives them; or `error`, why it has no answers.
 """
 
 from __future__ import annotations
@@ -152,7 +152,7 @@ def _answer(
     processor = soho.processor.image_processor
 
     def load(number: int) -> dict[str, np.ndarray | str]:
-        """Pixels of each image of a window, or why there are none: arrays are copied from process to process, where
+        """Pixels of each image of a window, or why it has no pixels: arrays are copied from process to process, where
         tensors would share memory and take an open file each."""
         loaded: dict[str, np.ndarray | str] = {}
         for name in dict.fromkeys(name for question in parts[number] for name in question.images):
@@ -190,7 +190,7 @@ def _answer(
 
 
 def _open_locked(path: Path) -> BinaryIO:
-    """The file, made where there is none, for one process alone. Raises UserError: another one writes it."""
+    """The file, made if it is missing, for one process alone. Raises UserError: another one writes it."""
     try:
         file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "r+b", buffering=0)
     except OSError as error:

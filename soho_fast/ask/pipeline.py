@@ -203,7 +203,7 @@ class SohoPipeline(Questions):
     def answer_together(
         self, questions: Sequence[Question], top_k: int | None, batch_size: int
     ) -> list[Answer | ValueError]:
-        """The answers to a window of questions (see `windows`), whose images are `LoadedImage`s; why there is none."""
+        """The answers to a window of questions (see `windows`), whose images are `LoadedImage`s; or the error."""
         found: list[Answer | ValueError] = [[]] * len(questions)
         texts_of: dict[int, Sequence[str]] = {}
         for number, question in enumerate(questions):

@@ -287,7 +287,7 @@ class KMeans(Clusterer["Floats"]):
 
 
 def check_parameters(model: Any) -> None:
-    """ValueError where a parameter of a k-means estimator is none that it can have."""
+    """Raises ValueError: a parameter of a k-means estimator is invalid."""
     for name in ("n_clusters", "max_iter"):
         check_count(name, getattr(model, name))
     check_count("n_init", model.n_init, or_auto=True)

@@ -109,7 +109,7 @@ class ResidualKMeans(Clusterer["Labels"]):
         Fewer levels than were fitted are the first ones.
 
         Raises:
-            ValueError: another shape, or a code that is none.
+            ValueError: another shape, or an invalid code.
         """
         self._check_fitted()
         codes_NL, is_array = _as_codes(codes, len(self.cluster_centers_))

@@ -91,7 +91,7 @@ def check_checksums(folder: str | os.PathLike[str], *, weights: bool = True) -> 
 
 
 def folder_digest(folder: Path) -> str:
-    """A hash of the names and contents of all files in a folder; SHA256SUMS is none of them."""
+    """A hash of the names and contents of all files in a folder but SHA256SUMS."""
     names = sorted(path.name for path in folder.iterdir() if path.is_file() and path.name != SUMS)
     listed = "".join(f"{_sha256(folder / name)}  {name}\n" for name in names)
     return hashlib.sha256(listed.encode()).hexdigest()

@@ -45,7 +45,7 @@ def one_line(error: Exception) -> str:
 
 
 def no_image(data: bytes) -> str:
-    """Why a file whose format is none of `FORMATS` is not decoded."""
+    """Why a file whose format is not in `FORMATS` is not decoded."""
     if data[4:8] == b"ftyp" and data[8:12] in _HEIC_BRANDS and "HEIF" not in FORMATS:
         return f"it is HEIC; convert it to JPEG, or: {install_command('heic')}"
     return f"it is no {', '.join(FORMATS[:-1])} or {FORMATS[-1]}"

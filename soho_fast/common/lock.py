@@ -21,7 +21,7 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 @contextlib.contextmanager
 def only_user(folder: Path, processes: Processes, say: Callable[[str], None]) -> Iterator[None]:
-    """Hold a folder (made where there is none) against other runs, on this machine and on those that share its disk.
+    """Hold a folder (made if it is missing) against other runs, on this machine and on those that share its disk.
 
     The first rank holds the lock for all. It is a POSIX lock: the kernel drops it when the process ends, however it
     ends, and forked loader processes do not inherit it. The file beside it tells people who that is and is deleted at

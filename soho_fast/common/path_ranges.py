@@ -10,7 +10,7 @@ _MOST = 1_000_000
 
 
 def expand_range(path: str | os.PathLike[str]) -> list[str]:
-    """The paths that a path with ranges names, in order; the path itself where there is none.
+    """The paths that a path with ranges names, in order; the path itself if it has no range.
 
     `{00000..00331}` counts from the first number to the last, both included, with the first one's digits.
 

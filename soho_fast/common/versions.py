@@ -33,7 +33,7 @@ def program() -> dict[str, str]:
 
 
 def _digest_of_files(pattern: str) -> str:
-    """A digest of files of this package, whatever folder it lies in; empty where there are none."""
+    """A digest of files of this package, whatever folder it lies in; empty if no file matches."""
     here, digest = Path(soho_fast.__file__).parent, hashlib.sha256()
     files = sorted(here.rglob(pattern))
     for path in files:

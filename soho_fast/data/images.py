@@ -262,7 +262,7 @@ class SohoImageProcessor(TorchvisionBackend):
     model_input_names = ["pixel_values", "pixel_mask"]  # noqa: RUF012  # as of every processor
 
     def __init__(self, **kwargs: Unpack[SohoImageProcessorKwargs]) -> None:
-        """Raises ValueError: edges that no image can have, or numbers that are none."""
+        """Raises ValueError: edges that no image can have, or invalid numbers."""
         super().__init__(**kwargs)  # type: ignore[misc]  # transformers hands on a processor's own too
         shorter, longer = self.size.shortest_edge, self.size.longest_edge
         if not (shorter and longer and 0 < shorter <= longer and shorter * longer <= MAX_PIXELS):

@@ -237,7 +237,7 @@ def read_dataset(
 
 
 def load_parts(path: Path) -> dict[str, Any]:
-    """Data sets of Hugging Face's `datasets` by split, "" where there are none: of what `save_to_disk` wrote, of a
+    """Data sets of Hugging Face's `datasets` by split, "" if they have no splits: of what `save_to_disk` wrote, of a
     .parquet file or of a folder of such. Raises ValueError: it can't be read."""
     with from_extra("datasets"):
         import datasets
@@ -267,7 +267,7 @@ def _parquet_by_split(path: Path) -> dict[str, list[str]]:
 
 
 def image_content(image: Mapping[str, Any], source: Path, where: str) -> bytes | None:
-    """What a row has for its image, or the file below `source` that it names; None where there is none."""
+    """What a row has for its image, or the file below `source` that it names; None if it has no image."""
     if image.get("bytes") or not image.get("path"):
         return image.get("bytes")
     # Not resolve(): of a link to itself that raises RuntimeError.
@@ -293,13 +293,15 @@ def import_captions(folder: Path, read: Callable[[ReadReport], tuple[list[ImageT
     """Write `images.jsonl`; returns what it holds and what was left out, a fact a line.
 
     Raises:
-        ValueError, FileNotFoundError: as `read`; some images have a split and some have none.
+        ValueError, FileNotFoundError: as `read`; some images have a split and some do not.
     """
     report = ReadReport()
     records, splits = read(report)
     named = {bool(splits.get(record.image_id)): record.image_id for record in reversed(records)}
     if len(named) == 2:
-        raise ValueError(f"split: image {named[False]} has none, unlike {named[True]}; expected it of all or of none")
+        raise ValueError(
+            f"split: image {named[False]} has no split, {named[True]} has one; give all a split, or no image"
+        )
     write_atomically(folder / ANNOTATIONS, "".join(lines_of(records, splits)))
     return "\n".join([*report.lines(), f"wrote {folder / ANNOTATIONS}; next: soho check {folder}"])
 

@@ -197,7 +197,7 @@ class Checkpoints:
         return self.processes.gather(found[-1] if found else None)[0]
 
     def choose(self, say: Callable[[str], None]) -> Path | None:
-        """The newest checkpoint whose every file has its checksum, or None where there is none; the same on all ranks.
+        """The newest checkpoint whose every file has its checksum, or None; the same on all ranks.
 
         Args:
             say: Called on rank 0 with a line on each thing that is left aside.

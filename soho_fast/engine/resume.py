@@ -104,7 +104,7 @@ class ResumePoint:
             self._compare(now)
 
     def begin(self) -> None:
-        """Called when all is ready to train: make the folder where there is none; with `overwrite`, delete the run that
+        """Called when all is ready to train: make the folder if it is missing; with `overwrite`, delete the run that
         is there.
 
         Raises:

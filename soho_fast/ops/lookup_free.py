@@ -36,7 +36,7 @@ def fsq(features: Tensor, levels: Sequence[int]) -> tuple[Tensor, Tensor]:
         steps of 1 / (level // 2) from -1 on.
 
     Raises:
-        TypeError, ValueError: a type, levels that are none, or as many of them as there are not channels.
+        TypeError, ValueError: a wrong type, invalid levels, or another number of levels than of channels.
     """
     checks.check_type("features", features)
     levels = _checked_levels(levels)
@@ -108,7 +108,7 @@ def fsq_codes(index: Tensor, levels: Sequence[int]) -> Tensor:
     """What `fsq` made of features: float32 (..., C) of an index int64 (...); a negative one (padding) gives zeros.
 
     Raises:
-        TypeError, ValueError: a type, levels that are none, or on a CPU an index beyond the codes.
+        TypeError, ValueError: a wrong type, invalid levels, or on a CPU an index beyond the codes.
     """
     checks.check_type("index", index, (torch.int64,))
     levels = _checked_levels(levels)
@@ -154,7 +154,7 @@ def lfq_codes(index: Tensor, num_channels: int) -> Tensor:
 
 
 def _of_codes(values: Tensor, index: Tensor, num_codes: int) -> Tensor:
-    """The values (..., C) of these codes, zeros where the index (...) is none."""
+    """The values (..., C) of these codes, zeros where the index (...) names no code."""
     checks.check_below(index, num_codes)
     return torch.where(((index >= 0) & (index <= num_codes - 1)).unsqueeze(-1), values, 0.0)
 

@@ -220,7 +220,7 @@ def _of(study: Study, comparison: Comparison, rows: Mapping[Cell, Row]) -> Itera
 
 
 def _of_metric(pairs: Iterable[tuple[str, Cell, Cell]], rows: Mapping[Cell, Row], metric: str) -> dict[str, Any]:
-    """Of a metric; empty where a condition can't have it, as a model without a dictionary has none of codes."""
+    """Of a metric; empty where a condition can't have it, as a model without a dictionary has no metrics of codes."""
     pairs = list(pairs)
     found = _difference(pairs, lambda cell: value_of(rows[cell], metric) if cell in rows else None)
     known = [(rows[one], rows[other]) for _, one, other in pairs if one in rows and other in rows]

@@ -25,7 +25,7 @@ _HIGHER = {"helps": "higher", "hurts": "lower"}
 def rows_by_cell(name: str, runs: Sequence[Run], rows: Sequence[Row]) -> tuple[dict[Cell, Row], int]:
     """The row of each cell of the matrix, and how many of them were made by other settings than the study has now.
 
-    Rows of a study's file as it was before are taken of a stage that has none of today's: what was measured stays
+    Rows of a study's file as it was before are taken of a stage without rows of today's: what was measured stays
     measured, but conditions of different settings are not compared.
     """
     found, old = by_digest(rows), 0
@@ -225,7 +225,7 @@ def _signed(value: float, unit: str) -> str:
 
 
 def draw(differences: Sequence[Difference], path: Path) -> bool:
-    """Draw the declared differences with their intervals, a line each. False where there is none to draw."""
+    """Draw the declared differences with their intervals, a line each. False if no difference was declared."""
     import matplotlib
 
     matplotlib.use("Agg")

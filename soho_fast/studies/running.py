@@ -61,7 +61,7 @@ class Place:
         return self.folder / "results.jsonl"
 
     def rows(self) -> list[Row]:
-        """All rows. Raises UserError: a file is none of rows."""
+        """All rows. Raises UserError: a file does not hold rows."""
         return read_rows(self.known, optional=self.results)
 
 

@@ -178,7 +178,7 @@ def _check(study: Study) -> None:
         if stage.codes < 0:
             raise UserError(f"stages.{name}.codes: expected a number of images, or 0, got {stage.codes}")
         if stage.shared and stage.metrics:
-            raise UserError(f"stages.{name}.metrics: this stage is shared by all conditions: there is none to compare")
+            raise UserError(f"stages.{name}.metrics: this stage is shared by all conditions: nothing to compare")
         if stage.after:
             known(f"stages.{name}.after", stage.after, before)
             if stage.shared and not study.stages[stage.after].shared:
@@ -217,7 +217,7 @@ def unit_of(label: str) -> str:
 
 
 def known(place: str, name: str, names: Any) -> None:
-    """Raises UserError: the name is none of these."""
+    """Raises UserError: the name is not one of these."""
     if name not in names:
         similar = did_you_mean(name, names)
         raise UserError(f"{place}: expected one of {', '.join(names) or '(none given)'}, got {name!r}{similar}")

@@ -224,7 +224,7 @@ class BaseTask(ABC):
         processes: Processes | None = None,
         progress: ReportProgress | None = None,
     ) -> dict[str, float]:
-        """Metrics of the split that is evaluated while training; quick: of its first images. Empty where there is none.
+        """Metrics of the split that is evaluated while training; quick: of its first images. Empty without one.
 
         Args:
             model: The model, in evaluation mode, on the device of `processes`.

@@ -60,7 +60,7 @@ def model_card(task: Any, model: Any, metrics: Mapping[str, float]) -> str:
     Args:
         task: What the model was trained by, a `BaseTask`.
         model: The model.
-        metrics: Of its last full evaluation; empty where there was none.
+        metrics: Of its last full evaluation; empty if it was never evaluated.
     """
     config, kind = model.config, type(model).__name__
     sets = [(name, each) for name in ("sources", "heldout", "splits") for each in _sets(task.data, name)]

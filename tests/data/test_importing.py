@@ -66,7 +66,7 @@ def test_what_a_csv_lacks_is_named(folder, capsys):
     assert "line 3: image a.jpg is of split 'test'" in run(capsys, "csv", file, folder, "--overwrite", code=2)
     file.write_text("image,text,split\na.jpg,a dog,train\ndeep/b.png,a dog,\n")
     said = run(capsys, "csv", file, folder, "--overwrite", code=2)
-    assert "split: image deep/b.png has none, unlike a.jpg; expected it of all or of none" in said
+    assert "split: image deep/b.png has no split, a.jpg has one; give all a split, or no image" in said
     file.write_bytes(b"image,text\na.jpg,caf\xe9\n")
     assert "captions.csv: not UTF-8" in run(capsys, "csv", file, folder, "--overwrite", code=2)
     assert captions(folder) == {"a.jpg": ("a dog",)}, "what was there stays"

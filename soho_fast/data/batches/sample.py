@@ -267,7 +267,7 @@ def pad_texts(
 
 
 def pad_labels(labels: Sequence[np.ndarray], num_texts: int, length: int) -> torch.Tensor:
-    """Labels of tokens, int64 (P, S), -100 where there are none."""
+    """Labels of tokens, int64 (P, S), -100 where nothing is to be predicted."""
     labels_PS = np.full((num_texts, length), IGNORED_LABEL, dtype=np.int64)
     for row, own in enumerate(labels):
         labels_PS[row, : len(own)] = own

@@ -249,7 +249,7 @@ def read_visual_genome(
         try:
             path = PurePosixPath(urlsplit(url).path)
         except ValueError as error:
-            raise ValueError(f"{entry}: url {url!r:.60} is none ({error})") from None
+            raise ValueError(f"{entry}: url {url!r:.60} is invalid ({error})") from None
         names_by_id[image_id] = (f"{path.parent.name}/{path.name}", path.name)
 
     candidates: dict[int, Candidate] = {}

@@ -237,7 +237,7 @@ def _parse(text: bytes | str, where: str, what: str) -> Any:
 
 
 def parse_object(text: bytes | str, where: str, what: str) -> dict[str, Any]:
-    """A JSON object. Raises ValueError naming where it is and what was expected: it is none."""
+    """A JSON object. Raises ValueError, with where it is and what was expected: it is not a JSON object."""
     parsed = _parse(text, where, what)
     if not isinstance(parsed, dict):
         raise ValueError(f"{where}: a JSON {type(parsed).__name__}; expected {what}")

@@ -7,8 +7,8 @@ the folder. What is done with each:
 - An image, one of `IMAGE_SUFFIXES`, makes a row.
 - Captions: `captions`, a list of texts, in its `.json`; else its `.txt`, a single one; else `caption` in its `.json`.
 - A `.json` with a `status` other than "success" reports a failed download (img2dataset): the sample is left out.
-- A sample without an image is left out. One without a caption stays as an image that has none.
-- Broken is a sample whose `.json` is none, whose text or name is not UTF-8, whose image is a link, a sparse file or
+- A sample without an image is left out. One without a caption stays as an image without captions.
+- Broken is a sample whose `.json` is not JSON, whose text or name is not UTF-8, whose image is a link, a sparse file or
   larger than any image, or that has two. It is left out; an image with a broken text stays, as one without a caption.
 - Two samples of one name (case does not count): refused.
 
@@ -220,7 +220,7 @@ def _samples(content: mmap.mmap, shard: str) -> Iterator[tuple[str, dict[str, Me
 
 
 def _wrong_with(images: Sequence[Member], key: str) -> str:
-    """Why the image of a sample can't be used; empty where it can, or there is none."""
+    """Why the image of a sample can't be used; empty where it can, or without an image."""
     if len(images) > 1:
         return f"{images[1].name}: a second image of sample {key}, beside {images[0].name}; expected one"
     for image in images:

@@ -96,7 +96,7 @@ def codebook_lookup(
             low-dimensional pruning where features lie near the codes. The result is exact with any values, stale ones
             too. A prepared codebook has its own.
         warm_start: int64 (..., N), for each feature a code that may be the nearest: its code before the codebook moved,
-            or that of its neighbour. The result is exact with any; a negative one, or one of K or more, is none.
+            or that of its neighbour. The result is exact with any; one outside 0 to K - 1 is ignored.
         backend: "reference", "cpu", "triton", "cuda"; None picks the best that supports the call.
 
     Returns:

@@ -62,7 +62,7 @@ def codebook_subspace(codebook: Tensor, *, dimensions: int | None = None, start:
         subspace float32 (C, D) or (..., C, D).
 
     Raises:
-        TypeError, ValueError: tensors of the wrong type or shape, or a number of dimensions that is none.
+        TypeError, ValueError: tensors of the wrong type or shape, or an invalid number of dimensions.
     """
     checks.check_codebook(codebook, with_values=True)
     if codebook.shape[-1] < 1:

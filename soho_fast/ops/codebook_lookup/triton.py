@@ -211,7 +211,7 @@ def _gather_codes(
     BLOCK_N: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """One program per block of rows: the chosen codes, zeros where the index is none of theirs."""
+    """One program per block of rows: the chosen codes, zeros where the index is not one of theirs."""
     group, row, real = rows_of_program(num_rows, BLOCK_N)
     place = group * num_rows + row
     code = tl.load(index + place, mask=real, other=-1)

@@ -10,7 +10,7 @@ IGNORED = -100  # cross-entropy's ignore_index
 
 
 def sample_group(index_BL: Tensor, valid_BL: Tensor | None, uniform_B: Tensor) -> Tensor:
-    """The floor(uniform * n)-th of the n distinct labels present in each row, ascending; -1 where there is none."""
+    """The floor(uniform * n)-th of the n distinct labels present in each row, ascending; -1 in a row without labels."""
     num_images, num_tokens = index_BL.shape
     if num_tokens == 0:
         return index_BL.new_full((num_images,), -1)
