@@ -28,7 +28,7 @@ def accelerate(model: _Model) -> _Model:
 
     The code of a feature is then the nearest one as evaluated in float64, the lowest of equally near ones. The
     originals evaluate distances in float32, or in the half type or autocast in use. Weights, `state_dict`, hooks, names
-    and everything else stay. `docs/ops.md` says which quantisers, and what is compared.
+    and everything else stay. `docs/quantisers.md` says which, and what is compared.
 
     Args:
         model: a torch module that holds quantisers, or is one. One that is accelerated already stays as it is.

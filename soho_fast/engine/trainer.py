@@ -558,7 +558,7 @@ class Run:
             instead = f"Delete all newer than {sound}, and --resume changed goes on from it"
             if sound is None:
                 instead = "No checkpoint is from before: --resume false --overwrite starts again"
-            raise UserError(f"step {self.progress.step}: {told}; {advice} (docs/training.md). {instead}")
+            raise UserError(f"step {self.progress.step}: {told}; {advice} (docs/failures.md). {instead}")
 
     def _diverged(self, step: int, what: str) -> UserError:
         newest = self.checkpoints.newest()

@@ -132,7 +132,7 @@ def test_a_lost_run_ends_and_names_the_last_sound_checkpoint_which_was_kept(laun
     sound = Path(lost["output"]) / "checkpoints" / "step-00000007"
     assert error == (
         "step 11: for 4 steps all was lost; lower optim.lr or optim.backbone_lr, or give schedule.warmup_steps more "
-        f"(docs/training.md). Delete all newer than {sound}, and --resume changed goes on from it"
+        f"(docs/failures.md). Delete all newer than {sound}, and --resume changed goes on from it"
     )
     assert without.startswith("step 12: ") and "before: --resume false --overwrite starts again" in without
     assert not (Path(lost["output"]) / "model").exists()
