@@ -111,7 +111,7 @@ def _look(source: Source, spool: Spool, say: Callable[[str], None]) -> words.Wor
         if source.num_images:
             progress(len(spool), source.num_images)
     if not len(spool):
-        raise ValueError("images: there is none; expected at least one that can be read")
+        raise ValueError("images: no image; expected at least one that can be read")
     if spool.distance_range[0] == np.inf:
         raise ValueError("index: no patch of any image has a code; expected at least one")
     spool.finish()

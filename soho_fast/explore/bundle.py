@@ -226,7 +226,7 @@ class Bundle:
         sums: SHA-256 of its files by name; None where it has no SHA256SUMS.
 
     Raises:
-        FileNotFoundError: there is none.
+        FileNotFoundError: there is no explorer.
         BundleError: it is damaged, or of another version.
     """
 

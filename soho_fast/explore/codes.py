@@ -252,7 +252,7 @@ def look(source: Any, say: Callable[[str], None] = print_line) -> Seen:
 
 
 def _objects_under(root: str, name: str, valid_hw: np.ndarray) -> np.ndarray:
-    """For each True of `valid_hw` the object that covers most of the patch, "" where there is none or none is known."""
+    """For each True of `valid_hw` the object that covers most of the patch, "" without an object or a known one."""
     scene = scenes_of(root).get(Path(name).name)
     rows, columns = int(valid_hw.any(1).sum()), int(valid_hw.any(0).sum())
     if scene is None or rows != columns:

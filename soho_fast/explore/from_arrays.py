@@ -32,7 +32,7 @@ with from_extra("explore"):
 
 # Looked up at a time: enough to keep the lookup busy, little beside the images.
 _IMAGES_AT_A_TIME = 256
-# A wall of more tiles is none.
+# A wall of more tiles is of no use.
 _MOST_CODES = 2**18
 # Of a label they would turn what follows it.
 _BIDI_CONTROLS = re.compile("[\u202a-\u202e\u2066-\u2069]")

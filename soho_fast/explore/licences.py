@@ -56,7 +56,7 @@ class Licences:
         return self.entries.index(entry)
 
     def of(self, name: str) -> list[int]:
-        """The numbers of the entries that hold for an image; where there is none, that of the unknown licence."""
+        """The numbers of the entries that hold for an image; without any, that of the unknown licence."""
         found = {
             number for patterns, number in self._patterns if any(fnmatchcase(name, pattern) for pattern in patterns)
         }
@@ -93,7 +93,7 @@ def licence_finder(root: str, licence: str | None = None) -> Callable[[str], lis
 
 
 def read_licences(root: str) -> Licences:
-    """What the licences.json in a folder of images, or beside a .zip file, says; nothing where there is none.
+    """What the licences.json in a folder of images, or beside a .zip file, says; nothing without such a file.
 
     Raises:
         ValueError: it is no JSON, or not as it should be.

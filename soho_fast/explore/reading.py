@@ -80,7 +80,7 @@ def codes_of_word(explorer: str | os.PathLike[str] | Bundle, word: str) -> np.nd
     """
     by_word = {entry["word"]: entry["codes"] for entry in _bundle(explorer).read("words")}
     if word not in by_word:
-        raise KeyError(f"{word!r} is none of the {len(by_word)} words that were counted{did_you_mean(word, by_word)}")
+        raise KeyError(f"{word!r} is not among the {len(by_word)} words that were counted{did_you_mean(word, by_word)}")
     fields = [("code", np.int64), *_COUNTS]
     return _records([[entry[name] for name, _ in fields] for entry in by_word[word]], fields)
 

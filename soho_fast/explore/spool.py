@@ -112,7 +112,7 @@ class Spool:
         return self._read("words", np.int32, int(begins[0]), int(begins[-1])), begins - begins[0]
 
     def index(self, number: int) -> np.ndarray:
-        """int32 (Q * h * w,), the codes of an image, level by level and row by row; -1 where there is none."""
+        """int32 (Q * h * w,), the codes of an image, level by level and row by row; -1 where a patch has no code."""
         return self._read("index", np.int32, int(self.first_N[number]), int(self.first_N[number + 1]))
 
     def tokens(self) -> Iterator[Chunk]:

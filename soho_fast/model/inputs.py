@@ -91,7 +91,7 @@ def read_inputs(**inputs: Any) -> tuple[dict[str, Any], Texts, dict[str, Any]]:
     """The keywords of `SohoInputs` as those of `SohoModel.encode_images`, texts, and what is left.
 
     Raises:
-        ValueError: an argument is none of these, the shape of a text's does not fit, or not one thing alone stands for
+        ValueError: an argument is unknown, the shape of a text's does not fit, or not one thing alone stands for
             the images.
     """
     for name in [name for name in inputs if name not in _KNOWN]:

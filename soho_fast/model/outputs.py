@@ -79,8 +79,8 @@ class SohoForPreTrainingOutput(ModelOutput):
     Args:
         loss (): sum of the losses below that are there, `mvm_loss`, `commitment_loss` and `bag_of_words_loss` by their
             weights.
-        mlm_loss, mvm_loss, itm_loss (): means over the labelled positions (pairs) of all ranks, float32; 0 where there
-            is none, `None` where the labels were not given.
+        mlm_loss, mvm_loss, itm_loss (): means over the labelled positions (pairs) of all ranks, float32; 0 without
+            any, `None` where the labels were not given.
         commitment_loss (): mean square of the features' distance from their codes over channels and valid tokens;
             training only, `None` where the config has no weight for it.
         bag_of_words_loss (): binary cross-entropy summed over the words, mean over images; training only, `None` where

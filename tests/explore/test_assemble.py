@@ -121,7 +121,7 @@ def test_a_word_that_a_code_means_is_claimed(tmp_path):
     assert (zebra["code"], zebra["both"], zebra["images"], zebra["lift"]) == (4, 20, 20, 3.0) and zebra["low"] > 1
     wall = bundle.read("wall")
     assert wall["word"][4] == "zebra" and wall["precision"][4] == 1.0 and wall["lift"][4] == 3.0
-    with pytest.raises(KeyError, match="'zebr' is none of the 2 words that were counted; did you mean zebra"):
+    with pytest.raises(KeyError, match="'zebr' is not among the 2 words that were counted; did you mean zebra"):
         codes_of_word(bundle, "zebr")
 
 
@@ -212,7 +212,7 @@ def test_features_that_are_not_finite_are_refused(tmp_path):
 
 
 def test_no_image_at_all(tmp_path):
-    with pytest.raises(ValueError, match="images: there is none; expected at least one"):
+    with pytest.raises(ValueError, match="images: no image; expected at least one"):
         build(tmp_path / "explorer", [], 6)
 
 

@@ -51,7 +51,7 @@ class BagOfWordsHead(nn.Module):
 
         Args:
             feat_BLD, valid_BL: the dictionary's input of each image, and which tokens are real.
-            captions: texts that describe their images. Texts without a real word are none.
+            captions: texts that describe their images. Texts without a real word are skipped.
         """
         logits_BV = self(feat_BLD, valid_BL)
         words_BV = words_of_captions(captions, *logits_BV.shape)

@@ -97,7 +97,7 @@ class ContrastiveVectors:
         return self.required_contrastive_head().text_vectors(hidden_TSD)
 
     def required_contrastive_head(self) -> ContrastiveHead:
-        """The contrastive head. Raises ValueError: the model has none."""
+        """The contrastive head. Raises ValueError: the model has no such head."""
         if self.contrastive_head is None:
             raise ValueError(
                 "contrastive_weight: this model has no contrastive head; fine-tune it with a weight above 0, or score "

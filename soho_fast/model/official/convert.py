@@ -134,7 +134,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: It is none, is damaged, or asks for something to be called.
+        ValueError: It is no checkpoint, is damaged, or asks for something to be called.
     """
     path = Path(path)
     if path.is_dir():

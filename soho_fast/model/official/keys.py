@@ -55,7 +55,7 @@ class Renamed:
 
 
 def our_name(name: str) -> str | None:
-    """What a tensor of the released code is called here; `None`: it is none of its, or has no tensor here."""
+    """What a tensor of the released code is called here; `None`: it is not of that code, or has no tensor here."""
     return _renamed(name, NAMES)
 
 

@@ -117,7 +117,7 @@ class FusedConv2d(Constant):
 
     Args:
         conv: the convolution, float32.
-        norm: its BatchNorm, whose running statistics become a part of weight and bias; `None`: there is none.
+        norm: its BatchNorm, whose running statistics become a part of weight and bias; `None`: no BatchNorm.
         activation: "relu", "relu6" or `None`.
         dtype: of weight, bias and features.
         pack: keep the weight in oneDNN's layout on a CPU.
