@@ -61,7 +61,7 @@ def visual_dictionary(config: SohoConfig) -> Quantiser | None:
     """From features to codes (section 3.2), or none.
 
     Raises:
-        ValueError: `config.dictionary` is an import path whose module nobody has imported, or names no `Quantiser`; its
+        ValueError: `config.dictionary` is an import path whose module is not imported yet, or names no `Quantiser`; its
             options are not those that it takes, or it has another number of codes than the config.
     """
     if not config.use_dictionary:
@@ -85,7 +85,7 @@ def visual_dictionary(config: SohoConfig) -> Quantiser | None:
 def _refuse_lacking(name: str, found: Any, members: Iterable[str]) -> None:
     if missing := ", ".join(member for member in members if not hasattr(found, member)):
         raise ValueError(
-            f"dictionary: {name} has no {missing}; expected the members of `Quantiser` (model/quantiser.py)"
+            f"dictionary: {name} has no {missing}; expected all that `Quantiser` lists (model/quantiser.py)"
         )
 
 

@@ -265,7 +265,7 @@ def own_parts() -> dict[str, str]:
 
 def test_the_pages_have_commands_and_snippets():
     assert len(COMMANDS) >= 12 and len(SNIPPETS) >= 3
-    assert [command for _, command in COMMANDS[:2]] == ["make demo", "make test"]
+    assert [command for _, command in COMMANDS[:3]] == ["pip install -e .", "make demo", "make test"]
 
 
 @pytest.mark.parametrize(("page", "snippet"), by_page(SNIPPETS))
