@@ -97,7 +97,7 @@ def test_a_field_of_the_model_neither(folder):
         ("own_code:Bare", "task: expected a subclass of BaseTask, own_code:Bare is a class of object"),
         ("own_code:WrongTask", "own_code:WrongTask has data_type=<class 'int'>; expected the dataclass of its settin"),
         ("other_code:OwnTask", "task: there is no module other_code, neither in the current folder"),
-        ("own_code.OwnTask", "task: expected one of 'snli_ve', got own_code.OwnTask"),
+        ("own_code.OwnTask", "task: Expected a typing.Literal['snli_ve']. Got value: own_code.OwnTask"),
     ],
 )
 def test_a_mistake_is_one_line(folder, task, message):
