@@ -135,6 +135,17 @@ def test_schedule_falls_to_its_end_by_steps_or_by_time(decay):
     assert values == sorted(values, reverse=True) and all(map(math.isfinite, values))
 
 
+def test_the_backbones_rate_is_zero_in_its_span_and_begins_anew_behind_it():
+    optim = OptimSettings(frozen_backbone_epochs=(1, 2), backbone_warmup_steps=4, thawed_backbone_factor=0.5)
+    settings = ScheduleSettings(warmup_steps=2, warmup_start=0.25, decay="linear", end_factor=0.0)
+    schedule = Schedule(settings, 10, 40, optim=optim)
+    factors = [schedule.backbone_factor(step) for step in range(40)]
+    assert [step for step in range(40) if schedule.is_frozen(step)] == list(range(10, 20))
+    assert factors[:20] == [schedule.factor(step) for step in range(10)] + [0.0] * 10
+    anew = [0.5 * min(1, 0.25 + 0.75 * past / 4) * (1 - past / 20) for past in range(20)]
+    assert factors[20:] == pytest.approx(anew)
+
+
 def test_what_to_set_against_too_high_rates_is_what_those_of_the_step_follow_from():
     def told(step: int, *span: float | str) -> str:
         return Schedule(ScheduleSettings(), 10, 100, optim=OptimSettings(frozen_backbone_epochs=span)).advice(step)
