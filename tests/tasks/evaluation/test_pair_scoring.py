@@ -22,14 +22,6 @@ from soho_fast.tasks.evaluation.sharing import PartialResults, Sharing
 PROGRAM = Path(scoring_run.__file__)
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(num_threads)
-
-
 @torch.no_grad()
 def by_a_loop(scorer, images):
     """Every pair by itself, from pixels, by the model's own forward."""
