@@ -21,12 +21,6 @@ os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(__file__).parents[1] /
 # What a test starts is no worker of these tests: pytest-benchmark would measure nothing there.
 os.environ.pop("PYTEST_XDIST_WORKER", None)
 
-# Cron, nohup and shells in the background let a process ignore these, and so would all that it starts. With a handler
-# the tests stay deaf to them, and what they start begins as from a terminal.
-for number in (signal.SIGINT, signal.SIGHUP):
-    if signal.getsignal(number) == signal.SIG_IGN:
-        signal.signal(number, lambda *_: None)
-
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE / room) for room in ("data", "forked", "model/official", "rules")]
 
@@ -60,6 +54,12 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
+    # Cron, nohup and shells in the background let a process ignore these, and so would all that it starts. With a
+    # handler the tests stay deaf to them, and what they start begins as from a terminal, but for xdist's workers.
+    if hasattr(config, "workerinput") or not config.getoption("numprocesses", None):
+        for number in (signal.SIGINT, signal.SIGHUP):
+            if signal.getsignal(number) == signal.SIG_IGN:
+                signal.signal(number, lambda *_: None)
     config.until = time.monotonic() + 60 * config.getoption("minutes")
     lines = (HERE / "rest.txt").read_text().splitlines()
     config.rest = {line for line in lines if line and not line.startswith("#")}

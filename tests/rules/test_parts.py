@@ -3,8 +3,10 @@
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+from collections.abc import Callable
 
 import pytest
 from house import ROOT
@@ -48,10 +50,11 @@ def run(tmp_path):
         else:
             (tmp_path / name).write_text(re.sub("^ {8}", "", text, flags=re.MULTILINE))
 
-    def run(*options: str) -> str:
+    def run(*options: str, before: Callable[[], None] | None = None) -> str:
         command = [sys.executable, "-m", "pytest", "-rA", "--rootdir", str(tmp_path), *options]
         alone = os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
-        return subprocess.run(command, cwd=tmp_path, env=alone, capture_output=True, text=True, check=False).stdout
+        piped = {"capture_output": True, "text": True}
+        return subprocess.run(command, cwd=tmp_path, env=alone, check=False, preexec_fn=before, **piped).stdout
 
     return run
 
@@ -94,3 +97,24 @@ def test_draws_follow_from_the_name_alone(run):
 def test_what_begins_too_late_is_named(run):
     text = run("--minutes", "0", "--strict-skips", "room/test_mixed.py")
     assert "no time was left (--minutes) for 9 of room/test_mixed.py" in text and " passed" not in text
+
+
+def ignore_signals() -> None:
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+
+
+@pytest.mark.parametrize("workers", [(), ("-p", "xdist.plugin", "-n", "1")], ids=["alone", "worker"])
+def test_in_the_background_tests_are_deaf_and_what_they_start_is_not(workers, run, tmp_path):
+    (tmp_path / "room/test_signals.py").write_text("""
+import os, signal, subprocess, sys
+
+ASK = "import signal; print(*(signal.getsignal(n) == signal.SIG_IGN for n in (signal.SIGINT, signal.SIGHUP)))"
+
+def test_signals():
+    for number in (signal.SIGINT, signal.SIGHUP):
+        os.kill(os.getpid(), number)
+    assert subprocess.check_output([sys.executable, "-c", ASK], text=True).split() == ["False", "False"]
+""")
+    text = run("room/test_signals.py", *workers, before=ignore_signals)
+    assert "1 passed" in text, text
