@@ -163,6 +163,7 @@ class SohoModel(SohoPreTrainedModel):
         if self.feature_watch is not None:
             near = self.visual_dictionary is not None and self.visual_dictionary.near_features
             self.feature_watch.see(feat_BLD, valid_BL, embed_BLD if near else None)
+        # The commitment loss is of the codes themselves, so they are kept from before the fusion.
         codes_BLD = embed_BLD if self.config.commitment_weight else None
         if embed_BLD is not None:
             if self.fusion is not None:  # not the paper's
@@ -210,6 +211,7 @@ class SohoModel(SohoPreTrainedModel):
             )
         check_text_length(texts.input_ids, self.config.max_position_embeddings)
         check_images_of_texts(len(visual.valid), texts)
+        # If some pairs read an image masked and others whole, `read` has both forms, and `texts` numbers them.
         read, texts, mvm_labels_PL = self.mask(visual, texts, mask_uniform, mask_pairs)
         pairs = Pairs(read, texts, real_places(read, texts), mvm_labels_PL, reads)
         return SohoModelOutput(
@@ -243,6 +245,7 @@ class SohoModel(SohoPreTrainedModel):
         if labels_XL is None:
             return visual, texts, None
         read = VisualTokens(**{**visual, "embedding": tokens_BLD})
+        # Neighbours of a masked token have seen much of its pixels in the CNN: they are not read either.
         if reach := self.config.mvm_margin:  # not the paper's
             read["valid"] = visual.valid & ~margin(labels_XL != -100, visual.columns, reach)
         if mask_pairs is not None:
@@ -441,6 +444,7 @@ class SohoForPreTraining(PairMatching, SohoModelWithHeads):
         if self.bag_of_words_only and self.training:
             return self._bag_of_words_alone(images, captions_of(texts, mlm_labels, itm_labels))
         # Sections 3.1 and 3.2, once for each image; then 3.3.
+        # `mask_uniform` is drawn for each image, whatever rank holds it: the dictionary draws by it, too.
         visual = self.soho.encode_images(**images, sample_key=mask_uniform)
         if self.training and not self.masks_visual_tokens:
             mask_uniform = mask_pairs = None
@@ -450,6 +454,7 @@ class SohoForPreTraining(PairMatching, SohoModelWithHeads):
             counted_P = itm_labels == 1
         reads = Reads(words_PS=None if mlm_labels is None else mlm_labels != -100, masked_P=counted_P)
         hidden = self.soho(visual, texts, mask_uniform, mask_pairs, reads=reads, return_dict=True, **kwargs)
+        # By the first position, [CLS].
         itm_logits_P2 = self.itm_head(hidden.last_hidden_state[:, 0])
         result = SohoForPreTrainingOutput(
             itm_logits=itm_logits_P2,

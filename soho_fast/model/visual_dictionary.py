@@ -143,14 +143,18 @@ class VisualDictionary(CodeUsage):
         """
         if feat_BLC.shape[-1] != self.num_channels:
             raise ValueError(f"feat_BLC: expected {self.num_channels} channels, got shape {tuple(feat_BLC.shape)}")
+        # Autocast would compare features and average codes in half precision.
         with torch.autocast(feat_BLC.device.type, enabled=False):
+            # The second forward pass of activation checkpointing must not count its features again.
             moving = self.training and not is_recomputing()
             if moving:
                 tokens = self._tokens(feat_BLC.detach(), valid_BL, sample_key_B)
+                # Before the lookup, which needs codes.
                 self._prepare_update(tokens)
             embed_BLC, index_BLQ = self._look_up(feat_BLC)
             if moving:
                 self._gather(tokens, index_BLQ, num_texts_B)
+                # A forward outside of `begin_step` and `end_step` is a step by itself.
                 if not self._in_step:
                     self.end_step(applied=True)
                 if self.moves_in_forward:
@@ -164,6 +168,7 @@ class VisualDictionary(CodeUsage):
             books = self.pack(self.codebook, self.num_levels) if self.pack else self._books_QKC
             index_BLQ, embed_BLC = ops.residual_lookup(feat_BLC, books)
             return embed_BLC, index_BLQ
+        # The argmin of eq. 2 has no gradient; eq. 5 hands that of the output to the features.
         constant_BLC = feat_BLC.detach()
         if self.pack is None:
             subspace = self._subspace.of(self.codebook)
@@ -189,6 +194,7 @@ class VisualDictionary(CodeUsage):
         self._before_QKC = self.codebook.clone()
         counts_QK, sums_QKC = assignments.counts_QK, assignments.sums_QKC
         if world_size() > 1:
+            # The counts travel as one more channel of the sums: one call between the ranks, not two.
             packed = all_reduce_sum_(torch.cat([sums_QKC, counts_QK.unsqueeze(1)], dim=1))
             counts_QK, sums_QKC = packed[:, -1].contiguous(), packed[:, :-1].contiguous()
         if self.config.dictionary_follow != "none":
