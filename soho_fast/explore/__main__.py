@@ -3,7 +3,6 @@
 python -m soho_fast.explore build runs/mini
 python -m soho_fast.explore compare runs/one runs/other --into compared
 python -m soho_fast.explore figure runs/mini --codes 191,107
-python -m soho_fast.explore serve runs/mini
 python -m soho_fast.explore measure runs/mini
 """
 
@@ -25,7 +24,6 @@ COMMANDS = {
     "build": ("soho_fast.explore.build", "Make the explorer of a model and its data."),
     "compare": ("soho_fast.explore.compare", "Put two explorers side by side: what became of each code."),
     "figure": ("soho_fast.explore.figure", "Draw rows of codes, as the paper's figures, as PNG and PDF."),
-    "serve": ("soho_fast.explore.serve", "Show the explorer, with the questions that need the model."),
     "measure": ("soho_fast.explore.codes", "Measure whether codes mean something."),
 }
 """Each sub-command's module, which has `add_arguments(parser)` and `run(options) -> exit code`.

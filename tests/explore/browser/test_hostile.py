@@ -57,7 +57,7 @@ PROTOCOLS = "() => [...new Set([...document.querySelectorAll('a[href]')].map((li
 @pytest.mark.parametrize("width", [320, 1200])
 def test_odd_texts_are_texts_on_every_page(odd, open_window, width):
     window = open_window(odd, viewport={"width": width, "height": 800})
-    addresses = ["#/wall", "#/code/0", "#/code/1", "#/code/7", "#/image/1", "#/image", "#/words", "#/map", "#/timeline"]
+    addresses = ["#/wall", "#/code/0", "#/code/1", "#/code/7", "#/image/1", "#/image", "#/words", "#/map"]
     for address in [*addresses, *(f"#/words/{word}" for word in ODD[1:4])]:
         window.visit(address)
         assert not window.page.locator(".error").count(), f"{address}: {window.text()}"
@@ -173,7 +173,6 @@ def test_a_copy_with_wrong_kinds_of_values_says_that_it_is_damaged(small, tmp_pa
         "#/code/3": ("codes-0000", [{**small.code(number), "nearest": None} for number in range(64)]),
         "#/image/1": ("images-0000", [{**small.image(number), "captions": None} for number in range(256)]),
         "#/words": ("words", {"word": 1}),
-        "#/timeline": ("timeline", {"series": 3}),
     }
     for address, (name, value) in damage.items():
         before = (copy / "data" / f"{name}.js").read_text()
@@ -182,26 +181,4 @@ def test_a_copy_with_wrong_kinds_of_values_says_that_it_is_damaged(small, tmp_pa
         text = window.page.locator("main [role=alert]").inner_text()
         assert text.startswith("the data of this page are damaged (") and text.endswith("build the explorer again")
         (copy / "data" / f"{name}.js").write_text(before)
-    window.complaints[:] = [text for text in window.complaints if "Failed to load resource" not in text]
-
-
-def test_a_question_that_there_is_not_is_as_if_left_out(small, tmp_path, open_window):
-    copy = shutil.copytree(small.folder, tmp_path / "copy", ignore=shutil.ignore_patterns("*.jpg"))
-    server = {"models": [{"name": "mini", "kind": "pre-trained", "question": "rank"}], "upload_bytes": 9, "seconds": 9}
-    bundle.write_value(copy, "server", server)
-    window = open_window(copy)
-    window.visit("#/ask?question=constructor")
-    assert window.page.locator("input[name=question]:checked").get_attribute("value") == "rank"
-    assert window.page.get_by_role("button", name="Ask").count() == 1
-
-
-@pytest.mark.parametrize("value", [{"series": 3}, None])
-def test_a_code_is_shown_whatever_its_timeline_is(small, tmp_path, open_window, value):
-    copy = shutil.copytree(small.folder, tmp_path / "copy", ignore=shutil.ignore_patterns("*.jpg"))
-    (copy / "data" / "timeline.js").unlink()
-    if value:
-        bundle.write_value(copy, "timeline", value)
-    window = open_window(copy)
-    window.visit("#/code/3")
-    assert "Where it occurs" in window.text() and not window.page.locator(".error").count()
     window.complaints[:] = [text for text in window.complaints if "Failed to load resource" not in text]

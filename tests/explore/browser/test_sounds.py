@@ -50,9 +50,6 @@ def test_pages_of_clips_speak_of_clips(tmp_path, open_window):
         assert "image" not in shown.replace("go to a code by its number, or to a word", ""), address
     window.visit("#/image/99")
     assert "clip: expected a number from 0 to 11" in window.text()
-    window.visit("#/words/no-such-word")
-    window.press("?")
-    assert "image" not in window.page.locator("dialog").inner_text()
 
 
 def heard(window, count):

@@ -171,29 +171,17 @@
       codeList(code.near, code.code, wall, ({ distance }) => formatNumber(distance)),
     );
 
-  // What the run's timeline says of a code: [name, value] of what is known.
-  const training = (code, timeline) => {
-    const linkOf = (step) => element("a", { href: explorer.address("timeline") }, `step ${formatCount(step)}`);
-    const reset = timeline?.reset?.[code.code] ?? null;
-    const unused = timeline?.unused_since?.[code.code] ?? null;
-    return [
-      reset === null ? null : ["last reset in training at", linkOf(reset)],
-      unused === null ? null : ["unused in training since", linkOf(unused)],
-    ].filter((fact) => fact !== null);
-  };
-
-  const showUnused = (root, code, wall, timeline) => {
+  const showUnused = (root, code, wall) => {
     root.append(
       explorer.notice(
         `This code is unused: no patch of any ${explorer.noun} here is nearest to it. It has no ${explorer.noun}s, ` +
           "words or neighbours.",
       ),
-      facts(training(code, timeline)),
       element("div", { class: "cards" }, element("div", {}, nearCard(code, wall))),
     );
   };
 
-  const showLive = (root, code, wall, meta, timeline) => {
+  const showLive = (root, code, wall, meta) => {
     const number = code.code;
     const says = wall.word[number];
     const nouns = `${explorer.noun}s`;
@@ -230,7 +218,6 @@
             ["rank by usage", `${formatCount(code.rank)} of ${formatCount(meta.num_codes / meta.num_levels)}`],
             ["share of tokens", formatPercent(code.tokens / tokensOfLevel(number, wall, meta))],
             ...(meta.has_distances ? [["distance of its patches", distances]] : []),
-            ...training(code, timeline),
           ]),
         ),
       ),
@@ -271,16 +258,12 @@
       const last = explorer.codeName(meta.num_codes - 1);
       if (number === null)
         throw new Error(`code: expected a number from ${explorer.codeName(0)} to ${last}, got "${argument}"`);
-      const [code, wall, timeline] = await Promise.all([
-        explorer.loadCode(number),
-        explorer.loadWall(),
-        explorer.load("timeline").catch(() => null), // The page says the rest without it.
-      ]);
+      const [code, wall] = await Promise.all([explorer.loadCode(number), explorer.loadWall()]);
       const walk = explorer.walk("code", number, meta.num_codes);
       root.append(element("div", { class: "title" }, element("h1", {}, titleOf(number, wall)), walk));
-      if (code.tokens === 0) showUnused(root, code, wall, timeline);
-      else showLive(root, code, wall, meta, timeline);
-      root.append(explorer.notesCard(number, meta), explorer.licenceLine(meta));
+      if (code.tokens === 0) showUnused(root, code, wall);
+      else showLive(root, code, wall, meta);
+      root.append(explorer.licenceLine(meta));
       return [titleOf(number, wall), wall.word[number]].filter((part) => part !== null).join(", ");
     },
   });

@@ -1,9 +1,10 @@
 "use strict";
 
 (() => {
-  const SVG = "http://www.w3.org/2000/svg"; // A name that nothing is fetched by.
-
-  const fill = (element, attributes, children) => {
+  // Makes an element: attributes by name ("class", "href", ...), functions as event listeners ("click"), `style` and
+  // `dataset` as objects; children are elements, texts, null, or lists of these. Texts are never read as markup.
+  explorer.element = (tag, attributes = {}, ...children) => {
+    const element = document.createElement(tag);
     for (const [name, value] of Object.entries(attributes)) {
       if (value === null || value === undefined || value === false) continue;
       if (typeof value === "function") element.addEventListener(name, value);
@@ -13,14 +14,6 @@
     element.append(...children.flat(Infinity).filter((child) => (child ?? false) !== false));
     return element;
   };
-
-  // Makes an element: attributes by name ("class", "href", ...), functions as event listeners ("click"), `style` and
-  // `dataset` as objects; children are elements, texts, null, or lists of these. Texts are never read as markup.
-  explorer.element = (tag, attributes = {}, ...children) => fill(document.createElement(tag), attributes, children);
-
-  // The same for what stands in an <svg>.
-  explorer.svgElement = (tag, attributes = {}, ...children) =>
-    fill(document.createElementNS(SVG, tag), attributes, children);
 
   // Numbers as people read them; null is a dash.
   const counted = new Intl.NumberFormat("en"); // toLocaleString makes one at each call

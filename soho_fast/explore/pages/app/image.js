@@ -50,10 +50,9 @@
   };
 
   const showImage = async (root, number, parameters, meta) => {
-    const [image, wall, server, words] = await Promise.all([
+    const [image, wall, words] = await Promise.all([
       explorer.loadImage(number),
       explorer.loadWall(),
-      explorer.load("server"),
       meta.has_captions ? explorer.load("words").catch(() => []) : [], // The page says the rest without them.
     ]);
     const [asked, askedWord] = ["code", "word"].map((name) => parameters.get(name));
@@ -165,7 +164,6 @@
       : element("p", { class: "nothing" }, "It has none.");
     const from = meta.sources[image.source]?.name ?? "an unknown data set";
     const origin = `${image.name}, of ${from}; shown ${explorer.isSound ? "as its spectrogram" : "smaller"}.`;
-    const ask = { class: "button", href: explorer.address("ask", "", { image: number }) };
     show(kept);
     root.append(
       element("div", { class: "title" }, element("h1", {}, title), walk),
@@ -194,7 +192,6 @@
           element("h2", {}, "Origin"),
           element("p", { class: "foreign", dir: "auto" }, origin),
           explorer.licenceLine(meta, image.licences),
-          server && element("a", ask, `ask about this ${explorer.noun}`),
         ),
       ),
       image.masked ? masked(image, wall, source) : "",

@@ -13,7 +13,7 @@
   explorer.pages.set("map", {
     title: "Map",
     show: async (root, argument, parameters, meta) => {
-      const [wall, timeline] = await Promise.all([explorer.loadWall(), explorer.load("timeline").catch(() => null)]);
+      const wall = await explorer.loadWall();
       if (!meta.num_channels) {
         const nothing = "The codebook of these codes is not known here, so nothing tells which are close.";
         root.append(element("h1", {}, "Map"), explorer.notice(nothing));
@@ -28,8 +28,7 @@
       const codesShown = wall.tokens
         .map((_, code) => code)
         .filter((code) => explorer.isOfLevel(code, level) && xs[code] !== null);
-      const ages = timeline?.reset?.some((step) => step !== null) ? timeline.reset : null;
-      const colourings = ["", "usage", "word", ...(ages ? ["age"] : [])];
+      const colourings = ["", "usage", "word"];
       const colouring = colourings.includes(parameters.get("colour")) ? parameters.get("colour") : "";
       // Addresses of the same map, but for what is changed.
       const addressWith = (changes) =>
@@ -37,9 +36,8 @@
       const most = wall.tokens.reduce((a, b) => Math.max(a, b), 1);
       const canvas = element("canvas", {
         class: "map",
-        tabindex: "0",
-        role: "application",
-        "aria-label": "map of the codes; arrows go to the next code in a direction, Enter opens it",
+        role: "img",
+        "aria-label": "map of the codes; the same as a list is below",
       });
       const status = element("p", { class: "status", role: "status" });
       const card = element("div", { class: "map-card", hidden: true });
@@ -124,7 +122,6 @@
       const colourOf = (code, otherwise) => {
         if (colouring === "usage") return ramp(Math.log1p(wall.tokens[code]) / Math.log1p(most));
         if (colouring === "word") return byWord(code);
-        if (colouring === "age") return ramp((ages[code] ?? 0) / Math.max(timeline.last_step, 1));
         return otherwise;
       };
 
@@ -195,15 +192,6 @@
         }
         context.globalAlpha = 1;
         drawNames(context, codes, text);
-        if (lasso.length > 1) {
-          context.beginPath();
-          for (const [x, y] of lasso) context.lineTo(x, y);
-          context.closePath();
-          context.lineWidth = 2;
-          context.strokeStyle = text;
-          context.stroke();
-          context.lineWidth = 1;
-        }
         if (selected !== null) {
           context.beginPath();
           context.arc(
@@ -234,7 +222,7 @@
         canvas.dataset.selected = code ?? "";
         card.hidden = code === null;
         if (code === null) {
-          status.textContent = "Point at a code to see it; a click opens it. Wheel or + and − zoom, drag moves.";
+          status.textContent = "Point at a code to see it; a click opens it. The wheel zooms, dragging moves.";
         } else {
           const word = wall.name[code];
           const active = wall.tokens[code] > 0;
@@ -285,34 +273,6 @@
         remember();
       };
 
-      // The lasso: while it is chosen, a pointer encloses codes, which are then listed.
-      let lasso = [];
-      const enclosed = element("div", { class: "map-enclosed" });
-      const isWithin = ([x, y]) => {
-        let inside = false;
-        lasso.forEach(([ax, ay], place) => {
-          const [bx, by] = lasso.at(place - 1);
-          if (ay > y !== by > y && x < ((bx - ax) * (y - ay)) / (by - ay) + ax) inside = !inside;
-        });
-        return inside;
-      };
-      const listEnclosed = () => {
-        const codes = codesShown.filter((code) => isWithin([toX(xs[code]), toY(ys[code])]));
-        enclosed.replaceChildren(
-          element("h2", {}, `${formatPlural(codes.length, "code")} enclosed`),
-          element("div", { class: "map-list" }, codes.map(listed)),
-        );
-      };
-      const lassoBox = element("input", {
-        type: "checkbox",
-        change: ({ target }) => {
-          if (target.checked) return;
-          lasso = [];
-          enclosed.replaceChildren();
-          drawSoon();
-        },
-      });
-
       // Pointers: one drags, two pinch.
       const pointers = new Map();
       let dragged = false;
@@ -328,7 +288,6 @@
         canvas.setPointerCapture(event.pointerId);
         pointers.set(event.pointerId, at(event));
         if (pointers.size === 1) dragged = false;
-        if (lassoBox.checked) lasso = [at(event)];
       });
       canvas.addEventListener("pointermove", (event) => {
         const [x, y] = at(event);
@@ -337,11 +296,7 @@
           if (event.pointerType === "mouse") select(nearest(x, y, 24));
           return;
         }
-        if (lassoBox.checked) {
-          lasso.push([x, y]);
-          dragged = true;
-          drawSoon();
-        } else if (pointers.size === 2) {
+        if (pointers.size === 2) {
           const [other] = [...pointers].filter(([id]) => id !== event.pointerId).map(([, place]) => place);
           const span = (a, b) => Math.hypot(a[0] - b[0], a[1] - b[1]) || 1;
           zoomAt(span([x, y], other) / span(before, other), (x + other[0]) / 2, (y + other[1]) / 2);
@@ -357,8 +312,7 @@
       });
       const release = (event) => {
         pointers.delete(event.pointerId);
-        if (lassoBox.checked && lasso.length > 2) listEnclosed();
-        else if (dragged) remember();
+        if (dragged) remember();
       };
       canvas.addEventListener("pointerup", release);
       canvas.addEventListener("pointercancel", release);
@@ -372,42 +326,7 @@
           remember();
         } else location.hash = explorer.address("code", String(code));
       });
-      canvas.addEventListener(
-        "pointerleave",
-        () => !pointers.size && document.activeElement !== canvas && select(null),
-      );
-
-      // Arrows: the code that lies nearest in a direction, what is aside counted double.
-      const WAYS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
-      const neighbour = ([wayX, wayY]) => {
-        if (selected === null) return nearest(width / 2, height / 2, Infinity);
-        let best = selected;
-        let least = Infinity;
-        for (const code of codesShown) {
-          const x = toX(xs[code]) - toX(xs[selected]);
-          const y = toY(ys[code]) - toY(ys[selected]);
-          const ahead = x * wayX + y * wayY;
-          const away = ahead + 2 * Math.abs(x * wayY - y * wayX);
-          if (ahead > 0 && away < least) [best, least] = [code, away];
-        }
-        return best;
-      };
-      canvas.addEventListener("keydown", (event) => {
-        if (event.ctrlKey || event.altKey || event.metaKey) return;
-        if (WAYS[event.key]) {
-          select(neighbour(WAYS[event.key]));
-          const [x, y] = [toX(xs[selected]), toY(ys[selected])];
-          if (x < 0 || x > width || y < 0 || y > height) [view.x, view.y] = [xs[selected], ys[selected]];
-          keepInside();
-          select(selected);
-          remember();
-        } else if (event.key === "Enter" && selected !== null) {
-          location.hash = explorer.address("code", String(selected));
-        } else if (event.key === "+" || event.key === "=") zoomAt(1.5, width / 2, height / 2);
-        else if (event.key === "-") zoomAt(1 / 1.5, width / 2, height / 2);
-        else return;
-        event.preventDefault();
-      });
+      canvas.addEventListener("pointerleave", () => !pointers.size && select(null));
 
       new ResizeObserver(() => {
         if (!canvas.clientWidth) return;
@@ -450,7 +369,6 @@
         explorer.levelBox(meta, level, (value) => (location.hash = addressWith({ level: value }))),
         choose("by", maps, projection),
         choose("colour", colourings, colouring),
-        element("label", {}, lassoBox, " lasso: enclose codes to list them"),
       );
       // The list is made when it is opened.
       const list = element("div", { class: "map-list" });
@@ -472,7 +390,6 @@
         controls,
         stage,
         status,
-        enclosed,
         folded,
         explorer.licenceLine(meta),
       );

@@ -94,11 +94,9 @@
   // An image with its patches over it, as links to their codes.
   //   image: {index, rows, columns, patches_high, patches_wide, width, height}, see bundle.py; `source`: address of the
   //   image, null for the patches alone; `label`: what it shows, for those who do not see it.
-  //   onPoint(code, patch): called with what the pointer or the focus is on, with (null, null) when it leaves. Where
-  //   `index` is null no code is known of any patch, and the patches are no links.
-  // Returns {root, patches, light, shade}: `patches` are the links, row by row, null where a patch has no code;
-  //   light(codes) lights the patches of some codes and returns how many, or shows all alike where it is null;
-  //   shade(values) paints one value of 0 to 1 a patch, or nothing where it is null.
+  //   onPoint(code): called with the code that the pointer is on, with null when it leaves.
+  // Returns {root, patches, light}: `patches` are the links, row by row, null where a patch has no code;
+  //   light(codes) lights the patches of some codes and returns how many, or shows all alike where it is null.
   explorer.imageWithPatches = (image, source, label, onPoint = () => {}) => {
     const { index, rows, columns, patches_high: high, patches_wide: wide } = image;
     const root = element("div", {
@@ -114,16 +112,16 @@
     if (source) root.append(element("img", { src: source, alt: label, width: image.width, height: image.height }));
 
     const patches = Array.from({ length: rows * columns }, (_, patch) => {
-      const code = index ? index[patch] : null;
-      if (index && (code === null || code === undefined)) return null;
+      const code = index[patch] ?? null;
+      if (code === null) return null;
       const row = Math.floor(patch / columns);
       const column = patch % columns;
-      return element(index ? "a" : "div", {
+      return element("a", {
         class: "patch",
-        href: index ? explorer.address("code", String(code)) : null,
+        href: explorer.address("code", String(code)),
         tabindex: "-1",
-        dataset: index ? { code, patch } : { patch },
-        "aria-label": `${index ? `code ${explorer.codeName(code)}, ` : ""}row ${row + 1}, column ${column + 1}`,
+        dataset: { code, patch },
+        "aria-label": `code ${explorer.codeName(code)}, row ${row + 1}, column ${column + 1}`,
         style: {
           left: `${(100 * column) / wide}%`,
           top: `${(100 * row) / high}%`,
@@ -134,7 +132,6 @@
     });
     const present = patches.filter((patch) => patch !== null);
     root.append(...present);
-    if (present.length) present[0].tabIndex = 0;
 
     const light = (codes) => {
       root.classList.toggle("has-light", codes !== null);
@@ -150,39 +147,14 @@
       }
       return present.filter(isLit).length;
     };
-    const shade = (values) => {
-      root.classList.toggle("has-shade", values !== null);
-      for (const patch of present) patch.style.setProperty("--shade", values ? values[patch.dataset.patch] : 0);
-    };
-
-    const point = (target) => {
+    const point = ({ target }) => {
       const patch = target.closest?.(".patch");
-      if (patch) onPoint(index ? Number(patch.dataset.code) : null, Number(patch.dataset.patch));
-      else onPoint(null, null);
+      onPoint(patch ? Number(patch.dataset.code) : null);
     };
     // Not pointerover: a page that comes to lie under a pointer at rest is not pointed at.
-    root.addEventListener("pointermove", ({ target }) => point(target));
-    root.addEventListener("pointerdown", ({ target }) => point(target));
-    root.addEventListener("pointerleave", () => onPoint(null, null));
-    root.addEventListener("focusin", ({ target }) => point(target));
-    root.addEventListener("focusout", () => onPoint(null, null));
-
-    // One stop for the tabulator; arrows go from patch to patch.
-    const STEPS = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -columns, ArrowDown: columns };
-    root.addEventListener("keydown", (event) => {
-      const step = STEPS[event.key];
-      const from = event.target.closest?.(".patch");
-      if (!step || !from || event.ctrlKey || event.altKey || event.metaKey) return;
-      event.preventDefault();
-      event.stopPropagation();
-      const start = Number(from.dataset.patch);
-      const to = patches[start + step];
-      const sameRow = Math.floor((start + step) / columns) === Math.floor(start / columns);
-      if (!to || (Math.abs(step) === 1 && columns > 1 && !sameRow)) return;
-      from.tabIndex = -1;
-      to.tabIndex = 0;
-      to.focus();
-    });
-    return { root, patches, light, shade };
+    root.addEventListener("pointermove", point);
+    root.addEventListener("pointerdown", point);
+    root.addEventListener("pointerleave", () => onPoint(null));
+    return { root, patches, light };
   };
 })();

@@ -40,8 +40,6 @@
     words: (meta) => !meta.has_captions,
     map: (meta) => !meta.num_channels,
     compare: (meta) => !meta.has_compare,
-    timeline: (meta) => !meta.has_timeline,
-    ask: (meta, server) => server === null,
   };
 
   // Past the header and the controls, to what the page is about.
@@ -51,7 +49,7 @@
     (content?.querySelector('[tabindex="0"], a[href]:not([tabindex="-1"])') ?? document.getElementById("page")).focus();
   };
 
-  const showHeader = (meta, page, server) => {
+  const showHeader = (meta, page) => {
     const search = element("input", {
       type: "search",
       name: "find",
@@ -72,7 +70,7 @@
         : explorer.address("words", "", { search: text });
     };
     const links = [...pages]
-      .filter(([name, { inHeader = true }]) => inHeader && (name === page || !(meta && EMPTY[name]?.(meta, server))))
+      .filter(([name, { inHeader = true }]) => inHeader && (name === page || !(meta && EMPTY[name]?.(meta))))
       .map(([name, { title }]) =>
         element(
           "a",
@@ -80,11 +78,6 @@
           name === "image" && meta?.has_sound ? "Clips" : title,
         ),
       );
-    const help = element(
-      "button",
-      { type: "button", class: "help", "aria-label": "keys", click: explorer.showKeys },
-      "?",
-    );
     document
       .getElementById("header")
       .replaceChildren(
@@ -96,7 +89,6 @@
         ),
         element("nav", { "aria-label": "pages" }, links),
         element("form", { class: "find", role: "search", submit: find }, search),
-        help,
       );
   };
 
@@ -128,10 +120,8 @@
     document.getElementById("page").setAttribute("aria-busy", "true");
     const { page, argument, parameters } = explorer.readAddress();
     const known = pages.get(page);
-    // Keys and timers of the page before end with its own root.
     const root = element("div", { class: `page page-${known ? page : "missing"}` });
     let meta = null;
-    let server = null;
     let title = known?.title ?? "No such page";
     try {
       meta = await explorer.load("meta");
@@ -139,10 +129,8 @@
         throw new Error(`data/meta.js: expected schema ${SCHEMA}, got ${meta.schema}: build the explorer again`);
       }
       explorer.readLevels(meta);
-      const asked = explorer.load("server").catch(() => null); // It comes while the page is made.
       if (!known) throw new Error(`there is no page "${page}"`);
       title = (await known.show(root, argument, parameters, meta)) ?? title;
-      server = await asked;
     } catch (error) {
       console.info(error);
       const isOurs = error.constructor === Error;
@@ -152,7 +140,7 @@
       root.replaceChildren(element("div", { class: "error", role: "alert" }, explorer.foreignText(text)));
     }
     if (visited !== current) return;
-    showHeader(meta, page, server);
+    showHeader(meta, page);
     document.title = `${title} · ${meta?.title ?? "Dictionary explorer"}`;
     document.getElementById("page").replaceChildren(root);
     document.getElementById("page").removeAttribute("aria-busy");

@@ -30,7 +30,7 @@
     number: { words: "number", value: (wall) => wall.tokens.map((_, code) => code), down: false, tell: () => "" },
   };
   const SHOWN = { "": "with surroundings", alone: "patches alone", decoded: "decoded" };
-  const USE = { "": "all", active: "active", unused: "unused", kept: "kept" };
+  const USE = { "": "all", active: "active", unused: "unused" };
 
   const sortedCodes = (wall, { value, down }) => {
     const values = value(wall);
@@ -74,7 +74,7 @@
     );
   };
 
-  // Arrows and j, k go from tile to tile; one stop for the tabulator.
+  // Arrows go from tile to tile; one stop for the tabulator.
   const walkByKeys = (grid) => {
     const columnsOf = (tiles) => {
       const top = tiles[0].offsetTop;
@@ -90,8 +90,9 @@
       const tiles = [...grid.children];
       const place = tiles.indexOf(event.target);
       const step =
-        { ArrowLeft: () => -1, k: () => -1, ArrowRight: () => 1, j: () => 1 }[event.key] ??
         {
+          ArrowLeft: () => -1,
+          ArrowRight: () => 1,
           ArrowUp: () => -columnsOf(tiles),
           ArrowDown: () => columnsOf(tiles),
         }[event.key];
@@ -137,7 +138,7 @@
   };
 
   // The table of the codes shown, for spreadsheets: fields in quotes; what a spreadsheet would compute stays a text.
-  const csvOf = (wall, codes, notes) => {
+  const csvOf = (wall, codes) => {
     const field = (value) => {
       const text = value === null ? "" : String(value);
       const computed = /^[=+@\t\r-]/.test(text) && !Number.isFinite(Number(text));
@@ -147,14 +148,16 @@
     const columns = ["tokens", "images", ...ofWord, "mean_distance"];
     // Level and code apart: to a spreadsheet 1.1 and 1.10 are one number.
     const nameOf = (code) => explorer.codeName(code).split(".");
-    const noteOf = (code) => [notes[code]?.kept ?? false, notes[code]?.note ?? ""];
-    const named = codes.map((code) => [...nameOf(code), ...columns.map((name) => wall[name][code]), ...noteOf(code)]);
+    const named = codes.map((code) => [...nameOf(code), ...columns.map((name) => wall[name][code])]);
     const heads = nameOf(0).length > 1 ? ["level", "code"] : ["code"];
     const titles = columns.map((name) => (name === "images" ? `${explorer.noun}s` : name));
-    return [[...heads, ...titles, "kept", "note"], ...named].map((row) => row.map(field).join(",")).join("\r\n");
+    return [[...heads, ...titles], ...named].map((row) => row.map(field).join(",")).join("\r\n");
   };
-  const saveTable = (wall, codes, meta) =>
-    explorer.download(`\ufeff${csvOf(wall, codes, explorer.notes(meta))}`, "codes.csv", "text/csv");
+  const saveTable = (wall, codes) => {
+    const address = URL.createObjectURL(new Blob([`\ufeff${csvOf(wall, codes)}`], { type: "text/csv" }));
+    element("a", { href: address, download: "codes.csv" }).click();
+    setTimeout(() => URL.revokeObjectURL(address), 10_000);
+  };
 
   const figureStrip = (meta, wall) => {
     const codes = meta.figure.filter((code) => wall.medoid[code] && wall.name[code] !== null);
@@ -201,10 +204,8 @@
       const fill = () => {
         const sort = SORTS[state.sort];
         const values = sort.value(wall);
-        const notes = explorer.notes(meta);
         const isUsed = (code) => wall.tokens[code] > 0;
-        const isShown = (code) =>
-          state.show === "kept" ? notes[code]?.kept : state.show === "" || (state.show === "active") === isUsed(code);
+        const isShown = (code) => state.show === "" || (state.show === "active") === isUsed(code);
         const wanted = state.word.trim().toLowerCase();
         const codes = sortedCodes(wall, sort).filter(
           (code) =>
@@ -260,8 +261,7 @@
           meta.has_captions ? element("label", {}, "word ", wordBox) : null,
           explorer.levelBox(meta, state.level, (level) => change("level", level), "all"),
           explorer.choices("what tiles show", shown, state.patches, changeShown),
-          element("button", { type: "button", click: () => saveTable(wall, codesShown, meta) }, "save as CSV"),
-          explorer.notesButtons(meta, fill),
+          element("button", { type: "button", click: () => saveTable(wall, codesShown) }, "save as CSV"),
           found,
         ),
         grid,

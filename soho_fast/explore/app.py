@@ -1,0 +1,420 @@
+"""A model in the browser, by Gradio: its question, and the codes and the attention of an image; `soho app` shows it.
+
+`serve_explorer` is the page of codes over any encoder. Only this machine can reach either.
+
+h x w patches of an image of H x W pixels.
+"""
+
+from __future__ import annotations
+
+import argparse
+import colorsys
+import functools
+import io
+import os
+import socket
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from soho_fast.ask import MODELS
+from soho_fast.common.command_line import quiet_transformers
+from soho_fast.common.errors import UserError, print_line
+from soho_fast.common.extras import from_extra
+from soho_fast.common.hub import model_folder
+from soho_fast.common.versions import gone_on
+from soho_fast.explore.build import default_folder, open_model
+from soho_fast.explore.bundle import Bundle, BundleError
+from soho_fast.explore.from_arrays import Array, Metric, check_batch, check_codebook, check_metric, look_up
+from soho_fast.explore.sources import as_array, digest_of, open_image
+
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+with from_extra("app"):
+    import gradio as gr
+    from PIL import Image
+
+    from soho_fast.common.images import one_line
+
+if TYPE_CHECKING:
+    from soho_fast.explore.attention import SeeingPipeline
+
+HOST = "127.0.0.1"
+MAX_FILE_MB = 20
+"""The largest file that can be uploaded."""
+EXAMPLES, RETRIEVED = 8, 64
+"""So many held-out images are shown as examples, and searched through by a text."""
+
+_MOST_CODES = 48  # of an image that get a colour each, those with the most patches
+_LARGEST_SHOWN = 640  # pixels, of an image that codes or attention are painted on
+
+Encode = Callable[[Image.Image], Any]
+
+
+@dataclass(frozen=True)
+class Example:
+    """Held-out images that belong together, as files, and their texts."""
+
+    files: tuple[str, ...]
+    texts: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What the app shows of a run.
+
+    title: what heads the page. names: of codes, each the word that its images' captions share. examples: of its
+    held-out images.
+    """
+
+    title: str
+    names: Mapping[int, str] = field(default_factory=dict)
+    examples: Sequence[Example] = ()
+
+
+def serve_model(run: str, port: int | None = None) -> None:
+    """Show a model in the browser until Ctrl-C.
+
+    Args:
+        run: Folder of a run or of a model, or a name on the hub.
+        port: See `serve_explorer`.
+
+    Raises:
+        FileNotFoundError, ValueError: it is no model that can be used.
+        UserError: the port can't be used.
+    """
+    quiet_transformers()
+    with from_extra("train"):
+        from soho_fast.explore.attention import SeeingPipeline
+
+    soho = SeeingPipeline.from_pretrained(run)
+    for line in gone_on(model_folder(run)):
+        print_line(line, file=sys.stderr)
+    with tempfile.TemporaryDirectory() as folder:
+        title = f"{Path(run).resolve().name}: {MODELS[type(soho.model).__name__][0]}"
+        about = Run(title, names_of(run, soho.weights()), examples_of(run, Path(folder)))
+        show(model_app(soho, about), port)
+
+
+def show(app: gr.Blocks, port: int | None = None) -> None:
+    """Serve an app to this machine alone, and say where, until Ctrl-C. Raises UserError: the port can't be used."""
+    if port is not None and port not in range(65536):
+        raise UserError(f"port: expected 0 to 65535, got {port!r}")
+    if port == 0:
+        with socket.create_server((HOST, 0)) as free:
+            port = free.getsockname()[1]
+    limits = {"max_file_size": f"{MAX_FILE_MB}mb", "share": False, "footer_links": [], "run_history": False}
+    try:
+        _, url, _ = app.launch(
+            server_name=HOST, server_port=port, prevent_thread_lock=True, quiet=True, inline=False, **limits
+        )
+    except OSError as error:
+        raise UserError(f"port: {port or 'from 7860 on'} can't be used ({one_line(error)}); choose another") from error
+    print_line(f"{app.title}: {url}   (Ctrl-C ends)")
+    app.block_thread()
+
+
+def names_of(run: str, weights: str | None) -> dict[int, str]:
+    """What the explorer of a run calls its codes; nothing where there is none, or one of another model."""
+    try:
+        bundle = Bundle(default_folder(run))
+        if bundle.meta["weights"] != weights or bundle.of_another_model():
+            return {}
+        return _names_in(bundle)
+    except (FileNotFoundError, BundleError):
+        return {}
+
+
+def _names_in(bundle: Bundle) -> dict[int, str]:
+    wall = bundle.read("wall")
+    names = (label or word for label, word in zip(wall["label"], wall["word"], strict=True))
+    return {code: name for code, name in enumerate(names) if name}
+
+
+def examples_of(run: str, folder: Path) -> list[Example]:
+    """Held-out images of a run and their texts, evenly spread, as files in `folder`; none where they can't be read,
+    which is said."""
+    from soho_fast.explore.from_model import heldout_of, records_of, shown_of
+
+    options = argparse.Namespace(model=run, recipe=None, checkpoint=None, split=[], images=0, fields=[])
+    found: list[Example] = []
+    try:
+        task = open_model(options, lambda line: None).task
+        records = [record for _, _, some in records_of(task, [heldout_of(task)]) for record in some]
+        for place in np.unique(np.linspace(0, len(records) - 1, min(RETRIEVED, len(records))).astype(int)):
+            refs, texts = shown_of(task, records[place])
+            files = [folder / f"{place}-{number}{Path(ref.name).suffix}" for number, ref in enumerate(refs)]
+            for ref, file in zip(refs, files, strict=True):
+                file.write_bytes(ref.read())
+            found.append(Example(tuple(map(str, files)), tuple(texts)))
+    except (ValueError, OSError, ImportError) as error:
+        print_line(f"no more examples: {one_line(error)}", file=sys.stderr)
+    return found
+
+
+def model_app(soho: SeeingPipeline, run: Run) -> gr.Blocks:
+    """The app of a model: a tab for its question, and, where it can, one to retrieve images, for codes, attention."""
+    two = soho.action == "compare"
+    with gr.Blocks(title=run.title, analytics_enabled=False) as app:
+        gr.Markdown(f"# {run.title}")
+        with gr.Tab(soho.action):
+            _question_tab(soho, run)
+        if soho.action == "rank" and run.examples:
+            with gr.Tab("retrieve"):
+                _retrieve_tab(soho, run)
+        if soho.dictionary is not None:
+            with gr.Tab("codes"):
+
+                def codes(file: str) -> Any:
+                    pixels, visual, size = soho.see(_content(file))
+                    return code_map(pixels, soho.codes_of(visual), size, run.names)
+
+                _codes_tab(codes, [example.files[:1] for example in run.examples[:EXAMPLES]])
+        with gr.Tab("attention"):
+            _attention_tab(soho, run, 1 + two)
+    return app
+
+
+def _question_tab(soho: SeeingPipeline, run: Run) -> None:
+    ranks = soho.action == "rank"
+    with gr.Row():
+        images = _uploads(["left", "right"] if soho.action == "compare" else ["image"])
+        with gr.Column():
+            words = gr.Textbox(label="texts, one a line" if ranks else "text", lines=5 if ranks else 1)
+            button = gr.Button(soho.action, variant="primary")
+            answers = gr.Label(label="probability", num_top_classes=20)
+
+    def ask(*inputs: Any) -> dict[str, float]:
+        *files, text = inputs
+        asked = [line for line in (text or "").splitlines() if line.strip()] if ranks else text or ""
+        found = getattr(soho, soho.action)(*map(_content, files), asked)
+        return {row.get("text") or row.get("answer") or row["label"]: row["score"] for row in found}
+
+    _on(button, ask, [*images, words], answers, soho.action)
+    texts = [example.texts[0] for example in run.examples if example.texts]
+    shown = [
+        [*example.files, "\n".join(dict.fromkeys([example.texts[0], *texts[:4]])) if ranks else example.texts[0]]
+        for example in run.examples[:EXAMPLES]
+        if example.texts
+    ]
+    _examples(shown, [*images, words])
+
+
+def _retrieve_tab(soho: SeeingPipeline, run: Run) -> None:
+    @functools.cache
+    def encoded() -> list[tuple[str, Any]]:
+        files = [example.files[0] for example in run.examples]
+        return list(zip(files, soho.encode(files), strict=True))
+
+    def retrieve(text: str) -> list[tuple[str, str]]:
+        answers = soho.rank([visual for _, visual in encoded()], [text or ""], errors="return")
+        scored = []
+        for answer, (file, _) in zip(answers, encoded(), strict=True):
+            if isinstance(answer, ValueError):
+                raise answer
+            scored.append((answer[0]["score"], file))
+        return [(file, f"{100 * score:.1f} %") for score, file in sorted(scored, reverse=True)[:12]]
+
+    text = gr.Textbox(label=f"text; {len(run.examples)} held-out images are searched")
+    button = gr.Button("retrieve", variant="primary")
+    gallery = gr.Gallery(label="images that fit best", columns=4)
+    _on(button, retrieve, [text], gallery, "retrieve")
+    _examples([[example.texts[0]] for example in run.examples[:EXAMPLES] if example.texts], [text])
+
+
+def _codes_tab(codes: Callable[[str], Any], examples: Sequence[Sequence[str]]) -> None:
+    with gr.Row():
+        (image,) = _uploads(["image"])
+        shown = gr.AnnotatedImage(label="code map: point at a code to see its patches", format="png")
+    button = gr.Button("codes", variant="primary")
+    grid = gr.JSON(label="codes, row by row", open=False)
+    _on(button, codes, [image], [shown, grid], "codes")
+    _examples(examples, [image])
+
+
+def _attention_tab(soho: SeeingPipeline, run: Run, count: int) -> None:
+    layers = soho.model.config.num_hidden_layers
+
+    def attention(*inputs: Any) -> list[tuple[np.ndarray, str]]:
+        *files, text, layer = inputs
+        seen = [soho.see(_content(file)) for file in files]
+        tokens, shares = soho.attention(text or "", [visual for _, visual, _ in seen])
+        return [
+            (shaded(pixels, share_DShw[int(layer) - 1, number], size), token)
+            for (pixels, _, size), share_DShw in zip(seen, shares, strict=True)
+            for number, token in enumerate(tokens)
+        ]
+
+    with gr.Row():
+        images = _uploads(["left", "right"][:count] if count > 1 else ["image"])
+        with gr.Column():
+            text = gr.Textbox(label="text")
+            layer = gr.Dropdown(list(range(1, layers + 1)), value=layers, label="layer")
+            button = gr.Button("attention", variant="primary")
+    gallery = gr.Gallery(label="where each token looks, mean of the heads; bright is most", columns=4)
+    _on(button, attention, [*images, text, layer], gallery, "attention")
+    _examples([[*one.files, one.texts[0]] for one in run.examples[:EXAMPLES] if one.texts], [*images, text])
+
+
+def _uploads(labels: Sequence[str]) -> list[gr.Image]:
+    images = [gr.Image(label=label, type="filepath", image_mode=None, sources=["upload"]) for label in labels]
+    for image in images:
+        # Gradio's own opens the file, without the limits and the messages of `common/images.py`.
+        image.preprocess = lambda payload: payload and payload.path
+    return images
+
+
+def _on(button: gr.Button, act: Callable[..., Any], inputs: Any, outputs: Any, name: str) -> None:
+    """Call `act` when a button is pressed, one call at a time; what can't be used is said in one line."""
+
+    @functools.wraps(act)
+    def told(*values: Any) -> Any:
+        try:
+            return act(*values)
+        except (ValueError, OSError) as error:
+            raise gr.Error(one_line(error), print_exception=False) from error
+
+    button.click(told, inputs, outputs, api_name=name, concurrency_limit=1, concurrency_id="model")
+
+
+def _examples(rows: Sequence[Sequence[Any]], inputs: list[Any]) -> None:
+    if rows:
+        gr.Examples([list(row) for row in rows], inputs, cache_examples=False)
+
+
+def _content(file: str | None) -> bytes:
+    """Raises ValueError: no file was chosen."""
+    if not file:
+        raise ValueError("image: expected one; upload a file, or choose an example")
+    return Path(file).read_bytes()
+
+
+def code_map(
+    pixels: np.ndarray, index_hw: np.ndarray, size: tuple[float, float], names: Mapping[int, str]
+) -> tuple[Any, dict[str, Any]]:
+    """An image with its codes in colours, the most frequent ones, and its grid of codes.
+
+    Args:
+        pixels: uint8 (H, W, 3).
+        index_hw: The codes of its patches, -1 where there is none.
+        size: Its height and width in patches, fractions included.
+        names: Of codes.
+    """
+    pixels = _smaller(pixels)
+    place_HW = _patch_of_pixels(pixels, index_hw.shape, size)
+    most = Counter(index_hw[index_hw >= 0].tolist()).most_common(_MOST_CODES)
+    labels = {code: f"{code} {names.get(code, '')}".strip() for code, _ in most}
+    masks = [(0.6 * (index_hw.ravel()[place_HW] == code), label) for code, label in labels.items()]
+    colours = {label: _colour(code) for code, label in labels.items()}
+    grid = {"rows": index_hw.shape[0], "columns": index_hw.shape[1], "codes": index_hw.ravel().tolist()}
+    return gr.AnnotatedImage((pixels, masks), color_map=colours), grid
+
+
+def shaded(pixels: np.ndarray, share_hw: np.ndarray, size: tuple[float, float]) -> np.ndarray:
+    """An image, uint8 (H, W, 3), the darker the less of the attention goes to a patch; see `code_map`."""
+    pixels = _smaller(pixels)
+    share_HW = share_hw.ravel()[_patch_of_pixels(pixels, share_hw.shape, size)]
+    light = 0.2 + 0.8 * share_HW / max(float(share_hw.max()), 1e-12)
+    return (pixels * light[..., None]).astype(np.uint8)
+
+
+def _smaller(pixels: np.ndarray) -> np.ndarray:
+    image = Image.fromarray(pixels)
+    image.thumbnail((_LARGEST_SHOWN, _LARGEST_SHOWN))
+    return np.asarray(image)
+
+
+def _patch_of_pixels(pixels: np.ndarray, grid: tuple[int, ...], size: tuple[float, float]) -> np.ndarray:
+    """int (H, W), the number of the patch that each pixel lies in."""
+    row_H, column_W = (
+        np.minimum((np.arange(edge) + 0.5) * patches / edge, most - 1).astype(int)
+        for edge, patches, most in zip(pixels.shape, size, grid, strict=False)
+    )
+    return row_H[:, None] * grid[1] + column_W
+
+
+def _colour(code: int) -> str:
+    """Of neighbouring numbers, hues that lie apart."""
+    red, green, blue = colorsys.hls_to_rgb(0.618034 * code % 1, 0.4 + 0.2 * (0.7548 * code % 1), 0.85)
+    return "#" + "".join(f"{round(255 * part):02x}" for part in (red, green, blue))
+
+
+def serve_explorer(
+    explorer: str | os.PathLike[str],
+    encode: Encode,
+    *,
+    codebook: Array | None = None,
+    metric: Metric = "euclidean",
+    port: int | None = None,
+) -> None:
+    """Show, in the browser, which codes an image has by a function of yours, until Ctrl-C; needs the extra `app`.
+
+    In a notebook it runs until the kernel is interrupted. Only this machine can reach it.
+
+    Args:
+        explorer: Folder of an explorer of images, which says what codes are called.
+        encode: Takes an image, PIL in RGB, as large as it was uploaded, and gives its codes, integers (h, w) or of Q
+            levels (h, w, Q), -1 where a patch has none, or its features, floating point (h, w, C), whose nearest codes
+            are looked up. It is called for one image at a time; codes of the first level are shown.
+        codebook, metric: What the explorer was built with, see `build_from_arrays`, where `encode` gives features.
+        port: The first free one from 7860 on if not given; 0 takes any free one.
+
+    Raises:
+        FileNotFoundError, BundleError: there is no explorer, or a damaged one.
+        UserError: it is of clips, or of another codebook; or the port can't be used.
+        TypeError, ValueError: `encode` is no function, or `codebook` no codebook.
+    """
+    show(encoder_app(explorer, encode, codebook=codebook, metric=metric), port)
+
+
+def encoder_app(
+    explorer: str | os.PathLike[str], encode: Encode, *, codebook: Array | None = None, metric: Metric = "euclidean"
+) -> gr.Blocks:
+    """The app of `serve_explorer`, not yet served, such as to mount it in another."""
+    bundle = Bundle(explorer)
+    meta = bundle.meta
+    if meta.get("has_sound"):
+        raise UserError("explorer: expected one of images, whose codes `encode` finds, got one of clips")
+    if not callable(encode):
+        raise TypeError(f"encode: expected a function of an image, got {type(encode).__name__}")
+    check_metric(metric)
+    shape = meta["num_levels"], meta["num_codes"] // meta["num_levels"]
+    # Of an unknown codebook what an index can be is known all the same.
+    levels = np.empty((*shape, 0), np.float32) if codebook is None else check_codebook(codebook, metric)
+    if codebook is not None and not meta["weights"]:
+        raise UserError("codebook: expected none, as the explorer was built without one; encode must give codes")
+    if codebook is not None and digest_of(levels[0]) != meta["weights"]:
+        has = f"which has {meta['num_codes']:,} codes in all"
+        raise UserError(f"codebook: not that of the explorer, {has}, or not as it is by metric {metric!r}")
+    names = _names_in(bundle)
+
+    def codes(file: str) -> Any:
+        image = open_image(io.BytesIO(_content(file)), "image", least=None)
+        try:
+            index_hw = _encoded(encode(image), image, levels, metric)
+        except Exception as error:  # The function may fail with errors of any kind.
+            raise ValueError(f"encode: {one_line(error)}") from error
+        return code_map(np.asarray(image), index_hw, index_hw.shape, names)
+
+    with gr.Blocks(title=" ".join(meta["title"].split()), analytics_enabled=False) as app:
+        gr.Markdown(f"# {app.title}")
+        with gr.Tab("codes"):
+            _codes_tab(codes, [])
+    return app
+
+
+def _encoded(given: Any, image: Image.Image, levels: np.ndarray, metric: Metric) -> np.ndarray:
+    """int32 (h, w), the codes of the first level of what a function gave of an image."""
+    found = as_array(given)
+    kind = "features" if found.dtype.kind == "f" else "index"
+    if kind == "features" and not levels.size:
+        raise ValueError("expected codes, integers (rows, columns); features need codebook=")
+    batch: dict[str, Any] = dict.fromkeys(("features", "index", "captions", "names"))
+    batch |= {"images": [image], kind: [found]}
+    ((index_Qhw, _),) = look_up(check_batch(batch, levels, 0, {}), levels, metric)
+    return index_Qhw[0]

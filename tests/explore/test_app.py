@@ -1,0 +1,292 @@
+"""The app: what its tabs answer, what it refuses in one line, and who reaches it."""
+
+import socket
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from test_build import pretraining_task, write_run, write_tokenizer
+
+from soho_fast.ask import SohoPipeline
+from soho_fast.explore import Bundle, Clip, build_from_arrays
+from soho_fast.explore.__main__ import main as explore
+from soho_fast.explore.app_command import main
+
+gr = pytest.importorskip("gradio", reason="the extra `app` is not installed")
+
+from soho_fast.explore import app as apps  # noqa: E402 - which needs gradio
+from soho_fast.explore.attention import SeeingPipeline  # noqa: E402
+
+CODEBOOK = np.array([[0, 0, 0], [255, 0, 0], [0, 255, 0], [0, 0, 255]], np.float32)
+
+
+def asked_of(app):
+    """The functions of an app by their name."""
+    return {block.api_name: block.fn for block in app.fns.values() if block.api_name}
+
+
+def tabs_of(app):
+    return [block.label for block in app.blocks.values() if isinstance(block, gr.Tab)]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run of pre-training whose explorer was built."""
+    folder = tmp_path_factory.mktemp("app")
+    task = pretraining_task(folder / "data", write_tokenizer(folder / "tokenizer"))
+    write_run(folder / "tiny", task, step=4)
+    assert explore(["build", str(folder / "tiny")]) == 0
+    return folder / "tiny"
+
+
+@pytest.fixture(scope="module")
+def shown(run, tmp_path_factory):
+    """What the app shows of the run, and its app."""
+    soho = SeeingPipeline.from_pretrained(run)
+    about = apps.Run(
+        "tiny", apps.names_of(str(run), soho.weights()), apps.examples_of(str(run), tmp_path_factory.mktemp("examples"))
+    )
+    return soho, about, apps.model_app(soho, about)
+
+
+def test_examples_are_the_runs_held_out_images_and_their_captions(run, shown):
+    _, about, app = shown
+    bundle = Bundle(run)
+    held_out = [image for image in bundle.images() if bundle.data_set(image).endswith("held out")]
+    assert len(about.examples) == len(held_out) > 1
+    captions = {tuple(image["captions"]) for image in held_out}
+    assert {example.texts for example in about.examples} == captions
+    assert all(Path(file).is_file() for example in about.examples for file in example.files)
+    assert tabs_of(app) == ["rank", "retrieve", "codes", "attention"]
+    assert len([block for block in app.blocks.values() if isinstance(block, gr.Dataset)]) == 4
+
+
+def test_codes_are_those_of_the_runs_explorer_with_its_words(run, shown):
+    _, about, app = shown
+    bundle = Bundle(run)
+    wall = bundle.read("wall")
+    assert about.names == {code: word for code, word in enumerate(wall["word"]) if word}
+    image = next(image for image in bundle.images() if image["captions"] == list(about.examples[0].texts))
+    component, grid = asked_of(app)["codes"](about.examples[0].files[0])
+    assert grid == {"rows": image["rows"], "columns": image["columns"], "codes": image["index"]}
+    labels = [annotation["label"] for annotation in component.value["annotations"]]
+    assert labels[0].split()[0] == str(max(set(image["index"]), key=image["index"].count))
+    assert {int(label.split()[0]) for label in labels} == set(image["index"])
+
+
+def test_a_text_is_ranked_and_retrieves_as_the_pipeline_says(run, shown):
+    _, about, app = shown
+    plain, file = SohoPipeline.from_pretrained(run), about.examples[0].files[0]
+    texts = [about.examples[0].texts[0], about.examples[1].texts[0]]
+    expected = {row["text"]: row["score"] for row in plain.rank(file, texts)}
+    assert asked_of(app)["rank"](file, "\n\n".join(texts)) == pytest.approx(expected, abs=1e-5)
+    found = asked_of(app)["retrieve"](texts[0])
+    scores = {each.files[0]: plain.rank(each.files[0], texts[:1])[0]["score"] for each in about.examples}
+    best = sorted(scores, key=scores.__getitem__, reverse=True)[:12]
+    assert [scores[file] for file, _ in found] == pytest.approx([scores[file] for file in best], abs=1e-5)
+    assert found[0][1] == f"{100 * scores[best[0]]:.1f} %"
+
+
+def test_attention_is_an_image_a_token_brightest_where_it_is_most(shown):
+    soho, about, app = shown
+    file = about.examples[0].files[0]
+    found = asked_of(app)["attention"](file, "a red man", 1)
+    pixels, visual, _ = soho.see(file)
+    tokens, (share_DShw,) = soho.attention("a red man", [visual])
+    assert [token for _, token in found] == tokens
+    image, share_hw = found[1][0].astype(float), share_DShw[0, 1]
+    most = np.unravel_index(share_hw.argmax(), share_hw.shape)
+    edge = soho.model.config.token_stride
+    patch = tuple(slice(edge * place, edge * place + edge) for place in most)
+    assert np.abs(image[patch] - pixels[patch]).max() <= 1, "it is as it was"
+    assert image.sum() < pixels.sum()
+
+
+def test_what_cannot_be_used_is_one_line(shown, tmp_path):
+    _, about, app = shown
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no image")
+    whole, ask = about.examples[0].files[0], asked_of(app)
+    for name, inputs, told in (
+        ("rank", (str(broken), "a man"), "image: can't be decoded as an image (8 bytes): it is no JPEG"),
+        ("codes", (str(broken),), "image: can't be decoded as an image (8 bytes)"),
+        ("attention", (None, "a man", 1), "image: expected one; upload a file, or choose an example"),
+        ("rank", (whole, " \n"), "texts: expected a list of at least one text, got []"),
+        ("retrieve", ("",), "text: expected words, got ''"),
+        ("attention", (whole, "man " * 40, 1), "text: expected at most 32 tokens, got 42"),
+    ):
+        with pytest.raises(gr.Error) as error:
+            ask[name](*inputs)
+        assert error.value.message.startswith(told) and "\n" not in error.value.message
+        assert str(tmp_path) not in error.value.message
+
+
+@pytest.mark.parametrize(
+    ("name", "tabs"),
+    [
+        ("answer", ["answer", "codes", "attention"]),
+        ("compare", ["compare", "codes", "attention"]),
+        ("entails", ["entails", "codes", "attention"]),
+        ("retrieval", ["rank", "attention"]),
+    ],
+)
+def test_tabs_are_those_that_the_model_can_answer(runs, photo, name, tabs):
+    soho = SeeingPipeline.from_pretrained(runs / name)
+    app = apps.model_app(soho, apps.Run(name))
+    assert tabs_of(app) == tabs
+    files = [str(photo)] * (2 if name == "compare" else 1)
+    scores = asked_of(app)[soho.action](*files, "a red man")
+    expected = getattr(soho, soho.action)(*files, ["a red man"] if soho.action == "rank" else "a red man")
+    assert list(scores.values()) == [row["score"] for row in expected]
+    assert len(asked_of(app)["attention"](*files, "a red man", 2)) == 4 * len(files), "[CLS] and three words"
+
+
+def test_a_run_without_its_data_or_explorer_has_no_examples_and_no_names(runs, tmp_path, capsys):
+    assert apps.examples_of(str(runs / "rank"), tmp_path) == []
+    assert "no more examples: recipe: " in capsys.readouterr().err
+    assert apps.names_of(str(runs / "rank"), "0" * 64) == {}
+
+
+def test_names_of_another_codebook_are_not_used(run):
+    assert apps.names_of(str(run), "0" * 64) == {}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["nowhere/run"], "nowhere/run"),
+        (["runs", "--port", "70000"], "port: expected 0 to 65535, got 70000"),
+        ([], "run"),
+    ],
+)
+def test_a_mistake_is_one_line(arguments, told, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    said = capsys.readouterr().err
+    assert told in said and said.count("\n") == 1
+
+
+@pytest.fixture
+def address(shown, monkeypatch, capsys):
+    """Where the app is served."""
+    app = shown[2]
+    monkeypatch.setattr(app, "block_thread", lambda: None)
+    apps.show(app, 0)
+    said = capsys.readouterr().out
+    assert said.startswith("tiny: http://127.0.0.1:") and said.endswith("/   (Ctrl-C ends)\n")
+    yield said.split()[1]
+    app.close()
+
+
+def test_it_is_reached_at_this_machines_own_address_alone(shown, address, tmp_path):
+    from gradio_client import Client, handle_file
+    from gradio_client.exceptions import AppError
+
+    port = int(address.rstrip("/").rpartition(":")[2])
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.2", port), timeout=5).close()
+    assert not shown[2].share and not shown[2].analytics_enabled
+    client = Client(address, verbose=False)
+    file = shown[1].examples[0].files[0]
+    _, grid = client.predict(handle_file(file), api_name="/codes")
+    assert grid == asked_of(shown[2])["codes"](file)[1]
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no image")
+    with pytest.raises(AppError, match=r"image: can't be decoded as an image \(8 bytes\)"):
+        client.predict(handle_file(broken), api_name="/codes")
+    large = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n'
+    large += bytes(2**20 * apps.MAX_FILE_MB + 1) + b"\r\n--x--\r\n"
+    request = urllib.request.Request(f"{address}gradio_api/upload", large)
+    request.add_header("Content-Type", "multipart/form-data; boundary=x")
+    with pytest.raises(urllib.error.HTTPError) as error:
+        urllib.request.urlopen(request, timeout=30)
+    assert error.value.code == 413
+
+
+def test_a_port_that_is_taken_is_said(shown):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ValueError, match=f"port: {port} can't be used"):
+            apps.show(shown[2], port)
+
+
+@pytest.fixture
+def given():
+    """Squares of 8 x 8 pixels, black, red, green and blue."""
+    index = np.random.default_rng(0).integers(4, size=(3, 2, 5))
+    return index, CODEBOOK.astype(np.uint8)[index].repeat(8, 1).repeat(8, 2)
+
+
+def means(image):
+    """(rows, columns, 3), the mean colour of each square."""
+    assert isinstance(image, Image.Image) and image.mode == "RGB"
+    return np.asarray(image, np.float32).reshape(image.height // 8, 8, image.width // 8, 8, 3).mean((1, 3))
+
+
+def explorer_of(images, folder, codebook=CODEBOOK):
+    features = np.stack([means(Image.fromarray(image)) for image in images])
+    labels = ["black", "red", *[None] * (codebook.size // 3 - 2)]
+    return build_from_arrays(features, codebook, images, folder, labels=labels, say=lambda line: None)
+
+
+@pytest.mark.parametrize("kind", ["features", "codes", "levels"])
+def test_codes_are_those_of_the_function(given, tmp_path, kind):
+    index, images = given
+    codebook = np.stack([CODEBOOK, CODEBOOK / 2]) if kind == "levels" else CODEBOOK
+    folder = explorer_of(images, tmp_path / "explorer", codebook)
+
+    def encode(image):
+        nearest = np.square(means(image)[..., None, :] - CODEBOOK).sum(-1).argmin(-1)
+        if kind == "levels":
+            return np.stack([nearest, 0 * nearest], -1)
+        return means(image) if kind == "features" else np.where(nearest == 3, -1, nearest)
+
+    app = apps.encoder_app(folder, encode, codebook=codebook if kind == "features" else None)
+    larger = np.concatenate([index[0], index[1], index[2][:, ::-1]])  # of no image of the explorer's size
+    Image.fromarray(CODEBOOK.astype(np.uint8)[larger].repeat(8, 0).repeat(8, 1)).save(tmp_path / "photo.png")
+    shown, grid = asked_of(app)["codes"](str(tmp_path / "photo.png"))
+    expected = np.where((larger == 3) & (kind == "codes"), -1, larger)
+    assert grid == {"rows": 6, "columns": 5, "codes": expected.ravel().tolist()}
+    labels = {annotation["label"]: annotation["image"]["path"] for annotation in shown.value["annotations"]}
+    assert {"0 black", "1 red", "2"} <= set(labels)
+    mask = np.asarray(Image.open(labels["1 red"]))[..., 3] > 0
+    assert np.array_equal(mask, (larger == 1).repeat(8, 0).repeat(8, 1))
+
+
+def test_a_function_that_fails_or_gives_something_else_says_so(given, tmp_path):
+    _, images = given
+    folder = explorer_of(images, tmp_path / "explorer")
+    Image.fromarray(images[0]).save(tmp_path / "photo.png")
+    for encode, told in (
+        (lambda image: 1 / 0, "encode: ZeroDivisionError: division by zero"),
+        (means, "encode: expected codes, integers (rows, columns); features need codebook="),
+        (lambda image: np.full((2, 2), 4), "encode: index[0]: expected codes of -1 to 3, got 4 to 4"),
+        (lambda image: np.zeros((2, 2, 2), int), "encode: index[0]: expected 1 levels, as the codebook has, got 2"),
+        (lambda image: None, "encode: TypeError: index[0]: expected integers, got object"),
+    ):
+        with pytest.raises(gr.Error) as error:
+            asked_of(apps.encoder_app(folder, encode))["codes"](str(tmp_path / "photo.png"))
+        assert error.value.message == told
+
+
+def test_what_cannot_be_shown_is_refused_by_name(given, tmp_path):
+    index, images = given
+    folder = explorer_of(images, tmp_path / "explorer")
+    without = build_from_arrays(index=index, images=images, folder=tmp_path / "without", say=lambda line: None)
+    clips = [Clip(np.zeros(8000), 8000)] * 3
+    heard = build_from_arrays(index=index[:, :1], images=clips, folder=tmp_path / "clips", say=lambda line: None)
+    for explorer, encode, options, told in (
+        (folder, means, {"codebook": CODEBOOK + 1}, "codebook: not that of the explorer, which has 4 codes in all"),
+        (folder, means, {"codebook": CODEBOOK, "metric": "cosine"}, r"codebook: not that of .* by metric 'cosine'"),
+        (without, means, {"codebook": CODEBOOK}, "codebook: expected none, as the explorer was built without one"),
+        (folder, means, {"metric": "dot"}, "metric: expected euclidean or cosine, got 'dot'"),
+        (folder, means, {"port": "8000"}, "port: expected 0 to 65535, got '8000'"),
+        (tmp_path / "nowhere", means, {}, "is no explorer"),
+        (folder, CODEBOOK, {}, "encode: expected a function of an image, got ndarray"),
+        (heard, means, {}, "explorer: expected one of images, whose codes `encode` finds, got one of clips"),
+    ):
+        with pytest.raises((ValueError, TypeError, FileNotFoundError), match=told):
+            apps.serve_explorer(explorer, encode, **options)
