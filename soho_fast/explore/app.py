@@ -12,7 +12,6 @@ import colorsys
 import functools
 import io
 import os
-import socket
 import sys
 import tempfile
 from collections import Counter
@@ -38,6 +37,8 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 with from_extra("app"):
     import gradio as gr
     from PIL import Image
+    from starlette.middleware import Middleware
+    from starlette.middleware.trustedhost import TrustedHostMiddleware
 
     from soho_fast.common.images import one_line
 
@@ -50,6 +51,8 @@ MAX_FILE_MB = 20
 EXAMPLES, RETRIEVED = 8, 64
 """So many held-out images are shown as examples, and searched through by a text."""
 
+# What was uploaded is deleted after an hour, and at the end.
+_BLOCKS: dict[str, Any] = {"analytics_enabled": False, "delete_cache": (3600, 3600)}
 _MOST_CODES = 48  # of an image that get a colour each, those with the most patches
 _LARGEST_SHOWN = 640  # pixels, of an image that codes or attention are painted on
 
@@ -65,8 +68,8 @@ class Example:
 
 
 @dataclass(frozen=True)
-class Run:
-    """What the app shows of a run.
+class About:
+    """What the app shows beside a model.
 
     title: what heads the page. names: of codes, each the word that its images' captions share. examples: of its
     held-out images.
@@ -97,22 +100,24 @@ def serve_model(run: str, port: int | None = None) -> None:
         print_line(line, file=sys.stderr)
     with tempfile.TemporaryDirectory() as folder:
         title = f"{Path(run).resolve().name}: {MODELS[type(soho.model).__name__][0]}"
-        about = Run(title, names_of(run, soho.weights()), examples_of(run, Path(folder)))
+        about = About(title, names_of(run, soho.weights()), examples_of(run, Path(folder)))
         show(model_app(soho, about), port)
 
 
 def show(app: gr.Blocks, port: int | None = None) -> None:
     """Serve an app to this machine alone, and say where, until Ctrl-C. Raises UserError: the port can't be used."""
-    if port is not None and port not in range(65536):
-        raise UserError(f"port: expected 0 to 65535, got {port!r}")
-    if port == 0:
-        with socket.create_server((HOST, 0)) as free:
-            port = free.getsockname()[1]
-    limits = {"max_file_size": f"{MAX_FILE_MB}mb", "share": False, "footer_links": [], "run_history": False}
+    if port is not None and port not in range(1, 65536):
+        raise UserError(f"port: expected 1 to 65535, got {port!r}")
+    # A page of the net whose name its owner has pointed here (DNS rebinding) is known by the name.
+    guard = Middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])
+    limits: dict[str, Any] = {
+        "max_file_size": f"{MAX_FILE_MB}mb",
+        "share": False,
+        "app_kwargs": {"middleware": [guard]},
+    }
+    shown: dict[str, Any] = {"footer_links": [], "run_history": False, "inline": False, "quiet": True}
     try:
-        _, url, _ = app.launch(
-            server_name=HOST, server_port=port, prevent_thread_lock=True, quiet=True, inline=False, **limits
-        )
+        _, url, _ = app.launch(server_name=HOST, server_port=port, prevent_thread_lock=True, **limits, **shown)
     except OSError as error:
         raise UserError(f"port: {port or 'from 7860 on'} can't be used ({one_line(error)}); choose another") from error
     print_line(f"{app.title}: {url}   (Ctrl-C ends)")
@@ -157,13 +162,13 @@ def examples_of(run: str, folder: Path) -> list[Example]:
     return found
 
 
-def model_app(soho: SeeingPipeline, run: Run) -> gr.Blocks:
+def model_app(soho: SeeingPipeline, run: About) -> gr.Blocks:
     """The app of a model: a tab for its question, and, where it can, one to retrieve images, for codes, attention."""
-    two = soho.action == "compare"
-    with gr.Blocks(title=run.title, analytics_enabled=False) as app:
+    labels = ["left", "right"] if soho.action == "compare" else ["image"]
+    with gr.Blocks(title=run.title, **_BLOCKS) as app:
         gr.Markdown(f"# {run.title}")
         with gr.Tab(soho.action):
-            _question_tab(soho, run)
+            _question_tab(soho, run, labels)
         if soho.action == "rank" and run.examples:
             with gr.Tab("retrieve"):
                 _retrieve_tab(soho, run)
@@ -176,14 +181,14 @@ def model_app(soho: SeeingPipeline, run: Run) -> gr.Blocks:
 
                 _codes_tab(codes, [example.files[:1] for example in run.examples[:EXAMPLES]])
         with gr.Tab("attention"):
-            _attention_tab(soho, run, 1 + two)
+            _attention_tab(soho, run, labels)
     return app
 
 
-def _question_tab(soho: SeeingPipeline, run: Run) -> None:
+def _question_tab(soho: SeeingPipeline, run: About, labels: Sequence[str]) -> None:
     ranks = soho.action == "rank"
     with gr.Row():
-        images = _uploads(["left", "right"] if soho.action == "compare" else ["image"])
+        images = _uploads(labels)
         with gr.Column():
             words = gr.Textbox(label="texts, one a line" if ranks else "text", lines=5 if ranks else 1)
             button = gr.Button(soho.action, variant="primary")
@@ -205,7 +210,7 @@ def _question_tab(soho: SeeingPipeline, run: Run) -> None:
     _examples(shown, [*images, words])
 
 
-def _retrieve_tab(soho: SeeingPipeline, run: Run) -> None:
+def _retrieve_tab(soho: SeeingPipeline, run: About) -> None:
     @functools.cache
     def encoded() -> list[tuple[str, Any]]:
         files = [example.files[0] for example in run.examples]
@@ -237,7 +242,7 @@ def _codes_tab(codes: Callable[[str], Any], examples: Sequence[Sequence[str]]) -
     _examples(examples, [image])
 
 
-def _attention_tab(soho: SeeingPipeline, run: Run, count: int) -> None:
+def _attention_tab(soho: SeeingPipeline, run: About, labels: Sequence[str]) -> None:
     layers = soho.model.config.num_hidden_layers
 
     def attention(*inputs: Any) -> list[tuple[np.ndarray, str]]:
@@ -251,7 +256,7 @@ def _attention_tab(soho: SeeingPipeline, run: Run, count: int) -> None:
         ]
 
     with gr.Row():
-        images = _uploads(["left", "right"][:count] if count > 1 else ["image"])
+        images = _uploads(labels)
         with gr.Column():
             text = gr.Textbox(label="text")
             layer = gr.Dropdown(list(range(1, layers + 1)), value=layers, label="layer")
@@ -362,7 +367,7 @@ def serve_explorer(
             levels (h, w, Q), -1 where a patch has none, or its features, floating point (h, w, C), whose nearest codes
             are looked up. It is called for one image at a time; codes of the first level are shown.
         codebook, metric: What the explorer was built with, see `build_from_arrays`, where `encode` gives features.
-        port: The first free one from 7860 on if not given; 0 takes any free one.
+        port: The first free one from 7860 on if not given.
 
     Raises:
         FileNotFoundError, BundleError: there is no explorer, or a damaged one.
@@ -401,7 +406,7 @@ def encoder_app(
             raise ValueError(f"encode: {one_line(error)}") from error
         return code_map(np.asarray(image), index_hw, index_hw.shape, names)
 
-    with gr.Blocks(title=" ".join(meta["title"].split()), analytics_enabled=False) as app:
+    with gr.Blocks(title=" ".join(meta["title"].split()), **_BLOCKS) as app:
         gr.Markdown(f"# {app.title}")
         with gr.Tab("codes"):
             _codes_tab(codes, [])

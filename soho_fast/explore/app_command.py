@@ -8,7 +8,6 @@ from soho_fast.common.extras import from_extra
 
 with from_extra("train"):
     from soho_fast.common.command_line import Parser, exit_code
-    from soho_fast.common.errors import UserError
     from soho_fast.common.hub import check_name
 
 
@@ -21,10 +20,8 @@ def _run(arguments: list[str]) -> int:
     about = "Ask a model in the browser, and see the codes and the attention of an image."
     parser = Parser(prog="soho app", description=about, epilog="example: soho app runs/mini")
     parser.add_argument("run", help="Folder of a run or of a model, or a name on the hub.")
-    parser.add_argument("--port", type=int, help="Port of this machine, 0 for any (default: the first free from 7860).")
+    parser.add_argument("--port", type=int, help="Port of this machine (default: the first free one from 7860 on).")
     options = parser.parse_args(arguments)
-    if options.port is not None and options.port not in range(65536):
-        raise UserError(f"port: expected 0 to 65535, got {options.port}")
     check_name(options.run, needs_owner=True)
     with from_extra("app"):
         from soho_fast.explore.app import serve_model

@@ -14,8 +14,6 @@ fetch files. The value is JSON, so Python reads the same files.
     data/images-0000.js      a list of IMAGES_PER_FILE images
     data/compare.js          what became of the codes of another explorer, where `compare` was asked
     data/sound-000000.js     what is heard of an image that is a clip of audio
-    data/timeline.js         how the codebook came about; null where nothing is known
-    data/server.js           null; the server answers with what it can be asked in its place
     SHA256SUMS               checksums of all of these
 
 Statistics come from all images; a bounded number of them is shown, the gallery, numbered from 0. An occurrence is one
@@ -110,7 +108,6 @@ data/compare.js, of this explorer, the second, and another, the first:
 data/sound-000000.js, of a clip of audio:
     rate: samples a second
     samples: int16, little-endian, in base64
-
 """
 
 from __future__ import annotations

@@ -97,7 +97,7 @@ def test_what_the_package_imports_is_required(metadata):
     explorers = {path for path in files if path.is_relative_to(explorer)}
     assert imported_by(files - explorers) - OPTIONAL == required(metadata, "train")
     # K-means and t-SNE are the demo's.
-    needed = required(metadata, "explore") | {"gradio", "scikit-learn", "threadpoolctl"}
+    needed = required(metadata, "explore") | {"gradio", "starlette", "scikit-learn", "threadpoolctl"}
     assert imported_by(explorers) - OPTIONAL - required(metadata, "train") == needed - required(metadata, "train")
     assert {"numpy", "pillow", "matplotlib"} <= required(metadata, "explore") & imported_by(explorers)
 

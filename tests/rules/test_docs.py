@@ -88,7 +88,7 @@ SIZES = [
     ("soho_fast.export", "--help"),  # A compiler takes minutes; tests/ask/test_exported.py has one at work.
     ("examples/explore_codec.py", ""),
     ("examples/explore_vector_quantize_pytorch.py", "--steps 10"),
-    ("soho app", "--port 0"),
+    ("soho app", ""),
     ("soho_fast.explore", ""),
     ("studies dictionary --list", ""),
     ("studies cold_start --report", ""),

@@ -212,7 +212,7 @@ def test_a_code_shows_its_numbers(small, window):
     for shown in (f"{code['rank']} of {NUM_CODES}", "gravel", "\N{MULTIPLICATION SIGN} 9", "12 of 20", "100 tests"):
         assert shown in text
     assert window.page.locator("tr.unproven").all_inner_texts() == ["and\t3 of 60\t\N{MULTIPLICATION SIGN} 1.1\t"]
-    bars = window.page.eval_on_selector_all(".histogram .bar", "bars => bars.map(bar => bar.textContent)")
+    bars = window.page.eval_on_selector_all(".bar", "bars => bars.map(bar => bar.title)")
     edges = [f"{low:g} to {high:g}" for low, high in itertools.pairwise(EDGES)]
     assert bars == [f"{edge}: {count}" for edge, count in zip(edges, code["histogram"], strict=True)]
     heat = window.page.eval_on_selector_all(

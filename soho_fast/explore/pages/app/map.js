@@ -326,7 +326,10 @@
           remember();
         } else location.hash = explorer.address("code", String(code));
       });
-      canvas.addEventListener("pointerleave", () => !pointers.size && select(null));
+      // A finger always leaves; what it has shown stays.
+      canvas.addEventListener("pointerleave", ({ pointerType }) => {
+        if (pointerType === "mouse" && !pointers.size) select(null);
+      });
 
       new ResizeObserver(() => {
         if (!canvas.clientWidth) return;
