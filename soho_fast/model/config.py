@@ -305,6 +305,8 @@ class SohoConfig(PreTrainedConfig):
     contrastive_size: int = 256
 
     def __post_init__(self, **kwargs: Any) -> None:
+        # transformers keeps what is no field as an attribute, and a misspelt weight would weigh nothing.
+        self.check_names(name for name in kwargs if name.endswith("_weight"))
         super().__post_init__(**kwargs)
         num_codes = _codes_of_options(self.dictionary, self.dictionary_options)
         if isinstance(self.num_codes, _DefaultCodes):

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from transformers.activations import ACT2FN
 from transformers.models.bert.modeling_bert import BertPredictionHeadTransform
 
+from soho_fast.common.spelling import did_you_mean
+
 from .config import SohoConfig
 from .distributed import all_reduce_sum_, world_size
 from .initial_values import he_fan_in
@@ -124,20 +126,37 @@ def global_means(sums_and_counts: list[LossSum], synchronise: bool) -> list[Tens
     return means
 
 
+# The field of SohoConfig that weighs each loss; None: it counts as it is, in the paper too.
+WEIGHTS = {
+    "itm_loss": None,
+    "mlm_loss": None,
+    "mvm_loss": "mvm_weight",
+    "commitment_loss": "commitment_weight",
+    "bag_of_words_loss": "bag_of_words_weight",
+    "contrastive_loss": "contrastive_weight",
+}
+
+
 def total_loss(losses: dict[str, LossSum], config: SohoConfig, synchronise: bool) -> dict[str, Tensor]:
     """`global_means` by name, and under "loss" their sum: eq. 9, to which the configuration can add weights.
 
     Args:
-        losses: by names that end in "_loss". Loss `x_loss` counts by the field `x_weight` where `config` has one.
+        losses: by the names of `WEIGHTS`.
         synchronise: as in `global_means`.
 
     Returns:
         Float32 () each; empty without losses.
+
+    Raises:
+        ValueError: a loss of another name, whose weight is not known.
     """
     if not losses:
         return {}
+    for name in losses:
+        if name not in WEIGHTS:
+            raise ValueError(f"total_loss: {name} has no weight{did_you_mean(name, WEIGHTS) or '; see WEIGHTS'}")
     means = dict(zip(losses, global_means(list(losses.values()), synchronise), strict=True))
-    weights = {name: getattr(config, f"{name.removesuffix('_loss')}_weight", 1.0) for name in means}
+    weights = {name: 1.0 if (field := WEIGHTS[name]) is None else getattr(config, field) for name in means}
     total = sum(weights[name] * mean for name, mean in means.items())
     assert isinstance(total, Tensor), "there are losses"
     return {"loss": total, **means}

@@ -11,10 +11,12 @@ from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
+from torch import nn
 
 from soho_fast.common.checksums import write_checksums
 from soho_fast.common.errors import print_line
 from soho_fast.common.hub import loading_options
+from soho_fast.common.import_path import load_imported
 from soho_fast.common.processes import Processes
 from soho_fast.data.batches.sample import Sample, usable_samples
 from soho_fast.data.images import SohoImageProcessor
@@ -24,8 +26,10 @@ from soho_fast.data.readers.records import ImageRef
 from soho_fast.data.text import describe_fit, load_tokenizer
 from soho_fast.engine.changes import TaskIdentity
 from soho_fast.model import SohoConfig, SohoPreTrainedModel
+from soho_fast.model.added_losses import add_losses
 from soho_fast.model.fast.cpu import speed_up_on_cpu
 from soho_fast.model.fast.gpu import speed_up_on_gpu
+from soho_fast.model.heads import WEIGHTS
 from soho_fast.model.pretrained import check_finite
 from soho_fast.model.visual_encoder import cut_features, pad_features
 from soho_fast.tasks import describe
@@ -54,8 +58,8 @@ class BaseTask(ABC):
     """What it trains."""
     selection: ClassVar[str | None]
     """The metric by which the best model is chosen, larger is better; None keeps only the last."""
-    logged: ClassVar[tuple[str, ...]] = ()
-    """Names of the output's scalars to log beside the loss."""
+    logged: tuple[str, ...] = ()
+    """Names of the output's scalars to log beside the loss; those of added losses come behind."""
     corrupt_images: float = 0.01
     """Largest share of unreadable images, as that of `BatchSettings`; here of what indexes of shards call broken."""
     workers: int = 0
@@ -73,6 +77,7 @@ class BaseTask(ABC):
         self.data, self.seed, self._say = data, seed, say
         self.model = model or describe(type(self)).model_type()
         SohoConfig.check_names(self.model.config)
+        self.logged = (*self.logged, *self.model.losses)
 
     @cached_property
     def processor(self) -> SohoProcessor:
@@ -157,6 +162,24 @@ class BaseTask(ABC):
             self._say(str(model.init_text_encoder_from(self.model.text_encoder)))
         if self.model.backbone:
             self._say(str(model.init_backbone_from(self.model.backbone)))
+
+    def added_losses(self) -> dict[str, nn.Module]:
+        """Those of the settings `model.losses`, by name, from code that is imported already.
+
+        Raises:
+            ValueError: a name that an output has already or that is none, no such class, or other keywords than its.
+        """
+        losses: dict[str, nn.Module] = {}
+        for name, settings in self.model.losses.items():
+            place = f"model.losses.{name}"
+            if name in ("loss", *type(self).logged, *WEIGHTS) or not name.isidentifier():
+                raise ValueError(f"{place}: expected a name of letters, digits and _ that no loss here has")
+            kind = load_imported(settings.path, f"{place}.path", nn.Module)
+            try:
+                losses[name] = kind(**settings.options)
+            except TypeError as error:
+                raise ValueError(f"{place}.options: {settings.path} does not take them: {error}") from error
+        return losses
 
     def check_text_length(self, config: SohoConfig) -> None:
         """Raises ValueError: texts may be longer than the model has positions for."""
@@ -257,6 +280,7 @@ class BaseTask(ABC):
             device: Where it will be put: it gets what makes training faster there. None leaves it as it is.
         """
         model = self.new_model()
+        add_losses(model, self.added_losses(), {name: each.weight for name, each in self.model.losses.items()})
         if device is not None:
             self.speed_up(model, device)
         return model

@@ -99,6 +99,22 @@ class FineTuningData(InputData):
 
 
 @dataclass
+class AddedLoss:
+    """A loss of one's own, in training added to those of the model.
+
+    Args:
+        path: Import path of its class, a torch.nn.Module: its forward takes the model's output and the batch and
+            returns a scalar. Its parameters are trained with the model's, and are not saved with it.
+        weight: What it is multiplied by; the log has it without.
+        options: Keywords of its constructor.
+    """
+
+    path: str
+    weight: NonNegativeFloat = 1.0
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
 class ModelSettings:
     """The model and its starting weights.
 
@@ -109,6 +125,7 @@ class ModelSettings:
         text_encoder: A directory with a BERT, or its name on the hub, for the word embeddings and the Transformer;
             null starts from random values.
         backbone: imagenet, or a file of the backbone's weights; null starts from random values.
+        losses: Losses of one's own by the names that the log has them under.
     """
 
     pretrained: str | None = None
@@ -116,6 +133,7 @@ class ModelSettings:
     preset: str = "paper"
     text_encoder: str | None = None
     backbone: str | None = None
+    losses: dict[str, AddedLoss] = field(default_factory=dict)
 
 
 @dataclass

@@ -1,5 +1,6 @@
 """Losses by name: means, weights and their sum."""
 
+import pytest
 import torch
 
 from soho_fast.model.heads import total_loss
@@ -10,3 +11,11 @@ def test_losses_count_by_the_weights_that_the_configuration_has(tiny_config):
     means = total_loss(sums, tiny_config(mvm_weight=0.25), synchronise=False)
     assert {name: float(mean) for name, mean in means.items()} == {"loss": 3.0, "itm_loss": 2.0, "mvm_loss": 4.0}
     assert total_loss({}, tiny_config(), synchronise=False) == {}
+
+
+def test_a_misspelt_loss_or_weight_is_refused(tiny_config):
+    one = torch.tensor(1.0)
+    with pytest.raises(ValueError, match="commitmet_loss has no weight; did you mean commitment_loss"):
+        total_loss({"mlm_loss": (one, one), "commitmet_loss": (one, one)}, tiny_config(), synchronise=False)
+    with pytest.raises(ValueError, match=r"SohoConfig has no field comitment_weight; did you mean commitment_weight"):
+        tiny_config(comitment_weight=0.25)

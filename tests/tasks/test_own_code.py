@@ -1,5 +1,6 @@
 """Code of a user's own that a recipe names: what is imported, by whose word, and what a mistake says."""
 
+import json
 import sys
 
 import pytest
@@ -10,6 +11,8 @@ from soho_fast.tasks.recipe import load_recipe, write_recipe
 
 TASK = '''
 from dataclasses import dataclass
+
+from torch import nn
 
 from soho_fast.tasks.settings import StatementData
 from soho_fast.tasks.visual_entailment import VisualEntailmentTask
@@ -35,6 +38,12 @@ class OwnTask(VisualEntailmentTask):
 
 class Bare:
     pass
+
+
+class OwnLoss(nn.Module):
+    def __init__(self, gamma=2.0):
+        super().__init__()
+        self.gamma = gamma
 
 
 class WrongTask(VisualEntailmentTask):
@@ -110,3 +119,33 @@ def test_another_task_over_that_of_a_file_is_refused(folder):
     given = ["--recipe", "named.yaml", "--trust-file", "--task", "vqa"]
     with pytest.raises(UserError, match=r"task: recipe named.yaml is of task own_code:OwnTask, got 'vqa'"):
         load_recipe(given)
+
+
+def _with_loss(name="own", **settings):
+    losses = json.dumps({name: {"path": "own_code:OwnLoss", **settings}})
+    recipe = load_recipe(["--recipe", "plain.yaml", "--model.losses", losses])
+    return recipe.make_task(lambda line: None)
+
+
+def test_a_loss_by_import_path(folder):
+    task = _with_loss(weight=0.5, options={"gamma": 1.5})
+    assert task.logged == ("own",) and task.added_losses()["own"].gamma == 1.5
+    (folder / "losing.yaml").write_text(yaml.safe_dump({"model": {"losses": {"own": {"path": "own_core:OwnLoss"}}}}))
+    with pytest.raises(UserError, match=r"model\.losses\.own\.path: recipe losing.yaml wants own_core:OwnLoss"):
+        load_recipe(["--recipe", "losing.yaml"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"wieght": 0.5}, "model.losses"),
+        ({"weight": -1}, "model.losses"),
+        ({"options": {"gama": 1}}, "model.losses.own.options: own_code:OwnLoss does not take them: "),
+        ({"path": "own_code:Bare"}, "model.losses.own.path: expected a subclass of Module, own_code:Bare is a class"),
+        ({"name": "mvm_loss"}, "model.losses.mvm_loss: expected a name of letters, digits and _ that no loss here has"),
+    ],
+)
+def test_a_wrong_loss_is_one_line(folder, settings, message):
+    with pytest.raises(ValueError) as error:  # the message is looked at
+        _with_loss(**settings).added_losses()
+    assert message in str(error.value) and "\n" not in str(error.value)

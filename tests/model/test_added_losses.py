@@ -1,0 +1,55 @@
+"""Losses of a user's own beside those of a model."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from soho_fast.common.errors import UserError
+from soho_fast.model import SohoForPreTraining
+from soho_fast.model.added_losses import add_losses
+
+
+class Scaled(nn.Module):
+    def __init__(self, start=3.0):
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(start))
+
+    def forward(self, outputs, batch):
+        assert set(batch) >= {"pixel_values", "input_ids", "itm_labels"}
+        return self.scale * outputs.itm_logits.float().square().mean()
+
+
+def test_it_counts_by_its_weight_and_has_its_name(tiny_model, batch, tmp_path):
+    plain, model = tiny_model().train(), tiny_model().train()
+    add_losses(model, {"scaled": Scaled()}, {"scaled": 0.5})
+    expected, output = plain(**batch()), model(**batch())
+    scaled = output.scaled.item()
+    assert scaled == pytest.approx(3 * expected.itm_logits.square().mean().item())
+    assert output.loss.item() == pytest.approx(expected.loss.item() + 0.5 * scaled)
+    output.loss.backward()
+    assert model.added_losses.scaled.scale.grad.item() == pytest.approx(0.5 * scaled / 3)
+    names = [name for group in model.parameter_groups() for name in group["names"]]
+    assert "added_losses.scaled.scale" in names
+    # Copies have theirs.
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        other.added_losses.scaled.scale.zero_()
+    assert other(**batch()).scaled.item() == 0 < model(**batch()).scaled.item()
+    # It is of training alone.
+    assert "scaled" not in model.eval()(**batch())
+    model.save_pretrained(tmp_path)
+    loaded, missing = SohoForPreTraining.loaded_from(str(tmp_path))
+    assert not missing and not [name for name in loaded.state_dict() if "scaled" in name]
+
+
+def test_what_is_no_scalar_is_refused(tiny_model, batch):
+    class Wrong(nn.Module):
+        def forward(self, outputs, batch):
+            return outputs.itm_logits
+
+    model = tiny_model().train()
+    add_losses(model, {"wrong": Wrong()}, {"wrong": 1.0})
+    with pytest.raises(UserError, match=r"model\.losses\.wrong: expected a floating-point scalar .* \(12, 2\)"):
+        model(**batch())
