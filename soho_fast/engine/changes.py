@@ -54,6 +54,7 @@ FIXED = (
     "batch.global_batch_size",
     "engine.precision",
     "optim.backbone_rule",
+    "optimiser's state",
     "optim.decay_norm_and_bias",
 )
 

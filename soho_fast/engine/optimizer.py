@@ -6,10 +6,12 @@ the group (`kind`), the state to the tensor, and no step count is shared between
 pure function of the step, so that a resumed run needs no schedule state.
 """
 
+import inspect
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -18,12 +20,13 @@ from torch.optim.adamw import adamw
 from torch.optim.sgd import sgd
 
 from soho_fast.common.errors import UserError
+from soho_fast.common.import_path import is_import_path, load_imported
 from soho_fast.common.spelling import did_you_mean
 from soho_fast.engine.settings import OptimSettings, ScheduleSettings
 
 
 class SgdAdamW(torch.optim.Optimizer):
-    """SGD with momentum, AdamW or BERT's AdamW, chosen by each group's `kind`.
+    """SGD with momentum, AdamW, BERT's AdamW or an optimiser of torch or of a user, chosen by each group's `kind`.
 
     `kind="sgd"`: g += weight_decay * p; buf = momentum * buf + g; p -= lr * buf (torch.optim.SGD, no dampening).
     `kind="adamw"`: decoupled weight decay (Loshchilov and Hutter, 2019), as torch.optim.AdamW.
@@ -31,18 +34,37 @@ class SgdAdamW(torch.optim.Optimizer):
     p -= lr * sqrt(1 - b2^t) / (1 - b1^t) * m / (sqrt(v) + eps), then p -= lr * weight_decay * p. So eps stands beside
     the uncorrected root, where at the first step it weighs 1 / sqrt(1 - b2) = 32 times more, and the decay is that of
     the new value.
+    `kind="torch.optim:Adagrad"`, or another import path: an optimiser of that class, for the group's tensors. Under
+    ZeRO these are partitions in one dimension, so that it must treat each element alike to train as without.
 
     A group whose `lr` is 0 is left alone wholly, state included: ZeRO hands zero gradients for frozen parameters and
     runs a trial step at construction, and neither must decay weights, move momentum or count a step.
 
     Args:
-        params: parameter groups; each may hold `kind` (sgd, adamw or bert_adamw), `lr`, `weight_decay` (L2 for SGD,
-            decoupled for AdamW), `momentum` (SGD only), `betas` and `eps` (both AdamW only).
+        params: parameter groups; each may hold `kind` (sgd, adamw, bert_adamw or an import path), `lr`, `weight_decay`
+            (L2 for SGD, decoupled for AdamW), `momentum` (SGD only), `betas` and `eps` (both AdamW only).
+        options: keywords, beside `lr` and `weight_decay`, of an optimiser that groups name by import path.
+        backbone_options: the same for groups that are `backbone`.
+
+    Raises:
+        UserError: there is no such optimiser, or it does not take its keywords, the tensors or a weight decay.
     """
 
-    def __init__(self, params: Iterable[dict]) -> None:
+    def __init__(
+        self,
+        params: Iterable[dict],
+        options: Mapping[str, Any] = MappingProxyType({}),
+        backbone_options: Mapping[str, Any] = MappingProxyType({}),
+    ) -> None:
         plain = {"kind": "adamw", "lr": 1e-4, "weight_decay": 1e-2, "momentum": 0.9, "betas": (0.9, 0.999), "eps": 1e-6}
         super().__init__(params, plain)
+        self._options = {False: options, True: backbone_options}
+        # Each steps whatever tensors the groups of its kind have then, with the state that is here.
+        self._others = {
+            _key(group): self._make_other(group, group["params"])
+            for group in self.param_groups
+            if is_import_path(group["kind"])
+        }
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]  # a closure would be the engine's
@@ -51,10 +73,42 @@ class SgdAdamW(torch.optim.Optimizer):
             if group["lr"] == 0:
                 continue
             params = [param for param in group["params"] if param.grad is not None]
-            if params:
+            if params and _key(group) in self._others:
+                self._step_other(group, params)
+            elif params:
                 {"sgd": self._step_sgd, "adamw": self._step_adamw, "bert_adamw": self._step_bert_adamw}[group["kind"]](
                     group, params
                 )
+
+    def _make_other(self, group: dict, params: list[Tensor]) -> torch.optim.Optimizer:
+        place = "optim.backbone_rule" if group.get("backbone") else "optim.rule"
+        kind, options = load_imported(group["kind"], place, torch.optim.Optimizer), self._options[_key(group)[1]]
+        if fields := {"lr", "weight_decay"} & set(options):
+            raise UserError(f"{place}_options: {min(fields)} is a field of `optim`, expected other keywords")
+        decay = {"weight_decay": group["weight_decay"]}
+        if "weight_decay" not in inspect.signature(kind).parameters:
+            if group["weight_decay"]:
+                raise UserError(f"{place}: {group['kind']} has no weight decay, got {group['weight_decay']:g}; give 0")
+            decay = {}
+        if inspect.signature(kind.step).parameters.get("closure", _NO_CLOSURE).default is inspect.Parameter.empty:
+            raise UserError(
+                f"{place}: {group['kind']} asks for the loss several times a step; expected one that does not"
+            )
+        try:
+            return kind(params, lr=group["lr"] or 1e-4, **decay, **options)
+        except (TypeError, ValueError, RuntimeError) as error:
+            reason = " ".join(str(error).split())
+            raise UserError(f"{place}_options: {group['kind']} does not take {dict(options)}: {reason}") from error
+
+    def _step_other(self, group: dict, params: list[Tensor]) -> None:
+        other = self._others[_key(group)]
+        # Some begin their state when they are made, others at the first step; ZeRO has put other tensors here since.
+        if begun := [param for param in params if param not in self.state]:
+            self.state.update(self._make_other(group, begun).state)
+        values: dict[str, Any] = {name: group[name] for name in ("lr", "weight_decay") if name in other.defaults}
+        other.param_groups = [{**other.defaults, **values, "params": params}]
+        other.state = self.state
+        other.step()
 
     def _step_sgd(self, group: dict, params: list[Tensor]) -> None:
         for param in params:
@@ -117,6 +171,14 @@ class SgdAdamW(torch.optim.Optimizer):
         )
         for state in states:
             state["step"] = int(state["step"]) + 1
+
+
+# Of an optimiser whose step takes none.
+_NO_CLOSURE = inspect.Parameter("closure", inspect.Parameter.KEYWORD_ONLY, default=None)
+
+
+def _key(group: dict) -> tuple[str, bool]:
+    return group["kind"], bool(group.get("backbone"))
 
 
 def freeze_parameters(model: nn.Module, patterns: Sequence[str]) -> None:

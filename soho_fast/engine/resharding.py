@@ -164,11 +164,12 @@ class _Saved:
                 source = slice(other.offset + start - other.start, other.offset + start - other.start + numel)
                 _put(tensor, to, part.weights[other.tensor].reshape(-1)[source])
                 for key, value in part.state.get(other.tensor, {}).items():
-                    if isinstance(value, Tensor):
+                    if isinstance(value, Tensor) and key != "step":  # which torch's own optimisers have as a tensor
                         held = state.setdefault(key, torch.zeros_like(tensor, dtype=value.dtype))
                         _put(held, to, value.reshape(-1)[source])
                     else:
-                        state[key] = max(state.get(key, value), value)
+                        own = value.clone() if isinstance(value, Tensor) else value
+                        state[key] = max(state.get(key, own), own)
                 num_filled += numel
             if num_filled != fragment.numel:
                 raise UserError(

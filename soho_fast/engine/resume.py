@@ -13,6 +13,7 @@ from deepspeed import DeepSpeedEngine
 
 from soho_fast.common.errors import UserError, print_line
 from soho_fast.common.files import delete_left
+from soho_fast.common.import_path import is_import_path
 from soho_fast.common.processes import Processes
 from soho_fast.common.versions import program
 from soho_fast.engine.changes import (
@@ -76,6 +77,8 @@ class ResumePoint:
             "engine.precision": self.precision,
             "engine.zero_stage": zero_stage(settings.engine, self.precision),
             "processes": processes.world,
+            # Those by a name have the same state.
+            **({"optimiser's state": settings.optim.rule} if is_import_path(settings.optim.rule) else {}),
             **{f"{_PROGRAM}{name}": value for name, value in program().items()},
         }
         self.checkpoints = Checkpoints(self.folder / "checkpoints", processes, settings.checkpoint.keep)

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from jsonargparse.typing import (
     ClosedUnitInterval,
@@ -14,6 +14,8 @@ from jsonargparse.typing import (
 )
 
 from soho_fast.common.errors import UserError
+from soho_fast.common.import_path import is_import_path
+from soho_fast.common.spelling import did_you_mean
 
 if TYPE_CHECKING:  # which sees no type in what a function makes
     ShareBelowOne = float
@@ -38,8 +40,11 @@ class OptimSettings:
         beta2: AdamW second moment decay.
         eps: AdamW epsilon, added to the root of the second moment (under adamw the corrected one).
         rule: Rule for all but the backbone: adamw is torch's; bert_adamw that of BERT's first PyTorch code, with
-            epsilon beside the root of the uncorrected second moment, and decay of the new value.
-        backbone_rule: Rule for the backbone.
+            epsilon beside the root of the uncorrected second moment, and decay of the new value. Or the import path of
+            a torch.optim.Optimizer: torch.optim:Adagrad. It gets lr and weight_decay, and no other value here.
+        rule_options: Keywords of the optimiser that `rule` is the import path of, beside lr and weight_decay.
+        backbone_rule: Rule for the backbone: sgd, adamw, or an import path.
+        backbone_rule_options: As rule_options, of `backbone_rule`.
         backbone_lr: Learning rate of the backbone.
         backbone_weight_decay: Weight decay of the backbone (L2 under sgd, decoupled under adamw).
         backbone_momentum: Momentum of the backbone under sgd.
@@ -59,8 +64,10 @@ class OptimSettings:
     beta1: ShareBelowOne = 0.9
     beta2: ShareBelowOne = 0.999
     eps: NonNegativeFloat = 1e-6
-    rule: Literal["adamw", "bert_adamw"] = "adamw"
-    backbone_rule: Literal["sgd", "adamw"] = "sgd"
+    rule: str = "adamw"
+    rule_options: dict[str, Any] = field(default_factory=dict)
+    backbone_rule: str = "sgd"
+    backbone_rule_options: dict[str, Any] = field(default_factory=dict)
     backbone_lr: NonNegativeFloat = 1e-2
     backbone_weight_decay: NonNegativeFloat = 5e-4
     backbone_momentum: ShareBelowOne = 0.9
@@ -70,6 +77,12 @@ class OptimSettings:
     backbone_warmup_steps: NonNegativeInt = 0
     thawed_backbone_factor: NonNegativeFloat = 1.0
     frozen_parameters: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        for name, rules in (("rule", ("adamw", "bert_adamw")), ("backbone_rule", ("sgd", "adamw"))):
+            if (rule := getattr(self, name)) not in rules and not is_import_path(rule):
+                similar = did_you_mean(rule, rules) or "; one of torch's is written torch.optim:Adagrad"
+                raise UserError(f"optim.{name}: expected one of {', '.join(map(repr, rules))}, got {rule}{similar}")
 
     def frozen_span(self) -> tuple[float, float]:
         """`frozen_backbone_epochs` as numbers. Raises UserError: they are no span."""

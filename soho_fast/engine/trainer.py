@@ -228,7 +228,8 @@ class Step:
         if settings.engine.freeze_batch_norm:
             model.freeze_batch_norm(True)
         freeze_parameters(model, settings.optim.frozen_parameters)
-        optimizer = SgdAdamW(optimizer_groups(model, settings.optim))
+        optim = settings.optim
+        optimizer = SgdAdamW(optimizer_groups(model, optim), optim.rule_options, optim.backbone_rule_options)
         config = deepspeed_config(
             settings.engine,
             self.precision,

@@ -43,7 +43,7 @@ with from_extra("train"):
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 # Fields that may name code by import path.
-_CODE = ("task", "model.config.*", "model.losses.*.path")
+_CODE = ("task", "model.config.*", "model.losses.*.path", "optim.*rule")
 ANNOTATION_FILES = ("annotations", "questions", "image_data", "exclude_coco_ids_from", "exclude_flickr_ids_from")
 """Fields of the data that name a file."""
 

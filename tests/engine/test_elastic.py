@@ -127,6 +127,27 @@ def test_the_released_codes_model_and_half_precision_go_on_at_another_stage(laun
             assert scales[0] == scales[1] and (key[0] == "bf16" or len(set(scales[0])) > 2), (what, scales)
 
 
+def test_an_optimiser_by_import_path_goes_on_at_each_stage(launch, run, losses):
+    """Adagrad fills its state when it is made, and Adam counts its steps in a tensor of its own."""
+    optim = {
+        "rule": "torch.optim:Adam", "rule_options": {"betas": [0.8, 0.9]}, "backbone_rule": "torch.optim:Adagrad",
+        "backbone_rule_options": {"initial_accumulator_value": 0.1},
+    }  # fmt: skip
+    through = [run(f"through-{stage}", stage, optim=optim, max_steps=6) for stage in range(4)]
+    done = launch(*through)
+    assert done.code == 0, done.text
+    expected = losses(through[0])
+    assert len(expected) == 6 and expected[0] - expected[-1] > 0.1
+    others = [copy_at(through[stage], 3, to) for stage, to in ((0, 0), (1, 1), (2, 2), (3, 3), (0, 3), (1, 0), (3, 2))]
+    done = launch(*others)
+    assert done.code == 0 and done.text.count("(step 3 of 6)") == len(others), done.text
+    for request in [*through, *others]:
+        np.testing.assert_allclose(losses(request), expected, rtol=1e-5, err_msg=request["output"])
+    other = {**through[0], "optim": {**through[0]["optim"], "rule": "adamw"}, "resume": "changed", "max_steps": 8}
+    done = launch(other)
+    assert done.code and "optimiser's state cannot change within a run" in done.text, done.text
+
+
 def records(request: dict) -> list[dict]:
     lines = (Path(request["output"]) / "log.jsonl").read_text().splitlines()
     return [record for record in map(json.loads, lines) if record["kind"] == "train"]

@@ -44,6 +44,56 @@ def test_equals_torch():
         torch.testing.assert_close(mine, other, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("Adagrad", {"initial_accumulator_value": 0.2}), ("RMSprop", {"alpha": 0.8}), ("NAdam", {}), ("Rprop", {})],
+)
+def test_an_optimiser_by_import_path_is_that_of_torch(name, options):
+    kind = getattr(torch.optim, name)
+    decay = {} if name == "Rprop" else {"weight_decay": 0.05}
+    ours, theirs = _parameters(0) + _parameters(1), _parameters(0) + _parameters(1)
+    groups = [{"params": ours[:3]}, {"params": ours[3:], "backbone": True}]
+    settings = {"kind": f"torch.optim:{name}", "lr": 0.1, "weight_decay": 0.0, **decay}
+    joint = SgdAdamW([{**group, **settings} for group in groups], options)
+    others = [kind(theirs[:3], lr=0.1, **decay, **options), kind(theirs[3:], lr=0.1, **decay)]
+    _train([joint], ours, 4)
+    saved = copy.deepcopy(joint.state_dict())
+    joint = SgdAdamW([{**group, **settings} for group in groups], options)
+    joint.load_state_dict(saved)
+    _train([joint], ours, 3)
+    _train(others, theirs, 4)
+    _train(others, theirs, 3)
+    assert all(torch.equal(mine, other) for mine, other in zip(ours, theirs, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "decay", "message"),
+    [
+        ("torch.optim:Adagrat", {}, 0.0, "optim.rule: torch.optim has no Adagrat; did you mean Adagrad?"),
+        ("torch.optim:Optimizer", {}, 0.0, "optim.rule_options: torch.optim:Optimizer does not take {}: "),
+        ("torch.nn:Linear", {}, 0.0, "optim.rule: expected a subclass of Optimizer, torch.nn:Linear is a class of"),
+        ("torch.optim:Adagrad", {"lr_dekay": 1}, 0.0, "optim.rule_options: torch.optim:Adagrad does not take {'lr_dek"),
+        ("torch.optim:Adagrad", {"eps": -1}, 0.0, "does not take {'eps': -1}: Invalid epsilon value: -1"),
+        ("torch.optim:Adagrad", {"lr": 1}, 0.0, "optim.rule_options: lr is a field of `optim`, expected other keywor"),
+        ("torch.optim:Rprop", {}, 0.1, "optim.rule: torch.optim:Rprop has no weight decay, got 0.1; give 0"),
+        ("torch.optim:LBFGS", {}, 0.0, "optim.rule: torch.optim:LBFGS asks for the loss several times a step"),
+        ("torch.optim:Muon", {}, 0.0, "torch.optim:Muon does not take {}: Muon only supports 2D parameters"),
+    ],
+)
+def test_an_optimiser_that_does_not_fit_is_one_line(kind, options, decay, message):
+    with pytest.raises(UserError) as error:
+        SgdAdamW([{"params": _parameters(0), "kind": kind, "weight_decay": decay}], options)
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_the_recipe_takes_one_by_import_path():
+    given = ["--optim.rule", "torch.optim:Adagrad", "--optim.rule_options.eps", "1e-5", "--optim.weight_decay", "0"]
+    optim = read_recipe(["--recipe", "mini", *given]).optim
+    assert (optim.rule, optim.rule_options) == ("torch.optim:Adagrad", {"eps": 1e-5})
+    with pytest.raises(UserError, match=r"optim\.rule: "):
+        read_recipe(["--recipe", "mini", "--optim.rule", "Adagrad"])
+
+
 def test_rate_zero_leaves_weights_and_state_alone():
     """ZeRO hands zero gradients for a frozen backbone: weight decay and momentum must not move it meanwhile."""
     params = _parameters(0)

@@ -72,6 +72,7 @@ SIZES = [
     ("--recipe own_vqa", SMALL),
     ("--recipe own", f"{SMALL} {PRETRAINING}"),
     ("own_loss:FocalLoss", f"{CORPUS} {SMALL} {PRETRAINING}"),
+    ("--optim.rule", f"{CORPUS} {SMALL} {PRETRAINING}"),
     ("own_task:OwnTask", f"{CORPUS} {SMALL}"),
     ("runs/own_task --split", ""),
     ("own_quantiser:OwnQuantiser", f"{CORPUS} {SMALL} {PRETRAINING}"),
