@@ -1,8 +1,8 @@
 """A user's own classes and functions by import path: `my.module:Name`, as jsonargparse and entry points write it.
 
-The current folder is searched first, as by `python -m`. Code is imported where a user names it: on the command line, in
-a recipe that is trusted, in code. A path that a model's folder or a checkpoint holds imports nothing: `load_imported`
-finds it among the modules that are imported already.
+The current folder is searched first, as by `python -m`. Code is imported where a user names it: on the command line, or
+in a recipe that is trusted. All else calls `load_imported`, which finds only what is imported already: a path that a
+model's folder or a checkpoint holds imports nothing.
 """
 
 import os
@@ -61,8 +61,8 @@ def load_imported(path: str, what: str, base: type | None = None) -> Any:
     module = sys.modules.get(name)
     if module is None:
         raise UserError(
-            f"{what}: {path} is code that a model's file names, which alone may not have it imported; import {name} "
-            "before, or name it in the recipe too"
+            f"{what}: {path} is code that a file names, which alone may not have it imported; import {name} before, or "
+            "give --trust-file where a recipe names it"
         )
     found = getattr(module, attribute, None)
     if found is None:

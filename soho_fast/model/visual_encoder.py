@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .backbones import Masks, Step, backbone_stages, build_backbone, conv_norm, grid_mask
-from .config import BACKBONE_STRIDES, SohoConfig
+from .config import SohoConfig
 from .inputs import check_pixels
 
 
@@ -51,10 +51,12 @@ class VisualEncoder(nn.Module):
 
     Attributes:
         cnn: how the CNN is computed; it holds no weights and may be replaced.
+        padding_leaks: a backbone whose padding cannot be kept out was found to be one, see `padding_leak`.
     """
 
     gradient_checkpointing = False
     projection_bias = True
+    padding_leaks = False
 
     def __init__(self, config: SohoConfig) -> None:
         super().__init__()
@@ -63,11 +65,16 @@ class VisualEncoder(nn.Module):
         channels = self.backbone.num_features, config.hidden_size
         # Any: in a prepared model it is one of `fast/prepared/layers.py`.
         self.projection: Any = nn.Conv2d(*channels, kernel_size=1, bias=self.projection_bias)
-        self.strides = 1, 2, *(stride for stride in BACKBONE_STRIDES if stride <= config.backbone_stride)
+        self.strides = tuple(2**number for number in range(config.backbone_stride.bit_length()))
         self.pool = config.visual_pool
         self.num_frozen_stages = config.backbone_frozen_stages
         self.backbone_frozen = False
         self.batch_norm_frozen = False
+        if self.num_frozen_stages > (most := len(backbone_stages(self.backbone))):
+            raise ValueError(
+                f"backbone_frozen_stages: expected 0 to {most}, the stages of {config.backbone} up to backbone_stride="
+                f"{config.backbone_stride}, got {self.num_frozen_stages}"
+            )
         for module in self._modules_for_good_frozen():
             module.requires_grad_(False)
 

@@ -27,9 +27,11 @@ from soho_fast.data.text import describe_fit, load_tokenizer
 from soho_fast.engine.changes import TaskIdentity
 from soho_fast.model import SohoConfig, SohoPreTrainedModel
 from soho_fast.model.added_losses import add_losses
+from soho_fast.model.config import is_other_backbone
 from soho_fast.model.fast.cpu import speed_up_on_cpu
 from soho_fast.model.fast.gpu import speed_up_on_gpu
 from soho_fast.model.heads import WEIGHTS
+from soho_fast.model.other_backbones import padding_leak
 from soho_fast.model.pretrained import check_finite
 from soho_fast.model.visual_encoder import cut_features, pad_features
 from soho_fast.tasks import describe
@@ -181,6 +183,22 @@ class BaseTask(ABC):
                 raise ValueError(f"{place}.options: {settings.path} does not take them: {error}") from error
         return losses
 
+    def check_backbone(self, model: SohoPreTrainedModel) -> None:
+        """Try another's backbone, and say whether the padding of a batch changes what it makes of an image.
+
+        Raises:
+            ValueError: as `padding_leak`.
+        """
+        encoder = model.base().visual_encoder
+        if not is_other_backbone(model.config.backbone) or model.config.visual_encoder != "paper":
+            return
+        if leak := padding_leak(encoder):
+            encoder.padding_leaks = True
+            self._say(
+                f"warning: model.config.backbone: {model.config.backbone} looks at all positions at once, padding too: "
+                f"the features of an image change by up to {leak:.0%} with the batch that it is in, and are not cached"
+            )
+
     def check_text_length(self, config: SohoConfig) -> None:
         """Raises ValueError: texts may be longer than the model has positions for."""
         length, limit = self.data.max_text_length, config.max_position_embeddings
@@ -280,6 +298,7 @@ class BaseTask(ABC):
             device: Where it will be put: it gets what makes training faster there. None leaves it as it is.
         """
         model = self.new_model()
+        self.check_backbone(model)
         add_losses(model, self.added_losses(), {name: each.weight for name, each in self.model.losses.items()})
         if device is not None:
             self.speed_up(model, device)
@@ -303,8 +322,8 @@ class BaseTask(ABC):
         return None
 
     def caches_features(self, model: SohoPreTrainedModel) -> bool:
-        """Not where padding is part of the image, as in the released code."""
-        return model.config.visual_encoder == "paper"
+        """Not where padding is part of the image, as in the released code, or changes its features."""
+        return model.config.visual_encoder == "paper" and not model.base().visual_encoder.padding_leaks
 
     def collate_images(self, samples: list[Sample]) -> Mapping[str, Any]:
         """Samples of one image each, of which some may be corrupt, to what `image_features` takes."""

@@ -42,6 +42,7 @@ with from_extra("train"):
     from soho_fast.tasks.recipe_file import check_fields, find_yaml, read_yaml
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
+_TRUSTING = r"--trust[-_]file$"
 # Fields that may name code by import path.
 _CODE = ("task", "model.config.*", "model.losses.*.path", "optim.*rule")
 ANNOTATION_FILES = ("annotations", "questions", "image_data", "exclude_coco_ids_from", "exclude_flickr_ids_from")
@@ -170,8 +171,8 @@ def load_recipe(
     """
     recipe = with_data_roots(read_recipe(arguments, flags))
     if with_files:
+        _refuse_foreign_code(dataclasses.asdict(recipe), recipe.name, as_text(arguments))
         _check_files(recipe)
-        _refuse_foreign_code(recipe, as_text(arguments))
     recipe.output = recipe.output or f"runs/{recipe.name}"
     return recipe
 
@@ -191,14 +192,15 @@ def read_recipe(arguments: Sequence[str] | None, flags: Sequence[str] = ()) -> R
     if given.task is not None:
         fields.append(f"--task={given.task}")
     content["task"] = given.task if is_import_path(given.task) else _task_of(content, path)
-    trusting = None if given.trust_file else as_text(arguments)
-    import_code({"task": content["task"]}, f"recipe {path}", trusting)
+    of_task = {"task": content["task"]}
+    _import_code(of_task, as_text(arguments))
+    _refuse_foreign_code(of_task, path.stem, as_text(arguments))
     kind = recipe_type(content["task"])
     check_fields(content, kind, path)
     recipe = _parse(kind, path, fields, flags)
     if recipe.task != content["task"]:
         raise UserError(f"task: recipe {path} is of task {content['task']}, got {recipe.task!r}")
-    import_code(dataclasses.asdict(recipe), f"recipe {path}", trusting)
+    _import_code(dataclasses.asdict(recipe), as_text(arguments))
     for place, value in _values(dataclasses.asdict(recipe)):
         if isinstance(value, float) and not math.isfinite(value):
             raise UserError(f"{place}: expected a finite number, got {value}")
@@ -261,33 +263,34 @@ def _task_of(content: dict[str, Any], path: Path) -> str:
     return task
 
 
-def code_named(content: Any, place: str = "") -> Iterator[tuple[str, str]]:
-    """(dotted name, import path) of what a recipe's values, or a part of them, want imported, but for torch's own."""
-    for name, value in _values(content, place):
+def code_named(content: Any) -> Iterator[tuple[str, str]]:
+    """(dotted name, import path) of what a recipe's values name by import path, but for torch's own."""
+    for name, value in _values(content):
         named = any(fnmatchcase(name, pattern) for pattern in _CODE) and is_import_path(value)
         if named and not value.startswith("torch.optim:"):
             yield name, value
 
 
-def import_code(content: Any, source: str, arguments: Sequence[str] | None) -> None:
-    """Import what a recipe's values name by import path.
-
-    Args:
-        content: The values, as mappings and lists.
-        source: Where they stand, for messages.
-        arguments: The command line, which alone may have something imported; None: `source` may too.
-
-    Raises:
-        UserError: something is named elsewhere than there, and is not imported already; or as `load`.
-    """
+def _import_code(content: Any, arguments: Sequence[str]) -> None:
+    """Import what a recipe's values name by import path, as far as the command line names it too, or trusts the file.
+    What else needs it finds only what is imported already (`load_imported`)."""
+    trusted = any(re.match(_TRUSTING, argument) for argument in arguments)
     for place, path in code_named(content):
-        named = arguments is None or any(path in argument for argument in arguments)
-        if not named and path.partition(":")[0] not in sys.modules:
-            raise UserError(
-                f"{place}: {source} wants {path} imported, which a file alone may not; give --{place} {path}, or "
-                "--trust-file to take what the file says"
-            )
-        load(path, place)
+        if trusted or any(path in argument for argument in arguments):
+            load(path, place)
+
+
+def _refuse_foreign_code(content: Any, source: str, arguments: Sequence[str]) -> None:
+    """Raises UserError: the recipe's file, which may be another's, names modules that this command would import."""
+    named = [(place, path, path) for place, path in code_named(content) if path.partition(":")[0] not in sys.modules]
+    trackers = ", ".join(map(str, content.get("log", {}).get("trackers", [])))
+    if trackers and not any(re.match(rf"--log\.trackers(=|$)|{_TRUSTING}", argument) for argument in arguments):
+        named.append(("log.trackers", trackers, f"'[{trackers}]'"))
+    for place, what, given in named:
+        raise UserError(
+            f"{place}: recipe {source} wants {what} imported, which a file alone may not; give --{place} {given}, or "
+            "--trust-file to take what the file says"
+        )
 
 
 def with_data_roots(recipe: Recipe) -> Recipe:
@@ -342,17 +345,6 @@ def _fill(value: Any, roots: dict[str, str]) -> Any:
         changes = {field.name: _fill(getattr(value, field.name), roots) for field in dataclasses.fields(value)}
         return dataclasses.replace(value, **changes)
     return value
-
-
-def _refuse_foreign_code(recipe: Recipe, arguments: Sequence[str]) -> None:
-    """Raises UserError: the recipe's file, which may be another's, names modules that this command would import."""
-    on_command_line = any(re.match(r"--(log\.trackers(=|$)|trust[-_]file$)", argument) for argument in arguments)
-    if recipe.log.trackers and not on_command_line:
-        named = ", ".join(map(str, recipe.log.trackers))
-        raise UserError(
-            f"log.trackers: recipe {recipe.name} wants {named} imported, which a file alone may not; give "
-            f"--log.trackers '[{named}]', or --trust-file to take what the file says"
-        )
 
 
 def _check_files(recipe: Any) -> None:

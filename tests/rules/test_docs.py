@@ -71,6 +71,8 @@ SIZES = [
     ("--recipe mini_retrieval", f"{CORPUS} {SMALL}"),
     ("--recipe own_vqa", SMALL),
     ("--recipe own", f"{SMALL} {PRETRAINING}"),
+    ("--output runs/own_timm", f"{CORPUS} {SMALL} {PRETRAINING}"),
+    ("--output runs/own_net", f"{CORPUS} {SMALL} {PRETRAINING}"),
     ("own_loss:FocalLoss", f"{CORPUS} {SMALL} {PRETRAINING}"),
     ("--optim.rule", f"{CORPUS} {SMALL} {PRETRAINING}"),
     ("own_task:OwnTask", f"{CORPUS} {SMALL}"),

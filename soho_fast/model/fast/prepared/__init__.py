@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers.models.bert.modeling_bert import BertEncoder
 
 from ...base import SohoPreTrainedModel
+from ...config import is_other_backbone
 from ...heads import TokenHead, classify
 from ...inputs import refuse_gradient
 from ...transformer import Pairs, TransformerParts
@@ -102,6 +103,8 @@ def prepare_for_inference(
         )
     if compile and precision == "int8":
         raise ValueError("compile: int8 layers call their kernels themselves; expected compile=False with int8")
+    if precision == "int8" and is_other_backbone(model.config.backbone):
+        raise ValueError(f"precision: int8 is for torchvision's backbones, not {model.config.backbone}; expected auto")
     wanted = {"precision": precision, "compile": compile}
     if model.prepared is not None:
         if model.prepared != wanted:
@@ -159,7 +162,9 @@ def _said(prepared: dict[str, Any]) -> str:
 
 
 def _prepare_visual_encoder(encoder: VisualEncoder, fuse: Callable[..., FusedConv2d], dtype: torch.dtype) -> None:
-    encoder.backbone = FusedBackbone(encoder.backbone, fuse)
+    # Of another's network the parts are not known.
+    other = hasattr(encoder.backbone, "stage_names")
+    encoder.backbone = encoder.backbone.to(dtype) if other else FusedBackbone(encoder.backbone, fuse)
     # Features are float32 from here to the dictionary: a code that is nearest by little stays so.
     encoder.projection = fuse(encoder.projection, None, dtype=torch.float32)
     encoder.cnn = PreparedCnn(dtype)

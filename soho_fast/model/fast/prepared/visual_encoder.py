@@ -135,6 +135,8 @@ class PreparedCnn(CpuCnn):
         x = x.to(self.dtype, memory_format=torch.channels_last)
         masks = {stride: mask.to(self.dtype) for stride, mask in masks.items()}
         with torch.autocast(x.device.type, enabled=False):
+            if not isinstance(encoder.backbone, FusedBackbone):
+                return encoder.run_backbone(x, masks)
             # The caller's pixels are not written to.
             return encoder.backbone(x * masks.pop(1) if masks else x, masks)
 
