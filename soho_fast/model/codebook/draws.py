@@ -1,4 +1,4 @@
-"""Which features codes start from: the same ones however a batch is divided among ranks and micro-batches.
+"""The draw of features that become codes: the same ones however a batch is divided among ranks and micro-batches.
 
 B images, L tokens per image, C channels, R features drawn.
 """
