@@ -239,11 +239,15 @@ def _draw_tile(
     extent = (x - left / wide, x + (columns - left) / wide, y + (rows - top) / high, y - top / high)
     drawn = axes.imshow(image_HWC, extent=extent, interpolation="antialiased", aspect="auto")
     drawn.set_clip_path(Rectangle((x, y), 1, 1, transform=axes.transData))
-    # The last patches may reach beyond the image. A dark line and a light one in it are seen on any image.
-    size = (min(column + 1, columns) - column) / wide, (min(row + 1, rows) - row) / high
-    corner = x + (column - left) / wide, y + (row - top) / high
-    for colour, line in (("black", 2.6), ("white", 1.3)):
-        axes.add_patch(Rectangle(corner, *size, fill=False, ec=colour, lw=line))
+    # The last patches may reach beyond the image. The lines lie around the patch, which is seen whole, but within the
+    # tile: a light one, and a dark one around it, are seen on any image.
+    right, below = min(column + 1, columns), min(row + 1, rows)
+    for colour, points in (("black", 2.2), ("white", 1.2)):
+        out = points / 2 / 72 / _TILE_INCHES
+        x0, x1 = max((column - left) / wide - out, out), min((right - left) / wide + out, 1 - out)
+        y0, y1 = max((row - top) / high - out, out), min((below - top) / high + out, 1 - out)
+        line = {"fill": False, "ec": colour, "lw": points, "joinstyle": "miter"}
+        axes.add_patch(Rectangle((x + x0, y + y0), x1 - x0, y1 - y0, **line))
 
 
 def _label(bundle: Bundle, wall: Mapping[str, Any], code: Mapping[str, Any]) -> list[tuple[str, float, dict[str, Any]]]:
@@ -254,7 +258,7 @@ def _label(bundle: Bundle, wall: Mapping[str, Any], code: Mapping[str, Any]) -> 
     told = ["associated with no word" if code["words"] and word is None else "", ""]
     if word is not None and label is None:
         of_all = _percent(share / wall["lift"][number])
-        told = [f"named in the captions of {_percent(share)}", f"of its {noun} ({of_all} of all)"]
+        told = [f"in the captions of {_percent(share)}", f"of its {noun}, {of_all} of all"]
     name = label or word or called
     return [
         (_drawable(name if len(name) <= 20 else name[:19] + "…"), 13 if len(name) <= 13 else 9, {"fontweight": "bold"}),
