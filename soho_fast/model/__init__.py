@@ -19,10 +19,12 @@ with from_extra("train"):
     )
     from .fast.prepared import prepare_for_inference
     from .inputs import SohoInputs, Texts
+    from .learnt_quantiser import LearntQuantiser
     from .official.parts import PARTS as OFFICIAL_PARTS
     from .outputs import SohoForImageTextRetrievalOutput, SohoForPreTrainingOutput, SohoModelOutput, VisualTokens
     from .parts import add_parts
     from .pretrained import LoadReport
+    from .quantiser import Quantiser
     from .soho import SohoForPreTraining, SohoModel
     from .visual_dictionary import VisualDictionary
     from .visual_encoder import VisualEncoder
@@ -35,7 +37,9 @@ AutoModelForPreTraining.register(SohoConfig, SohoForPreTraining, exist_ok=True)
 AutoModelForVisualQuestionAnswering.register(SohoConfig, SohoForQuestionAnswering, exist_ok=True)
 
 __all__ = [
+    "LearntQuantiser",
     "LoadReport",
+    "Quantiser",
     "SohoConfig",
     "SohoForImageTextRetrieval",
     "SohoForImageTextRetrievalOutput",
