@@ -12,7 +12,8 @@ from soho_fast.common.errors import UserError
 
 
 def add_losses(model: Any, losses: Mapping[str, nn.Module], weights: Mapping[str, float]) -> None:
-    """In training, adds `weight * module(outputs, batch)` to the loss of each forward, in place.
+    """In training, adds `weight * module(outputs, batch)` to the loss of each forward, in place; not while pre-training
+    computes the bag-of-words loss alone.
 
     Args:
         model: any `SohoPreTrainedModel`; its parameters then are those of the modules too.
@@ -28,7 +29,8 @@ def add_losses(model: Any, losses: Mapping[str, nn.Module], weights: Mapping[str
     model._keys_to_ignore_on_save = {*(model._keys_to_ignore_on_save or ()), *state}
 
     def add(model: Any, args: tuple[Any, ...], batch: dict[str, Any], output: Any) -> None:
-        if not model.training or getattr(output, "loss", None) is None:
+        alone = getattr(model, "bag_of_words_only", False)
+        if alone or not model.training or getattr(output, "loss", None) is None:
             return
         for name, module in model.added_losses.items():
             value = module(output, batch)

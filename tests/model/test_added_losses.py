@@ -44,6 +44,15 @@ def test_it_counts_by_its_weight_and_has_its_name(tiny_model, batch, tmp_path):
     assert not missing and not [name for name in loaded.state_dict() if "scaled" in name]
 
 
+def test_while_the_encoder_learns_alone_it_is_left_out(tiny_model, batch):
+    model = tiny_model(bag_of_words_weight=1.0).train()
+    add_losses(model, {"scaled": Scaled()}, {"scaled": 0.5})
+    assert "scaled" in model(**batch())
+    model.bag_of_words_only = True
+    output = model(**batch())
+    assert "scaled" not in output and output.loss.item() == output.bag_of_words_loss.item()
+
+
 def test_what_is_no_scalar_is_refused(tiny_model, batch):
     class Wrong(nn.Module):
         def forward(self, outputs, batch):

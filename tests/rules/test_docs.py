@@ -73,7 +73,7 @@ SIZES = [
     ("--recipe own", f"{SMALL} {PRETRAINING}"),
     ("--output runs/own_timm", f"{CORPUS} {SMALL} {PRETRAINING}"),
     ("--output runs/own_net", f"{CORPUS} {SMALL} {PRETRAINING}"),
-    ("own_loss:FocalLoss", f"{CORPUS} {SMALL} {PRETRAINING}"),
+    ("own_loss:FocalLoss", f"{CORPUS} {SMALL} {PRETRAINING} --model.bag_of_words_epochs 0"),
     ("--optim.rule", f"{CORPUS} {SMALL} {PRETRAINING}"),
     ("own_task:OwnTask", f"{CORPUS} {SMALL}"),
     ("runs/own_task --split", ""),
