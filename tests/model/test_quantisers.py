@@ -215,7 +215,7 @@ def test_a_quantiser_of_a_users_own(own, own_config, batch):
         text=True,
         check=True,
     ).stdout
-    assert "own_quantiser:OwnQuantiser is code that a model's file names" in said and said.endswith("False\n")
+    assert "own_quantiser:OwnQuantiser is code that a file names" in said and said.endswith("False\n")
 
 
 @pytest.mark.parametrize(
