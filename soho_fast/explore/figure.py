@@ -246,8 +246,8 @@ def _draw_tile(
         out = points / 2 / 72 / _TILE_INCHES
         x0, x1 = max((column - left) / wide - out, out), min((right - left) / wide + out, 1 - out)
         y0, y1 = max((row - top) / high - out, out), min((below - top) / high + out, 1 - out)
-        line = {"fill": False, "ec": colour, "lw": points, "joinstyle": "miter"}
-        axes.add_patch(Rectangle((x + x0, y + y0), x1 - x0, y1 - y0, **line))
+        corner, size = (x + x0, y + y0), (x1 - x0, y1 - y0)
+        axes.add_patch(Rectangle(corner, *size, fill=False, ec=colour, lw=points, joinstyle="miter"))
 
 
 def _label(bundle: Bundle, wall: Mapping[str, Any], code: Mapping[str, Any]) -> list[tuple[str, float, dict[str, Any]]]:
