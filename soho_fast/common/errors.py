@@ -90,9 +90,12 @@ def fail(message: str, rank: int = 0, code: int = 2) -> int:
 
 
 def last_line(line: str) -> None:
-    """Print a line where errors go, if anybody reads there."""
+    """Print a line where errors go, if anybody reads there; a signal's handler may call it."""
     with contextlib.suppress(OSError):
-        print_line(line, sys.stderr)
+        try:
+            print_line(line, sys.stderr)
+        except RuntimeError:  # The signal came while another line was being printed there.
+            os.write(sys.stderr.fileno(), f"{printable(line)}\n".encode())
 
 
 def is_gone(stream: TextIO) -> bool:

@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from soho_fast.common.errors import last_line
 from soho_fast.common.tables import Table, print_table
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -115,6 +116,27 @@ def test_a_second_ctrl_c_ends_what_does_not_come_to_its_end():
         process.send_signal(signal.SIGINT)
         assert process.communicate(timeout=30)[1].strip() == "stopped at once"
         assert process.returncode == 130
+
+
+def test_a_last_line_is_printed_by_a_signal_that_comes_while_another_is(monkeypatch, tmp_path):
+    """Python's buffers refuse a second write within a write."""
+
+    class Interrupted(io.RawIOBase):
+        def writable(self):
+            return True
+
+        def fileno(self):
+            return file.fileno()
+
+        def write(self, text):
+            last_line("\nstopped at once")
+            return file.write(text)
+
+    with open(tmp_path / "stderr", "wb", buffering=0) as file:
+        monkeypatch.setattr(sys, "stderr", io.TextIOWrapper(io.BufferedWriter(Interrupted()), "utf-8"))
+        print("heard", file=sys.stderr, flush=True)
+        monkeypatch.undo()
+    assert (tmp_path / "stderr").read_text() == "\nstopped at once\nheard\n"
 
 
 def test_a_table_whose_reader_has_ended_is_told_like_any_other_output(monkeypatch):
