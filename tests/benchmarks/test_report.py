@@ -157,13 +157,11 @@ def test_ratios_and_shares_of_the_limits():
     rows = rows_of(records)
     assert [row.info for row in rows][2] == {"threads": 2, "float64_share": 0.01}
     assert report.limits_of(rows) == {"read": 20e9}
-    assert report.ratios(rows).rows == [
-        (
-            "codebook_update a",
-            "200 ms (soho_fast)",
-            "50 % of read",
-            "faiss-cpu 1.5x<br>torch index_add_ 2.5x (25.00% wrong)",
-        )
+    table = report.tables(rows, limits=True)["codebook_update"]
+    assert list(table.columns) == ["case", "ours", "of the machine's limit", "torch index_add_", "faiss-cpu"]
+    assert table.rows == [["a", "200 ms (soho_fast)", "50 % of read", "2.5x (25.00% wrong)", "1.5x"]]
+    assert report.tables(rows, limits=False)["codebook_update"].rows == [
+        ["a", "200 ms (soho_fast)", *table.rows[0][3:]]
     ]
     assert report.time_text(2.5e-5) == "25 us"
 

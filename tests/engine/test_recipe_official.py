@@ -46,11 +46,14 @@ def test_it_departs_from_paper_r18_in_what_the_release_does_otherwise():
     [
         (["--data.epoch", "captions"], "data.replace_probability: texts are replaced within data.epoch caption_groups"),
         (["--data.num_negative", "2"], "data.num_negative is then 0; got caption_groups and 2"),
-        (["--data.replace_probability", "1.5"], "data.replace_probability: expected"),
-        (["--data.mvm_probability", "-1"], "data.mvm_probability: expected"),
+        (["--data.replace_probability", "1.5"], "data.replace_probability: Not of type ClosedUnitInterval: 1.5"),
+        (["--data.mvm_probability", "-1"], "data.mvm_probability: Not of type ClosedUnitInterval: -1"),
         (["--optim.rule", "bertadam"], "optim.rule: expected one of 'adamw', 'bert_adamw', got bertadam"),
-        (["--schedule.warmup_unit", "epochs"], "schedule.warmup_unit: expected one of 'steps', 'micro_batches'"),
-        (["--batch.group_by_aspect_ratio", "landscape"], "batch.group_by_aspect_ratio: expected"),
+        (
+            ["--schedule.warmup_unit", "epochs"],
+            "schedule.warmup_unit: Expected a typing.Literal['steps', 'micro_batches']",
+        ),
+        (["--batch.group_by_aspect_ratio", "landscape"], "batch.group_by_aspect_ratio: Does not validate"),
     ],
 )
 def test_mistakes(capsys, arguments, words):

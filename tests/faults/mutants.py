@@ -124,9 +124,9 @@ def _anybody_is_heard() -> None:
     watchdog.Heartbeat._greet = greet
 
 
-def _seed_of_shards(way: str) -> int:
-    """Shards are written and ended once that way, while the first one is written."""
-    return next(seed for seed in range(10**6) if commands.what(seed) == ("write", way, [4]))
+def _seed_of_corpus(way: str) -> int:
+    """A corpus is drawn and ended once that way, while its first images are written."""
+    return next(seed for seed in range(10**6) if commands.what(seed) == ("corpus", way, [4]))
 
 
 def _seed_of_a_step_again(bench: Bench) -> int:
@@ -166,12 +166,12 @@ MUTANTS = {
     "checksums say nothing": Mutant("corruption", _seed_of_weights, _checksums_say_nothing),
     "every format is opened": Mutant("images", lambda bench: 0, _every_format_is_opened),
     "errors have stack traces": Mutant("settings", lambda bench: 2, _errors_have_stack_traces),
-    "signals are not heard": Mutant("commands", lambda bench: _seed_of_shards("SIGHUP"), _signals_are_not_heard),
+    "signals are not heard": Mutant("commands", lambda bench: _seed_of_corpus("SIGHUP"), _signals_are_not_heard),
     "closed pipes are mistakes": Mutant(
-        "commands", lambda bench: _seed_of_shards("closed"), _closed_pipes_are_mistakes
+        "commands", lambda bench: _seed_of_corpus("closed"), _closed_pipes_are_mistakes
     ),
     "what the killed leave stays": Mutant(
-        "commands", lambda bench: _seed_of_shards("SIGKILL"), _what_the_killed_leave_stays
+        "commands", lambda bench: _seed_of_corpus("SIGKILL"), _what_the_killed_leave_stays
     ),
     "folders are deleted in place": Mutant("kills", _seed_of_deletion, _folders_are_deleted_in_place),
     "ranks need not agree": Mutant("ranks", lambda bench: ranks.WAYS.index("disagreeing"), _ranks_need_not_agree),
