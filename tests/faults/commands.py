@@ -62,7 +62,8 @@ def what(seed: int) -> tuple[str, str, list[int]]:
     draw, name = random.Random(seed), COMMANDS[seed % len(COMMANDS)]
     times = 1 if name == "studies" else draw.choice((1, 1, 2))
     moments = [draw.randint(1, _MOMENTS[name]) for _ in range(times)]
-    return name, WAYS[(seed + seed // len(COMMANDS)) % len(WAYS)], moments
+    # Each command in each way, whatever their numbers have in common.
+    return name, WAYS[(seed % len(COMMANDS) + seed // len(COMMANDS)) % len(WAYS)], moments
 
 
 def _struck(arguments: list[str], out: Path, way: str, at: int) -> None:
