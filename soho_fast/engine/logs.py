@@ -260,3 +260,8 @@ class PhaseTimer:
         means = {phase: 1000 * seconds / num_steps for phase, seconds in self._seconds.items()}
         self._seconds = dict.fromkeys(PHASES, 0.0)
         return means
+
+
+def steps_between_snapshots(total_steps: int, log_steps: int) -> int:
+    """The smallest multiple of the steps between records of training that gives a run a hundred snapshots at most."""
+    return log_steps * -(-total_steps // (100 * log_steps))

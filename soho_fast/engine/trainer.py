@@ -35,7 +35,7 @@ with from_extra("train"):
         zero_stage,
     )
     from soho_fast.engine.feature_cache import TrainingBatches
-    from soho_fast.engine.logs import PhaseTimer, RunLog, Trackers, load_tracker
+    from soho_fast.engine.logs import PhaseTimer, RunLog, Trackers, load_tracker, steps_between_snapshots
     from soho_fast.engine.optimizer import Schedule, SgdAdamW, freeze_parameters, optimizer_groups
     from soho_fast.engine.resume import ResumePoint
     from soho_fast.engine.settings import TrainSettings
@@ -44,8 +44,6 @@ with from_extra("train"):
 
 
 _NUM_SHOWN = 20
-# Over a run; each holds a number or two of every code, say.
-_NUM_SNAPSHOTS = 100
 
 
 @dataclass
@@ -562,15 +560,11 @@ class Run:
             raise UserError(f"step {self.progress.step}: {told}; {advice} (docs/failures.md). {instead}")
 
     def _diverged(self, step: int, what: str) -> UserError:
-        newest = self.checkpoints.newest()
-        return UserError(
-            f"step {step}: {what}, so the run has diverged; {self.step.schedule.advice(step - 1)}. "
-            + (
-                f"The newest checkpoint is {newest}, all of it finite; --resume changed goes on from it"
-                if newest
-                else "There is no checkpoint"
-            )
-        )
+        newest, advice = self.checkpoints.newest(), self.step.schedule.advice(step - 1)
+        instead = f"The newest checkpoint is {newest}, all of it finite; --resume changed goes on from it"
+        if newest is None:
+            instead = "There is no checkpoint"
+        return UserError(f"step {step}: {what}, so the run has diverged; {advice}. {instead}")
 
     def _count_skipped(self, skipped: list[str]) -> None:
         """Each unreadable image counts and is reported once, however many epochs and starts of the run meet it."""
@@ -600,8 +594,3 @@ class Run:
             self.log.say(line)
         elif self.processes.is_main:
             print_line(line)
-
-
-def steps_between_snapshots(total_steps: int, log_steps: int) -> int:
-    """The smallest multiple of the steps between records of training that gives a run a hundred snapshots at most."""
-    return log_steps * -(-total_steps // (_NUM_SNAPSHOTS * log_steps))

@@ -23,8 +23,9 @@ from soho_fast.common.processes import Processes
 from soho_fast.engine import trainer as training
 from soho_fast.engine import watchdog as stopping
 from soho_fast.engine.checkpoint import Checkpoints, Progress
+from soho_fast.engine.logs import steps_between_snapshots
 from soho_fast.engine.resume import ResumePoint
-from soho_fast.engine.trainer import Run, steps_between_snapshots
+from soho_fast.engine.trainer import Run
 
 SCRIPT = Path(train.__file__)
 ENGINE_RUN = Path(__file__).with_name("engine_run.py")
