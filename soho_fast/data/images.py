@@ -239,8 +239,7 @@ class SohoImageProcessor(TorchvisionBackend):
 
     The shorter edge becomes `size["shortest_edge"]`, the longer one at most `size["longest_edge"]` (paper, section 4.1:
     600 and 1000), bilinear with antialiasing. Pixels are normalised by ImageNet's mean and standard deviation. Zeros at
-    the right and bottom pad to the batch's largest height and width, rounded up to `size_divisor`. Images are never
-    flipped: captions say "left" and "right".
+    the right and bottom pad to the batch's largest height and width, rounded up to `size_divisor`.
 
     With `antialias=False`, as in the authors' code, large JPEGs are not decoded at a reduced size either; its uint8
     values are within one grey level of OpenCV's bilinear ones, which are computed in fixed point.
@@ -280,20 +279,25 @@ class SohoImageProcessor(TorchvisionBackend):
             if not is_usable:
                 raise ValueError(f"{name}: expected {count} number(s) above 0, got {value!r:.60}")
 
-    def load(self, image: ImageRef) -> torch.Tensor:
+    def load(self, image: ImageRef, resize: Callable[[torch.Tensor], torch.Tensor] | None = None) -> torch.Tensor:
         """Read, decode and resize one image to a uint8 tensor (3, height, width), not yet normalised or padded.
+
+        Args:
+            image: Where it is.
+            resize: In the place of `resize_one`.
 
         Raises:
             CorruptImageError: The file can't be read or decoded; the message names it.
         """
         try:
-            return self.decode(image.read())
+            return self.decode(image.read(), resize)
         except (OSError, ValueError) as error:
             raise CorruptImageError(f"{image}: {error}") from error
 
-    def decode(self, data: bytes) -> torch.Tensor:
+    def decode(self, data: bytes, resize: Callable[[torch.Tensor], torch.Tensor] | None = None) -> torch.Tensor:
         """An image's bytes as `load` gives it. Raises CorruptImageError: as `decode_image`."""
-        return self.resize_one(decode_image(data, shorter_edge=self.size.shortest_edge if self.antialias else None))
+        pixels_3HW = decode_image(data, shorter_edge=self.size.shortest_edge if self.antialias else None)
+        return (resize or self.resize_one)(pixels_3HW)
 
     def resize_one(self, pixels_3HW: torch.Tensor) -> torch.Tensor:
         """Resize a uint8 image (3, height, width) to this processor's size; the same tensor when it already fits."""

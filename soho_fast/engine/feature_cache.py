@@ -121,7 +121,7 @@ class TrainingBatches:
         if step not in self._frozen or not (engine.feature_cache_gb or engine.feature_cache_disk_gb):
             return False
         if not task.caches_features(model):
-            self.say("the backbone's features of an image depend on its batch: they are computed in each step")
+            self.say("the backbone's features of an image differ between batches: they are computed in each step")
             return False
         num_steps = self._frozen.stop - step
         if num_steps * self.plan.global_batch_size > num_images:

@@ -135,6 +135,7 @@ class PretrainingTask(BaseTask):
     # Fields since 0.1.
     absent = MappingProxyType(
         {
+            **BaseTask.absent,
             "model.config.backbone_stride": 32,
             "model.config.mvm_margin": 0,
             "model.config.dictionary_options": None,

@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # which sees no type in what a function makes
     TextLength = int
     AtLeastTwo = int
     Share = float
+    Magnitude = int
 else:
     # [CLS], a token, [SEP].
     TextLength = restricted_number_type("TextLength", int, (">=", 3))
@@ -28,6 +29,8 @@ else:
     AtLeastTwo = restricted_number_type("AtLeastTwo", int, (">=", 2))
     # None would train on nothing.
     Share = restricted_number_type("Share", float, [(">", 0), ("<=", 1)])
+    # torchvision's RandAugment has 31 bins.
+    Magnitude = restricted_number_type("Magnitude", int, [(">=", 0), ("<=", 30)])
 
 
 def refuse_fields_of_other_formats(source: Any, formats_of: Mapping[str, tuple[str, ...]], where: str = "") -> None:
@@ -43,6 +46,28 @@ def refuse_fields_of_other_formats(source: Any, formats_of: Mapping[str, tuple[s
             )
 
 
+@dataclass(frozen=True)
+class AugmentationSettings:
+    """Random changes of training images, by torchvision; evaluation has none.
+
+    Args:
+        crop_scale: Smallest share of an image's area that a random crop keeps; it is resized to the image's size. 1
+            crops nothing.
+        flip: Images are flipped horizontally with this probability; "left" and "right" are then swapped in their texts.
+        rand_augment: So many operations of RandAugment, one after another; 0 applies none. Some of them change colours,
+            which texts may name.
+        rand_augment_magnitude: Strength of these operations, 0 to 30.
+        colour: Brightness, contrast and saturation each change by at most this share; 0 changes nothing. The hue stays:
+            texts name colours.
+    """
+
+    crop_scale: Share = 1.0
+    flip: ClosedUnitInterval = 0.0
+    rand_augment: NonNegativeInt = 0
+    rand_augment_magnitude: Magnitude = 9
+    colour: ClosedUnitInterval = 0.0
+
+
 @dataclass
 class InputData:
     """How images and texts are read.
@@ -54,6 +79,7 @@ class InputData:
         pad_to_multiple: Height and width of a batch are padded to a multiple of this.
         antialias: Shrink images by averaging over the pixels that fall together; false takes the four nearest alone and
             decodes large JPEGs in full, as the released code does.
+        augmentation: Random changes of training images.
         max_text_length: Longest text in tokens, [CLS] and [SEP] included; longer ones are cut.
         placeholders: Image files that stand in the place of missing ones ("image not available"): images with the same
             bytes are left out of all sets, and counted with the missing ones. In an archive: `shard.tar!0.jpg`.
@@ -67,6 +93,7 @@ class InputData:
     longer_edge: PositiveInt = 1000
     pad_to_multiple: PositiveInt = 32
     antialias: bool = True
+    augmentation: AugmentationSettings = field(default_factory=AugmentationSettings)
     max_text_length: TextLength = 32
     placeholders: list[str] = field(default_factory=list)
     image_batch: PositiveInt = 32

@@ -23,7 +23,7 @@ from soho_fast.model.inputs import SohoInputs
 from soho_fast.tasks.evaluation.answering import Answering
 from soho_fast.tasks.evaluation.sharing import Sharing
 from soho_fast.tasks.recipe import read_recipe
-from soho_fast.tasks.settings import DownstreamModel, QuestionAnsweringModel, VqaSplit
+from soho_fast.tasks.settings import AugmentationSettings, DownstreamModel, QuestionAnsweringModel, VqaSplit
 
 IMAGES_PER_EXAMPLE = {"vqa": 1, "nlvr2": 2, "snli_ve": 1}
 
@@ -570,3 +570,20 @@ def test_with_one_image_at_a_time_a_corrupt_one_does_not_end_the_run(name, tmp_p
         steps += 1
     assert steps == len(data) and skipped
     assert all(any(path in line for path in corrupt) for line in skipped)
+
+
+@pytest.mark.parametrize(("name", "why"), [("nlvr2", "which of its two images"), ("vqa", "answer may be left")])
+def test_images_whose_texts_cannot_be_swapped_are_not_flipped(name, why, tmp_path, tokenizer_dir):
+    task, _ = make_task(name, tmp_path, tokenizer_dir, augmentation=AugmentationSettings(flip=0.5))
+    with pytest.raises(ValueError, match=rf"^data.augmentation.flip: expected 0, since .*{why}.*, got 0.5$"):
+        task.training_data()
+    cropped, _ = make_task(name, tmp_path, tokenizer_dir, augmentation=AugmentationSettings(crop_scale=0.5))
+    assert cropped.training_data().images.augmentation is not None
+
+
+def test_images_that_are_not_shown_are_not_augmented(tmp_path, tokenizer_dir):
+    task, _ = make_task(
+        "snli_ve", tmp_path, tokenizer_dir, augmentation=AugmentationSettings(colour=0.5), blank_images=True
+    )
+    with pytest.raises(ValueError, match=r"^data.augmentation: no image is shown \(data.blank_images\)"):
+        task.training_data()

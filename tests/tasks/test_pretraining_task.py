@@ -4,7 +4,7 @@ import json
 import os
 import re
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -20,7 +20,7 @@ from soho_fast.model.outputs import VisualTokens
 from soho_fast.tasks.card import model_card
 from soho_fast.tasks.evaluation.sharing import Sharing
 from soho_fast.tasks.pretraining import PretrainingTask
-from soho_fast.tasks.settings import CaptionSource, PretrainingData, PretrainingModel
+from soho_fast.tasks.settings import AugmentationSettings, CaptionSource, PretrainingData, PretrainingModel
 
 NAMES = list(COLOURS)
 SMALL = {
@@ -561,3 +561,20 @@ def test_nothing_is_told_of_codes_where_there_are_none(data, tmp_path):
     task.model.config = {**SMALL, "use_dictionary": False}
     assert not [command for command in task.next_commands(tmp_path) if "explore" in command]
     assert task.warnings(task.build_model()) == []
+
+
+def test_augmented_images_are_trained_on_and_not_cached(data):
+    data.augmentation = AugmentationSettings(colour=0.9)
+    task, said = make_task(data)
+    plain, _ = make_task(replace(data, augmentation=AugmentationSettings()))
+    here, there = (each.training_data()[0].pixels[0] for each in (task, plain))
+    assert here.shape == there.shape and not torch.equal(here, there)
+    model = task.build_model()
+    assert not task.caches_features(model) and plain.caches_features(model)
+    assert said[-1] == "data.augmentation: images change in each epoch, so the feature cache is off"
+
+
+def test_a_checkpoint_without_the_names_was_trained_without_augmentation(data):
+    task, _ = make_task(data)
+    names = {f"data.augmentation.{name}": value for name, value in asdict(AugmentationSettings()).items()}
+    assert names and task.identity.absent.items() >= names.items()

@@ -111,7 +111,7 @@ def load_sample(
     sample = Sample(rows.tolist(), examples.image_EN[rows[0]].tolist())
     if not images.read_into(sample):
         return sample
-    texts = [examples.text(row) for row in rows]
+    texts = sample.as_shown([examples.text(row) for row in rows])
     sample.texts_ids = [text.ids for text in encode_texts(processor.tokenizer, texts, max_text_length)]
     if examples.targets is not None:
         sample.text_fields["targets"] = examples.targets[rows]
@@ -165,6 +165,6 @@ class RetrievalDataset(SampleDataset):
         if not self.every_caption:
             rng = np.random.default_rng([SAMPLE_STREAM, self.seed, self._epoch, index])
             number = int(rng.integers(self._captions.count(image)))
-        caption = self._captions.get(image, number)
-        sample.texts_ids = [encode_texts(self.processor.tokenizer, [caption], self.max_text_length)[0].ids]
+        captions = sample.as_shown([self._captions.get(image, number)])
+        sample.texts_ids = [encode_texts(self.processor.tokenizer, captions, self.max_text_length)[0].ids]
         return sample

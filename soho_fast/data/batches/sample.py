@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Self
 
 import numpy as np
@@ -16,6 +17,7 @@ import torch
 from torch.utils.data import Dataset
 
 from soho_fast.common.errors import CorruptImageError
+from soho_fast.data.batches.augmentation import MEAN_COLOUR, Augmentation, swap_sides
 from soho_fast.data.batches.record_table import RecordTable
 from soho_fast.data.images import shapes_of
 from soho_fast.data.processor import SohoProcessor
@@ -26,11 +28,11 @@ from soho_fast.data.text import IGNORED_LABEL
 # engine's order of the samples is stream 1.
 SAMPLE_STREAM = 2
 EVALUATION_STREAM = 3
-# 4 chooses the engine's stand-ins.
+# 4 chooses the engine's stand-ins, 6 changes images.
 CAPTION_STREAM = 5
 
-# An image that shows nothing, (3, height, width): ImageNet's mean colour, which normalisation makes about zero.
-_BLANK = torch.tensor((124, 116, 104), dtype=torch.uint8).view(3, 1, 1).expand(3, 32, 32)
+# An image that shows nothing, (3, height, width).
+_BLANK = torch.tensor(MEAN_COLOUR, dtype=torch.uint8).view(3, 1, 1).expand(3, 32, 32)
 
 _NUM_SHOWN = 5
 
@@ -44,6 +46,7 @@ class Sample:
         image_keys: Identify its N images: images of one key are one in a batch.
         corrupt: The reason, when an image can't be used; what follows is then empty.
         pixels: The N images, uint8 (3, H, W); none where something else stands for them.
+        flipped: Whether they are flipped: what is read with them is then as `as_shown` has it.
         texts_ids: int64 (tokens,) of each text.
         token_labels: int64 (tokens,) of each text by name, padded as the texts, with -100.
         text_fields: An array by name, with one row for each text.
@@ -54,10 +57,15 @@ class Sample:
     image_keys: Sequence[int]
     corrupt: str | None = None
     pixels: Sequence[torch.Tensor] = ()
+    flipped: bool = False
     texts_ids: Sequence[np.ndarray] = ()
     token_labels: dict[str, Sequence[np.ndarray]] = field(default_factory=dict)
     text_fields: dict[str, np.ndarray] = field(default_factory=dict)
     image_fields: dict[str, float] = field(default_factory=dict)
+
+    def as_shown(self, texts: Sequence[str]) -> Sequence[str]:
+        """Texts to be read with these images: of flipped ones left is right."""
+        return list(map(swap_sides, texts)) if self.flipped else texts
 
 
 class Images(Dataset[Sample]):
@@ -67,10 +75,15 @@ class Images(Dataset[Sample]):
         images: Where each image is.
         processor: Image processor.
         blank: Give an image that shows nothing in place of each.
+
+    Attributes:
+        augmentation: How images are changed, in each epoch otherwise; None: not.
     """
 
     def __init__(self, images: Sequence[ImageRef], processor: SohoProcessor, *, blank: bool = False) -> None:
         self.blank = blank
+        self.augmentation: Augmentation | None = None
+        self._epoch = 0
         self._images, self._processor = images, processor
         self._corrupt: Mapping[int, str] | None = None
 
@@ -78,7 +91,8 @@ class Images(Dataset[Sample]):
         return len(self._images)
 
     def set_epoch(self, epoch: int) -> None:
-        """Nothing is drawn."""
+        """The epoch whose changes the images asked for from here on have."""
+        self._epoch = epoch
 
     def __getitem__(self, number: int) -> Sample:
         sample = Sample([number], [number])
@@ -111,10 +125,17 @@ class Images(Dataset[Sample]):
         except CorruptImageError as error:
             named = sample.sample_ids[0]  # the number of a row says nothing to a reader
             sample.corrupt = f"{named}: {error}" if isinstance(named, str) else str(error)
+        if self.augmentation is not None:
+            sample.flipped = self.augmentation.flips(self._epoch, sample.image_keys[0])
         return sample.corrupt is None
 
     def _read(self, number: int) -> torch.Tensor:
-        return _BLANK if self.blank else self._processor.image_processor.load(self._images[number])
+        if self.blank:
+            return _BLANK
+        resize, processor = None, self._processor.image_processor
+        if self.augmentation is not None:
+            resize = partial(self.augmentation.resize, processor=processor, epoch=self._epoch, number=number)
+        return processor.load(self._images[number], resize)
 
 
 class SampleDataset(Dataset[Sample]):
@@ -152,6 +173,7 @@ class SampleDataset(Dataset[Sample]):
     def set_epoch(self, epoch: int) -> None:
         """The epoch of the samples asked for from here on, in this process (the engine's loaders tell each worker)."""
         self._epoch = epoch
+        self.images.set_epoch(epoch)
 
     def without_pixels(self, corrupt: Mapping[int, str]) -> Self:
         """The same samples, whose images are not read; see `Images.without_pixels`."""
