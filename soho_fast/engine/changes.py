@@ -45,6 +45,9 @@ OF_THE_DATA = (
 # Names that checkpoints of 0.1 do not have, and that are not compared with these.
 NEW = (*OF_THE_DATA[3:], "program.sources", "program.compiled ops")
 
+# What checkpoints that do not have these names were trained with.
+ABSENT = {"optim.average_decay": 0.0}
+
 # By pattern of the name: what may differ between the ranks of a run, since machines have cores of their own.
 OF_A_RANK = ("engine.threads", "batch.workers", "batch.prefetch")
 

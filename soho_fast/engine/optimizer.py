@@ -18,11 +18,15 @@ import torch
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
 from torch.optim.sgd import sgd
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from soho_fast.common.errors import UserError
 from soho_fast.common.import_path import is_import_path, load_imported
 from soho_fast.common.spelling import did_you_mean
 from soho_fast.engine.settings import OptimSettings, ScheduleSettings
+
+AVERAGE = "average"
+"""What the state of a tensor has the average of its values under."""
 
 
 class SgdAdamW(torch.optim.Optimizer):
@@ -45,6 +49,8 @@ class SgdAdamW(torch.optim.Optimizer):
             (L2 for SGD, decoupled for AdamW), `momentum` (SGD only), `betas` and `eps` (both AdamW only).
         options: keywords, beside `lr` and `weight_decay`, of an optimiser that groups name by import path.
         backbone_options: the same for groups that are `backbone`.
+        average_decay: the state also has an exponential moving average of each tensor, which begins as its value after
+            its first step and of which a step keeps so much; 0: none.
 
     Raises:
         UserError: there is no such optimiser, or it does not take its keywords, the tensors or a weight decay.
@@ -55,10 +61,12 @@ class SgdAdamW(torch.optim.Optimizer):
         params: Iterable[dict],
         options: Mapping[str, Any] = MappingProxyType({}),
         backbone_options: Mapping[str, Any] = MappingProxyType({}),
+        average_decay: float = 0.0,
     ) -> None:
         plain = {"kind": "adamw", "lr": 1e-4, "weight_decay": 1e-2, "momentum": 0.9, "betas": (0.9, 0.999), "eps": 1e-6}
         super().__init__(params, plain)
         self._options = {False: options, True: backbone_options}
+        self._average = get_ema_multi_avg_fn(average_decay) if average_decay else None
         # Each steps whatever tensors the groups of its kind have then, with the state that is here.
         self._others = {
             _key(group): self._make_other(group, group["params"])
@@ -79,6 +87,12 @@ class SgdAdamW(torch.optim.Optimizer):
                 {"sgd": self._step_sgd, "adamw": self._step_adamw, "bert_adamw": self._step_bert_adamw}[group["kind"]](
                     group, params
                 )
+            if self._average:
+                if begun := [param for param in params if AVERAGE in self.state[param]]:
+                    self._average([self.state[param][AVERAGE] for param in begun], begun, 0)
+                for param in params:
+                    if AVERAGE not in self.state[param]:
+                        self.state[param][AVERAGE] = param.detach().clone()
 
     def _make_other(self, group: dict, params: list[Tensor]) -> torch.optim.Optimizer:
         place = "optim.backbone_rule" if group.get("backbone") else "optim.rule"

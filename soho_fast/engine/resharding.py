@@ -58,7 +58,7 @@ def fragments_of(engine: DeepSpeedEngine) -> list[Fragment]:
     """Where each parameter lies in the tensors that this rank's optimiser has."""
     names, optimizer, stage = engine.param_names, engine.optimizer, engine.zero_optimization_stage()
     if stage == 0:
-        return [Fragment(names[param], 0, number, 0, param.numel()) for number, param in enumerate(_tensors_of(engine))]
+        return [Fragment(names[param], 0, number, 0, param.numel()) for number, param in enumerate(tensors_of(engine))]
     fragments = []
     if stage < 3:
         for number, group in enumerate(optimizer.bit16_groups):
@@ -109,7 +109,7 @@ def load_resharded(engine: DeepSpeedEngine, folder: Path, load: Callable[[Path],
         of_tensor: dict[int, list[Fragment]] = {}
         for fragment in fragments_of(engine):
             of_tensor.setdefault(fragment.tensor, []).append(fragment)
-        for number, tensor in enumerate(_tensors_of(engine)):
+        for number, tensor in enumerate(tensors_of(engine)):
             state = saved.fill(tensor, of_tensor.get(number, []))
             if state:
                 engine.basic_optimizer.state[tensor] = state
@@ -215,7 +215,7 @@ def _part_of_rank(optimizer: dict[str, Any]) -> _Part:
     return _Part(optimizer[SINGLE_PARTITION_OF_FP32_GROUPS], optimizer[BASE_OPTIMIZER_STATE]["state"])
 
 
-def _tensors_of(engine: DeepSpeedEngine) -> list[Tensor]:
+def tensors_of(engine: DeepSpeedEngine) -> list[Tensor]:
     """The tensors that this rank's optimiser steps, in the order of its state."""
     optimizer, stage = engine.optimizer, engine.zero_optimization_stage()
     if stage == 0:

@@ -57,6 +57,8 @@ class OptimSettings:
         thawed_backbone_factor: Factor on the backbone's rate from where it is unfrozen.
         frozen_parameters: Shell patterns of parameters' names that are not trained at all, as
             `soho.visual_encoder.projection.*`.
+        average_decay: Evaluate and export an exponential moving average of the weights, of which each step keeps so
+            much: 0.999 averages about the last 1,000 steps. 0 averages nothing.
     """
 
     lr: NonNegativeFloat = 1e-4
@@ -77,6 +79,7 @@ class OptimSettings:
     backbone_warmup_steps: NonNegativeInt = 0
     thawed_backbone_factor: NonNegativeFloat = 1.0
     frozen_parameters: list[str] = field(default_factory=list)
+    average_decay: ShareBelowOne = 0.0
 
     def __post_init__(self) -> None:
         for name, rules in (("rule", ("adamw", "bert_adamw")), ("backbone_rule", ("sgd", "adamw"))):

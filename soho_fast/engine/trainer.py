@@ -4,7 +4,7 @@ import hashlib
 import math
 import time
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ with from_extra("train"):
     from soho_fast.common.processes import Processes
     from soho_fast.common.progress import ProgressLines
     from soho_fast.common.versions import write_run_of
+    from soho_fast.engine.averaging import averaged_weights
     from soho_fast.engine.batches import BatchPlan, grouped_plan, own_reason, plan_batches, split_batch
     from soho_fast.engine.changes import digest_of
     from soho_fast.engine.checkpoint import Progress, rng_state, seed_everything, set_rng_state
@@ -185,6 +186,10 @@ class Step:
         by_torch = self.precision == "bf16" and not self._stage
         return torch.autocast(self.processes.device.type, torch.bfloat16, enabled=by_torch)
 
+    def averaged(self) -> AbstractContextManager:
+        """Within, the model has the average of its weights, where the recipe asks for one; see `averaged_weights`."""
+        return averaged_weights(self.engine) if self.settings.optim.average_decay else nullcontext()
+
     def freeze_backbone(self, step: int) -> None:
         """Freeze or unfreeze the backbone, as that step wants it."""
         frozen = self.schedule.is_frozen(step)
@@ -227,7 +232,8 @@ class Step:
             model.freeze_batch_norm(True)
         freeze_parameters(model, settings.optim.frozen_parameters)
         optim = settings.optim
-        optimizer = SgdAdamW(optimizer_groups(model, optim), optim.rule_options, optim.backbone_rule_options)
+        options = optim.rule_options, optim.backbone_rule_options, float(optim.average_decay)
+        optimizer = SgdAdamW(optimizer_groups(model, optim), *options)
         config = deepspeed_config(
             settings.engine,
             self.precision,
@@ -377,7 +383,7 @@ class Run:
         average_batch_norm(model, processes)
         random_state = rng_state(processes.device)
         alone = self.settings.engine.zero_stage == 3
-        with torch.no_grad():
+        with torch.no_grad(), self.step.averaged():
             metrics = self.task.evaluate(
                 model.eval(),
                 quick=quick,
@@ -391,16 +397,17 @@ class Run:
 
     def export(self, name: str) -> None:
         """Write `<name>/`: weights, config and processor, gathered from all ranks under ZeRO 3."""
-        state = whole_state(self.step.engine)
-        if self.processes.is_main:
-            try:
-                with new_folder(self.folder / name) as new:
-                    write_run_of(new, self.progress.step, digest_of(self.checkpoints.identity))
-                    self.task.export(self.step.model, state, new)
-            except (OSError, SafetensorError) as error:
-                reason = getattr(error, "strerror", None) or error
-                raise UserError(f"{self.folder / name}: the model could not be written: {reason}") from error
-        self.processes.wait()
+        with self.step.averaged():
+            state = whole_state(self.step.engine)
+            if self.processes.is_main:
+                try:
+                    with new_folder(self.folder / name) as new:
+                        write_run_of(new, self.progress.step, digest_of(self.checkpoints.identity))
+                        self.task.export(self.step.model, state, new)
+                except (OSError, SafetensorError) as error:
+                    reason = getattr(error, "strerror", None) or error
+                    raise UserError(f"{self.folder / name}: the model could not be written: {reason}") from error
+            self.processes.wait()
 
     @property
     def _elapsed(self) -> float:

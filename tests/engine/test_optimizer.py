@@ -44,6 +44,30 @@ def test_equals_torch():
         torch.testing.assert_close(mine, other, rtol=1e-6, atol=1e-7)
 
 
+def test_the_average_is_that_of_torch_and_changes_no_weights():
+    model, plain = torch.nn.ParameterList(_parameters(0)), _parameters(0)
+    averaged = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.8))
+    groups = [{"params": list(model)[:1], "kind": "sgd"}, {"params": list(model)[1:], "kind": "torch.optim:Adam"}]
+    others = [{"params": plain[:1], "kind": "sgd"}, {"params": plain[1:], "kind": "torch.optim:Adam"}]
+    settings = {"lr": 0.1, "weight_decay": 0.0}
+    ours = SgdAdamW([{**group, **settings} for group in groups], average_decay=0.8)
+    without = SgdAdamW([{**group, **settings} for group in others])
+    for _ in range(5):
+        for param, other in zip(model, plain, strict=True):
+            param.grad = torch.randn(param.shape)
+            other.grad = param.grad.clone()
+        ours.step()
+        without.step()
+        averaged.update_parameters(model)
+    for param, other, average in zip(model, plain, averaged.parameters(), strict=True):
+        torch.testing.assert_close(ours.state[param]["average"], average.data, rtol=0, atol=0)
+        assert torch.equal(param, other) and not torch.equal(param, average)
+    ours.param_groups[0]["lr"] = 0.0
+    before = ours.state[model[0]]["average"].clone()
+    ours.step()
+    assert torch.equal(ours.state[model[0]]["average"], before), "what is frozen is left alone"
+
+
 @pytest.mark.parametrize(
     ("name", "options"),
     [("Adagrad", {"initial_accumulator_value": 0.2}), ("RMSprop", {"alpha": 0.8}), ("NAdam", {}), ("Rprop", {})],
