@@ -46,7 +46,7 @@ OF_THE_DATA = (
 NEW = (*OF_THE_DATA[3:], "program.sources", "program.compiled ops")
 
 # What checkpoints that do not have these names were trained with.
-ABSENT = {"optim.average_decay": 0.0}
+ABSENT = {"optim.average_decay": 0.0, "optim.layer_decay": 1.0}
 
 # By pattern of the name: what may differ between the ranks of a run, since machines have cores of their own.
 OF_A_RANK = ("engine.threads", "batch.workers", "batch.prefetch")
@@ -59,6 +59,7 @@ FIXED = (
     "optim.backbone_rule",
     "optimiser's state",
     "optim.decay_norm_and_bias",
+    "optim.layer_decay",
 )
 
 # What a checkpoint is resharded for: free to change from one start to the next.

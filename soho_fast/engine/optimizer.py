@@ -217,21 +217,25 @@ def optimizer_groups(model: Any, settings: OptimSettings) -> list[dict]:
     """Give each of the model's own groups its rule and values, for `SgdAdamW`.
 
     `model.parameter_groups(exclude_from_decay=...)` says which parameters are the backbone's ("kind") and which are
-    decayed ("decay"). Every group starts with lr 0 and keeps its own rate in `base_lr`: the schedule sets `lr` before
-    each step. A recipe's numbers are of jsonargparse's types; here they are plain ones, as checkpoints hold no others.
+    decayed ("decay"); where `layer_decay` is below 1, `by_layer=True` asks for groups by their "depth" too. Every group
+    starts with lr 0 and keeps its own rate in `base_lr`: the schedule sets `lr` before each step. A recipe's numbers
+    are of jsonargparse's types; here they are plain ones, as checkpoints hold no others.
     """
     groups = []
-    for group in model.parameter_groups(exclude_from_decay=not settings.decay_norm_and_bias):
+    by_layer = {"by_layer": True} if settings.layer_decay < 1 else {}
+    for group in model.parameter_groups(exclude_from_decay=not settings.decay_norm_and_bias, **by_layer):
         of_backbone = group["kind"] == "backbone"
+        depth = group["depth"] if by_layer and not of_backbone else 0
+        name = f"{group['kind']}_depth_{depth}" if depth else group["kind"]
         weight_decay = settings.backbone_weight_decay if of_backbone else settings.weight_decay
         groups.append(
             {
                 "params": group["params"],
-                "name": group["kind"] if group["decay"] else f"{group['kind']}_no_decay",
+                "name": name if group["decay"] else f"{name}_no_decay",
                 "backbone": of_backbone,
                 "kind": settings.backbone_rule if of_backbone else settings.rule,
                 "lr": 0.0,
-                "base_lr": float(settings.backbone_lr if of_backbone else settings.lr),
+                "base_lr": float(settings.backbone_lr if of_backbone else settings.lr * settings.layer_decay**depth),
                 "weight_decay": float(weight_decay) if group["decay"] else 0.0,
                 "momentum": float(settings.backbone_momentum),
                 "betas": (float(settings.beta1), float(settings.beta2)),

@@ -20,12 +20,14 @@ from soho_fast.common.spelling import did_you_mean
 if TYPE_CHECKING:  # which sees no type in what a function makes
     ShareBelowOne = float
     Seed = int
+    Share = float
     Threads = int
 else:
     # Ranks draw with seeds of their own beside it, which are numbers of 64 bits too.
     Seed = restricted_number_type("Seed", int, [(">=", 0), ("<", 2**62)])
     # More than any machine's; so many more could not be started.
     Threads = restricted_number_type("Threads", int, [(">=", 0), ("<=", 4096)])
+    Share = restricted_number_type("Share", float, [(">", 0), ("<=", 1)])
     ShareBelowOne = restricted_number_type("ShareBelowOne", float, [(">=", 0), ("<", 1)])
 
 
@@ -57,6 +59,9 @@ class OptimSettings:
         thawed_backbone_factor: Factor on the backbone's rate from where it is unfrozen.
         frozen_parameters: Shell patterns of parameters' names that are not trained at all, as
             `soho.visual_encoder.projection.*`.
+        layer_decay: Each layer of the Transformer has the rate of the one above it times this, as in BEiT: the last one
+            lr times this, embeddings and the visual encoder beside the backbone the lowest one. Heads have lr, the
+            backbone its own rate. 1 gives all the same.
         average_decay: Evaluate and export an exponential moving average of the weights, of which each step keeps so
             much: 0.999 averages about the last 1,000 steps. 0 averages nothing.
     """
@@ -79,6 +84,7 @@ class OptimSettings:
     backbone_warmup_steps: NonNegativeInt = 0
     thawed_backbone_factor: NonNegativeFloat = 1.0
     frozen_parameters: list[str] = field(default_factory=list)
+    layer_decay: Share = 1.0
     average_decay: ShareBelowOne = 0.0
 
     def __post_init__(self) -> None:

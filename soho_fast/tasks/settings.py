@@ -15,20 +15,17 @@ from jsonargparse.typing import (
     restricted_number_type,
 )
 
-from soho_fast.engine.settings import ShareBelowOne
+from soho_fast.engine.settings import Share, ShareBelowOne
 
 if TYPE_CHECKING:  # which sees no type in what a function makes
     TextLength = int
     AtLeastTwo = int
-    Share = float
     Magnitude = int
 else:
     # [CLS], a token, [SEP].
     TextLength = restricted_number_type("TextLength", int, (">=", 3))
     # A lone image could not be shuffled.
     AtLeastTwo = restricted_number_type("AtLeastTwo", int, (">=", 2))
-    # None would train on nothing.
-    Share = restricted_number_type("Share", float, [(">", 0), ("<=", 1)])
     # torchvision's RandAugment has 31 bins.
     Magnitude = restricted_number_type("Magnitude", int, [(">=", 0), ("<=", 30)])
 

@@ -164,6 +164,22 @@ def test_groups_take_the_recipes_values():
     assert [group["backbone"] for group in (backbone, bare, rest)] == [True, False, False]
 
 
+def test_rates_fall_by_layer_but_for_the_backbones():
+    def parameter_groups(*, exclude_from_decay, by_layer=False):
+        kinds = (
+            [("backbone", 0), ("rest", 0), ("rest", 1), ("rest", 13)] if by_layer else [("backbone", 0), ("rest", 0)]
+        )
+        return [{"params": _parameters(0), "kind": kind, "decay": True, "depth": depth} for kind, depth in kinds]
+
+    model = SimpleNamespace(parameter_groups=parameter_groups)
+    rates = {
+        group["name"]: group["base_lr"] for group in optimizer_groups(model, OptimSettings(lr=2.0, layer_decay=0.75))
+    }
+    expected = {"backbone": 1e-2, "rest": 2.0, "rest_depth_1": 1.5, "rest_depth_13": 2.0 * 0.75**13}
+    assert rates == pytest.approx(expected)
+    assert [group["base_lr"] for group in optimizer_groups(model, OptimSettings(lr=2.0))] == [1e-2, 2.0]
+
+
 def test_groups_hold_plain_numbers():
     """A checkpoint of a run by a recipe is loaded as plain data, which the types of the recipe's numbers are not."""
     recipe = read_recipe(["--recipe", "mini", "--optim.lr", "1e-3"])

@@ -359,6 +359,22 @@ def test_parameter_groups_split_backbone_from_rest(tiny_model):
     assert not any(name.startswith("soho.visual_encoder.backbone.layer2") for name in frozen[0]["names"])
 
 
+def test_parameter_groups_by_layer_are_those_of_beit(tiny_model):
+    """BEiT's `get_num_layer_for_vit`: embeddings 0, block i + 1, all else one above; depths count from there."""
+    model = tiny_model(num_hidden_layers=3)
+    groups = model.parameter_groups(by_layer=True)
+    depth_of = {name: group["depth"] for group in groups for name in group["names"]}
+    assert set(depth_of) == {name for name, _ in model.named_parameters()}
+    for name, depth in depth_of.items():
+        if name.startswith("soho.encoder.layer."):
+            layer = int(name.split(".")[3]) + 1
+        else:
+            layer = 0 if name.startswith("soho.") and ".backbone." not in name else 4
+        assert depth == 4 - layer, name
+    assert [(group["kind"], group["depth"]) for group in groups] == [("backbone", 0), *(("rest", d) for d in range(5))]
+    assert {group["depth"] for group in model.parameter_groups()} == {0}
+
+
 def test_freezing_reaches_the_encoder_and_survives_train(tiny_model, batch):
     model = tiny_model(dictionary_batch_norm=True)
     model.freeze_batch_norm()
