@@ -4,6 +4,7 @@ python -m soho_fast.ask answer runs/mini_vqa photo.jpg "how many dogs are there?
 python -m soho_fast.ask rank runs/mini photo.jpg "two dogs" "a cat on a table"
 python -m soho_fast.ask entails runs/mini_snli_ve photo.jpg "an animal is there"
 python -m soho_fast.ask compare runs/mini_nlvr2 left.png right.png "both show a dog"
+python -m soho_fast.ask label runs/mini photos/ --labels dog,cat,horse
 python -m soho_fast.ask many runs/mini questions.jsonl results.jsonl --images photos/
 """
 
@@ -52,6 +53,18 @@ def _parser() -> Parser:
         sub.add_argument("model", help="Folder of a run or of a model, or a name on the hub.")
         for name in inputs:
             sub.add_argument(name, nargs="+" if name == "texts" else None)
+    what = "Label the images of a folder, without training."
+    label = actions.add_parser("label", help=what, description=what, parents=[options])
+    label.add_argument("model", help="Folder of a run or of a model, or a name on the hub.")
+    label.add_argument("images", help="Folder of images, also in folders below it; or one image.")
+    label.add_argument("--labels", required=True, help="Labels between commas, or a file with one a line.")
+    label.add_argument(
+        "--templates",
+        nargs="+",
+        default=argparse.SUPPRESS,
+        help="Texts with {} for the label, or a file with one a line; they count alike (default: 'a photo of a {}.').",
+    )
+    label.add_argument("--batch_size", type=int, default=8, help="Number of images encoded together (default: 8).")
     what = "Answer a file of questions about many images; the same command resumes after a stop."
     many = actions.add_parser("many", help=what, description=what, parents=[options])
     many.add_argument("model", help="Folder of a run or of a model, or a name on the hub.")
@@ -84,11 +97,14 @@ def _run(arguments: list[str]) -> int:
             raise UserError(f"{name}: {options[name]} can't be read ({reason})")
     quiet_transformers()
     with from_extra("train"):
+        from soho_fast.ask.labels import label_images
         from soho_fast.ask.many import ask_many
         from soho_fast.ask.pipeline import SohoPipeline
 
     if action == "many":
         ask_many(folder, **options)
+    elif action == "label":
+        label_images(folder, **options, as_json=as_json)
     else:
         fast = {name: options.pop(name) for name in ("precision", "compile") if name in options}
         found = getattr(SohoPipeline.from_pretrained(folder, **fast), action)(**options)

@@ -26,7 +26,7 @@ with from_extra("train"):
 
     from soho_fast import model as models
     from soho_fast.ask import MODELS
-    from soho_fast.ask.questions import Answer, Listed, OneImage, Questions, RaisingErrors, ReturningErrors
+    from soho_fast.ask.questions import Answer, Listed, OneImage, Prompts, Questions, RaisingErrors, ReturningErrors
     from soho_fast.common.hub import loading_options, model_folder
     from soho_fast.data.batches.sample import pad_texts
     from soho_fast.data.images import is_image, load_any
@@ -77,9 +77,9 @@ class LoadedImage:
 class SohoPipeline(Questions):
     """A model and its processor, asked one question or many at a time, as transformers' pipelines are.
 
-    Which question it takes depends on the model: `answer` (question answering), `rank` (retrieval, also pre-trained
-    without fine-tuning), `entails` (visual entailment), `compare` (visual reasoning). Images are `ImageLike` (see
-    `data/images.py`), or what `encode` gave of one.
+    Which question it takes depends on the model: `answer` (question answering), `rank` and `label` (retrieval, also
+    pre-trained without fine-tuning), `entails` (visual entailment), `compare` (visual reasoning). Images are
+    `ImageLike` (see `data/images.py`), or what `encode` gave of one.
 
     An answer is a list of dicts, best first: what was chosen, and `score`, its probability by the model. The scores of
     `rank` are each text's probability to belong to the image; they do not sum to 1.
@@ -211,7 +211,7 @@ class SohoPipeline(Questions):
                 texts_of[number] = self._usable_texts(question)
             except ValueError as error:
                 found[number] = error.with_traceback(None)  # which would keep all that is computed here
-        ids = iter(self._token_ids([text for texts in texts_of.values() for text in texts]))
+        ids = iter(self.token_ids([text for texts in texts_of.values() for text in texts]))
         pairs: list[tuple[tuple[LoadedImage, ...], list[int]]] = []
         rows_of: dict[int, slice] = {}
         for number, texts in texts_of.items():
@@ -369,7 +369,7 @@ class SohoPipeline(Questions):
         """The model's own, of a question as `__call__` takes it."""
         *images, words = _values(asked, FIELDS[self.action])
         pixels = [load_any(image, self.processor.image_processor) for image in images]
-        ids = usable_tokens(self._token_ids(self._usable_texts(Question((), words))))
+        ids = usable_tokens(self.token_ids(self._usable_texts(Question((), words))))
         index = torch.arange(len(images)).repeat(len(ids), 1).squeeze(1)
         return {**self.processor.image_processor.collate(pixels), **self._padded(ids), "image_index": index}
 
@@ -393,7 +393,7 @@ class SohoPipeline(Questions):
                 raise image.content
         return texts
 
-    def _token_ids(self, texts: Sequence[str]) -> list[list[int] | ValueError]:
+    def token_ids(self, texts: Sequence[str]) -> list[list[int] | ValueError]:
         """Of each text, or why it can't be read."""
         if not texts:
             return []
@@ -418,8 +418,11 @@ class SohoPipeline(Questions):
         return image
 
     def _best(self, texts: Sequence[str], logits_PA: Tensor, top_k: int | None) -> Answer:
-        if self.action == "rank":
-            what, names, scores = "text", texts, logits_PA.softmax(-1)[:, 1]
+        if isinstance(texts, Prompts):
+            log_odds_LT = (logits_PA[:, 1] - logits_PA[:, 0]).view(len(texts.labels), -1)
+            what, names, scores = "label", texts.labels, log_odds_LT.mean(1).softmax(0)
+        elif self.action == "rank":
+            what, names, scores = "text", list(texts), logits_PA.softmax(-1)[:, 1]
         else:
             labels = self.model.config.id2label
             names = [labels[number] for number in range(len(labels))]

@@ -30,9 +30,38 @@ class ScoredText(_Scored):
 
 
 class ScoredLabel(_Scored):
-    """One of the labels of `entails` and `compare`."""
+    """One of the labels of `entails`, `compare` and `label`."""
 
     label: str
+
+
+TEMPLATES = ("a photo of a {}.",)
+"""What a label is put into, at `{}`, where the caller does not say."""
+
+
+class Prompts(list[str]):
+    """The texts of labels in templates, which an image is labelled by; all of the first label come first.
+
+    Args:
+        labels: At least two names, each once.
+        templates: Texts with `{}`, the place of the label, as open_clip's templates have it.
+
+    Raises:
+        ValueError: There are fewer labels, one comes twice or is empty, or a template has no `{}`.
+    """
+
+    def __init__(self, labels: Sequence[str], templates: Sequence[str] = TEMPLATES) -> None:
+        for name, given, least in (("labels", labels, 2), ("templates", templates, 1)):
+            if isinstance(given, str) or not all(isinstance(each, str) and each.strip() for each in given):
+                raise ValueError(f"{name}: expected a list of texts, got {given!r:.60}")
+            if len(given) < least:
+                raise ValueError(f"{name}: expected at least {least}, got {len(given)}")
+            if twice := [each for number, each in enumerate(given) if each in given[:number]]:
+                raise ValueError(f"{name}: {twice[0]!r:.60} comes twice; expected each once")
+        if without := [each for each in templates if "{}" not in each]:
+            raise ValueError(f"templates: {without[0]!r:.60} has no {{}}, the place of the label")
+        super().__init__(template.replace("{}", label) for label in labels for template in templates)
+        self.labels = list(labels)
 
 
 Answer = list[ScoredAnswer] | list[ScoredText] | list[ScoredLabel]
@@ -114,6 +143,15 @@ class Questions(ABC):
     def rank(self, image: Any, texts: Any, top_k: int | None = None, **options: Any) -> Any:
         """Texts by how well they describe an image: [{"text", "score"}]; all of them unless `top_k` is given."""
         return self._ask("rank", (image, texts), top_k, **options)
+
+    def label(self, image: Any, labels: Sequence[str], templates: Sequence[str] = TEMPLATES, **options: Any) -> Any:
+        """Which of the labels an image has, without training: `list[ScoredLabel]`, of many images as of `rank`.
+
+        Takes a model for `rank`, and its options. Each label is put into each template (open_clip's rule). A label's
+        log-odds are the mean over its texts, and the scores are the softmax over the labels: the probability of each
+        if exactly one of them is right.
+        """
+        return self._ask("rank", (image, Prompts(labels, templates)), **{"top_k": None, **options})
 
     @overload
     def entails(

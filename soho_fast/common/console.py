@@ -13,6 +13,7 @@ from soho_fast.common.spelling import did_you_mean
 COMMANDS = {
     "train": ("soho_fast.train", "train a recipe in one process (in several: deepspeed soho_fast/train.py)"),
     "evaluate": ("soho_fast.evaluate", "metrics of a run or a model on a split"),
+    "suite": ("soho_fast.tasks.suites", "SugarCrepe, VALSE, ARO or Winoground, without training"),
     "ask": ("soho_fast.ask.__main__", "questions about images"),
     "app": ("soho_fast.explore.app_command", "ask a model in the browser; the codes and the attention of an image"),
     "explore": ("soho_fast.explore.__main__", "pages that show what each code means"),

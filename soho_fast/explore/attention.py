@@ -67,7 +67,7 @@ class SeeingPipeline(SohoPipeline):
         Raises:
             ValueError: the text can't be used.
         """
-        (ids,) = usable_tokens(self._token_ids([text]))
+        (ids,) = usable_tokens(self.token_ids([text]))
         index = torch.arange(len(images)).unsqueeze(0)
         output = self.model(
             visual_tokens=join_images(images),

@@ -6,6 +6,7 @@ within seconds. Blocks of `sh` are for clusters: a shell runs them with programs
 the launchers' own parsers and ours then read.
 """
 
+import json
 import os
 import re
 import shlex
@@ -89,6 +90,7 @@ SIZES = [
     ("--data.scoring both", "--data.max_loss 1"),
     ("soho_fast.evaluate", ""),
     ("soho_fast.ask", ""),
+    ("soho suite", "--workers 0"),
     ("soho_fast.export", "--help"),  # A compiler takes minutes; tests/ask/test_exported.py has one at work.
     ("examples/explore_codec.py", ""),
     ("examples/explore_vector_quantize_pytorch.py", "--steps 10"),
@@ -138,6 +140,8 @@ SAYS = {
     "soho_fast.evaluate --run runs/mini_vqa": "in runs/mini_vqa/evaluation/test-best/",
     "--data.scoring both": "two stages",
     "soho_fast.ask rank": " %  two cats",
+    "soho_fast.ask label": "photos/5.jpg: ",
+    "soho suite": "winoground: 1 examples",
     "soho_fast.export": "Folder to create.",
     "soho_fast.ask many": "results.jsonl: 5 lines",
     "explore build --features": "explorer/index.html",
@@ -250,6 +254,10 @@ def state(tmp_path_factory, run):
     write_images(folder / "my_images")
     for number in range(6):
         draw(folder / f"photos/{number}.jpg")
+    pair = {"image_0": "0", "image_1": "1", "caption_0": "a dog and a cat", "caption_1": "a cat and a dog"}
+    for number in range(2):
+        draw(folder / f"my_suite/images/{number}.png")
+    (folder / "my_suite/examples.jsonl").write_text(json.dumps(pair))
     np.save(folder / "f.npy", np.random.default_rng(0).normal(size=(6, 4, 4, 8)))
     np.save(folder / "i.npy", np.arange(96).reshape(6, 4, 4) % 5)
     for name, snippet in own_parts().items():

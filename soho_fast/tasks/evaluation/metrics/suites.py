@@ -1,0 +1,105 @@
+"""Scores of the suites that need no training, by their authors' rules: a tie is never right.
+
+Shapes: N examples, I images and T = 2 texts of each; scores are log-odds of "matched", scores[n, i, i] of what belongs
+together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from torch import Tensor
+
+Metrics = dict[str, float]
+
+
+def pairwise(scores_N12: Tensor) -> Metrics:
+    """Share of images whose own text scores strictly above the other (SugarCrepe's `main_eval.py`; in ARO's
+    `evaluate_scores` the false text comes first, and argmax takes the first of equal ones)."""
+    return {"accuracy": _share(scores_N12[:, 0, 0] > scores_N12[:, 0, 1])}
+
+
+def valse(scores_N12: Tensor) -> Metrics:
+    """Accuracies of captions and foils (VALSE's `lxmert_valse_eval.py`; section 5.2 of the paper).
+
+    `pairwise`: the caption scores strictly above its foil. `caption_precision`: captions that match, log-odds above 0;
+    `foil_precision`: foils that do not; `accuracy`: the mean of these two. As there, an example whose foil has log-odds
+    of exactly 0 is left out. (LXMERT is compared there by the logit of "matched", here by the log-odds.)
+
+    Raises ValueError: every foil has log-odds of 0.
+    """
+    kept_N12 = scores_N12[scores_N12[:, 0, 1] != 0]
+    if not len(kept_N12):
+        raise ValueError("every foil has log-odds of exactly 0; the model's output is constant")
+    caption, foil = _share(kept_N12[:, 0, 0] > 0), _share(kept_N12[:, 0, 1] < 0)
+    rest = {"accuracy": (caption + foil) / 2, "caption_precision": caption, "foil_precision": foil}
+    return {"pairwise": _share(kept_N12[:, 0, 0] > kept_N12[:, 0, 1]), **rest}
+
+
+def winoground(scores_N22: Tensor) -> Metrics:
+    """Text, image and group score (Thrush et al. 2022, section 3.2): each image's own text, each text's own image, and
+    both, strictly above the other."""
+    own_N2 = scores_N22.diagonal(dim1=1, dim2=2)
+    # flip: scores of image i with the other text, and of text i with the other image.
+    text_N = (own_N2 > scores_N22.flip(2).diagonal(dim1=1, dim2=2)).all(1)
+    image_N = (own_N2 > scores_N22.flip(1).diagonal(dim1=1, dim2=2)).all(1)
+    return {"text": _share(text_N), "image": _share(image_N), "group": _share(text_N & image_N)}
+
+
+def _share(right_N: Tensor) -> float:
+    return float(right_N.double().mean())
+
+
+class Rule(NamedTuple):
+    """The metrics of a suite, their values by chance, and the fewest examples of a group that is shown."""
+
+    metrics: Callable[[Tensor], Metrics]
+    chance: Metrics
+    fewest: int = 1
+
+
+RULES = {
+    "sugarcrepe": Rule(pairwise, {"accuracy": 0.5}),
+    "valse": Rule(valse, dict.fromkeys(("pairwise", "accuracy", "caption_precision", "foil_precision"), 0.5)),
+    "aro_relation": Rule(pairwise, {"accuracy": 0.5}),
+    "aro_attribution": Rule(pairwise, {"accuracy": 0.5}, fewest=25),
+    "winoground": Rule(winoground, {"text": 1 / 4, "image": 1 / 4, "group": 1 / 6}),
+}
+"""By the names of `SUITES` of the readers."""
+
+
+class SuiteMetrics(NamedTuple):
+    """The metrics of a suite, between 0 and 1.
+
+    `groups`: of each group that has enough examples, in order of appearance. `mean`: of the groups (ARO's macro
+    accuracy, the average of SugarCrepe and VALSE); empty without one. `all`: of all examples (Winoground's scores).
+    """
+
+    groups: dict[str, Metrics]
+    mean: Metrics
+    all: Metrics
+
+
+def suite_metrics(suite: str, scores_NIT: Tensor, groups: Sequence[str]) -> SuiteMetrics:
+    """The metrics of a suite.
+
+    Args:
+        suite: One of `RULES`.
+        scores_NIT: Log-odds of each image with each text.
+        groups: The group of each example.
+
+    Raises:
+        ValueError: Not a group for each example, or a score is not finite.
+    """
+    if len(groups) != len(scores_NIT) or not groups:
+        raise ValueError(f"groups: expected one for each of {len(scores_NIT)} examples, got {len(groups)}")
+    if not scores_NIT.isfinite().all():
+        raise ValueError("scores hold NaN or infinity; the model's output is not finite")
+    rule = RULES[suite]
+    places: dict[str, list[int]] = {}
+    for number, group in enumerate(groups):
+        places.setdefault(group, []).append(number)
+    found = {group: rule.metrics(scores_NIT[own]) for group, own in places.items() if len(own) >= rule.fewest}
+    mean = {name: sum(each[name] for each in found.values()) / len(found) for name in rule.chance if found}
+    return SuiteMetrics(found, mean, rule.metrics(scores_NIT))

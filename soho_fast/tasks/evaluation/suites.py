@@ -1,0 +1,94 @@
+"""The scores of a suite that needs no training, by the ITM head.
+
+Shapes: N examples, I images and T texts of each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.transforms.v2 import functional as tvF
+
+from soho_fast.common.errors import CorruptImageError, print_line
+from soho_fast.common.progress import ProgressLines
+from soho_fast.data.images import SohoImageProcessor, decode_image
+from soho_fast.data.readers.suites import SuiteRecord
+from soho_fast.data.text import describe_fit, encode_texts
+from soho_fast.tasks.evaluation.pair_scoring import ImageBlocks, PairScorer, score_pairs
+from soho_fast.tasks.evaluation.sharing import Sharing
+
+
+def load_image(processor: SohoImageProcessor, record: SuiteRecord, number: int) -> Tensor:
+    """An image of a record, cropped to its box and resized: uint8 (3, height, width). What of the box lies outside of
+    the image is black, as Pillow's crop has it.
+
+    Raises:
+        CorruptImageError: It can't be read.
+    """
+    image = record.images[number]
+    if record.box is None:
+        return processor.load(image)
+    left, top, width, height = record.box
+    try:
+        return processor.resize_one(tvF.crop(decode_image(image.read()), top, left, height, width))
+    except (OSError, ValueError) as error:
+        raise CorruptImageError(f"{image}: {error}") from error
+
+
+def score_suite(
+    model: Any,
+    processor: Any,
+    records: Sequence[SuiteRecord],
+    batch_size: int = 32,
+    workers: int = 0,
+    say: Callable[[str], None] = print_line,
+) -> Tensor:
+    """The log-odds of "matched" of each image of a record with each of its texts, float32 (N, I, T) on the CPU.
+
+    An image that comes again is encoded once. Texts are cut to the model's length.
+
+    Args:
+        model: `SohoForImageTextRetrieval`.
+        processor: Its `SohoProcessor`.
+        records: N examples, of one suite.
+        batch_size: Images encoded at a time.
+        workers: Processes that decode images; 0 decodes in this one.
+        say: Called with lines about how the tokenizer fits the texts, and of progress.
+
+    Raises:
+        CorruptImageError: An image can't be read: a published metric covers every one.
+    """
+    # Of each distinct image a record and its place there, and the texts that it is scored with.
+    shown: dict[Any, tuple[SuiteRecord, int]] = {}
+    texts_of: dict[Any, dict[str, None]] = {}
+    for record in records:
+        for number, image in enumerate(record.images):
+            shown.setdefault((image, record.box), (record, number))
+            texts_of.setdefault((image, record.box), {}).update(dict.fromkeys(record.texts))
+    texts = list(dict.fromkeys(text for record in records for text in record.texts))
+    place_of = {text: place for place, text in enumerate(texts)}
+    say(f"tokenizer: {describe_fit(processor.tokenizer, texts).summary()}")
+    scorer = PairScorer(model, encode_texts(processor.tokenizer, texts, model.config.max_position_embeddings))
+    images, own = processor.image_processor, list(shown.values())
+
+    def load(block: range) -> Any:
+        return images.collate_bytes([load_image(images, *own[number]) for number in block])
+
+    def encode(pixels: Any) -> Any:
+        return scorer.encode(images.normalised(scorer.computing.on_device(pixels)))
+
+    blocks = ImageBlocks(len(own), encode, load=load, workers=workers, block_images=batch_size)
+    wanted = [np.array([place_of[text] for text in each]) for each in texts_of.values()]
+    found = score_pairs(scorer, blocks, wanted, Sharing(progress=ProgressLines(say, "batches of images")))
+    score_of = {
+        (key, text): score
+        for (key, each), scores in zip(texts_of.items(), found, strict=True)
+        for text, score in zip(each, scores.tolist(), strict=True)
+    }
+    return torch.tensor(
+        [[[score_of[(image, each.box), text] for text in each.texts] for image in each.images] for each in records]
+    )
