@@ -74,6 +74,21 @@ def test_an_image_is_cropped_to_its_box(folder, capsys):
     assert found["mean"]["accuracy"] == sum(each["accuracy"] for each in found["groups"].values()) / 2
 
 
+def test_texts_of_the_same_tokens_tie(folder, capsys, tmp_path):
+    ends = enumerate(["there", "there and a man", "a woman", "red", "blue", "there and there"])
+    unknown = {"caption": "a zebra is", "negative_caption": "a okapi is"}
+    cases = {
+        str(number): {"filename": f"{number % 3}.png", **{key: f"{text} {end}" for key, text in unknown.items()}}
+        for number, end in ends
+    }
+    (folder / "add_att.json").write_text(json.dumps(cases))
+    results = tmp_path / "results.jsonl"
+    found = suite(folder, capsys, "sugarcrepe", "add_att.json", "--json", "--results", str(results)).out
+    assert json.loads(found)["all"] == {"accuracy": 0.0}
+    for ((caption, foil),) in (json.loads(line)["log_odds"] for line in results.read_text().splitlines()):
+        assert caption == foil
+
+
 @pytest.mark.parametrize(
     ("more", "model", "words"),
     [

@@ -62,33 +62,39 @@ def score_suite(
     Raises:
         CorruptImageError: An image can't be read: a published metric covers every one.
     """
+    texts = list(dict.fromkeys(text for record in records for text in record.texts))
+    say(f"tokenizer: {describe_fit(processor.tokenizer, texts).summary()}")
+    encoded = encode_texts(processor.tokenizer, texts, model.config.max_position_embeddings)
+    # Texts of the same tokens are one: computed twice they might differ by rounding, and a tie would not be one.
+    first: dict[bytes, int] = {}
+    place_of = {
+        text: first.setdefault(each.ids.tobytes(), place)
+        for place, (text, each) in enumerate(zip(texts, encoded, strict=True))
+    }
     # Of each distinct image a record and its place there, and the texts that it is scored with.
     shown: dict[Any, tuple[SuiteRecord, int]] = {}
-    texts_of: dict[Any, dict[str, None]] = {}
+    texts_of: dict[Any, dict[int, None]] = {}
     for record in records:
         for number, image in enumerate(record.images):
             shown.setdefault((image, record.box), (record, number))
-            texts_of.setdefault((image, record.box), {}).update(dict.fromkeys(record.texts))
-    texts = list(dict.fromkeys(text for record in records for text in record.texts))
-    place_of = {text: place for place, text in enumerate(texts)}
-    say(f"tokenizer: {describe_fit(processor.tokenizer, texts).summary()}")
-    scorer = PairScorer(model, encode_texts(processor.tokenizer, texts, model.config.max_position_embeddings))
-    images, own = processor.image_processor, list(shown.values())
+            own_texts = texts_of.setdefault((image, record.box), {})
+            own_texts.update(dict.fromkeys(place_of[text] for text in record.texts))
+    scorer = PairScorer(model, encoded)
+    images, distinct = processor.image_processor, list(shown.values())
 
     def load(block: range) -> Any:
-        return images.collate_bytes([load_image(images, *own[number]) for number in block])
+        return images.collate_bytes([load_image(images, *distinct[number]) for number in block])
 
     def encode(pixels: Any) -> Any:
         return scorer.encode(images.normalised(scorer.computing.on_device(pixels)))
 
-    blocks = ImageBlocks(len(own), encode, load=load, workers=workers, block_images=batch_size)
-    wanted = [np.array([place_of[text] for text in each]) for each in texts_of.values()]
+    blocks = ImageBlocks(len(distinct), encode, load=load, workers=workers, block_images=batch_size)
+    wanted = [np.array(list(each)) for each in texts_of.values()]
     found = score_pairs(scorer, blocks, wanted, Sharing(progress=ProgressLines(say, "batches of images")))
     score_of = {
-        (key, text): score
+        (key, place): score
         for (key, each), scores in zip(texts_of.items(), found, strict=True)
-        for text, score in zip(each, scores.tolist(), strict=True)
+        for place, score in zip(each, scores.tolist(), strict=True)
     }
-    return torch.tensor(
-        [[[score_of[(image, each.box), text] for text in each.texts] for image in each.images] for each in records]
-    )
+    keys = [([(image, each.box) for image in each.images], [place_of[text] for text in each.texts]) for each in records]
+    return torch.tensor([[[score_of[image, text] for text in texts] for image in own] for own, texts in keys])
