@@ -12,18 +12,21 @@ from deepspeed import DeepSpeedEngine
 
 from soho_fast.engine.optimizer import AVERAGE
 from soho_fast.engine.resharding import tensors_of
+from soho_fast.engine.settings import OptimSettings
 
 
 @contextmanager
-def averaged_weights(engine: DeepSpeedEngine) -> Iterator[None]:
-    """Within, the model has the average of its weights; afterwards the weights, to the bit. All ranks enter and leave
-    together. What has no average yet, as what was frozen so far, keeps its weights.
+def averaged_weights(engine: DeepSpeedEngine, optim: OptimSettings) -> Iterator[None]:
+    """Within, the model has the average of its weights, where the recipe asks for one; afterwards the weights, to the
+    bit. All ranks enter and leave together. What has no average yet, as what was frozen so far, keeps its weights.
 
     An error within ends the run: the weights are then not put back, since other ranks would have to take part.
     """
-    _exchange(engine)
+    if optim.average_decay:
+        _exchange(engine)
     yield
-    _exchange(engine)
+    if optim.average_decay:
+        _exchange(engine)
 
 
 @torch.no_grad()

@@ -4,7 +4,7 @@ import hashlib
 import math
 import time
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -185,10 +185,6 @@ class Step:
         """What a step's forward runs in; see `deepspeed_config`."""
         by_torch = self.precision == "bf16" and not self._stage
         return torch.autocast(self.processes.device.type, torch.bfloat16, enabled=by_torch)
-
-    def averaged(self) -> AbstractContextManager:
-        """Within, the model has the average of its weights, where the recipe asks for one; see `averaged_weights`."""
-        return averaged_weights(self.engine) if self.settings.optim.average_decay else nullcontext()
 
     def freeze_backbone(self, step: int) -> None:
         """Freeze or unfreeze the backbone, as that step wants it."""
@@ -383,7 +379,7 @@ class Run:
         average_batch_norm(model, processes)
         random_state = rng_state(processes.device)
         alone = self.settings.engine.zero_stage == 3
-        with torch.no_grad(), self.step.averaged():
+        with torch.no_grad(), averaged_weights(self.step.engine, self.settings.optim):
             metrics = self.task.evaluate(
                 model.eval(),
                 quick=quick,
@@ -397,7 +393,7 @@ class Run:
 
     def export(self, name: str) -> None:
         """Write `<name>/`: weights, config and processor, gathered from all ranks under ZeRO 3."""
-        with self.step.averaged():
+        with averaged_weights(self.step.engine, self.settings.optim):
             state = whole_state(self.step.engine)
             if self.processes.is_main:
                 try:

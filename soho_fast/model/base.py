@@ -14,8 +14,7 @@ from transformers.models.bert.modeling_bert import BertEmbeddings, BertLayer, Be
 from soho_fast.common.checksums import check_checksums
 from soho_fast.common.hub import HUB_OPTIONS, loading_options
 
-from .auxiliary.bag_of_words import BagOfWordsHead
-from .auxiliary.contrastive import ContrastiveHead
+from .auxiliary import BagOfWordsHead, ContrastiveHead
 from .config import SohoConfig
 from .feature_watch import FeatureWatch
 from .normalization import RunningStatistics, TokenBatchNorm

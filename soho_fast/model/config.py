@@ -234,9 +234,9 @@ class SohoConfig(PreTrainedConfig):
             its code, by which features stay near the codes; the paper does not have it. 0 leaves it out.
         bag_of_words_weight (float): weight of the loss of `auxiliary/bag_of_words.py` (which words do the captions
             hold?), for small corpora; the paper does not have it. 0 leaves it and its head out.
-        contrastive_weight (float): in image-text retrieval, weight of the loss of `auxiliary/contrastive.py` (vectors
-            of images and texts, each made alone, to choose the pairs to score; ours); 0 leaves it and its projections
-            out.
+        contrastive_weight (float): in pre-training and image-text retrieval, weight of the loss of
+            `auxiliary/contrastive.py` (vectors of images and texts, each made alone, to choose the pairs to score;
+            ours); 0 leaves it and its projections out.
         contrastive_size (int): channels of these vectors.
     """
 

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -53,3 +54,14 @@ class _AllReduceWithGrad(torch.autograd.Function):
 def all_reduce_with_grad(tensor: Tensor) -> Tensor:
     """Sum over all ranks whose gradient is the sum of all ranks' gradients (as SyncBatchNorm has it)."""
     return _AllReduceWithGrad.apply(tensor) if world_size() > 1 else tensor
+
+
+def gather_with_grad(rows: Tensor) -> tuple[Tensor, int]:
+    """The rows of all ranks, which may have different numbers of them, in rank order, and where this rank's begin; a
+    row's gradient is the sum of all ranks' gradients."""
+    if world_size() == 1:
+        return rows, 0
+    counts = all_gather_rows(torch.tensor([len(rows)], device=rows.device)).tolist()
+    begin = sum(counts[: rank()])
+    behind = sum(counts) - begin - len(rows)
+    return all_reduce_with_grad(F.pad(rows, (0, 0) * (rows.dim() - 1) + (begin, behind))), begin

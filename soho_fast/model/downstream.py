@@ -17,12 +17,11 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.utils.generic import can_return_tuple
 
-from .auxiliary.contrastive import ContrastiveHead, ContrastiveVectors
+from .auxiliary import ContrastiveHead, ContrastiveVectors
 from .config import SohoConfig
 from .heads import ClassificationHead, ItmHead, LossSum, cross_entropy_sum, global_means, total_loss
 from .inputs import SohoInputs, Texts, check_labels, check_shape, read_inputs
 from .outputs import SohoForImageTextRetrievalOutput, SohoModelOutput, VisualTokens
-from .pair_encoder import PairMatching
 from .pretrained import LoadReport, copy_state
 from .soho import SohoForPreTraining, SohoModel, SohoModelWithHeads
 from .transformer import Reads
@@ -102,7 +101,7 @@ class SohoClassifier(SohoDownstreamModel):
         )
 
 
-class SohoForImageTextRetrieval(ContrastiveVectors, PairMatching, SohoDownstreamModel):
+class SohoForImageTextRetrieval(ContrastiveVectors, SohoDownstreamModel):
     """Does the text belong to the image? Pre-training's ITM head, trained on all t x t pairs of t aligned ones.
 
     With `config.contrastive_weight` it also learns vectors of images and of texts that choose the pairs to score.
@@ -147,10 +146,7 @@ class SohoForImageTextRetrieval(ContrastiveVectors, PairMatching, SohoDownstream
             check_labels("itm_labels", itm_labels, logits_P2)
             losses["itm_loss"] = cross_entropy_sum(logits_P2, itm_labels)
         if captions is not None and self.contrastive_head is not None:  # not the paper's
-            image_BE = self.image_vectors(self.embed_images(visual), visual.valid)
-            text_TE = self.text_vectors(captions.input_ids, captions.attention_mask)
-            assert captions.image_index is not None, "they are own_image"
-            losses["contrastive_loss"] = self.contrastive_head.loss(image_BE, text_TE, captions.image_index)
+            losses["contrastive_loss"] = self.contrastive_loss(visual, captions)
         return SohoForImageTextRetrievalOutput(
             itm_logits=logits_P2,
             hidden_states=outputs.hidden_states,

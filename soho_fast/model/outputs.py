@@ -77,14 +77,15 @@ class SohoModelOutput(ModelOutput):
 class SohoForPreTrainingOutput(ModelOutput):
     """
     Args:
-        loss (): sum of the losses below that are there, `mvm_loss`, `commitment_loss` and `bag_of_words_loss` by their
-            weights.
+        loss (): sum of the losses below that are there, all but `mlm_loss` and `itm_loss` by their weights.
         mlm_loss, mvm_loss, itm_loss (): means over the labelled positions (pairs) of all ranks, float32; 0 without
             any, `None` where the labels were not given.
         commitment_loss (): mean square of the features' distance from their codes over channels and valid tokens;
             training only, `None` where the config has no weight for it.
         bag_of_words_loss (): binary cross-entropy summed over the words, mean over images; training only, `None` where
             the config has no weight for it.
+        contrastive_loss (): of `auxiliary/contrastive.py`, mean over images and texts; training only, `None` where the
+            config has no weight for it.
         mlm_logits (M, V), mlm_targets (M,): at the labelled text positions, in the order of `mlm_labels != -100`.
         mvm_logits (M, K), mvm_targets (M,): at the masked visual tokens of the pairs that count (`losses_on`).
         itm_logits (P, 2): index 1 is "matched".
@@ -100,6 +101,7 @@ class SohoForPreTrainingOutput(ModelOutput):
     itm_loss: Tensor | None = None
     commitment_loss: Tensor | None = None
     bag_of_words_loss: Tensor | None = None
+    contrastive_loss: Tensor | None = None
     mlm_logits: Tensor | None = None
     mlm_targets: Tensor | None = None
     mvm_logits: Tensor | None = None

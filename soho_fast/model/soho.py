@@ -16,7 +16,7 @@ from transformers.utils.output_capturing import capture_outputs
 from soho_fast import ops
 
 from . import parts
-from .auxiliary.bag_of_words import BagOfWordsHead, captions_of
+from .auxiliary import BagOfWordsHead, ContrastiveHead, ContrastiveVectors, captions_of
 from .base import SohoPreTrainedModel
 from .config import SohoConfig
 from .embeddings import VisualEmbeddings, sine_position
@@ -44,7 +44,6 @@ from .inputs import (
 )
 from .masking import margin, masked_in_some_pairs
 from .outputs import SohoForPreTrainingOutput, SohoModelOutput, VisualTokens
-from .pair_encoder import PairMatching
 from .pretrained import LoadReport, check_finite, copy_state
 from .transformer import Pairs, Reads, TransformerBackend
 
@@ -310,7 +309,7 @@ _OF_WORDS = (
 )  # fmt: skip
 
 
-class SohoForPreTraining(PairMatching, SohoModelWithHeads):
+class SohoForPreTraining(ContrastiveVectors, SohoModelWithHeads):
     """SOHO with the heads and losses of pre-training: L = L_MLM + L_MVM + L_ITM (paper section 3.3, eq. 9).
 
     Attributes:
@@ -331,6 +330,7 @@ class SohoForPreTraining(PairMatching, SohoModelWithHeads):
         self.mvm_head = TokenHead(config, config.num_codes) if has_code_table else None
         self.itm_head = ItmHead(config)
         self.bag_of_words_head = BagOfWordsHead(config) if config.bag_of_words_weight else None
+        self.contrastive_head = ContrastiveHead(config) if config.contrastive_weight else None
         self.bag_of_words_only = False
         self.masks_visual_tokens = True
         if self.bag_of_words_head is not None:
@@ -488,9 +488,12 @@ class SohoForPreTraining(PairMatching, SohoModelWithHeads):
             losses["mvm_loss"] = cross_entropy_sum(result.mvm_logits, result.mvm_targets)
         if visual.codes is not None and self.training:  # not the paper's
             losses["commitment_loss"] = commitment_sum(visual.features, visual.codes.detach(), visual.valid)
-        if self.bag_of_words_head is not None and self.training:  # nor this
+        if self.training:  # nor these
             captions = captions_of(texts, mlm_labels, itm_labels)
-            losses["bag_of_words_loss"] = self.bag_of_words_head.loss(visual.features, visual.valid, captions)
+            if self.bag_of_words_head is not None:
+                losses["bag_of_words_loss"] = self.bag_of_words_head.loss(visual.features, visual.valid, captions)
+            if self.contrastive_head is not None:
+                losses["contrastive_loss"] = self.contrastive_loss(visual, captions)
         for name, value in total_loss(losses, self.config, synchronise=self.training).items():
             result[name] = value
         if self.soho.visual_dictionary is not None:

@@ -129,13 +129,15 @@ class PretrainingTask(BaseTask):
     model_class = SohoForPreTraining
     default_split = HELDOUT
     logged = (
-        "mlm_loss", "mvm_loss", "itm_loss", "commitment_loss", "bag_of_words_loss", "step_perplexity", "code_error",
+        "mlm_loss", "mvm_loss", "itm_loss", "commitment_loss", "bag_of_words_loss", "contrastive_loss",
+        "step_perplexity", "code_error",
     )  # fmt: skip
     selection = None
     # Fields since 0.1.
     absent = MappingProxyType(
         {
             **BaseTask.absent,
+            "model.contrastive_head": False,
             "model.config.backbone_stride": 32,
             "model.config.mvm_margin": 0,
             "model.config.dictionary_options": None,
@@ -253,6 +255,7 @@ class PretrainingTask(BaseTask):
             **self._records.identity,
             **{f"model.config.{name}": getattr(config, name) for name in SohoConfig.__annotations__},
             "model.bag_of_words_head": bool(config.bag_of_words_weight),
+            "model.contrastive_head": bool(config.contrastive_weight),
         }
 
     def new_model(self) -> SohoForPreTraining:

@@ -19,6 +19,8 @@ OPTIONS = {
     "code_reset_threshold": 0.5,
     "code_reset_patience": 1,
     "code_reset_limit": 3,
+    "contrastive_weight": 0.5,
+    "contrastive_size": 8,
 }
 
 
@@ -76,7 +78,8 @@ def train(rank: int | None, kind: str) -> dict:
                     dist.all_reduce(parameter.grad)
                     parameter.grad /= 2
         optimizer.step()
-        losses.append(torch.stack([out.mlm_loss, out.mvm_loss, out.itm_loss]).detach())
+        named = [out.mlm_loss, out.mvm_loss, out.itm_loss, out.contrastive_loss]
+        losses.append(torch.stack([loss for loss in named if loss is not None]).detach())
         num_reset += int((model.soho.visual_dictionary.age == 0).sum())
     return {"state": model.state_dict(), "losses": torch.stack(losses), "num_reset": num_reset}
 

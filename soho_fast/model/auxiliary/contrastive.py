@@ -1,15 +1,15 @@
 """A cheap contrastive stage for retrieval: a vector of each image and each text, made by the Transformer from it alone.
+Pre-training can learn it too.
 
 The paper leaves open how early fusion could be made fast enough to search with (appendix A.4), since it reads every
 image with every text. The same Transformer reads an image's visual tokens without a text, or a text without an image; a
 projection of either, trained beside matching by a contrastive loss, gives vectors whose inner products choose the few
 pairs that are worth reading together. Ours.
 
-B images, T texts, S words, L visual tokens, D channels, E channels of a vector.
+B images, T texts, A and U those of all ranks, S words, L visual tokens, D channels, E channels of a vector.
 """
 
 import math
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,8 +17,11 @@ from torch import Tensor, nn
 from transformers import initialization as init
 
 from ..config import SohoConfig
+from ..distributed import gather_with_grad
 from ..heads import LossSum
-from ..inputs import check_text_length
+from ..inputs import Texts, check_text_length
+from ..outputs import VisualTokens
+from ..pair_encoder import PairMatching
 
 
 class ContrastiveHead(nn.Module):
@@ -53,25 +56,29 @@ class ContrastiveHead(nn.Module):
     def loss(self, image_BE: Tensor, text_TE: Tensor, own_image_T: Tensor) -> LossSum:
         """Cross-entropies of each text choosing its image and of each image choosing its texts, halved; and how many.
 
-        An image with several texts is asked for any of them; one without is not asked.
+        An image with several texts is asked for any of them; one without is not asked. The images and texts of all
+        ranks are to choose from.
 
         Args:
             image_BE, text_TE: vectors of images and texts.
             own_image_T: int64, the image that each text describes.
         """
-        logits_BT = self.log_scale.clamp(max=self.LARGEST_SCALE).exp() * (image_BE @ text_TE.T)
-        of_texts = F.cross_entropy(logits_BT.T, own_image_T, reduction="sum")
-        right_BT = torch.arange(len(image_BE), device=own_image_T.device).unsqueeze(1) == own_image_T
-        asked_B = right_BT.any(1)
-        right_B = logits_BT.masked_fill(~right_BT, float("-inf")).logsumexp(1)
-        of_images = torch.where(asked_B, logits_BT.logsumexp(1) - right_B, 0.0).sum()
+        image_AE, image = gather_with_grad(image_BE)
+        text_UE, text = gather_with_grad(text_TE)
+        own_image_U, _ = gather_with_grad(own_image_T + image)
+        logits_AU = self.log_scale.clamp(max=self.LARGEST_SCALE).exp() * (image_AE @ text_UE.T)
+        of_texts = F.cross_entropy(logits_AU.T[text : text + len(text_TE)], own_image_T + image, reduction="sum")
+        logits_BU = logits_AU[image : image + len(image_BE)]
+        right_BU = torch.arange(image, image + len(image_BE), device=own_image_T.device).unsqueeze(1) == own_image_U
+        asked_B = right_BU.any(1)
+        right_B = logits_BU.masked_fill(~right_BU, float("-inf")).logsumexp(1)
+        of_images = torch.where(asked_B, logits_BU.logsumexp(1) - right_B, 0.0).sum()
         return (of_texts + of_images) / 2, (asked_B.sum() + len(text_TE)) / 2
 
 
-class ContrastiveVectors:
-    """The vectors, for models with a `SohoModel` (`soho`) and a `ContrastiveHead` or `None` (`contrastive_head`)."""
+class ContrastiveVectors(PairMatching):
+    """The vectors and their loss, for models that also have a `ContrastiveHead` or `None` (`contrastive_head`)."""
 
-    soho: Any  # A `SohoModel`: its module imports this one.
     contrastive_head: ContrastiveHead | None
 
     def image_vectors(self, visual_BLD: Tensor, valid_BL: Tensor | None = None) -> Tensor:
@@ -95,6 +102,17 @@ class ContrastiveVectors:
         mask_TS = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         hidden_TSD = self.soho.transformer.encode(self.soho, words_TSD, mask_TS.bool())
         return self.required_contrastive_head().text_vectors(hidden_TSD)
+
+    def contrastive_loss(self, visual: VisualTokens, captions: Texts) -> LossSum:
+        """See `ContrastiveHead.loss`, of images and texts that describe them. Texts without a real word are skipped."""
+        image_BE = self.image_vectors(self.embed_images(visual), visual.valid)
+        ids_TS, mask_TS, own_image_T = captions.input_ids, captions.attention_mask, captions.image_index
+        if own_image_T is None:
+            own_image_T = torch.arange(len(ids_TS), device=ids_TS.device)
+        if mask_TS is not None:
+            described_T = mask_TS.any(1)
+            ids_TS, mask_TS, own_image_T = ids_TS[described_T], mask_TS[described_T], own_image_T[described_T]
+        return self.required_contrastive_head().loss(image_BE, self.text_vectors(ids_TS, mask_TS), own_image_T)
 
     def required_contrastive_head(self) -> ContrastiveHead:
         """The contrastive head. Raises ValueError: the model has no such head."""

@@ -6,6 +6,7 @@ import scoring_run
 import torch
 import torch.nn.functional as F
 
+from soho_fast.model import SohoForPreTraining
 from soho_fast.tasks.evaluation.metrics.recall import retrieval_recall
 from soho_fast.tasks.evaluation.pair_scoring import score_pairs
 from soho_fast.tasks.evaluation.two_stage import K_TRIED, best_pairs, choose_k, contrastive_scores, ranked_in_two_stages
@@ -80,6 +81,28 @@ def test_training_on_all_pairs_of_aligned_ones():
     assert all(parameter.grad.abs().sum() > 0 for parameter in model.contrastive_head.parameters())
     with pytest.raises(ValueError, match="own_image: expected images, and no image_index"):
         model(**images, input_ids=ids, own_image=own, itm_labels=own)
+
+
+def test_pre_training_learns_the_same_vectors_from_its_matched_texts_before_they_were_masked():
+    """A masked text, one that does not match, an image without a text that does."""
+    trained = scoring_run.model()
+    model = SohoForPreTraining(trained.config).train()
+    model.load_state_dict({**model.state_dict(), **trained.state_dict()})
+    model.soho.eval()  # Codes and statistics stay as they are.
+    images = scoring_run.pixels(scoring_run.images(4))
+    whole = torch.stack([torch.from_numpy(text.ids) for text in scoring_run.texts()[::3]])
+    masked, labels = whole.clone(), torch.full_like(whole, -100)
+    masked[0, 1], labels[0, 1] = 4, whole[0, 1]
+    texts = {"input_ids": masked, "image_index": torch.tensor([2, 0, 2]), "mlm_labels": labels}
+    out = model(**images, **texts, itm_labels=torch.tensor([1, 0, 1]))
+    visual = model.encode_images(*images.values())
+    image, text = model.image_vectors(model.embed_images(visual), visual.valid), model.text_vectors(whole[[0, 2]])
+    logits = (image @ text.T) / 0.07
+    texts_choose = F.cross_entropy(logits.T, torch.tensor([2, 2]), reduction="sum")
+    expected = (texts_choose - logits.softmax(1)[2].sum().log()) / 3
+    torch.testing.assert_close(out.contrastive_loss, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(out.loss, out.mlm_loss + out.itm_loss + out.contrastive_loss, rtol=1e-5, atol=1e-5)
+    assert model.eval()(**images, **texts).contrastive_loss is None, "of training alone"
 
 
 def test_a_model_without_the_stage_says_so():
