@@ -50,7 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
             from soho_fast.common.checksums import folder_digest
             from soho_fast.common.lock import only_user
             from soho_fast.common.progress import ProgressLines
-            from soho_fast.common.versions import gone_on, program
+            from soho_fast.common.versions import cautions, program
             from soho_fast.engine.distributed import leave_processes, start_processes
             from soho_fast.engine.report import report_evaluation
             from soho_fast.tasks.evaluation.loading import load_for_evaluation
@@ -67,7 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
         folder = Path(options.into or Path(options.run or f"runs/{recipe.name}") / "evaluation" / own)
         what = f"{task.name}, split {split}, checkpoint {called} ({model_folder})"
         how = f", prepared in {prepared}" if prepared else ""
-        for line in (f"{what}{how}, {processes.world} process(es)", *gone_on(model_folder)):
+        for line in (f"{what}{how}, {processes.world} process(es)", *cautions(model_folder)):
             processes.say(line)
         with only_user(folder, processes, processes.say):
             progress, of_folder = ProgressLines(processes.say, "evaluation"), Path(model_folder)

@@ -21,7 +21,7 @@ with from_extra("train"):
     from soho_fast.common.command_line import Parser, exit_code, quiet_transformers
     from soho_fast.common.errors import UserError, print_line
     from soho_fast.common.hub import check_name, model_folder, no_such_path
-    from soho_fast.common.versions import gone_on
+    from soho_fast.common.versions import cautions
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -107,13 +107,18 @@ def _run(arguments: list[str]) -> int:
         label_images(folder, **options, as_json=as_json)
     else:
         fast = {name: options.pop(name) for name in ("precision", "compile") if name in options}
-        found = getattr(SohoPipeline.from_pretrained(folder, **fast), action)(**options)
+        soho = SohoPipeline.from_pretrained(folder, **fast)
+        texts = options.get("texts") or [options[name] for name in ("question", "text") if name in options]
+        if unknown := soho.unknown_words(texts):
+            words = ", ".join(map(repr, unknown[:5])) + ", ..." * (len(unknown) > 5)
+            print_line(f"this model reads as unknown: {words}", file=sys.stderr)
+        found = getattr(soho, action)(**options)
         if as_json:
             print_line(json.dumps(found))
         for row in [] if as_json else found:
             *named, score = row.values()
             print_line(f"{100 * score:5.1f} %  {named[0]}")
-    for line in gone_on(model_folder(folder)):
+    for line in cautions(model_folder(folder)):
         print_line(line, file=sys.stderr)
     return 0
 

@@ -409,6 +409,18 @@ class SohoPipeline(Questions):
                 found.append(ids)
         return found
 
+    def unknown_words(self, texts: Sequence[str]) -> list[str]:
+        """The words of texts that the tokenizer has no tokens for, each once."""
+        tokenizer = self.processor.tokenizer
+        found = tokenizer(list(texts), return_offsets_mapping=True, verbose=False)
+        words = [
+            text[begin:end]
+            for text, ids, places in zip(texts, found["input_ids"], found["offset_mapping"], strict=True)
+            for token, (begin, end) in zip(ids, places, strict=True)
+            if token == tokenizer.unk_token_id
+        ]
+        return list(dict.fromkeys(words))
+
     def _load(self, image: Any) -> Tensor | VisualTokens:
         """The pixels of an image, resized; what `encode` gave is taken as it is. Raises ValueError."""
         if not isinstance(image, VisualTokens):

@@ -76,11 +76,23 @@ def read_run_of(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
         return None
 
 
-def gone_on(folder: str | os.PathLike[str]) -> list[str]:
-    """A line where the run of a model, whose folder lies in the run's, has gone on since; nothing where it has not."""
+def cautions(folder: str | os.PathLike[str]) -> list[str]:
+    """Lines about a model whose folder lies in its run's: the run has gone on since, or ended no better than chance."""
     about, run = read_run_of(folder), Path(folder).resolve().parent
     if about is None or not (run / "recipe.yaml").is_file():
         return []
+    return [*_gone_on(folder, about, run), *_at_chance(run)]
+
+
+def _at_chance(run: Path) -> list[str]:
+    try:
+        said = json.loads((run / "metrics.json").read_text())["at_chance"]
+        return [f"{run}: {said}"] if isinstance(said, str) and said else []
+    except (OSError, ValueError, TypeError, KeyError):
+        return []
+
+
+def _gone_on(folder: str | os.PathLike[str], about: dict[str, Any], run: Path) -> list[str]:
     saved = [path.name.removeprefix("step-") for path in (run / "checkpoints").glob("step-*")]
     if _is_best_of(run, about["step"]):
         return []

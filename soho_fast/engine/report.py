@@ -193,6 +193,7 @@ def report_run(run: Run, metrics: Mapping[str, float] | None) -> None:
             "program": program(),
             "precision": run.step.precision,
             "metrics": metrics,
+            "at_chance": task.at_chance(metrics or {}),
             "best": {"step": progress.best_step, task.selection: progress.best} if progress.best is not None else None,
         },
     )

@@ -27,7 +27,7 @@ from soho_fast.common.command_line import quiet_transformers
 from soho_fast.common.errors import UserError, print_line
 from soho_fast.common.extras import from_extra
 from soho_fast.common.hub import model_folder
-from soho_fast.common.versions import gone_on
+from soho_fast.common.versions import cautions
 from soho_fast.explore.build import default_folder, open_model
 from soho_fast.explore.bundle import Bundle, BundleError
 from soho_fast.explore.from_arrays import Array, Metric, check_batch, check_codebook, check_metric, look_up
@@ -96,7 +96,7 @@ def serve_model(run: str, port: int | None = None) -> None:
         from soho_fast.explore.attention import SeeingPipeline
 
     soho = SeeingPipeline.from_pretrained(run)
-    for line in gone_on(model_folder(run)):
+    for line in cautions(model_folder(run)):
         print_line(line, file=sys.stderr)
     with tempfile.TemporaryDirectory() as folder:
         title = f"{Path(run).resolve().name}: {MODELS[type(soho.model).__name__][0]}"

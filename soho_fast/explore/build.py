@@ -20,7 +20,7 @@ from soho_fast.common.command_line import Parser, quiet_transformers
 from soho_fast.common.errors import UserError, print_line
 from soho_fast.common.extras import from_extra
 from soho_fast.common.hub import RUN_MODELS, check_name, run_model
-from soho_fast.common.versions import gone_on, read_run_of
+from soho_fast.common.versions import cautions, read_run_of
 from soho_fast.explore import from_files
 from soho_fast.explore.bundle import FOLDER
 
@@ -137,7 +137,7 @@ def run(options: argparse.Namespace) -> int:
     folder = Path(options.into) if options.into else default_folder(options.model)
     check_folder(folder)
     opened = open_model(options, print_line)
-    for line in gone_on(opened.folder):
+    for line in cautions(opened.folder):
         print_line(line)
     title = options.title or f"What the codes of {opened.run.name if opened.run else Path(opened.folder).name} mean"
     source = opened.source(title, print_line)

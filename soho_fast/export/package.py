@@ -24,7 +24,7 @@ from soho_fast.common.errors import UserError, print_line
 from soho_fast.common.files import scratch_beside
 from soho_fast.common.hub import model_folder
 from soho_fast.common.images import one_line
-from soho_fast.common.versions import gone_on, program, read_run_of
+from soho_fast.common.versions import cautions, program, read_run_of
 from soho_fast.export.graphs import EncodeImages, ReadTexts
 
 _STRIDE = 32
@@ -46,7 +46,7 @@ def export_model(folder: str | os.PathLike[str], output: Path, say: Callable[[st
         ValueError, OSError: the model can't be loaded, can't be exported, or the folder can't be written.
     """
     model, processor = load_model(folder)
-    for line in gone_on(model_folder(folder)):
+    for line in cautions(model_folder(folder)):
         say(line)
     question, config = SohoPipeline(model, processor).action, model.config
     if config.visual_encoder != "paper":

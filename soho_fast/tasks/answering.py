@@ -8,6 +8,7 @@ Shapes: E examples of a split.
 from __future__ import annotations
 
 import hashlib
+import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
@@ -25,6 +26,9 @@ from soho_fast.tasks.evaluation.answering import Answering, Answers
 from soho_fast.tasks.evaluation.computing import Computing
 from soho_fast.tasks.evaluation.sharing import Sharing
 from soho_fast.tasks.fine_tuning import FineTuningTask
+
+BASELINES = ("majority", "majority_of_the_question", "chance")
+"""What needs no model: always the most frequent answer, that of the same question in training, any answer."""
 
 
 class AnsweringTask(FineTuningTask):
@@ -68,7 +72,7 @@ class AnsweringTask(FineTuningTask):
 
     @abstractmethod
     def baselines(self, records: Sequence[Any], labels: Sequence[str]) -> dict[str, float]:
-        """The same of what needs no model: names of metrics with `_majority` or `_chance` behind them."""
+        """The same of what needs no model: names of metrics with one of `BASELINES` behind them."""
 
     def write_extra(self, answers: Sequence[str], records: Sequence[Any], folder: Path) -> list[str]:
         """Write what a server or a script of others takes; returns the names of the files."""
@@ -159,6 +163,20 @@ class AnsweringTask(FineTuningTask):
         ids = [getattr(record, self.id_field) for record in records]
         return Answers(ids, answers, score_E.tolist(), metrics, sharing, partial(self.write_extra, answers, records))
 
+    def at_chance(self, metrics: Mapping[str, float]) -> str:
+        name = self.selection
+        if name is None or name not in metrics:
+            return ""
+        found, count = metrics[name], metrics["num_examples"]
+        best = max((metrics[key] for key in self._baselines_of(name) if key in metrics), default=0.0)
+        if found - best > 2 * math.sqrt(best * (1 - best) / count):
+            return ""
+        return f"{name.replace('_', ' ')} {found:.1%} is no better than {best:.1%} without a model"
+
+    def _baselines_of(self, name: str) -> dict[str, str]:
+        """Of a metric, the names of those that need no model, and what they are called."""
+        return {f"{name}_{kind}": kind.replace("_", " ") for kind in BASELINES}
+
     def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
         """How sure the model is of each label."""
         return logits.softmax(-1)
@@ -167,12 +185,10 @@ class AnsweringTask(FineTuningTask):
         """Metrics beside their baselines."""
         rows = []
         for name, value in metrics.items():
-            if name == "num_examples" or name.endswith(("_majority", "_chance")):
+            if name == "num_examples" or name.endswith(tuple(f"_{kind}" for kind in BASELINES)):
                 continue
             baselines = [
-                f"{100 * metrics[f'{name}_{kind}']:.1f} % {kind}"
-                for kind in ("majority", "chance")
-                if f"{name}_{kind}" in metrics
+                f"{100 * metrics[key]:.1f} % {kind}" for key, kind in self._baselines_of(name).items() if key in metrics
             ]
             rows.append([name.replace("_", " "), f"{100 * value:.1f} %", ", ".join(baselines)])
         blank = ", images not shown" if self.data.blank_images else ""

@@ -59,6 +59,8 @@ class BaseTask(ABC):
 
     name: ClassVar[str]
     """The task's name in recipes."""
+    example: ClassVar[str] = ""
+    """What asks a model of `{run}`, of `python -m soho_fast.ask`; empty where nothing there does."""
     model_class: ClassVar[type[SohoPreTrainedModel]]
     """What it trains."""
     selection: ClassVar[str | None]
@@ -417,6 +419,12 @@ class BaseTask(ABC):
         # Without a checksum: who publishes the model completes it.
         (folder / CARD).write_text(model_card(self, model, self._last_metrics), encoding="utf-8")
 
+    def at_chance(self, metrics: Mapping[str, float]) -> str:
+        """That metrics are no better than chance, in words; empty where they are better, or where none were taken."""
+        return ""
+
     def next_commands(self, folder: Path) -> list[str]:
         """Commands worth trying after the run."""
-        return [f"tensorboard --logdir {shlex.quote(str(folder))}"]
+        run = shlex.quote(str(folder))
+        asks = [f"python -m soho_fast.ask {self.example.format(run=run)}"] if self.example else []
+        return [*asks, f"tensorboard --logdir {run}"]

@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
+from importlib.util import find_spec
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, Literal, NamedTuple
@@ -127,6 +128,7 @@ class PretrainingTask(BaseTask):
 
     name = "pretraining"
     model_class = SohoForPreTraining
+    example = 'rank {run} IMAGE "ONE TEXT" "ANOTHER"'
     default_split = HELDOUT
     logged = (
         "mlm_loss", "mvm_loss", "itm_loss", "commitment_loss", "bag_of_words_loss", "contrastive_loss",
@@ -368,13 +370,14 @@ class PretrainingTask(BaseTask):
     def next_commands(self, folder: Path) -> list[str]:
         """Also what ranks texts by the model, what learns the questions of own images, and what shows the codes."""
         run, annotations = shlex.quote(str(folder)), Path(self.data.sources[0].annotations)
-        commands = [f'python -m soho_fast.ask rank {run} IMAGE "ONE TEXT" "ANOTHER"']
+        commands = [f"python -m soho_fast.evaluate --run {run}"] if self.data.heldout else []
         if self.data.sources[0].format == "json_lines" and annotations.name == "images.jsonl":  # which own_vqa reads
             images = shlex.quote(str(annotations.parent))
             options = f"--recipe own_vqa --data_roots.images {images} --model.pretrained {run}/model"
             commands.append(f'python -m soho_fast.train {options}  # where lines have "questions"')
         if self.model_config.use_dictionary:
-            commands.append(f"python -m soho_fast.explore build {run}")
+            needs = "" if find_spec("scipy") else '  # needs: pip install "soho_fast[explore]"'
+            commands.append(f"python -m soho_fast.explore build {run}{needs}")
         return [*commands, *super().next_commands(folder)]
 
     def metrics_while_training(self, model: SohoForPreTraining, sharing: Sharing, *, quick: bool) -> dict[str, float]:
@@ -425,6 +428,9 @@ class PretrainingTask(BaseTask):
         if not self.heldout_records:
             raise ValueError("data.heldout: the recipe names no held-out images to evaluate on")
         return HeldoutEvaluation(self.metrics_while_training(model, sharing, quick=False))
+
+    def at_chance(self, metrics: Mapping[str, float]) -> str:
+        return nothing_learnt(metrics) if metrics else ""
 
     def table(self, metrics: Mapping[str, float]) -> Table:
         """Metrics beside their baselines."""

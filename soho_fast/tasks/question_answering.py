@@ -33,6 +33,7 @@ _FORMATS_OF = {"annotations": ("vqa",), "heldout_share": ("json_lines",), "split
 
 _ROWS_AT_A_TIME = 4096
 _SMALLEST_PRIOR = 1e-4
+_OF_QUESTION = "vqa_score_majority_of_the_question"
 
 
 def _answers_of(record: VqaRecord) -> tuple[str, ...]:
@@ -45,6 +46,7 @@ class QuestionAnsweringTask(AnsweringTask):
 
     name = "vqa"
     model_class = SohoForQuestionAnswering
+    example = 'answer {run} IMAGE "A QUESTION?"'
     selection = "vqa_score"
     texts = "questions"
     text_field, id_field = "question", "question_id"
@@ -142,8 +144,10 @@ class QuestionAnsweringTask(AnsweringTask):
         return vqa_accuracy(said, records)
 
     def baselines(self, records: Sequence[VqaRecord], labels: Sequence[str]) -> dict[str, float]:
-        """The most frequent answer; and any answer of the list, with the same chance."""
+        """The most frequent answer, of all or of the same question in training; any of the list, by chance."""
         constant = self.metrics([labels[0]] * len(records), records)
+        usual = self._usual_answers
+        of_question = [usual.get(record.question.lower(), labels[0]) for record in records] if usual else []
         known = set(labels)
         chance = 0.0
         for record in records:
@@ -151,8 +155,22 @@ class QuestionAnsweringTask(AnsweringTask):
             chance += sum(vqa_score(answer, given) for answer in {normalise_answer(each) for each in given} & known)
         return {
             **{f"{name}_majority": value for name, value in constant.items()},
+            **({_OF_QUESTION: self.metrics(of_question, records)["vqa_score"]} if usual else {}),
             "vqa_score_chance": chance / (len(labels) * len(records)),
         }
+
+    @cached_property
+    def _usual_answers(self) -> dict[str, str]:
+        """Of each question of training, in lower case, its most frequent answer; none where they can't be read."""
+        try:
+            records = self.training_records
+        except (OSError, ValueError) as error:
+            self._say(f"no baseline of the same question: {error}")
+            return {}
+        counts: dict[str, Counter[str]] = {}
+        for record in records if self.is_answered(records) else ():
+            counts.setdefault(record.question.lower(), Counter()).update(map(normalise_answer, _answers_of(record)))
+        return {question: count.most_common(1)[0][0] for question, count in counts.items()}
 
     def write_extra(self, answers: Sequence[str], records: Sequence[VqaRecord], folder: Path) -> list[str]:
         """The submission to the evaluation server (EvalAI)."""

@@ -55,6 +55,7 @@ class RetrievalTask(FineTuningTask):
 
     name = "retrieval"
     model_class: ClassVar[type[SohoForImageTextRetrieval]] = SohoForImageTextRetrieval
+    example = 'rank {run} IMAGE "ONE TEXT" "ANOTHER"'
     selection = "mean_r1"
     logged = ("itm_loss", "contrastive_loss")
     num_validated_on = 0

@@ -20,6 +20,7 @@ class VisualEntailmentTask(AnsweringTask):
 
     name = "snli_ve"
     model_class = SohoForVisualEntailment
+    example = 'entails {run} IMAGE "A STATEMENT"'
     selection = "accuracy"
     texts = "hypotheses"
     text_field, id_field = "hypothesis", "pair_id"

@@ -21,6 +21,7 @@ class VisualReasoningTask(AnsweringTask):
 
     name = "nlvr2"
     model_class = SohoForVisualReasoning
+    example = 'compare {run} LEFT RIGHT "A STATEMENT"'
     selection = "accuracy"
     texts = "statements"
     text_field, id_field = "sentence", "identifier"

@@ -214,5 +214,8 @@ def test_command_line(save, images, capsys):
     assert len(capsys.readouterr().out.splitlines()) == 2, "all there are"
     assert main(["rank", str(folder), str(images[0]), "a red\x1b[2J"]) == 0
     assert capsys.readouterr().out.endswith("%  a red\\x1b[2J\n"), "an answer's name may be another's"
+    capsys.readouterr()
+    assert main(["rank", str(folder), str(images[0]), "a zebra, red", "blue zebra quagga"]) == 0
+    assert capsys.readouterr().err == "this model reads as unknown: 'zebra', ',', 'quagga'\n"
     assert main(["compare", str(folder), str(images[0]), str(images[1]), "a red"]) == 2
     assert capsys.readouterr().err.startswith("error: compare: needs a model for visual reasoning")

@@ -5,7 +5,7 @@ import json
 import pytest
 
 import soho_fast
-from soho_fast.common.versions import RUN_OF, gone_on, program, read_run_of, write_run_of
+from soho_fast.common.versions import RUN_OF, cautions, program, read_run_of, write_run_of
 
 
 @pytest.fixture
@@ -42,27 +42,33 @@ def test_an_edit_is_another_program_and_so_is_one_without_its_compiled_ops(tmp_p
 
 
 def test_a_model_whose_run_went_on_says_so(best):
-    assert gone_on(best) == [f"{best} is of step 4; its run has gone on to step 6"]
+    assert cautions(best) == [f"{best} is of step 4; its run has gone on to step 6"]
     write_run_of(best, 6, "0123456789abcdef")
     (best.parent / "checkpoints/step-00000008.partial").mkdir()
     (best.parent / "checkpoints/notes").mkdir()
-    assert gone_on(best) == [], "half-written, a step may never be there"
+    assert cautions(best) == [], "half-written, a step may never be there"
+
+
+def test_a_model_whose_run_ended_at_chance_says_so(best):
+    for content, told in (({"at_chance": "matching is"}, True), ({"at_chance": ""}, False), ({}, False)):
+        (best.parent / "metrics.json").write_text(json.dumps(content))
+        assert (f"{best.parent}: matching is" in cautions(best)) == told
 
 
 @pytest.mark.parametrize("best_step, told", [(4, False), (6, True)])
 def test_the_best_of_a_run_that_has_ended_is_no_news(best, best_step, told):
     (best.parent / "metrics.json").write_text(json.dumps({"step": 6, "best": {"step": best_step, "vqa_score": 0.271}}))
-    assert bool(gone_on(best)) == told
+    assert bool(cautions(best)) == told
 
 
 @pytest.mark.parametrize("content", ["{", "[]", "{}", '{"step": "4", "identity": "a"}', '{"step": 4}'])
 def test_what_is_not_known_is_not_said(best, content):
     (best / RUN_OF).write_text(content)
-    assert read_run_of(best) is None and gone_on(best) == []
-    assert read_run_of("owner/name") is None and gone_on("owner/name") == []
+    assert read_run_of(best) is None and cautions(best) == []
+    assert read_run_of("owner/name") is None and cautions("owner/name") == []
 
 
 def test_a_folder_beside_is_no_run(best):
     """A model that was copied elsewhere tells its step, and nothing of what lies beside it."""
     (best.parent / "recipe.yaml").unlink()
-    assert gone_on(best) == [] and json.loads((best / RUN_OF).read_text())["step"] == 4
+    assert cautions(best) == [] and json.loads((best / RUN_OF).read_text())["step"] == 4

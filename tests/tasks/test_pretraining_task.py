@@ -124,7 +124,7 @@ def test_a_training_step_and_the_metrics(data):
     assert torch.isfinite(output.loss)
     logged = {name: getattr(output, name, None) for name in task.logged}
     assert all(value.numel() == 1 for value in logged.values() if value is not None)
-    off_or_the_steps = {"bag_of_words_loss", "commitment_loss", "step_perplexity", "code_error"}
+    off_or_the_steps = {"bag_of_words_loss", "contrastive_loss", "commitment_loss", "step_perplexity", "code_error"}
     assert {name for name, value in logged.items() if value is None} == off_or_the_steps
     model.train()
     metrics = task.evaluate(model, quick=False)
@@ -554,9 +554,12 @@ def test_the_next_commands_ask_the_model_and_train_it_on_the_questions_of_own_im
     assert "own_vqa" not in "".join(task.next_commands(tmp_path))
 
 
-def test_nothing_is_told_of_codes_where_there_are_none(data, tmp_path):
+def test_nothing_is_told_of_codes_where_there_are_none(data, tmp_path, monkeypatch):
     task, _ = make_task(data)
     assert f"python -m soho_fast.explore build {tmp_path}" in task.next_commands(tmp_path)
+    monkeypatch.setattr("soho_fast.tasks.pretraining.find_spec", lambda name: None)
+    (told,) = [command for command in task.next_commands(tmp_path) if "explore build" in command]
+    assert told.endswith('# needs: pip install "soho_fast[explore]"')
     task, _ = make_task(data)
     task.model.config = {**SMALL, "use_dictionary": False}
     assert not [command for command in task.next_commands(tmp_path) if "explore" in command]
