@@ -40,6 +40,7 @@ def _parser() -> Parser:
         help="Prepare the model for inference in this precision.",
     )
     options.add_argument("--compile", action="store_true", help="Prepare the model for inference with torch.compile.")
+    options.take_modules()
     example = "example: soho ask rank runs/mini photo.jpg 'two dogs' 'a cat'"
     parser = Parser(prog="soho ask", description="Ask a model about images.", parents=[options], epilog=example)
     actions = parser.add_subparsers(dest="action", required=True)

@@ -13,6 +13,7 @@ from typing import Any, NoReturn, Self
 
 from soho_fast.common.errors import GONE_ERRORS, UserError, fail, is_gone, last_line, say_nothing_more
 from soho_fast.common.extras import MissingExtraError, from_extra
+from soho_fast.common.import_path import import_named
 from soho_fast.common.spelling import did_you_mean
 
 # Needs torch, and has been imported where there are loader processes.
@@ -26,6 +27,11 @@ class Parser(argparse.ArgumentParser):
         options.setdefault("allow_abbrev", False)
         super().__init__(**options)
 
+    def take_modules(self) -> None:
+        """Take `--import`: a model of a user's own class can be loaded only where its module is imported."""
+        words = "Module of your own that the model needs, such as own_cnn; may be given several times."
+        self.add_argument("--import", action=_Import, metavar="MODULE", default=argparse.SUPPRESS, help=words)
+
     def error(self, message: str) -> NoReturn:
         raise UserError(in_plain_words(message, flags_of(self)))
 
@@ -33,6 +39,11 @@ class Parser(argparse.ArgumentParser):
         """Print it now: what reads it may have ended."""
         super().print_help(file)
         sys.stdout.flush()
+
+
+class _Import(argparse.Action):
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Any = None) -> None:
+        import_named(values, "--import")
 
 
 def as_text(arguments: Sequence[str] | None) -> list[str]:

@@ -35,7 +35,12 @@ def load(path: str, what: str, base: type | None = None) -> Any:
     """
     if not is_import_path(path):
         raise UserError(f"{what}: expected an import path as my.module:Name, got {path!r}")
-    name = path.partition(":")[0]
+    import_named(path.partition(":")[0], what)
+    return load_imported(path, what, base)
+
+
+def import_named(name: str, what: str) -> None:
+    """Import a module that the user names; the current folder is searched first. Raises UserError, as `load`."""
     folder = os.getcwd()
     if not sys.flags.safe_path and not {folder, ""} & set(sys.path):
         sys.path.insert(0, folder)  # A console script has its own folder there instead.
@@ -48,7 +53,6 @@ def load(path: str, what: str, base: type | None = None) -> Any:
             ) from error
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise UserError(f"{what}: {name} cannot be imported ({reason})") from error
-    return load_imported(path, what, base)
 
 
 def load_imported(path: str, what: str, base: type | None = None) -> Any:
@@ -61,8 +65,8 @@ def load_imported(path: str, what: str, base: type | None = None) -> Any:
     module = sys.modules.get(name)
     if module is None:
         raise UserError(
-            f"{what}: {path} is code that a file names, which alone may not have it imported; import {name} before, or "
-            "give --trust-file where a recipe names it"
+            f"{what}: {path} is code that a file names, which alone may not have it imported; import {name} before, "
+            "as by --import, or give --trust-file where a recipe names it"
         )
     found = getattr(module, attribute, None)
     if found is None:

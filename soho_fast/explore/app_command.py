@@ -21,6 +21,7 @@ def _run(arguments: list[str]) -> int:
     parser = Parser(prog="soho app", description=about, epilog="example: soho app runs/mini")
     parser.add_argument("run", help="Folder of a run or of a model, or a name on the hub.")
     parser.add_argument("--port", type=int, help="Port of this machine (default: the first free one from 7860 on).")
+    parser.take_modules()
     options = parser.parse_args(arguments)
     check_name(options.run, needs_owner=True)
     with from_extra("app"):

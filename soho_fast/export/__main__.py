@@ -35,6 +35,7 @@ def _run(arguments: list[str]) -> int:
     )
     parser.add_argument("model", help="Folder of a run or of a model, or a name on the hub.")
     parser.add_argument("output", help="Folder to create.")
+    parser.take_modules()
     options = parser.parse_args(arguments)
     check_name(options.model, needs_owner=True)
     output = Path(options.output)

@@ -53,6 +53,7 @@ def _parser() -> Parser:
     parser.add_argument("--workers", type=int, default=2, help="Number of processes that decode images (default: 2).")
     parser.add_argument("--results", type=Path, help="File to write: one JSON line per example, with its scores.")
     parser.add_argument("--json", action="store_true", help="Print JSON instead of a table.")
+    parser.take_modules()
     return parser
 
 

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from soho_fast.common.command_line import Parser
 from soho_fast.common.errors import UserError
 from soho_fast.common.import_path import is_import_path, load, load_imported
 
@@ -71,3 +72,11 @@ def test_what_a_file_names_is_not_imported(own_module):
 def test_which_values_are_import_paths():
     assert all(map(is_import_path, ("module:Name", "a.b_c:D1")))
     assert not any(map(is_import_path, ("resnet18", "timm/resnet18", "a:b:c", "a..b:C", "1a:B", "C:\\folder", None, 3)))
+
+
+def test_commands_that_load_a_model_import_what_a_user_names(own_module):
+    parser = Parser(prog="soho ask")
+    parser.take_modules()
+    assert vars(parser.parse_args(["--import", "own_parts"])) == {} and "own_parts" in sys.modules
+    with pytest.raises(UserError, match=r"^--import: there is no module no_parts, neither in the current folder"):
+        parser.parse_args(["--import", "no_parts"])
