@@ -5,7 +5,7 @@ import zlib
 
 import pytest
 
-from soho_fast.data.mini.photographs import read_rcc
+from soho_fast.data.packages.rcc import read_rcc
 
 
 def _rcc(version: int = 1, flags: int = 0, payload: bytes = b"RIFFwebp") -> bytes:
