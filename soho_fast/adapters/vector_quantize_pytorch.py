@@ -33,9 +33,18 @@ class Codebook(Keeping, core.Codebook):
         self.forget()  # the original writes past the version counter
         super().update_ema()
 
-    def replace(self, *args: Any, **kwargs: Any) -> None:
+    def init_embed_(self, data: Tensor, mask: Tensor | None = None) -> None:
+        """As the original, of finite features alone."""
+        if not self.initted and not data.isfinite().all():
+            finite_N = data.isfinite().all(-1).all(0)  # as many in each codebook, as the original asks for
+            mask = finite_N.expand(data.shape[:-1]) if mask is None else mask & finite_N
+        super().init_embed_(data, mask)
+
+    def replace(self, batch_samples: Tensor, batch_mask: Tensor, seq_mask: Tensor | None = None) -> None:
+        """As the original; a code that draws a feature which is not finite takes the place of the first code."""
         self.forget()
-        super().replace(*args, **kwargs)
+        finite = batch_samples.isfinite().all(-1, keepdim=True)
+        super().replace(torch.where(finite, batch_samples, self.embed[:, :1]), batch_mask, seq_mask)
 
     @torch.no_grad()
     def forward(
@@ -87,10 +96,10 @@ class Codebook(Keeping, core.Codebook):
         ema_update_weight: Tensor | Callable | None = None,
         accum_ema_update: bool = False,
     ) -> None:
-        """As the original, from the index (H, N) in place of its one-hot form; `update_indices` still brings that."""
+        """As the original, from the index (H, N) in place of its one-hot form, which `update_indices` still brings;
+        without features that are not finite."""
         if embed_onehot.is_floating_point():
-            super().track_cluster_size_and_embed_avg(flatten, embed_onehot, mask, ema_update_weight, accum_ema_update)
-            return
+            embed_onehot = embed_onehot.argmax(-1)
         valid = [None] * flatten.shape[0] if mask is None else mask
         per_codebook = [
             ops.codebook_stats(feat_NC, index_N, self.codebook_size, valid=valid_N)

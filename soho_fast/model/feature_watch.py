@@ -8,8 +8,10 @@ import math
 import torch
 from torch import Tensor
 
+from soho_fast.ops.nn import Float32Buffers
+
 from .distributed import all_reduce_sum_
-from .normalization import Float32Buffers, finite_rows, is_recomputing
+from .normalization import finite_rows, is_recomputing
 
 # About so many steps the reference remembers, while the backbone is frozen and while it learns.
 _REMEMBERED_FROZEN, _REMEMBERED = 50.0, 1000.0

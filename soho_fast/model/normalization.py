@@ -1,10 +1,9 @@
-"""BatchNorm whose running statistics stay float32, and what keeps buffers float32 under every precision.
+"""BatchNorm whose running statistics stay float32.
 
 B images, C channels, H x W pixels of a feature map, L tokens per image.
 """
 
-from collections.abc import Callable
-from typing import Any, Self
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +12,7 @@ from torch.utils.module_tracker import ModuleTracker
 from transformers import initialization as init
 
 from soho_fast.common.errors import UserError
+from soho_fast.ops.nn import Float32Buffers
 
 from .distributed import all_reduce_sum_, all_reduce_with_grad
 
@@ -31,21 +31,6 @@ def finite_rows(feat_BLC: Tensor) -> Tensor:
     """Bool (B, L): whether all channels of a token are finite."""
     # Many times as fast as `isfinite` and `all`: a NaN is both the largest and the smallest.
     return feat_BLC.amax(-1).isfinite() & feat_BLC.amin(-1).isfinite()
-
-
-class Float32Buffers(nn.Module):
-    """A module whose floating-point buffers stay float32 under `.half()`, `.bfloat16()` and `.to(dtype)`.
-
-    Devices are followed, parameters are cast as usual, and the values keep their bits.
-    """
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        before = {name: b for name, b in self.named_buffers(recurse=False) if b.dtype == torch.float32}
-        super()._apply(fn, recurse)
-        for name, buffer in before.items():
-            if getattr(self, name).dtype != torch.float32:
-                setattr(self, name, buffer.to(device=getattr(self, name).device))
-        return self
 
 
 class BatchNorm2d(nn.BatchNorm2d, Float32Buffers):

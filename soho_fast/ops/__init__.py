@@ -7,6 +7,7 @@ One convention everywhere: `valid` is True at real positions, and a negative ind
 Letters in tensor names: N feature vectors, K codes, C channels, B images, L tokens per image.
 """
 
+from soho_fast.ops import nn
 from soho_fast.ops.backends import available_backends, build_info, set_cpu_level
 from soho_fast.ops.codebook_lookup import codebook_lookup, straight_through
 from soho_fast.ops.codebook_lookup.gradients import diveq, rotation_trick
@@ -32,6 +33,7 @@ __all__ = [
     "group_mask",
     "lfq",
     "lfq_codes",
+    "nn",
     "prepare_codebook",
     "residual_lookup",
     "rotation_trick",

@@ -79,6 +79,20 @@ def test_fifty_steps(options, masked):
     assert_same_state(original, accelerated)
 
 
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_a_feature_that_is_not_finite_never_reaches_the_codebook(options):
+    _, accelerated = pair(**{"threshold_ema_dead_code": 2, **options})
+    for step in range(10):
+        features = torch.randn(B, L, C)
+        features[0] = torch.nan  # in every draw for dead codes there would be one of these
+        features[1, step, 3] = torch.inf
+        index = accelerated(features)[1]
+        if accelerated.heads == 1:
+            accelerated.update_indices(features, index)
+        state = accelerated.state_dict()
+        assert all(state[f"_codebook.{name}"].isfinite().all() for name in ("embed", "embed_avg", "cluster_size"))
+
+
 def train(quantizer) -> tuple[list[float], list[torch.Tensor], nn.Module]:
     """An auto-encoder around the layer, trained for 50 steps of AdamW."""
     torch.manual_seed(4)

@@ -227,6 +227,8 @@ def test_refusals(make_features):
         model.partial_fit(rows)
     assert len(model.fit(rows).cluster_centers_) == 5 and model.partial_fit(rows).n_clusters == 5
     labels = model.predict(rows)
+    with pytest.raises(ValueError, match="X: expected finite values in float32, got NaN in row 7"):
+        model.partial_fit(np.where(np.arange(100)[:, None] == 7, np.nan, rows))
     model.set_params(metric="cosine")
     with pytest.raises(ValueError, match="metric: expected 'euclidean', as in the centres so far, got 'cosine'"):
         model.partial_fit(rows)

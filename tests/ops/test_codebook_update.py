@@ -163,6 +163,27 @@ def test_padding_is_not_read(at_every_level):
     assert counts.tolist() == [1.0, 1.0] and sums.tolist() == [[1.0, 1.0], [1.0, 1.0]]
 
 
+@pytest.mark.parametrize("compiled", [False, True], ids=["", "compiled"])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf], ids=str)
+def test_a_feature_that_is_not_finite_moves_no_code(value, compiled, at_every_level):
+    features, index, valid = _case(50, 4, 9)
+    features[7, 3] = value
+    valid[7] = True
+    without = valid & (torch.arange(50) != 7)
+
+    def moved(features, index, valid, backend):
+        counts, sums = codebook_stats(features, index, 4, valid=valid, backend=backend)
+        codebook = scatter_mean_ema_(torch.ones(4, 9), features, index, 0.7, valid=valid, backend=backend)
+        return counts, sums, codebook
+
+    run = torch.compile(moved, backend="aot_eager", fullgraph=True) if compiled else moved
+    got = at_every_level(run, features, index.abs(), valid)
+    expected = at_every_level(moved, features.nan_to_num(), index.abs(), without)
+    assert all(map(torch.equal, got, expected)) and all(t.isfinite().all() for t in got)
+    everything = at_every_level(codebook_stats, features, index.abs(), 4, wide=True)
+    assert everything[0].sum() == 49 and everything[1].isfinite().all()
+
+
 def test_index_out_of_range_at_padding_is_ignored(at_every_level):
     index, valid = torch.tensor([0, 99]), torch.tensor([True, False])
     counts, _ = at_every_level(codebook_stats, torch.ones(2, 2), index, 2, valid=valid)

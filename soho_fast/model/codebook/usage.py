@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from transformers import initialization as init
 
+from soho_fast.ops.nn import Float32Buffers
+
 from ..config import SohoConfig
-from ..normalization import Float32Buffers
 
 # A code that is hardly used yet is not drawn by its lift alone. In units of the uniform share; ours.
 _LEAST_USAGE = 0.05

@@ -35,6 +35,20 @@ def _writable(codebook: Tensor) -> Tensor:
     return codebook.detach() if codebook.requires_grad else codebook
 
 
+def _of_finite_rows(features: Tensor, valid: Tensor | None) -> Tensor | None:
+    """`valid`, without the rows that are not finite."""
+    if features.shape[-1] == 0:
+        return valid
+    finite = features.amax(-1).isfinite() & features.amin(-1).isfinite()  # a NaN is both; faster than isfinite and all
+    return finite if valid is None else finite & valid
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    """Whether all values are, of a tensor that can be read; else False."""
+    values = checks.values_of(tensor)
+    return values is not None and bool(values.sum().isfinite() or values.isfinite().all())
+
+
 def codebook_stats(
     features: Tensor,
     index: Tensor,
@@ -45,7 +59,7 @@ def codebook_stats(
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor]:
     """How many features are assigned to each code, and their sum: the input of `codebook_ema_`, to be all-reduced
-    before it.
+    before it. A feature with NaN or infinity is not counted: it would make its code so, for ever.
 
     Adds in float64 whatever the type of features and whatever autocast says, features in ascending position, and rounds
     once: the same bits for the same input at any thread count. Not differentiable.
@@ -67,8 +81,13 @@ def codebook_stats(
     """
     _check_assigned(features, index, valid)
     num_codes = checks.check_int("num_codes", num_codes, 1)
-    op = op_for("codebook_stats", backend, features.device)
-    return op(features.detach(), index, num_codes, valid, wide)
+    op, features = op_for("codebook_stats", backend, features.device), features.detach()
+    # Where the sums can be read, features are only gone through once more if one was not finite.
+    if checks.values_of(features) is not None:
+        counts, sums = op(features, index, num_codes, valid, wide)
+        if _is_finite(sums):
+            return counts, sums
+    return op(features, index, num_codes, _of_finite_rows(features, valid), wide)
 
 
 def codebook_ema_(
@@ -112,7 +131,8 @@ def scatter_mean_ema_(
     valid: Tensor | None = None,
     backend: str | None = None,
 ) -> Tensor:
-    """`codebook_stats` and `codebook_ema_` fused, for one process: the same bits without the sums in memory.
+    """`codebook_stats` and `codebook_ema_` fused, for one process: the same bits without the sums in memory. A feature
+    with NaN or infinity is not counted.
 
     Args:
         codebook: float32 (K, C), changed in place. features, index, valid: as in `codebook_stats`. decay: in [0, 1].
@@ -131,8 +151,17 @@ def scatter_mean_ema_(
         raise ValueError(f"features: expected {codebook.shape[1]} channels like codebook, got {features.shape[-1]}")
     checks.check_same_device(codebook=codebook, features=features)
     checks.check_decay(decay)
-    op = op_for("scatter_mean_ema_", backend, codebook.device)
-    op(_writable(codebook), features.detach(), index, float(decay), valid)
+    op, features, moved = op_for("scatter_mean_ema_", backend, codebook.device), features.detach(), _writable(codebook)
+    if checks.values_of(features) is not None:
+        before = moved.clone()
+        op(moved, features, index, float(decay), valid)
+        is_moved = _is_finite(moved)
+        if not is_moved:
+            moved.copy_(before)
+    else:
+        is_moved = False
+    if not is_moved:
+        op(moved, features, index, float(decay), _of_finite_rows(features, valid))
     mark_changed(codebook)
     return codebook
 
