@@ -26,9 +26,7 @@ _PACKED = {
 }
 
 # What a record of each kind holds beside `kind` and `step`.
-_CONTENTS = {
-    "train": ("lr", dict), "evaluation": ("metrics", dict), "event": ("event", str), "snapshot": ("values", dict),
-}  # fmt: skip
+_CONTENTS = {"train": ("lr", dict), "evaluation": ("metrics", dict), "event": ("event", str)}
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:

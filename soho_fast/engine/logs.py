@@ -130,8 +130,7 @@ class RunLog:
     losses (exact float32 values of this step, mean over ranks and micro-batches), lr by group, grad_norm, loss_scale,
     images_per_second and the milliseconds of each phase (means since the last record), seconds of training so far.
     `kind` "evaluation": step and metrics. `kind` "event": the steps done when something changed, and what: the run was
-    resumed, the backbone is frozen, learning rates fell. Curves jump there. `kind` "snapshot": step and what the
-    task's `snapshot` gives, as `values`, about a hundred times over a run.
+    resumed, the backbone is frozen, learning rates fell. Curves jump there.
 
     Args:
         folder: the run's folder.
@@ -260,8 +259,3 @@ class PhaseTimer:
         means = {phase: 1000 * seconds / num_steps for phase, seconds in self._seconds.items()}
         self._seconds = dict.fromkeys(PHASES, 0.0)
         return means
-
-
-def steps_between_snapshots(total_steps: int, log_steps: int) -> int:
-    """The smallest multiple of the steps between records of training that gives a run a hundred snapshots at most."""
-    return log_steps * -(-total_steps // (100 * log_steps))

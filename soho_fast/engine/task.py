@@ -94,10 +94,6 @@ class Task(Protocol):
         """What goes wrong in training and no loss shows, each thing once: "what; what to do". Called on rank 0 whenever
         the log gets a record of training."""
 
-    def snapshot(self, model: nn.Module) -> Mapping[str, Any]:
-        """JSON values worth keeping of the model's state a hundred times over a run, lists included; empty for a task
-        without such values. Called on rank 0; a run that was interrupted and went on gives the same."""
-
     def phase(self, epoch: float) -> str:
         """What is trained otherwise than in most of the run, after so many epochs; empty where nothing is."""
 

@@ -36,7 +36,7 @@ with from_extra("train"):
         zero_stage,
     )
     from soho_fast.engine.feature_cache import TrainingBatches
-    from soho_fast.engine.logs import PhaseTimer, RunLog, Trackers, load_tracker, steps_between_snapshots
+    from soho_fast.engine.logs import PhaseTimer, RunLog, Trackers, load_tracker
     from soho_fast.engine.optimizer import Schedule, SgdAdamW, freeze_parameters, optimizer_groups
     from soho_fast.engine.resume import ResumePoint
     from soho_fast.engine.settings import TrainSettings
@@ -528,11 +528,6 @@ class Run:
         for line in self.task.warnings(self.step.model):
             self._record("event", {"event": line.partition(";")[0]})
             self._say(f"warning: step {progress.step}: {line}")
-        snapshot_due = self._is_due(steps_between_snapshots(self.total_steps, self.settings.log.every_steps))
-        if snapshot_due or not self.steps_left:
-            values = self.task.snapshot(self.step.model)
-            if values:
-                self._record("snapshot", {"values": values})
 
     def _seconds_left(self, rate: float) -> float:
         by_steps = (self.total_steps - self.progress.step) * self.plan.global_batch_size / max(rate, 1e-9)

@@ -65,10 +65,6 @@ class LearntQuantiser(CodeUsage, ABC):
         """From the feature to the vector of its code."""
         return (feat_BLC.float() - self.codebook_of(0).float()[index_BLQ[..., 0]]).norm(dim=-1, keepdim=True)
 
-    def drift(self) -> float:
-        """Not measured."""
-        return 0.0
-
     def reset(self) -> None:
         """No usage; parameters have initial values of their own."""
         self.reset_usage()

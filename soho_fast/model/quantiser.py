@@ -63,9 +63,6 @@ class Quantiser(Protocol):
     def step_statistics(self) -> dict[str, Tensor]:
         """`step_perplexity` and `top_share` of the last step, each (); empty where there was none."""
 
-    def drift(self) -> float:
-        """How far the last step moved the codes; 0 where that is not measured."""
-
     def take_num_non_finite(self) -> int:
         """Real tokens that were not finite in training since the last call, on this rank."""
 

@@ -21,7 +21,7 @@ from .codebook.levels import rests
 from .codebook.reset import Candidates, joined, new_codes
 from .codebook.smoothed import smoothed_ema_
 from .codebook.start import codes_from_features
-from .codebook.usage import CodeUsage, codebook_drift
+from .codebook.usage import CodeUsage
 from .config import SohoConfig
 from .distributed import all_reduce_sum_, broadcast_from_first_, world_size
 from .normalization import finite_rows, is_recomputing
@@ -118,7 +118,6 @@ class VisualDictionary(CodeUsage):
         self._ranks_agree = False
         self._in_step = False
         self._assignments: _Assignments | None = None
-        self._before_QKC: Tensor | None = None
         self._subspace = ops.MovingSubspace()
         self.forget_counts()
 
@@ -180,7 +179,7 @@ class VisualDictionary(CodeUsage):
     def begin_step(self) -> None:
         """From here on training forwards gather what `end_step` updates from; what was gathered before is forgotten."""
         self._in_step, self._assignments = not self.moves_in_forward, None
-        self._before_QKC = self._counts_QK = None
+        self._counts_QK = None
 
     @torch.no_grad()
     def end_step(self, *, applied: bool) -> None:
@@ -191,7 +190,6 @@ class VisualDictionary(CodeUsage):
         assignments, self._in_step, self._assignments = self._assignments, False, None
         if not applied or assignments is None:
             return
-        self._before_QKC = self.codebook.clone()
         counts_QK, sums_QKC = assignments.counts_QK, assignments.sums_QKC
         if world_size() > 1:
             # The counts travel as one more channel of the sums: one call between the ranks, not two.
@@ -235,13 +233,6 @@ class VisualDictionary(CodeUsage):
     @property
     def _books_QKC(self) -> Tensor:
         return self.codebook.unflatten(0, (self.num_levels, -1))
-
-    def drift(self) -> float:
-        """`codebook_drift` of the last step, in the first level; 0 where it moved none. Waits for the device."""
-        if self._before_QKC is None:
-            return 0.0
-        num = self.num_codes
-        return codebook_drift(self._before_QKC[:num], self.codebook[:num], self.age[:num])
 
     def _tokens(self, feat_BLC: Tensor, valid_BL: Tensor, sample_key_B: Tensor | None) -> Tokens:
         before = self._assignments.num_images if self._assignments is not None else 0

@@ -403,10 +403,6 @@ class BaseTask(ABC):
         """Nothing is watched."""
         return []
 
-    def snapshot(self, model: Any) -> Mapping[str, Any]:
-        """Nothing is kept."""
-        return {}
-
     def phase(self, epoch: float) -> str:
         """What is trained otherwise than in most of the run, after so many epochs; empty where nothing is."""
         return ""

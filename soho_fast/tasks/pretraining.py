@@ -350,18 +350,6 @@ class PretrainingTask(BaseTask):
             f"{', or start again with ' * bool(off)}{' and '.join(off)} (docs/paper.md)"
         ]
 
-    def snapshot(self, model: SohoForPreTraining) -> Mapping[str, Any]:
-        """`usage` and `age` of each code and the codebook's `drift`, see `VisualDictionary`; empty before it moves."""
-        dictionary = model.base().visual_dictionary
-        if dictionary is None or not int(dictionary.step):
-            return {}
-        return {
-            # As many digits as tell a member from none.
-            "usage": [float(f"{usage:.6g}") for usage in dictionary.statistics()[2].tolist()],
-            "age": [int(age) for age in dictionary.age[: dictionary.num_codes].tolist()],
-            "drift": dictionary.drift(),
-        }
-
     def phase(self, epoch: float) -> str:
         if epoch < self.model.bag_of_words_epochs:
             return "the visual encoder learns alone, by the bag-of-words loss"

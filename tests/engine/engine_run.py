@@ -196,9 +196,6 @@ class StubTask:
         self.num_warned += 1
         return ["it goes wrong; do something"] if self.options["reported"] and self.num_warned == 3 else []
 
-    def snapshot(self, model: nn.Module) -> Mapping[str, Any]:
-        return {}
-
     def phase(self, epoch: float) -> str:
         return "the first epoch" if epoch < 1 and self.options["reported"] else ""
 
@@ -283,11 +280,6 @@ class SohoTask(StubTask):
     def non_finite(self, model: nn.Module) -> list[str]:
         num = model.take_num_non_finite()
         return [f"visual tokens ({num})"] if num else []
-
-    def snapshot(self, model: nn.Module) -> Mapping[str, Any]:
-        from soho_fast.tasks.pretraining import PretrainingTask
-
-        return PretrainingTask.snapshot(self, model)
 
     def evaluate(self, model: nn.Module, *, quick: bool, processes: Any, progress: Any) -> dict[str, float]:
         batch = self.collate([SohoData(4, 0, self.options["pixels"])[index] for index in range(4)])

@@ -23,7 +23,6 @@ from soho_fast.common.processes import Processes
 from soho_fast.engine import trainer as training
 from soho_fast.engine import watchdog as stopping
 from soho_fast.engine.checkpoint import Checkpoints, Progress
-from soho_fast.engine.logs import steps_between_snapshots
 from soho_fast.engine.resume import ResumePoint
 from soho_fast.engine.trainer import Run
 
@@ -61,11 +60,6 @@ def test_kill_and_resume_continues_the_same_losses(launch, request_for, losses):
     assert "half-written, from a run that was cut off" in done.text
     assert "resumed from" in done.text and "step 8 of 12" in done.text
     assert losses(resumed) == losses(through)
-    assert _snapshots(resumed) == _snapshots(through) and len(_snapshots(through)) == 12
-    assert all(values["drift"] > 0 and len(values["usage"]) == 16 for _, values in _snapshots(through))
-    # Counted once a step, whatever the number of its micro-batches.
-    num_live = [sum(usage >= 0.01 for usage in values["usage"]) for _, values in _snapshots(through)]
-    assert [record["active_codes"] for record in _records(through)] == num_live
     assert _checkpoints(resumed) == ["step-00000012"]
 
 
@@ -151,21 +145,6 @@ def test_a_best_model_that_was_deleted_is_told_and_another_takes_its_place(launc
 def _events(request: dict) -> list[tuple[int, str]]:
     lines = map(json.loads, (Path(request["output"]) / "log.jsonl").read_text().splitlines())
     return [(line["step"], line["event"]) for line in lines if line["kind"] == "event"]
-
-
-def _records(request: dict) -> list[dict]:
-    lines = map(json.loads, (Path(request["output"]) / "log.jsonl").read_text().splitlines())
-    return [line for line in lines if line["kind"] == "train"]
-
-
-def _snapshots(request: dict) -> list[tuple[int, dict]]:
-    lines = map(json.loads, (Path(request["output"]) / "log.jsonl").read_text().splitlines())
-    return [(line["step"], line["values"]) for line in lines if line["kind"] == "snapshot"]
-
-
-@pytest.mark.parametrize(("total", "logged", "expected"), [(12, 1, 1), (100, 1, 1), (101, 1, 2), (4500, 20, 60)])
-def test_a_run_has_a_hundred_snapshots_at_most(total, logged, expected):
-    assert steps_between_snapshots(total, logged) == expected
 
 
 def _evaluations(request: dict) -> list[tuple[int, dict]]:

@@ -34,7 +34,6 @@ JUNK = [
     b'{"kind": "train", "step": 4, "lr": 0.1}\n',
     b'{"kind": "evaluation", "step": 4, "metrics": [0.5]}\n',
     b'{"kind": "event", "step": 4}\n',
-    b'{"kind": "snapshot", "step": 4, "values": [1]}\n',
 ]
 
 

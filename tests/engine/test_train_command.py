@@ -253,9 +253,6 @@ def test_from_corpus_to_table(launch, small_recipe, tmp_path):
     assert (run / "curves.png").read_bytes().startswith(b"\x89PNG") and list((run / "tensorboard").iterdir())
     records = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     assert records.pop()["kind"] == "evaluation"
-    kept = [record for record in records if record["kind"] == "snapshot"]
-    assert [record["step"] for record in kept] == [1, 2, 3]
-    assert all(len(record["values"]["usage"]) == len(record["values"]["age"]) == 16 for record in kept)
     records = [record for record in records if record["kind"] == "train"]
     for earlier, later in itertools.pairwise(records):
         assert later["seconds"] > earlier["seconds"]

@@ -278,27 +278,6 @@ def test_the_reset_is_bounded_and_kept_to_its_interval(tiny_config):
         assert int((made.codebook[:, 0] > 1e3).sum()) == expected_far
 
 
-def test_drift_is_how_far_a_step_moved_the_codes_that_it_did_not_reseed(tiny_config):
-    made = dictionary(tiny_config, code_reset_threshold=0.1, code_reset_patience=1, code_reset_limit=2, usage_decay=0.5)
-    assert made.drift() == 0.0
-    made.codebook[4:] += 1e4
-    feat, valid = features(3, 16)
-    before = made.codebook.clone()
-    made.begin_step()
-    made(feat, valid)
-    assert made.drift() == 0.0, "nothing moves before the step's end"
-    made.end_step(applied=True)
-    stayed = made.age > 0
-    assert int(stayed.sum()) == 10 and not torch.equal(before[stayed], made.codebook[stayed])
-    moved = (made.codebook - before)[stayed].double().square().sum() / 10
-    spread = made.codebook.double().var(0, correction=0).sum()
-    assert made.drift() == pytest.approx(float((moved / spread).sqrt()), rel=1e-4)
-    made.begin_step()
-    made(feat, valid)
-    made.end_step(applied=False)
-    assert made.drift() == 0.0, "the optimiser left the step out"
-
-
 def test_recomputation_updates_once(tiny_config):
     made = dictionary(tiny_config, ema_decay=0.5)
     plain = dictionary(tiny_config, ema_decay=0.5)

@@ -524,20 +524,6 @@ def test_a_run_without_codes_that_loses_its_features_says_what_is_seen(data):
     assert task.lost(model) == "", "a step that was left out tells nothing"
 
 
-def test_a_snapshot_holds_usage_and_age_of_each_code(data):
-    task, _ = make_task(data)
-    model = task.build_model()
-    dictionary = model.soho.visual_dictionary
-    assert task.snapshot(model) == {}, "nothing has moved it"
-    dictionary.step.fill_(9)
-    dictionary.age.fill_(9.0)[0] = 3.0
-    dictionary.usage.fill_(0.01)[1] = 0.0
-    kept = json.loads(json.dumps(task.snapshot(model)))
-    assert kept["age"] == [3, *[9] * (dictionary.num_codes - 1)] and kept["drift"] == 0.0
-    assert kept["usage"][0] == pytest.approx(0.01 / (1 - 0.99**3), rel=1e-5) and kept["usage"][1] == 0.0
-    assert kept["usage"][2] == pytest.approx(0.01 / (1 - 0.99**9), rel=1e-5)
-
-
 def test_the_next_commands_ask_the_model_and_train_it_on_the_questions_of_own_images(data, tmp_path):
     task, _ = make_task(data)
     assert f'python -m soho_fast.ask rank {tmp_path} IMAGE "ONE TEXT" "ANOTHER"' in task.next_commands(tmp_path)

@@ -126,15 +126,6 @@ class CodeUsage(Float32Buffers):
         return torch.where(total_B1 > 0, code_B1.clamp(max=self.num_codes - 1), -1).squeeze(1)
 
 
-def codebook_drift(before_KC: Tensor, now_KC: Tensor, age_K: Tensor) -> float:
-    """How far a step moved the codes that it did not reset, root mean square, in units of the codebook's spread (the
-    same of the codes' distances from their mean). Waits for the device."""
-    moved_KC = (now_KC - before_KC)[age_K > 0]
-    spread_KC = now_KC - now_KC.mean(0)
-    moved, spread = (values.square().sum() / max(len(values), 1) for values in (moved_KC, spread_KC))
-    return float((moved / spread.clamp(min=_TINY)).sqrt())
-
-
 def _perplexity_of(weight_K: Tensor) -> tuple[Tensor, Tensor]:
     """exp of the entropy of the codes' shares, (), and the shares (K,)."""
     share_K = weight_K / weight_K.sum().clamp(min=_TINY)
