@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from soho_fast.ask.pipeline import SohoPipeline, usable_tokens
-from soho_fast.ask.questions import TEMPLATES, Prompts
+from soho_fast.ask.prompts import TEMPLATES, Prompts
 from soho_fast.common.errors import UserError, print_line
 from soho_fast.common.hub import no_such_path
 from soho_fast.data.importing import images_below

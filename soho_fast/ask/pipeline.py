@@ -3,9 +3,6 @@
 L visual tokens of an image, P texts, S tokens of a text; the pixels of an image are uint8 (3, height, width).
 """
 
-# A list is an iterable as well, as a path is: of overloads the first that fits holds, so they may overlap.
-# mypy: disable-error-code="overload-overlap"
-
 from __future__ import annotations
 
 import os
@@ -13,7 +10,7 @@ from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, Self, Unpack, overload
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -26,7 +23,7 @@ with from_extra("train"):
 
     from soho_fast import model as models
     from soho_fast.ask import MODELS
-    from soho_fast.ask.questions import Answer, Listed, OneImage, Prompts, Questions, RaisingErrors, ReturningErrors
+    from soho_fast.ask.prompts import TEMPLATES, Prompts
     from soho_fast.common.hub import loading_options, model_folder
     from soho_fast.data.batches.sample import pad_texts
     from soho_fast.data.images import is_image, load_any
@@ -36,6 +33,9 @@ with from_extra("train"):
     from soho_fast.model.fast.cpu import speed_up_on_cpu
     from soho_fast.model.image_tokens import join_images, split_images
     from soho_fast.model.pretrained import check_finite
+
+Answer = list[dict[str, Any]]
+"""What was chosen, and "score"; best first."""
 
 FIELDS = {
     "answer": ("image", "question"),
@@ -74,7 +74,7 @@ class LoadedImage:
     given: Any = None
 
 
-class SohoPipeline(Questions):
+class SohoPipeline:
     """A model and its processor, asked one question or many at a time, as transformers' pipelines are.
 
     Which question it takes depends on the model: `answer` (question answering), `rank` and `label` (retrieval, also
@@ -140,24 +140,31 @@ class SohoPipeline(Questions):
         """The question that this model takes, one of `FIELDS`."""
         return MODELS[type(self.model).__name__][1]
 
-    @overload
-    def __call__(
-        self, asked: Mapping[str, Any], top_k: int | None = None, **options: Unpack[RaisingErrors]
-    ) -> Answer: ...
-    @overload
-    def __call__(self, asked: Listed, top_k: int | None = None, **options: Unpack[RaisingErrors]) -> list[Answer]: ...
-    @overload
-    def __call__(
-        self, asked: Iterable[Mapping[str, Any]], top_k: int | None = None, **options: Unpack[RaisingErrors]
-    ) -> Iterator[Answer]: ...
-    @overload
-    def __call__(
-        self, asked: Mapping[str, Any], top_k: int | None = None, **options: Unpack[ReturningErrors]
-    ) -> Answer | ValueError: ...
-    @overload
-    def __call__(
-        self, asked: Iterable[Mapping[str, Any]], top_k: int | None = None, **options: Unpack[ReturningErrors]
-    ) -> Iterable[Answer | ValueError]: ...
+    def answer(self, image: Any, question: Any, top_k: int | None = None, **options: Any) -> Any:
+        """The most likely answers to a question: [{"answer", "score"}]; five of them unless `top_k` is given."""
+        return self._ask("answer", (image, question), top_k, **options)
+
+    def rank(self, image: Any, texts: Any, top_k: int | None = None, **options: Any) -> Any:
+        """Texts by how well they describe an image: [{"text", "score"}]; all of them unless `top_k` is given."""
+        return self._ask("rank", (image, texts), top_k, **options)
+
+    def label(self, image: Any, labels: Sequence[str], templates: Sequence[str] = TEMPLATES, **options: Any) -> Any:
+        """Which of the labels an image has, without training: [{"label", "score"}], of many images as of `rank`.
+
+        Takes a model for `rank`, and its options. Each label is put into each template (open_clip's rule). A label's
+        log-odds are the mean over its texts, and the scores are the softmax over the labels: the probability of each
+        if exactly one of them is right.
+        """
+        return self._ask("rank", (image, Prompts(labels, templates)), **{"top_k": None, **options})
+
+    def entails(self, image: Any, text: Any, top_k: int | None = None, **options: Any) -> Any:
+        """Whether an image entails a text, contradicts it, or neither: [{"label", "score"}]."""
+        return self._ask("entails", (image, text), top_k, **options)
+
+    def compare(self, left: Any, right: Any, text: Any, top_k: int | None = None, **options: Any) -> Any:
+        """Whether a statement about two images is true: [{"label", "score"}]."""
+        return self._ask("compare", (left, right, text), top_k, **options)
+
     def __call__(self, asked: Any, top_k: int | None = None, **options: Any) -> Any:
         """The question of this model by its arguments' names, such as {"image": "a.jpg", "question": "what is it?"}.
 
@@ -174,12 +181,6 @@ class SohoPipeline(Questions):
         answers = self._stream(rows, (is_list,) * len(names), top_k, _length(asked), is_one=False, **options)
         return list(answers) if is_list else answers
 
-    @overload
-    def encode(self, images: OneImage, batch_size: int = 8) -> VisualTokens: ...
-    @overload
-    def encode(self, images: Listed, batch_size: int = 8) -> list[VisualTokens]: ...
-    @overload
-    def encode(self, images: Iterable[Any], batch_size: int = 8) -> Iterator[VisualTokens]: ...
     def encode(self, images: Any, batch_size: int = 8) -> Any:
         """Images for many questions: what may stand in the place of an image, and is not encoded again.
 
@@ -445,8 +446,7 @@ class SohoPipeline(Questions):
             raise ValueError("the model's scores are not finite numbers; it or the image can't be used")
         best = scores.topk(min(top_k or _TOP_K.get(self.action, len(names)), len(names)))
         pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-        answer: Any = [{what: names[number], "score": value} for number, value in pairs]
-        return answer
+        return [{what: names[number], "score": value} for number, value in pairs]
 
 
 def load_model(folder: str | os.PathLike[str]) -> tuple[Any, SohoProcessor]:

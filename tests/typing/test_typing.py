@@ -15,9 +15,6 @@ PROGRAM = Path(__file__).with_name("user_program.py")
 WRONG = {
     'ops.codebook_lookup(rows_NC, codebook, metric="euclid")': "No overload variant",
     'ops.prepare_codebook(codebook, metric="euclid")': r"expected \"Literal\['euclidean', 'cosine', 'dot'\]\"",
-    'one[0]["text"]': 'TypedDict "ScoredAnswer" has no key "text"',
-    'soho.answer("a.jpg", "what is it?", batchsize=4)': "No overload variant",
-    'soho.answer("a.jpg", "what is it?", errors="ignore")': "No overload variant",
     'rows[0]["arm"]': 'TypedDict "Row" has no key "arm"',
     "kmeans.predict(rows_NC).labels": '"Tensor" has no attribute "labels"',
 }
