@@ -351,7 +351,7 @@ class run_command:
             say_nothing_more()
             self.code = 128 + signal.SIGPIPE
         elif isinstance(error, OSError) and error.errno in DISK_ERRORS:
-            # Logs, curves and tables meet a full disk too; checkpoints and the model report theirs themselves.
+            # Logs and metrics meet a full disk too; checkpoints and the model report theirs themselves.
             self.code = fail(f"{error.filename or 'output'}: {error.strerror}; with room again {self.again}", rank)
         elif isinstance(error, RuntimeError):
             from soho_fast.common.workers import lost_worker

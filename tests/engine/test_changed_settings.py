@@ -13,7 +13,7 @@ import yaml
 
 from soho_fast.common.processes import Processes
 from soho_fast.common.versions import read_run_of
-from soho_fast.engine import checkpoint, report
+from soho_fast.engine import checkpoint
 from soho_fast.engine.changes import Change, all_fields, changes_between, digest_of, settings_identity
 from soho_fast.engine.resume import ResumePoint
 from soho_fast.engine.settings import OptimSettings, TrainSettings
@@ -140,14 +140,13 @@ def test_changed_data_are_told_and_an_unfinished_end_is_made_up_for(again, small
     assert "nothing is left to do" in again(*command, "--evaluation.at_end", "false")[1]
     assert contents(run) == trained
     # As where it was killed before its end was measured and exported.
-    for name in ("metrics.json", "curves.png"):
-        (run / name).unlink()
+    (run / "metrics.json").unlink()
     shutil.rmtree(run / "model")
     code, text = again(*command)
     assert code == 0 and "ITM, balanced pairs" in text, text
     measured = contents(run)
     assert measured["model/model.safetensors"][1] == trained["model/model.safetensors"][1]
-    assert json.loads(measured["metrics.json"][1])["metrics"]["num_images"] == 12 and "curves.png" in measured
+    assert json.loads(measured["metrics.json"][1])["metrics"]["num_images"] == 12
     kept = [name for name in trained if name.startswith("checkpoints/") or name == "recipe.yaml"]
     assert len(kept) > 3 and all(measured[name] == trained[name] for name in kept), "nothing was trained"
     assert "nothing is left to do" in again(*command)[1] and contents(run) == measured
@@ -181,20 +180,6 @@ def test_changed_settings_of_the_start_say_that_what_was_learnt_is_kept():
     point.changes, point.resharded, point.versions = [Change(name, 1, 2) for name in names], [], []
     kept = [line.partition(": trained")[0] for line in point.lines() if line.endswith("has learnt is kept")]
     assert kept == ["changed: model.pretrained", "changed: model.config.dictionary_init"]
-
-
-def test_what_tells_that_a_run_is_finished_is_written_last(tmp_path, monkeypatch):
-    def die(*_: Path) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(report, "draw_curves", die)
-    progress = SimpleNamespace(step=1, seconds=1.0, corrupt_images=0, best=None)
-    plan = SimpleNamespace(global_batch_size=1)
-    with pytest.raises(KeyboardInterrupt):
-        step = SimpleNamespace(precision="float32")
-        run = SimpleNamespace(task=None, finished=None, progress=progress, plan=plan, step=step, folder=tmp_path)
-        report.report_run(run, {})
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_finished_run_whose_best_model_was_deleted_is_not_finished(tmp_path):

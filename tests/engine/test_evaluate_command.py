@@ -116,7 +116,7 @@ def test_fine_tune_then_evaluate_however_started(launch, small_vqa, tmp_path, ca
     content = bytearray(weights.read_bytes())
     content[len(content) // 2] ^= 1
     weights.write_bytes(content)
-    assert ask.main(["answer", str(run), str(run / "curves.png"), "what is this?"]) == 2
+    assert ask.main(["answer", str(run), str(run / "metrics.json"), "what is this?"]) == 2
     (error,) = capsys.readouterr().err.splitlines()
     assert error.startswith(f"error: {run / 'best'}: model.safetensors has changed since the model was written")
 

@@ -8,7 +8,6 @@ import pytest
 
 from soho_fast.common.files import read_log
 from soho_fast.engine.logs import RunLog
-from soho_fast.engine.report import draw_curves
 from soho_fast.engine.settings import LogSettings
 
 
@@ -75,14 +74,6 @@ def test_an_evaluation_that_is_made_again_is_told_once(tmp_path):
         log.close()
     measured = [record["metrics"]["itm"] for record in read_log(log.path)[0] if record["kind"] == "evaluation"]
     assert measured == [0.5, 0.25]
-
-
-def test_curves_are_drawn_of_a_damaged_log(tmp_path):
-    odd = [_train(2, loss="2.0"), _train(3, grad_norm=[1]), _train(4, lr={"rest": None}), _train(5, lr={"best": 1e-4})]
-    lines = [json.dumps(record).encode() + b"\n" for record in odd]
-    (tmp_path / "log.jsonl").write_bytes(_line(1) + b"".join(JUNK) + b"".join(lines) + _line(6))
-    draw_curves(tmp_path / "log.jsonl", tmp_path / "curves.png")
-    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
 MODULE = """

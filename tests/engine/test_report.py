@@ -1,4 +1,4 @@
-"""The curves: what is drawn of a log, and where it is marked."""
+"""What is said of a run at its start and its end."""
 
 import json
 from pathlib import Path
@@ -9,83 +9,7 @@ import torch
 
 from soho_fast.common.processes import Processes
 from soho_fast.common.versions import write_run_of
-from soho_fast.engine.report import draw_curves, older_evaluations, say_start
-
-
-def train(step, **values):
-    record = {"kind": "train", "step": step, "epoch": step / 100, "loss": 2.0 / step, "mlm_loss": None}
-    record |= {"lr": {"backbone": 0.0 if step > 50 else 1e-2, "rest": 1e-4}, "grad_norm": 3.0, "loss_scale": None}
-    return record | {"milliseconds": {"wait": 1.0}, "seconds": step} | values
-
-
-@pytest.fixture
-def drawn(tmp_path, monkeypatch):
-    """Draws records; the figure."""
-    from matplotlib.figure import Figure
-
-    figures = []
-    save = Figure.savefig
-    monkeypatch.setattr(
-        Figure, "savefig", lambda figure, *args, **kwargs: figures.append(figure) or save(figure, *args, **kwargs)
-    )
-
-    def draw(records):
-        log = tmp_path / "log.jsonl"
-        log.write_text("".join(json.dumps(record) + "\n" for record in records))
-        draw_curves(log, tmp_path / "curves.png")
-        return figures[-1] if figures else None
-
-    return draw
-
-
-def panels(figure):
-    return {panel.get_title(): panel for panel in figure.axes if panel.get_visible()}
-
-
-RECORDS = [
-    train(10, bag_of_words_loss=0.5),
-    train(20, bag_of_words_loss=0.4, grad_norm=None),
-    {"kind": "event", "step": 50, "event": "the backbone is frozen"},
-    {"kind": "evaluation", "step": 60, "metrics": {"itm": 0.6, "itm_majority": 0.5, "num_images": 1.0, "mvm": 0.1}},
-    train(70, mlm_loss=3.0),
-    {"kind": "event", "step": 70, "event": "resumed"},
-    {"kind": "event", "step": 70, "event": "learning rates x 0.1"},
-    {"kind": "evaluation", "step": 80, "metrics": {"itm": 0.7, "itm_majority": 0.5, "perplexity": 9.0}},
-    train(80, mlm_loss=2.0),
-]
-
-
-def test_losses_gradient_norm_held_out_metrics_and_rates_have_panels(drawn, tmp_path):
-    figure = drawn(RECORDS)
-    assert list(panels(figure)) == [
-        "loss", "bag_of_words_loss", "mlm_loss", "gradient norm", "held-out data (dotted: baseline)", "learning rate",
-    ]  # fmt: skip
-    smooth = panels(figure)["mlm_loss"].lines[1]
-    assert smooth.get_xdata().tolist() == [70, 80] and smooth.get_ydata().tolist() == [3.0, 2.0]
-    assert panels(figure)["gradient norm"].lines[0].get_xdata().tolist() == [10, 70, 80], "where it was measured"
-    heldout = panels(figure)["held-out data (dotted: baseline)"]
-    assert heldout.get_legend_handles_labels()[1] == ["itm", "mvm"], "shares, neither baselines nor counts"
-    assert list(heldout.lines[0].get_ydata()) == [0.6, 0.7] and list(heldout.lines[1].get_ydata()) == [0.5, 0.5]
-    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_events_are_marked_in_every_panel_and_told(drawn):
-    figure = drawn(RECORDS)
-    assert figure.get_supxlabel() == "a  step 50: the backbone is frozen\nb  step 70: resumed; learning rates x 0.1"
-    for panel in panels(figure).values():
-        assert [text.get_text() for text in panel.texts] == [" a", " b"]
-        assert [text.get_position()[0] for text in panel.texts] == [50, 70]
-
-
-def test_a_log_without_metrics_or_events(drawn):
-    figure = drawn([train(10), train(20)])
-    assert list(panels(figure)) == ["loss", "gradient norm", "learning rate"]
-    assert figure.get_supxlabel() == ""
-
-
-def test_a_log_without_training_draws_nothing(drawn, tmp_path):
-    assert drawn([{"kind": "evaluation", "step": 0, "metrics": {"itm": 0.5}}]) is None
-    assert not (tmp_path / "curves.png").exists()
+from soho_fast.engine.report import older_evaluations, say_start
 
 
 def test_an_evaluation_that_is_older_than_its_model_is_told(tmp_path):

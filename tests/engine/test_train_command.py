@@ -250,7 +250,7 @@ def test_from_corpus_to_table(launch, small_recipe, tmp_path):
     run = tmp_path / "run"
     metrics = json.loads((run / "metrics.json").read_text())
     assert metrics["step"] == 3 and 0 <= metrics["metrics"]["itm"] <= 1
-    assert (run / "curves.png").read_bytes().startswith(b"\x89PNG") and list((run / "tensorboard").iterdir())
+    assert list((run / "tensorboard").iterdir())
     records = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     assert records.pop()["kind"] == "evaluation"
     records = [record for record in records if record["kind"] == "train"]
