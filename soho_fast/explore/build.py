@@ -1,7 +1,5 @@
 """python -m soho_fast.explore build RUN_OR_MODEL: the explorer of a model and the data sets of its recipe.
 
-Or of any codebook: python -m soho_fast.explore build --features f.npy --index i.npy --images DIR, see `from_files`.
-
 What it reads follows from a recipe: the run's own, or one that is named. Every field of it can be given too, as in
 training: --data_roots.coco FOLDER.
 """
@@ -21,32 +19,29 @@ from soho_fast.common.errors import UserError, print_line
 from soho_fast.common.extras import from_extra
 from soho_fast.common.hub import RUN_MODELS, check_name, run_model
 from soho_fast.common.versions import cautions, read_run_of
-from soho_fast.explore import from_files
 from soho_fast.explore.bundle import FOLDER
 
 TAKES_FIELDS = True
 _FLAGS = ("--recipe", "--checkpoint", "--split", "--images", "--into", "--title", "--licence")
 
 
-def add_data_arguments(parser: Parser, **of_model: Any) -> None:
+def add_data_arguments(parser: Parser) -> None:
     """Which model, and which images: of every command that looks at a model's images."""
     parser.epilog = "Every field of the recipe can be given too, as in training (train.py --recipe ... --help)."
     what = "Folder of a run or of a model, or a name on the hub."
-    parser.add_argument("model", metavar="RUN_OR_MODEL", help=what, **of_model)
+    parser.add_argument("model", metavar="RUN_OR_MODEL", help=what)
     parser.add_argument("--recipe", help="Name or path of the recipe that names the data (default: the run's own).")
     parser.add_argument("--checkpoint", choices=list(RUN_MODELS), help="Model of the run (default: best, else last).")
     parser.add_argument("--split", nargs="+", default=[], help="Of the recipe: training, heldout (default: all).")
-    what = "Maximum number of images, evenly spaced (default: all); without a model, their folder or data set."
-    parser.add_argument("--images", help=what)
+    parser.add_argument("--images", type=int, default=0, help="Maximum number of images, evenly spaced (default: all).")
 
 
 def add_arguments(parser: Parser) -> None:
     """What `build` takes."""
-    add_data_arguments(parser, nargs="?")
+    add_data_arguments(parser)
     parser.add_argument("--into", help=f"Folder for the explorer (default: {FOLDER}/ in the run or model).")
     parser.add_argument("--title", help="Title of the pages.")
     parser.add_argument("--licence", help="Licence and credit of all images (default: licences.json beside them).")
-    from_files.add_arguments(parser)
 
 
 @dataclass
@@ -93,8 +88,6 @@ def open_model(options: argparse.Namespace, say: Callable[[str], None]) -> Opene
         from soho_fast.tasks.recipe import load_recipe
 
         quiet_transformers()
-    if not str(options.images or 0).isdecimal():
-        raise UserError(f"images: expected a whole number of images, got {options.images!r}")
     run, folder = _find_model(options.model, options.checkpoint)
     named = options.recipe or (str(run / "recipe.yaml") if run else None)
     if named is None:
@@ -103,7 +96,7 @@ def open_model(options: argparse.Namespace, say: Callable[[str], None]) -> Opene
     recipe = load_recipe(["--recipe", named, *options.fields], flags=_FLAGS)
     task = recipe.make_task(say)
     licence = getattr(options, "licence", None)
-    return Opened(folder, run, recipe, task, list(options.split), int(options.images or 0), licence)
+    return Opened(folder, run, recipe, task, list(options.split), options.images, licence)
 
 
 def _find_model(name: str, checkpoint: str | None) -> tuple[Path | None, str]:
@@ -126,14 +119,6 @@ def run(options: argparse.Namespace) -> int:
     """Build, and say where to look."""
     from soho_fast.explore.assemble import assemble, check_folder
 
-    wrong, given = (("recipe", "checkpoint", "split"), "none") if options.model is None else (from_files.OPTIONS, "one")
-    for name in wrong:
-        if getattr(options, name) not in (None, []):
-            raise UserError(f"{name}: expected only {'with' if given == 'none' else 'without'} a model, got {given}")
-    if options.model is None:
-        if options.fields:
-            raise UserError(f"there is no option {options.fields[0]}, but for a model; see build --help")
-        return from_files.run(options)
     folder = Path(options.into) if options.into else default_folder(options.model)
     check_folder(folder)
     opened = open_model(options, print_line)

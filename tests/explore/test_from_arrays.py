@@ -1,11 +1,8 @@
 """The explorer of any codebook from arrays: the same from batches, with the extra alone, and every mistake by name."""
 
-import json
 import os
-import re
 import subprocess
 import sys
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +12,6 @@ from PIL import Image
 
 from soho_fast.common.extras import install_command
 from soho_fast.explore import Bundle, build_from_arrays, build_from_batches
-from soho_fast.explore.__main__ import main
 from soho_fast.explore.bundle import decoded_path
 from soho_fast.explore.figure import draw_figure
 
@@ -288,148 +284,6 @@ def test_images_of_pil_and_of_a_dataset(given, tmp_path):
     assert shown.size == (8, 16) and shown.getpixel((4, 8)) == (255, 255, 255), "upright, and white where it is clear"
 
 
-def test_the_command_takes_files(given, tmp_path, capsys):
-    folder = tmp_path / "photos" / "birds"
-    folder.mkdir(parents=True)
-    for number, image in enumerate(given["images"]):
-        Image.fromarray(image).save(folder / f"{number}.png")
-    np.save(tmp_path / "f.npy", given["features"])
-    np.save(tmp_path / "i.npy", nearest_to(given))
-    np.save(tmp_path / "c.npy", given["codebook"])
-    (tmp_path / "labels.txt").write_text("a leaf\n" + "\n" * (CODES - 1))
-    (tmp_path / "empty.npy").touch()
-    np.savez(tmp_path / "two.npz", nearest_to(given))
-    np.save(tmp_path / "0d.npy", 3)
-    words = ["build", "--index", str(tmp_path / "i.npy"), "--images", str(tmp_path / "photos")]
-    more = ["--features", f"{tmp_path}/f.npy", "--codebook", f"{tmp_path}/c.npy", "--labels", f"{tmp_path}/labels.txt"]
-    into = ["--into", str(tmp_path / "explorer")]
-    licences = [{"what": "birds", "credit": "Ada", "licence": "CC0", "images": ["birds/[0-7].png"]}]
-    (tmp_path / "photos/licences.json").write_text(json.dumps(licences))
-    assert main([*words, *more, *into]) == 0, capsys.readouterr().err
-    assert "9 files in the order of their names: birds/0.png to birds/8.png" in capsys.readouterr().out
-    bundle = Bundle(tmp_path / "explorer")
-    assert bundle.image(3)["index"] == nearest_to(given)[3].ravel().tolist()
-    assert bundle.image(3)["name"] == "birds/3.png" and bundle.read("wall")["label"][0] == "a leaf"
-    told = [[bundle.meta["licences"][n]["credit"] for n in bundle.image(p)["licences"]] for p in (0, 8)]
-    assert told == [["Ada"], ["unknown"]]
-    for path in bundle.folder.rglob("*.js"):
-        assert str(tmp_path) not in path.read_text(), f"{path} tells where it was built"
-    for wrong, told in (
-        ([*words[:3], "--images", str(tmp_path / "nowhere")], "images: there is no folder"),
-        (words[:3], "images: expected a folder of images or a data set, got none"),
-        (["build", "--images", str(tmp_path / "photos")], "required: RUN_OR_MODEL, or --index or --features"),
-        ([*words, "--labels", str(tmp_path / "i.npy")], "labels: .*i.npy can't be read as a text file"),
-        (
-            ["build", "--index", str(tmp_path / "labels.txt"), *words[3:]],
-            "index: .*labels.txt can't be read as an array",
-        ),
-        (["build", "--index", str(tmp_path / "empty.npy"), *words[3:]], "index: .*empty.npy can't be read as an array"),
-        (["build", "--index", str(tmp_path / "two.npz"), *words[3:]], "index: .*two.npz can't be read as an array"),
-        (["build", "--index", str(tmp_path / "0d.npy"), *words[3:]], "index: .*0d.npy can't be read as an array"),
-        ([*words, "--split", "heldout"], "split: expected only with a model, got none"),
-        ([*words, "--recipe", "nope"], "recipe: expected only with a model, got none"),
-        ([*words, "--num-codes", "3"], "num_codes: expected more than the highest code, 6, up to 262144, got 3"),
-        (["build", "nowhere", *more[4:]], "labels: expected only without a model, got one"),
-        (["build", "nowhere", "--metric", "cosine"], "metric: expected only without a model, got one"),
-        ([*words, "--engine.threads=2"], "there is no option --engine.threads=2, but for a model"),
-    ):
-        assert main([*wrong, *into]) == 2
-        assert re.search(told, capsys.readouterr().err)
-
-
-def test_the_command_finds_images(given, tmp_path, monkeypatch, capsys):
-    """Of all formats that are read, but none of the explorer that it made before; and tells of an order to mistake."""
-    monkeypatch.chdir(tmp_path)
-    for number in range(11):
-        Image.new("RGB", (8, 8)).save(tmp_path / f"{number}.{('png', 'ppm', 'JPG')[number % 3]}")
-    np.save("i.npy", np.zeros((11, 2, 2), int))
-    for _ in range(2):
-        assert main(["build", "--index", "i.npy", "--images", ".", "--into", "made"]) == 0, capsys.readouterr().err
-    assert "order of their names: 0.png to 9.png; 10.ppm before 2.JPG" in capsys.readouterr().out
-    assert Bundle("made").meta["num_images"] == 11
-
-
-@pytest.mark.parametrize("form", ["parquet", "saved", "splits"])
-def test_the_command_takes_a_data_set(given, tmp_path, monkeypatch, capsys, form):
-    """Columns have the images as they were stored, captions and codes; a file has what it has not."""
-    datasets = pytest.importorskip("datasets")
-    monkeypatch.chdir(tmp_path)
-    images = []
-    for number, image in enumerate(given["images"]):
-        Image.fromarray(image).save(path := tmp_path / f"{number}.png")
-        images.append({"bytes": path.read_bytes(), "path": path.name})
-    rows = {"image": images, "text": ["a dog"] * N, "index": nearest_to(given).tolist()}
-    made = datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image())
-    if form == "parquet":
-        made.to_parquet("set.parquet")
-    elif form == "saved":
-        made.save_to_disk("set")
-    else:
-        datasets.DatasetDict(train=made.select(range(4)), test=made.select(range(4, N))).save_to_disk("set")
-    np.save("f.npy", given["features"])
-    words = ["build", "--images", "set.parquet" if form == "parquet" else "set", "--into", "explorer"]
-    assert main([*words, "--features", "f.npy"]) == 0, capsys.readouterr().err
-    bundle = Bundle("explorer")
-    for number in range(N):
-        entry = bundle.image(number)
-        assert entry["index"] == nearest_to(given)[number].ravel().tolist() and entry["captions"] == ["a dog"]
-        shown = np.asarray(Image.open(bundle.folder / f"images/0000/{number:06d}.jpg").convert("RGB")).astype(int)
-        assert np.abs(shown - given["images"][number]).mean() < 12
-    assert bundle.meta["has_distances"]
-    if form == "saved":
-        made.remove_columns("index").save_to_disk("less")
-        made.rename_column("image", "photo").save_to_disk("other")
-        (tmp_path / "broken.parquet").write_bytes(b"PAR1")
-        parts = datasets.DatasetDict(train=made.select(range(4)), test=made.remove_columns("text"))
-        parts.save_to_disk("unlike")
-        for name, told in (
-            ("less", "required: RUN_OR_MODEL, or --index or --features"),
-            ("unlike", "unlike: expected splits of the same columns, got train: image: .*; test: image: .*, index: "),
-            ("other", "expected a column of images, image, img, jpg, png; its columns are index: .*, photo: "),
-            ("broken.parquet", ".*broken.parquet: datasets can't read it"),
-        ):
-            assert main(["build", "--images", name]) == 2
-            assert re.search(told, capsys.readouterr().err)
-
-
-def test_rows_of_a_data_set_may_lack_things(given, tmp_path, monkeypatch, capsys):
-    """An image or a caption; a column of row numbers is no index; no file of this machine is read."""
-    datasets = pytest.importorskip("datasets")
-    (tmp_path / "sets").mkdir()
-    monkeypatch.chdir(tmp_path / "sets")
-    Image.fromarray(given["images"][0]).save(whole := tmp_path / "whole.png")
-    stored = [{"bytes": whole.read_bytes()}] * (N - 2)
-    rows = {"image": [None, *stored, {"bytes": b""}], "text": [*["a dog"] * (N - 1), None]}
-    datasets.Dataset.from_dict({**rows, "index": range(N)}).to_parquet("set.parquet")
-    for name, array in (("f.npy", given["features"]), ("c.npy", given["codebook"])):
-        np.save(name, array)
-    words = ["build", "--features", "f.npy", "--codebook", "c.npy", "--images"]
-    with warnings.catch_warnings(action="error", category=UserWarning):
-        assert main([*words, "set.parquet"]) == 0, capsys.readouterr().err
-    said = capsys.readouterr().out
-    assert "left out: images[0]" in said and "left out: images[8]" in said
-    bundle = Bundle("explorer")
-    assert bundle.meta["num_images"] == N and bundle.meta["num_shown"] == N - 2
-    columns = (
-        ("image", [*stored, {"path": "../whole.png"}, None]),
-        ("image", [str(whole)] * N),
-        ("image", [1] * N),
-        ("caption", [{"raw": "a dog"}] * N),
-    )
-    told = (
-        *["its image .*whole.png leads out of .*sets; expected its bytes, or a path below"] * 2,
-        r"expected a column of images, .* its columns are image: Value\(.*int64.*, text",
-        r"captions\[0\]: expected a text or a list of texts, got {'raw': 'a dog'}",
-    )
-    for (name, column), line in zip(columns, told, strict=True):
-        datasets.Dataset.from_dict({**rows, name: column}).to_parquet("wrong.parquet")
-        assert main([*words, "wrong.parquet"]) == 2
-        assert re.search(line, capsys.readouterr().err)
-    datasets.Dataset.from_dict({**rows, "index": nearest_to(given).tolist()}).save_to_disk("here")
-    monkeypatch.chdir("here")
-    assert main(["build"]) == 2 and "required: RUN_OR_MODEL" in capsys.readouterr().err
-
-
 def changed(given, name, value):
     return {**given, name: value(given[name]) if callable(value) else value}
 
@@ -580,8 +434,6 @@ explore.build_from_arrays(
 print(len(explore.occurrences(sys.argv[1], 0)), len(explore.words_of_code(sys.argv[1], 0)),
       len(explore.codes_of_word(sys.argv[1], "dog")))
 from soho_fast.explore.__main__ import main
-np.save("i.npy", np.zeros((6, 2, 2), int))
-print(main(["build", "--index", "i.npy", "--images", sys.argv[1] + "/images", "--into", "from_files"]))
 print(main(["figure", sys.argv[1]]), main(["build", "nowhere/at/all"]))
 """
 
@@ -595,4 +447,3 @@ def test_the_extra_explore_is_enough(tmp_path):
     assert "Traceback" not in done.stderr or "MissingExtraError" in done.stderr, done.stderr
     assert f"install it with: {install_command('train')}" in done.stderr
     assert done.stdout.split()[0] != "0" and (tmp_path / "explorer" / "index.html").is_file()
-    assert (tmp_path / "from_files" / "index.html").is_file(), done.stderr

@@ -9,7 +9,6 @@ from PIL import Image
 from scipy.io import wavfile
 
 from soho_fast.explore import Bundle, Clip, build_from_arrays, build_from_batches
-from soho_fast.explore.__main__ import main
 from soho_fast.explore.figure import draw_figure
 from soho_fast.explore.sounds import spectrogram
 from soho_fast.explore.sources import ImageError
@@ -94,17 +93,6 @@ def test_loud_samples_of_any_precision(dtype):
 
 def test_silence_is_dark_and_short_clips_are_drawn():
     assert np.asarray(spectrogram(Clip(np.zeros(3), RATE), 2)).max() < 5
-
-
-def test_the_command_takes_wav_files(clips, index, tmp_path, capsys):
-    (tmp_path / "sounds").mkdir()
-    for number, clip in enumerate(clips):
-        wavfile.write(tmp_path / "sounds" / f"{number}.WAV", clip.rate, clip.samples)
-    np.save(tmp_path / "i.npy", index)
-    words = ["build", "--index", f"{tmp_path}/i.npy", "--images", f"{tmp_path}/sounds", "--into", f"{tmp_path}/made"]
-    assert main(words) == 0, capsys.readouterr().err
-    assert Bundle(tmp_path / "made").image(3)["name"] == "3.WAV"
-    assert (heard(Bundle(tmp_path / "made"), 3)[1] == clips[3].samples).all()
 
 
 @pytest.mark.parametrize(

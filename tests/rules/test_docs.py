@@ -17,7 +17,6 @@ import urllib.request
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-import numpy as np
 import pytest
 from forked_python import ForkedPython
 
@@ -146,7 +145,6 @@ SAYS = {
     "soho suite": "winoground: 1 examples",
     "soho_fast.export": "Folder to create.",
     "soho_fast.ask many": "results.jsonl: 5 lines",
-    "explore build --features": "explorer/index.html",
     "soho_fast.explore build": "open runs/mini/explorer/index.html",
     "soho_fast.explore compare": " stable\nopen compared/index.html",
     "soho_fast.explore figure": "the codes as a figure: ",
@@ -260,8 +258,6 @@ def state(tmp_path_factory, run):
     for number in range(2):
         draw(folder / f"my_suite/images/{number}.png")
     (folder / "my_suite/examples.jsonl").write_text(json.dumps(pair))
-    np.save(folder / "f.npy", np.random.default_rng(0).normal(size=(6, 4, 4, 8)))
-    np.save(folder / "i.npy", np.arange(96).reshape(6, 4, 4) % 5)
     for name, snippet in own_parts().items():
         (folder / name).write_text(snippet)
     return folder
