@@ -48,6 +48,9 @@ NEW = (*OF_THE_DATA[3:], "program.sources", "program.compiled ops")
 # What checkpoints that do not have these names were trained with.
 ABSENT = {"optim.average_decay": 0.0, "optim.layer_decay": 1.0}
 
+# What a run is trained with whose checkpoints have these names, which are settings no more.
+GONE = {"model.config.dictionary_follow": "none"}
+
 # By pattern of the name: what may differ between the ranks of a run, since machines have cores of their own.
 OF_A_RANK = ("engine.threads", "batch.workers", "batch.prefetch")
 
@@ -122,7 +125,8 @@ def all_fields(settings: Any) -> dict[str, Any]:
 def changes_between(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
     """Every field that differs, in the order of `now`, but for `NEW` ones that were not there before."""
     names = [name for name in {**now, **before} if name in before or name not in NEW]
-    return [Change(name, before.get(name), now.get(name)) for name in names if before.get(name) != now.get(name)]
+    pairs = ((name, before.get(name), now.get(name, GONE.get(name))) for name in names)
+    return [Change(*pair) for pair in pairs if pair[1] != pair[2]]
 
 
 def refuse_changes(what: str, step: int, changes: list[Change], identity: TaskIdentity, *, allowed: bool) -> None:

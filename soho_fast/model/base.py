@@ -54,7 +54,7 @@ class SohoPreTrainedModel(PreTrainedModel):
     _keep_in_fp32_modules_strict: list[str] = [  # noqa: RUF012
         "running_mean",
         "running_var",
-        *(f"visual_dictionary.{x}" for x in ("codebook", "usage", "age", "cluster", "feature", "total", "project")),
+        *(f"visual_dictionary.{x}" for x in ("codebook", "usage", "age", "cluster", "total", "project")),
     ]
 
     @classmethod

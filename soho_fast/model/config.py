@@ -72,7 +72,6 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "backbone": ("resnet10", "resnet18", "resnet34", "resnet50", "resnet101", "mobilenet_v2"),
     "ema_variant": ("paper", "vqvae"),
     "dictionary_init": ("random", "data"),
-    "dictionary_follow": ("none", "mean", "affine"),
     "visual_encoder": ("paper", "official"),
     "dictionary": ("paper", "official", "fsq", "lfq"),
     "fusion": ("none", "gate", "features"),
@@ -195,15 +194,9 @@ class SohoConfig(PreTrainedConfig):
         dictionary_seed (int): seed of every draw inside the dictionary.
         dictionary_batch_norm (bool): BatchNorm before the lookup, by running statistics of the valid tokens of all
             ranks, in training too.
-        dictionary_batch_norm_max_lag (float, optional): how far these lie behind those of a step at most, in its
-            standard deviations; see `normalization.py: TokenBatchNorm`.
         fusion (str): what the Transformer reads of the dictionary's output: `"none"`: f(v) itself. `"gate"`: a sum of
             it and its feature with learned shares; see `official/fusion.py: GatedFusion`. `"features"`: the feature
             itself, so that the dictionary only labels what masked visual modelling masks (an ablation, ours).
-        dictionary_follow (str): what all codes do when all features move together, as they do when the CNN begins to
-            learn; eq. 4 moves a code by its assigned features alone. `"none"`: nothing (paper). `"mean"`: they move as
-            the running mean of the features does; `"affine"`: and spread as the features do. Both need
-            `dictionary="paper"`.
         usage_decay (float): decay of the running usage behind perplexity, active codes and the dead-code reset.
         active_threshold (float): a code is active while its running usage, in units of the uniform share 1/k, is at
             least this.
@@ -289,8 +282,6 @@ class SohoConfig(PreTrainedConfig):
     dictionary_init_std: float = 1.0
     dictionary_seed: int = 0
     dictionary_batch_norm: bool = False
-    dictionary_batch_norm_max_lag: float | int | None = None
-    dictionary_follow: str = "none"
     usage_decay: float = 0.99
     active_threshold: float = 0.01
     code_reset_threshold: float = 0.0
@@ -355,14 +346,8 @@ class SohoConfig(PreTrainedConfig):
             raise ValueError(f"backbone_stride: expected 32 with visual_encoder='official', got {self.backbone_stride}")
         if self.visual_encoder == "official" and self.dictionary_batch_norm:
             raise ValueError("dictionary_batch_norm: visual_encoder='official' has a BatchNorm of its own, got True")
-        if (lag := self.dictionary_batch_norm_max_lag) is not None and not (self.dictionary_batch_norm and lag > 0):
-            raise ValueError(
-                "dictionary_batch_norm_max_lag: expected a number above 0, and dictionary_batch_norm with it, got "
-                f"{lag} and {self.dictionary_batch_norm}"
-            )
-        for name, only in (("num_levels", 1), ("dictionary_follow", "none")):
-            if self.dictionary in ("official", "fsq", "lfq") and (value := getattr(self, name)) != only:
-                raise ValueError(f"{name}: expected {only!r} with dictionary={self.dictionary!r}, got {value!r}")
+        if self.dictionary in ("official", "fsq", "lfq") and self.num_levels > 1:
+            raise ValueError(f"num_levels: expected 1 with dictionary={self.dictionary!r}, got {self.num_levels}")
         if self.dictionary in ("paper", "official") and self.dictionary_options:
             options = self.dictionary_options
             raise ValueError(f"dictionary_options: expected none with dictionary={self.dictionary!r}, got {options}")

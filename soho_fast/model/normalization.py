@@ -178,20 +178,13 @@ class TokenBatchNorm(RunningStatistics):
     gather them, as those of the dictionary, and the end moves the running ones once. The first training forward has
     nothing to go by and takes the statistics of its own batch.
 
-    Nothing in the gradient keeps features where the running statistics are. A CNN that nothing centres, since its own
-    BatchNorm is frozen, can carry all features away faster than these follow; `max_lag` lets them follow as fast as
-    that takes.
-
     Args:
         num_channels: as in `RunningStatistics`. The running statistics are the plain mean over the first 1 / momentum
             steps, and then move by `momentum`.
-        max_lag: after a step the running mean is at most so many of its standard deviations away from its mean, and the
-            running deviation at most 1 + `max_lag` times as large or as small as its; `None`: `momentum` alone.
     """
 
-    def __init__(self, num_channels: int, max_lag: float | None = None) -> None:
+    def __init__(self, num_channels: int) -> None:
         super().__init__(num_channels)
-        self.max_lag = max_lag
         self.register_load_state_dict_post_hook(TokenBatchNorm._forget_host_state)
         self._forget_host_state()
 
@@ -289,9 +282,3 @@ class TokenBatchNorm(RunningStatistics):
         momentum = max(self.momentum, 1.0 / self._num_updates)
         self.running_mean.add_(difference_C, alpha=momentum)
         self.running_var.lerp_(var_C, momentum)
-        if self.max_lag is not None:
-            lag_C = (1 - momentum) * difference_C
-            most_C = self.max_lag * var_C.sqrt()
-            self.running_mean.add_(lag_C - lag_C.clamp(-most_C, most_C))
-            most = (1 + self.max_lag) ** 2
-            self.running_var.clamp_(var_C / most, var_C * most)

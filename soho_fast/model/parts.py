@@ -22,9 +22,7 @@ from .visual_encoder import VisualEncoder
 
 
 def _token_batch_norm(config: SohoConfig) -> TokenBatchNorm | None:
-    if not config.dictionary_batch_norm:
-        return None
-    return TokenBatchNorm(config.hidden_size, max_lag=config.dictionary_batch_norm_max_lag)
+    return TokenBatchNorm(config.hidden_size) if config.dictionary_batch_norm else None
 
 
 PARTS: dict[str, dict[str, Callable[..., Any]]] = {

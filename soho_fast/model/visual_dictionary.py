@@ -1,6 +1,6 @@
 """The visual dictionary (paper section 3.2, eq. 2-5): a codebook that learns by a momentum mean, not by gradient.
 
-Here are eq. 2 to 5 and the step; start, resets, levels, following and figures are in `codebook/`.
+Here are eq. 2 to 5 and the step; start, resets, levels and figures are in `codebook/`.
 
 B images, L tokens per image, N = B*L, C channels, Q levels (1 in the paper) of K codes, R candidates for the dead-code
 reset. Codes of all levels are rows of one table, level after level: QK.
@@ -16,7 +16,6 @@ from transformers import initialization as init
 from soho_fast import ops
 
 from .codebook.draws import Tokens, image_numbers
-from .codebook.following import follow
 from .codebook.levels import rests
 from .codebook.reset import Candidates, joined, new_codes
 from .codebook.smoothed import smoothed_ema_
@@ -30,12 +29,10 @@ from .normalization import finite_rows, is_recomputing
 @dataclass
 class _Assignments:
     """What a step's training forwards leave for its update, on this rank: how many features are assigned to each code
-    and their sum, the sum of their squares (0 without `dictionary_follow`), the number of images, and where codes may
-    be reset the candidates drawn so far."""
+    and their sum, the number of images, and where codes may be reset the candidates drawn so far."""
 
     counts_QK: Tensor
     sums_QKC: Tensor
-    squares_C: Tensor
     num_images: int = 0
     candidates: Candidates | None = None
 
@@ -63,16 +60,12 @@ class VisualDictionary(CodeUsage):
         initialised: () levels whose codes have been initialised.
         cluster_size: (QK,), for `ema_variant="vqvae"` alone.
         cluster_sum: (QK, C), the same.
-        feature_mean: (C,) running mean, for `dictionary_follow` alone.
-        feature_variance: (C,) running variance, the same.
     """
 
     codebook: Tensor
     initialised: Tensor
     cluster_size: Tensor
     cluster_sum: Tensor
-    feature_mean: Tensor
-    feature_variance: Tensor
 
     # Whether codes move in each training forward, within a step too, which answers with the moved ones.
     moves_in_forward = False
@@ -90,9 +83,6 @@ class VisualDictionary(CodeUsage):
         if config.ema_variant == "vqvae":
             self.register_buffer("cluster_size", torch.zeros(shape[0], dtype=torch.float32))
             self.register_buffer("cluster_sum", torch.zeros(shape, dtype=torch.float32))
-        if config.dictionary_follow != "none":
-            self.register_buffer("feature_mean", torch.zeros(self.num_channels, dtype=torch.float32))
-            self.register_buffer("feature_variance", torch.ones(self.num_channels, dtype=torch.float32))
         self.register_load_state_dict_post_hook(VisualDictionary._forget_host_state)
         self.reset()
 
@@ -105,9 +95,6 @@ class VisualDictionary(CodeUsage):
         if self.config.ema_variant == "vqvae":
             init.ones_(self.cluster_size)
             init.copy_(self.cluster_sum, self.codebook)
-        if self.config.dictionary_follow != "none":
-            init.zeros_(self.feature_mean)
-            init.ones_(self.feature_variance)
         self._forget_host_state()
 
     def _forget_host_state(self, *_: object) -> None:
@@ -195,8 +182,6 @@ class VisualDictionary(CodeUsage):
             # The counts travel as one more channel of the sums: one call between the ranks, not two.
             packed = all_reduce_sum_(torch.cat([sums_QKC, counts_QK.unsqueeze(1)], dim=1))
             counts_QK, sums_QKC = packed[:, -1].contiguous(), packed[:, :-1].contiguous()
-        if self.config.dictionary_follow != "none":
-            self._follow(counts_QK, sums_QKC, all_reduce_sum_(assignments.squares_C))
         if self.config.ema_variant == "paper":
             ops.codebook_ema_(self.codebook, counts_QK, sums_QKC, self.config.ema_decay)
         else:
@@ -287,15 +272,11 @@ class VisualDictionary(CodeUsage):
             for level, rest_BLC in enumerate(rests_of_levels)
         ]
         counts_QK, sums_QKC = (part[0] if len(parts) == 1 else torch.cat(part) for part in zip(*parts, strict=True))
-        squares_C = counts_QK.new_zeros(())
-        if self.config.dictionary_follow != "none":
-            squares_C = torch.where(tokens.usable_BL.unsqueeze(-1), tokens.feat_BLC.float(), 0.0).square().sum((0, 1))
         if self._assignments is None:
-            self._assignments = _Assignments(counts_QK, sums_QKC, squares_C, len(tokens.feat_BLC))
+            self._assignments = _Assignments(counts_QK, sums_QKC, len(tokens.feat_BLC))
         else:
             self._assignments.counts_QK += counts_QK
             self._assignments.sums_QKC += sums_QKC
-            self._assignments.squares_C += squares_C
             self._assignments.num_images += len(tokens.feat_BLC)
         step, limit = self._host_step + 1, self._num_resettable
         if self.config.code_reset_threshold > 0 and step % self.config.code_reset_interval == 0:
@@ -303,19 +284,6 @@ class VisualDictionary(CodeUsage):
             key_R, rests_RX = replace(tokens, feat_BLC=rests_BLX).draw(limit, self.config.dictionary_seed, step)
             drawn = key_R, rests_RX.view(len(key_R), self.num_levels, -1)
             self._assignments.candidates = joined(self._assignments.candidates, drawn, limit)
-
-    def _follow(self, counts_QK: Tensor, sums_QKC: Tensor, squares_C: Tensor) -> None:
-        num, affine = self.num_codes, self.config.dictionary_follow == "affine"
-        running, of_step = (self.feature_mean, self.feature_variance), (counts_QK[:num], sums_QKC[:num], squares_C)
-        moved = follow(*running, *of_step, num_updates=self._host_step, affine=affine)
-        if moved is None:
-            return
-        shift_C, scale_C = moved
-        shift_QKC = torch.zeros_like(self.codebook)
-        shift_QKC[:num] = shift_C
-        torch.addcmul(shift_QKC, self.codebook, scale_C, out=self.codebook)
-        if self.config.ema_variant == "vqvae":
-            torch.addcmul(self.cluster_size.unsqueeze(1) * shift_QKC, self.cluster_sum, scale_C, out=self.cluster_sum)
 
     def _reset_unused(self, candidates: Candidates) -> None:
         unused_QK = self.unbiased_usage() < self.config.code_reset_threshold

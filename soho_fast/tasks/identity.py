@@ -39,7 +39,6 @@ SIZES = (
     "use_dictionary",
     "num_codes",
     "num_levels",
-    "dictionary_follow",
     "hidden_size",
     "num_hidden_layers",
     "num_attention_heads",

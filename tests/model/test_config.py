@@ -58,11 +58,6 @@ def test_paper_preset_has_the_papers_values():
         ({"layer_norm_eps": -1e-12}, "layer_norm_eps: expected at least 0, got -1e-12"),
         ({"visual_layer_norm_eps": float("nan")}, "visual_layer_norm_eps: expected at least 0, got nan"),
         ({"dictionary_init_std": -1.0}, "dictionary_init_std: expected at least 0, got -1.0"),
-        ({"dictionary_batch_norm_max_lag": 0.5}, "dictionary_batch_norm_max_lag: expected"),
-        (
-            {"dictionary_batch_norm": True, "dictionary_batch_norm_max_lag": 0},
-            "dictionary_batch_norm_max_lag: expected",
-        ),
     ],
 )
 def test_a_value_that_cannot_be_used_is_named(overrides, words):

@@ -287,7 +287,7 @@ def test_autocast(tiny_model, batch):
 
 @pytest.mark.parametrize("variant", ["paper", "vqvae"])
 def test_save_and_load_keep_every_bit(tiny_model, batch, tmp_path, variant):
-    options = {"ema_variant": variant, "dictionary_follow": "affine", "dictionary_batch_norm": True}
+    options = {"ema_variant": variant, "dictionary_batch_norm": True}
     model, inputs = tiny_model(code_reset_threshold=0.2, **options), batch()
     model(**inputs)
     model.save_pretrained(tmp_path)

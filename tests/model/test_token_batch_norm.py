@@ -123,35 +123,3 @@ def test_a_token_that_is_not_finite_takes_no_part(bad):
     assert torch.equal(mine[shorter], expected[shorter])
     assert torch.equal(norm.running_mean, without.running_mean)
     assert torch.equal(norm.running_var, without.running_var)
-
-
-def test_features_that_run_away_are_followed():
-    """A mean that moves by a deviation a step, and a deviation that doubles."""
-    generator = torch.Generator().manual_seed(0)
-    valid = torch.ones(8, 64, dtype=torch.bool)
-    behind = {}
-    for max_lag in (None, 0.5):
-        norm = TokenBatchNorm(4, max_lag=max_lag).train()
-        for number in range(40):
-            moved = max(0, number - 30)
-            feat = (torch.randn(8, 64, 4, generator=generator) + moved) * 2.0 ** (number > 38)
-            norm.begin_step()
-            norm(feat, valid)
-            norm.end_step(applied=True)
-        mean, std = feat.mean((0, 1)), feat.std((0, 1))
-        behind[max_lag] = (
-            ((mean - norm.running_mean) / std).abs().max(),
-            (std / norm.running_var.sqrt()).max(),
-        )
-    assert behind[None][0] > 3 and behind[None][1] > 1.5
-    assert behind[0.5][0] <= 0.5 + 1e-3 and behind[0.5][1] <= 1.5 + 1e-3
-
-
-def test_within_the_limit_statistics_move_by_the_momentum():
-    generator = torch.Generator().manual_seed(0)
-    norms = [TokenBatchNorm(4, max_lag=max_lag).train() for max_lag in (None, 0.5)]
-    for _ in range(30):
-        feat = torch.randn(8, 64, 4, generator=generator)
-        for norm in norms:
-            norm(feat, torch.ones(8, 64, dtype=torch.bool))
-    assert all(torch.equal(*buffers) for buffers in zip(*(norm.buffers() for norm in norms), strict=True))

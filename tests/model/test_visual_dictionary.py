@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from soho_fast.model import VisualDictionary
-from soho_fast.model.pretrained import copy_state
 
 
 def dictionary(tiny_config, **overrides) -> VisualDictionary:
@@ -53,53 +52,6 @@ def test_vqvae_update_keeps_running_counts_and_sums(tiny_config):
     total = 0.6 * total + 0.4 * one_hot.T @ feat[valid]
     smoothed = (size + 1e-3) / (size.sum() + 12 * 1e-3) * size.sum()
     torch.testing.assert_close(made.codebook, total / smoothed.unsqueeze(1), rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("variant", ["paper", "vqvae"])
-@pytest.mark.parametrize("follow", ["mean", "affine"])
-def test_all_codes_follow_the_features_running_mean_and_spread(tiny_config, follow, variant):
-    options = {"ema_variant": variant, "ema_decay": 1.0}  # Eq. 4 alone moves nothing.
-    following, still = (dictionary(tiny_config, dictionary_follow=each, **options) for each in (follow, "none"))
-    still.load_state_dict(
-        {name: value.clone() for name, value in following.state_dict().items() if name in still.state_dict()}
-    )
-    mean = spread = None
-    for step in range(1, 12):
-        feat, valid = features()
-        feat[valid] = feat[valid] * (1 + step / 10) + step / 5
-        before = following.codebook.double().clone()
-        following(feat, valid)
-        now = feat[valid].double()
-        momentum = max(0.2, 1 / step)
-        old_mean, old_spread = (now.mean(0), now.var(0, correction=0)) if mean is None else (mean, spread)
-        mean = old_mean + momentum * (now.mean(0) - old_mean)
-        spread = old_spread + momentum * (now.var(0, correction=0) - old_spread)
-        scale = (spread / old_spread).sqrt() if follow == "affine" else 1.0
-        # As long as the running mean is a plain one, it has yet to find its place.
-        expected = mean + (before - old_mean) * scale if step >= 5 else before
-        torch.testing.assert_close(following.codebook.double(), expected, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(following.feature_mean.double(), mean, rtol=1e-5, atol=1e-6)
-    assert not torch.allclose(following.codebook, still.codebook, atol=0.1)
-
-
-@pytest.mark.parametrize("follow", ["mean", "affine"])
-def test_learnt_codes_that_begin_to_follow_are_not_moved_by_where_the_features_are(tiny_config, follow):
-    """As by `init_from` a model that did not follow: its codes are where the features are already."""
-    feat, valid = features()
-    feat[valid] = 2 * feat[valid] + 3
-    learnt = dictionary(tiny_config)
-    for _ in range(9):
-        learnt(feat, valid)
-    following = dictionary(tiny_config, dictionary_follow=follow, ema_decay=1.0)
-    copy_state(following, learnt.state_dict(), "a model that did not follow")
-    following(torch.full_like(feat, float("nan")), valid)  # No feature says where they are.
-    following(feat, valid)
-    assert torch.equal(following.codebook, learnt.codebook)
-    again = dictionary(tiny_config, dictionary_follow=follow, ema_decay=1.0)
-    again.load_state_dict(following.state_dict())
-    for each in (following, again):
-        each(feat + 1, valid)
-        torch.testing.assert_close(each.codebook, learnt.codebook + 0.2)
 
 
 def test_what_a_step_used_is_told_apart_from_the_running_usage(tiny_config):
@@ -482,8 +434,6 @@ def test_levels_that_cannot_be_are_refused(tiny_config, wrong):
         tiny_config(**{"num_levels": 2, **wrong})
 
 
-def test_levels_and_following_are_refused_where_each_image_counts_once_for_each_text(tiny_config):
+def test_levels_are_refused_where_each_image_counts_once_for_each_text(tiny_config):
     with pytest.raises(ValueError, match="num_levels: expected 1 with dictionary='official', got 2"):
         tiny_config(dictionary="official", dictionary_init="random", num_levels=2)
-    with pytest.raises(ValueError, match="dictionary_follow: expected 'none' with dictionary='official', got 'mean'"):
-        tiny_config(dictionary="official", dictionary_follow="mean")

@@ -14,8 +14,6 @@ STEPS, PARTS, VARIANTS = 4, (1, 2, 4), ("paper", "vqvae")
 KINDS = ("paper", "official")
 OPTIONS = {
     "dictionary_batch_norm": True,
-    "dictionary_batch_norm_max_lag": 0.5,
-    "dictionary_follow": "affine",
     "code_reset_threshold": 0.5,
     "code_reset_patience": 1,
     "code_reset_limit": 3,
