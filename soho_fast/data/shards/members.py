@@ -1,16 +1,13 @@
 """The files in an uncompressed tar, in order, and where their bytes are.
 
-Plain headers, of which a shard has tens of thousands, are read here, and PAX headers that tell times only, which
-WebDataset's writer puts before each; tarfile reads every other kind (long names, sizes in base 256), at some five times
-the cost.
+tarfile reads the headers; what it takes for the end of a tar, as a block of zeros or a file that is cut off, is looked
+at here.
 """
 
 from __future__ import annotations
 
-import contextlib
 import mmap
 import os
-import re
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,14 +21,8 @@ BLOCK = 512
 
 _EMPTY = bytes(BLOCK)
 _EMPTY_TAR = 20 * BLOCK  # a tar's usual record: so long is one without a file, as img2dataset leaves it
-_REGULAR = b"0\0"
-_DIRECTORY = ord("5")
-_SIMPLE = (*_REGULAR, _DIRECTORY)
-_PAX = ord("x")
-# What does not change which bytes a member has.
-_TIMES = re.compile(rb"(?:\d+ (?:mtime|atime|ctime|uid|gid|uname|gname)=[^\n]*\n)+\0*")
-_MOST_TIMES = 4096
-_OCTAL = re.compile(rb"[ 0]*([0-7]*)[ \0]*")
+# What tarfile meets damage with.
+_DAMAGE = (tarfile.TarError, OSError, ValueError, OverflowError, IndexError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +49,7 @@ def read_members(content: mmap.mmap, path: str) -> Iterator[Member]:
     """
     if packing := packed_by(content[:BLOCK]):
         raise ValueError(f"{path}: a {packing} file; expected a tar without compression: images gain nothing by it")
-    offset, last, length = 0, "its beginning", len(content)
+    archive, offset, last, length = None, 0, "its beginning", len(content)
     while True:
         header = content[offset : offset + BLOCK]
         if header == _EMPTY:
@@ -71,68 +62,29 @@ def read_members(content: mmap.mmap, path: str) -> Iterator[Member]:
             return
         if len(header) < BLOCK:
             raise ValueError(f"{path}: cut off after {last}: {length:,} bytes, and no end mark; fetch the file again")
-        plain, begin, odd = _plain(header), offset + BLOCK, ""
-        if plain is not None and plain[0] == _PAX:
-            after = begin + _padded(plain[2])
-            times_only = plain[2] <= _MOST_TIMES and _TIMES.fullmatch(content[begin:after])
-            plain, begin = _plain(content[after : after + BLOCK]) if times_only else None, after + BLOCK
-        if plain is None or plain[0] not in _SIMPLE:
-            kind, name, begin, size, after, odd = _other(path, offset, last)
-        else:
-            kind, name, size = plain
-            after = begin + _padded(size)
-        if kind in _REGULAR and name.endswith("/"):
-            kind = _DIRECTORY  # as tars from before 1988 have it
-        text = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-        odd = odd or "its name is not UTF-8" * (text != name)
+        try:
+            archive = archive or tarfile.TarFile(fileobj=content, encoding="utf-8", errors="surrogateescape")
+            content.seek(offset)
+            member = tarfile.TarInfo.fromtarfile(archive)
+        except _DAMAGE as error:
+            what = f"damaged: no header of a file after {last}, at byte {offset:,}" if offset else "no tar file"
+            raise ValueError(f"{path}: {what}; expected an uncompressed tar") from error
+        begin, size, after = member.offset_data, member.size, archive.offset
+        text = member.name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+        odd = "its name is not UTF-8" if text != member.name else ""
+        if member.issparse():
+            odd = "a sparse file; expected one that is stored whole"
+        elif not (member.isreg() or member.isdir()):
+            odd = f"a link or a device (type {chr(member.type[0])!r}); expected a file"
         name = _checked(text, path)
         if max(begin + size * (not odd), after) > length:
             raise ValueError(
                 f"{path}!{name}: cut off: its {size:,} bytes begin at {begin:,} of a file of {length:,} bytes; fetch "
                 "the file again"
             )
-        if kind != _DIRECTORY:
+        if not member.isdir():
             yield Member(name, begin, size, odd)
         offset, last = after, name
-
-
-def _padded(size: int) -> int:
-    return -(-size // BLOCK) * BLOCK
-
-
-def _plain(header: bytes) -> tuple[int, str, int] | None:
-    """(type, name, size) as a header of 512 bytes has them; None where it is damaged, or has numbers in base 256."""
-    if len(header) < BLOCK:
-        return None
-    kind = header[156]
-    size, checksum = _OCTAL.fullmatch(header[124:136]), _OCTAL.fullmatch(header[148:156])
-    if size is None or checksum is None:
-        return None
-    if int(checksum[1] or b"0", 8) != sum(header) - sum(header[148:156]) + 256:
-        return None
-    name = header[:100].partition(b"\0")[0]
-    if header[257:263] == b"ustar\0" and header[345]:
-        name = header[345:500].partition(b"\0")[0] + b"/" + name
-    return kind, name.decode("utf-8", "surrogateescape"), int(size[1] or b"0", 8)
-
-
-def _other(path: str, offset: int, last: str) -> tuple[int, str, int, int, int, str]:
-    """(type, name, first byte, size, next header, `Member.odd`) of a member with any header that tarfile knows."""
-    member = None
-    with (
-        open(path, "rb") as file,
-        contextlib.suppress(tarfile.TarError, OSError, ValueError, OverflowError, IndexError),
-    ):
-        file.seek(offset)
-        archive = tarfile.TarFile(fileobj=file, encoding="utf-8", errors="surrogateescape")
-        member = archive.next()
-    if member is None:
-        what = f"damaged: no header of a file after {last}, at byte {offset:,}" if offset else "no tar file"
-        raise ValueError(f"{path}: {what}; expected an uncompressed tar")
-    odd = "a sparse file; expected one that is stored whole" if member.issparse() else ""
-    if not (member.isreg() or member.isdir()):
-        odd = f"a link or a device (type {chr(member.type[0])!r}); expected a file"
-    return member.type[0], member.name, member.offset_data, member.size, archive.offset, odd
 
 
 def _checked(name: str, path: str) -> str:
