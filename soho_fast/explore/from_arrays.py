@@ -179,24 +179,15 @@ def build_from_batches(
     folder = Path(folder)
     check_folder(folder)
     codes = check_codebook(codebook, metric)
-    if not isinstance(batches, Iterable):
-        raise TypeError(f"batches: expected an iterable of (features, images), got {type(batches).__name__}")
     folder.absolute().parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=folder.absolute().parent) as file:
         of_all = _Copies(file), codes, codes.shape[:2], metric, title, licences, num_images
-        source = ArraySource(map(_named, batches), *of_all)
+        named = (dict(zip(_OF_A_BATCH, (*batch, None, None, None), strict=False)) for batch in batches)
+        source = ArraySource(named, *of_all)
         return assemble(source, folder, say=say, **_check_of_codes(source.num_codes, labels, decoded, window))
 
 
 _OF_A_BATCH = ("features", "images", "captions", "names", "index")
-
-
-def _named(batch: Any) -> dict[str, Any]:
-    is_batch = isinstance(batch, (tuple, list))
-    expected = f"(features, images) and perhaps {', '.join(_OF_A_BATCH[2:])}"
-    got = f"{type(batch).__name__}{f' of {len(batch)}' if is_batch else ''}"
-    _expect(is_batch and 2 <= len(batch) <= len(_OF_A_BATCH), "batches", expected, got, TypeError)
-    return dict(zip(_OF_A_BATCH, (*batch, None, None, None), strict=False))
 
 
 class _Copies:
@@ -251,9 +242,6 @@ def _check_of_codes(num_codes: int, labels: Any, decoded: Any, window: Any) -> d
             is_list = hasattr(value, "__len__") and not isinstance(value, str)
             got = len(value) if is_list else type(value).__name__
             _expect(got == num_codes, name, f"{num_codes}, one for each code", got)
-    for code, label in enumerate(labels if labels is not None else ()):
-        is_label = label is None or isinstance(label, str)
-        _expect(is_label, f"labels[{code}]", "a text or None", f"{label!r:.60}", TypeError)
     for code, image in enumerate(decoded if decoded is not None else ()):
         _check_image(image, f"decoded[{code}]", only_arrays=True)
     is_window = window is None or (isinstance(window, (int, float)) and 1 <= window < np.inf)
@@ -437,12 +425,6 @@ def check_batch(
         _expect(index.shape[1:] == features.shape[:2], f"index[{number}]", expected, index.shape[1:])
     for number, image in enumerate(batch["images"], first):
         _check_image(image, f"images[{number}]")
-    for number, texts in enumerate(batch["captions"] if batch["captions"] is not None else (), first):
-        every = texts if isinstance(texts, (list, tuple)) else (texts,)
-        is_text = all(isinstance(text, str) for text in every)
-        _expect(is_text, f"captions[{number}]", "a text or a list of texts", f"{texts!r:.60}", TypeError)
-    for number, name in enumerate(batch["names"] if batch["names"] is not None else (), first):
-        _expect(isinstance(name, str), f"names[{number}]", "a text", f"{name!r:.60}", TypeError)
     return checked
 
 
