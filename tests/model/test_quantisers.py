@@ -41,7 +41,7 @@ def made(config_of):
 
 def test_all_four_have_what_is_asked_of_a_quantiser(tiny_config, made):
     asked = {*Quantiser.__annotations__, *(name for name in vars(Quantiser) if not name.startswith("_"))}
-    assert len(asked) == 17 and "codebook_of" in asked
+    assert len(asked) == 16 and "codebook_of" in asked
     paper = VisualDictionary(tiny_config())
     official = OfficialDictionary(tiny_config(dictionary="official"))
     for quantiser in (paper, official, made("fsq"), made("lfq")):
