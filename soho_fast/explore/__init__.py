@@ -20,7 +20,6 @@ _HOMES = {
     "build_from_arrays": "from_arrays",
     "build_from_batches": "from_arrays",
     "codes_of_word": "reading",
-    "compare_explorers": "compare",
     "occurrences": "reading",
     "serve_explorer": "app",
     "words_of_code": "reading",

@@ -1,7 +1,6 @@
 """The dictionary explorer on the command line.
 
 python -m soho_fast.explore build runs/mini
-python -m soho_fast.explore compare runs/one runs/other --into compared
 python -m soho_fast.explore figure runs/mini --codes 191,107
 python -m soho_fast.explore measure runs/mini
 """
@@ -22,7 +21,6 @@ with from_extra("explore"):
 
 COMMANDS = {
     "build": ("soho_fast.explore.build", "Make the explorer of a model and its data."),
-    "compare": ("soho_fast.explore.compare", "Put two explorers side by side: what became of each code."),
     "figure": ("soho_fast.explore.figure", "Draw rows of codes, as the paper's figures, as PNG and PDF."),
     "measure": ("soho_fast.explore.codes", "Measure whether codes mean something."),
 }

@@ -362,7 +362,6 @@ class _Writer:
             "has_distances": self.spool.has_distances,
             **about,
             "maps": self.maps,
-            "has_compare": False,
             "has_sound": bool(self.patch_seconds),
             "window": self.window or window_of(self.spool, self.patch_seconds),
             "sources": _dicts("name num_images", zip(names, counts.tolist(), strict=True)),

@@ -12,7 +12,6 @@ fetch files. The value is JSON, so Python reads the same files.
     data/codes-0000.js       a list of CODES_PER_FILE codes, number // 64
     data/words.js            what each word of the captions has to do with codes
     data/images-0000.js      a list of IMAGES_PER_FILE images
-    data/compare.js          what became of the codes of another explorer, where `compare` was asked
     data/sound-000000.js     what is heard of an image that is a clip of audio
     SHA256SUMS               checksums of all of these
 
@@ -37,7 +36,7 @@ data/meta.js:
     num_shown: images that are shown
     has_captions: bool
     has_distances: bool; without, no patch is nearest: nearest and quantiles are empty
-    has_decoded, has_compare: bool, whether there is decoded/, data/compare.js
+    has_decoded: bool, whether there is decoded/
     has_sound: bool, whether the images are clips of audio, seen as spectrograms, of one row of patches
     maps: list of t-SNE and PCA, those that there are, the first shown first
     window: side of what tiles show around a patch, in patches
@@ -95,16 +94,6 @@ data/images-0000.js, each image:
     masked: null, or {code, patches: [{patch, guesses: [[code, probability], ...]}]}: what masked visual modelling
         hides together, and what the model predicts there
 
-data/compare.js, of this explorer, the second, and another, the first:
-    first: title of the first
-    num_images: images that both show
-    figures: list of [name, of the first, of the second]; null where one has none
-    rows: list of {level, kind, first, second, tokens, overlap, to, tile}: `first`, a code of the first by its number in
-        the level, null of a new one; `second`, its partner, null where it has none; `tokens` of the first's code in
-        these images; `overlap`, patches with both of those with either; `to`, list of [code, tokens]: those that most
-        of its tokens have now; kind: stable (overlap of half or more), moved, split (several codes are mostly parts of
-        it), merged (several are mostly parts of one), lost, new; `tile`, an occurrence of the first's code, or null
-
 data/sound-000000.js, of a clip of audio:
     rate: samples a second
     samples: int16, little-endian, in base64
@@ -117,11 +106,10 @@ import hashlib
 import html
 import itertools
 import json
-import math
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -306,46 +294,16 @@ class Bundle:
         """All of a code. Raises IndexError: there is no such code."""
         return self._item("code", number, self.meta["num_codes"], CODES_PER_FILE)
 
-    def data_set(self, image: Mapping[str, Any]) -> str:
-        """The name of an image's data set. Raises BundleError: there is none."""
-        try:
-            return str(self.meta["sources"][image["source"]]["name"])
-        except (LookupError, TypeError) as error:
-            told = f"has no data set {image.get('source')!r}, of image {image.get('image')!r}"
-            raise BundleError(f"{self._meta_path} {told}") from error
-
     def image(self, number: int) -> Mapping[str, Any]:
         """All of an image. Raises IndexError: there is no such image."""
         return self._item("image", number, self.meta["num_shown"], IMAGES_PER_FILE)
 
-    def codes(self) -> Iterator[Mapping[str, Any]]:
-        """All codes in their order. Raises BundleError: a file is damaged."""
-        return self._items("code", self.meta["num_codes"], CODES_PER_FILE)
-
-    def images(self) -> Iterator[Mapping[str, Any]]:
-        """All images in their order. Raises BundleError: a file is damaged, or an image lacks codes."""
-        for number, image in enumerate(self._items("image", self.meta["num_shown"], IMAGES_PER_FILE)):
-            sizes = image.get("rows"), image.get("columns"), self.meta["num_levels"]
-            index, known = image.get("index"), range(self.meta["num_codes"])
-            is_grid = all(isinstance(size, int) and size > 0 for size in sizes)
-            is_known = isinstance(index, list) and all(code is None or code in known for code in index)
-            if not (is_grid and is_known and len(image["index"]) == math.prod(sizes)):
-                path = self.folder / "data" / f"images-{number // IMAGES_PER_FILE:04d}.js"
-                raise BundleError(f"{path}: image {number}: expected a code for each patch of each level (`index`)")
-            yield image
-
     def _item(self, what: str, number: int, count: int, per_file: int) -> Mapping[str, Any]:
         if not 0 <= number < count:
             raise IndexError(f"{what}: expected 0 to {count - 1}, got {number}")
-        return self._in_file(what, number // per_file, count, per_file)[number % per_file]
-
-    def _items(self, what: str, count: int, per_file: int) -> Iterator[Mapping[str, Any]]:
-        for file in range(-(-count // per_file)):
-            yield from self._in_file(what, file, count, per_file)
-
-    def _in_file(self, what: str, file: int, count: int, per_file: int) -> list[Mapping[str, Any]]:
+        file, place = divmod(number, per_file)
         name = f"{what}s-{file:04d}"
         values = self.read(name)
         if not isinstance(values, list) or len(values) != min(per_file, count - file * per_file):
             raise BundleError(f"{self.folder / 'data' / name}.js ends too early")
-        return values
+        return values[place]

@@ -55,7 +55,8 @@ def shown(run, tmp_path_factory):
 def test_examples_are_the_runs_held_out_images_and_their_captions(run, shown):
     _, about, app = shown
     bundle = Bundle(run)
-    held_out = [image for image in bundle.images() if bundle.data_set(image).endswith("held out")]
+    images = map(bundle.image, range(bundle.meta["num_shown"]))
+    held_out = [image for image in images if bundle.meta["sources"][image["source"]]["name"].endswith("held out")]
     assert len(about.examples) == len(held_out) > 1
     captions = {tuple(image["captions"]) for image in held_out}
     assert {example.texts for example in about.examples} == captions
@@ -69,7 +70,8 @@ def test_codes_are_those_of_the_runs_explorer_with_its_words(run, shown):
     bundle = Bundle(run)
     wall = bundle.read("wall")
     assert about.names == {code: word for code, word in enumerate(wall["word"]) if word}
-    image = next(image for image in bundle.images() if image["captions"] == list(about.examples[0].texts))
+    images = map(bundle.image, range(bundle.meta["num_shown"]))
+    image = next(image for image in images if image["captions"] == list(about.examples[0].texts))
     component, grid = asked_of(app)["codes"](about.examples[0].files[0])
     assert grid == {"rows": image["rows"], "columns": image["columns"], "codes": image["index"]}
     labels = [annotation["label"] for annotation in component.value["annotations"]]

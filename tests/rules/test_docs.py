@@ -146,7 +146,6 @@ SAYS = {
     "soho_fast.export": "Folder to create.",
     "soho_fast.ask many": "results.jsonl: 5 lines",
     "soho_fast.explore build": "open runs/mini/explorer/index.html",
-    "soho_fast.explore compare": " stable\nopen compared/index.html",
     "soho_fast.explore figure": "the codes as a figure: ",
     "examples/explore_codec.py": "codec_explorer/index.html",
     "examples/explore_vector_quantize_pytorch.py": "vq_explorer/index.html",

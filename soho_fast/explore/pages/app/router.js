@@ -39,7 +39,6 @@
   const EMPTY = {
     words: (meta) => !meta.has_captions,
     map: (meta) => !meta.num_channels,
-    compare: (meta) => !meta.has_compare,
   };
 
   // Past the header and the controls, to what the page is about.
