@@ -99,6 +99,8 @@ def stamps():
         "animals/wolf": (encoded(np.clip(dog + 12, 0, 255)), "A wolf."),
         "fruit/pear": (encoded(photo(3)), "A pear."),
         "fruit/two_pears": (encoded(photo(4)), "Pears!"),
+        "town/tower": (encoded(photo(10)), "Eiffel Tower."),
+        "town/tower_at_night": (encoded(photo(11)), "The Eiffel Tower, Paris."),
         "fruit/drawn": (encoded(drawing), "A drawn fruit."),
         "fruit/cartoon/apple": (encoded(photo(5)), "An apple."),
         "symbols/euro": (encoded(photo(6)), "A coin."),
@@ -139,7 +141,7 @@ def test_photographs_become_a_corpus(planted, capsys):
         for split in ("train", "val")
     }
     name = f"images/{STAMPS}"
-    # Not held out: what looks alike, and what has one name.
+    # Not held out: what looks alike, what has one name, and whose name is a part of another's.
     assert found == {
         "val": {
             f"{name}_animals_redFox2.jpg": ("A fox.", "red fox", "red fox, animals"),
@@ -150,6 +152,8 @@ def test_photographs_become_a_corpus(planted, capsys):
             f"{name}_animals_wolf.jpg": ("A wolf.", "wolf", "wolf, animals"),
             f"{name}_fruit_pear.jpg": ("A pear.", "pear", "pear, fruit"),
             f"{name}_fruit_two_pears.jpg": ("Pears!", "two pears", "two pears, fruit"),
+            f"{name}_town_tower.jpg": ("Eiffel Tower.", "tower", "tower, town"),
+            f"{name}_town_tower_at_night.jpg": ("The Eiffel Tower, Paris.", "tower at night", "tower at night, town"),
         },
     }
     assert "left out: 1 images: its file can't be read\n" in said
@@ -160,7 +164,7 @@ def test_photographs_become_a_corpus(planted, capsys):
     licences = {entry["licence"]: entry for entry in json.loads((folder / "licences.json").read_text())}
     assert licences["CC-BY-3.0"]["credit"] == "Bob Example and others"
     assert f"{name}_fruit_pear.jpg" in licences["CC-BY-3.0"]["images"]
-    assert licences["GPL-2"]["images"] == [f"{name}_fruit_two_pears.jpg", f"{name}_fruit_cyrillic.jpg"]
+    assert f"{name}_fruit_two_pears.jpg" in licences["GPL-2"]["images"]
     assert sorted(each.name for each in folder.iterdir()) == ["images", "images.jsonl", "licences.json"]
 
 
@@ -176,9 +180,9 @@ def test_a_share_is_held_out_by_name():
         building._Kept(f"{number}.jpg", STAMPS, None, [f"the {chr(97 + number % 26)}{'x' * (number // 26 + 1)}"], None)
         for number in range(500)
     ]
-    held_out = building._held_out(images, np.ones(500))
+    held_out = building._held_out(images, [1] * 500)
     assert 0.28 < np.mean(held_out) < 0.42
-    assert held_out[:50] == building._held_out(images[:50], np.ones(50))
+    assert held_out[:50] == building._held_out(images[:50], [1] * 50)
 
 
 def test_a_changed_package_is_named_and_nothing_is_written(planted, capsys):
@@ -208,7 +212,7 @@ def test_a_folder_that_is_there_is_kept(planted, capsys):
 def test_without_a_usable_image_nothing_is_written(planted, capsys, monkeypatch):
     monkeypatch.setattr(building, "_is_drawing", lambda image: True)
     said = run(capsys, planted / "corpus", code=2)
-    assert f"no image of {STAMPS} can be used" in said and "'a drawing, or too small': 8" in said
+    assert f"no image of {STAMPS} can be used" in said and "'a drawing, or too small': 10" in said
     assert os.listdir(planted) == ["cache"]
 
 

@@ -44,10 +44,10 @@ class _Kept:
     captions: list[str]
     image: Image.Image
 
-    def key(self) -> str:
-        """The name without articles, digits, plurals and the order of its words."""
-        words = {word.rstrip("s") for word in re.findall(r"[^\W\d_]+", self.captions[0].lower())}
-        return " ".join(sorted(words - {"a", "an", "the"}))
+    def words(self) -> frozenset[str]:
+        """Those of the name, without articles, digits and plurals."""
+        words = re.findall(r"[^\W\d_]+", self.captions[0].lower())
+        return frozenset(word.rstrip("s") for word in words) - {"a", "an", "the", "of"}
 
 
 def build(folder: Path, names: Sequence[str], cache: Path, say: Callable[[str], None]) -> None:
@@ -82,7 +82,7 @@ def build(folder: Path, names: Sequence[str], cache: Path, say: Callable[[str], 
     distinct = np.flatnonzero(~np.triu(distances < _SAME, 1).any(0))
     dropped["nearly the same as another image"] = len(kept) - len(distinct)
     kept = [kept[number] for number in distinct]
-    held_out = _held_out(kept, (distances < _ALIKE)[np.ix_(distinct, distinct)].sum(1))
+    held_out = _held_out(kept, (distances < _ALIKE)[np.ix_(distinct, distinct)].sum(1).tolist())
     with new_folder(folder) as scratch:
         (scratch / "images").mkdir()
         lines: list[str] = []
@@ -162,12 +162,18 @@ def _distances(images: Sequence[Image.Image]) -> np.ndarray:
     return np.sqrt(np.maximum(squares[:, None] + squares - 2 * products, 0) / flat.shape[1])
 
 
-def _held_out(images: Sequence[_Kept], num_alike: np.ndarray) -> list[bool]:
-    """A share of the images whose name no other image has, and that look like no other; the same in every build."""
-    counts = Counter(each.key() for each in images)
+def _held_out(images: Sequence[_Kept], num_alike: Sequence[int]) -> list[bool]:
+    """A share of the images that look like no other, and of whose name no other image's is a part, or the other way
+    round, but for names of a word; the same in every build."""
+    names = [each.words() for each in images]
     return [
-        counts[each.key()] == 1
-        and alike == 1  # itself
-        and int.from_bytes(hashlib.sha256(each.key().encode()).digest()[:8], "big") < _HELD_OUT_SHARE * 2**64
-        for each, alike in zip(images, num_alike, strict=True)
+        alike == 1  # itself
+        and not any(
+            name == other or (min(len(name), len(other)) > 1 and (name <= other or other <= name))
+            for each, other in enumerate(names)
+            if each != number
+        )
+        and int.from_bytes(hashlib.sha256(" ".join(sorted(name)).encode()).digest()[:8], "big")
+        < _HELD_OUT_SHARE * 2**64
+        for number, (name, alike) in enumerate(zip(names, num_alike, strict=True))
     ]
