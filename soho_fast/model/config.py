@@ -79,6 +79,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "mlm_head": ("bert", "tied"),
     "mvm_head": ("linear", "cosine"),
     "losses_on": ("matched", "all"),
+    "contrastive_reads": ("transformer", "embeddings"),
     "initial_values": ("bert", "official"),
     "hidden_act": tuple(ACT2FN),
     "head_act": tuple(ACT2FN),
@@ -231,6 +232,8 @@ class SohoConfig(PreTrainedConfig):
             `auxiliary/contrastive.py` (vectors of images and texts, each made alone, to choose the pairs to score;
             ours); 0 leaves it and its projections out.
         contrastive_size (int): channels of these vectors.
+        contrastive_reads (str): what they are made of: `"transformer"`: the Transformer's last hidden states.
+            `"embeddings"`: the means of its inputs, which takes few images to learn.
     """
 
     model_type = "soho"
@@ -305,6 +308,7 @@ class SohoConfig(PreTrainedConfig):
     bag_of_words_weight: float | int = 0.0
     contrastive_weight: float | int = 0.0
     contrastive_size: int = 256
+    contrastive_reads: str = "transformer"
 
     def __post_init__(self, **kwargs: Any) -> None:
         # transformers keeps what is no field as an attribute, and a misspelt weight would weigh nothing.

@@ -140,6 +140,7 @@ class PretrainingTask(BaseTask):
         {
             **BaseTask.absent,
             "model.contrastive_head": False,
+            "model.config.contrastive_reads": "transformer",
             "model.config.backbone_stride": 32,
             "model.config.mvm_margin": 0,
             "model.config.dictionary_options": None,

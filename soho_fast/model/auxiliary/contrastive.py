@@ -45,13 +45,11 @@ class ContrastiveHead(nn.Module):
 
     def image_vectors(self, hidden_BLD: Tensor, valid_BL: Tensor) -> Tensor:
         """(B, E) of length 1, from the mean over an image's valid tokens."""
-        share_BL = valid_BL / valid_BL.sum(1, keepdim=True)
-        mean_BD = torch.einsum("bl,bld->bd", share_BL.to(hidden_BLD.dtype), hidden_BLD)
-        return F.normalize(self.image_projection(mean_BD).float(), dim=-1)
+        return F.normalize(self.image_projection(mean_of(hidden_BLD, valid_BL)).float(), dim=-1)
 
-    def text_vectors(self, hidden_TSD: Tensor) -> Tensor:
-        """(T, E) of length 1, from [CLS]."""
-        return F.normalize(self.text_projection(hidden_TSD[:, 0]).float(), dim=-1)
+    def text_vectors(self, state_TD: Tensor) -> Tensor:
+        """(T, E) of length 1."""
+        return F.normalize(self.text_projection(state_TD).float(), dim=-1)
 
     def loss(self, image_BE: Tensor, text_TE: Tensor, own_image_T: Tensor) -> LossSum:
         """Cross-entropies of each text choosing its image and of each image choosing its texts, halved; and how many.
@@ -76,6 +74,12 @@ class ContrastiveHead(nn.Module):
         return (of_texts + of_images) / 2, (asked_B.sum() + len(text_TE)) / 2
 
 
+def mean_of(states_BLD: Tensor, valid_BL: Tensor) -> Tensor:
+    """The mean over valid places, (B, D)."""
+    share_BL = valid_BL / valid_BL.sum(1, keepdim=True)
+    return torch.einsum("bl,bld->bd", share_BL.to(states_BLD.dtype), states_BLD)
+
+
 class ContrastiveVectors(PairMatching):
     """The vectors and their loss, for models that also have a `ContrastiveHead` or `None` (`contrastive_head`)."""
 
@@ -88,8 +92,10 @@ class ContrastiveVectors(PairMatching):
             ValueError: the model has no contrastive head.
         """
         valid_BL = torch.ones_like(visual_BLD[..., 0], dtype=torch.bool) if valid_BL is None else valid_BL
-        hidden_BLD = self.soho.transformer.encode(self.soho, visual_BLD, valid_BL)
-        return self.required_contrastive_head().image_vectors(hidden_BLD, valid_BL)
+        head = self.required_contrastive_head()
+        if self.soho.config.contrastive_reads == "transformer":
+            visual_BLD = self.soho.transformer.encode(self.soho, visual_BLD, valid_BL)
+        return head.image_vectors(visual_BLD, valid_BL)
 
     def text_vectors(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """(T, E) of length 1: texts alone.
@@ -99,9 +105,11 @@ class ContrastiveVectors(PairMatching):
         """
         check_text_length(input_ids, self.soho.config.max_position_embeddings)
         words_TSD = self.soho.text_embeddings(input_ids=input_ids)
-        mask_TS = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        hidden_TSD = self.soho.transformer.encode(self.soho, words_TSD, mask_TS.bool())
-        return self.required_contrastive_head().text_vectors(hidden_TSD)
+        mask_TS = (torch.ones_like(input_ids) if attention_mask is None else attention_mask).bool()
+        head = self.required_contrastive_head()
+        if self.soho.config.contrastive_reads == "embeddings":
+            return head.text_vectors(mean_of(words_TSD, mask_TS))
+        return head.text_vectors(self.soho.transformer.encode(self.soho, words_TSD, mask_TS)[:, 0])
 
     def contrastive_loss(self, visual: VisualTokens, captions: Texts) -> LossSum:
         """See `ContrastiveHead.loss`, of images and texts that describe them. Texts without a real word are skipped."""
