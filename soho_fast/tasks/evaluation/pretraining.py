@@ -32,6 +32,7 @@ from soho_fast.tasks.evaluation.computing import Computing
 from soho_fast.tasks.evaluation.metrics.recall import mean_reciprocal_rank, recall_at
 from soho_fast.tasks.evaluation.pair_scoring import ImageBlocks, PairScorer, score_pairs
 from soho_fast.tasks.evaluation.sharing import ReportProgress, Sharing
+from soho_fast.tasks.evaluation.two_stage import contrastive_scores
 
 RECALL_KS = (1, 5, 10)
 
@@ -376,15 +377,18 @@ def evaluate_pretraining(
             raise CorruptImageError(
                 f"no two held-out images of a batch can be read; first: {'; '.join(tally.skipped[:5])}"
             )
-        scores_NN = torch.empty(0, 0)
+        retrieval = {}
         if candidates:
             blocks = ImageBlocks(len(candidates), lambda block: candidates[block.start : block.stop])
             wanted = [np.array(candidate_rows)] * len(candidates)
-            scores_NN = torch.stack(score_pairs(scorer, blocks, wanted, Sharing(progress=progress)))
+            retrieval = _recalls(torch.stack(score_pairs(scorer, blocks, wanted, Sharing(progress=progress))))
+            if getattr(model, "contrastive_head", None) is not None:
+                vectors = _recalls(contrastive_scores(scorer, blocks)[:, candidate_rows])
+                retrieval |= {f"vectors_{name}": value for name, value in vectors.items() if "_to_" in name}
     finally:
         loads.close()
         model.train(was_training)
-    return {**_summary(tally), **_recalls(scores_NN)}
+    return {**_summary(tally), **retrieval}
 
 
 def _summary(tally: _Tally) -> dict[str, float]:
@@ -424,8 +428,6 @@ def area_under_curve(negative_N: torch.Tensor, positive_P: torch.Tensor) -> floa
 
 def _recalls(scores_NN: torch.Tensor) -> dict[str, float]:
     count = len(scores_NN)
-    if not count:
-        return {}
     diagonal = torch.arange(count)
     metrics = {"num_candidates": float(count)}
     for direction, scores in (("image_to_text", scores_NN), ("text_to_image", scores_NN.T)):
@@ -476,7 +478,9 @@ def format_table(metrics: Mapping[str, float]) -> list[list[str]]:
         for direction, name in (("image_to_text", "image to text"), ("text_to_image", "text to image")):
             for k in RECALL_KS:
                 label = f"{name} R@{k} of {metrics['num_candidates']:.0f}"
-                rows.append([label, percent(f"{direction}_r{k}"), f"{percent(f'chance_r{k}')} chance"])
+                vectors = f"vectors_{direction}_r{k}"
+                alone = f", {percent(vectors)} by vectors alone" if vectors in metrics else ""
+                rows.append([label, percent(f"{direction}_r{k}"), f"{percent(f'chance_r{k}')} chance{alone}"])
     for where, name in (("heldout", "held-out images"), ("model", "running usage in training")):
         if f"{where}_active_codes" in metrics:
             codes = f"{metrics[f'{where}_active_codes']:.0f} (perplexity {metrics[f'{where}_perplexity']:.1f})"
