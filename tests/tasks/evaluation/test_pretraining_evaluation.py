@@ -166,24 +166,30 @@ def test_quick_measures_leave_retrieval_out(records, processor):
     assert fewer["num_candidates"] == 7 and fewer["chance_r1"] == pytest.approx(1 / 7)
 
 
-def test_where_there_are_vectors_they_retrieve_too(records, processor, monkeypatch, tmp_path):
-    """An image that is skipped has a text, but is no candidate; vectors are wrong of the first image alone."""
+class Vectors(Oracle):
+    """An ITM head that is blind, and vectors that see."""
+
+    contrastive_head = "there"
+
+    def image_vectors(self, visual_ILD):
+        return nn.functional.one_hot(visual_ILD[:, 0, 0].long(), len(NAMES)).float()
+
+    def text_vectors(self, input_ids_TS):
+        return (input_ids_TS[:, :, None] == self.word_ids).any(1).float()
+
+
+def test_where_there_are_vectors_they_retrieve_too(records, processor, tmp_path):
+    """An image that is skipped has a text, but is no candidate."""
     (tmp_path / records[3].image.name).write_bytes(b"no image")
-    model = Oracle(processor.tokenizer)
-    assert "vectors_image_to_text_r1" not in measure(model, records, processor)
-
-    def scores(scorer, blocks):
-        rows = torch.tensor([0, 1, 2, *range(4, 12)])
-        scores_IT = -(rows[:, None] - torch.arange(12)).abs().float()
-        scores_IT[0, 1] = 1.0
-        return scores_IT
-
-    model.contrastive_head = object()
-    monkeypatch.setattr("soho_fast.tasks.evaluation.pretraining.contrastive_scores", scores)
-    metrics = measure(model, records, processor)
-    assert metrics["num_candidates"] == 11 and metrics["vectors_image_to_text_r1"] == pytest.approx(10 / 11)
+    seeing = measure(Oracle(processor.tokenizer), records, processor)
+    metrics = measure(Vectors(processor.tokenizer, blind=True), records, processor)
+    assert metrics["num_candidates"] == 11 and metrics["image_to_text_r1"] < seeing["image_to_text_r1"]
+    names = [name for name in metrics if name.startswith("vectors_")]
+    assert len(names) == 8 and not [name for name in seeing if name.startswith("vectors_")]
+    assert {name: metrics[name] for name in names} == {name: seeing[name.removeprefix("vectors_")] for name in names}
     rows = {name: rest for name, *rest in format_table(metrics)}
-    assert rows["image to text R@1 of 11"][1] == "9.1 % chance, 90.9 % by vectors alone"
+    share = f"{100 * seeing['image_to_text_r1']:.1f} %"
+    assert rows["image to text R@1 of 11"][1] == f"9.1 % chance, {share} by vectors alone"
 
 
 def test_without_a_dictionary_there_is_no_mvm(records, processor):
