@@ -48,15 +48,18 @@ def start_processes(threads: int = 0, timeout: float = 0) -> Processes:
         UserError: the port by which several processes meet is taken, or some of them have not come, or the launcher's
             variables do not fit.
     """
+    for name in ("WORLD_SIZE", "LOCAL_SIZE", "LOCAL_WORLD_SIZE", "MASTER_PORT"):
+        if not 0 < (number := environment_number(name, 1)) < 2**16:
+            raise UserError(f"{name}: expected 1 to 65535, got {number}")
     (rank, _), world = environment_rank(), environment_number("WORLD_SIZE", 1)
-    if rank >= max(world, 1):
+    if rank >= world:
         raise UserError(f"RANK: expected a number below WORLD_SIZE, {world}, got {rank}")
     together = world > 1
+    for name in ("RANK", "MASTER_PORT"):
+        if together and name not in os.environ:
+            raise UserError(f"{name}: expected it from what starts {world} processes, got none")
     if together and not (_is_one_machine() or os.environ.get("MASTER_ADDR")):
         raise UserError("MASTER_ADDR: expected the first machine's address, got none")
-    port = environment_number("MASTER_PORT", int(_DEFAULT_PORT))
-    if not 0 < port < 2**16:
-        raise UserError(f"MASTER_PORT: expected 1 to 65535, got {port}")
     if together and not dist.is_initialized():
         _choose_port()
     deepspeed.utils.logger.setLevel(logging.ERROR)

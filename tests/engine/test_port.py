@@ -5,6 +5,7 @@ import re
 import socket
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -191,13 +192,18 @@ def test_a_launcher_that_says_no_number_is_told_by_its_variable(name, monkeypatc
         ({"RANK": "5"}, "RANK: expected a number below WORLD_SIZE, 2, got 5"),
         ({"MASTER_PORT": "99999"}, "MASTER_PORT: expected 1 to 65535, got 99999"),
         ({"LOCAL_SIZE": "1", "MASTER_ADDR": ""}, "MASTER_ADDR: expected the first machine's address, got none"),
+        ({"WORLD_SIZE": "1", "LOCAL_SIZE": "0"}, "LOCAL_SIZE: expected 1 to 65535, got 0"),
+        ({"WORLD_SIZE": "9" * 30, "LOCAL_SIZE": "9" * 30}, f"WORLD_SIZE: expected 1 to 65535, got {'9' * 30}"),
+        ({"MASTER_PORT": None}, "MASTER_PORT: expected it from what starts 2 processes, got none"),
+        ({"RANK": None, "LOCAL_SIZE": "1"}, "RANK: expected it from what starts 2 processes, got none"),
     ],
 )
 def test_a_launcher_whose_words_do_not_fit_is_told_at_once(changed, told, monkeypatch):
-    for name, value in {**as_launched(0, 2, 29501), **changed}.items():
-        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(distributed, "_PATIENCE", timedelta(seconds=1))
+    for name, value in {**as_launched(0, 2, 29501), **changed, "OMP_NUM_THREADS": None}.items():
+        monkeypatch.delenv(name, raising=False) if value is None else monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match=told):
-        start_processes(1)
+        start_processes()
 
 
 @pytest.mark.parametrize(
