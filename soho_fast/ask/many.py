@@ -30,7 +30,7 @@ import torch
 from soho_fast.ask.pipeline import FIELDS, LoadedImage, Question, SohoPipeline, local_folder, windows
 from soho_fast.common.checksums import folder_digest
 from soho_fast.common.errors import CorruptImageError, UserError, print_line
-from soho_fast.common.files import write_atomically
+from soho_fast.common.files import read_json, write_atomically
 from soho_fast.common.hub import no_such_path
 from soho_fast.common.progress import ProgressLines
 from soho_fast.common.versions import in_words, program
@@ -220,7 +220,7 @@ def _kept(file: BinaryIO, path: Path, about: Mapping[str, Any], total: int) -> t
         return 0, [], about["program"]
     way_out = "give another name for the results, or delete them"
     try:
-        known = dict(json.loads(beside.read_text()))
+        known = dict(read_json(beside))
     except (OSError, ValueError, TypeError):
         raise UserError(f"results: {path} holds something, and {beside.name} does not say what; {way_out}") from None
     changed = [name for name in about if name != "program" and known.get(name, about[name]) != about[name]]

@@ -1,12 +1,12 @@
 """A folder is what was written: SHA256SUMS beside its files, as `sha256sum -c SHA256SUMS` reads it."""
 
 import hashlib
-import json
 import os
 import re
 from pathlib import Path
 
 from soho_fast.common.errors import listed
+from soho_fast.common.files import read_json
 
 SUMS = "SHA256SUMS"
 # Of models of others there are no sums, and transformers takes for granted that each of these is a JSON object.
@@ -99,10 +99,9 @@ def folder_digest(folder: Path) -> str:
 
 def _check_json_object(path: Path) -> None:
     try:
-        content = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        reason = "nested too deeply" if isinstance(error, RecursionError) else error
-        raise ValueError(f"{path} is damaged: not valid JSON ({reason}); copy it again") from error
+        content = read_json(path)
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: not valid JSON ({error}); copy it again") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} is damaged: expected a JSON object, got {content!r:.60}; copy it again")
 

@@ -155,6 +155,14 @@ def read_log(path: Path) -> tuple[list[dict[str, Any]], int]:
     return records + [record for record in [_record(last)] if record is not None], num_damaged
 
 
+def read_json(path: Path) -> Any:
+    """What a JSON file holds. Raises OSError; ValueError: it is no JSON, or nested too deeply."""
+    try:
+        return json.loads(path.read_bytes())
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
 def _record(line: bytes) -> dict[str, Any] | None:
     try:
         record = json.loads(line)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import soho_fast
+from soho_fast.common.files import read_json
 
 RUN_OF = "run.json"
 """In a model's folder: `step`, `identity` (the digest of what it was trained with) and `program`."""
@@ -70,7 +71,7 @@ def write_run_of(folder: Path, step: int, identity: str) -> None:
 def read_run_of(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
     """What `write_run_of` wrote there; None where nothing says it, as of a model of others."""
     try:
-        about = json.loads((Path(folder) / RUN_OF).read_text())
+        about = read_json(Path(folder) / RUN_OF)
         return about if isinstance(about["step"], int) and about["identity"] else None
     except (OSError, ValueError, TypeError, KeyError):
         return None
@@ -86,7 +87,7 @@ def cautions(folder: str | os.PathLike[str]) -> list[str]:
 
 def _at_chance(run: Path) -> list[str]:
     try:
-        said = json.loads((run / "metrics.json").read_text())["at_chance"]
+        said = read_json(run / "metrics.json")["at_chance"]
         return [f"{run}: {said}"] if isinstance(said, str) and said else []
     except (OSError, ValueError, TypeError, KeyError):
         return []
@@ -103,6 +104,6 @@ def _gone_on(folder: str | os.PathLike[str], about: dict[str, Any], run: Path) -
 def _is_best_of(run: Path, step: int) -> bool:
     """Whether the run has ended with this step's model as its best: that the last one is newer is no news."""
     try:
-        return bool(json.loads((run / "metrics.json").read_text())["best"]["step"] == step)
+        return bool(read_json(run / "metrics.json")["best"]["step"] == step)
     except (OSError, ValueError, TypeError, KeyError):
         return False

@@ -16,7 +16,7 @@ from typing import Any
 from tqdm import tqdm
 
 from soho_fast.common.errors import GONE_ERRORS, UserError, print_line, printable, say_nothing_more
-from soho_fast.common.files import read_log, write_atomically
+from soho_fast.common.files import read_json, read_log, write_atomically
 from soho_fast.engine.settings import LogSettings, TrainSettings
 
 _SHAPE = ("init", "log", "finish")
@@ -102,7 +102,7 @@ class Trackers:
 
 def _known_runs(folder: Path) -> dict[str, dict[str, str]]:
     try:
-        runs = json.loads((folder / RUNS_FILE).read_text())
+        runs = read_json(folder / RUNS_FILE)
         return {name: {part: run[part] for part in ("id", "name") if part in run} for name, run in runs.items()}
     except (OSError, ValueError, TypeError, AttributeError):
         return {}

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from soho_fast.common.errors import print_line
-from soho_fast.common.files import write_atomically
+from soho_fast.common.files import read_json, write_atomically
 from soho_fast.common.hub import RUN_MODELS
 from soho_fast.common.tables import print_table
 from soho_fast.common.versions import program, read_run_of
@@ -94,7 +94,7 @@ def older_evaluations(run: Path) -> list[str]:
     lines = []
     for path in sorted((run / "evaluation").glob("*/metrics.json")):
         try:
-            about = json.loads(path.read_text())
+            about = read_json(path)
             if about["checkpoint"] not in RUN_MODELS:
                 continue
             model, was = run / Path(about["model"]).name, [about["step"], about["identity"]]

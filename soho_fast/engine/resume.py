@@ -12,7 +12,7 @@ from typing import Any
 from deepspeed import DeepSpeedEngine
 
 from soho_fast.common.errors import UserError, print_line
-from soho_fast.common.files import delete_left
+from soho_fast.common.files import delete_left, read_json
 from soho_fast.common.import_path import is_import_path
 from soho_fast.common.processes import Processes
 from soho_fast.common.versions import program
@@ -164,7 +164,7 @@ class ResumePoint:
         found = None
         if self.processes.is_main and (self.folder / "model").is_dir():
             try:
-                found = json.loads((self.folder / "metrics.json").read_text())
+                found = read_json(self.folder / "metrics.json")
                 complete = found["step"] == self.progress.step and isinstance(found["metrics"], dict | None)
                 complete = complete and (self.has_best or not found.get("best"))
                 if not complete or (found["metrics"] is None and self.settings.evaluation.at_end):

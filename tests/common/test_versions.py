@@ -72,3 +72,9 @@ def test_a_folder_beside_is_no_run(best):
     """A model that was copied elsewhere tells its step, and nothing of what lies beside it."""
     (best.parent / "recipe.yaml").unlink()
     assert cautions(best) == [] and json.loads((best / RUN_OF).read_text())["step"] == 4
+
+
+@pytest.mark.parametrize("name", ["best/run.json", "metrics.json"])
+def test_what_is_nested_deeply_says_nothing(best, name):
+    (best.parent / name).write_text("[" * 100_000)
+    assert not [line for line in cautions(best) if "chance" in line] and (read_run_of(best) is None) == ("run" in name)

@@ -117,6 +117,18 @@ def test_damaged_corpus_is_rebuilt(tiny, tmp_path, capsys, damage):
     assert [path.name for path in tmp_path.iterdir()] == ["corpus"], "nothing may be left beside it"
 
 
+@pytest.mark.parametrize(
+    ("part", "value"), [("files", 5), ("files", None), ("image_folders", {"train2014": 5}), ("image_folders", ["x"])]
+)
+def test_a_corpus_of_others_whose_manifest_is_of_other_types_is_incomplete(tiny, part, value):
+    manifest = json.loads((tiny / "corpus.json").read_text())
+    assert builder.is_complete(tiny, manifest["settings"])
+    (tiny / "corpus.json").write_text(json.dumps(manifest | {part: value}))
+    assert not builder.is_complete(tiny, manifest["settings"])
+    (tiny / "corpus.json").write_text("[" * 100_000)
+    assert builder.read_manifest(tiny) is None
+
+
 def test_other_settings_are_rebuilt(tiny):
     build_corpus(tiny, **{**TINY, "num_train": 14})
     assert len(json.loads((tiny / "dataset_coco.json").read_text())["images"]) == 20

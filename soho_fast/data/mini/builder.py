@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from soho_fast.common.errors import print_line
-from soho_fast.common.files import put_in_place, scratch_beside
+from soho_fast.common.files import put_in_place, read_json, scratch_beside
 from soho_fast.data import tokenizer
 from soho_fast.data.tokenizer import build_vocabulary, write_tokenizer
 
@@ -49,7 +49,7 @@ _MAX_FLICKR_TRAIN = 1500
 def read_manifest(folder: Path) -> dict | None:
     """Return the manifest of a demo corpus (complete or not), or None when the folder holds none of ours."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        manifest = read_json(folder / MANIFEST)
     except (OSError, ValueError):
         return None
     return manifest if isinstance(manifest, dict) and manifest.get("kind") == _KIND else None
@@ -60,12 +60,15 @@ def is_complete(folder: Path, settings: dict) -> bool:
     manifest = read_manifest(folder)
     if manifest is None or not manifest.get("complete") or manifest.get("settings") != settings:
         return False
-    for name, size in manifest["files"].items():
-        if not (folder / name).is_file() or (folder / name).stat().st_size != size:
-            return False
-    for name, (number, size) in manifest["image_folders"].items():
-        if not (folder / name).is_dir() or list(_folder_size(folder / name)) != [number, size]:
-            return False
+    try:
+        for name, size in manifest["files"].items():
+            if not (folder / name).is_file() or (folder / name).stat().st_size != size:
+                return False
+        for name, (number, size) in manifest["image_folders"].items():
+            if not (folder / name).is_dir() or list(_folder_size(folder / name)) != [number, size]:
+                return False
+    except (KeyError, TypeError, ValueError, AttributeError):  # a manifest that somebody has edited
+        return False
     return True
 
 

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from soho_fast.common.files import write_atomically
+from soho_fast.common.files import read_json, write_atomically
 from soho_fast.common.processes import Processes
 from soho_fast.common.workers import loaded_ahead
 from soho_fast.data.overlap import content_of
@@ -54,7 +54,7 @@ class PartialResults:
         self._seal = json.dumps(wanted, sort_keys=True)
         if processes.rank == 0:
             try:
-                found = json.loads((folder / "identity.json").read_text())
+                found = read_json(folder / "identity.json")
             except (OSError, ValueError):
                 found = None
             if found != wanted:
