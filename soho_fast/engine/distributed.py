@@ -66,6 +66,10 @@ def start_processes(threads: int = 0, timeout: float = 0) -> Processes:
     # DeepSpeed would probe for compilers here, and compile its shared-memory all-reduce, which only its inference uses.
     deepspeed.ops.__compatible_ops__ = {"deepspeed_shm_comm": False}
     accelerator = get_accelerator()
+    if not accelerator.is_available():
+        raise UserError(
+            f"DS_ACCELERATOR: {accelerator.device_name()} is not available here; expected one that is, or cpu"
+        )
     local_world = environment_number("LOCAL_SIZE", environment_number("LOCAL_WORLD_SIZE", 1))
     on_cpu = accelerator.device_name() == "cpu"
     if threads:

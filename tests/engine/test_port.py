@@ -7,6 +7,7 @@ import subprocess
 import sys
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch.distributed as dist
@@ -204,6 +205,13 @@ def test_a_launcher_whose_words_do_not_fit_is_told_at_once(changed, told, monkey
         monkeypatch.delenv(name, raising=False) if value is None else monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match=told):
         start_processes()
+
+
+def test_a_kind_of_device_that_is_not_here_is_told(monkeypatch):
+    absent = SimpleNamespace(device_name=lambda: "cuda", is_available=lambda: False)
+    monkeypatch.setattr(distributed, "get_accelerator", lambda: absent)
+    with pytest.raises(UserError, match="DS_ACCELERATOR: cuda is not available here; expected one that is, or cpu"):
+        start_processes(1)
 
 
 @pytest.mark.parametrize(
