@@ -24,7 +24,7 @@ from soho_fast.explore.sources import ImageError, open_image
 
 sys.path.append(str(Path(__file__).parents[1] / "faults"))
 
-from images import handmade_images, hostile_images, sound_images
+from images import handmade_images, hostile_images, progressive_jpeg, sound_images
 
 _PROGRAMS = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork", "os.startfile")
 _started = []
@@ -194,23 +194,12 @@ def test_a_large_image_is_turned_into_rgb_in_bands(name, monkeypatch):
     assert torch.equal(decode_image(sound_images()[name]), whole)
 
 
-def progressive(times, width=64, height=64):
-    """A JPEG whose last scan comes so many times, and that says it has this size."""
-    file = BytesIO()
-    Image.effect_noise((64, 64), 90).convert("RGB").save(file, "JPEG", progressive=True)
-    data = bytearray(file.getvalue())
-    size = data.index(b"\xff\xc2") + 5
-    data[size : size + 4] = height.to_bytes(2, "big") + width.to_bytes(2, "big")
-    last = data.rindex(b"\xff\xda")
-    return bytes(data[:last] + data[last:-2] * times + data[-2:])
-
-
 @pytest.mark.parametrize(
     ("data", "told"),
     [
-        (progressive(92), "101 scans; expected a JPEG of at most 100"),
-        (progressive(1, 9459, 9459), "9459 x 9459 pixels in [0-9,]+ bytes; they take more"),
-        (progressive(90, 12_000, 12_000) + bytes(2**21), "12000 x 12000 pixels in .* or are too many"),
+        (progressive_jpeg(92), "101 scans; expected a JPEG of at most 100"),
+        (progressive_jpeg(1, 9459, 9459), "9459 x 9459 pixels in [0-9,]+ bytes; they take more"),
+        (progressive_jpeg(90, 12_000, 12_000) + bytes(2**21), "12000 x 12000 pixels in .* or are too many"),
     ],
 )
 def test_a_jpeg_that_takes_minutes_or_memory_is_refused_before_it_is_decoded(data, told, monkeypatch):
@@ -221,7 +210,7 @@ def test_a_jpeg_that_takes_minutes_or_memory_is_refused_before_it_is_decoded(dat
 
 
 def test_a_jpeg_of_usual_scans_is_decoded():
-    assert outcome(progressive(1)) is True and outcome(progressive(80)) is True
+    assert outcome(progressive_jpeg(1)) is True and outcome(progressive_jpeg(80)) is True
 
 
 def test_a_jpeg_is_measured_as_it_is_read(monkeypatch):

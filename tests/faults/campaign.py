@@ -13,10 +13,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tiny_runs import Bench, LostError
+from tiny_runs import PATIENCE, Bench, LostError
 
 Attempt = Callable[[Bench, int, Path], int]
-_HANGS = 900  # seconds after which a fault counts as lost
+_HANGS = 900 * PATIENCE  # seconds after which a fault counts as lost
 _SHOWN = 3
 
 

@@ -1,18 +1,25 @@
 """The classes of faults, by name."""
 
 import archives
+import bombs
 import commands
+import contents
+import controls
 import corruption
 import decoding
 import disk
 import divergence
 import elastic
+import environments
+import foreign
 import hosts
 import kills
+import models
 import pickles
 import ranks
 import settings
 import shards
+import strangers
 import two_runs
 from campaign import FaultClass
 
@@ -32,6 +39,13 @@ CLASSES = {
         FaultClass("divergence", "NaN and infinity in weights, pixels, gradients, codebook", divergence.attempt, 1),
         FaultClass("images", "damaged and hostile images, decoded", decoding.attempt, 4),
         FaultClass("archives", "damaged, encrypted, lying archives; names outside them", archives.attempt, 0.5),
+        FaultClass("contents", "contents replaced between two starts, or on a rank", contents.attempt, 3),
+        FaultClass("foreign", "folders of others that name modules, paths, commands", foreign.attempt, 3),
+        FaultClass("models", "models whose JSON files hold other values", models.attempt, 2),
+        FaultClass("bombs", "small images and texts that cost minutes or gigabytes", bombs.attempt, 2),
+        FaultClass("controls", "names and texts that a terminal obeys", controls.attempt, 2),
+        FaultClass("environments", "nonsense in the environment, python -OO", environments.attempt, 2),
+        FaultClass("strangers", "another user in a rank's place, at its port, at the heartbeat", strangers.attempt, 2),
         FaultClass("settings", "mistakes in recipes and arguments", settings.attempt, 2),
     )
 }

@@ -145,17 +145,22 @@ def _contents(name: str, out: Path) -> dict[str, bytes]:
 
 
 def _undisturbed(bench: Bench, name: str) -> dict[str, bytes]:
-    """What is in the folder when nothing disturbs the command; made by the first fault that asks."""
+    """What is in the folder when nothing disturbs the command."""
     if name == "export":
         return {"exported": b"", **{f"exported/{file}": b"" for file in _EXPORTED}}
+    return _contents(name, made(bench, name))
+
+
+def made(bench: Bench, name: str) -> Path:
+    """What nothing disturbed; made by the first fault that asks."""
     known = bench.folder / f"commands-{name}"
     if not known.exists():
-        made = Path(os.environ["FAULTS_FOLDER"]) / "undisturbed"
-        _prepare(bench, name, made)
-        run(_command(bench, name, made), timeout=_SECONDS).expect(0, where="undisturbed")
+        new = Path(os.environ["FAULTS_FOLDER"]) / "undisturbed"
+        _prepare(bench, name, new)
+        run(_command(bench, name, new), timeout=_SECONDS).expect(0, where="undisturbed")
         with contextlib.suppress(OSError):  # made by another fault meanwhile
-            made.rename(known)
-    return _contents(name, known)
+            new.rename(known)
+    return known
 
 
 def _prepare(bench: Bench, name: str, out: Path) -> None:

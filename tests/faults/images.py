@@ -166,6 +166,15 @@ def _chunk(kind: bytes, content: bytes) -> bytes:
     return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
 
+def progressive_jpeg(times: int, width: int = 64, height: int = 64) -> bytes:
+    """A JPEG whose last scan comes so many times, and that says it has this size."""
+    data = bytearray(_encoded(Image.effect_noise((64, 64), 90).convert("RGB"), "JPEG", {"progressive": True}))
+    size = data.index(b"\xff\xc2") + 5
+    data[size : size + 4] = height.to_bytes(2, "big") + width.to_bytes(2, "big")
+    last = data.rindex(b"\xff\xda")
+    return bytes(data[:last] + data[last:-2] * times + data[-2:])
+
+
 def bmp(width: int, height: int) -> bytes:
     """A BMP that says it has this size, with little in it."""
     header = struct.pack("<IiiHHIIiiII", 40, width, height, 1, 24, 0, 0, 0, 0, 0, 0)

@@ -64,7 +64,7 @@ def _killed(arguments: list[str], folder: Path, draw: random.Random, seconds: fl
         return run(arguments, before=watch(folder, _kill_at(at))).code == -signal.SIGKILL
     if way == "write":
         size = int(2 ** draw.uniform(6, 26))
-        return run(arguments, before=lambda: _kill_beyond(size)).code == -signal.SIGXFSZ
+        return run(arguments, before=lambda: kill_beyond(size)).code == -signal.SIGXFSZ
     command = start(arguments)
     deadline = time.monotonic() + draw.uniform(0.1, 1.1) * seconds
     while time.monotonic() < deadline and not command.poll():
@@ -81,7 +81,7 @@ def _kill_at(at: int) -> Callable[[int, str, str], None]:
     return act
 
 
-def _kill_beyond(size: int) -> None:
+def kill_beyond(size: int) -> None:
     """The kernel kills in the middle of a write: the one that would make a file longer than this many bytes."""
     signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))

@@ -5,6 +5,7 @@ python tests/faults/mutants.py [NAME ...]   prints a line a mutant: how many fau
 
 import json
 import os
+import random
 import shutil
 import sys
 import tempfile
@@ -16,12 +17,15 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+import bombs
 import commands
 import corruption
 import decoding
+import environments
 import kills
 import pickles
 import ranks
+import strangers
 from campaign import Campaign
 from classes import CLASSES
 from tiny_runs import STEPS, Bench, import_everything
@@ -124,6 +128,60 @@ def _anybody_is_heard() -> None:
     watchdog.Heartbeat._greet = greet
 
 
+def _changes_are_not_seen() -> None:
+    from soho_fast.engine import resume
+
+    assert resume.changes_between, "what compares a run with its checkpoint has another name now"
+    resume.changes_between = lambda before, now: []
+
+
+def _files_are_trusted() -> None:
+    from soho_fast.tasks import recipe
+
+    assert recipe._refuse_foreign_code, "what asks what a recipe's file would import has another name now"
+    recipe._refuse_foreign_code = lambda *_: None
+
+
+def _texts_have_no_end() -> None:
+    from soho_fast.data.readers import records
+
+    records.MOST_CHARACTERS = 10**9
+
+
+def _all_is_printed_raw() -> None:
+    from soho_fast.common import errors
+
+    errors.printable = lambda text: text
+
+
+def _launchers_are_believed() -> None:
+    from soho_fast.engine import distributed
+
+    assert distributed.environment_number, "what reads a launcher's variables has another name now"
+    distributed.environment_number = lambda name, default: int(os.environ.get(name, default))
+
+
+def _the_secret_is_in_the_store() -> None:
+    from soho_fast.engine import distributed
+
+    distributed._Place.publish = lambda place, text: place._store.set("heartbeat", text)
+    distributed._Place.look_up = lambda place: place._store.get("heartbeat").decode()
+
+
+def _seed_of_long_captions() -> int:
+    return next(
+        seed for seed in range(1000) if bombs.bomb(seed)[0] == "tokenizer" and len(bombs.bomb(seed)[3]) == 10**6
+    )
+
+
+def _seed_of_no_number() -> int:
+    """The number of processes is a word."""
+    seeds = (seed for seed in range(10**6) if seed % 3 < 2)
+    return next(
+        seed for seed in seeds if environments.launched(random.Random(seed)) == ("train", {"WORLD_SIZE": "abc"})
+    )
+
+
 def _seed_of_corpus(way: str) -> int:
     """A corpus is drawn and ended once that way, while its first images are written."""
     return next(seed for seed in range(10**6) if commands.what(seed) == ("corpus", way, [4]))
@@ -176,6 +234,15 @@ MUTANTS = {
     "folders are deleted in place": Mutant("kills", _seed_of_deletion, _folders_are_deleted_in_place),
     "ranks need not agree": Mutant("ranks", lambda bench: ranks.WAYS.index("disagreeing"), _ranks_need_not_agree),
     "anybody is heard": Mutant("ranks", lambda bench: ranks.WAYS.index("foreign"), _anybody_is_heard),
+    "changes are not seen": Mutant("contents", lambda bench: 0, _changes_are_not_seen),
+    "files are trusted": Mutant("foreign", lambda bench: 0, _files_are_trusted),
+    "refused models have stack traces": Mutant("models", lambda bench: 0, _errors_have_stack_traces),
+    "texts have no end": Mutant("bombs", lambda bench: _seed_of_long_captions(), _texts_have_no_end),
+    "all is printed raw": Mutant("controls", lambda bench: 0, _all_is_printed_raw),
+    "launchers are believed": Mutant("environments", lambda bench: _seed_of_no_number(), _launchers_are_believed),
+    "the secret is in the store": Mutant(
+        "strangers", lambda bench: strangers.WAYS.index("joins"), _the_secret_is_in_the_store
+    ),
 }
 
 

@@ -108,14 +108,16 @@ def _in_a_model(bench: Bench, name: str, how: str, folder: Path, marker: Path) -
     if name in ("pytorch_model.bin", "model.safetensors"):
         (source / part / "model.safetensors").unlink()
     _plant(source / part / name, marker)
-    commands = {
-        "evaluate": lambda: bench.evaluate(source, folder / "into"),
-        "ask": lambda: ["ask", "answer", str(source), str(picture(bench)), "how many dogs are there?"],
-        "pretrained": lambda: bench.train(
-            "vqa", folder / "run", "--model.pretrained", str(source / part), "--max_steps", "1"
-        ),
-    }
-    run(commands[how]()).expect(0, 2, where=how)
+    run(reading(bench, source, how, folder)).expect(0, 2, where=how)
+
+
+def reading(bench: Bench, source: Path, how: str, folder: Path) -> list[str]:
+    """A command that reads the model of a run: the pre-trained one where `how` is `pretrained`."""
+    if how == "evaluate":
+        return bench.evaluate(source, folder / "into")
+    if how == "ask":
+        return ["ask", "answer", str(source), str(picture(bench)), "how many dogs are there?"]
+    return bench.train("vqa", folder / "run", "--model.pretrained", str(source / "model"), "--max_steps", "1")
 
 
 def _code_in_a_model(bench: Bench, name: str, folder: Path, marker: Path) -> None:

@@ -38,7 +38,7 @@ def attempt(bench: Bench, seed: int, folder: Path) -> int:
     # Only the first rank changes much in the folder; the other one is struck by the clock.
     befores: list[Callable[[], Any] | None] = [None, None]
     if way == "foreign":
-        befores[0] = partial(_note_port, folder / "port")
+        befores[0] = partial(note_port, folder / "port")
     elif way == "slow":
         befores[which] = slow_down
     elif which == 0:
@@ -103,7 +103,7 @@ def _speak(port: Path, draw: random.Random) -> None:
     time.sleep(0.05)
 
 
-def _note_port(path: Path) -> None:
+def note_port(path: Path) -> None:
     """Write down where the heartbeat listens; the ports of torch's store and of Gloo are not ours."""
     from soho_fast.engine import watchdog
 
@@ -141,14 +141,24 @@ def start_ranks(
     own: Sequence[list[str]] = ([], []),
 ) -> list[Command]:
     """Start two ranks of one command; each has something called before, and may have arguments of its own."""
+    port = free_port()
+    return [
+        start_rank([*arguments, *own[rank]], rank=rank, port=port, before=before) for rank, before in enumerate(befores)
+    ]
+
+
+def start_rank(arguments: list[str], *, rank: int, port: int, before: Callable[[], Any] | None = None) -> Command:
+    """Start one of two ranks."""
+    number = str(rank)
+    common = {"WORLD_SIZE": "2", "LOCAL_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    return start(arguments, before=before, RANK=number, LOCAL_RANK=number, **common)
+
+
+def free_port() -> int:
+    """A port of this machine that nobody has."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    common = {"WORLD_SIZE": "2", "LOCAL_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    return [
-        start([*arguments, *own[rank]], before=before, RANK=str(rank), LOCAL_RANK=str(rank), **common)
-        for rank, before in enumerate(befores)
-    ]
+        return probe.getsockname()[1]
 
 
 def wait_until_met(output: Path, commands: list[Command]) -> None:

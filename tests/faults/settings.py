@@ -2,6 +2,7 @@
 
 import os
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,12 @@ import yaml
 from corruption import picture
 from tiny_runs import Bench, LostError, limit_memory, run
 
-_VALUES = (
+VALUES = (
     None, True, False, 0, 1, -1, 3, 1.5, -0.0, 1e-300, 1e308, float("nan"), float("inf"), "", " ", "auto", "x" * 300,
     "é", "{corpus}", "{nowhere}", "/nowhere/at/all", "../..", "1e-3", "0x10", "null", "yes", [], {}, [1], [None],
     {"a": 1}, [[]], "2026-01-01", "\\", "-1", "--overwrite", [0.5, 0.5], [2, 1], "package:nothing/here", b"\xff",
 )  # fmt: skip
+_KEYS = ("x", 1, None, "", "task", True)
 _ODD_TEXT = (
     b"", b"\xff\xfe", b"\x00", b"[", b"{", b"- 1\n- 2", b"\t:", b"a: b: c", b"*x", b"&a [*a]", b"%YAML 9",
     b"!!python/x", b"? ?", b"'", b"task: vqa\ntask: vqa", b"seed: 1\nseed: 2\n", b"---\n---\n", b"null", b"1", b"task:",
@@ -33,7 +35,7 @@ def attempt(bench: Bench, seed: int, folder: Path) -> int:
     safe = ["--max_steps", "1", "--output", str(folder / "run")]
     if way == "recipe":
         recipe = yaml.safe_load(bench.recipes[task].read_text())
-        said = [_mutated(recipe, draw) for _ in range(draw.choice((1, 1, 2, 4)))]
+        said = [mutated(recipe, draw) for _ in range(draw.choice((1, 1, 2, 4)))]
         path = folder / "recipe.yaml"
         path.write_text(yaml.dump(recipe, sort_keys=False, allow_unicode=True))
         arguments = ["train", "--recipe", str(path), *safe]
@@ -66,8 +68,8 @@ def attempt(bench: Bench, seed: int, folder: Path) -> int:
     return 1
 
 
-def _mutated(recipe: dict[str, Any], draw: random.Random) -> str:
-    """Change one place of a recipe; returns what was done."""
+def mutated(content: Any, draw: random.Random, values: Sequence[Any] = VALUES, keys: Sequence[Any] = _KEYS) -> str:
+    """Change one place of what YAML or JSON holds to one of these values; returns what was done."""
     places: list[tuple[Any, Any, str]] = []
 
     def walk(value: Any, name: str) -> None:
@@ -76,7 +78,9 @@ def _mutated(recipe: dict[str, Any], draw: random.Random) -> str:
             if isinstance(item, dict | list):
                 walk(item, f"{name}.{key}")
 
-    walk(recipe, "")
+    walk(content, "")
+    if not places:
+        return "nothing"
     holder, key, name = draw.choice(places)
     way = draw.choice(("value", "value", "value", "delete", "rename", "insert"))
     if way == "delete":
@@ -84,11 +88,20 @@ def _mutated(recipe: dict[str, Any], draw: random.Random) -> str:
     elif way == "rename" and isinstance(holder, dict):
         holder[f"{key}x"] = holder.pop(key)
     elif way == "insert" and isinstance(holder, dict):
-        holder[draw.choice(("x", 1, None, "", "task", True))] = draw.choice(_VALUES)
+        holder[draw.choice(keys)] = draw.choice(values)
     else:
-        holder[key] = draw.choice(_VALUES)
+        holder[key] = draw.choice(values)
         return f"{name[1:]} = {holder[key]!r}"[:80]
     return f"{way} {name[1:]}"
+
+
+def put(content: Any, place: str, value: Any) -> str:
+    """Set the place of a dotted name; returns what was done."""
+    *names, last = place.split(".")
+    for name in names:
+        content = content.setdefault(name, {})
+    content[last] = value
+    return f"{place} = {value!r}"
 
 
 def _changed(arguments: list[str], draw: random.Random, bench: Bench, task: str) -> str:
@@ -102,7 +115,7 @@ def _changed(arguments: list[str], draw: random.Random, bench: Bench, task: str)
                 walk(item, f"{name}{key}.")
 
     walk(yaml.safe_load(bench.recipes[task].read_text()), "")
-    value = draw.choice([*map(str, _VALUES), "\udcff", "a=b", "", "--", "-", "@file", "~", "$HOME", "[", "{"])
+    value = draw.choice([*map(str, VALUES), "\udcff", "a=b", "", "--", "-", "@file", "~", "$HOME", "[", "{"])
     at = draw.randrange(1, len(arguments))
     way = draw.choice(("value", "append", "append", "field", "delete", "typo", "twice"))
     if way == "value":

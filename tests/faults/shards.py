@@ -29,9 +29,9 @@ _UNNOTICED = ("flipped", "zeroed")
 def attempt(bench: Bench, seed: int, folder: Path) -> int:
     """Half of the seeds kill a run on shards, half of them damage a file of a set first, or while the run is dead."""
     draw = random.Random(seed)
-    sound, expected = _undisturbed(bench)
+    sound, expected = made(bench)
     shutil.copytree(sound / "shards", folder / "shards")
-    arguments = _train(bench, folder / "shards", folder / "run")
+    arguments = train(bench, folder / "shards", folder / "run")
     if seed % 2:
         command = start(arguments)
         deadline = time.monotonic() + draw.uniform(0.2, 1.0) * bench.seconds["pretraining"]
@@ -56,19 +56,25 @@ def attempt(bench: Bench, seed: int, folder: Path) -> int:
     return 1
 
 
-def _undisturbed(bench: Bench) -> tuple[Path, dict[str, Any]]:
+def made(bench: Bench) -> tuple[Path, dict[str, Any]]:
     """A folder with shards of the corpus and a run on them; made by the first fault that asks."""
     known = bench.folder / "on-shards"
     if not known.exists():
-        made = Path(os.environ["FAULTS_FOLDER"]) / "made"
-        write_karpathy_set(made / "shards", bench.corpus, ["train", "restval"], per_shard=6)
-        run(_train(bench, made / "shards", made / "run")).expect(0, where="undisturbed, on shards")
+        new = Path(os.environ["FAULTS_FOLDER"]) / "made"
+        write(new / "shards", bench.corpus)
+        run(train(bench, new / "shards", new / "run")).expect(0, where="undisturbed, on shards")
         with contextlib.suppress(OSError):  # made by another fault meanwhile
-            made.rename(known)
+            new.rename(known)
     return known, digest(known / "run")
 
 
-def _train(bench: Bench, shards: Path, output: Path) -> list[str]:
+def write(folder: Path, corpus: Path) -> None:
+    """Write shards of a corpus with their indexes."""
+    write_karpathy_set(folder, corpus, ["train", "restval"], per_shard=6)
+
+
+def train(bench: Bench, shards: Path, output: Path) -> list[str]:
+    """The command that trains on shards."""
     recipe = yaml.safe_load(bench.recipes["pretraining"].read_text())
     paths = f"{shards}/{{00000..00003}}.tar"
     recipe["data"]["sources"] = [{"annotations": paths, "format": "webdataset", "name": "shards"}]

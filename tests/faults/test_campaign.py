@@ -14,7 +14,7 @@ def test_the_campaign_notices_worse_products():
     )
     assert done.returncode == 0, done.stdout + done.stderr
     found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    assert len(found) >= 11, done.stdout
+    assert len(found) >= 18, done.stdout
     for mutant in found:
         without, with_it = mutant["lost"]
         assert without == 0 and with_it > 0, done.stdout

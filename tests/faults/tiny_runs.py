@@ -26,11 +26,14 @@ from typing import Any
 import yaml
 
 STEPS = 6
+PATIENCE = float(os.environ.get("FAULTS_PATIENCE", "1"))
+"""Times longer than usual that a command may take until it counts as one that hangs: for a busy machine."""
 COMMANDS = {
     "train": "soho_fast.train", "evaluate": "soho_fast.evaluate", "ask": "soho_fast.ask.__main__",
     "corpus": "soho_fast.data.mini.__main__", "shards": "soho_fast.data.shards.__main__",
     "explore": "soho_fast.explore.__main__", "export": "soho_fast.export.__main__",
-    "studies": "soho_fast.studies.__main__",
+    "studies": "soho_fast.studies.__main__", "check": "soho_fast.tasks.check", "import": "soho_fast.data.importing",
+    "tokenizer": "soho_fast.data.tokenizer", "suite": "soho_fast.tasks.suites",
 }  # fmt: skip
 # What the commands import, at their start or later.
 _IMPORTED = (
@@ -100,18 +103,19 @@ class Command:
     pid: int
     began: float = field(default_factory=time.monotonic)
     code: int | None = None
+    used: resource.struct_rusage | None = None
 
     def poll(self) -> bool:
         """Whether it has ended."""
         if self.code is None:
-            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            pid, status, self.used = os.wait4(self.pid, os.WNOHANG)
             if pid:
                 self.code = os.waitstatus_to_exitcode(status)
         return self.code is not None
 
     def wait(self, timeout: float = 120) -> Finished:
         """Wait for its end; a command that takes longer is killed and has no exit code."""
-        deadline, hung = time.monotonic() + timeout, False
+        deadline, hung = time.monotonic() + timeout * PATIENCE, False
         while not self.poll():
             if time.monotonic() > deadline:
                 hung = True
@@ -287,10 +291,10 @@ class Bench:
         assert newest_step(folder) == STEPS - 2, sorted((folder / "checkpoints").iterdir())
 
     def private(self, folder: Path) -> "Bench":
-        """A copy of the corpus, the recipes and the run of question answering, for faults that may write anywhere."""
+        """A copy of the corpus, the recipes and what question answering came to, for faults that may write anywhere."""
         own = Bench(folder)
         shutil.copytree(self.corpus, own.corpus)
-        shutil.copytree(self.folder / "vqa", folder / "vqa")
+        shutil.copytree(self.folder / "vqa", folder / "vqa", ignore=shutil.ignore_patterns("checkpoints"))
         own.recipes = {task: folder / path.name for task, path in self.recipes.items()}
         for name in (*(path.name for path in self.recipes.values()), "vqa/recipe.yaml"):
             text = (self.folder / name).read_text()
