@@ -9,10 +9,13 @@ import math
 import warnings
 from collections.abc import Iterator, Sequence
 from numbers import Integral
+from random import Random
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from soho_fast.ops.hashing import mix64, shifted
 
 if TYPE_CHECKING:
     import numpy as np
@@ -353,3 +356,10 @@ def seed_of(random_state: Any) -> int | None:
         return int(random_state)
     expected = "None, an int, a torch.Generator or a numpy generator"
     raise TypeError(f"random_state: expected {expected}, got {type(random_state).__name__}")
+
+
+def uniform(seed: int, draw: int, position_M: Tensor) -> Tensor:
+    """A number in (0, 1) for each position, float64: splitmix64 of seed, draw and position."""
+    start = Random(f"{seed} {draw}").getrandbits(63)
+    z = mix64(position_M * -7046029254386353131 + start)  # 0x9E3779B97F4A7C15; int64 wraps
+    return (shifted(z, 11).double() + 0.5) * 2.0**-53

@@ -15,9 +15,8 @@ from torch import Tensor
 
 from soho_fast import ops
 from soho_fast.cluster.processes import Processes
-from soho_fast.cluster.rows import Batch, MemoryRows, Rows
+from soho_fast.cluster.rows import Batch, MemoryRows, Rows, uniform
 from soho_fast.cluster.statistics import exact_sum, magnitude, totals_of, weighted
-from soho_fast.ops.hashing import mix64, shifted
 
 ROUNDS = 5  # of k-means||, as in its paper
 OVERSAMPLING = 0.5  # rows drawn in a round, in units of K; the paper's smallest that is enough with five rounds
@@ -28,13 +27,6 @@ _NEAR = 1 << 17  # elements of features compared together: they stay in the cach
 _PRODUCTS = 1 << 19  # of rows and trials, held at a time
 _MOST_PAIRS = 1 << 24  # of rows and trials drawn together
 _STEPS_TOGETHER = 0.25  # steps of k-means++ whose trials are drawn together, in units of the centres so far
-
-
-def uniform(seed: int, draw: int, position_M: Tensor) -> Tensor:
-    """A number in (0, 1) for each position, float64: splitmix64 of seed, draw and position."""
-    start = Random(f"{seed} {draw}").getrandbits(63)
-    z = mix64(position_M * -7046029254386353131 + start)  # 0x9E3779B97F4A7C15; int64 wraps
-    return (shifted(z, 11).double() + 0.5) * 2.0**-53
 
 
 def squared_distances(features_MC: Tensor, center_C: Tensor) -> Tensor:
