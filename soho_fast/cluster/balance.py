@@ -64,7 +64,8 @@ def within_bound(rows: Rows, fitted: Fitted, most: int, max_iter: int) -> Fitted
         centers_KC = means(totals_of(features_NC, label_N, None, len(centers_KC)), centers_KC, rows.unit)
         parts = zip(features_NC.split(_TOGETHER), label_N.split(_TOGETHER), strict=True)
         apart = [(part.double() - centers_KC[one]).square().sum(1) for part, one in parts]
-        found = Fitted(centers_KC, label_N, exact_sum(torch.cat(apart)), number, len(label_N.unique()))
+        sizes_K2 = torch.bincount(label_N, minlength=len(centers_KC)).double()[:, None].expand(-1, 2)
+        found = Fitted(centers_KC, label_N, exact_sum(torch.cat(apart)), number, sizes_K2)
         if best is not None and found.inertia > best.inertia * (1 - _LEAST_GAIN):
             break
         best = found

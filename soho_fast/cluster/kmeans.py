@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import KW_ONLY, dataclass
 from numbers import Real
-from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar, overload
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ from soho_fast.cluster.estimator import Estimator
 from soho_fast.cluster.lloyd import Fitted, fit_centers
 from soho_fast.cluster.processes import Processes
 from soho_fast.cluster.rows import (
+    MemoryRows,
     Rows,
     are_batches,
     as_rows,
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
 
     from soho_fast.cluster.rows import Centers, Floats, Labels  # noqa: F401  # Floats stands in a string
 
-INITS = ("k-means++", "k-means||", "random")
+INITS = ("auto", "mini-batch", "k-means++", "k-means||", "random")
 ALGORITHMS = ("lloyd", "elkan")
 METRICS = ("euclidean", "cosine")
 _STARTS_OF_MANY = 10  # by chance or a function, as in scikit-learn
@@ -63,6 +64,7 @@ class Clusterer(Estimator, ABC, Generic[Columns]):
 
     cluster_centers_: Tensor | Centers
     labels_: Tensor | Labels
+    inits: ClassVar[tuple[str, ...]] = INITS  # what `init` may name
     _offset: Tensor | None = None  # float64 (C,), what rows are compared without
     _unit: bool = False  # whether rows are compared by their directions
 
@@ -166,8 +168,11 @@ class KMeans(Clusterer["Floats"]):
 
     Args:
         n_clusters: K.
-        init: "k-means++" (the best of 2 + log K rows drawn at each step), "k-means||" (five
-            rounds of K / 2 rows; for large K), "random", the centres (K, C), or a function
+        init: "auto" ("mini-batch" for 16 clusters or more, of 12 rows or more each; else "k-means++", and from 49,152
+            rows on Lloyd's steps over a sample for fewer than 16 clusters), "mini-batch" (random rows after passes of
+            `MiniBatchKMeans` over a sample of 128 K rows, at least 8,192), "k-means++" (the best of 2 + log K rows
+            drawn at each step), "k-means||" (five rounds of K / 2 rows; for large K), "random", the centres (K, C), or
+            a function
             `init(X, n_clusters, random_state=int)` that gives them for each start (of several processes the first
             one's hold).
         n_init: starts of which the one with the lowest inertia is kept; "auto": 10 for "random" and a function, else 1.
@@ -195,7 +200,7 @@ class KMeans(Clusterer["Floats"]):
 
     n_clusters: int = 8
     _: KW_ONLY
-    init: Any = "k-means++"
+    init: Any = "auto"
     n_init: int | str = "auto"
     max_iter: int = 300
     tol: float = 1e-4
@@ -257,9 +262,8 @@ class KMeans(Clusterer["Floats"]):
     def _checked(self, X: Any, sample_weight: Any, seed: int) -> tuple[Rows, list[Tensor] | None]:
         """The rows, and the centres of each start where they are given."""
         check_parameters(self)
-        for name, known in (("algorithm", ALGORITHMS), ("metric", METRICS)):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name}: expected {' or '.join(known)}, got {getattr(self, name)!r}")
+        if self.algorithm not in ALGORITHMS:
+            raise ValueError(f"algorithm: expected {' or '.join(ALGORITHMS)}, got {self.algorithm!r}")
         rows = rows_of(X, sample_weight, self.metric == "cosine")
         if isinstance(self.init, str):
             return rows, None
@@ -298,8 +302,10 @@ def check_parameters(model: Any) -> None:
         isinstance(balance, bool) or not isinstance(balance, Real) or not 1 <= float(balance) < math.inf
     ):
         raise ValueError(f"balance: expected None or a finite number of at least 1, got {balance!r}")
-    if isinstance(model.init, str) and model.init not in INITS:
-        raise ValueError(f"init: expected {', '.join(INITS)} or the centres, got {model.init!r}")
+    if isinstance(model.init, str) and model.init not in model.inits:
+        raise ValueError(f"init: expected {', '.join(model.inits)} or the centres, got {model.init!r}")
+    if model.metric not in METRICS:
+        raise ValueError(f"metric: expected {' or '.join(METRICS)}, got {model.metric!r}")
 
 
 def centre_alike(rows: Rows, processes: Processes, given: list[Tensor] | None = None) -> list[Tensor] | None:
@@ -390,13 +396,45 @@ def best_start(model: Any, rows: Rows, processes: Processes, seed: int, given: l
         return found
 
     best = min(map(fitted, range(starts)), key=lambda found: found.inertia)
-    if best.num_filled < model.n_clusters:
+    num_filled = int((best.sizes_K2[:, 1] > 0).sum())
+    if num_filled < model.n_clusters:
         warnings.warn(
-            f"{best.num_filled} of n_clusters = {model.n_clusters} clusters have a row: too many rows coincide",
+            f"{num_filled} of n_clusters = {model.n_clusters} clusters have a row: too many rows coincide",
             RuntimeWarning,
             stacklevel=3,
         )
     return best
+
+
+def begins(model: Any, processes: Processes) -> bool:
+    """Whether a call of `partial_fit` is the first; ValueError where it is only for some ranks."""
+    is_first = not model.__sklearn_is_fitted__()
+    if len(set(processes.gather(is_first))) > 1:
+        raise ValueError("partial_fit: expected the same centres so far on every rank, but some ranks have none")
+    return is_first
+
+
+def check_one_batch(rows: Rows) -> None:
+    if rows.memory is None:
+        raise TypeError("X: expected the rows of one batch; fit takes batches")
+
+
+def next_rows(model: Any, X: Any, sample_weight: Any, **so_far: Any) -> Rows:
+    """A batch of `partial_fit`, for a fitted model.
+
+    Raises:
+        TypeError, ValueError: rows or weights that do not fit, or parameters other than those of the centres so far.
+    """
+    for name, value in (so_far | {"metric": METRICS[model._unit]}).items():
+        if getattr(model, name) != value:
+            raise ValueError(
+                f"{name}: expected {value!r}, as in the centres so far, got {getattr(model, name)!r}; call fit to "
+                "start again"
+            )
+    rows = MemoryRows(X, sample_weight, model._unit)
+    model._check_columns(rows.num_channels, rows.names)
+    rows.offset, rows.names = model._offset, list(getattr(model, "feature_names_in_", ()))
+    return rows
 
 
 def rows_in_memory(model: Any, value: Any) -> tuple[Tensor, bool]:

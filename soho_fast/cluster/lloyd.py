@@ -16,29 +16,45 @@ from soho_fast.cluster.processes import Processes
 from soho_fast.cluster.rows import Rows
 from soho_fast.cluster.statistics import exact_sum, totals_of, weighted
 
+_BLOCK = 1 << 14  # numbers: torch divides no such sum among threads
 _UPDATED_EACH = 4  # steps: updating the subspace of the lookups costs little beside one
 
 
 class Fitted(NamedTuple):
-    """centers float32 (K, C), labels int64 (N,), the inertia of all processes, steps made, clusters with a row."""
+    """centers float32 (K, C), labels int64 (N,), the inertia of all processes, steps made, and the weight of each
+    cluster's rows and how many have one, float64 (K, 2)."""
 
     centers: Tensor
     labels: Tensor
     inertia: float
     num_steps: int
-    num_filled: int
+    sizes_K2: Tensor
 
 
 def means(total: Tensor, before_KC: Tensor, unit: bool) -> Tensor:
     """float32 (K, C): the mean of the assigned rows, with `unit` its direction, rounded once; a cluster without any
     stays where it was."""
-    size_K1 = sizes(total, unit)
-    return torch.where((total[:, -1:] > 0) & (size_K1 > 0), total[:, :-2] / size_K1, before_KC).float()
+    size_K1, after_KC = sizes(total, unit), torch.empty_like(before_KC)
+    for one in blocks(before_KC):
+        mean_BC = total[one, :-2] / size_K1[one]
+        after_KC[one] = torch.where((total[one, -1:] > 0) & (size_K1[one] > 0), mean_BC, before_KC[one])
+    return after_KC
+
+
+def blocks(rows: Tensor) -> list[slice]:
+    """Of rows whose float64 numbers stay in the cache, so that no temporary is as large as all centres."""
+    step = max(1, _BLOCK // rows.shape[1])
+    return [slice(first, first + step) for first in range(0, len(rows), step)]
 
 
 def sizes(total: Tensor, unit: bool) -> Tensor:
     """float64 (K, 1): what makes a centre of each cluster's sum, its weight or with `unit` the sum's length."""
     return total[:, :-2].norm(dim=1, keepdim=True) if unit else total[:, -2:-1]
+
+
+def shift(centers_KC: Tensor, before_KC: Tensor) -> float:
+    """The sum of squares by which centres moved."""
+    return math.fsum(float((centers_KC[one].double() - before_KC[one]).square().sum()) for one in blocks(centers_KC))
 
 
 class Repair(NamedTuple):
@@ -94,27 +110,30 @@ def fit_centers(
     *,
     max_iter: int,
     tolerance: float,
-    tell: Callable[[str], None],
+    tell: Callable[[str], None] = lambda line: None,
+    fill: bool = True,
 ) -> Fitted:
     """Steps from these centres until no label changes, or the centres move by no more than `tolerance` (in sum of
-    squares)."""
+    squares). Without `fill` empty clusters stay where they are."""
     subspace, label_N, inertia, number = ops.MovingSubspace(_UPDATED_EACH), None, math.inf, 0
     for number in range(1, max_iter + 1):
         before_N, before_KC = label_N, centers_KC
         label_N, _, total = one_pass(rows, prepared_by(subspace, centers_KC), before_N, processes, inertia=False)
         changed = len(label_N) if before_N is None else int((label_N != before_N).sum())
         num_changed = sum(processes.gather(changed))
-        total, num_repaired, inertia = fill_empty(total, centers_KC, rows, processes, inertia)
+        num_repaired = 0
+        if fill:
+            total, num_repaired, inertia = fill_empty(total, centers_KC, rows, processes, inertia)
         centers_KC = means(total, centers_KC, rows.unit)
-        shift = float((centers_KC.double() - before_KC.double()).square().sum())
+        apart = shift(centers_KC, before_KC)
         tell(
-            f"step {number}: {num_changed} labels changed, centres moved by {shift**0.5:.4g}"
+            f"step {number}: {num_changed} labels changed, centres moved by {apart**0.5:.4g}"
             + f", {num_repaired} filled" * bool(num_repaired)
         )
-        if not num_repaired and (num_changed == 0 or shift <= tolerance):
+        if not num_repaired and (num_changed == 0 or apart <= tolerance):
             break
     labels, inertia, total = one_pass(rows, ops.prepare_codebook(centers_KC), label_N, processes)
-    return Fitted(centers_KC, labels, inertia, number, int((total[:, -1] > 0).sum()))
+    return Fitted(centers_KC, labels, inertia, number, total[:, -2:])
 
 
 def prepared_by(subspace: ops.MovingSubspace, centers_KC: Tensor) -> ops.PreparedCodebook:
@@ -128,9 +147,7 @@ def one_pass(
 ) -> tuple[Tensor, float, Tensor]:
     """Labels (N,) for these centres, the inertia of all processes where it is asked for (else 0), and their totals
     (K, C + 2). `before_N`: labels (N,) of the pass before, as warm starts."""
-    found, parts = [torch.zeros(0, dtype=torch.int64, device=rows.device)], list[float]()
-    num_clusters = prepared.shape[-2]
-    total = torch.zeros(num_clusters, rows.num_channels + 2, dtype=torch.float64, device=rows.device)
+    found, parts, total = list[Tensor](), list[float](), None
     for features_MC, weight_M, first in rows.batches():
         before_M = None if before_N is None else before_N[first : first + len(features_MC)]
         if inertia:
@@ -139,5 +156,13 @@ def one_pass(
         else:
             label_M = ops.codebook_lookup(features_MC, prepared, warm_start=before_M)
         found.append(label_M)
-        total += totals_of(features_MC, label_M, weight_M, num_clusters)
-    return torch.cat(found), math.fsum(itertools.chain(*processes.gather(parts))), processes.sum(total)
+        of_batch = totals_of(features_MC, label_M, weight_M, prepared.shape[-2])
+        total = of_batch if total is None else total.add_(of_batch)
+    if total is None:
+        total = torch.zeros(prepared.shape[-2], rows.num_channels + 2, dtype=torch.float64, device=rows.device)
+        found = [torch.zeros(0, dtype=torch.int64, device=rows.device)]
+    return (
+        found[0] if len(found) == 1 else torch.cat(found),
+        math.fsum(itertools.chain(*processes.gather(parts))),
+        processes.sum(total),
+    )

@@ -9,11 +9,21 @@ import torch
 from torch import Tensor
 
 from soho_fast import ops
-from soho_fast.cluster.kmeans import METRICS, KMeans, check_alike, check_count, shared_seed, tell
+from soho_fast.cluster.kmeans import (
+    INITS,
+    KMeans,
+    begins,
+    check_alike,
+    check_count,
+    check_one_batch,
+    next_rows,
+    shared_seed,
+    tell,
+)
 from soho_fast.cluster.lloyd import means, one_pass, sizes
 from soho_fast.cluster.moving import moved
 from soho_fast.cluster.processes import Processes
-from soho_fast.cluster.rows import MemoryRows, Rows
+from soho_fast.cluster.rows import Rows
 from soho_fast.cluster.seeding import Seeding
 
 _SEEDED = 3  # times 1,024 rows, or times the centres, in the sample for k-means++, as in scikit-learn
@@ -34,7 +44,8 @@ class MiniBatchKMeans(KMeans):
     give as many.
 
     Args:
-        n_clusters, init, verbose, random_state, metric, distributed: as in `KMeans`.
+        n_clusters, verbose, random_state, metric, distributed: as in `KMeans`.
+        init: as in `KMeans`, but "auto" and "mini-batch".
         max_iter: passes over the rows.
         batch_size: rows of a batch, of all processes together; "auto": 4 K, and 512 at least.
 
@@ -42,6 +53,8 @@ class MiniBatchKMeans(KMeans):
         cluster_centers_, labels_, inertia_, n_features_in_, feature_names_in_: as of `KMeans`. n_iter_: passes.
             n_steps_: batches.
     """
+
+    inits = INITS[2:]
 
     def __init__(
         self,
@@ -109,9 +122,7 @@ class MiniBatchKMeans(KMeans):
         """
         processes = Processes(self.distributed)
         seed = shared_seed(self.random_state, processes)
-        is_first = not self.__sklearn_is_fitted__()
-        if len(set(processes.gather(is_first))) > 1:
-            raise ValueError("partial_fit: expected the same centres so far on every rank, but some ranks have none")
+        is_first = begins(self, processes)
         rows, given = self._centred(processes, lambda: self._checked_part(X, sample_weight, seed, is_first))
         if is_first:
             check_alike(self, rows, processes, given)
@@ -146,17 +157,6 @@ class MiniBatchKMeans(KMeans):
     def _checked_part(self, X: Any, sample_weight: Any, seed: int, is_first: bool) -> tuple[Rows, list[Tensor] | None]:
         if is_first:
             rows, given = self._checked(X, sample_weight, seed)
-            if rows.memory is None:
-                raise TypeError("X: expected the rows of one batch; fit takes batches")
+            check_one_batch(rows)
             return rows, given
-        so_far = {"n_clusters": len(self.cluster_centers_), "metric": METRICS[self._unit]}
-        for name, value in so_far.items():
-            if getattr(self, name) != value:
-                raise ValueError(
-                    f"{name}: expected {value!r}, as in the centres so far, got {getattr(self, name)!r}; call fit to "
-                    "start again"
-                )
-        rows = MemoryRows(X, sample_weight, self._unit)
-        self._check_columns(rows.num_channels, rows.names)
-        rows.offset, rows.names = self._offset, list(getattr(self, "feature_names_in_", ()))
-        return rows, None
+        return next_rows(self, X, sample_weight, n_clusters=len(self.cluster_centers_)), None

@@ -10,7 +10,7 @@ import torch.distributed as dist
 
 from soho_fast.cluster import KMeans, MiniBatchKMeans, ResidualKMeans
 
-INITS = ("k-means++", "k-means||", "random", "given")
+INITS = ("mini-batch", "k-means++", "k-means||", "random", "given")
 
 
 def main(rank: int, num_ranks: int, rendezvous: str, rows_file: str, output: str) -> None:

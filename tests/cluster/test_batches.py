@@ -30,7 +30,7 @@ def batches_of(rows, sizes):
     return make
 
 
-@pytest.mark.parametrize("init", ["k-means||", "random", "given"])
+@pytest.mark.parametrize("init", ["mini-batch", "k-means||", "random", "given"])
 @pytest.mark.parametrize("sizes", [(700,), (1, 200, 3), (64,)], ids=str)
 def test_batches_give_what_the_whole_gives(init, sizes, rows):
     start = torch.cat([rows[:25], rows[:3] + 1e3]) if init == "given" else init
@@ -62,7 +62,7 @@ def test_plus_plus_draws_from_a_sample(rows):
 def test_weights_come_in_pairs(rows):
     weight = torch.randint(0, 3, (700,), generator=torch.Generator().manual_seed(0)).float()
     loader = DataLoader(TensorDataset(rows, weight), batch_size=150)
-    for init in ("k-means||", "random"):
+    for init in ("mini-batch", "k-means||", "random"):
         whole = KMeans(20, init=init, n_init=1, tol=0, random_state=1).fit(rows, sample_weight=weight)
         batched = KMeans(20, init=init, n_init=1, tol=0, random_state=1).fit(loader)
         assert torch.equal(batched.cluster_centers_, whole.cluster_centers_)

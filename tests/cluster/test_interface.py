@@ -129,7 +129,10 @@ def test_not_fitted(kind, method):
         ({"n_init": "all"}, "n_init: expected a whole number of at least 1, got 'all'"),
         ({"tol": -1.0}, "tol: expected a number of at least 0, got -1.0"),
         ({"tol": float("nan")}, "tol: expected a number of at least 0, got nan"),
-        ({"init": "kmeans"}, "init: expected k-means++, k-means||, random or the centres, got 'kmeans'"),
+        (
+            {"init": "kmeans"},
+            "init: expected auto, mini-batch, k-means++, k-means||, random or the centres, got 'kmeans'",
+        ),
         ({"init": np.zeros((3, 4))}, "init: expected centres of shape (n_clusters, features) = (8, 4), got (3, 4)"),
         ({"init": np.full((8, 4), 1e19)}, "init: expected magnitudes of at most 4.61e+18"),
         ({"init": np.full((8, 4), np.nan)}, "init: expected finite values"),
@@ -190,7 +193,7 @@ def test_one_weight_for_all_rows(make_features):
         assert plain.score(rows, sample_weight=weight) == 2 * plain.score(rows)
 
 
-@pytest.mark.parametrize("init", ["k-means++", "k-means||", "random"])
+@pytest.mark.parametrize("init", ["mini-batch", "k-means++", "k-means||", "random"])
 @pytest.mark.parametrize("size", [2.0**125, 2.0**-145])
 def test_huge_and_tiny_weights_do_as_others_do(size, init, make_features):
     """Also where a weight times its row is beyond float32 or rounds to zero."""

@@ -185,15 +185,16 @@ def test_predict_transform_and_score(make_features):
     np.testing.assert_array_equal(KMeans(17, random_state=0).fit_predict(rows), fitted.labels_)
 
 
-@pytest.mark.parametrize("init", ["k-means++", "k-means||", "random", "array"])
+@pytest.mark.parametrize("init", ["auto", "mini-batch", "k-means++", "k-means||", "random", "array"])
 def test_the_same_bits_at_any_number_of_threads(init, make_features, threads):
-    rows = torch.from_numpy(make_features(40_000, 9, groups=300))  # more rows than torch's grain size in every sum
-    weight = torch.from_numpy(np.random.default_rng(0).random(40_000))
+    number = 50_000 if init == "auto" else 40_000  # more rows than torch's grain size in every sum, and than a sample's
+    rows = torch.from_numpy(make_features(number, 9, groups=300))
+    weight = torch.from_numpy(np.random.default_rng(0).random(number))
     given = rows[:48] if init == "array" else init
     found = []
     for number in (1, 2, 3):
         threads(number)
-        model = KMeans(48, init=given, n_init=1, max_iter=8, random_state=5)
+        model = KMeans(8 if init == "auto" else 48, init=given, n_init=1, max_iter=8, random_state=5)
         for sample_weight in (None, weight):
             fitted = model.fit(rows, sample_weight=sample_weight)
             found.append((fitted.cluster_centers_, fitted.labels_, fitted.inertia_, fitted.n_iter_))
@@ -234,6 +235,6 @@ def test_more_starts_keep_the_best(make_features):
 def test_progress_is_told(capsys, make_features):
     KMeans(5, random_state=0, verbose=1).fit(make_features(100))
     told = capsys.readouterr().out
-    assert "start 1: k-means++" in told and "step 1: 100 labels changed, centres moved by" in told
+    assert "start 1: auto" in told and "step 1: 100 labels changed, centres moved by" in told
     KMeans(5, random_state=0).fit(make_features(100))
     assert capsys.readouterr().out == ""

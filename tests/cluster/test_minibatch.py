@@ -44,7 +44,7 @@ def test_it_is_the_plain_rule(size, make_features):
 @pytest.mark.parametrize("options", [{}, {"metric": "cosine"}])
 def test_few_passes_come_near_lloyds(options, make_features):
     rows = torch.from_numpy(make_features(6000, groups=60))
-    lloyd = KMeans(40, random_state=0, **options).fit(rows)
+    lloyd = KMeans(40, init="k-means++", random_state=0, **options).fit(rows)
     fitted = MiniBatchKMeans(40, batch_size=400, random_state=0, **options).fit(rows)
     assert fitted.inertia_ < 1.02 * lloyd.inertia_ and fitted.n_steps_ == 4 * 15
     again = MiniBatchKMeans(40, batch_size=400, random_state=0, **options).fit(rows)
@@ -71,7 +71,8 @@ def skewed(num_rows=12_000, groups=400, offset=0.0):
 def test_four_passes_are_as_good_as_25_steps_of_lloyds(options):
     """By Euclidean distance they need the splits, without which they end 3 % higher."""
     rows = skewed()
-    lloyd = KMeans(128, max_iter=25, tol=0, random_state=0, metric=options.get("metric", "euclidean")).fit(rows)
+    given = {"init": "k-means++", "metric": options.get("metric", "euclidean")}
+    lloyd = KMeans(128, max_iter=25, tol=0, random_state=0, **given).fit(rows)
     assert MiniBatchKMeans(128, random_state=0, **options).fit(rows).inertia_ < 1.01 * lloyd.inertia_
 
 
@@ -85,7 +86,7 @@ def test_few_steps_end_near_lloyds(num_rows, clusters, options):
     places = random.normal(size=(min(clusters, 500), 16))
     group = random.integers(0, len(places), size=num_rows)
     rows = (places[group] + 0.2 * random.normal(size=(num_rows, 16))).astype(np.float32)
-    lloyd = KMeans(clusters, max_iter=25, tol=0, random_state=0).fit(rows)
+    lloyd = KMeans(clusters, init="k-means++", max_iter=25, tol=0, random_state=0).fit(rows)
     assert MiniBatchKMeans(clusters, random_state=0, **options).fit(rows).inertia_ < 1.1 * lloyd.inertia_
 
 
@@ -108,7 +109,7 @@ def test_few_rows_or_little_weight_do_not_cost_a_far_cluster_its_centre(clusters
         "heavy tail": random.pareto(1.0, size=len(rows)) + 1e-3,
         "few rows": np.where(random.random(len(rows)) < 0.05, 1, 1e-6),
     }[weights]
-    lloyd = KMeans(clusters, max_iter=25, tol=0, random_state=0).fit(rows, sample_weight=weight)
+    lloyd = KMeans(clusters, init="k-means++", max_iter=25, tol=0, random_state=0).fit(rows, sample_weight=weight)
     fitted = MiniBatchKMeans(clusters, random_state=0).fit(rows, sample_weight=weight)
     assert fitted.inertia_ < 1.15 * lloyd.inertia_
 
@@ -216,6 +217,8 @@ def test_refusals(make_features):
         MiniBatchKMeans(4, batch_size=0).fit(rows)
     with pytest.raises(ValueError, match="batch_size: expected a whole number of at least 1, got 'all'"):
         MiniBatchKMeans(4, batch_size="all").fit(rows)
+    with pytest.raises(ValueError, match=r"init: expected k-means\+\+, k-means\|\|, random or the .*, got 'auto'"):
+        MiniBatchKMeans(4, init="auto").fit(rows)
     with pytest.raises(TypeError, match="X: expected the rows of one batch; fit takes batches"):
         MiniBatchKMeans(4).partial_fit(lambda: iter([rows]))
     with pytest.raises(ValueError, match="n_samples=3 should be >= n_clusters=4"):

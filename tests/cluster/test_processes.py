@@ -42,7 +42,11 @@ def found(tmp_path_factory):
     return {number: ranks(number) for number in (1, 2, 3)}
 
 
-CASES = [(init, weighted) for init in ("k-means++", "k-means||", "random", "given") for weighted in (False, True)]
+CASES = [
+    (init, weighted)
+    for init in ("mini-batch", "k-means++", "k-means||", "random", "given")
+    for weighted in (False, True)
+]
 CASES += [("batched", False), ("residual", False), ("wide", False)]
 
 

@@ -6,8 +6,8 @@ import torch
 
 from soho_fast.cluster import KMeans, seeding
 from soho_fast.cluster.processes import Processes
-from soho_fast.cluster.rows import MemoryRows
-from soho_fast.cluster.seeding import Nearer, Seeding, squared_distances, uniform
+from soho_fast.cluster.rows import MemoryRows, uniform
+from soho_fast.cluster.seeding import Nearer, Seeding, squared_distances
 
 
 def seeded(init, rows, num_clusters, seed=0, weight=None):
@@ -34,7 +34,7 @@ def test_centres_are_different_rows(init, make_features):
     assert torch.equal(centers, seeded(init, rows, 40)) and not torch.equal(centers, seeded(init, rows, 40, seed=1))
 
 
-@pytest.mark.parametrize("init", ["k-means++", "k-means||"])
+@pytest.mark.parametrize("init", ["mini-batch", "k-means++", "k-means||"])
 def test_every_one_of_far_groups_gets_a_centre(init):
     """30 groups of unlike size, far apart: random rows miss some, these methods do not."""
     random = np.random.default_rng(0)
@@ -79,6 +79,7 @@ def test_trials_drawn_together_are_drawn_by_the_distances_of_their_step(monkeypa
 @pytest.mark.parametrize(("scale", "offset"), [(1, 0), (1, 1e4), (1, 1e6), (1e17, 0), (1e-17, 0), (0, 3)])
 def test_no_row_that_a_trial_is_nearer_to_is_missed(scale, offset, dtype, products, monkeypatch, make_features):
     monkeypatch.setattr(seeding, "_PRODUCTS", products)
+    monkeypatch.setattr(seeding, "_KEPT", 1 << 25 if products == 5000 else 0)
     rows = torch.from_numpy(make_features(900, 40) * np.float32(scale)).to(dtype)
     rows[::2] += offset  # far from their mean, rows are near one another
     trials = rows[10::100].float()
@@ -104,7 +105,7 @@ def test_random_draws_by_weight():
     assert np.abs(shares - weight / 8).max() < 5 * (0.25 / 1000) ** 0.5
 
 
-@pytest.mark.parametrize("init", ["k-means++", "k-means||", "random"])
+@pytest.mark.parametrize("init", ["mini-batch", "k-means++", "k-means||", "random"])
 def test_rows_without_weight_do_not_seed(init, make_features):
     rows = make_features(300)
     rows[::2] += 1000
@@ -129,6 +130,44 @@ def test_they_start_lower_than_random_rows(init, make_features):
         return np.mean([model.fit(rows).inertia_ for model in models])
 
     assert inertia(init) < 0.93 * inertia("random")
+
+
+def test_mini_batches_find_as_many_groups_as_there_are_clusters():
+    """Of 40 groups k-means++ misses some in each start, which Lloyd's steps never mend."""
+    random = np.random.default_rng(0)
+    places = random.normal(size=(40, 16)) * 1.5
+    rows = (places[random.integers(40, size=6000)] + 0.5 * random.normal(size=(6000, 16))).astype(np.float32)
+    found = [KMeans(40, random_state=seed).fit(rows) for seed in range(5)]
+    best = min(model.inertia_ for model in found)
+    assert all(model.inertia_ < 1.001 * best and model.n_iter_ < 5 for model in found)
+    plus_plus = [KMeans(40, init="k-means++", random_state=seed).fit(rows).inertia_ for seed in range(5)]
+    assert best < 1.001 * min(plus_plus) and np.mean(plus_plus) > 1.01 * best
+
+
+def test_few_batches_are_gone_through_more_often():
+    """With 12 rows a cluster, four passes are 12 batches, and end 11 % higher."""
+    random = np.random.default_rng(0)
+    rows = random.normal(size=(256, 16))[random.integers(256, size=3072)] + 0.2 * random.normal(size=(3072, 16))
+    auto, plus_plus = (KMeans(256, init=init, random_state=0).fit(rows).inertia_ for init in ("auto", "k-means++"))
+    assert auto < 0.95 * plus_plus
+
+
+def test_few_clusters_or_few_rows_for_each_start_by_k_means_plus_plus(make_features):
+    rows = make_features(500)
+    for number, init in ((15, "k-means++"), (16, "mini-batch"), (42, "k-means++")):
+        default, named = KMeans(number, random_state=0), KMeans(number, init=init, random_state=0)
+        np.testing.assert_array_equal(default.fit(rows).cluster_centers_, named.fit(rows).cluster_centers_)
+
+
+@pytest.mark.parametrize("clusters", [5, 20])
+def test_a_sample_finds_what_all_rows_find(clusters):
+    """60,000 rows are more than each sample; the last is far away, in none, and still has its centre."""
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(60_000, 4, generator=generator).exp()
+    rows[-1] = 3e3
+    fitted, plain = (KMeans(clusters, init=init, random_state=0).fit(rows) for init in ("auto", "k-means++"))
+    assert fitted.inertia_ < 1.02 * plain.inertia_ and torch.bincount(fitted.labels_).min() == 1
+    assert fitted.n_iter_ < plain.n_iter_ or clusters == 20
 
 
 def test_squared_distances(make_features):
@@ -162,17 +201,18 @@ def test_without_a_state_chance_decides(make_features):
     assert not np.array_equal(first, second)
 
 
-def test_neither_autocast_nor_the_allowed_precision_of_products_decides_the_seeds():
+@pytest.mark.parametrize("init", ["mini-batch", "k-means++"])
+def test_neither_autocast_nor_the_allowed_precision_of_products_decides_the_seeds(init):
     generator = torch.Generator().manual_seed(0)
     groups = torch.randn(5, 64, generator=generator) * 100
     clusters = (groups[:, None] + torch.randn(5, 20, 64, generator=generator)).flatten(0, 1)
     rows = clusters.repeat_interleave(20, 0) + torch.randn(2000, 64, generator=generator) * 0.01
-    fits = [KMeans(100, random_state=0, max_iter=1).fit(rows)]
+    fits = [KMeans(100, init=init, random_state=0, max_iter=1).fit(rows)]
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        fits.append(KMeans(100, random_state=0, max_iter=1).fit(rows))
+        fits.append(KMeans(100, init=init, random_state=0, max_iter=1).fit(rows))
     torch.set_float32_matmul_precision("medium")
     try:
-        fits.append(KMeans(100, random_state=0, max_iter=1).fit(rows))
+        fits.append(KMeans(100, init=init, random_state=0, max_iter=1).fit(rows))
     finally:
         torch.set_float32_matmul_precision("highest")
     for fitted in fits[1:]:

@@ -34,7 +34,7 @@ def test_it_is_the_plain_rule_at_any_length(scale, make_features):
     np.testing.assert_array_equal(cosine.argmax(1), labels)
 
 
-@pytest.mark.parametrize("init", ["k-means++", "k-means||", "random"])
+@pytest.mark.parametrize("init", ["mini-batch", "k-means++", "k-means||", "random"])
 def test_centres_have_length_one_and_labels_the_largest_cosine(init, make_features):
     rows = torch.from_numpy(make_features(600)) + 1.0
     weight = torch.arange(600) % 3
