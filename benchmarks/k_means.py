@@ -34,8 +34,13 @@ def estimator(kind: Any, num_clusters: int, **options: Any) -> Callable[[Tensor]
 
 def methods(num_clusters: int) -> dict[str, Callable[[Tensor], Any]]:
     """Name -> function that gives centres for rows, and finds labels where the library has a call for it."""
+
+    def lloyd(**options: Any) -> Callable[[Tensor], Any]:
+        return estimator(KMeans, num_clusters, max_iter=STEPS, tol=0, **options)
+
     found = {
-        f"KMeans(max_iter={STEPS})": estimator(KMeans, num_clusters, max_iter=STEPS, tol=0),
+        f'KMeans(init="k-means++", max_iter={STEPS})': lloyd(init="k-means++"),
+        f"KMeans(max_iter={STEPS})": lloyd(),
         "MiniBatchKMeans": estimator(MiniBatchKMeans, num_clusters),
         "MiniBatchKMeans(max_iter=2)": estimator(MiniBatchKMeans, num_clusters, max_iter=2),
         "MiniBatchKMeans(max_iter=8)": estimator(MiniBatchKMeans, num_clusters, max_iter=8),

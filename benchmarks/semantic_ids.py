@@ -26,14 +26,22 @@ def items(number: int, generator: torch.Generator) -> torch.Tensor:
     return embedding
 
 
+def far_items(number: int, generator: torch.Generator) -> torch.Tensor:
+    """float32 (number, CHANNELS), of log-normal lengths: k-means gives the few long ones most of its centres."""
+    direction = torch.randn(number, CHANNELS, generator=generator)
+    return direction * torch.randn(number, 1, generator=generator).exp()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--items", type=int, default=12_101, help="default: %(default)s, as many as TIGER's Beauty has")
-    number = parser.parse_args().items
+    parser.add_argument("--far", action="store_true", help="items of log-normal lengths in place of the tree")
+    asked = parser.parse_args()
+    number = asked.items
     if number < CODES:
         parser.error(f"--items: expected at least {CODES}, one for each code of a level, got {number}")
     torch.set_num_threads(1)
-    rows = items(number, torch.Generator().manual_seed(0))
+    rows = (far_items if asked.far else items)(number, torch.Generator().manual_seed(0))
     print("| `balance` | CPU time | items of the most frequent codes | squared distance left | collisions | ids |")
     for balance in (None, 2.0, 1.2):
         start = time.process_time()
