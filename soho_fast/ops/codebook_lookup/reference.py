@@ -16,7 +16,9 @@ Metric = Literal["euclidean", "cosine", "dot"]
 METRICS: tuple[Metric, ...] = get_args(Metric)  # by their number in the ops
 LANES = 8  # partial sums of the distance: fixed, so that every backend rounds alike
 _MAX_SCORES = 1 << 22  # scores held at a time: 32 MiB of float64
-_MAX_PAIR_ELEMENTS = 1 << 21
+_MAX_PAIR_ELEMENTS = 1 << 17
+_MAX_SCREENED = 1 << 18  # scores, or elements of features, that are screened at a time: 1 MiB, which caches hold
+_LEAST_SCREENED = 64  # rows, of a lookup and of a part of it: a product reads the codes for each
 
 
 def _sum_of_channels(terms_PC: Tensor) -> Tensor:
@@ -101,6 +103,90 @@ def _scores(features_NC: Tensor, codebook_KC: Tensor, metric: str) -> tuple[Tens
         score_NK = score_NK - codebook_KC.square().sum(-1) / 2
         bound_N = bound_N + unit * (largest * largest + (norm_N + largest).square())
     return score_NK, bound_N
+
+
+def _finite_rows(rows_NC: Tensor) -> Tensor:
+    """bool (N,). A NaN is both the largest and the smallest: faster than `isfinite` of all."""
+    if rows_NC.shape[-1] == 0:
+        return rows_NC.new_ones(rows_NC.shape[:-1], dtype=torch.bool)
+    return rows_NC.amax(-1).isfinite() & rows_NC.amin(-1).isfinite()
+
+
+def _screens(features_NC: Tensor, codebook_KC: Tensor) -> bool:
+    """Whether `_screened` holds here, and pays: settings of torch may make less of float32 products."""
+    return (
+        features_NC.device.type == "cpu"
+        and torch.float64 not in (features_NC.dtype, codebook_KC.dtype)
+        and torch.backends.mkldnn.matmul.fp32_precision in ("none", "ieee")
+        and len(features_NC) >= _LEAST_SCREENED
+        and 0 < features_NC.shape[1] < 1 << 20
+    )
+
+
+def _screened(features_NC: Tensor, codebook_KC: Tensor, usable_K: Tensor, metric: str) -> tuple[Tensor, Tensor]:
+    """(N,) a code of each row by a float32 product, and whether it is proved to be the exact one.
+
+    The proof. Let u = 2^-24, m the codes' mean in float32 or zero, a = fl(x - m), b = fl(d - m) and h = fl(|b|^2 / 2);
+    of cosines b = fl(d / |d|), of all similarities m = 0 and h = 0. Let A = |x - m|, and B the largest |d - m|. What
+    is computed, a.b - h, stands for s = (x - m).(d - m) - |d - m|^2 / 2, which is largest for the nearest code.
+    1. Each channel of a and b is off by a factor of 1 + u: s by 2u A B + 2u B^2 / 2.
+    2. A sum of n products, in any order, in blocks, with fused multiply-add or not, is off by n u / (1 - n u) times the
+       sum of their magnitudes (Higham 2002, sections 3.1 and 4.2). So the norm of b is off by (C + 2) u / 2, h by
+       (C + 4) u B^2 / 2, and a.b - h, a sum of C + 1 terms, by (C + 1) u (A B + B^2 / 2).
+    Together (C + 3) u A B + (C + 3.5) u B^2, times 1 + O(C u). The bound is 2 (C + 16) u (A B + B^2): below 2^20
+    channels the rest covers that factor, the errors of the float32 norms A and B, and those of the bound itself.
+    3. In the end distances are compared as evaluated in float64: half of one is off by (C + 3) 2^-53 |x - d|^2 / 2 at
+       most, where |x - d| <= A + B. For this there is (C + 16) 2^-52 (A + B)^2; similarities are off by far less.
+    4. Where numbers underflow, if only to zero, each of the 2 C operations of a squared norm or a product is off by
+       2^-126 more. The 2^-50 that A and B have more is above the root of all, and adds more than that to the bound.
+    5. While B (A + B) is below 2^126, no sum overflows, nor does a part of one. Other rows, also with NaN, are not
+       proved.
+    The code is proved where no other score comes within two bounds of its own.
+    """
+    num_rows, num_channels = features_NC.shape
+    code_KC, middle_C = codebook_KC.float(), None
+    if not usable_K.all():
+        code_KC = code_KC.where(usable_K[:, None], 0.0)
+    if metric == "cosine":
+        code_KC = torch.nn.functional.normalize(code_KC.double(), dim=-1, eps=5e-324).float()
+    norm_K = torch.linalg.vector_norm(code_KC, dim=1)
+    if metric == "euclidean":
+        mean_C = code_KC.sum(0) / usable_K.sum()
+        # Nearer to the origin codes and features are compared as they are: to subtract takes time.
+        if len(norm_K) * mean_C.square().sum() > 0.75 * norm_K.square().sum():
+            middle_C, code_KC = mean_C, (code_KC - mean_C).where(usable_K[:, None], 0.0)
+            norm_K = torch.linalg.vector_norm(code_KC, dim=1)
+    offset_K = (-norm_K.square() / 2 if metric == "euclidean" else torch.zeros_like(norm_K)).where(usable_K, -torch.inf)
+
+    best_N, second_N, norm_N = torch.empty(3, num_rows)
+    index_N = torch.empty(num_rows, dtype=torch.int64)
+    chunk = min(num_rows, max(_LEAST_SCREENED, _MAX_SCREENED // max(code_KC.shape)))
+    row_MC, score_MK = torch.empty(chunk, num_channels), torch.empty(chunk, len(code_KC))  # always in the same memory
+    for part in (slice(start, start + chunk) for start in range(0, num_rows, chunk)):
+        rows_MC = features_NC[part].float()
+        if middle_C is not None:
+            rows_MC = torch.sub(rows_MC, middle_C, out=row_MC[: len(rows_MC)])
+        scores_MK = torch.addmm(offset_K, rows_MC, code_KC.T, out=score_MK[: len(rows_MC)])
+        torch.max(scores_MK, 1, out=(best_N[part], index_N[part]))
+        scores_MK.scatter_(1, index_N[part, None], -torch.inf)
+        torch.amax(scores_MK, 1, out=second_N[part])
+        torch.linalg.vector_norm(rows_MC, dim=1, out=norm_N[part])
+    largest, norm_N = float(norm_K.max()) + 2.0**-50, norm_N.add_(2.0**-50)
+    bound_N = (num_channels + 16) * (2.0**-23 * largest * (norm_N + largest) + 2.0**-52 * (norm_N + largest).square())
+    proved_N = (second_N < best_N - 2 * bound_N) & (largest * (norm_N + largest) < 2.0**126)
+    return index_N, proved_N
+
+
+def _nearest_rows(features_NC: Tensor, codebook_KC: Tensor, usable_K: Tensor, metric: str) -> Tensor:
+    """Exact index of rows: by float32 where that is proved, of the others by float64."""
+    rest_N, chunk = torch.arange(len(features_NC), device=features_NC.device), max(1, _MAX_SCORES // len(codebook_KC))
+    index_N = torch.zeros_like(rest_N)
+    if _screens(features_NC, codebook_KC):
+        index_N, proved_N = _screened(features_NC, codebook_KC, usable_K, metric)
+        rest_N = (~proved_N).nonzero()[:, 0]
+    for row_M in rest_N.split(chunk):
+        index_N[row_M] = _lookup_rows(features_NC[row_M], codebook_KC, usable_K, metric)
+    return index_N
 
 
 def _lookup_rows(features_NC: Tensor, codebook_KC: Tensor, usable_K: Tensor, metric: str) -> Tensor:
@@ -201,21 +287,19 @@ def codebook_lookup(
     codebook_GKC = codebook.reshape(num_codebooks, *codebook.shape[-2:])
     index_GNT = torch.zeros((*features_GNC.shape[:2], topk), dtype=torch.int64, device=features.device)
     distance_GNT = torch.zeros(index_GNT.shape if return_distance else 0, dtype=torch.float32, device=features.device)
-    chunk = max(1, _MAX_SCORES // codebook.shape[-2])
-    for group in range(features_GNC.shape[0]):
-        codebook_KC = codebook_GKC[group]
-        usable_K = codebook_KC.isfinite().all(-1)
-        for start in range(0, features_GNC.shape[1], chunk):
-            rows_NC = features_GNC[group, start : start + chunk]
-            if topk > 1:
-                index_NT = _ranked_rows(rows_NC, codebook_KC, usable_K, name, topk)
-            else:
-                index_NT = _lookup_rows(rows_NC, codebook_KC, usable_K, name).unsqueeze(-1)
-            index_GNT[group, start : start + chunk] = index_NT
-            if return_distance:
-                row_P = torch.arange(rows_NC.shape[0], device=features.device).repeat_interleave(topk)
-                distance_P = _of_pairs(metric_value, rows_NC, codebook_KC, row_P, index_NT.flatten(), name)
-                distance_GNT[group, start : start + chunk] = distance_P.float().reshape(index_NT.shape)
+    for group in range(num_codebooks):
+        rows_NC, codebook_KC = features_GNC[group], codebook_GKC[group]
+        usable_K = _finite_rows(codebook_KC)
+        if topk > 1:
+            chunks = rows_NC.split(max(1, _MAX_SCORES // codebook.shape[-2]))
+            index_NT = torch.cat([_ranked_rows(part, codebook_KC, usable_K, name, topk) for part in chunks])
+        else:
+            index_NT = _nearest_rows(rows_NC, codebook_KC, usable_K, name).unsqueeze(-1)
+        index_GNT[group] = index_NT
+        if return_distance:
+            row_P = torch.arange(num_rows, device=features.device).repeat_interleave(topk)
+            distance_P = _of_pairs(metric_value, rows_NC, codebook_KC, row_P, index_NT.flatten(), name)
+            distance_GNT[group] = distance_P.float().reshape(index_NT.shape)
     shape = features.shape[:-1] if topk == 1 else (*features.shape[:-1], topk)
     index, distance = index_GNT.reshape(shape), distance_GNT.reshape(shape if return_distance else (0,))
     return distance, index, gather(codebook, index) if return_codes else codebook.new_empty(0)
