@@ -5,6 +5,7 @@ Plain torch: they compile, map and differentiate as torch does.
 Letters: C channels.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -45,43 +46,71 @@ def fsq(features: Tensor, levels: Sequence[int]) -> tuple[Tensor, Tensor]:
             f"levels: expected one for each channel of features {tuple(features.shape)}, got {len(levels)}"
         )
     if has_tangent(features):
-        index, quantized = _Fsq.forward(features.detach(), levels)
+        index, quantized, _ = _Fsq.forward(features.detach(), levels)
         tanh, slope = _formula(features, levels)
         return index, pass_on((tanh * slope).movedim(0, -1).to(features.dtype), quantized)
-    return _Fsq.apply(features, levels)
+    index, quantized, _ = _Fsq.apply(features, levels)
+    return index, quantized
 
 
 class _Fsq(torch.autograd.Function):
-    """(features, levels) -> (index, quantized): channel after channel, since a few channels a row fill no vector."""
+    """(features, levels) -> (index, quantized, tanh (C, N)): channel after channel, since a few channels a row fill no
+    vector. `tanh` is an output so that a second derivative finds its way back."""
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(features: Tensor, levels: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-        index, digits = features.new_zeros((), dtype=torch.int64), []
-        channels = features.movedim(-1, 0).float().contiguous()
-        for level, place, x in zip(levels, _places(levels), channels, strict=True):
-            half, offset, shift = _bound(level)
-            values = range(-(level // 2), (level - 1) // 2)
-            edges = [_float32_below(math.atanh((value + 0.5 + offset) / half) - shift) for value in values]
-            digit = sum(((x > edge).float() for edge in edges[1:]), start=(x > edges[0]).float())  # they are few
-            index = torch.add(index, digit.long(), alpha=place)
-            digits.append(digit - level // 2)
-        quantized = torch.stack(digits).div_(_of_channels(channels, [level // 2 for level in levels]))
-        return index, quantized.to(features.dtype).movedim(0, -1).contiguous()
+    def forward(features: Tensor, levels: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
+        x = features.reshape(-1, len(levels)).T
+        x = x.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+        x.nan_to_num_(nan=-torch.finfo(torch.float32).max)
+        table = x.new_tensor((_table if torch.compiler.is_compiling() else _kept_table)(levels))
+        shift, half, from_one, above, width = table[:, :5].T.unsqueeze(-1)
+        tanh = (x + shift).tanh_()
+        # In float32 this is off by far less than 1/2, so that the one edge that can decide is in the step it lies in.
+        step = torch.addcmul(from_one, tanh, half).floor_()
+        if max(levels) > 1000:  # a thousandth of which is as much as a step
+            step = torch.minimum(step.clamp_(min=0), step.new_tensor(levels).unsqueeze(-1))
+        step.add_(x > table[:, 5:].gather(1, step.long()))  # counted from 1
+        places = _places(levels)
+        index = (step.long() * step.new_tensor(places, dtype=torch.int64).unsqueeze(-1)).sum(0).sub_(sum(places))
+        quantized = step.sub_(above).div_(width).T.reshape(features.shape)
+        return index.reshape(features.shape[:-1]), quantized.to(features.dtype), tanh
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, tuple[int, ...]], output: tuple[Tensor, Tensor]) -> None:
-        features, ctx.levels = inputs
+    def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) -> None:
+        ctx.levels, ctx.dtype, ctx.shape = inputs[1], inputs[0].dtype, inputs[0].shape
+        ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(output[0])
-        ctx.save_for_backward(features)
+        ctx.save_for_backward(output[2])
 
     @staticmethod
-    def backward(ctx: Any, grad_index: Tensor, grad: Tensor) -> tuple[Tensor, None]:
-        (features,) = ctx.saved_tensors
-        tanh, slope = _formula(features, ctx.levels)
-        moved = grad.movedim(-1, 0) * slope * (1 - tanh * tanh)
-        return moved.movedim(0, -1).contiguous().to(grad.dtype), None
+    def backward(ctx: Any, _: None, grad: Tensor | None, grad_tanh: Tensor | None) -> tuple[Tensor | None, None]:
+        (tanh,) = ctx.saved_tensors
+        moved = None
+        if grad is not None:
+            slope = tanh.new_tensor([[_bound(level)[0] / (level // 2)] for level in ctx.levels]).expand(tanh.shape)
+            moved = grad * torch.ops.aten.tanh_backward(slope, tanh).T.reshape(grad.shape)
+        if grad_tanh is not None:  # of a second derivative
+            back = torch.ops.aten.tanh_backward(grad_tanh, tanh).T.reshape(ctx.shape)
+            moved = back if moved is None else moved + back
+        return None if moved is None else moved.to(ctx.dtype), None
+
+
+def _table(levels: tuple[int, ...]) -> list[list[float]]:
+    """Of each channel s, h, what makes of tanh h the steps from 1 on, the step of zero, and L // 2; then the float32
+    numbers above which its value rises, the first one minus infinity and the last infinity."""
+    rows = []
+    for level in levels:
+        half, offset, shift = _bound(level)
+        values = range(-(level // 2), (level - 1) // 2)
+        edges = [_float32_below(math.atanh((value + 0.5 + offset) / half) - shift) for value in values]
+        edges = [-math.inf, *edges, *[math.inf] * (max(levels) - len(edges))]
+        rows.append([shift, half, level // 2 + 1 - offset, level // 2 + 1.0, float(level // 2), *edges])
+    return rows
+
+
+_kept_table = functools.cache(_table)  # graphs that are compiled keep it themselves
 
 
 def _formula(features: Tensor, levels: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -134,10 +163,36 @@ def lfq(features: Tensor) -> tuple[Tensor, Tensor]:
     checks.check_type("features", features)
     if features.dim() < 1 or not 1 <= features.shape[-1] <= 63:
         raise ValueError(f"features: expected (..., C) of 1 to 63 channels, got shape {tuple(features.shape)}")
-    bit = features > 0
-    places = 1 << torch.arange(features.shape[-1] - 1, -1, -1, device=features.device)
-    one = torch.ones((), dtype=features.dtype, device=features.device)
-    return (bit * places).sum(-1), pass_on(features, torch.where(bit, one, -one))
+    if has_tangent(features):
+        index, quantized = _Lfq.forward(features.detach())
+        return index, pass_on(features, quantized)
+    return _Lfq.apply(features)
+
+
+class _Lfq(torch.autograd.Function):
+    """features -> (index, quantized)"""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(features: Tensor) -> tuple[Tensor, Tensor]:
+        bit, num_channels = features > 0, features.shape[-1]
+        places = [1 << place for place in range(num_channels - 1, -1, -1)]
+        if num_channels <= 52:  # float64 holds every sum
+            index = (bit.double() @ bit.new_tensor(places, dtype=torch.float64)).long()
+        else:
+            index = (bit * bit.new_tensor(places, dtype=torch.int64)).sum(-1)
+        return index, bit.to(features.dtype).mul_(2).sub_(1)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:
+        ctx.mark_non_differentiable(output[0])
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad_index: Tensor, grad: Tensor) -> Tensor:
+        (features,) = ctx.saved_tensors
+        return grad.where(features.detach().abs() < math.inf, 0.0)
 
 
 def lfq_codes(index: Tensor, num_channels: int) -> Tensor:

@@ -116,7 +116,10 @@ def diveq(
     # Read where that is cheap and allowed; without padding two passes are saved.
     padded = in_transform() or checks.values_of(index) is None or not real.all()
     moving = features.float()
-    apart = reference.gather(codebook, index.clamp(0, num_codes - 1)).float() - moving
+    place = index.clamp(0, num_codes - 1) if padded else index
+    # The gradient of `embedding` is many times as fast as that of an index.
+    codes = torch.embedding(codebook, place) if codebook.dim() == 2 else reference.gather(codebook, place)
+    apart = codes.float() - moving
     if padded:
         apart = torch.where(real, apart, 0.0)  # a NaN of padding must not reach the codebook's gradient
     noise = torch.empty_like(apart.detach()).normal_(std=variance**0.5, generator=generator)
