@@ -28,6 +28,7 @@ _SCREENED = {"codebook_lookup", "pack_codebook"}  # which go by _triton_first
 _NATIVE_OPS: dict[str, set[str]] = {"cpu": set(), "triton": set(), "cuda": set()}
 _REFERENCES: dict[str, Callable] = {}
 _OPS: dict[tuple[str, str], Callable] = {}  # by name and backend
+_PLAIN: dict[str, Callable] = {}  # what graphs for ONNX get
 _NOTHING: Mapping[str, str] = MappingProxyType({})
 _fallback_warned = False
 
@@ -76,6 +77,7 @@ def define_op(
     fake: Callable,
     vmap: Callable,
     native: tuple[str, ...] = ("cpu", "triton", "cuda"),
+    plain: Callable | None = None,
     backward: Callable | None = None,
     setup_context: Callable | None = None,
 ) -> None:
@@ -90,9 +92,12 @@ def define_op(
             `torch.library.register_vmap`.
         native: backends that implement the op: `cpu` and `cuda` register their code when the extension loads, `triton`
             is the function `name` of the module `triton` beside the reference.
+        plain: what stands for the op in a graph for ONNX, in operations of torch whose shapes depend on no value.
         backward, setup_context: the gradient, as in `torch.library.register_autograd`.
     """
     _REFERENCES[name] = reference
+    if plain is not None:
+        _PLAIN[name] = plain
     for backend in native:
         _NATIVE_OPS[backend].add(name)
     for backend in ("reference", *native):
@@ -187,7 +192,10 @@ def op_for(name: str, backend: str | None, device: torch.device) -> Callable:
 
 
 def op_of(name: str, chosen: str, device: torch.device) -> Callable:
-    """The registered op of the backend that `backend_for` chose; RuntimeError as `op_for`."""
+    """The registered op of the backend that `backend_for` chose, or what graphs for ONNX have in its place;
+    RuntimeError as `op_for`."""
+    if name in _PLAIN and torch.onnx.is_in_onnx_export():
+        return _PLAIN[name]
     if chosen in ("triton", "cuda"):
         self_check.require(name, chosen, device, _REFERENCES[name])
     return _OPS[name, chosen]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from soho_fast.ops import checks
 from soho_fast.ops.backends import backend_for, define_op, op_for, op_of
-from soho_fast.ops.codebook_lookup import reference
+from soho_fast.ops.codebook_lookup import plain, reference
 from soho_fast.ops.codebook_lookup.prepared import PreparedCodebook, check_metric, lacking_metric
 from soho_fast.ops.codebook_lookup.reference import Metric
 from soho_fast.ops.codebook_lookup.subspace import check_subspace
@@ -313,6 +313,7 @@ define_op(
     reference=reference.codebook_lookup,
     fake=_lookup_fake,
     vmap=_lookup_vmap,
+    plain=plain.codebook_lookup,
     backward=_lookup_backward,
     setup_context=_lookup_setup,
 )
@@ -322,5 +323,6 @@ define_op(
     reference=reference.straight_through,
     fake=lambda features, codebook, index: features.new_empty(features.shape),
     vmap=_straight_through_vmap,
+    plain=plain.straight_through,
     backward=_straight_through_backward,
 )

@@ -85,6 +85,7 @@ class PreparedCodebook:
         answer to one is no: `codebook_lookup` then asks all of them and says what is wrong."""
         if (
             torch.compiler.is_compiling()
+            or torch.jit.is_tracing()
             or in_transform()
             or not self._serves_at_once
             or type(features) is not Tensor

@@ -3,6 +3,7 @@
 Letters: N features, L levels, K codes, C channels.
 """
 
+import functools
 from typing import Any, Literal, overload
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from soho_fast.ops import checks
 from soho_fast.ops.backends import backend_for, define_op, op_of
+from soho_fast.ops.codebook_lookup import plain
 from soho_fast.ops.codebook_lookup.prepared import PreparedCodebook
 from soho_fast.ops.forward_mode import has_tangent, pass_on
 from soho_fast.ops.mapping import in_front, padded_dims
@@ -29,7 +31,9 @@ def _num_levels(features: Tensor, codebooks: Tensor, num_levels: int | None) -> 
     if codebooks.dim() == 3 and num_levels not in (None, codebooks.shape[0]):
         raise ValueError(f"num_levels: expected {codebooks.shape[0]} as there are codebooks, or None, got {num_levels}")
     checks.check_same_device(features=features, codebooks=codebooks)
-    return checks.check_int("num_levels", codebooks.shape[0] if num_levels is None else num_levels, 1)
+    levels = codebooks.shape[0] if num_levels is None else num_levels
+    # TorchScript's tracer makes a tensor of a size.
+    return checks.check_int("num_levels", int(levels) if isinstance(levels, Tensor) else levels, 1)
 
 
 @overload
@@ -151,6 +155,7 @@ define_op(
     fake=_fake,
     vmap=_vmap,
     native=("cpu",),
+    plain=functools.partial(reference.residual_lookup, lookup=plain.codebook_lookup),
     backward=_backward,
     setup_context=_setup,
 )

@@ -3,6 +3,8 @@
 Letters: N features, L levels, K codes, C channels.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -10,7 +12,12 @@ from soho_fast.ops.codebook_lookup import reference as lookup_reference
 
 
 def residual_lookup(
-    features: Tensor, codebooks: Tensor, num_levels: int, return_residual: bool, packed: Tensor | None = None
+    features: Tensor,
+    codebooks: Tensor,
+    num_levels: int,
+    return_residual: bool,
+    packed: Tensor | None = None,
+    lookup: Callable = lookup_reference.codebook_lookup,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Look up the nearest code, subtract it, look up what is left in the next codebook, and so on.
 
@@ -18,7 +25,8 @@ def residual_lookup(
     once.
 
     Args:
-        features: (..., N, C). codebooks: (L, K, C), or one (K, C) for all levels. packed: not used here.
+        features: (..., N, C). codebooks: (L, K, C), or one (K, C) for all levels. packed: not used here. lookup: that
+            of each level.
 
     Returns:
         the sum of the chosen codes (..., N, C) in the type of features, index int64 (..., N, L), and what is left,
@@ -26,12 +34,15 @@ def residual_lookup(
     """
     residual = features.float()
     total = torch.zeros_like(residual, memory_format=torch.contiguous_format)
-    index = features.new_empty((*features.shape[:-1], num_levels), dtype=torch.int64)
+    indices = []
     for level in range(num_levels):
         codebook_KC = codebooks if codebooks.dim() == 2 else codebooks[level]
-        chosen = lookup_reference.codebook_lookup(residual, codebook_KC, False, False)[1]
-        index[..., level] = chosen
-        codes = codebook_KC[chosen].float()
+        indices.append(lookup(residual, codebook_KC, False, False)[1])
+        codes = codebook_KC[indices[-1]].float()
         # Rounded to float32 at each level, as a loop over the levels would: later lookups see these very bits.
         residual, total = residual - codes, total + codes
-    return total.to(features.dtype), index, residual.contiguous() if return_residual else residual.new_empty(0)
+    return (
+        total.to(features.dtype),
+        torch.stack(indices, -1),
+        residual.contiguous() if return_residual else residual.new_empty(0),
+    )
