@@ -70,7 +70,7 @@ class _Fsq(torch.autograd.Function):
         # In float32 this is off by far less than 1/2, so that the one edge that can decide is in the step it lies in.
         step = torch.addcmul(from_one, tanh, half).floor_()
         if max(levels) > 1000:  # a thousandth of which is as much as a step
-            step = torch.minimum(step.clamp_(min=0), step.new_tensor(levels).unsqueeze(-1))
+            step = torch.minimum(step.clamp(min=0), step.new_tensor(levels).unsqueeze(-1))
         step.add_(x > table[:, 5:].gather(1, step.long()))  # counted from 1
         places = _places(levels)
         index = (step.long() * step.new_tensor(places, dtype=torch.int64).unsqueeze(-1)).sum(0).sub_(sum(places))

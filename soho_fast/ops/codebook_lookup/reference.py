@@ -158,10 +158,10 @@ def _screened(features_NC: Tensor, codebook_KC: Tensor, usable_K: Tensor, metric
             norm_K = torch.linalg.vector_norm(code_KC, dim=1)
     offset_K = (-norm_K.square() / 2 if metric == "euclidean" else torch.zeros_like(norm_K)).where(usable_K, -torch.inf)
 
-    best_N, second_N, norm_N = torch.empty(3, num_rows)
+    best_N, second_N, norm_N = norm_K.new_empty(3, num_rows)
     index_N = torch.empty(num_rows, dtype=torch.int64)
     chunk = min(num_rows, max(_LEAST_SCREENED, _MAX_SCREENED // max(code_KC.shape)))
-    row_MC, score_MK = torch.empty(chunk, num_channels), torch.empty(chunk, len(code_KC))  # always in the same memory
+    row_MC, score_MK = (norm_K.new_empty(chunk, width) for width in code_KC.T.shape)  # always in the same memory
     for part in (slice(start, start + chunk) for start in range(0, num_rows, chunk)):
         rows_MC = features_NC[part].float()
         if middle_C is not None:
