@@ -117,7 +117,7 @@ def _screens(features_NC: Tensor, codebook_KC: Tensor) -> bool:
     return (
         features_NC.device.type == "cpu"
         and torch.float64 not in (features_NC.dtype, codebook_KC.dtype)
-        and torch.backends.mkldnn.matmul.fp32_precision in ("none", "ieee")
+        and torch.backends.mkldnn.matmul.fp32_precision in ("none", "ieee")  # type: ignore[attr-defined]
         and len(features_NC) >= _LEAST_SCREENED
         and 0 < features_NC.shape[1] < 1 << 20
     )
