@@ -1,11 +1,13 @@
-"""A bundle from a source: one pass over the images, statistics from what is kept of it, small copies, files.
+"""A bundle from a source: one pass over the images, statistics from what is kept of it on disk, small copies, files.
 
 K codes, V words, N images, of which G are shown.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,14 +80,15 @@ def assemble(
         ValueError: the source has no image that can be read, or features that are not finite.
     """
     folder = Path(os.path.abspath(folder))
-    check_folder(folder)
     # What a link leads to is replaced, not the link.
-    with new_folder(Path(os.path.realpath(folder))) as new:
-        spool = Spool()
-        writer = _Writer(source, new, spool, _look(source, spool, say), labels, window, most_shown, say)
-        writer.write(decoded, run)
-        check_folder(folder)  # A build takes a while, in which something else may have come.
+    place = Path(os.path.realpath(folder))
+    check_folder(place)
+    with new_folder(place) as new:
+        with tempfile.TemporaryDirectory(dir=new.parent) as spooled, contextlib.closing(Spool(Path(spooled))) as spool:
+            writer = _Writer(source, new, spool, _look(source, spool, say), labels, window, most_shown, say)
+            writer.write(decoded, run)
         write_checksums(new)
+        check_folder(place)  # A build takes a while, in which something else may have come.
     return folder
 
 
@@ -166,7 +169,7 @@ class _Writer:
         progress = ProgressLines(self.say, "images")
         for done, number in enumerate(self.images_G.tolist()):
             try:
-                text = self.spool.texts[number]
+                text = self.spool.texts(number)
                 copy = self.source.small_copy(text["place"])
             except ImageError as error:
                 self.say(f"left out: {error}")
@@ -192,7 +195,7 @@ class _Writer:
     def _images(self) -> Iterator[dict[str, Any]]:
         masked = self._masked()
         for shown, number in enumerate(self.images_G.tolist()):
-            text = self.spool.texts[number]
+            text = self.spool.texts(number)
             yield {
                 "image": shown,
                 **{name: text[name] for name in ("name", "source", "licences", "captions")},
@@ -206,7 +209,7 @@ class _Writer:
     def _masked(self) -> dict[int, dict[str, Any]]:
         count = min(MOST_MASKED, len(self.images_G))
         chosen = np.unique(np.round(np.linspace(0, len(self.images_G) - 1, count)).astype(np.int64)).tolist()
-        texts = [self.spool.texts[int(self.images_G[shown])] for shown in chosen]
+        texts = [self.spool.texts(int(self.images_G[shown])) for shown in chosen]
         captioned = [(shown, text) for shown, text in zip(chosen, texts, strict=True) if text["captions"]]
         places = [text["place"] for _, text in captioned]
         found = self.source.masked(places, [text["captions"][0] for _, text in captioned])
@@ -343,7 +346,7 @@ class _Writer:
 
     def _meta(self, **about: Any) -> dict[str, Any]:
         codebook, names = self.source.codebook, self.source.data_sets
-        counts = np.bincount([text["source"] for text in self.spool.texts], minlength=len(names))
+        counts = np.bincount([self.spool.texts(n)["source"] for n in range(len(self.spool))], minlength=len(names))
         share = float(np.mean([row["word"] is not None for row in self.wall if row["tokens"]]))
         return {
             "schema": layout.SCHEMA,

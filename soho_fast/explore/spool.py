@@ -1,12 +1,15 @@
-"""Index maps, distances and texts of all images, whose features and pixels may be more than memory holds.
+"""Index maps, distances and texts of all images on disk, since they may be more than memory holds.
 
 T tokens of some images one after another, of each level by level and row by row; N images.
 """
 
 from __future__ import annotations
 
+import json
+from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -39,62 +42,78 @@ class Chunk:
 class Spool:
     """Written once, image by image, then read as often as is needed.
 
-    Attributes:
-        texts: Of each image the fields of `SeenImage` but its tokens.
-        distance_range: Smallest and largest distance of a token with a code.
-        rows_N, columns_N, captioned_N: From `finish` on; int32, and bool, whether an image's captions say anything.
+    Args:
+        folder: An empty folder for its files.
     """
 
-    def __init__(self) -> None:
-        self.texts: list[dict[str, Any]] = []
+    def __init__(self, folder: Path) -> None:
+        self._files = {name: (folder / name).open("w+b") for name in ("index", "distance", "words", "texts")}
+        self._rows, self._columns, self._captioned = array("i"), array("i"), array("b")
+        self._first = {name: array("q", [0]) for name in ("tokens", "words", "texts")}
         self.distance_range = (np.inf, -np.inf)
+        """Smallest and largest distance of a token with a code."""
         self.has_distances = True
-        self._grids: list[tuple[int, int]] = []
-        self._parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
 
     def __len__(self) -> int:
-        return len(self.texts)
+        return len(self._rows)
+
+    def close(self) -> None:
+        """Close the files; they are the folder's owner's to delete."""
+        for file in self._files.values():
+            file.close()
 
     def add(self, image: SeenImage, words: np.ndarray) -> None:
         """Append an image with the numbers of its captions' words, int32, each once."""
         rows, columns = image.index.shape[-2:]
+        index = np.ascontiguousarray(image.index, dtype=np.int32)
         if len(self) and self.has_distances != (image.distance is not None):
             raise ValueError(f"features: expected those of all images or of none; {image.name} differs from others")
         self.has_distances = image.distance is not None
-        index = np.array(image.index, np.int32).ravel()
-        distance = np.array(np.zeros(index.shape) if image.distance is None else image.distance, np.float32).ravel()
+        distance = np.zeros(index.shape, np.float32) if image.distance is None else image.distance
+        distance = np.ascontiguousarray(distance, dtype=np.float32)
         known = distance[index >= 0]
         if known.size:
             low, high = self.distance_range
             self.distance_range = min(low, float(known.min())), max(high, float(known.max()))
-        about = {each.name: getattr(image, each.name) for each in fields(image)}
+        about = {each.name: getattr(image, each.name) for each in fields(image) if each.name not in self._files}
         about |= {
             "patches_high": float(image.patches_high or rows),
             "patches_wide": float(image.patches_wide or columns),
         }
-        del about["index"], about["distance"]
-        self.texts.append(about)
-        self._grids.append((rows, columns))
-        self._parts.append((index, distance, words))
+        text = json.dumps(about).encode()
+        contents = {"index": index.tobytes(), "distance": distance.tobytes(), "words": words.tobytes(), "texts": text}
+        for name, content in contents.items():
+            self._files[name].write(content)
+        self._rows.append(rows)
+        self._columns.append(columns)
+        self._captioned.append(any(caption.strip() for caption in image.captions))
+        for name, size in (("tokens", index.size), ("words", len(words)), ("texts", len(text))):
+            self._first[name].append(self._first[name][-1] + size)
 
     def finish(self) -> None:
-        """From here on it is read."""
-        self.rows_N, self.columns_N = np.array(self._grids, dtype=np.int32).T
-        captioned = [any(caption.strip() for caption in text["captions"]) for text in self.texts]
-        self.captioned_N = np.array(captioned, dtype=np.bool_)
-        self._index, self._distance, self._words = map(np.concatenate, zip(*self._parts, strict=True))
-        sizes = [(len(index), len(words)) for index, _, words in self._parts]
-        self.first_N, self._first_word = np.cumsum([(0, 0), *sizes], axis=0).T
-        self._parts.clear()
+        """From here on it is read; `captioned_N`: bool, whether an image's captions say anything."""
+        for file in self._files.values():
+            file.flush()
+        self.rows_N = np.frombuffer(self._rows, dtype=np.int32)
+        self.columns_N = np.frombuffer(self._columns, dtype=np.int32)
+        self.captioned_N = np.frombuffer(self._captioned, dtype=np.bool_)
+        self.first_N = np.frombuffer(self._first["tokens"], dtype=np.int64)
+
+    def texts(self, number: int) -> dict[str, Any]:
+        """All of an image but its tokens: the fields of `SeenImage`."""
+        first, last = self._first["texts"][number], self._first["texts"][number + 1]
+        file = self._files["texts"]
+        file.seek(first)
+        return json.loads(file.read(last - first))
 
     def words(self, first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
         """Of the images `first` to `last` the words, int32, and where each image's begin, int64 (last - first + 1,)."""
-        begins = self._first_word[first : last + 1]
-        return self._words[begins[0] : begins[-1]], begins - begins[0]
+        begins = np.frombuffer(self._first["words"], dtype=np.int64)[first : last + 1]
+        return self._read("words", np.int32, int(begins[0]), int(begins[-1])), begins - begins[0]
 
     def index(self, number: int) -> np.ndarray:
         """int32 (Q * h * w,), the codes of an image, level by level and row by row; -1 where a patch has no code."""
-        return self._index[self.first_N[number] : self.first_N[number + 1]]
+        return self._read("index", np.int32, int(self.first_N[number]), int(self.first_N[number + 1]))
 
     def tokens(self) -> Iterator[Chunk]:
         """The tokens of all images."""
@@ -119,6 +138,12 @@ class Spool:
             (place_T % np.maximum(columns_T, 1)).astype(np.int32),
             rows_T,
             columns_T,
-            self._index[begin:end],
-            self._distance[begin:end],
+            self._read("index", np.int32, begin, end),
+            self._read("distance", np.float32, begin, end),
         )
+
+    def _read(self, name: str, dtype: type, first: int, last: int) -> np.ndarray:
+        # Not mapped: mapped pages count as this process's memory.
+        file, size = self._files[name], np.dtype(dtype).itemsize
+        file.seek(first * size)
+        return np.frombuffer(file.read((last - first) * size), dtype=dtype)

@@ -12,8 +12,8 @@ from soho_fast.explore.spool import Spool
 NUM_CODES = 12
 
 
-def filled(images):
-    spool = Spool()
+def filled(images, folder):
+    spool = Spool(folder)
     for image in images:
         spool.add(image, np.zeros(0, dtype=np.int32))
     spool.finish()
@@ -24,44 +24,44 @@ def images_of_codes(images):
     return {code: {patch[0] for patch in patches} for code, patches in patches_of(images).items()}
 
 
-def test_few_images_are_all_shown():
-    spool = filled(seen_images(20, NUM_CODES))
+def test_few_images_are_all_shown(tmp_path):
+    spool = filled(seen_images(20, NUM_CODES), tmp_path)
     assert choose_images(spool, np.zeros(NUM_CODES, dtype=int), 20).tolist() == list(range(20))
 
 
 @pytest.mark.parametrize("most", [100, 150, 199])
-def test_each_code_has_twelve_images_where_it_has_that_many(most):
+def test_each_code_has_twelve_images_where_it_has_that_many(tmp_path, most):
     images = seen_images(200, 40)
     has = images_of_codes(images)
     count = np.array([len(has.get(code, ())) for code in range(40)])
     assert (count == 0).any() and ((count > 0) & (count < 12)).any() and (count > 100).any()
-    chosen = choose_images(filled(images), count, most)
+    chosen = choose_images(filled(images, tmp_path), count, most)
     assert len(chosen) == most and len(set(chosen.tolist())) == most and (np.diff(chosen) > 0).all()
     shown = [len(has.get(code, set()) & set(chosen.tolist())) for code in range(40)]
     assert all(here >= min(12, there) for here, there in zip(shown, count, strict=True))
 
 
-def test_what_is_left_goes_to_the_nearest_of_each_code():
+def test_what_is_left_goes_to_the_nearest_of_each_code(tmp_path):
     images = seen_images(200, 40)
     patches = patches_of(images)
     count = np.array([len({patch[0] for patch in patches[code]}) for code in range(40)])
-    chosen = choose_images(filled(images), count, 150).tolist()
+    chosen = choose_images(filled(images, tmp_path), count, 150).tolist()
     for code in np.flatnonzero(count):
         assert min(patches[code], key=lambda patch: (patch[3], patch[0]))[0] in chosen
 
 
-def test_without_distances_the_images_are_drawn():
+def test_without_distances_the_images_are_drawn(tmp_path):
     images = [dataclasses.replace(image, distance=None) for image in seen_images(400, 4, size=(2, 2))]
-    chosen = choose_images(filled(images), np.full(4, 100), 40)
+    chosen = choose_images(filled(images, tmp_path), np.full(4, 100), 40)
     assert (chosen < 40).sum() < 12, "not the first ones"
 
 
-def test_more_rare_codes_than_images_share_them():
+def test_more_rare_codes_than_images_share_them(tmp_path):
     """No picture has a code of another, so that not all can have twelve."""
     images = seen_images(90, 8, size=(1, 1))
     for number, image in enumerate(images):
         image.index[0, 0] = number // 3
-    chosen = choose_images(filled(images), np.full(30, 3), 20)
+    chosen = choose_images(filled(images, tmp_path), np.full(30, 3), 20)
     assert len(chosen) == 20
 
 
@@ -88,12 +88,12 @@ def test_smallest_of_each_with_too_few():
     assert smallest.image[1].tolist() == [4] + [-1] * 11 and (smallest.image[0] == -1).all()
 
 
-def test_occurrences():
+def test_occurrences(tmp_path):
     images = seen_images(60, NUM_CODES)
     shown = np.array([1, *range(4, 60, 2)])
     shown_N = np.full(60, -1)
     shown_N[shown] = np.arange(len(shown))
-    (chunk,) = filled(images).tokens()
+    (chunk,) = filled(images, tmp_path).tokens()
     members = assigned_patches(chunk, shown_N, 0, NUM_CODES)
     patches = patches_of(images)
     place_of = {image: place for place, image in enumerate(shown.tolist())}

@@ -22,15 +22,15 @@ NUM_CODES = 12
 
 
 @pytest.fixture(params=[7, 2**18], ids=["many chunks", "one chunk"])
-def spooled(request, monkeypatch):
+def spooled(request, tmp_path, monkeypatch):
     """(images, their spool)."""
     monkeypatch.setattr(spool_module, "_TOKENS_AT_A_TIME", request.param)
     images = seen_images(30, NUM_CODES)
-    return images, filled(images)
+    return images, filled(images, tmp_path)
 
 
-def filled(images):
-    spool = Spool()
+def filled(images, folder):
+    spool = Spool(folder)
     for image in images:
         spool.add(image, np.zeros(0, dtype=np.int32))
     spool.finish()
@@ -74,20 +74,20 @@ def share_of_edge(patch, num_patches, num_positions):
     return np.bincount((points * num_positions).astype(int), minlength=num_positions) / 3600
 
 
-def test_codes_that_lie_anywhere_leave_no_stripes_in_the_heat_map():
+def test_codes_that_lie_anywhere_leave_no_stripes_in_the_heat_map(tmp_path):
     """Of grids of two shapes, upright and lying pictures."""
     rng = np.random.default_rng(0)
     images = [image for size in ((9, 12), (12, 9)) for image in seen_images(100, NUM_CODES, size=size)]
     for image in images:
         image.index[:] = rng.integers(2, size=image.index.shape)
-    usage = count_usage(filled(images), NUM_CODES)
+    usage = count_usage(filled(images, tmp_path), NUM_CODES)
     assert usage.positions[0].sum() == pytest.approx(usage.tokens[0])
     assert usage.positions[0].min() > 0.7 * usage.positions[0].mean()
 
 
-def test_the_heat_map_of_a_large_grid_has_sixteen_rows():
+def test_the_heat_map_of_a_large_grid_has_sixteen_rows(tmp_path):
     images = seen_images(2, NUM_CODES, size=(33, 5))
-    usage = count_usage(filled(images), NUM_CODES)
+    usage = count_usage(filled(images, tmp_path), NUM_CODES)
     assert (usage.position_rows, usage.position_columns) == (16, 5)
     assert usage.positions.sum() == pytest.approx(usage.tokens.sum(), rel=1e-12)
 
