@@ -161,12 +161,15 @@ def read_text_files(folder: Path) -> list[Candidate]:
     """Images of a folder and of those below it; the captions of `a.jpg` are the lines of `a.txt`.
 
     Raises:
-        ValueError: a text file is no UTF-8, or there is no image.
+        ValueError: a text file is no UTF-8 or has a line that is too long, or there is no image.
     """
     candidates = []
     for name in images_below(folder):
         text = (folder / name).with_suffix(".txt")
-        candidates.append(Candidate((name,), _read(text).splitlines() if text.is_file() else [], name))
+        captions = _read(text).splitlines() if text.is_file() else []
+        for number, caption in enumerate(captions, start=1):
+            check_text(caption, f"{text}: line {number}")
+        candidates.append(Candidate((name,), captions, name))
     if not candidates:
         raise ValueError(f"{folder}: no image was found; expected files that end in {', '.join(IMAGE_SUFFIXES)}")
     return candidates

@@ -36,6 +36,11 @@ def captions(folder):
 CSV = 'image,caption,split\na.jpg,"a dog, brown",train\ndeep/b.png,two cats,validation\na.jpg, a beach ,train\n'
 
 
+def test_a_text_of_megabytes_is_refused_by_its_file_and_line(folder, capsys):
+    (folder / "a.txt").write_text("a dog\n" + "a" * 1_000_000)
+    assert "a.txt: line 2 has 1,000,000 characters; expected at most" in run(capsys, "text", folder, code=2)
+
+
 @pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
 def test_rows_of_a_csv_are_captions(folder, capsys, delimiter):
     text = CSV.replace("a dog, brown", "a dog; brown" if delimiter == "," else "a dog, brown")
