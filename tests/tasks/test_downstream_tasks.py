@@ -250,36 +250,6 @@ def test_the_list_of_answers_and_the_soft_scores(tmp_path, tokenizer_dir):
         few.build_model()
 
 
-def test_the_baseline_of_a_question_is_its_most_frequent_answer_in_training(tmp_path, tokenizer_dir):
-    task, said = make_task("vqa", tmp_path, tokenizer_dir)
-    train, held_out = task.training_records, task.records("val")
-    first, second = train[0], train[1]
-    assert first.question != second.question
-    task.training_records = [
-        replace(first, answers=replace(first.answers, answers=("No",) * 10)),
-        replace(first, answers=replace(first.answers, answers=("yes",) * 9)),
-        replace(second, answers=replace(second.answers, answers=("yes",) * 10)),
-    ]
-    asked = [
-        replace(
-            held_out[0], question=first.question.upper(), answers=replace(held_out[0].answers, answers=("no",) * 10)
-        ),
-        replace(held_out[1], question=second.question, answers=replace(held_out[1].answers, answers=("yes",) * 10)),
-        replace(held_out[2], question="never asked?", answers=replace(held_out[2].answers, answers=("yes",) * 10)),
-    ]
-    metrics = task.baselines(asked, ["yes", "no"])
-    assert metrics["vqa_score_majority_of_the_question"] == 1.0 and metrics["vqa_score_majority"] == 2 / 3
-    found = {**metrics, "vqa_score": 0.9, "num_examples": 3.0}
-    (row,) = [row for row in task.table(found).rows if row[0] == "vqa score"]
-    assert row[1:] == ["90.0 %", "66.7 % majority, 100.0 % majority of the question, 50.0 % chance"]
-    assert task.at_chance(found) == "vqa score 90.0% is no better than 100.0% without a model"
-    assert task.at_chance({**found, "vqa_score_majority_of_the_question": 0.5, "num_examples": 3e4}) == ""
-    assert task.at_chance({}) == ""
-    other, said = make_task("vqa", tmp_path, tokenizer_dir, train=["gone"])
-    assert "vqa_score_majority_of_the_question" not in other.baselines(asked, ["yes", "no"])
-    assert said[-1].startswith("no baseline of the same question: ")
-
-
 def test_questions_of_one_answer_are_refused_in_words_of_their_own(tmp_path, tokenizer_dir, monkeypatch):
     monkeypatch.setattr("soho_fast.tasks.question_answering.normalise_answer", lambda answer: "yes")
     for field, changes in (("train", {}), ("answers_from", {"answers_from": ["train"]})):

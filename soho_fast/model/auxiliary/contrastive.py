@@ -59,19 +59,20 @@ class ContrastiveHead(nn.Module):
 
         Args:
             image_BE, text_TE: vectors of images and texts.
-            own_image_T: int64, the image that each text describes.
+            own_image_T: int64, the image that each text describes; -100 of a text that is left out.
         """
         image_AE, image = gather_with_grad(image_BE)
         text_UE, text = gather_with_grad(text_TE)
-        own_image_U, _ = gather_with_grad(own_image_T + image)
+        own_image_T = torch.where(own_image_T < 0, own_image_T, own_image_T + image)
+        own_image_U, _ = gather_with_grad(own_image_T)
         logits_AU = self.log_scale.clamp(max=self.LARGEST_SCALE).exp() * (image_AE @ text_UE.T)
-        of_texts = F.cross_entropy(logits_AU.T[text : text + len(text_TE)], own_image_T + image, reduction="sum")
-        logits_BU = logits_AU[image : image + len(image_BE)]
+        of_texts = F.cross_entropy(logits_AU.T[text : text + len(text_TE)], own_image_T, reduction="sum")
+        logits_BU = logits_AU[image : image + len(image_BE)].masked_fill(own_image_U < 0, float("-inf"))
         right_BU = torch.arange(image, image + len(image_BE), device=own_image_T.device).unsqueeze(1) == own_image_U
         asked_B = right_BU.any(1)
         right_B = logits_BU.masked_fill(~right_BU, float("-inf")).logsumexp(1)
         of_images = torch.where(asked_B, logits_BU.logsumexp(1) - right_B, 0.0).sum()
-        return (of_texts + of_images) / 2, (asked_B.sum() + len(text_TE)) / 2
+        return (of_texts + of_images) / 2, (asked_B.sum() + (own_image_T >= 0).sum()) / 2
 
 
 def mean_of(states_BLD: Tensor, valid_BL: Tensor) -> Tensor:
@@ -112,14 +113,15 @@ class ContrastiveVectors(PairMatching):
         return head.text_vectors(self.soho.transformer.encode(self.soho, words_TSD, mask_TS)[:, 0])
 
     def contrastive_loss(self, visual: VisualTokens, captions: Texts) -> LossSum:
-        """See `ContrastiveHead.loss`, of images and texts that describe them. Texts without a real word are skipped."""
+        """See `ContrastiveHead.loss`, of images and texts that describe them. Texts without a real word are left out."""
         image_BE = self.image_vectors(self.embed_images(visual), visual.valid)
         ids_TS, mask_TS, own_image_T = captions.input_ids, captions.attention_mask, captions.image_index
         if own_image_T is None:
             own_image_T = torch.arange(len(ids_TS), device=ids_TS.device)
         if mask_TS is not None:
-            described_T = mask_TS.any(1)
-            ids_TS, mask_TS, own_image_T = ids_TS[described_T], mask_TS[described_T], own_image_T[described_T]
+            is_empty_T = ~mask_TS.any(1)
+            own_image_T = own_image_T.masked_fill(is_empty_T, -100)
+            mask_TS = mask_TS.bool() | is_empty_T.unsqueeze(1)  # or its vector would be NaN
         return self.required_contrastive_head().loss(image_BE, self.text_vectors(ids_TS, mask_TS), own_image_T)
 
     def required_contrastive_head(self) -> ContrastiveHead:
