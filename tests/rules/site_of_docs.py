@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from importlib import import_module
+from operator import attrgetter
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -22,7 +23,7 @@ def documented(page: str) -> list[str]:
 
 def home(package: str, name: str) -> str:
     """Where a public name is defined, as the reference has it."""
-    found = getattr(import_module(f"soho_fast.{package}"), name)
+    found = attrgetter(name)(import_module(f"soho_fast.{package}"))
     return f"{found.__module__}.{found.__qualname__}"
 
 

@@ -113,7 +113,7 @@ class ContrastiveVectors(PairMatching):
         return head.text_vectors(self.soho.transformer.encode(self.soho, words_TSD, mask_TS)[:, 0])
 
     def contrastive_loss(self, visual: VisualTokens, captions: Texts) -> LossSum:
-        """See `ContrastiveHead.loss`, of images and texts that describe them. Texts without a real word are left out."""
+        """See `ContrastiveHead.loss`, of images and their texts; texts without a real word are left out."""
         image_BE = self.image_vectors(self.embed_images(visual), visual.valid)
         ids_TS, mask_TS, own_image_T = captions.input_ids, captions.attention_mask, captions.image_index
         if own_image_T is None:
