@@ -43,15 +43,18 @@ def inputs(shape: tuple[int, int, int], dtype: torch.dtype) -> tuple[Tensor, Ten
 
 
 @functools.lru_cache(maxsize=1)
-def real_inputs(name: str, shape: tuple[int, int, int]) -> tuple[Tensor, Tensor, Tensor]:
+def real_inputs(
+    name: str, shape: tuple[int, int, int], dtype: torch.dtype = torch.float32
+) -> tuple[Tensor, Tensor, Tensor]:
     """The same of features of real pictures and codes that learnt from others; skips the test without them."""
     reason = real_features.absent(name)
     if reason is not None:
         pytest.skip(reason)
     try:
-        features_NC, codebook_KC = real_features.learnt(name, *shape, REAL_ROWS_LEARNT[name])
+        learnt = real_features.learnt(name, *shape, REAL_ROWS_LEARNT[name])
     except ConnectionError as error:
         pytest.skip(str(error))
+    features_NC, codebook_KC = (each.to(dtype) for each in learnt)
     return features_NC, codebook_KC, ops.codebook_lookup(features_NC, codebook_KC, backend="reference")
 
 
@@ -85,6 +88,11 @@ def faiss_cpu(features: Tensor, codebook: Tensor) -> Callable[[], Tensor]:
     index.add(codebook.numpy())
     queries = features.numpy()
     return lambda: torch.from_numpy(index.search(queries, 1)[1][:, 0])
+
+
+def kd_tree(features: Tensor, codebook: Tensor) -> Callable[[], Tensor]:
+    tree = installed("scipy.spatial", "scipy").cKDTree(codebook.numpy())
+    return lambda: torch.from_numpy(tree.query(features.numpy(), workers=torch.get_num_threads())[1])
 
 
 def scikit_learn(features: Tensor, codebook: Tensor) -> Callable[[], Tensor]:

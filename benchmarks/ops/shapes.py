@@ -11,7 +11,20 @@ LOOKUP_NKC = [(16384, 2048, 768), (65536, 1024, 64), (16384, 8192, 256), (65536,
 EVERY_LEVEL_NKC = (4096, 512, 64)  # small, for `scalar`
 # Codes of image tokenizers have few channels; a stream has few rows at a time.
 SMALL_NKC = [(64, 1024, 64), (65536, 4096, 4), (16384, 16384, 8), (65536, 8192, 16), (16, 8192, 256), (1, 2048, 768)]
-# The kind of features (real_features.py), and N, K, C.
+# Where other libraries are fastest: few codes, or few channels. The kind of features (real_features.py), and N, K, C.
+FEW = [
+    ("photo windows", (16384, 16, 64)),
+    ("photo windows", (16384, 8, 8)),
+    ("photo windows", (16384, 64, 8)),
+    ("photo windows", (16384, 64, 32)),
+    ("photo windows", (16384, 64, 64)),
+    ("photo windows", (16384, 512, 8)),
+    ("photo windows", (16384, 1500, 48)),
+    ("photo windows", (16384, 16384, 4)),
+    ("mobilenet_v2", (16384, 16, 256)),
+    ("mobilenet_v2", (16384, 64, 768)),
+]
+ONE_ROW_NKC = [(1, 1024, 128), (1, 65536, 8), (1, 65536, 768)]
 REAL = [
     ("photo windows", (65536, 1024, 192)),
     ("mobilenet_v2", (16384, 2048, 1280)),

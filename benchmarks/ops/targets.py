@@ -92,6 +92,8 @@ TARGETS = (
     Target("codebook_lookup", "float32", PREPARED, WITHOUT_PRUNING, AT_MOST_1_03, every_case=True),
     Target("codebook_lookup", "small", OURS, "torch addmm+argmin", 1.0, every_case=True),
     Target("codebook_lookup", "small", OURS, BEST_LEVEL, 0.9, every_case=True),
+    Target("codebook_lookup", "few", PREPARED, FASTEST, 1.0, every_case=True),
+    Target("codebook_lookup", "one row", PREPARED, FASTEST, 1.0, every_case=True),
     Target("codebook_lookup", "float32", f"{OURS} amx", "faiss-cpu", 7.0),
     Target("codebook_lookup", "float32", f"{OURS} amx", "faiss-cpu", 5.5, every_case=True),
     Target("codebook_lookup", "float32", f"{OURS} amx prepared", "faiss-cpu", 8.0),

@@ -13,6 +13,7 @@ from benchmarks.ops.lookup_baselines import (
     LEVELS,
     OURS,
     inputs,
+    kd_tree,
     product_work,
     real_inputs,
     share_wrong,
@@ -20,7 +21,7 @@ from benchmarks.ops.lookup_baselines import (
     torch_addmm,
 )
 from benchmarks.ops.report import HARD as HARD_OP
-from benchmarks.ops.shapes import EVERY_LEVEL_NKC, HARD_NKC, LOOKUP_NKC, REAL, SMALL_NKC, text
+from benchmarks.ops.shapes import EVERY_LEVEL_NKC, FEW, HARD_NKC, LOOKUP_NKC, ONE_ROW_NKC, REAL, SMALL_NKC, text
 from benchmarks.short import first_by_default
 from soho_fast.ops import codebook_lookup
 
@@ -69,6 +70,31 @@ def test_real_features(features_of, method, time_checked):
     case, work = f"real {text(features_of)}", product_work(shape)
     check = share_wrong(exact)
     time_checked("codebook_lookup", case, shape, method, call, check, max_wrong=MAX_WRONG_REAL, work=work)
+
+
+RIVALS = {name: BASELINES[name] for name in ("torch addmm+argmin", "faiss-cpu")} | {"scipy cKDTree": kd_tree}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=lambda dtype: str(dtype).removeprefix("torch."))
+@pytest.mark.parametrize("method", ["soho_fast", "soho_fast prepared", *RIVALS])
+@pytest.mark.parametrize("features_of", first_by_default(FEW), ids=text)
+def test_few_codes_or_channels(features_of, method, dtype, time_checked):
+    name, shape = features_of
+    if dtype == torch.bfloat16 and method not in (*AUTOMATIC, "torch addmm+argmin"):
+        pytest.skip(f"{method} takes float32 alone")
+    if method == "scipy cKDTree" and shape[-1] > 8:
+        pytest.skip("a k-d tree is for few channels")
+    features, codebook, exact = real_inputs(name, shape, dtype)
+    check = share_wrong(exact)
+    call = {**AUTOMATIC, **RIVALS}[method](features, codebook)
+    case = f"few {text(features_of)} {str(dtype).removeprefix('torch.')}"
+    time_checked("codebook_lookup", case, shape, method, call, check, max_wrong=0.5, work=product_work(shape))
+
+
+@pytest.mark.parametrize("method", ["soho_fast", "soho_fast prepared", *RIVALS])
+@pytest.mark.parametrize("shape", first_by_default(ONE_ROW_NKC), ids=text)
+def test_one_row(shape, method, time_checked):
+    compete(time_checked, shape, torch.float32, method, {**AUTOMATIC, **RIVALS}[method], kind="one row")
 
 
 @pytest.mark.parametrize("method", ["soho_fast", "soho_fast prepared", *EVERY_LEVEL, "torch addmm+argmin"])
