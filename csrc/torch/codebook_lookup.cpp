@@ -77,7 +77,7 @@ struct Subspaces {
 Tensor pack_codebook_cpu(const Tensor& codebook, const std::optional<Tensor>& subspace, int64_t metric) {
   const Codebooks books = as_codebooks(codebook);
   const Subspaces subspaces(subspace, books);
-  const CpuLevel level = lookup_level(books.num_channels);
+  const CpuLevel level = lookup_level(books.num_codes, books.num_channels);
   const int64_t bytes = static_cast<int64_t>(
       packed_codebook_bytes(level, books.num_codes, books.num_channels, subspaces.num_directions, metric_of(metric)));
   const Tensor packed = empty_cpu({books.num_codebooks, bytes}, ScalarType::Byte);
@@ -118,7 +118,7 @@ std::tuple<Tensor, Tensor, Tensor> codebook_lookup_cpu(const Tensor& features, c
     throw std::invalid_argument("topk: expected 1 to 16, at most the number of codes, got " + std::to_string(topk));
   const Rows rows = as_rows(features);
   const int64_t rows_per_batch = codebook.dim() == 2 ? rows.num_rows : features.size(features.dim() - 2);
-  const CpuLevel level = lookup_level(books.num_channels);
+  const CpuLevel level = lookup_level(books.num_codes, books.num_channels);
   const Subspaces subspaces(subspace, books);
   std::optional<Tensor> warm_starts;
   if (warm_start.has_value()) {

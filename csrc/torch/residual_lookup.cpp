@@ -14,7 +14,7 @@ std::tuple<Tensor, Tensor, Tensor> residual_lookup_cpu(const Tensor& features, c
                                                        const std::optional<Tensor>& packed) {
   const Rows rows = as_rows(features);
   const Codebooks books = as_codebooks(codebooks);
-  const CpuLevel level = lookup_level(books.num_channels);
+  const CpuLevel level = lookup_level(books.num_codes, books.num_channels);
   std::vector<int64_t> shape = shape_of(features);
   const Tensor quantized = empty_cpu(shape, ScalarType::Float);
   const Tensor residual = empty_cpu(return_residual ? shape : std::vector<int64_t>{0}, ScalarType::Float);

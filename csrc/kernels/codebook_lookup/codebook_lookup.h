@@ -52,14 +52,15 @@ struct CodebookLookupArgs {
 
 // What a lookup took.
 struct LookupCounts {
-  int64_t pruning = 0;    // rows decided by low-dimensional pruning
-  int64_t compared = 0;   // rows decided by a comparison in float64, of a few candidates or of all codes
-  int64_t undecided = 0;  // rows that the cheapest pass left to a more exact one
+  int64_t pruning = 0;     // rows decided by low-dimensional pruning
+  int64_t compared = 0;    // rows decided by a comparison in float64, of a few candidates or of all codes
+  int64_t undecided = 0;   // rows that the cheapest pass left to a more exact one
+  int64_t candidates = 0;  // of one pass: codes that it compared, in rows with several
 };
 
-// The level in use for lookups of this many channels: the forced one, or the fastest. With few channels those that
+// The level in use for a codebook of this size: the forced one, or the fastest. With few codes or channels those that
 // multiply the most at once have little to multiply.
-CpuLevel lookup_level(int64_t num_channels);
+CpuLevel lookup_level(int64_t num_codes, int64_t num_channels);
 
 // Looks up all rows. `packed` is null, or args.codebook packed for this level; one packed for another level, or of
 // another size, is packed anew. With directions it was packed with, args.subspace is not read.

@@ -40,12 +40,11 @@ struct KernelAmx {
     return convert_row_avx512<DotBFloat16>(row, type, screened, num_channels, words);
   }
 
-  static void screen_tile(const float* rows, int64_t row_length, const ScreenedCodes& screened, int64_t group,
-                          float* threshold, Candidates* lists) {
-    if (!any_reachable<kRows>(threshold)) return;
+  static void scores(const float* rows, int64_t row_length, const ScreenedCodes& screened, int64_t group, float* out,
+                     int64_t out_length) {
     const float* codes = static_cast<const float*>(screened.panel) + group * screened.num_steps * kCodes;
     const float* negated_half = screened.negated_half + group * kCodes;
-    const int64_t row_bytes = row_length * 4, step_bytes = kCodes * 4;
+    const int64_t row_bytes = row_length * 4, step_bytes = kCodes * 4, out_bytes = out_length * 4;
     _tile_loadd(0, negated_half, 0);  // a stride of 0 repeats the one row
     _tile_loadd(1, negated_half + 16, 0);
     _tile_loadd(2, negated_half, 0);
@@ -60,11 +59,21 @@ struct KernelAmx {
       _tile_dpbf16ps(2, 5, 6);
       _tile_dpbf16ps(3, 5, 7);
     }
+    _tile_stored(0, out, out_bytes);
+    _tile_stored(1, out + 16, out_bytes);
+    _tile_stored(2, out + 16 * out_length, out_bytes);
+    _tile_stored(3, out + 16 * out_length + 16, out_bytes);
+  }
+
+  static void add(Candidates& list, float& threshold, const float* scores, int32_t first_position) {
+    add_candidates(list, threshold, scores, first_position);
+  }
+
+  static void screen_tile(const float* rows, int64_t row_length, const ScreenedCodes& screened, int64_t group,
+                          float* threshold, Candidates* lists) {
+    if (!any_reachable<kRows>(threshold)) return;
     alignas(64) float stored[kRows][kCodes];
-    _tile_stored(0, stored[0], step_bytes);
-    _tile_stored(1, stored[0] + 16, step_bytes);
-    _tile_stored(2, stored[16], step_bytes);
-    _tile_stored(3, stored[16] + 16, step_bytes);
+    scores(rows, row_length, screened, group, stored[0], kCodes);
     add_candidates_of_tile<kRows>(stored, group, threshold, lists);
   }
 };
@@ -72,6 +81,8 @@ struct KernelAmx {
 }  // namespace
 
 LookupCounts screen_amx(const CodebookLookupArgs& args, const ScreenedCodes& screened, int64_t begin, int64_t end) {
+  if (args.topk == 1 && screened.num_groups <= kFewGroups)
+    return screen_few_codes<KernelAmx>(args, screened, begin, end);
   return screen_rows<KernelAmx>(args, screened, begin, end);
 }
 

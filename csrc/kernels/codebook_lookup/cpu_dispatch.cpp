@@ -18,6 +18,12 @@ std::vector<LookupPass> euclidean_passes(CpuLevel level) {
 #endif
 #ifdef SOHO_X86_LEVELS
     case CpuLevel::kAvx512Vnni:
+      // Bfloat16 decides what is too coarse for int8: codes of which some are many times as large as others.
+      if (!cpu_level_forced() && cpu_level_available(CpuLevel::kAvx512Bf16))
+        return {{kFormatAvx512Vnni, screen_avx512_vnni},
+                {kFormatAvx512Bf16, screen_avx512_bf16},
+                {kFormatAvx512, screen_avx512},
+                {kNothingScreened, compare_all_avx512}};
       return {{kFormatAvx512Vnni, screen_avx512_vnni},
               {kFormatAvx512, screen_avx512},
               {kNothingScreened, compare_all_avx512}};
@@ -107,11 +113,13 @@ LookupCounts codebook_lookup(CpuLevel level, const CodebookLookupArgs& args, con
   return run_plan(plan_of(level, args, packed), args, codebook, parallel_for);
 }
 
-CpuLevel lookup_level(int64_t num_channels) {
+CpuLevel lookup_level(int64_t num_codes, int64_t num_channels) {
   const CpuLevel level = active_cpu_level();
-  if (level != CpuLevel::kAvx512Vnni || cpu_level_forced()) return level;
-  if (num_channels <= 4) return CpuLevel::kAvx512;
-  return num_channels <= 8 && cpu_level_available(CpuLevel::kAvx512Bf16) ? CpuLevel::kAvx512Bf16 : level;
+  if (level < CpuLevel::kAvx512Vnni || cpu_level_forced()) return level;
+  const bool tiles = level == CpuLevel::kAmx;
+  // To round a row takes as long as to compare it with so few codes.
+  if (num_channels <= (tiles ? 8 : 4) || (num_codes <= 64 && (!tiles || num_channels < 192))) return CpuLevel::kAvx512;
+  return !tiles && num_channels <= 8 && cpu_level_available(CpuLevel::kAvx512Bf16) ? CpuLevel::kAvx512Bf16 : level;
 }
 
 size_t packed_codebook_bytes(CpuLevel level, int64_t num_codes, int64_t num_channels, int64_t num_directions,

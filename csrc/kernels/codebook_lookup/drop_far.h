@@ -137,12 +137,9 @@ inline void float_distances(const float* row, const float* const* codes, int64_t
     for (int k = 0; k < kFloatCodes; ++k) sum[k] = add_square_of_difference(x, load_floats(codes[k] + c), sum[k]);
   }
   if (c < num_channels) {
-    float last[kFloatCodes + 1][kFloatLanes] = {};
-    std::memcpy(last[kFloatCodes], row + c, sizeof(float) * (num_channels - c));
-    for (int k = 0; k < kFloatCodes; ++k) {
-      std::memcpy(last[k], codes[k] + c, sizeof(float) * (num_channels - c));
-      sum[k] = add_square_of_difference(load_floats(last[kFloatCodes]), load_floats(last[k]), sum[k]);
-    }
+    const FloatLanes x = load_some_floats(row + c, num_channels - c);
+    for (int k = 0; k < kFloatCodes; ++k)
+      sum[k] = add_square_of_difference(x, load_some_floats(codes[k] + c, num_channels - c), sum[k]);
   }
   for (int k = 0; k < kFloatCodes; ++k) distance[k] = sum_of_floats(sum[k]);
 }
@@ -161,10 +158,8 @@ inline float float_distance(const float* row, const float* code, int64_t num_cha
   for (; c + kFloatLanes <= num_channels; c += kFloatLanes)
     sum[0] = add_square_of_difference(load_floats(row + c), load_floats(code + c), sum[0]);
   if (c < num_channels) {
-    float last[2][kFloatLanes] = {};
-    std::memcpy(last[0], row + c, sizeof(float) * (num_channels - c));
-    std::memcpy(last[1], code + c, sizeof(float) * (num_channels - c));
-    sum[1] = add_square_of_difference(load_floats(last[0]), load_floats(last[1]), sum[1]);
+    const int64_t left = num_channels - c;
+    sum[1] = add_square_of_difference(load_some_floats(row + c, left), load_some_floats(code + c, left), sum[1]);
   }
   return sum_of_floats((sum[0] + sum[1]) + (sum[2] + sum[3]));
 }

@@ -34,11 +34,41 @@ constexpr int64_t kMaxPanelRows = 192;
 constexpr int64_t kMostSkipped = 1 << 14;  // rows
 constexpr int64_t kTrialTiles = 2;         // of a panel behind skipped rows, where a whole panel has as many
 
+// The error bound of passes.h: constant + per_length |a| + per_square |a|^2 + per_loss |a - a^|.
+struct ScoreBound {
+  double constant, per_length, per_square, per_loss;
+
+  ScoreBound(const ScreenedCodes& screened, int64_t num_channels) {
+    const double unit = static_cast<double>(num_channels + 16), largest = screened.largest_norm;
+    const double rounding = 1.25 * unit * 0x1p-24, exact = unit * 0x1p-52;
+    per_loss = (1 + 0x1p-8) * (largest + screened.largest_rounding);
+    per_length = rounding * largest + (1 + 0x1p-8) * screened.largest_rounding;
+    if (screened.metric == Metric::kEuclidean) {
+      per_length += 2 * exact * largest;
+      constant = (0.5 * rounding + exact) * largest * largest;
+      per_square = exact;
+    } else {
+      per_length += (exact + (screened.metric == Metric::kCosine ? 0x1p-23 : 0.0)) * screened.largest_code;
+      constant = 0x1p-64 * (per_length + per_loss);  // |a| and |a - a^| count as 2^-64 more
+      per_square = 0.0;
+    }
+  }
+
+  double at(const RowLengths& row) const {
+    const double square = row.square, lost = row.rounding_square;
+    return constant + per_length * std::sqrt(square) + per_square * square + per_loss * std::sqrt(lost);
+  }
+};
+
 // What the lists of a thread share.
 struct Comparison {
+  Comparison(const CodebookLookupArgs& lookup, const ScreenedCodes& codes, const ExactCopies& one_row)
+      : args(lookup), screened(codes), copies(one_row), bound(codes, lookup.num_channels) {}
+
   const CodebookLookupArgs& args;
   const ScreenedCodes& screened;
   const ExactCopies& copies;  // of one row
+  const ScoreBound bound;
 };
 
 // Candidates of one row so far, in ascending order of code; where codes were compared, their nearest comes first.
@@ -79,7 +109,7 @@ inline float score_at_distance(double low_square, const ScreenedCodes& screened,
 // Raises the threshold by the distance of the code with the highest score: of the two errors of a window (passes.h)
 // only that of the other code is left. Drops what is below.
 inline void measure_best(Candidates& list, float& threshold) {
-  const auto& [args, screened, copies] = *list.comparison;
+  const auto& [args, screened, copies, bound] = *list.comparison;
   if (!(list.best > list.measured)) return;
   list.measured = list.best;
   int32_t highest = list.has_nearest;
@@ -115,7 +145,7 @@ inline bool is_dense(const Candidates& list, int64_t end) {
 
 // Drops what float32 says is none of the topk nearest.
 inline void sift(Candidates& list) {
-  const auto& [args, screened, copies] = *list.comparison;
+  const auto& [args, screened, copies, bound] = *list.comparison;
   if (list.count < args.topk + kFewCandidates || screened.metric != Metric::kEuclidean) return;
   const auto code_of = [&](int32_t position) { return args.codebook + screened.codes[position] * args.num_channels; };
   list.count = drop_far(copies.float_row(list.row), args.num_channels, args.topk, list.count, list.position, list.score,
@@ -124,7 +154,7 @@ inline void sift(Candidates& list) {
 
 // The topk nearest candidates.
 inline Ranking ranked(Candidates& list) {
-  const auto& [args, screened, copies] = *list.comparison;
+  const auto& [args, screened, copies, bound] = *list.comparison;
   sift(list);
   copies.load_row(0, list.row);
   Ranking ranking;
@@ -148,7 +178,7 @@ inline void keep_ranked(Candidates& list) {
 
 // Keeps the nearest candidate; returns whether float64 had to compare any.
 inline bool keep_nearest(Candidates& list) {
-  const auto& [args, screened, copies] = *list.comparison;
+  const auto& [args, screened, copies, bound] = *list.comparison;
   sift(list);
   const bool several = list.count > 1;
   if (several) {
@@ -190,26 +220,16 @@ inline double sum_of_squares_error(int64_t num_channels) {
   return 1.02 * (static_cast<double>(num_channels) / 8 + 32) * 0x1p-24;
 }
 
-inline double score_bound(const RowLengths& row, const ScreenedCodes& screened, int64_t num_channels) {
-  double norm = std::sqrt(static_cast<double>(row.square)), lost = std::sqrt(static_cast<double>(row.rounding_square));
-  const double unit = static_cast<double>(num_channels + 16), largest = screened.largest_norm;
-  if (screened.metric != Metric::kEuclidean) {
-    norm += 0x1p-64;
-    lost += 0x1p-64;
-    const double rounded = screened.metric == Metric::kCosine ? 0x1p-23 : 0.0;
-    return 1.25 * unit * 0x1p-24 * norm * largest + (unit * 0x1p-52 + rounded) * norm * screened.largest_code +
-           (1 + 0x1p-8) * (lost * largest + (norm + lost) * screened.largest_rounding);
-  }
-  return 1.25 * unit * 0x1p-24 * (norm * largest + 0.5 * largest * largest) +
-         unit * 0x1p-52 * (norm + largest) * (norm + largest) +
-         (1 + 0x1p-8) * (lost * largest + (norm + lost) * screened.largest_rounding);
+template <class Kernel>
+RowLengths convert_row(const CodebookLookupArgs& args, const ScreenedCodes& screened, int64_t i, float* words) {
+  const void* row = row_at(args.features, i, args.row_stride, args.features_type);
+  return Kernel::convert_row(row, args.features_type, screened, args.num_channels, words);
 }
 
-// Converts one row and prepares its list; a row that cannot be screened gets an unreachable threshold.
-template <class Kernel>
-void begin_row(const Comparison& comparison, int64_t i, float* words, float& threshold, Candidates& list) {
-  const auto& [args, screened, copies] = comparison;
-  const void* row = row_at(args.features, i, args.row_stride, args.features_type);
+// Prepares the list of a converted row; one that cannot be screened gets an unreachable threshold.
+inline void begin_row(const Comparison& comparison, int64_t i, const RowLengths& lengths, float* words,
+                      float& threshold, Candidates& list) {
+  const auto& [args, screened, copies, bound] = comparison;
   const Undecided undecided = undecided_at(args.index[i]);
   list.comparison = &comparison;
   list.row = i;
@@ -223,9 +243,8 @@ void begin_row(const Comparison& comparison, int64_t i, float* words, float& thr
   list.most = kListLength;
   for (float& score : list.highest) score = -kInfinity;
   list.state = kListed;
-  const RowLengths lengths = Kernel::convert_row(row, args.features_type, screened, args.num_channels, words);
   if (is_finite(lengths.square) && is_finite(lengths.rounding_square)) {
-    list.window = static_cast<float>(2.0 * score_bound(lengths, screened, args.num_channels) * (1 + 0x1p-20));
+    list.window = static_cast<float>(2.0 * bound.at(lengths) * (1 + 0x1p-20));
     const bool rounds = lengths.rounding_square > 0.0f || screened.largest_rounding > 0.0;
     if (rounds && args.num_channels >= kChannelsMeasured && args.topk == 1 && screened.metric == Metric::kEuclidean) {
       list.measured = -kInfinity;
@@ -241,11 +260,12 @@ void begin_row(const Comparison& comparison, int64_t i, float* words, float& thr
 
 // Decides between the candidates of one row in float64, or leaves it. Returns how many codes it leaves.
 inline int64_t finish_row(float threshold, Candidates& list, LookupCounts& counts) {
-  const auto& [args, screened, copies] = *list.comparison;
+  const auto& [args, screened, copies, bound] = *list.comparison;
   if (list.state == kListed) {
     keep_above(list, threshold);
     if (list.count > kFewToMeasure) measure_best(list, threshold);
     if (is_dense(list, screened.num_distinct)) list.state = kLeft;
+    if (list.state == kListed && list.count > 1) counts.candidates += list.count;
   }
   if (list.state == kLeft && args.topk > 1) {  // with no more than where it began
     args.index[list.row] = kUndecided;
@@ -350,13 +370,14 @@ LookupCounts screen_panels(const CodebookLookupArgs& args, const ScreenedCodes& 
   DefaultFloatEnvironment environment;
   Panel panel(screened.num_steps, most_rows);
   const ExactCopies copies(args, 1);
-  const Comparison comparison{args, screened, copies};
+  const Comparison comparison(args, screened, copies);
   const int64_t trial_rows = most_rows < kTrialTiles * Kernel::kRows ? most_rows : kTrialTiles * Kernel::kRows;
   int64_t row_id[kMaxPanelRows];
   Kernel::begin();
   while ((panel.num_rows = undecided.take(most_rows, trial_rows, row_id)) > 0) {
     for (int64_t r = 0; r < panel.num_rows; ++r)
-      begin_row<Kernel>(comparison, row_id[r], panel.row(r), panel.threshold[r], panel.lists[r]);
+      begin_row(comparison, row_id[r], convert_row<Kernel>(args, screened, row_id[r], panel.row(r)), panel.row(r),
+                panel.threshold[r], panel.lists[r]);
     for (panel.num_padded = panel.num_rows; panel.num_padded % Kernel::kRows != 0; ++panel.num_padded) {
       std::memset(panel.row(panel.num_padded), 0, sizeof(float) * screened.num_steps);
       panel.threshold[panel.num_padded] = kInfinity;

@@ -13,7 +13,7 @@
 #include <immintrin.h>
 
 #include "kernels/codebook_lookup/screen.h"
-#include "kernels/codebook_lookup/screen_groups.h"
+#include "kernels/codebook_lookup/screen_few_codes.h"
 
 namespace soho {
 namespace {
@@ -25,22 +25,37 @@ inline __m512 load16(const void* row, int64_t position, Element type, __mmask16 
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
 }
 
+// 16 channels from c on, centred and scaled; zeros behind the last.
+inline __m512 centred16(const void* row, Element type, const ScreenedCodes& screened, int64_t num_channels, int64_t c) {
+  const int64_t left = num_channels - c;
+  const __mmask16 mask = left >= 16 ? 0xffff : static_cast<__mmask16>((1u << left) - 1);
+  const __m512 centre = _mm512_maskz_loadu_ps(mask, screened.centre + c);
+  return _mm512_mul_ps(_mm512_sub_ps(load16(row, c, type, mask), centre), _mm512_set1_ps(screened.scale));
+}
+
+constexpr int64_t kBytesAhead = 4096;  // of adjacent rows, which are fetched while these are converted
+
 // Centres, scales and rounds one row to the words of Dot.
 template <class Dot>
 RowLengths convert_row_avx512(const void* row, Element type, const ScreenedCodes& screened, int64_t num_channels,
                               float* words) {
-  const __m512 factor = _mm512_set1_ps(screened.scale);
-  __m512 square = _mm512_setzero_ps(), rounding_square = _mm512_setzero_ps();
-  for (int64_t c = 0; c < num_channels; c += 16) {
-    const int64_t left = num_channels - c;
-    const __mmask16 mask = left >= 16 ? 0xffff : static_cast<__mmask16>((1u << left) - 1);
-    const __m512 centre = _mm512_maskz_loadu_ps(mask, screened.centre + c);
-    const __m512 a = _mm512_mul_ps(_mm512_sub_ps(load16(row, c, type, mask), centre), factor);
+  __m512 square[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()}, rounding_square[2] = {square[0], square[0]};
+  const auto convert = [&](int64_t c, int chain) {
+    const __m512 a = centred16(row, type, screened, num_channels, c);
     const __m512 lost = Dot::convert16(a, words, c);
-    square = _mm512_fmadd_ps(a, a, square);
-    rounding_square = _mm512_fmadd_ps(lost, lost, rounding_square);
+    square[chain] = _mm512_fmadd_ps(a, a, square[chain]);
+    rounding_square[chain] = _mm512_fmadd_ps(lost, lost, rounding_square[chain]);
+  };
+  int64_t c = 0;
+  for (; c + 32 <= num_channels; c += 32) {
+    _mm_prefetch(static_cast<const char*>(row) + c * element_size(type) + kBytesAhead, _MM_HINT_T0);
+    _mm_prefetch(static_cast<const char*>(row) + (c + 16) * element_size(type) + kBytesAhead, _MM_HINT_T0);
+    convert(c, 0);
+    convert(c + 16, 1);
   }
-  return {_mm512_reduce_add_ps(square), Dot::kRounds ? _mm512_reduce_add_ps(rounding_square) : 0.0f};
+  for (; c < num_channels; c += 16) convert(c, 0);
+  return {_mm512_reduce_add_ps(_mm512_add_ps(square[0], square[1])),
+          Dot::kRounds ? _mm512_reduce_add_ps(_mm512_add_ps(rounding_square[0], rounding_square[1])) : 0.0f};
 }
 
 struct RowInt8 {
@@ -51,15 +66,10 @@ struct RowInt8 {
 // Centres and scales one row and writes its numbers in units of its own, of [-127, 127] with `bias` added.
 inline RowInt8 round_to_int8(const void* row, Element type, const ScreenedCodes& screened, int64_t num_channels,
                              int32_t bias, int8_t* numbers) {
-  const __m512 factor = _mm512_set1_ps(screened.scale);
-  const auto load = [&](int64_t c) {
-    const int64_t left = num_channels - c;
-    const __mmask16 mask = left >= 16 ? 0xffff : static_cast<__mmask16>((1u << left) - 1);
-    const __m512 centre = _mm512_maskz_loadu_ps(mask, screened.centre + c);
-    return _mm512_mul_ps(_mm512_sub_ps(load16(row, c, type, mask), centre), factor);
-  };
+  const auto load = [&](int64_t c) { return centred16(row, type, screened, num_channels, c); };
   __m512 square = _mm512_setzero_ps(), rounding_square = square, largest = square;
   for (int64_t c = 0; c < num_channels; c += 16) {
+    _mm_prefetch(static_cast<const char*>(row) + c * element_size(type) + kBytesAhead, _MM_HINT_T0);
     const __m512 a = load(c);
     square = _mm512_fmadd_ps(a, a, square);
     largest = _mm512_max_ps(largest, _mm512_abs_ps(a));
@@ -256,6 +266,32 @@ struct KernelAvx512 {
     }
     best[14] = best[15] = best[0];
     _mm512_mask_storeu_ps(out, (1u << kRows) - 1, largest_of_each(best));
+  }
+
+  static void scores(const float* rows, int64_t row_length, const ScreenedCodes& screened, int64_t group, float* out,
+                     int64_t out_length) {
+    if (screened.num_distinct - group * kCodes > 16)
+      return scores_of<2>(rows, row_length, screened, group, out, out_length);
+    scores_of<1>(rows, row_length, screened, group, out, out_length);
+  }
+
+  template <int num_vectors>
+  static void scores_of(const float* rows, int64_t row_length, const ScreenedCodes& screened, int64_t group, float* out,
+                        int64_t out_length) {
+    const float* codes = static_cast<const float*>(screened.panel) + group * screened.num_steps * kCodes;
+    const float* negated_half = screened.negated_half + group * kCodes;
+    typename Dot::Sum sum[kRows][num_vectors];
+#pragma GCC unroll 14
+    for (int r = 0; r < kRows; ++r) {
+      for (int v = 0; v < num_vectors; ++v) sum[r][v] = Dot::start(negated_half + 16 * v, codes + 16 * v);
+    }
+    add_products<Dot>(rows, row_length, codes + Dot::kFirstStep * kCodes, Dot::kFirstStep, screened.num_steps, sum);
+#pragma GCC unroll 14
+    for (int r = 0; r < kRows; ++r) {
+      for (int v = 0; v < num_vectors; ++v)
+        _mm512_storeu_ps(out + r * out_length + 16 * v,
+                         Dot::score(sum[r][v], negated_half + 16 * v, rows + r * row_length));
+    }
   }
 
   static void look(const float* row, const ScreenedCodes& screened, int64_t group, float* out) {

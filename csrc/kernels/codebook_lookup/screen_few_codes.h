@@ -1,0 +1,95 @@
+// The frame of a screening pass over few codes, where listing candidates costs more than computing scores: all scores
+// of a tile of rows, then for each row the codes that reach its threshold. A row with one of them is decided; only the
+// others get a list. Rows are started anew, whatever an earlier pass has found. Not for topk.
+//
+// Included by each AVX-512 level and compiled with its flags; see exact_distance.h. A Kernel provides, beside what
+// screen.h asks for,
+//   static void scores(rows, row_length, screened, group, out, out_length)   of a tile; at padding -inf
+//   static void add(list, threshold, scores, first_position)                 as in screen_groups.h
+#pragma once
+
+#include "kernels/codebook_lookup/screen_groups.h"
+
+namespace soho {
+namespace {
+
+constexpr int64_t kFewGroups = 2;
+
+// Twice the error bound of 16 rows; NaN where a row cannot be screened.
+inline __m512 windows_of(const ScoreBound& bound, const float* squares, const float* rounding_squares) {
+  const auto up = [](double term) { return _mm512_set1_ps(static_cast<float>(2.0 * term * (1 + 0x1p-18))); };
+  const __m512 square = _mm512_load_ps(squares), lost = _mm512_load_ps(rounding_squares);
+  __m512 window = _mm512_fmadd_ps(_mm512_sqrt_ps(square), up(bound.per_length), up(bound.constant));
+  window = _mm512_fmadd_ps(square, up(bound.per_square), window);
+  window = _mm512_fmadd_ps(_mm512_sqrt_ps(lost), up(bound.per_loss), window);
+  const __m512 infinity = _mm512_set1_ps(kInfinity);
+  const __mmask16 finite =
+      _mm512_cmp_ps_mask(square, infinity, _CMP_LT_OQ) & _mm512_cmp_ps_mask(lost, infinity, _CMP_LT_OQ);
+  return _mm512_mask_blend_ps(finite, _mm512_set1_ps(std::numeric_limits<float>::quiet_NaN()), window);
+}
+
+template <class Kernel>
+LookupCounts screen_few_codes(const CodebookLookupArgs& args, const ScreenedCodes& screened, int64_t begin,
+                              int64_t end) {
+  constexpr int64_t kRows = Kernel::kRows, kBlocks = (kRows + 15) / 16, kCodes = kFewGroups * Kernel::kCodes;
+  LookupCounts counts;
+  UndecidedRows undecided(args, begin, end);
+  if (!screened.screenable) return {0, 0, undecided.skip_all()};
+  DefaultFloatEnvironment environment;
+  Panel panel(screened.num_steps, kRows);
+  const ExactCopies copies(args, 1);
+  const Comparison comparison(args, screened, copies);
+  const int64_t num_vectors = (screened.num_distinct + 15) / 16;
+  alignas(64) float scores[16 * kBlocks][kCodes], limits[16 * kBlocks], square[16 * kBlocks] = {},
+                                                                                    lost[16 * kBlocks] = {};
+  for (float (&of_row)[kCodes] : scores)
+    for (float& score : of_row) score = -kInfinity;
+  int64_t row_id[kRows], num_rows;
+  Kernel::begin();
+  while ((num_rows = undecided.take(kRows, kRows, row_id)) > 0) {
+    for (int64_t r = 0; r < num_rows; ++r) {
+      const RowLengths lengths = convert_row<Kernel>(args, screened, row_id[r], panel.row(r));
+      square[r] = lengths.square;
+      lost[r] = lengths.rounding_square;
+    }
+    for (int64_t group = 0; group < screened.num_groups; ++group)
+      Kernel::scores(panel.words, panel.row_length, screened, group, scores[0] + group * Kernel::kCodes, kCodes);
+    for (int64_t block = 0; block < 16 * kBlocks; block += 16) {
+      __m512 best[16];
+      for (int r = 0; r < 16; ++r) best[r] = _mm512_load_ps(scores[block + r]);
+      for (int64_t v = 1; v < num_vectors; ++v) {
+        for (int r = 0; r < 16; ++r) best[r] = _mm512_max_ps(best[r], _mm512_load_ps(scores[block + r] + 16 * v));
+      }
+      const __m512 window = windows_of(comparison.bound, square + block, lost + block);
+      _mm512_store_ps(limits + block, _mm512_sub_ps(largest_of_each(best), window));
+    }
+    int64_t num_left = 0;  // pairs
+    for (int64_t r = 0; r < num_rows; ++r) {
+      const __m512 limit = _mm512_set1_ps(limits[r]);
+      uint64_t hits = 0;
+      for (int64_t v = 0; v < num_vectors; ++v)
+        hits |= uint64_t{_mm512_cmp_ps_mask(_mm512_load_ps(scores[r] + 16 * v), limit, _CMP_GE_OQ)} << (16 * v);
+      if (hits != 0 && (hits & (hits - 1)) == 0) {
+        if (args.distance != nullptr) copies.load_row(0, row_id[r]);
+        write_row(args, copies, 0, row_id[r], screened.codes[__builtin_ctzll(hits)]);
+        continue;
+      }
+      float threshold;
+      Candidates& list = panel.lists[0];
+      begin_row(comparison, row_id[r], {square[r], lost[r]}, panel.row(r), threshold, list);
+      list.first = list.count = 0;
+      list.has_nearest = false;
+      for (int64_t group = 0; group < screened.num_groups && list.state == kListed; ++group) {
+        const int64_t first = group * Kernel::kCodes;
+        Kernel::add(list, threshold, scores[r] + first, static_cast<int32_t>(first));
+      }
+      num_left += finish_row(threshold, list, counts);
+    }
+    counts.undecided += undecided.skip(static_cast<double>(num_left) / (num_rows * screened.num_distinct));
+  }
+  Kernel::end();
+  return counts;
+}
+
+}  // namespace
+}  // namespace soho
