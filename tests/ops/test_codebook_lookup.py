@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from soho_fast.ops import available_backends, codebook_lookup, triton_backend
+from soho_fast.ops import available_backends, build_info, codebook_lookup, triton_backend
 
 SIZES = [
     (0, 5, 8), (1, 1, 1), (1, 2, 3), (5, 15, 7), (6, 16, 8), (7, 17, 9), (13, 33, 16), (25, 64, 31), (100, 130, 65),
@@ -261,6 +261,30 @@ def test_the_distance_of_one_candidate_spares_a_pass(at_every_level, exact_looku
         return (_C.lookup_totals()["left"] - before) / len(features) <= 0.1
 
     assert at_every_level(left)
+
+
+@pytest.mark.parametrize("family", ["cpu"], indirect=True)
+@pytest.mark.skipif(triton_backend.INTERPRETING, reason="of the CPU kernels")
+def test_a_pass_too_coarse_is_left_after_a_trial(at_every_level, exact_lookup):
+    """Codes in pairs that int8 and bfloat16 cannot tell apart, and codes that they can."""
+    from soho_fast import _C
+
+    noise, codes = _random(4000, 200, 24)
+    pairs = codes[:100].repeat_interleave(2, 0) + 2.0**-12 * codes
+
+    def left(codebook, backend):
+        features = codebook[torch.arange(4000) % 200] + 2.0**-12 * noise
+        before = _C.lookup_totals()["left"]
+        index = codebook_lookup(features, codebook, backend=backend)
+        assert torch.equal(index, exact_lookup(features, codebook)[0])
+        return _C.lookup_totals()["left"] - before
+
+    def few_or_most(backend):
+        counts = left(codes, backend), left(pairs, backend)
+        coarse = backend == "cpu" and build_info()["cpu_level"] in ("avx512_bf16", "avx512_vnni", "amx")
+        return counts[0] < 100 and (counts[1] > 3900) == coarse
+
+    assert at_every_level(few_or_most)
 
 
 def test_nan_row_gets_index_zero_and_nan_distance(at_every_level):

@@ -15,7 +15,7 @@ namespace {
 constexpr int64_t kMaxChannels = int64_t{1} << 18;  // of the error bound in passes.h
 constexpr int kMaxExponent = 120;                   // the scale and its products stay normal float32 numbers
 constexpr int64_t kAlignment = 64;
-constexpr int64_t kGroupsPerTask = 2, kCodesPerTask = 64, kChannelsPerTask = 16;
+constexpr int64_t kElementsPerTask = 1 << 16;  // of codes: below, a second thread gains nothing
 
 // The block: this header, then codes, copies, norms, centre, negated_half and panel, each aligned to a cache line.
 // Every byte is written, so that equal codebooks have equal blocks.
@@ -85,11 +85,14 @@ struct HashedCode {
   bool finite;
 };
 
+// How many codes of so many channels a task takes, or channels of so many codes.
+int64_t per_task(int64_t num_others) { return kElementsPerTask / std::max<int64_t>(1, num_others) + 1; }
+
 std::vector<int64_t> distinct_finite_codes(const float* codebook, int64_t num_codes, int64_t num_channels,
                                            int32_t* next_copy, const ParallelFor& parallel_for) {
   std::fill(next_copy, next_copy + num_codes, -1);
   std::vector<HashedCode> hashed(num_codes);
-  parallel_for(num_codes, kCodesPerTask, [&](int64_t begin, int64_t end) {
+  parallel_for(num_codes, per_task(num_channels), [&](int64_t begin, int64_t end) {
     for (int64_t j = begin; j < end; ++j)
       hashed[j].hash = hash_code(codebook + j * num_channels, num_channels, hashed[j].finite);
   });
@@ -138,7 +141,7 @@ class ComparedCodes {
       : codebook_(codebook), codes_(codes), num_channels_(num_channels) {
     if (metric != Metric::kCosine) return;
     directions_.resize(codes.size() * num_channels);
-    parallel_for(static_cast<int64_t>(codes.size()), kCodesPerTask, [&](int64_t begin, int64_t end) {
+    parallel_for(static_cast<int64_t>(codes.size()), per_task(num_channels), [&](int64_t begin, int64_t end) {
       DefaultFloatEnvironment of_this_thread;
       for (int64_t k = begin; k < end; ++k) {
         const double factor = norms[k] > 0.0 ? 1.0 / norms[k] : 0.0;
@@ -179,7 +182,7 @@ void pack_codebook(const ScreeningFormat& format, const float* codebook, int64_t
   const bool euclidean = format.metric == Metric::kEuclidean;
   double* norms = section<double>(packed, at.norms);
   if (!euclidean) {
-    parallel_for(header.num_distinct, kCodesPerTask, [&](int64_t begin, int64_t end) {
+    parallel_for(header.num_distinct, per_task(num_channels), [&](int64_t begin, int64_t end) {
       DefaultFloatEnvironment of_this_thread;
       for (int64_t k = begin; k < end; ++k) norms[k] = norm_of(codebook + codes[k] * num_channels, num_channels);
     });
@@ -202,7 +205,7 @@ void pack_codebook(const ScreeningFormat& format, const float* codebook, int64_t
 #endif
   const ComparedCodes compared(format.metric, codebook, codes, norms, num_channels, parallel_for);
   std::vector<double> mean(num_channels, 0.0);
-  parallel_for(num_channels, kChannelsPerTask, [&](int64_t begin, int64_t end) {
+  parallel_for(num_channels, per_task(header.num_distinct), [&](int64_t begin, int64_t end) {
     DefaultFloatEnvironment of_this_thread;
     for (int64_t k = 0; k < header.num_distinct; ++k) {
       const float* code = compared[k];
@@ -212,7 +215,7 @@ void pack_codebook(const ScreeningFormat& format, const float* codebook, int64_t
       centre[c] = static_cast<float>(mean[c] / static_cast<double>(header.num_distinct));
   });
   std::vector<double> differences(codes.size());
-  parallel_for(header.num_distinct, kCodesPerTask, [&](int64_t begin, int64_t end) {
+  parallel_for(header.num_distinct, per_task(num_channels), [&](int64_t begin, int64_t end) {
     DefaultFloatEnvironment of_this_thread;
     for (int64_t k = begin; k < end; ++k) differences[k] = loops.largest_difference(compared[k], centre, num_channels);
   });
@@ -227,7 +230,7 @@ void pack_codebook(const ScreeningFormat& format, const float* codebook, int64_t
 
   const CodePacking packing{format, num_channels, steps, centre, scale, header.unit};
   std::vector<CodeLengths> lengths(header.num_groups);
-  parallel_for(header.num_groups, kGroupsPerTask, [&](int64_t begin, int64_t end) {
+  parallel_for(header.num_groups, per_task(num_channels * format.width), [&](int64_t begin, int64_t end) {
     const Scratch words(format.width * packing_row_bytes(packing));
     std::vector<const float*> of_group(format.width);
     for (int64_t group = begin; group < end; ++group) {

@@ -13,13 +13,22 @@ namespace soho {
 namespace {
 
 constexpr int64_t kCodesPerTask = 64;       // as they are
-constexpr int64_t kBytesPerTask = 1 << 18;  // of packed codes, some 15 us: below, a second thread gains nothing
+constexpr int64_t kBytesPerTask = 1 << 20;  // of packed codes, some 60 us: below, a second thread gains nothing
+constexpr int64_t kWorkPerTask = 1 << 23;   // products in float32, the same
+// Before a pass in low precision its first rows are tried, 1.6 % of all or less.
+constexpr int64_t kTriedRows = kRowsPerTask, kFewestToTry = 64 * kTriedRows;
 constexpr int64_t kRowsSharingCodes = 2 * kFewRowsPerTask;
 constexpr int64_t kTrialRows = 28, kTrialGroups = 8;
 constexpr FewCodes kNone{std::numeric_limits<float>::infinity(), 0, false, {}, {}};
 
 // Up to which comparing a codebook as it is is faster than packing it.
 int64_t most_few_rows(int64_t num_channels) { return num_channels < 16 ? 64 : 128; }
+
+// How many units of so much work a task takes.
+int64_t units_of_task(int64_t num_units, int64_t work) {
+  const int64_t num_tasks = std::max<int64_t>(1, num_units * work / kWorkPerTask);
+  return (num_units + num_tasks - 1) / num_tasks;
+}
 
 std::vector<int64_t> undecided_rows(const CodebookLookupArgs& args) {
   std::vector<int64_t> rows;
@@ -94,7 +103,8 @@ struct Turn {
     return planned.pass.format.width > 0 ? screened.num_groups : screened.num_distinct;
   }
   int64_t units_per_task() const {
-    if (as_it_is()) return kCodesPerTask;
+    // With few rows codes are read, not multiplied.
+    if (as_it_is()) return std::max(kCodesPerTask, units_of_task(num_units(), args.num_channels * (num_rows() + 15)));
     const int64_t width = planned.pass.format.width, words = width > 0 ? screened.num_steps * width : args.num_channels;
     return std::max(kBytesPerTask / std::max<int64_t>(1, 4 * words), num_units() / kFewCodes) + 1;
   }
@@ -155,10 +165,23 @@ LookupCounts run_by_codes(const Turn& turn, const ParallelFor& parallel_for) {
   return whole ? *whole : few.decide(turn.args, turn.rows.data(), num_rows, near.data());
 }
 
+// Whether a pass leaves so much of some rows to compare that the next one, in float32, is faster. A row with candidates
+// takes as long as three of them, one of them as long as 32 (C + 48) products more than screening in float32.
+bool is_too_coarse(const LookupCounts& counts, const CodebookLookupArgs& args) {
+  const int64_t products = args.num_codes * args.num_channels;
+  return 32 * (3 * counts.compared + counts.candidates) * (args.num_channels + 48) + 2 * counts.undecided * products >
+         kTriedRows * products;
+}
+
+bool is_float32(const PlannedPass& planned) {
+  return planned.pass.format.type == ScreeningType::kFloat32 && planned.pass.format.width > 0;
+}
+
 LookupCounts run_by_rows(const Turn& turn, const ParallelFor& parallel_for) {
-  const int64_t num_rows = turn.num_rows();
+  const int64_t num_rows = turn.num_rows(), work = turn.args.num_codes * turn.args.num_channels;
+  const int64_t rows_of_task = std::max(rows_per_task(num_rows), units_of_task(num_rows, work));
   std::atomic<int64_t> pruning{0}, compared{0}, undecided{0};
-  parallel_for(num_rows, rows_per_task(num_rows), [&](int64_t begin, int64_t end) {
+  parallel_for(num_rows, rows_of_task, [&](int64_t begin, int64_t end) {
     if (begin == end) return;
     const int64_t last = end < num_rows ? turn.rows[end] : turn.args.num_rows;
     const LookupCounts part = turn.planned.pass.run(turn.args, turn.screened, turn.rows[begin], last);
@@ -208,7 +231,8 @@ LookupCounts run_plan(const LookupPlan& plan, const CodebookLookupArgs& args, Pa
   LookupCounts total;
   bool is_first = true;  // of those that screen all channels
   std::vector<int64_t> rows = undecided_rows(args);
-  for (const PlannedPass& planned : plan.passes) {
+  for (size_t p = 0; p < plan.passes.size(); ++p) {
+    const PlannedPass& planned = plan.passes[p];
     const int64_t num_rows = static_cast<int64_t>(rows.size());
     if (num_rows == 0) break;
     if (num_rows < planned.fewest_rows || num_rows * plan.num_rows > planned.most_rows * args.num_rows) continue;
@@ -222,8 +246,19 @@ LookupCounts run_plan(const LookupPlan& plan, const CodebookLookupArgs& args, Pa
       if (!directions.usable) continue;
       screened.pruning = &directions;
     }
+    const bool is_coarse =
+        planned.reads == PlannedPass::kPackedCodebook && planned.pass.format.type != ScreeningType::kFloat32;
+    if (is_coarse && num_rows >= kFewestToTry && is_float32(plan.passes.end()[-2])) {
+      const LookupCounts tried = planned.pass.run(args, screened, rows[0], rows[kTriedRows]);
+      total.compared += tried.compared;
+      rows = undecided_rows(args);
+      if (is_too_coarse(tried, args)) {
+        if (std::exchange(is_first, false)) total.undecided = static_cast<int64_t>(rows.size());
+        continue;
+      }
+    }
     const Turn turn{plan, planned, args, screened, rows};
-    const bool by_codes = num_rows <= planned.rows_sharing_codes && turn.num_units() > 0;
+    const bool by_codes = turn.num_rows() <= planned.rows_sharing_codes && turn.num_units() > 0;
     const LookupCounts counts = by_codes ? run_by_codes(turn, parallel_for) : run_by_rows(turn, parallel_for);
     total.pruning += counts.pruning;
     total.compared += counts.compared;
