@@ -257,6 +257,9 @@ def test_prepare_finds_a_subspace_where_it_can_pay():
     assert ops.prepare_codebook(_normal(1024, 512)).subspace is None
     assert ops.prepare_codebook(torch.stack([large, _normal(1024, 128)[::4]])).subspace is None or not on_cpu
     assert ops.prepare_codebook(small).subspace is None
+    for num_directions, pays in ((8, on_cpu), (40, False)):  # of 48 channels half are compared at most
+        few_channels = _normal(1024, num_directions) @ _normal(num_directions, 48, seed=1)
+        assert (ops.prepare_codebook(few_channels).subspace is not None) == pays
     assert ops.prepare_codebook(small, subspace=True).subspace.shape == (128, 32)
 
 

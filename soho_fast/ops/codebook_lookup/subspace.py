@@ -19,8 +19,10 @@ _LEFT_OUT = 1 / 64
 _VECTOR = 16
 _WORTH_IT = 96
 # Where half of the channels, or all dimensions, leave out more they gain nothing; MobileNetV2's codes leave out 0.06 to
-# 0.15, random ones 0.25 to 0.85.
-_HOPELESS = 0.2
+# 0.21, random ones 0.28 to 0.85, or less where there are fewer than 1,024. On few channels there is less to save, so
+# that little may be left out.
+_HOPELESS, _HOPELESS_OF_FEW, _FEW_CODES = 0.24, 0.2, 1024
+_FEW_CHANNELS = 128
 
 
 def check_subspace(subspace: Tensor, codebook: Tensor) -> None:
@@ -39,8 +41,12 @@ def check_subspace(subspace: Tensor, codebook: Tensor) -> None:
 
 
 def pays(num_codes: int, num_channels: int) -> bool:
-    """Whether pruning can pay on a codebook of this size: on fewer channels or codes there is little to save."""
-    return num_codes >= 256 and num_channels >= 128
+    """Whether pruning can pay on a codebook of this size: on fewer channels or codes there is little to save.
+
+    Patches of photographs, 4,096 rows, 1,000 codes of 48; 75; 108 channels, one thread of an Intel Xeon, level `amx`:
+    3.9; 4.8; 5.5 ms, without pruning 8.1; 9.1; 10.1 ms.
+    """
+    return num_codes >= 256 and num_channels >= 48 and num_codes * num_channels >= 2**15
 
 
 @torch.no_grad()
@@ -124,7 +130,10 @@ def paying_subspace(codebook: Tensor) -> Tensor | None:
 
 def _paying(apart_SC: Tensor, wide_CD: Tensor) -> Tensor | None:
     left_D = _left_out(apart_SC, wide_CD)
-    return wide_CD[..., : _fewest(left_D)].contiguous() if left_D[-1] <= _HOPELESS else None
+    num_codes, num_channels = apart_SC.shape[-2:]
+    most = _HOPELESS_OF_FEW if num_codes < _FEW_CODES else _HOPELESS
+    most = _LEFT_OUT if num_channels < _FEW_CHANNELS else most
+    return wide_CD[..., : _fewest(left_D)].contiguous() if left_D[-1] <= most else None
 
 
 def _random_wide(codebook: Tensor) -> Tensor:
