@@ -8,6 +8,7 @@
 #include <exception>
 
 #include "common/cpu_level.h"
+#include "kernels/codebook_lookup/codebook_lookup.h"
 #include "torch/build_info.h"
 
 namespace {
@@ -31,6 +32,12 @@ PyObject* build_info(PyObject*, PyObject*) {
   return info;
 }
 
+PyObject* lookup_level(PyObject*, PyObject* sizes) {
+  long long num_codes, num_channels;
+  if (!PyArg_ParseTuple(sizes, "LL", &num_codes, &num_channels)) return nullptr;
+  return object_of(soho::cpu_level_name(soho::lookup_level(num_codes, num_channels)));
+}
+
 PyObject* set_cpu_level(PyObject*, PyObject* level) {
   PyObject* name = PyUnicode_AsUTF8String(level);
   if (name == nullptr) return nullptr;
@@ -44,6 +51,7 @@ PyObject* set_cpu_level(PyObject*, PyObject* level) {
 }
 
 PyMethodDef methods[] = {{"build_info", build_info, METH_NOARGS, nullptr},
+                         {"lookup_level", lookup_level, METH_VARARGS, nullptr},
                          {"set_cpu_level", set_cpu_level, METH_O, nullptr},
                          {nullptr, nullptr, 0, nullptr}};
 

@@ -4,6 +4,7 @@
 #include <pybind11/stl.h>
 
 #include "common/cpu_level.h"
+#include "kernels/codebook_lookup/codebook_lookup.h"
 #include "torch/build_info.h"
 #include "torch/lookup_totals.h"
 
@@ -21,6 +22,12 @@ PYBIND11_MODULE(_C, module) {
       },
       "Rows of all lookups so far; of them, those that low-dimensional pruning decided, those compared in float64 "
       "and those that the first full pass left.");
+  module.def(
+      "lookup_level",
+      [](int64_t num_codes, int64_t num_channels) {
+        return soho::cpu_level_name(soho::lookup_level(num_codes, num_channels));
+      },
+      "The level of lookups in a codebook of this size.");
   module.def("set_cpu_level", &soho::set_cpu_level, py::arg("level"),
              "Forces a level by its name; \"\" goes back to the best one.");
 }

@@ -240,6 +240,11 @@ def set_cpu_level(level: str | None) -> None:
     _extension.set_cpu_level(level or "")
 
 
+def lookup_level(num_codes: int, num_channels: int) -> str:
+    """The instruction set of lookups in a codebook of this size by the `cpu` backend."""
+    return "" if _extension is None else _extension.lookup_level(num_codes, num_channels)
+
+
 def build_info() -> dict:
     """What was built and what runs here.
 

@@ -245,3 +245,21 @@ def test_few_rows_that_an_int8_pass_leaves(at_every_level, exact_lookup, same_bi
     """Random channels say so little that most of the codes may be the nearest: nothing is packed anew for 20 rows."""
     features, codebook = _random(20, 1100), _random(2000, 1100, seed=1)
     assert same_bits(at_every_level(_in_prepared, features, codebook), exact_lookup(features, codebook))
+
+
+def test_plan_names_the_level_and_the_dimensions():
+    few, pruned = torch.randn(64, 16), torch.randn(512, 8) @ torch.randn(8, 128)
+    if "cpu" not in ops.available_backends():
+        assert ops.prepare_codebook(few).plan == "reference"
+        return
+    levels = ops.build_info()["cpu_levels_available"]
+    try:
+        for level in levels:
+            ops.set_cpu_level(level)
+            assert ops.prepare_codebook(few, backend="cpu").plan == f"cpu {level}"
+            plan = ops.prepare_codebook(pruned, backend="cpu", subspace=True).plan
+            assert plan == f"cpu {level}, pruning in 16 dimensions"
+    finally:
+        ops.set_cpu_level(None)
+    if "avx512_vnni" in levels:
+        assert ops.prepare_codebook(few).plan == "cpu avx512"

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from soho_fast.ops import checks
-from soho_fast.ops.backends import LIBRARY, backend_for, define_op, op_for, op_of
+from soho_fast.ops.backends import LIBRARY, backend_for, define_op, lookup_level, op_for, op_of
 from soho_fast.ops.codebook_lookup.reference import METRICS, Metric
 from soho_fast.ops.codebook_lookup.subspace import check_subspace, codebook_subspace, paying_subspace, pays
 from soho_fast.ops.forward_mode import in_transform, without_gradient
@@ -31,6 +31,7 @@ class PreparedCodebook:
         subspace: its principal subspace for low-dimensional pruning, float32 (..., C, D), or None.
         shape: of the codebook.
         metric: of the lookups.
+        plan: how lookups run, in words.
     """
 
     def __init__(
@@ -79,6 +80,14 @@ class PreparedCodebook:
     @property
     def metric(self) -> Metric:
         return self._metric
+
+    @property
+    def plan(self) -> str:
+        """How lookups run, such as "cpu avx512, pruning in 32 dimensions"; their result does not depend on it."""
+        num_codes, num_channels = self.shape[-2:]
+        level = f" {lookup_level(num_codes, num_channels)}" if self._backend == "cpu" else ""
+        pruning = "" if self.subspace is None else f", pruning in {self.subspace.shape[-1]} dimensions"
+        return self._backend + level + pruning
 
     def nearest(self, features: Tensor, metric: str) -> Tensor | None:
         """The index by the CPU kernel after few questions, which take as long as the lookup of a row. None where the
