@@ -24,6 +24,7 @@ from soho_fast.engine import trainer as training
 from soho_fast.engine import watchdog as stopping
 from soho_fast.engine.checkpoint import Checkpoints, Progress
 from soho_fast.engine.resume import ResumePoint
+from soho_fast.engine.settings import OptimSettings
 from soho_fast.engine.trainer import Run
 
 SCRIPT = Path(train.__file__)
@@ -399,6 +400,7 @@ def test_a_model_that_a_full_disk_refuses_is_one_line(tmp_path, monkeypatch):
     run.processes, run.folder, run.task = Processes(), tmp_path, SimpleNamespace(export=export)
     run.checkpoints, run.progress = Checkpoints(tmp_path, run.processes, 0), Progress()
     run.step = SimpleNamespace(engine=None, model=None)
+    run.settings = SimpleNamespace(optim=OptimSettings())
     monkeypatch.setattr(training, "whole_state", lambda engine: {})
     with pytest.raises(UserError, match=r"/model: the model could not be written: .* No space left on device"):
         run.export("model")
