@@ -2,6 +2,7 @@
 names a place of his own; and a rank that comes twice. Told at once, or the run goes on to the same end."""
 
 import contextlib
+import encodings.idna  # noqa: F401 - connecting needs it, and another user may not be able to read it
 import os
 import random
 import signal
