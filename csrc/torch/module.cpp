@@ -27,7 +27,7 @@ PYBIND11_MODULE(_C, module) {
       [](int64_t num_codes, int64_t num_channels) {
         return soho::cpu_level_name(soho::lookup_level(num_codes, num_channels));
       },
-      "The level of lookups in a codebook of this size.");
+      py::arg("num_codes"), py::arg("num_channels"), "The level of lookups in a codebook of this size.");
   module.def("set_cpu_level", &soho::set_cpu_level, py::arg("level"),
              "Forces a level by its name; \"\" goes back to the best one.");
 }
