@@ -48,7 +48,9 @@ def test_both_have_the_same_functions(stub):
     assert functions == {name for name, node in stub.items() if isinstance(node, ast.FunctionDef)}
     for name in functions:
         arguments = ", ".join(ast.unparse(argument) for argument in stub[name].args.args)
-        assert getattr(_C, name).__doc__.startswith(f"{name}({arguments}) -> "), getattr(_C, name).__doc__
+        # So pybind11 calls what it takes for an int.
+        said = getattr(_C, name).__doc__.replace("typing.SupportsInt | typing.SupportsIndex", "int")
+        assert said.startswith(f"{name}({arguments}) -> "), said
 
 
 @pytest.mark.parametrize(("function", "name"), [("build_info", "BuildInfo"), ("lookup_totals", "LookupTotals")])
