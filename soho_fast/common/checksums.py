@@ -24,7 +24,7 @@ _LINE = re.compile(r"([0-9a-f]{64})  ([^\n]+)\n")
 def write_checksums(folder: Path) -> None:
     """Write SHA256SUMS of all files in a folder, and in those within it."""
     files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
-    lines = [f"{_sha256(files[name])}  {name}\n" for name in sorted(files) if name != SUMS]
+    lines = [f"{sha256_of(files[name])}  {name}\n" for name in sorted(files) if name != SUMS]
     (folder / SUMS).write_text("".join(lines))
 
 
@@ -58,7 +58,7 @@ def altered_files(folder: Path, *, weights: bool = True) -> str:
             continue
         if not (folder / name).is_file():
             wrong.append(f"{name} is missing")
-        elif _sha256(folder / name) != digest:
+        elif sha256_of(folder / name) != digest:
             wrong.append(f"{name} has changed")
     return listed(wrong)
 
@@ -93,7 +93,7 @@ def check_checksums(folder: str | os.PathLike[str], *, weights: bool = True) -> 
 def folder_digest(folder: Path) -> str:
     """A hash of the names and contents of all files in a folder but SHA256SUMS."""
     names = sorted(path.name for path in folder.iterdir() if path.is_file() and path.name != SUMS)
-    listed = "".join(f"{_sha256(folder / name)}  {name}\n" for name in names)
+    listed = "".join(f"{sha256_of(folder / name)}  {name}\n" for name in names)
     return hashlib.sha256(listed.encode()).hexdigest()
 
 
@@ -106,6 +106,7 @@ def _check_json_object(path: Path) -> None:
         raise ValueError(f"{path} is damaged: expected a JSON object, got {content!r:.60}; copy it again")
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file's content in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -35,21 +35,13 @@ def only_user(folder: Path, processes: Processes, say: Callable[[str], None]) ->
     Raises:
         UserError: on all ranks: another process holds the folder, or the folder is not writable.
     """
-    file, error, made = None, None, not folder.exists()
-    if processes.is_main:
-        try:
-            file = _take(folder, say)
-        except UserError as failure:
-            error = str(failure)
-        except OSError as failure:
-            error = f"{failure.filename or folder} cannot be written: {failure.strerror}"
+    taken: list[int] = []
+    made = not folder.exists()
     try:
-        error = processes.gather(error)[0]
-        if error:
-            raise UserError(error)
+        processes.on_main(lambda: taken.append(_take(folder, say)))
         yield
     finally:
-        if file is not None:
+        for file in taken:
             # Deleted while it is held: who opened it before finds that it is not the folder's any more.
             with contextlib.suppress(OSError):  # A disk that has become read-only; the kernel's lock ends all the same.
                 (folder / LOCK).unlink()
@@ -61,25 +53,35 @@ def only_user(folder: Path, processes: Processes, say: Callable[[str], None]) ->
 
 def _take(folder: Path, say: Callable[[str], None]) -> int:
     """The open, locked file."""
-    path = folder / LOCK
+    try:
+        return _locked(folder, say)
+    except OSError as error:
+        raise UserError(f"{error.filename or folder} cannot be written: {error.strerror}") from error
+
+
+def lock_file(file: int, say: Callable[[str], None]) -> bool:
+    """Lock an open file for this process: POSIX's, which its end drops and forked processes do not have. False: another
+    process has it. `say` is called with the reason where the file system has no locks, and each process may have it."""
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            return False
+        if error.errno not in _NO_LOCKS:
+            raise
+        say(error.strerror)
+    return True
+
+
+def _locked(folder: Path, say: Callable[[str], None]) -> int:
+    path, without = folder / LOCK, "see to it yourself that no second run writes here"
     while True:
         folder.mkdir(parents=True, exist_ok=True)
         file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            try:
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                if error.errno in (errno.EACCES, errno.EAGAIN):
-                    holder = _holder(file, _WRITES_WITHIN)
-                    raise UserError(
-                        f"{folder} is in use by {holder}; wait for its end, stop it, or choose another folder"
-                    ) from error
-                if error.errno not in _NO_LOCKS:
-                    raise
-                say(
-                    f"{folder}: this file system has no locks ({error.strerror}); see to it yourself that no second "
-                    "run writes here"
-                )
+            if not lock_file(file, lambda why: say(f"{folder}: this file system has no locks ({why}); {without}")):
+                holder = _holder(file, _WRITES_WITHIN)
+                raise UserError(f"{folder} is in use by {holder}; wait for its end, stop it, or choose another folder")
             if _is_at(file, path):
                 if os.fstat(file).st_size:
                     say(f"{folder}: taken over from {_holder(file)}, which ended without leaving it")

@@ -82,28 +82,14 @@ def cautions(folder: str | os.PathLike[str]) -> list[str]:
     about, run = read_run_of(folder), Path(folder).resolve().parent
     if about is None or not (run / "recipe.yaml").is_file():
         return []
-    return [*_gone_on(folder, about, run), *_at_chance(run)]
-
-
-def _at_chance(run: Path) -> list[str]:
     try:
-        said = read_json(run / "metrics.json")["at_chance"]
-        return [f"{run}: {said}"] if isinstance(said, str) and said else []
-    except (OSError, ValueError, TypeError, KeyError):
-        return []
-
-
-def _gone_on(folder: str | os.PathLike[str], about: dict[str, Any], run: Path) -> list[str]:
+        ended = dict(read_json(run / "metrics.json"))
+    except (OSError, ValueError, TypeError):
+        ended = {}
+    best, at_chance = ended.get("best"), ended.get("at_chance")
     saved = [path.name.removeprefix("step-") for path in (run / "checkpoints").glob("step-*")]
-    if _is_best_of(run, about["step"]):
-        return []
     last = max([int(step) for step in saved if step.isdecimal()], default=0)
-    return [f"{folder} is of step {about['step']:,}; its run has gone on to step {last:,}"] * (last > about["step"])
-
-
-def _is_best_of(run: Path, step: int) -> bool:
-    """Whether the run has ended with this step's model as its best: that the last one is newer is no news."""
-    try:
-        return bool(read_json(run / "metrics.json")["best"]["step"] == step)
-    except (OSError, ValueError, TypeError, KeyError):
-        return False
+    # That a run has newer steps than the best one, which it ended with, is no news.
+    has_gone_on = last > about["step"] and not (isinstance(best, dict) and best.get("step") == about["step"])
+    lines = [f"{folder} is of step {about['step']:,}; its run has gone on to step {last:,}"] * has_gone_on
+    return lines + [f"{run}: {at_chance}"] * bool(isinstance(at_chance, str) and at_chance)

@@ -11,7 +11,7 @@ Everything is written to the `.partial` folder, which is renamed when every rank
 between barriers, so a rank that raised inside would leave the others waiting: writers therefore note their error, all
 ranks hear of it, and all raise the same one.
 
-checkpoint.json is the manifest: size and SHA-256 of every file, taken while it was written, and a SHA-256 of the
+checkpoint.json is the manifest: size and SHA-256 of every file, taken when it was written, and a SHA-256 of the
 manifest itself. Nothing is unpickled but plain data and the inert classes that DeepSpeed puts among it.
 """
 
@@ -24,7 +24,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,6 +33,7 @@ from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
 from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
 from deepspeed.utils.tensor_fragment import fragment_address
 
+from soho_fast.common.checksums import sha256_of
 from soho_fast.common.errors import UserError, listed
 from soho_fast.common.files import PARTIAL, delete, write_atomically
 from soho_fast.common.processes import Processes
@@ -66,25 +67,6 @@ class Progress:
         return len(self.corrupt)
 
 
-class _Hashed:
-    """A binary file that is hashed and counted as it is written."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file, self._digest, self._size = file, hashlib.sha256(), 0
-
-    def write(self, data: Any) -> int:
-        self._digest.update(data)
-        self._size += len(data)
-        return self._file.write(data)
-
-    def flush(self) -> None:
-        self._file.flush()
-
-    def record(self) -> dict[str, Any]:
-        """What the manifest holds of the file."""
-        return {"bytes": self._size, "sha256": self._digest.hexdigest()}
-
-
 class _Files(TorchCheckpointEngine):
     """How DeepSpeed and this module write and read the files of a checkpoint.
 
@@ -103,15 +85,14 @@ class _Files(TorchCheckpointEngine):
             return
         try:
             with open(path, "wb") as file:
-                hashed = _Hashed(file)
-                torch.save(_plain(state_dict), hashed)  # type: ignore[arg-type]  # it calls these two alone
+                torch.save(_plain(state_dict), file)
                 file.flush()
                 os.fsync(file.fileno())
             with torch.serialization.safe_globals(_INERT):
                 odd = torch.serialization.get_unsafe_globals_in_checkpoint(path)
             if odd:
                 self.error = f"{path}: it would not be loaded again: {listed(odd)} is no plain data"
-            self.written[Path(path).name] = hashed.record()
+            self.written[Path(path).name] = {"bytes": os.path.getsize(path), "sha256": sha256_of(Path(path))}
         # torch's zip writer reports a full disk as a RuntimeError, whose context is the error with the number.
         except (OSError, RuntimeError) as error:
             cause = error if isinstance(error, OSError) else error.__context__
@@ -424,9 +405,8 @@ def _altered(path: Path) -> str | None:
     """Which file of a complete checkpoint differs from its checksum, or None. Reads all of it."""
     for name, record in _read_manifest(path)["files"].items():
         try:
-            with (path / name).open("rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != record["sha256"]:
-                    return f"{name} differs from its checksum"
+            if sha256_of(path / name) != record["sha256"]:
+                return f"{name} differs from its checksum"
         except OSError as error:
             return f"{name} cannot be read: {error.strerror}"
     return None
