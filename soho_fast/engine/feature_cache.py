@@ -9,12 +9,10 @@ can take it for its own. The processes of a machine read each other's; machines 
 from __future__ import annotations
 
 import math
-import mmap
 import tempfile
 import time
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, closing, suppress
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -146,17 +144,17 @@ class TrainingBatches:
         """
         processes, say, size = self.processes, self.say, self.plan.micro_batch_size
         images = _ImagePass(len(self.data.images), size, processes)
-        share = _Share(processes.rank)
+        cache = FeatureCache(processes.rank)
         batches = self._load(self.data.images, partial(_collate, task.collate_images), images.micro_batches())
         progress, began = ProgressLines(say, "feature cache"), time.monotonic()
-        with closing(batches), closing(share):
+        with closing(batches), closing(cache):
             for step in range(images.num_steps):
                 inputs, side = split_batch(next(batches), processes.device)
                 with torch.no_grad(), self.precision():
                     found = task.image_features(model, task.on_device(inputs))
                     features = dict(zip(side["image_keys"], found, strict=True))
                 own = images.numbers(step)
-                share.corrupt |= {number: why for number, why in side["corrupt_images"].items() if number in own}
+                cache.corrupt |= {number: why for number, why in side["corrupt_images"].items() if number in own}
                 features = {number: feature.cpu() for number, feature in features.items() if number in own}
                 if step == 0:
                     sizes = [sum(feature.nbytes for feature in features.values()), len(features)]
@@ -165,19 +163,18 @@ class TrainingBatches:
                     folder, budget = self._choose(needed, images.num_images)
                     if not budget:
                         return None, 0
-                    share.open(folder)
-                share.write(features)
+                    cache.open(folder)
+                cache.write(features)
                 signal_number, used, failed = processes.maximum(
-                    [stop.pending(), share.num_bytes * len(images.peers), share.error is not None]
+                    [stop.pending(), cache.num_bytes * len(images.peers), cache.error is not None]
                 )
                 if signal_number:
                     return None, int(signal_number)
                 if failed or used > budget:
                     break
                 progress(min((step + 1) * len(images.peers) * size, images.num_images), images.num_images)
-            cache = None if failed or used > budget else share.join(images.peers, processes)
-            if cache is None:
-                errors = [error for error in processes.gather(share.error) if error]
+            if failed or used > budget or not cache.join(images.peers, processes):
+                errors = [error for error in processes.gather(cache.error) if error]
                 why = errors[0] if errors else f"the images differ in size, and all take more than {budget / _GB:g} GB"
                 say(f"feature cache: not used, the features are computed in each step: {why}")
                 return None, 0
@@ -203,27 +200,6 @@ class TrainingBatches:
             f"({disk / _GB:g}) allow: they are computed in each step"
         )
         return None, 0.0
-
-
-class FeatureCache:
-    """The backbone's features of each image, by number.
-
-    Attributes:
-        corrupt: Why the features of others are not there.
-    """
-
-    def __init__(
-        self,
-        parts: Mapping[int, torch.Tensor],
-        locations: Mapping[Hashable, _Location],
-        corrupt: Mapping[Hashable, str],
-    ) -> None:
-        self.corrupt = corrupt
-        self._parts, self._locations = parts, locations
-
-    def __getitem__(self, number: Hashable) -> torch.Tensor:
-        at = self._locations[number]
-        return self._parts[at.rank][at.offset : at.offset + math.prod(at.shape)].view(at.shape)
 
 
 def _collate(collate_images: Callable[[list], Mapping[str, Any]], samples: list[Any]) -> dict[str, Any]:
@@ -260,17 +236,9 @@ class _ImagePass:
         return (step * len(self.peers) + self.place) * self.size
 
 
-@dataclass
-class _Location:
-    """Where an image's features lie: in which rank's file, from which element on, and their shape."""
-
-    rank: int
-    offset: int
-    shape: tuple[int, ...]
-
-
-class _Share:
-    """The features that one rank has computed, in its file.
+class FeatureCache:
+    """The backbone's features of each image, by number: those that this rank has computed, in its file; once joined
+    those of all ranks of its machine.
 
     Attributes:
         corrupt: Why images have no features, by number.
@@ -284,9 +252,15 @@ class _Share:
         self.error: str | None = None
         self._rank = rank
         self._file: Any = None
-        self._locations: dict[Hashable, _Location] = {}
         self._type: torch.dtype | None = None
+        # In which rank's file an image's features lie, from which element on, and their shape.
+        self._locations: dict[Hashable, tuple[int, int, torch.Size]] = {}
         self._length = 0
+        self._parts: dict[int, torch.Tensor] = {}
+
+    def __getitem__(self, number: Hashable) -> torch.Tensor:
+        rank, offset, shape = self._locations[number]
+        return self._parts[rank][offset : offset + shape.numel()].view(shape)
 
     def open(self, folder: Path | None) -> None:
         """Begin the file: in memory, or on a folder's disk."""
@@ -298,36 +272,35 @@ class _Share:
 
     def write(self, features: Mapping[Hashable, torch.Tensor]) -> None:
         """Keep features, all of one type."""
+        if self.error is not None:
+            return
         try:
-            for number, feature in features.items() if self.error is None else ():
+            for number, feature in features.items():
                 self._type = feature.dtype
                 self._file.write(feature.contiguous().flatten().view(torch.uint8).numpy())
-                self._locations[number] = _Location(self._rank, self._length, tuple(feature.shape))
+                self._locations[number] = self._rank, self._length, feature.shape
                 self._length += feature.numel()
                 self.num_bytes += feature.nbytes
-            if self.error is None:
-                self._file.flush()
+            self._file.flush()
         except OSError as error:
             self.error = f"the features could not be written: {error.strerror}"
 
-    def join(self, peers: list[int], processes: Processes) -> FeatureCache | None:
-        """What all `peers` have kept, for each of them. None where a rank could not open what another wrote."""
+    def join(self, peers: list[int], processes: Processes) -> bool:
+        """Take in what all `peers`, this rank among them, have kept. False where a rank could not open what another
+        wrote."""
         # Not closed before all have opened it, which the question at the end waits for.
-        path = path_for_others(self._file)
-        everyone = processes.gather((path, self._type, self._length, self._locations, self.corrupt))
-        parts: dict[int, torch.Tensor] = {}
-        locations: dict[Hashable, _Location] = {}
-        corrupt: dict[Hashable, str] = {}
+        own = path_for_others(self._file), self._type, self._length, self._locations, self.corrupt
+        everyone = processes.gather(own)
         try:
             for rank in peers:
-                path, kind, length, here, corrupt_here = everyone[rank]
-                locations |= here
-                corrupt |= corrupt_here
+                path, kind, length, locations, corrupt = everyone[rank]
+                self._locations |= locations
+                self.corrupt |= corrupt
                 if length:
-                    parts[rank] = _mapped(path, kind)
-        except OSError as error:
-            self.error = f"{error.filename or 'the features'}: {error.strerror}"
-        return None if processes.maximum([self.error is not None])[0] else FeatureCache(parts, locations, corrupt)
+                    self._parts[rank] = torch.from_file(path, shared=True, size=length, dtype=kind)
+        except (OSError, RuntimeError) as error:
+            self.error = f"the features of rank {rank}: {' '.join(str(error).split())}"
+        return not processes.maximum([self.error is not None])[0]
 
     def close(self) -> None:
         """Let go of the file; what was joined stays."""
@@ -335,9 +308,3 @@ class _Share:
             # What a full disk did not take is tried once more here; `error` has said it.
             with suppress(OSError):
                 self._file.close()
-
-
-def _mapped(path: str, kind: torch.dtype) -> torch.Tensor:
-    """A file as a flat tensor that has its memory."""
-    with open(path, "r+b") as file:
-        return torch.frombuffer(mmap.mmap(file.fileno(), 0), dtype=kind)

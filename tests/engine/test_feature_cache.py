@@ -100,15 +100,15 @@ def test_a_corrupt_image_is_told_as_without_and_the_backbone_learns_after_the_sp
 
 
 def test_a_disk_that_fills_up_is_told_and_the_file_let_go(tmp_path):
-    share = feature_cache._Share(rank=0)
+    cache = feature_cache.FeatureCache(rank=0)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
     try:
-        share.open(tmp_path)
-        share.write({0: torch.ones(1000)})
-        share.write({1: torch.ones(1000)})
-        share.close()
+        cache.open(tmp_path)
+        cache.write({0: torch.ones(1000)})
+        cache.write({1: torch.ones(1000)})
+        cache.close()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert share.error == "the features could not be written: File too large"
+    assert cache.error == "the features could not be written: File too large"
     assert not list(tmp_path.iterdir())
