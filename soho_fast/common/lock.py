@@ -69,7 +69,7 @@ def lock_file(file: int, say: Callable[[str], None]) -> bool:
             return False
         if error.errno not in _NO_LOCKS:
             raise
-        say(error.strerror)
+        say(str(error.strerror))
     return True
 
 

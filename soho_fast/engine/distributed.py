@@ -76,31 +76,21 @@ def start_processes(threads: int = 0, timeout: float = 0) -> Processes:
         torch.set_num_threads(threads)
     elif on_cpu and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_world))
-    if not dist.is_initialized():
-        backend = accelerator.communication_backend_name()
-        if together:
-            if not on_cpu:
-                accelerator.set_device(environment_rank()[1])
-            store, rank, world = _meet()
-            place = _Place(store)
-            start_heartbeat(
-                rank,
-                world,
-                LOOPBACK if _is_one_machine() else os.environ["MASTER_ADDR"],
-                publish=place.publish,
-                look_up=place.look_up,
-                timeout=timeout,
-                speaks=rank == 1 or environment_rank()[1] == 0,
-            )
-            dist.init_process_group(backend, store=store, rank=rank, world_size=world)
-        else:
-            alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_SIZE": "1"}
-            os.environ.update(alone | {name: os.environ[name] for name in alone if name in os.environ})
-            if not on_cpu:
-                accelerator.set_device(environment_rank()[1])
-            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
-    deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
     _, local_rank = environment_rank()
+    if not dist.is_initialized():
+        store: dist.Store = dist.HashStore()
+        if not on_cpu:
+            accelerator.set_device(local_rank)
+        if together:
+            store, rank, world = _meet()
+            place, host = _Place(store), LOOPBACK if _is_one_machine() else os.environ["MASTER_ADDR"]
+            calls = {"publish": place.publish, "look_up": place.look_up}
+            start_heartbeat(rank, world, host, **calls, timeout=timeout, speaks=rank == 1 or local_rank == 0)
+        else:
+            for name, value in {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_SIZE": "1"}.items():
+                os.environ.setdefault(name, value)
+        dist.init_process_group(accelerator.communication_backend_name(), store=store, rank=rank, world_size=world)
+    deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
     device = torch.device(accelerator.device_name(local_rank) if not on_cpu else "cpu")
     group: Any = None
     if dist.get_world_size() > 1:

@@ -14,6 +14,7 @@ import io
 import os
 import sys
 import tempfile
+import threading
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -55,6 +56,7 @@ EXAMPLES, RETRIEVED = 8, 64
 _BLOCKS: dict[str, Any] = {"analytics_enabled": False, "delete_cache": (3600, 3600)}
 _MOST_CODES = 48  # of an image that get a colour each, those with the most patches
 _LARGEST_SHOWN = 640  # pixels, of an image that codes or attention are painted on
+_ONE_CALL = threading.Lock()
 
 Encode = Callable[[Image.Image], Any]
 
@@ -167,32 +169,22 @@ def model_app(soho: SeeingPipeline, run: About) -> gr.Blocks:
     labels = ["left", "right"] if soho.action == "compare" else ["image"]
     with gr.Blocks(title=run.title, **_BLOCKS) as app:
         gr.Markdown(f"# {run.title}")
-        with gr.Tab(soho.action):
-            _question_tab(soho, run, labels)
+        _question_tab(soho, run, labels)
         if soho.action == "rank" and run.examples:
-            with gr.Tab("retrieve"):
-                _retrieve_tab(soho, run)
+            _retrieve_tab(soho, run)
         if soho.dictionary is not None:
-            with gr.Tab("codes"):
 
-                def codes(file: str) -> Any:
-                    pixels, visual, size = soho.see(_content(file))
-                    return code_map(pixels, soho.codes_of(visual), size, run.names)
+            def codes(file: str) -> Any:
+                pixels, visual, size = soho.see(_content(file))
+                return code_map(pixels, soho.codes_of(visual), size, run.names)
 
-                _codes_tab(codes, [example.files[:1] for example in run.examples[:EXAMPLES]])
-        with gr.Tab("attention"):
-            _attention_tab(soho, run, labels)
+            _codes_tab(codes, [list(example.files[:1]) for example in run.examples[:EXAMPLES]])
+        _attention_tab(soho, run, labels)
     return app
 
 
 def _question_tab(soho: SeeingPipeline, run: About, labels: Sequence[str]) -> None:
     ranks = soho.action == "rank"
-    with gr.Row():
-        images = _uploads(labels)
-        with gr.Column():
-            words = gr.Textbox(label="texts, one a line" if ranks else "text", lines=5 if ranks else 1)
-            button = gr.Button(soho.action, variant="primary")
-            answers = gr.Label(label="probability", num_top_classes=20)
 
     def ask(*inputs: Any) -> dict[str, float]:
         *files, text = inputs
@@ -200,14 +192,15 @@ def _question_tab(soho: SeeingPipeline, run: About, labels: Sequence[str]) -> No
         found = getattr(soho, soho.action)(*map(_content, files), asked)
         return {row.get("text") or row.get("answer") or row["label"]: row["score"] for row in found}
 
-    _on(button, ask, [*images, words], answers, soho.action)
     texts = [example.texts[0] for example in run.examples if example.texts]
     shown = [
         [*example.files, "\n".join(dict.fromkeys([example.texts[0], *texts[:4]])) if ranks else example.texts[0]]
         for example in run.examples[:EXAMPLES]
         if example.texts
     ]
-    _examples(shown, [*images, words])
+    words = gr.Textbox(label="texts, one a line" if ranks else "text", lines=5 if ranks else 1)
+    answers = gr.Label(label="probability", num_top_classes=20)
+    _tab(soho.action, ask, [*_uploads(labels), words], answers, shown)
 
 
 def _retrieve_tab(soho: SeeingPipeline, run: About) -> None:
@@ -226,20 +219,15 @@ def _retrieve_tab(soho: SeeingPipeline, run: About) -> None:
         return [(file, f"{100 * score:.1f} %") for score, file in sorted(scored, reverse=True)[:12]]
 
     text = gr.Textbox(label=f"text; {len(run.examples)} held-out images are searched")
-    button = gr.Button("retrieve", variant="primary")
     gallery = gr.Gallery(label="images that fit best", columns=4)
-    _on(button, retrieve, [text], gallery, "retrieve")
-    _examples([[example.texts[0]] for example in run.examples[:EXAMPLES] if example.texts], [text])
+    texts = [[example.texts[0]] for example in run.examples[:EXAMPLES] if example.texts]
+    _tab("retrieve", retrieve, [text], gallery, texts)
 
 
-def _codes_tab(codes: Callable[[str], Any], examples: Sequence[Sequence[str]]) -> None:
-    with gr.Row():
-        (image,) = _uploads(["image"])
-        shown = gr.AnnotatedImage(label="code map: point at a code to see its patches", format="png")
-    button = gr.Button("codes", variant="primary")
+def _codes_tab(codes: Callable[[str], Any], examples: list[list[str]]) -> None:
+    shown = gr.AnnotatedImage(label="code map: point at a code to see its patches", format="png")
     grid = gr.JSON(label="codes, row by row", open=False)
-    _on(button, codes, [image], [shown, grid], "codes")
-    _examples(examples, [image])
+    _tab("codes", codes, _uploads(["image"]), [shown, grid], examples)
 
 
 def _attention_tab(soho: SeeingPipeline, run: About, labels: Sequence[str]) -> None:
@@ -255,15 +243,10 @@ def _attention_tab(soho: SeeingPipeline, run: About, labels: Sequence[str]) -> N
             for number, token in enumerate(tokens)
         ]
 
-    with gr.Row():
-        images = _uploads(labels)
-        with gr.Column():
-            text = gr.Textbox(label="text")
-            layer = gr.Dropdown(list(range(1, layers + 1)), value=layers, label="layer")
-            button = gr.Button("attention", variant="primary")
+    layer = gr.Dropdown(list(range(1, layers + 1)), value=layers, label="layer")
     gallery = gr.Gallery(label="where each token looks, mean of the heads; bright is most", columns=4)
-    _on(button, attention, [*images, text, layer], gallery, "attention")
-    _examples([[*one.files, one.texts[0]] for one in run.examples[:EXAMPLES] if one.texts], [*images, text])
+    examples = [[*one.files, one.texts[0], layers] for one in run.examples[:EXAMPLES] if one.texts]
+    _tab("attention", attention, [*_uploads(labels), gr.Textbox(label="text"), layer], gallery, examples)
 
 
 def _uploads(labels: Sequence[str]) -> list[gr.Image]:
@@ -274,22 +257,20 @@ def _uploads(labels: Sequence[str]) -> list[gr.Image]:
     return images
 
 
-def _on(button: gr.Button, act: Callable[..., Any], inputs: Any, outputs: Any, name: str) -> None:
-    """Call `act` when a button is pressed, one call at a time; what can't be used is said in one line."""
+def _tab(name: str, act: Callable[..., Any], inputs: Any, outputs: Any, examples: list[list[Any]]) -> None:
+    """A tab that calls `act`, one call of the app at a time; what can't be used is said in one line."""
 
     @functools.wraps(act)
     def told(*values: Any) -> Any:
         try:
-            return act(*values)
+            with _ONE_CALL:
+                return act(*values)
         except (ValueError, OSError) as error:
             raise gr.Error(one_line(error), print_exception=False) from error
 
-    button.click(told, inputs, outputs, api_name=name, concurrency_limit=1, concurrency_id="model")
-
-
-def _examples(rows: Sequence[Sequence[Any]], inputs: list[Any]) -> None:
-    if rows:
-        gr.Examples([list(row) for row in rows], inputs, cache_examples=False)
+    plain: dict[str, Any] = {"cache_examples": False, "flagging_mode": "never", "clear_btn": None}
+    with gr.Tab(name):
+        gr.Interface(told, inputs, outputs, examples or None, api_name=name, submit_btn=name, **plain)
 
 
 def _content(file: str | None) -> bytes:
@@ -408,8 +389,7 @@ def encoder_app(
 
     with gr.Blocks(title=" ".join(meta["title"].split()), **_BLOCKS) as app:
         gr.Markdown(f"# {app.title}")
-        with gr.Tab("codes"):
-            _codes_tab(codes, [])
+        _codes_tab(codes, [])
     return app
 
 

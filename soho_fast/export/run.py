@@ -45,7 +45,9 @@ class Model:
     def pixels(self, images: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Images, uint8 (3, height, width), resized, normalised and padded to a batch: pixel_values, pixel_mask."""
         image = self.about["image"]
-        resized = [_resized(_checked_image(each), image) for each in images]
+        for each in images:
+            _check("image", each, torch.uint8, "3 height width", {})
+        resized = [_resized(each, image) for each in images]
         divisor, least = image["size_divisor"], image["least_edge"]
         edges = (max(least, *(each.shape[axis] for each in resized)) for axis in (1, 2))
         height, width = (-(-edge // divisor) * divisor for edge in edges)
@@ -63,14 +65,13 @@ class Model:
     def encode(self, pixel_values: Tensor, pixel_mask: Tensor) -> tuple[Tensor, ...]:
         """The first stage, once for each image: (visual, valid), and of a model with a dictionary codes."""
         divisor, least = self.about["image"]["size_divisor"], self.about["image"]["least_edge"]
-        _check("pixel_values", pixel_values, torch.float32, "(images, 3, height, width)", 4)
-        _check("pixel_mask", pixel_mask, torch.bool, "(images, height, width)", 3)
-        images, channels, height, width = pixel_values.shape
-        if channels != 3 or height % divisor or width % divisor or min(height, width) < least or not images:
-            expected = f"(images, 3, height, width) with edges that are multiples of {divisor}, at least {least}"
+        sizes: dict[str, int] = {}
+        _check("pixel_values", pixel_values, torch.float32, "images 3 height width", sizes)
+        _check("pixel_mask", pixel_mask, torch.bool, "images height width", sizes)
+        height, width = pixel_mask.shape[1:]
+        if height % divisor or width % divisor or min(height, width) < least:
+            expected = f"edges that are multiples of {divisor}, at least {least}"
             raise ValueError(f"pixel_values: expected {expected}, got {tuple(pixel_values.shape)}")
-        if pixel_mask.shape != (images, height, width):
-            raise ValueError(f"pixel_mask: expected {(images, height, width)}, got {tuple(pixel_mask.shape)}")
         return tuple(self._encode(pixel_values.contiguous(), pixel_mask.contiguous()))
 
     @torch.no_grad()
@@ -82,24 +83,15 @@ class Model:
         visual, valid: of the first stage. input_ids, attention_mask: int64 (texts, tokens); 0 in the mask at padding.
         image_index: int64 (texts,), the image of each; (texts, 2), left and right, of a model that compares.
         """
-        text, shown = self.about["text"], len(self.about["images"])
-        _check("visual", visual, torch.float32, "(images, tokens, channels)", 3)
-        _check("valid", valid, torch.bool, "(images, tokens)", 2)
-        _check("input_ids", input_ids, torch.int64, "(texts, tokens)", 2)
-        _check("attention_mask", attention_mask, torch.int64, "(texts, tokens)", 2)
-        _check("image_index", image_index, torch.int64, "(texts,)" if shown == 1 else "(texts, 2)", shown)
-        if visual.shape[2] != self.about["channels"] or valid.shape != visual.shape[:2] or not visual.numel():
-            raise ValueError(
-                f"visual, valid: expected what encode gave, got {tuple(visual.shape)}, {tuple(valid.shape)}"
-            )
-        texts, tokens = input_ids.shape
-        if not (texts and 1 <= tokens <= text["max_tokens"]) or attention_mask.shape != input_ids.shape:
-            raise ValueError(
-                f"input_ids, attention_mask: expected (texts, tokens) of both, at most {text['max_tokens']} tokens, "
-                f"got {tuple(input_ids.shape)}, {tuple(attention_mask.shape)}"
-            )
-        if image_index.shape != ((texts,) if shown == 1 else (texts, 2)):
-            raise ValueError(f"image_index: expected one row a text, got {tuple(image_index.shape)}")
+        text, compares = self.about["text"], len(self.about["images"]) == 2
+        sizes = {"channels": self.about["channels"]}
+        _check("visual", visual, torch.float32, "images patches channels", sizes)
+        _check("valid", valid, torch.bool, "images patches", sizes)
+        _check("input_ids", input_ids, torch.int64, "texts tokens", sizes)
+        _check("attention_mask", attention_mask, torch.int64, "texts tokens", sizes)
+        _check("image_index", image_index, torch.int64, "texts 2" if compares else "texts", sizes)
+        if sizes["tokens"] > text["max_tokens"]:
+            raise ValueError(f"input_ids: expected at most {text['max_tokens']} tokens, got {sizes['tokens']}")
         for name, numbers, limit in (
             ("input_ids", input_ids, text["vocab_size"]),
             ("image_index", image_index, len(visual)),
@@ -139,17 +131,17 @@ def _check_files(folder: Path) -> None:
             raise ValueError(f"{folder}: {name} is missing or has changed since it was exported; export it again")
 
 
-def _check(name: str, value: object, dtype: torch.dtype, shape: str, dims: int) -> None:
-    if not isinstance(value, Tensor) or value.dtype != dtype or value.dim() != dims:
-        got = f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-        raise ValueError(f"{name}: expected {dtype} {shape}, got {got}")
-
-
-def _checked_image(image: Tensor) -> Tensor:
-    _check("image", image, torch.uint8, "(3, height, width)", 3)
-    if image.shape[0] != 3 or not image.numel():
-        raise ValueError(f"image: expected (3, height, width), got {tuple(image.shape)}")
-    return image
+def _check(name: str, value: object, dtype: torch.dtype, axes: str, sizes: dict[str, int]) -> None:
+    """Raises ValueError: it is no tensor of this type and shape. `sizes`: those of axes by name, filled here; what is
+    not there yet may be any but 0."""
+    names, shape = axes.split(), tuple(value.shape) if isinstance(value, Tensor) else ()
+    expected = [sizes.get(name, name) for name in names]
+    pairs = zip(expected, shape, strict=False)
+    fits = [size == int(axis) if str(axis).isdigit() else size > 0 for axis, size in pairs]
+    if not isinstance(value, Tensor) or value.dtype != dtype or len(shape) != len(names) or not all(fits):
+        got = f"{value.dtype} {shape}" if isinstance(value, Tensor) else type(value).__name__
+        raise ValueError(f"{name}: expected {dtype} ({', '.join(map(str, expected))}), got {got}")
+    sizes.update(zip(names, shape, strict=True))
 
 
 def _resized(pixels: Tensor, image: dict[str, Any]) -> Tensor:

@@ -215,26 +215,38 @@ def test_wrong_inputs_are_refused(runner, exported):
     for call, words in (
         (
             lambda: encode(images[0].double(), images[1]),
-            "pixel_values: expected torch.float32 (images, 3, height, width), got",
+            "pixel_values: expected torch.float32 (images, 3, height, width), got torch.float64",
         ),
         (
             lambda: encode(images[0][:, :2], images[1]),
-            "pixel_values: expected (images, 3, height, width) with edges that are",
+            "pixel_values: expected torch.float32 (images, 3, height, width), got torch.float32 (2, 2, 64, 64)",
         ),
         (lambda: encode(images[0][..., :60], images[1][..., :60]), "multiples of 32, at least 64, got (2, 3, 64, 60)"),
         (lambda: encode(images[0][..., :32], images[1][..., :32]), "at least 64, got (2, 3, 64, 32)"),
-        (lambda: encode(images[0], images[1][:1]), "pixel_mask: expected (2, 64, 64), got (1, 64, 64)"),
-        (lambda: encode(images[0], None), "pixel_mask: expected torch.bool (images, height, width), got NoneType"),
-        (lambda: read(visual[..., :5], valid, ids, ones, pairs), "visual, valid: expected what encode gave"),
+        (
+            lambda: encode(images[0], images[1][:1]),
+            "pixel_mask: expected torch.bool (2, 64, 64), got torch.bool (1, 64, 64)",
+        ),
+        (lambda: encode(images[0], None), "pixel_mask: expected torch.bool (2, 64, 64), got NoneType"),
+        (
+            lambda: read(visual[..., :5], valid, ids, ones, pairs),
+            "visual: expected torch.float32 (images, patches, 32), got",
+        ),
         (lambda: read(visual, valid, ids.int(), ones, pairs), "input_ids: expected torch.int64 (texts, tokens)"),
-        (lambda: read(visual, valid, ids.repeat(1, 5), ones.repeat(1, 5), pairs), "at most 16 tokens, got (1, 20)"),
+        (
+            lambda: read(visual, valid, ids.repeat(1, 5), ones.repeat(1, 5), pairs),
+            "input_ids: expected at most 16 tokens, got 20",
+        ),
         (
             lambda: read(visual, valid, ids, ones[:, :3], pairs),
-            "input_ids, attention_mask: expected (texts, tokens) of both",
+            "attention_mask: expected torch.int64 (1, 4), got torch.int64 (1, 3)",
         ),
         (lambda: read(visual, valid, ids + 24, ones, pairs), "input_ids: expected 0 to 30, got 31 to 31"),
         (lambda: read(visual, valid, ids, ones, pairs + 1), "image_index: expected 0 to 1, got 1 to 2"),
-        (lambda: read(visual, valid, ids, ones, pairs[0]), "image_index: expected torch.int64 (texts, 2), got"),
+        (
+            lambda: read(visual, valid, ids, ones, pairs[0]),
+            "image_index: expected torch.int64 (1, 2), got torch.int64 (2,)",
+        ),
         (
             lambda: runner.pixels([torch.zeros(3, 9, 9)]),
             "image: expected torch.uint8 (3, height, width), got torch.float32",

@@ -11,7 +11,7 @@ visual tokens), U the same with the tokens of each image once, M tokens that are
 pair, H heads of E channels, D = H*E, R = P*H or the rows of a table.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -151,10 +151,10 @@ class PackedTransformer(TransformerBackend):
         return hidden_PTD
 
 
-class _PackedRows(NamedTuple):
-    """Which places have a row, and which rows are read.
+class _PackedRows:
+    """Rows for all that is real or read, in numbers that recur for products with `like`; see `packed_encode`.
 
-    Args:
+    Attributes:
         num_places: T, rounded up.
         real_PT: bool, whom attention sees.
         pair_words, place_words: int64, of each row that is a word.
@@ -165,49 +165,25 @@ class _PackedRows(NamedTuple):
         row_M: of these, which of the N rows they are.
     """
 
-    num_places: int
-    real_PT: Tensor
-    pair_words: Tensor
-    place_words: Tensor
-    pair_visual: Tensor
-    place_visual: Tensor
-    keys: Places
-    reads: Places
-    read_M: Tensor
-    row_M: Tensor
+    def __init__(self, real_PT: Tensor, read_PT: Tensor, num_words: int, like: Tensor) -> None:
+        (num_pairs, T), S = real_PT.shape, num_words
+        row_PT = real_PT | read_PT
+        row_PT = _fill(row_PT, torch.ones_like(row_PT), recurring(int(row_PT.sum()), like, 64))
+        read_PT = _fill(read_PT, row_PT, recurring(int(read_PT.sum()), like))
+        self.num_places = num_places = recurring(T, like, 8)
+        self.real_PT, row_PT, read_PT = (F.pad(at_PT, (0, num_places - T)) for at_PT in (real_PT, row_PT, read_PT))
 
+        self.pair_words, self.place_words = row_PT[:, :S].nonzero(as_tuple=True)
+        self.pair_visual, self.place_visual = row_PT[:, S:].nonzero(as_tuple=True)
+        words_N, visual_N = self.pair_words * num_places + self.place_words, self.pair_visual * num_places + S
+        self.keys = Places(torch.cat([words_N, visual_N + self.place_visual]), (num_pairs, num_places))
 
-def _packed_rows(real_PT: Tensor, read_PT: Tensor, num_words: int, like: Tensor) -> _PackedRows:
-    """Rows for all that is real or read, in numbers that recur for products with `like`; see `packed_encode`."""
-    (num_pairs, T), S = real_PT.shape, num_words
-    row_PT = real_PT | read_PT
-    row_PT = _fill(row_PT, torch.ones_like(row_PT), recurring(int(row_PT.sum()), like, 64))
-    read_PT = _fill(read_PT, row_PT, recurring(int(read_PT.sum()), like))
-    num_places = recurring(T, like, 8)
-    real_PT, row_PT, read_PT = (F.pad(places_PT, (0, num_places - T)) for places_PT in (real_PT, row_PT, read_PT))
-
-    pair_words, place_words = row_PT[:, :S].nonzero(as_tuple=True)
-    pair_visual, place_visual = row_PT[:, S:].nonzero(as_tuple=True)
-    place_N = torch.cat([pair_words * num_places + place_words, pair_visual * num_places + S + place_visual])
-    keys = Places(place_N, (num_pairs, num_places))
-
-    read_M = read_PT.flatten().nonzero().squeeze(1)
-    slot_PT = read_PT.cumsum(1) - 1
-    num_slots = recurring(int(slot_PT.max()) + 1, like, 8)
-    slot_M = (read_M // num_places) * num_slots + slot_PT.flatten()[read_M]
-    reads = Places(slot_M, (num_pairs, num_slots))
-    return _PackedRows(
-        num_places,
-        real_PT,
-        pair_words,
-        place_words,
-        pair_visual,
-        place_visual,
-        keys,
-        reads,
-        read_M,
-        keys.row_PT[read_M],
-    )
+        self.read_M = read_PT.flatten().nonzero().squeeze(1)
+        slot_PT = read_PT.cumsum(1) - 1
+        num_slots = recurring(int(slot_PT.max()) + 1, like, 8)
+        slot_M = (self.read_M // num_places) * num_slots + slot_PT.flatten()[self.read_M]
+        self.reads = Places(slot_M, (num_pairs, num_slots))
+        self.row_M = self.keys.row_PT[self.read_M]
 
 
 def packed_encode(
@@ -230,7 +206,7 @@ def packed_encode(
     input_ids_PS = texts.input_ids
     image_index_P = torch.arange(len(input_ids_PS)) if texts.image_index is None else texts.image_index
     weight, (num_pairs, T) = encoder.layer[-1].attention.self.query.weight, real_PT.shape
-    rows = _packed_rows(real_PT, read_PT, input_ids_PS.shape[1], weight)
+    rows = _PackedRows(real_PT, read_PT, input_ids_PS.shape[1], weight)
 
     words = text_embeddings.word_embeddings
     words_D, table_VD = SharedWords.apply(
