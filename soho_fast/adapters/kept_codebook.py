@@ -79,28 +79,32 @@ def _place(tensor: Tensor) -> tuple[int, torch.dtype, torch.Size, tuple[int, ...
     return tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
 
 
-class KeptCodebook:
-    """The lookup in the codebook of a module, or those of its levels, which are prepared when two calls in a row find
-    them unchanged.
-
-    Copies and pickles of it are empty.
+class _Kept:
+    """What is made of tensors, as long as they stay as they are. Copies and pickles of it are empty.
 
     Attributes:
-        num_drops: how many reports came that codes changed in a way that torch does not count.
+        num_drops: how many reports came that they changed in a way that torch does not count.
     """
 
     __slots__ = ("_entry", "num_drops")
 
     def __init__(self) -> None:
-        self._entry: tuple[Watch, ops.PreparedCodebook | None] | None = None
+        self._entry: tuple[Watch, Any] | None = None
         self.num_drops = 0
 
-    def __reduce__(self) -> tuple[type["KeptCodebook"], tuple[()]]:
-        return KeptCodebook, ()
+    def __reduce__(self) -> tuple[type["_Kept"], tuple[()]]:
+        return type(self), ()
 
     def drop(self) -> None:
         self._entry = None
         self.num_drops += 1
+
+
+class KeptCodebook(_Kept):
+    """The lookup in the codebook of a module, or those of its levels, which are prepared when two calls in a row find
+    them unchanged."""
+
+    __slots__ = ()
 
     @property
     def is_prepared(self) -> bool:
@@ -161,19 +165,10 @@ class KeptCodebook:
         return ops.residual_lookup(features.detach(), prepared, num_levels=len(codebooks))
 
 
-class Made:
-    """A tensor that is made of others, and made again when they change. Copies and pickles of it are empty."""
+class Made(_Kept):
+    """A tensor that is made of others, and made again when they change."""
 
-    __slots__ = ("_entry",)
-
-    def __init__(self) -> None:
-        self._entry: tuple[Watch, Tensor] | None = None
-
-    def __reduce__(self) -> tuple[type["Made"], tuple[()]]:
-        return Made, ()
-
-    def drop(self) -> None:
-        self._entry = None
+    __slots__ = ()
 
     def of(self, make: Callable[..., Tensor], first: Tensor, second: Tensor, *others: Any) -> Tensor:
         """`make(first, second, *others)`, or what it gave when the two tensors were last what they are now."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
+from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any, Self
 
@@ -315,13 +315,9 @@ class SohoPipeline:
             yield from self.answer_together(window, top_k, batch_size)
 
     def _encode_many(self, images: Iterable[Any], batch_size: int) -> Iterator[VisualTokens]:
-        ahead: list[Tensor | VisualTokens] = []
-        for image in images:
-            ahead.append(self._load(image))
-            if len(ahead) == _WINDOW * batch_size:
-                yield from self._encode(ahead, batch_size)
-                ahead = []
-        yield from self._encode(ahead, batch_size)
+        loaded = map(self._load, images)
+        while ahead := list(islice(loaded, _WINDOW * batch_size)):
+            yield from self._encode(ahead, batch_size)
 
     @torch.no_grad()
     def _encode(self, images: Sequence[Tensor | VisualTokens], batch_size: int) -> list[VisualTokens]:

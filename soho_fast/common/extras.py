@@ -7,6 +7,7 @@ import signal
 import sys
 from pathlib import Path
 from types import TracebackType
+from typing import NoReturn
 
 from soho_fast.common.errors import print_line
 
@@ -58,18 +59,14 @@ class from_extra:
         # Python's own name for a command that `python -m` is still looking for.
         is_command = trace.tb_frame.f_globals["__name__"] == "__main__" or sys.argv[:1] == ["-m"]
         if isinstance(error, KeyboardInterrupt) and is_command:
-            if os.environ.get("RANK", "0") == "0":
-                print_line("\nstopped before anything was done", file=sys.stderr)
-            raise SystemExit(128 + signal.SIGINT) from None
+            _leave("\nstopped before anything was done", 128 + signal.SIGINT)
         if not isinstance(error, ImportError):
             return
         told = error if isinstance(error, MissingExtraError) else self._told(error, trace)
         if told is None:
             return
         if is_command:
-            if os.environ.get("RANK", "0") == "0":
-                print_line(f"error: {told}", file=sys.stderr)
-            raise SystemExit(2) from None
+            _leave(f"error: {told}", 2)
         if told is not error:
             raise told from error
 
@@ -86,6 +83,12 @@ class from_extra:
         by = _module_of(Path(here["__file__"])) if here["__name__"] == "__main__" else here["__name__"]
         by = by.removesuffix(".__main__")
         return MissingExtraError(f"{by} needs {needed}; install it with: {install_command(self.name)}", name=error.name)
+
+
+def _leave(line: str, code: int) -> NoReturn:
+    if os.environ.get("RANK", "0") == "0":
+        print_line(line, file=sys.stderr)
+    raise SystemExit(code) from None
 
 
 def _module_of(file: Path) -> str:

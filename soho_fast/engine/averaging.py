@@ -6,12 +6,10 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
-import torch.distributed as dist
 from deepspeed import DeepSpeedEngine
 
 from soho_fast.engine.optimizer import AVERAGE
-from soho_fast.engine.resharding import tensors_of
+from soho_fast.engine.resharding import written_tensors
 from soho_fast.engine.settings import OptimSettings
 
 
@@ -29,19 +27,11 @@ def averaged_weights(engine: DeepSpeedEngine, optim: OptimSettings) -> Iterator[
         _exchange(engine)
 
 
-@torch.no_grad()
 def _exchange(engine: DeepSpeedEngine) -> None:
-    optimizer, stage, state = engine.optimizer, engine.zero_optimization_stage(), engine.basic_optimizer.state
-    if stage == 3:
-        optimizer.checkpoint_event_prologue()
-    for tensor in tensors_of(engine):
-        if (average := state.get(tensor, {}).get(AVERAGE)) is not None:
-            weights = tensor.clone()
-            tensor.copy_(average)
-            average.copy_(weights)
-    if stage in (1, 2):
-        optimizer.update_lp_params()
-    elif stage == 3:
-        # Brings the weights of the model's own type in line with these, as in `load_resharded`.
-        optimizer.load_state_dict({dist.get_rank(): optimizer.state_dict()})
-        optimizer.checkpoint_event_epilogue()
+    state = engine.basic_optimizer.state
+    with written_tensors(engine) as tensors:
+        for tensor in tensors:
+            if (average := state.get(tensor, {}).get(AVERAGE)) is not None:
+                weights = tensor.clone()
+                tensor.copy_(average)
+                average.copy_(weights)

@@ -11,6 +11,7 @@ memory.
 
 import re
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -91,14 +92,11 @@ def load_resharded(engine: DeepSpeedEngine, folder: Path, load: Callable[[Path],
     Raises:
         UserError: the checkpoint lacks a part of a parameter.
     """
-    optimizer, stage = engine.optimizer, engine.zero_optimization_stage()
     # One at stages 0 to 2, else each rank's.
     models = _by_rank(folder, "*model_states.pt", load)
     optim = [file[OPTIMIZER_STATE_DICT] for file in _by_rank(folder, "*optim_states.pt", load)]
     saved, model = _Saved(folder, load, models, optim), models[0]
-    if stage == 3:
-        optimizer.checkpoint_event_prologue()
-    with torch.no_grad():
+    with written_tensors(engine) as tensors:
         buffers = dict(engine.module.named_buffers())
         for name in model[BUFFER_NAMES]:
             buffers[name].copy_(model["module"][name])
@@ -109,19 +107,13 @@ def load_resharded(engine: DeepSpeedEngine, folder: Path, load: Callable[[Path],
         of_tensor: dict[int, list[Fragment]] = {}
         for fragment in fragments_of(engine):
             of_tensor.setdefault(fragment.tensor, []).append(fragment)
-        for number, tensor in enumerate(tensors_of(engine)):
+        for number, tensor in enumerate(tensors):
             state = saved.fill(tensor, of_tensor.get(number, []))
             if state:
                 engine.basic_optimizer.state[tensor] = state
-        if optim and stage:
+        if optim and engine.zero_optimization_stage():
             for name in _LOSS_SCALE:
-                setattr(optimizer, name, optim[0][name])
-        if stage in (1, 2):
-            optimizer.update_lp_params()
-        elif stage == 3:
-            # Brings the weights of the model's own type in line with these.
-            optimizer.load_state_dict({dist.get_rank(): optimizer.state_dict()})
-            optimizer.checkpoint_event_epilogue()
+                setattr(engine.optimizer, name, optim[0][name])
     for name in ("global_steps", "global_samples", "skipped_steps"):
         setattr(engine, name, model[name])
 
@@ -138,7 +130,7 @@ class _Saved:
         parts: list[dict[str, Any] | None] = list(optim) or [None]
         for rank, optimizer in enumerate(parts):
             fragments = [Fragment(*each) for each in load(folder / f"rank-{rank:05d}.pt")["fragments"]]
-            part = _part_of(models[0], fragments) if optimizer is None else _part_of_rank(optimizer)
+            part = _part_of_rank(optimizer) if optimizer else _part_of(models[0], fragments)
             for fragment in fragments:
                 self._found.setdefault(fragment.name, []).append((fragment, part))
 
@@ -213,6 +205,22 @@ def _part_of_rank(optimizer: dict[str, Any]) -> _Part:
     if FP32_FLAT_GROUPS in optimizer:
         return _Part(optimizer[FP32_FLAT_GROUPS], optimizer[OPTIMIZER_STATE_DICT]["state"])
     return _Part(optimizer[SINGLE_PARTITION_OF_FP32_GROUPS], optimizer[BASE_OPTIMIZER_STATE]["state"])
+
+
+@contextmanager
+def written_tensors(engine: DeepSpeedEngine) -> Iterator[list[Tensor]]:
+    """`tensors_of`, to be written to; afterwards the model's weights are those. All ranks enter and leave together."""
+    optimizer, stage = engine.optimizer, engine.zero_optimization_stage()
+    if stage == 3:
+        optimizer.checkpoint_event_prologue()
+    with torch.no_grad():
+        yield tensors_of(engine)
+        if stage in (1, 2):
+            optimizer.update_lp_params()
+        elif stage == 3:
+            # Brings the weights of the model's own type in line with these.
+            optimizer.load_state_dict({dist.get_rank(): optimizer.state_dict()})
+            optimizer.checkpoint_event_epilogue()
 
 
 def tensors_of(engine: DeepSpeedEngine) -> list[Tensor]:

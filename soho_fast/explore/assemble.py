@@ -315,16 +315,11 @@ class _Writer:
         }
 
     def _occurrences(self, assigned: np.ndarray) -> list[list[float | None]]:
-        return [
-            [
-                image,
-                row,
-                column,
-                _short(distance),
-                *(self.sizes_G[image][of] for of in ("patches_high", "patches_wide")),
-            ]
-            for _, image, row, column, distance, *_ in assigned.tolist()
-        ]
+        found = []
+        for _, image, row, column, distance, *_ in assigned.tolist():
+            size = self.sizes_G[image]
+            found.append([image, row, column, _short(distance), size["patches_high"], size["patches_wide"]])
+        return found
 
     def _words_of_code(self, ranked: np.ndarray) -> list[dict[str, Any]]:
         rows = ((self.words.spelling[c], both, int(self.words.images[c]), *rest) for c, both, *rest in ranked.tolist())

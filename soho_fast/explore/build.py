@@ -10,7 +10,6 @@ import argparse
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -56,16 +55,9 @@ class Opened:
     most: int
     licence: str | None
 
-    @cached_property
-    def images(self) -> Any:
-        """The `TaskImages`, read at the first use."""
-        from soho_fast.explore.from_model import TaskImages
-
-        return TaskImages(self.task, self.splits, most=self.most, licence=self.licence)
-
     def source(self, title: str, say: Callable[[str], None]) -> Any:
-        """The model with these images, a `ModelSource`; it is loaded here."""
-        from soho_fast.explore.from_model import ModelSource
+        """The model with the images of its task, a `ModelSource`; both are loaded here."""
+        from soho_fast.explore.from_model import ModelSource, TaskImages
 
         with from_extra("train"):
             import torch
@@ -75,7 +67,8 @@ class Opened:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         model = self.task.load_model(self.folder).to(device)
         self.task.speed_up(model, device)
-        return ModelSource(self.task, model, self.images, title=title, called=self.folder, say=say)
+        images = TaskImages(self.task, self.splits, most=self.most, licence=self.licence)
+        return ModelSource(self.task, model, images, title=title, called=self.folder, say=say)
 
 
 def open_model(options: argparse.Namespace, say: Callable[[str], None]) -> Opened:

@@ -232,16 +232,16 @@ def look(source: Any, say: Callable[[str], None] = print_line) -> Seen:
     parts, captions, grids, touched, is_heldout = [], [], [], [], []
     progress = ProgressLines(say, "images")
     for batch in source.batches():
-        index_Bhw, feat_BLC = batch.levels[0][0].cpu().numpy(), batch.features.float().cpu().numpy()
+        index_Bhw, feat_BLC = batch.index[0].cpu().numpy(), batch.features.float().cpu().numpy()
         for number, image in enumerate(batch.images):
             valid_hw = index_Bhw[number] >= 0
-            names = _objects_under(str(image.ref.store), image.ref.name, valid_hw)
             code = index_Bhw[number][valid_hw].astype(np.int64)
-            parts.append((code, feat_BLC[number][valid_hw.ravel()], names))
-            captions.append(image.captions)
             rows, columns = int(valid_hw.any(1).sum()), int(valid_hw.any(0).sum())
+            where = str(image.ref.store), image.ref.name, rows, columns
+            parts.append((code, feat_BLC[number][valid_hw.ravel()], _objects_under(*where)))
+            captions.append(image.captions)
             grids.append(valid_hw[:rows, :columns])
-            touched.append(objects_touched(str(image.ref.store), image.ref.name, rows, columns))
+            touched.append(objects_touched(*where))
             is_heldout.append(image.held_out)
         progress(len(captions), source.num_images)
     image_T = np.repeat(np.arange(len(parts)), [len(part[0]) for part in parts])
@@ -251,12 +251,11 @@ def look(source: Any, say: Callable[[str], None] = print_line) -> Seen:
     return Seen(code_T, image_T, feat_TC, label_T, name_T != "", labels.tolist(), captions, grids, touched, heldout_N)
 
 
-def _objects_under(root: str, name: str, valid_hw: np.ndarray) -> np.ndarray:
-    """For each True of `valid_hw` the object that covers most of the patch, "" without an object or a known one."""
+def _objects_under(root: str, name: str, rows: int, columns: int) -> np.ndarray:
+    """For each patch of an image the object that covers most of it, "" without an object or a known one."""
     scene = scenes_of(root).get(Path(name).name)
-    rows, columns = int(valid_hw.any(1).sum()), int(valid_hw.any(0).sum())
     if scene is None or rows != columns:
-        return np.full(int(valid_hw.sum()), "")
+        return np.full(rows * columns, "")
     from soho_fast.data.mini.builder import objects_in_patches
 
     place = objects_in_patches(scene, rows, columns).ravel() + 1

@@ -11,6 +11,7 @@ import pickle
 import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -252,55 +253,51 @@ def _check_of_codes(num_codes: int, labels: Any, decoded: Any, window: Any) -> d
     return {"labels": labels, "decoded": arrays, "window": window}
 
 
+@dataclass
 class ArraySource:
     """A `Source` of batches of arrays.
 
     Args:
         batches: {features, images, captions, names, index} each, of which only images can't be None.
         shown: All images, by their place, or where those of batches are copied to.
-        codebook: float32 (Q, K, C), see `check_codebook`, or None.
+        levels: The codebook, float32 (Q, K, C), see `check_codebook`, or None.
         shape: (Q, K).
         metric: See `build_from_arrays`.
         title: What the heading of the pages says.
-        licences: See `build_from_arrays`.
+        given: Licences; see `build_from_arrays`.
         num_images: How many there are, where that is known.
     """
 
+    batches: Iterable[Mapping[str, Any]]
+    shown: Images | _Copies
+    levels: np.ndarray | None
+    shape: tuple[int, ...]
+    metric: str
+    title: str
+    given: LicenceEntries = None
+    num_images: int | None = None
     model = "arrays"
 
-    def __init__(
-        self,
-        batches: Iterable[Mapping[str, Any]],
-        shown: Images | _Copies,
-        codebook: np.ndarray | None,
-        shape: tuple[int, ...],
-        metric: str,
-        title: str,
-        licences: LicenceEntries = None,
-        num_images: int | None = None,
-    ) -> None:
-        check_metric(metric)
-        if isinstance(licences, str):
-            licences = licence_of_all(licences)
-        self.num_levels, self.num_codes = shape[0], shape[0] * shape[1]
-        self.codebook = None if codebook is None else codebook.reshape(self.num_codes, -1)
-        self.title, self.num_images = title, num_images
+    def __post_init__(self) -> None:
+        check_metric(self.metric)
+        self.num_levels, self.num_codes = self.shape[0], self.shape[0] * self.shape[1]
+        self.codebook = None if self.levels is None else self.levels.reshape(self.num_codes, -1)
         self.data_sets = ["images"]  # Or clips, as the first of them says.
-        self._levels, self._metric = codebook, metric
-        self._licences = licences if isinstance(licences, Licences) else Licences(licences or [])
+        given = licence_of_all(self.given) if isinstance(self.given, str) else self.given
+        self._licences = given if isinstance(given, Licences) else Licences(given or [])
         self.licences = self._licences.entries  # That of what has none comes with the first such image.
-        self._batches, self._shown, self._kind = batches, shown, ""
+        self._kind = ""
 
     def images(self) -> Iterator[SeenImage]:
         first, sizes = 0, dict[str, int]()
-        for given in self._batches:
-            batch = check_batch(given, self._levels, first, sizes)
+        for given in self.batches:
+            batch = check_batch(given, self.levels, first, sizes)
             images, captions, names = batch["images"], batch["captions"], batch["names"]
-            for number, (index, distance) in enumerate(look_up(batch, self._levels, self._metric)):
+            for number, (index, distance) in enumerate(look_up(batch, self.levels, self.metric)):
                 image = images[number]
                 kind = self._check_kind(image, first + number, index.shape[1:])
-                if isinstance(self._shown, _Copies):
-                    self._shown.add(image)
+                if isinstance(self.shown, _Copies):
+                    self.shown.add(image)
                 is_path = isinstance(image, (str, os.PathLike))
                 path = Path(image).as_posix() if is_path else f"{kind} {first + number}"
                 # A folder that is sent away does not tell where the images lie on this machine.
@@ -326,7 +323,7 @@ class ArraySource:
         return kind
 
     def small_copy(self, place: int) -> Any:
-        image: Any = self._shown[place]
+        image: Any = self.shown[place]
         if isinstance(image, tuple):
             return image  # It was made when its batch came.
         if is_sound(image):

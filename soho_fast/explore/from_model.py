@@ -1,6 +1,6 @@
 """The images of a task's data sets, looked up in a model's dictionary.
 
-B images of a batch, L tokens of an image, C channels, h x w patches of a batch's grid.
+B images of a batch, L tokens of an image, C channels, Q levels, h x w patches of a batch's grid.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ class ImageBatch:
     """Some images and their features, as the dictionary gets them.
 
     images: those that could be read, B. features: (B, L, C) on the device, L = h * w. valid: bool (B, h, w), False at
-    padding. patches: each image's height and width in patches, fractions included. levels: (index, distance) of each
-    level, from the first on; index int64 (B, h, w), -1 at padding.
+    padding. patches: each image's height and width in patches, fractions included. index: int64 (Q, B, h, w) of Q
+    levels, -1 at padding. distance: (Q, B, h, w).
     """
 
     places: list[int]
@@ -68,7 +68,8 @@ class ImageBatch:
     features: torch.Tensor
     valid: torch.Tensor
     patches: list[tuple[float, float]]
-    levels: list[tuple[torch.Tensor, torch.Tensor]]
+    index: torch.Tensor
+    distance: torch.Tensor
 
 
 class TaskImages:
@@ -206,19 +207,18 @@ class ModelSource:
             pixels = self._task.on_device(self._computing.on_device(batch))
             feat_BLC, valid_Bhw = self._model.base().encode_features(**pixels)
         codes_BLQ = self.dictionary.codes_of(feat_BLC)
-        distance_BLQ, levels = self.dictionary.distances(feat_BLC, codes_BLQ), []
-        for level in range(self.num_levels):
-            index_Bhw = codes_BLQ[..., level].view(valid_Bhw.shape).masked_fill(~valid_Bhw, -1)
-            levels.append((index_Bhw, distance_BLQ[..., level].view_as(index_Bhw)))
+        found = codes_BLQ, self.dictionary.distances(feat_BLC, codes_BLQ)
+        index_QBhw, distance_QBhw = (each.movedim(-1, 0).reshape(-1, *valid_Bhw.shape) for each in found)
+        index_QBhw = index_QBhw.masked_fill(~valid_Bhw, -1)
         patches = [(height / self._patch, width / self._patch) for height, width in sizes]
         images = [self._images.images[place] for place in places]
-        return ImageBatch(places, images, feat_BLC, valid_Bhw, patches, levels)
+        return ImageBatch(places, images, feat_BLC, valid_Bhw, patches, index_QBhw, distance_QBhw)
 
     def images(self) -> Iterator[SeenImage]:
         for batch in self.batches():
-            index_QBhw, distance_QBhw = (torch.stack(each).cpu().numpy() for each in zip(*batch.levels, strict=True))
-            index_QBhw = by_level(index_QBhw.astype(np.int32), self.num_codes // self.num_levels)
-            valid = batch.valid.cpu().numpy()
+            index_QBhw = batch.index.cpu().numpy().astype(np.int32)
+            index_QBhw = by_level(index_QBhw, self.num_codes // self.num_levels)
+            valid, distance_QBhw = batch.valid.cpu().numpy(), batch.distance.cpu().numpy()
             for number, (place, image) in enumerate(zip(batch.places, batch.images, strict=True)):
                 rows, columns = int(valid[number].any(1).sum()), int(valid[number].any(0).sum())
                 yield SeenImage(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -39,7 +39,7 @@ def occurrences(
     """
     if kind not in KINDS:
         raise ValueError(f"kind: expected one of {', '.join(KINDS)}, got {kind!r}")
-    return _records(_bundle(explorer).code(code)[kind], _OCCURRENCE)
+    return np.array([tuple(row) for row in _bundle(explorer).code(code)[kind]], dtype=_OCCURRENCE)
 
 
 def words_of_code(explorer: str | os.PathLike[str] | Bundle, code: int) -> np.ndarray:
@@ -59,8 +59,7 @@ def words_of_code(explorer: str | os.PathLike[str] | Bundle, code: int) -> np.nd
     """
     entries = _bundle(explorer).code(code)["words"]
     longest = max((len(entry["word"]) for entry in entries), default=1)
-    fields = [("word", f"U{longest}"), *_COUNTS]
-    return _records([[entry[name] for name, _ in fields] for entry in entries], fields)
+    return _counted(entries, "word", f"U{longest}")
 
 
 def codes_of_word(explorer: str | os.PathLike[str] | Bundle, word: str) -> np.ndarray:
@@ -81,13 +80,13 @@ def codes_of_word(explorer: str | os.PathLike[str] | Bundle, word: str) -> np.nd
     by_word = {entry["word"]: entry["codes"] for entry in _bundle(explorer).read("words")}
     if word not in by_word:
         raise KeyError(f"{word!r} is not among the {len(by_word)} words that were counted{did_you_mean(word, by_word)}")
-    fields = [("code", np.int64), *_COUNTS]
-    return _records([[entry[name] for name, _ in fields] for entry in by_word[word]], fields)
+    return _counted(by_word[word], "code", "i8")
 
 
 def _bundle(explorer: str | os.PathLike[str] | Bundle) -> Bundle:
     return explorer if isinstance(explorer, Bundle) else Bundle(explorer)
 
 
-def _records(rows: Sequence[Sequence[Any]], fields: Sequence[tuple[str, Any]]) -> np.ndarray:
-    return np.array([tuple(row) for row in rows], dtype=list(fields))
+def _counted(entries: Sequence[Mapping[str, Any]], name: str, kind: str) -> np.ndarray:
+    fields: list[tuple[str, Any]] = [(name, kind), *_COUNTS]
+    return np.array([tuple(entry[each] for each, _ in fields) for entry in entries], dtype=fields)

@@ -76,10 +76,8 @@ class Spool:
             low, high = self.distance_range
             self.distance_range = min(low, float(known.min())), max(high, float(known.max()))
         about = {each.name: getattr(image, each.name) for each in fields(image) if each.name not in self._files}
-        about |= {
-            "patches_high": float(image.patches_high or rows),
-            "patches_wide": float(image.patches_wide or columns),
-        }
+        about["patches_high"] = float(image.patches_high or rows)
+        about["patches_wide"] = float(image.patches_wide or columns)
         text = json.dumps(about).encode()
         contents = {"index": index.tobytes(), "distance": distance.tobytes(), "words": words.tobytes(), "texts": text}
         for name, content in contents.items():
@@ -130,17 +128,11 @@ class Spool:
         image_T = np.repeat(np.arange(last - first), sizes)
         place_T = np.arange(end - begin) - (self.first_N[first:last] - begin)[image_T]
         rows_T, columns_T = self.rows_N[first:last][image_T], self.columns_N[first:last][image_T]
-        return Chunk(
-            first,
-            last,
-            image_T,
-            (place_T // np.maximum(columns_T, 1) % np.maximum(rows_T, 1)).astype(np.int32),
-            (place_T % np.maximum(columns_T, 1)).astype(np.int32),
-            rows_T,
-            columns_T,
-            self._read("index", np.int32, begin, end),
-            self._read("distance", np.float32, begin, end),
-        )
+        row_T, column_T = np.divmod(place_T, np.maximum(columns_T, 1))
+        row_T = row_T % np.maximum(rows_T, 1)
+        grid = row_T.astype(np.int32), column_T.astype(np.int32), rows_T, columns_T
+        tokens = self._read("index", np.int32, begin, end), self._read("distance", np.float32, begin, end)
+        return Chunk(first, last, image_T, *grid, *tokens)
 
     def _read(self, name: str, dtype: type, first: int, last: int) -> np.ndarray:
         # Not mapped: mapped pages count as this process's memory.

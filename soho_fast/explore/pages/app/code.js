@@ -60,11 +60,7 @@
       return element(
         "tr",
         { class: low > 1 ? null : "unproven" },
-        element(
-          "th",
-          { scope: "row" },
-          element("a", { href: explorer.address("words", word), class: "foreign", dir: "auto" }, word),
-        ),
+        element("th", { scope: "row" }, explorer.wordLink(word)),
         element("td", { class: "number", title: counts }, `${formatCount(both)} of ${formatCount(images)}`),
         element("td", { class: "number" }, `× ${formatNumber(lift, lift < 10 ? 2 : 3)}`),
         element("td", {}, charts.interval({ ...row, value: lift, greatest, proven: low > 1 })),
@@ -191,7 +187,7 @@
         ? ["It is associated with no word of the captions."]
         : [
             "Its best word is ",
-            element("a", { href: explorer.address("words", says), class: "foreign", dir: "auto" }, says),
+            explorer.wordLink(says),
             `: it is named in the captions of ${share} of its ${nouns} (${ofAll} of all ${nouns}).`,
           ];
     const distances = `${formatNumber(wall.mean_distance[number])} ± ${formatNumber(wall.spread[number], 2)}`;

@@ -101,17 +101,14 @@ const explorer = { pages: new Map() };
     return explorer.selectBox("level", options, `${chosen ?? ""}`, (value) => onChange(Number(value) || null));
   };
 
-  explorer.decodedPath = (code) => {
-    const folder = String(Math.floor(code / IMAGES_PER_FILE)).padStart(4, "0");
-    return `decoded/${folder}/${String(code).padStart(6, "0")}.png`;
-  };
+  // The path of the image of a number, in a folder of them.
+  const pathIn = (folder, number, ending) =>
+    `${fileName(folder, number, IMAGES_PER_FILE).replace("-", "/")}/${String(number).padStart(6, "0")}.${ending}`;
+  explorer.decodedPath = (code) => pathIn("decoded", code, "png");
+  explorer.imagePath = (image) => pathIn("images", image, "jpg");
+
   const WALL_COLUMNS = [
     ...["tokens", "images", "mean_distance", "spread", "word", "lift", "lift_low", "lift_high", "precision"],
     ...["near_code", "near_distance", "x", "y", "x_near", "y_near", "medoid", "label"],
   ];
-
-  explorer.imagePath = (image) => {
-    const folder = String(Math.floor(image / IMAGES_PER_FILE)).padStart(4, "0");
-    return `images/${folder}/${String(image).padStart(6, "0")}.jpg`;
-  };
 })();

@@ -33,6 +33,11 @@
     `${explorer.formatCount(number)} ${number === 1 ? one : several}`;
 
   explorer.notice = (...children) => explorer.element("p", { class: "notice" }, children);
+  explorer.lead = (...children) => explorer.element("p", { class: "lead" }, children);
+  explorer.wordLink = (word) => {
+    const link = { href: explorer.address("words", word), class: "foreign", dir: "auto" };
+    return explorer.element("a", link, word);
+  };
 
   explorer.card = (heading, hint, ...children) => {
     const { element } = explorer;

@@ -218,9 +218,7 @@
     const rest = meta.num_images - meta.num_shown;
     root.append(
       element("h1", {}, title),
-      element(
-        "p",
-        { class: "lead" },
+      explorer.lead(
         rest > 0
           ? `${formatCount(meta.num_shown)} of the ${formatCount(meta.num_images)} ${nouns} that statistics come from.`
           : `All ${formatCount(meta.num_images)} ${nouns} that statistics come from.`,

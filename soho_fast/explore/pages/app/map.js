@@ -59,34 +59,29 @@
         const high = codesShown.reduce((greatest, code) => Math.max(greatest, values[code]), 0);
         return { middle: (low + high) / 2, length: Math.max(high - low, 1e-6) };
       };
-      const [rangeX, rangeY] = [range(xs), range(ys)];
+      const ranges = { x: range(xs), y: range(ys) };
       const view = {
         zoom: clamp(given("zoom", 1), 1, GREATEST_ZOOM),
-        x: given("x", rangeX.middle),
-        y: given("y", rangeY.middle),
+        x: given("x", ranges.x.middle),
+        y: given("y", ranges.y.middle),
       };
       const scale = () =>
-        view.zoom * Math.min((width - 2 * MARGIN) / rangeX.length, (height - 2 * MARGIN) / rangeY.length);
+        view.zoom * Math.min((width - 2 * MARGIN) / ranges.x.length, (height - 2 * MARGIN) / ranges.y.length);
       const toX = (x) => width / 2 + (x - view.x) * scale();
       const toY = (y) => height / 2 + (y - view.y) * scale();
       const radius = (code) =>
         Math.max(1.5, 9 * Math.sqrt(wall.tokens[code] / most)) * Math.min(3, Math.sqrt(view.zoom));
       const keepInside = () => {
-        for (const [name, { middle, length }] of [
-          ["x", rangeX],
-          ["y", rangeY],
-        ]) {
+        for (const [name, { middle, length }] of Object.entries(ranges)) {
           const half = (length / 2) * (1 - 1 / view.zoom);
           view[name] = clamp(view[name], middle - half, middle + half);
         }
       };
-      const inView = () => {
-        const codes = [];
-        for (const code of codesShown) {
-          const [x, y] = [toX(xs[code]), toY(ys[code])];
-          if (x > -30 && x < width + 30 && y > -30 && y < height + 30) codes.push(code);
-        }
-        return codes;
+      const isIn = (place, length) => place > -30 && place < length + 30;
+      const inView = () => codesShown.filter((code) => isIn(toX(xs[code]), width) && isIn(toY(ys[code]), height));
+      const outline = (context, code, size) => {
+        context.beginPath();
+        context.arc(toX(xs[code]), toY(ys[code]), size, 0, 2 * Math.PI);
       };
 
       const images = new Map(); // path -> Image
@@ -180,8 +175,7 @@
             continue;
           }
           context.globalAlpha = active ? 0.55 : 0.8;
-          context.beginPath();
-          context.arc(x, y, active ? radius(code) : 2, 0, 2 * Math.PI);
+          outline(context, code, active ? radius(code) : 2);
           if (active) {
             context.fillStyle = colourOf(code, accent);
             context.fill();
@@ -193,14 +187,7 @@
         context.globalAlpha = 1;
         drawNames(context, codes, text);
         if (selected !== null) {
-          context.beginPath();
-          context.arc(
-            toX(xs[selected]),
-            toY(ys[selected]),
-            Math.max(9, 1.6 * radius(selected)),
-            0,
-            2 * Math.PI,
-          );
+          outline(context, selected, Math.max(9, 1.6 * radius(selected)));
           context.lineWidth = 2.5;
           context.strokeStyle = text;
           context.stroke();
@@ -341,12 +328,10 @@
       }).observe(canvas);
       repaint = drawSoon;
 
-      const zoomButton = (text, label, factor) =>
-        element(
-          "button",
-          { type: "button", "aria-label": label, click: () => zoomAt(factor, width / 2, height / 2) },
-          text,
-        );
+      const zoomButton = (text, label, factor) => {
+        const click = () => zoomAt(factor, width / 2, height / 2);
+        return element("button", { type: "button", "aria-label": label, click }, text);
+      };
       stage.append(
         element("div", { class: "map-zoom" }, zoomButton("+", "zoom in", 1.5), zoomButton("−", "zoom out", 1 / 1.5)),
       );
@@ -358,14 +343,11 @@
           element("strong", {}, explorer.codeName(code)),
           element("span", { dir: "auto" }, wall.tokens[code] ? (wall.name[code] ?? "") : "unused"),
         );
-      const choose = (name, values, chosen) =>
-        values.length > 1 &&
-        explorer.selectBox(
-          name,
-          values.map((value) => [value, value || "none"]),
-          chosen,
-          (value) => (location.hash = addressWith({ [name]: value })),
-        );
+      const choose = (name, values, chosen) => {
+        const options = values.map((value) => [value, value || "none"]);
+        const open = (value) => (location.hash = addressWith({ [name]: value }));
+        return values.length > 1 && explorer.selectBox(name, options, chosen, open);
+      };
       const controls = element(
         "div",
         { class: "controls" },
@@ -382,9 +364,7 @@
       });
       root.append(
         element("h1", {}, "Map"),
-        element(
-          "p",
-          { class: "lead" },
+        explorer.lead(
           "Codes close in the codebook are close here, as far as a plane allows. The size shows the usage. " +
             (projection === "PCA"
               ? "PCA keeps large distances; rings are unused codes."

@@ -63,10 +63,7 @@
       if (text === "") return;
       search.blur();
       const code = explorer.codeNumber(text);
-      location.hash =
-        code !== null
-        ? explorer.address("code", String(code))
-        : explorer.address("words", "", { search: text });
+      location.hash = explorer.address(...(code === null ? ["words", "", { search: text }] : ["code", String(code)]));
     };
     const links = [...pages]
       .filter(([name, { inHeader = true }]) => inHeader && (name === page || !(meta && EMPTY[name]?.(meta))))

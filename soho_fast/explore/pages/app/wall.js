@@ -4,37 +4,27 @@
 (() => {
   const { element, formatCount, formatNumber, formatPercent, formatPlural } = explorer;
 
-  // What to sort by: its words, a number of each code (null goes last), whether the greatest comes first, and how the
-  // number is said under the tile.
+  // What to sort by: its words, a column of the wall (null goes last; without one the codes themselves), whether the
+  // greatest comes first, and how the number is said under the tile.
   const SORTS = {
-    lift: {
-      words: "surest word first",
-      value: (wall) => wall.lift_low,
-      down: true,
-      tell: (n) => `lift ≥ ${formatNumber(n, 2)}`,
-    },
-    usage: { words: "usage", value: (wall) => wall.tokens, down: true, tell: (n) => formatPlural(n, "token") },
-    precision: { words: "precision of the word", value: (wall) => wall.precision, down: true, tell: formatPercent },
-    spread: {
-      words: "spread, narrow first",
-      value: (wall) => wall.spread,
-      down: false,
-      tell: (n) => `± ${formatNumber(n, 2)}`,
-    },
+    lift: { words: "surest word first", column: "lift_low", down: true, tell: (n) => `lift ≥ ${formatNumber(n, 2)}` },
+    usage: { words: "usage", column: "tokens", down: true, tell: (n) => formatPlural(n, "token") },
+    precision: { words: "precision of the word", column: "precision", down: true, tell: formatPercent },
+    spread: { words: "spread, narrow first", column: "spread", tell: (n) => `± ${formatNumber(n, 2)}` },
     near: {
       words: "near-duplicates first",
-      value: (wall) => wall.near_distance,
-      down: false,
+      column: "near_distance",
       tell: (n, wall, code) => `${formatNumber(n, 2)} to ${explorer.codeName(wall.near_code[code])}`,
     },
-    number: { words: "number", value: (wall) => wall.tokens.map((_, code) => code), down: false, tell: () => "" },
+    number: { words: "number", tell: () => "" },
   };
+  const valuesOf = (wall, { column }) => wall[column] ?? wall.tokens.map((_, code) => code);
   const SHOWN = { "": "with surroundings", alone: "patches alone", decoded: "decoded" };
   const USE = { "": "all", active: "active", unused: "unused" };
 
-  const sortedCodes = (wall, { value, down }) => {
-    const values = value(wall);
-    const sign = down ? -1 : 1;
+  const sortedCodes = (wall, sort) => {
+    const values = valuesOf(wall, sort);
+    const sign = sort.down ? -1 : 1;
     return wall.tokens
       .map((_, code) => code)
       .sort((a, b) => {
@@ -89,16 +79,11 @@
       if (event.ctrlKey || event.altKey || event.metaKey) return;
       const tiles = [...grid.children];
       const place = tiles.indexOf(event.target);
-      const step =
-        {
-          ArrowLeft: () => -1,
-          ArrowRight: () => 1,
-          ArrowUp: () => -columnsOf(tiles),
-          ArrowDown: () => columnsOf(tiles),
-        }[event.key];
-      if (place < 0 || !step) return;
+      if (place < 0 || !event.key.startsWith("Arrow")) return;
       event.preventDefault();
-      tiles[place + step()]?.focus();
+      const columns = columnsOf(tiles);
+      const step = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -columns, ArrowDown: columns }[event.key];
+      tiles[place + step]?.focus();
     });
   };
 
@@ -116,9 +101,7 @@
   const summary = (meta) => {
     const unused = meta.num_codes - meta.num_active;
     const images = formatPlural(meta.num_images, explorer.noun);
-    return element(
-      "p",
-      { class: "lead" },
+    return explorer.lead(
       explorer.isSound
         ? "The model describes each clip of audio by a row of numbers: each number, a code, stands for how a moment " +
             "of the clip sounds. This page shows what each code stands for, as spectrograms, the lowest tones at the " +
@@ -170,19 +153,15 @@
         element("span", { dir: "auto" }, wall.name[code]),
       ),
     );
-    return element(
-      "p",
-      { class: "chips", "aria-label": "codes to begin with" },
-      element("span", {}, "Begin with"),
-      links,
-    );
+    const about = { class: "chips", "aria-label": "codes to begin with" };
+    return element("p", about, element("span", {}, "Begin with"), links);
   };
 
   explorer.pages.set("wall", {
     title: "Wall",
     show: async (root, argument, parameters, meta) => {
       const wall = await explorer.loadWall();
-      const known = Object.keys(SORTS).filter((name) => SORTS[name].value(wall).some((value) => value !== null));
+      const known = Object.keys(SORTS).filter((name) => valuesOf(wall, SORTS[name]).some((value) => value !== null));
       const first = known.includes("lift") ? "lift" : "usage";
       const state = {
         level: explorer.levelOf(parameters, meta, null),
@@ -203,7 +182,7 @@
       let codesShown = [];
       const fill = () => {
         const sort = SORTS[state.sort];
-        const values = sort.value(wall);
+        const values = valuesOf(wall, sort);
         const isUsed = (code) => wall.tokens[code] > 0;
         const isShown = (code) => state.show === "" || (state.show === "active") === isUsed(code);
         const wanted = state.word.trim().toLowerCase();

@@ -78,9 +78,7 @@
     fill();
     root.append(
       element("h1", {}, "Words"),
-      element(
-        "p",
-        { class: "lead" },
+      explorer.lead(
         `Words of the captions, and the codes with whose ${explorer.noun}s they are associated: more frequent there ` +
           "than chance explains. ",
         `No label and no other model names a code: only what people wrote about its ${explorer.noun}s.`,
@@ -130,9 +128,7 @@
         element("h1", { class: "foreign", dir: "auto" }, word.word),
         element("a", { class: "button", href: explorer.address("words") }, "all words"),
       ),
-      element(
-        "p",
-        { class: "lead" },
+      explorer.lead(
         `In the captions of ${formatPlural(word.images, explorer.noun)} of ${formatCount(meta.num_images)}.`,
         word.codes.length
           ? ` Lit are the patches of the codes associated with it. Beside each code: how many times as often as ` +
