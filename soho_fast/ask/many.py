@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from itertools import accumulate
 from pathlib import Path
@@ -25,7 +25,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 
-from soho_fast.ask.pipeline import FIELDS, LoadedImage, Question, SohoPipeline, local_folder, windows
+from soho_fast.ask.pipeline import FIELDS, Answer, LoadedImage, Question, SohoPipeline, local_folder, windows
 from soho_fast.common.checksums import folder_digest
 from soho_fast.common.errors import CorruptImageError, UserError, print_line
 from soho_fast.common.files import read_json, write_atomically
@@ -99,8 +99,20 @@ def ask_many(
             say(f"{results}: {done:,} of {len(lines):,} lines are there")
         if not before or not before.items() <= program().items():
             say(f"{results}: its first {done:,} lines were answered by another version, {in_words(before)}")
+        answers = _answers(soho, asked, found, done, top_k, batch_size, workers)
+        progress = ProgressLines(say, "answered")
         try:
-            failed += _answer(soho, asked, found, lines, file, done, top_k, batch_size, workers, say)
+            with closing(answers):
+                for line, answer in answers:
+                    if isinstance(answer, ValueError):
+                        failed.append(line)
+                        added: dict[str, Any] = {"error": str(answer)}
+                    else:
+                        added = {"answers": [{**row, "score": round(row["score"], _DIGITS)} for row in answer]}
+                    written = json.dumps({"line": line, **lines[line - 1][1], **added}).encode() + b"\n"
+                    while written:  # a file without a buffer may take a part
+                        written = written[file.write(written) :]
+                    progress(line, len(lines))
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"{results}: stopped; the same command goes on behind its last line") from None
         except OSError as error:
@@ -129,25 +141,20 @@ def _questions(
     return [Question(tuple(content[name] for name in names), content[words]) for _, content in lines], where_of
 
 
-def _answer(
+def _answers(
     soho: SohoPipeline,
     questions: Sequence[Question],
     where_of: Mapping[str, ImageRef | None],
-    lines: Sequence[tuple[str, Any]],
-    file: BinaryIO,
     done: int,
     top_k: int | None,
     batch_size: int,
     workers: int,
-    say: Callable[[str], None],
-) -> list[int]:
-    """Answer what is not done yet, and write it; the numbers of the lines without an answer."""
+) -> Generator[tuple[int, Answer | ValueError], None, None]:
+    """The answers to what is not done yet, by the numbers of the lines, from 1."""
     parts = list(windows(questions, batch_size))
     ends = list(accumulate(map(len, parts)))
     # A window of which a part is there is answered again as a whole: rounding depends on what is computed together.
     left = [number for number, end in enumerate(ends) if end > done]
-    progress = ProgressLines(say, "answered")
-    failed: list[int] = []
     processor = soho.processor.image_processor
 
     def load(number: int) -> dict[str, np.ndarray | str]:
@@ -172,20 +179,8 @@ def _answer(
             }
             together = [Question(tuple(shown[name] for name in each.images), each.words) for each in parts[number]]
             answers = soho.answer_together(together, top_k, batch_size)
-            block = b""
-            for line, answer in enumerate(answers, start=ends[number] - len(answers) + 1):
-                if line <= done:
-                    continue
-                if isinstance(answer, ValueError):
-                    failed.append(line)
-                    found: dict[str, Any] = {"error": str(answer)}
-                else:
-                    found = {"answers": [{**row, "score": round(row["score"], _DIGITS)} for row in answer]}
-                block += json.dumps({"line": line, **lines[line - 1][1], **found}).encode() + b"\n"
-            while block:  # a file without a buffer may take a part
-                block = block[file.write(block) :]
-            progress(ends[number], len(questions))
-    return failed
+            first = ends[number] - len(answers)
+            yield from [(line, answer) for line, answer in enumerate(answers, start=first + 1) if line > done]
 
 
 def _open_locked(path: Path) -> BinaryIO:
