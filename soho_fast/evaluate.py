@@ -101,8 +101,9 @@ def _parser() -> Parser:
         epilog="Every field of the recipe can be given too, as in training (soho train --recipe ... --help). Example: "
         "soho evaluate --run runs/own_vqa --split val",
     )
-    parser.add_argument("--run", help="Folder of a training run; its recipe.yaml names the task and the data.")
-    parser.add_argument("--recipe", help="Name or path of a recipe, where there is no run.")
+    of = parser.add_mutually_exclusive_group(required=True)
+    of.add_argument("--run", help="Folder of a training run; its recipe.yaml names the task and the data.")
+    of.add_argument("--recipe", help="Name or path of a recipe, where there is no run.")
     parser.add_argument(
         "--checkpoint",
         help="best or last of the run, or the folder or hub name of a model (default: best if there is one, else last)",
@@ -121,10 +122,8 @@ def _parser() -> Parser:
 
 
 def _recipe_file(run: str | None, recipe: str | None) -> str:
-    if run is None and recipe is not None:
-        return recipe
-    if run is None or recipe is not None:
-        raise UserError("expected exactly one of --run and --recipe")
+    if recipe is not None or run is None:
+        return str(recipe)
     if not Path(run).is_dir():
         raise UserError(f"run: {run}: {no_such_path(run)}; expected the folder of a training run")
     if not (Path(run) / "recipe.yaml").is_file():

@@ -173,9 +173,9 @@ class Checkpoints:
         """The newest complete checkpoint (sound: of a run that was), or None, by what is there and its sizes, without
         those found altered; the same on all ranks."""
         paths = self._named() if self.processes.is_main else []
-        found = [path for path in paths if path not in self._altered and _fault(path) is None]
-        found = [path for path in found if not sound or _is_sound(path)]
-        return self.processes.gather(found[-1] if found else None)[0]
+        intact = [path for path in paths if path not in self._altered and _fault(path) is None]
+        found = next((path for path in reversed(intact) if not sound or _is_sound(path)), None)
+        return self.processes.gather(found)[0]
 
     def choose(self, say: Callable[[str], None]) -> Path | None:
         """The newest checkpoint whose every file has its checksum, or None; the same on all ranks.
@@ -274,15 +274,11 @@ class Checkpoints:
         foreign = sorted(set(present) - set(half) - {path.name for path in named})
         if foreign:
             say(f"{self.folder} also holds {listed(foreign)}, which no run has written; left alone")
-        chosen: Path | None = None
         faults: list[str] = []
-        for path in reversed(named):
-            fault = _fault(path) or _altered(path)
-            if fault is None:
-                chosen = path
-                break
-            self._altered.add(path)
+        while named and (fault := _fault(named[-1]) or _altered(named[-1])):
+            self._altered.add(path := named.pop())
             faults.append(f"{path.name} ({fault})")
+        chosen = named[-1] if named else None
         if faults and chosen is None:
             raise UserError(
                 f"{self.folder}: none of the checkpoints can be used: {listed(faults)}; give another --output, or "

@@ -104,7 +104,8 @@ class SgdAdamW(torch.optim.Optimizer):
             if group["weight_decay"]:
                 raise UserError(f"{place}: {group['kind']} has no weight decay, got {group['weight_decay']:g}; give 0")
             decay = {}
-        if inspect.signature(kind.step).parameters.get("closure", _NO_CLOSURE).default is inspect.Parameter.empty:
+        closure = inspect.signature(kind.step).parameters.get("closure")
+        if closure is not None and closure.default is closure.empty:
             raise UserError(
                 f"{place}: {group['kind']} asks for the loss several times a step; expected one that does not"
             )
@@ -185,10 +186,6 @@ class SgdAdamW(torch.optim.Optimizer):
         )
         for state in states:
             state["step"] = int(state["step"]) + 1
-
-
-# Of an optimiser whose step takes none.
-_NO_CLOSURE = inspect.Parameter("closure", inspect.Parameter.KEYWORD_ONLY, default=None)
 
 
 def _key(group: dict) -> tuple[str, bool]:

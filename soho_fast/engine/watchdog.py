@@ -342,11 +342,9 @@ class run_command:
             if rank == 0:
                 last_line(f"\nstopped; {self.again}")
             self.code = 128 + (self._stopping.number or signal.SIGINT)
-        elif isinstance(error, CorruptImageError):
-            # Raised in a loader process, its text comes with that process's stack before it.
+        elif isinstance(error, (UserError, CorruptImageError)):
+            # Raised in a loader process, the text comes with that process's stack before it.
             self.code = fail(str(error).rpartition("CorruptImageError: ")[2], rank)
-        elif isinstance(error, UserError):
-            self.code = fail(str(error), rank)
         elif isinstance(error, BrokenPipeError):
             say_nothing_more()
             self.code = 128 + signal.SIGPIPE

@@ -56,7 +56,7 @@ class _PlantedSource:
             words = " ".join(f"word{number}" for number in set(index_hw.flatten().tolist()))
             yield SimpleNamespace(
                 images=[SimpleNamespace(ref=ref, captions=[words], held_out=name in self.held_out)],
-                levels=[(padded_hw[None], None)],
+                index=padded_hw[None, None],
                 features=(centres[padded_hw.clamp(min=0).flatten()] + noise)[None],
             )
 
