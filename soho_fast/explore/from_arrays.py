@@ -244,7 +244,7 @@ def _check_of_codes(num_codes: int, labels: Any, decoded: Any, window: Any) -> d
             got = len(value) if is_list else type(value).__name__
             _expect(got == num_codes, name, f"{num_codes}, one for each code", got)
     for code, image in enumerate(decoded if decoded is not None else ()):
-        _check_image(image, f"decoded[{code}]", only_arrays=True)
+        _check_image(image, f"decoded[{code}]", others=())
     is_window = window is None or (isinstance(window, (int, float)) and 1 <= window < np.inf)
     _expect(is_window, "window", "a number of patches, at least 1", repr(window))
     arrays = None if decoded is None else [as_array(image) for image in decoded]
@@ -384,16 +384,14 @@ def look_up(
 
 
 def _floats(name: str, value: Any) -> np.ndarray:
-    return np.ascontiguousarray(_array(name, value, "f", "floating point"), dtype=np.float32)
+    array = _array(name, value)
+    _expect(array.dtype.kind == "f", name, "floating point", array.dtype, TypeError)
+    return np.ascontiguousarray(array, dtype=np.float32)
 
 
-def _array(name: str, value: Any, kinds: str, told: str) -> np.ndarray:
-    """An array whose type is of one of numpy's kinds."""
-    is_array = isinstance(value, (np.ndarray, torch.Tensor))
-    _expect(is_array, name, "an array or a tensor", type(value).__name__, TypeError)
-    array = as_array(value)
-    _expect(array.dtype.kind in kinds, name, told, array.dtype, TypeError)
-    return array
+def _array(name: str, value: Any, told: str = "an array or a tensor") -> np.ndarray:
+    _expect(isinstance(value, (np.ndarray, torch.Tensor)), name, told, type(value).__name__, TypeError)
+    return as_array(value)
 
 
 def check_batch(
@@ -455,7 +453,8 @@ def _check_features(features: Any, levels: np.ndarray | None, where: str) -> np.
 
 def _check_index(index: Any, levels: np.ndarray | None, where: str) -> np.ndarray:
     """int32 (Q, h, w)."""
-    array = _array(where, index, "iu", "integers")
+    array = _array(where, index)
+    _expect(array.dtype.kind in "iu", where, "integers", array.dtype, TypeError)
     is_shape = array.ndim in (2, 3) and 0 not in array.shape
     _expect(is_shape, where, "(rows, columns) or (rows, columns, levels)", f"shape {array.shape}")
     array = array.reshape(*array.shape[:2], -1).transpose(2, 0, 1)
@@ -466,16 +465,13 @@ def _check_index(index: Any, levels: np.ndarray | None, where: str) -> np.ndarra
     return np.ascontiguousarray(array, dtype=np.int32)
 
 
-def _check_image(image: Any, where: str, only_arrays: bool = False) -> None:
-    if not only_arrays and isinstance(image, (str, os.PathLike)):
+def _check_image(image: Any, where: str, others: tuple[type, ...] = (Image.Image, Clip, bytes)) -> None:
+    """An array, or, where there are `others`, one of these or a file."""
+    if others and isinstance(image, (str, os.PathLike)):
         if not os.path.isfile(image):
             raise FileNotFoundError(f"{where}: there is no file {os.fspath(image)}")
-        return
-    if not only_arrays and isinstance(image, (Image.Image, Clip, bytes)):
-        return
-    others = "" if only_arrays else ", PIL image, Clip, path or bytes"
-    is_array = isinstance(image, (np.ndarray, torch.Tensor))
-    _expect(is_array, where, f"a uint8 array{others}", type(image).__name__, TypeError)
-    _expect(str(image.dtype).removeprefix("torch.") == "uint8", where, "uint8", image.dtype, TypeError)
-    is_shape = image.ndim == 3 and image.shape[2] == 3 and 0 not in image.shape
-    _expect(is_shape, where, "(height, width, 3)", f"shape {tuple(image.shape)}")
+    elif not isinstance(image, others):
+        array = _array(where, image, f"a uint8 array{', PIL image, Clip, path or bytes' if others else ''}")
+        _expect(array.dtype == np.uint8, where, "uint8", array.dtype, TypeError)
+        is_shape = array.ndim == 3 and array.shape[2] == 3 and 0 not in array.shape
+        _expect(is_shape, where, "(height, width, 3)", f"shape {array.shape}")
