@@ -195,9 +195,7 @@ def test_batches_have_no_code_at_padding(run):
     options.fields = []
     (batch,) = open_model(options, str).source("", str).batches()
     assert len(batch.images) == 12 and not batch.valid.all()
-    assert (
-        torch.equal(batch.index[0] >= 0, batch.valid) and batch.features.shape[:2] == batch.valid.flatten(1).shape
-    )
+    assert torch.equal(batch.index[0] >= 0, batch.valid) and batch.features.shape[:2] == batch.valid.flatten(1).shape
 
 
 def test_a_second_build_replaces_the_first(run, built):
