@@ -8,7 +8,7 @@ import signal
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from multiprocessing.connection import wait
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -90,46 +90,44 @@ def lost_worker(error: RuntimeError) -> str | None:
     return f"{said}, as where memory runs out: fewer workers take less"
 
 
-class _Loads(Dataset):
-    """What `load` gives of each number, and None; or None, and its error, which torch would wrap into another text."""
+class _Loads(Dataset, Generic[T]):
+    """What `load` gives of an item, and None; or None, and its error, which torch would wrap into another text."""
 
-    def __init__(self, load: Callable[[int], Any], numbers: Sequence[int]) -> None:
-        self.load, self.numbers = load, numbers
+    def __init__(self, load: Callable[[T], Any]) -> None:
+        self.load = load
 
-    def __len__(self) -> int:
-        return len(self.numbers)
-
-    def __getitem__(self, place: int) -> tuple[Any, Exception | None]:
+    def __getitem__(self, item: T) -> tuple[Any, Exception | None]:
         try:
-            return self.load(self.numbers[place]), None
+            return self.load(item), None
         except Exception as error:
             return None, error
 
 
 def loaded_ahead(
-    load: Callable[[int], Any], numbers: Sequence[int], *, workers: int, pin: bool = False
+    load: Callable[[T], Any], items: Sequence[T], *, workers: int, pin: bool = False
 ) -> Generator[Any, None, None]:
-    """`load(number)` of each number in order, by processes of their own that are one load each ahead.
+    """`load(item)` of each item in order, by processes of their own that are one load each ahead.
 
     The processes end with the iterator; close it where it may not be read to its end (`contextlib.closing`).
 
     Args:
         load: reads from disk and computes on the CPU; what it gives and raises can be pickled.
-        numbers: what is loaded.
+        items: what is loaded.
         workers: how many processes; 0 loads in this one, when asked.
         pin: put tensors into pinned memory, for copies to a GPU.
 
     Raises:
-        What `load` raises, where its number's turn comes.
+        What `load` raises, where its item's turn comes.
     """
-    if not workers or not numbers:
-        yield from map(load, numbers)
+    if not workers or not items:
+        yield from map(load, items)
         return
     loader = DataLoader(
-        _Loads(load, numbers),
+        _Loads(load),
+        sampler=items,
         batch_size=None,
         collate_fn=lambda item: item,
-        num_workers=min(workers, len(numbers)),
+        num_workers=min(workers, len(items)),
         prefetch_factor=1,
         worker_init_fn=begin_worker,
         pin_memory=pin,
@@ -140,7 +138,7 @@ def loaded_ahead(
     )
     results = start_workers(loader)
     try:
-        for _ in numbers:
+        for _ in items:
             result, error = next_batch(results)
             if error is not None:
                 raise error

@@ -35,6 +35,7 @@ MOST_MASKED = 500
 """Images of which masked visual modelling is shown at most."""
 
 _IMAGES_AT_A_TIME = 4096  # whose words are counted together
+_OF_WORD = ("word", "lift", "low", "high")
 
 
 def check_folder(folder: Path) -> None:
@@ -296,18 +297,17 @@ class _Writer:
         code = entry["code"]
         # Only a word that the code is associated with stands for it.
         associated = [word for word in entry["words"] if word["low"] > 1]
-        word = next((word for word in associated if words.leads(word["word"])), next(iter(associated), None))
+        word: dict[str, Any] = next(
+            (each for each in associated if words.leads(each["word"])), next(iter(associated), {})
+        )
         return {
             "tokens": entry["tokens"],
             "images": entry["images"],
             "mean_distance": _short(self.usage.mean[code]) if self.spool.has_distances else None,
             "spread": _short(self.usage.spread[code]) if self.spool.has_distances else None,
             "label": self.labels[code] if self.labels is not None else None,
-            "word": word and word["word"],
-            "lift": word and word["lift"],
-            "lift_low": word and word["low"],
-            "lift_high": word and word["high"],
-            "precision": word and _short(word["both"] / self.usage.captioned[code]),
+            **dict(zip(("word", "lift", "lift_low", "lift_high"), map(word.get, _OF_WORD), strict=True)),
+            "precision": _short(word["both"] / self.usage.captioned[code]) if word else None,
             "near_code": near[0][0] if near else None,
             "near_distance": _short(near[0][1]) if near else None,
             **{name: _short(at) for name, at in zip(("x", "y", "x_near", "y_near"), place, strict=True)},

@@ -51,8 +51,7 @@ def add_arguments(parser: Parser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Draw, and say where it lies."""
     codes = None if options.codes is None else _numbers(options.codes)
-    names = ("rows", "columns", "kind", "dpi", "into")
-    path = draw_figure(options.explorer, codes, **{name: getattr(options, name) for name in names})
+    path = draw_figure(**{**vars(options), "codes": codes})
     for line in Bundle(options.explorer).of_another_model():
         print_line(line)
     print_line(f"the codes as a figure: {path}")

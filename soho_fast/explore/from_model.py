@@ -176,12 +176,8 @@ class ModelSource:
         """The images in their order, looked up; those that can't be read are reported, and left out."""
         size = _CPU_BATCH if self._computing.device.type == "cpu" else self._task.data.image_batch
         places = [range(first, min(first + size, self.num_images)) for first in range(0, self.num_images, size)]
-        loads = loaded_ahead(
-            lambda number: self._load(places[number]),
-            range(len(places)),
-            workers=self._task.workers,
-            pin=self._computing.device.type == "cuda",
-        )
+        pin = self._computing.device.type == "cuda"
+        loads = loaded_ahead(self._load, places, workers=self._task.workers, pin=pin)
         with contextlib.closing(loads):
             for readable, pixels, batch, corrupt in loads:
                 for line in corrupt:
