@@ -93,7 +93,7 @@ _SIZES = (
 )  # fmt: skip
 _SHARES = (
     "ema_decay", "usage_decay", "head_dropout", "visual_dropout_prob", "hidden_dropout_prob",
-    "attention_probs_dropout_prob",
+    "attention_probs_dropout_prob", "backbone_dropout_prob",
 )  # fmt: skip
 _NOT_NEGATIVE = (
     "mvm_weight", "commitment_weight", "bag_of_words_weight", "contrastive_weight", "code_reset_threshold",
@@ -156,6 +156,8 @@ class SohoConfig(PreTrainedConfig):
             Of another network: where one of its stages ends, a power of two.
         backbone_frozen_stages (int): 0 trains all; n >= 1 freezes the stem and the first n stages for good, with
             their BatchNorm in eval.
+        backbone_dropout_prob (float): in training, the share of the CNN's channels that are left out of an image, at
+            all its places, before the 1x1 convolution. For small corpora; 0 in the paper.
         visual_pool (int): window of the max-pool after the 1x1 convolution; 2 gives tokens of 64 pixels (paper section
             3.1), 1 means no pooling (32 pixels; both times `backbone_stride`/32).
         vocab_size, hidden_size, num_hidden_layers, num_attention_heads, intermediate_size, hidden_act,
@@ -233,7 +235,7 @@ class SohoConfig(PreTrainedConfig):
             ours); 0 leaves it and its projections out.
         contrastive_size (int): channels of these vectors.
         contrastive_reads (str): what they are made of: `"transformer"`: the Transformer's last hidden states.
-            `"embeddings"`: the means of its inputs, which takes few images to learn.
+            `"embeddings"`: the means of visual tokens and of word embeddings, which takes few images to learn.
     """
 
     model_type = "soho"
@@ -246,6 +248,7 @@ class SohoConfig(PreTrainedConfig):
     backbone: str = "resnet101"
     backbone_stride: int = 32
     backbone_frozen_stages: int = 0
+    backbone_dropout_prob: float | int = 0.0
     visual_pool: int = 2
 
     vocab_size: int = 30522

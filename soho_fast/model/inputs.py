@@ -75,6 +75,11 @@ class Texts:
         check_shape("attention_mask", self.attention_mask, self.input_ids.shape, " as input_ids has")
         check_shape("image_index", self.image_index, self.input_ids.shape[:1])
 
+    def without(self, left_out_PS: Tensor) -> "Texts":
+        """The same texts, some words of which count as padding: `left_out_PS`, (P, S) bool."""
+        real_PS = torch.ones_like(self.input_ids) if self.attention_mask is None else self.attention_mask
+        return Texts(self.input_ids, real_PS * ~left_out_PS, self.image_index)
+
     def of_images(self, value_BX: Tensor) -> Tensor:
         """What each image has to what each text has with its image: (B, ..) to (P, ..)."""
         return value_BX if self.image_index is None else value_BX.index_select(0, self.image_index)

@@ -493,7 +493,8 @@ class SohoForPreTraining(ContrastiveVectors, SohoModelWithHeads):
             if self.bag_of_words_head is not None:
                 losses["bag_of_words_loss"] = self.bag_of_words_head.loss(visual.features, visual.valid, captions)
             if self.contrastive_head is not None:
-                losses["contrastive_loss"] = self.contrastive_loss(visual, captions)
+                read = captions if mlm_labels is None else captions.without(mlm_labels != -100)
+                losses["contrastive_loss"] = self.contrastive_loss(visual, read)
         for name, value in total_loss(losses, self.config, synchronise=self.training).items():
             result[name] = value
         if self.soho.visual_dictionary is not None:

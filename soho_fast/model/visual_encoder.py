@@ -67,6 +67,7 @@ class VisualEncoder(nn.Module):
         self.projection: Any = nn.Conv2d(*channels, kernel_size=1, bias=self.projection_bias)
         self.strides = tuple(2**number for number in range(config.backbone_stride.bit_length()))
         self.pool = config.visual_pool
+        self.dropout = config.backbone_dropout_prob
         self.num_frozen_stages = config.backbone_frozen_stages
         self.backbone_frozen = False
         self.batch_norm_frozen = False
@@ -138,6 +139,8 @@ class VisualEncoder(nn.Module):
 
     def tokens(self, x_BChw: Tensor, mask_Bhw: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """From the CNN's features and their mask, as `backbone_output` gives them, to what `forward` returns."""
+        if self.dropout:
+            x_BChw = F.dropout2d(x_BChw, self.dropout, self.training)
         x, mask_Bhw = self.cnn.project(self, x_BChw), self.cnn.padding(mask_Bhw)
         if self.pool > 1:
             if mask_Bhw is not None:

@@ -22,6 +22,20 @@ def eval_encoder(tiny_config, **overrides) -> VisualEncoder:
 
 
 @torch.no_grad()
+def test_dropout_of_the_backbone_leaves_out_whole_channels_of_an_image_in_training(tiny_config):
+    encoder = VisualEncoder(tiny_config(backbone_dropout_prob=0.5, visual_pool=1)).train()
+    features = torch.rand(3, encoder.projection.in_channels, 4, 5) + 0.1
+    encoder.projection = nn.Identity()
+    seen, _ = encoder.tokens(features)
+    scale = seen.transpose(1, 2).unflatten(2, (4, 5)) / features
+    assert set(scale.unique().tolist()) == {0.0, 2.0}
+    assert (scale == scale[:, :, :1, :1]).all(), "at all places of an image"
+    assert (scale[0] != scale[1]).any(), "each image its own"
+    assert 0.35 < float(scale.mean()) / 2 < 0.65
+    torch.testing.assert_close(encoder.eval().tokens(features)[0], features.flatten(2).transpose(1, 2))
+
+
+@torch.no_grad()
 def test_600_by_1000_gives_160_tokens(tiny_config):
     encoder = eval_encoder(tiny_config, visual_pool=2)
     pixel_values = torch.zeros(1, 3, 640, 1024)

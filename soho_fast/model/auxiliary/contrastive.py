@@ -105,11 +105,11 @@ class ContrastiveVectors(PairMatching):
             ValueError: the model has no contrastive head, or texts have no token, or more than positions.
         """
         check_text_length(input_ids, self.soho.config.max_position_embeddings)
-        words_TSD = self.soho.text_embeddings(input_ids=input_ids)
         mask_TS = (torch.ones_like(input_ids) if attention_mask is None else attention_mask).bool()
         head = self.required_contrastive_head()
         if self.soho.config.contrastive_reads == "embeddings":
-            return head.text_vectors(mean_of(words_TSD, mask_TS))
+            return head.text_vectors(mean_of(self.soho.text_embeddings.word_embeddings(input_ids), mask_TS))
+        words_TSD = self.soho.text_embeddings(input_ids=input_ids)
         return head.text_vectors(self.soho.transformer.encode(self.soho, words_TSD, mask_TS)[:, 0])
 
     def contrastive_loss(self, visual: VisualTokens, captions: Texts) -> LossSum:

@@ -83,9 +83,10 @@ def test_training_on_all_pairs_of_aligned_ones():
         model(**images, input_ids=ids, own_image=own, itm_labels=own)
 
 
-def test_pre_training_learns_the_same_vectors_from_its_matched_texts_before_they_were_masked():
+@pytest.mark.parametrize("reads", ["transformer", "embeddings"])
+def test_pre_training_learns_vectors_from_the_words_of_matched_texts_that_are_not_masked(reads):
     """A masked text, one that does not match, an image without a text that does."""
-    trained = scoring_run.model()
+    trained = scoring_run.model(contrastive_reads=reads)
     model = SohoForPreTraining(trained.config).train()
     model.load_state_dict({**model.state_dict(), **trained.state_dict()})
     model.soho.eval()  # Codes and statistics stay as they are.
@@ -96,7 +97,10 @@ def test_pre_training_learns_the_same_vectors_from_its_matched_texts_before_they
     texts = {"input_ids": masked, "image_index": torch.tensor([2, 0, 2]), "mlm_labels": labels}
     out = model(**images, **texts, itm_labels=torch.tensor([1, 0, 1]))
     visual = model.encode_images(*images.values())
-    image, text = model.image_vectors(model.embed_images(visual), visual.valid), model.text_vectors(whole[[0, 2]])
+    left = (whole[[0, 2]] != 0).long()
+    left[0, 1] = 0
+    image = model.image_vectors(model.embed_images(visual), visual.valid)
+    text = model.text_vectors(whole[[0, 2]], left)
     logits = (image @ text.T) / 0.07
     texts_choose = F.cross_entropy(logits.T, torch.tensor([2, 2]), reduction="sum")
     expected = (texts_choose - logits.softmax(1)[2].sum().log()) / 3
