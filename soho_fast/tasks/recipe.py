@@ -37,6 +37,7 @@ with from_extra("train"):
     from soho_fast.common.import_path import is_import_path, load
     from soho_fast.common.path_ranges import expand_range, is_shards
     from soho_fast.common.spelling import did_you_mean
+    from soho_fast.data.mini.options import CorpusOptions
     from soho_fast.engine.settings import TrainSettings
     from soho_fast.tasks import TASKS, find_task
     from soho_fast.tasks.recipe_file import check_fields, find_yaml, read_yaml
@@ -49,47 +50,15 @@ ANNOTATION_FILES = ("annotations", "questions", "image_data", "exclude_coco_ids_
 """Fields of the data that name a file."""
 
 
-@dataclass
-class DemoCorpus:
+@dataclass(frozen=True)
+class DemoCorpus(CorpusOptions):
     """The demo corpus, built where it is absent, or a harder one.
 
     Args:
         folder: Where it is, or goes; empty uses none.
-        num_train: Training scenes.
-        num_heldout: Held-out scenes.
-        image_size: Side of its square images, in pixels.
-        seed: Seed of everything in it.
-        styles: Drawing styles: twemoji, or folders of drawings (python -m soho_fast.data.mini.styles makes some).
-        heldout_styles: Styles of as many further held-out scenes, split `styles`.
-        max_objects: Most objects a scene, 1 to 6.
-        texts: So many times as many questions, statements and hypotheses.
-        photo_share: Share of the scenes on a photograph.
-        monuments: 49 photographs of Debian's gcompris-qt-data as backgrounds too.
-        object_scale: Factor on the objects' sizes.
-        max_rotation: Degrees by which an object is turned at most.
-        overlap: How much nearer than touching objects may be, as a share.
-        noise: Highest standard deviation of noise, as a share of white.
-        blur: Highest radius of blur, as a share of the side.
-        jitter: Most by which brightness, contrast and saturation change, as a share.
     """
 
     folder: str = ""
-    num_train: int = 4000
-    num_heldout: int = 500
-    image_size: int = 128
-    seed: int = 0
-    styles: list[str] = field(default_factory=lambda: ["twemoji"])
-    heldout_styles: list[str] = field(default_factory=list)
-    max_objects: int = 4
-    texts: int = 1
-    photo_share: float = 0.3
-    monuments: bool = False
-    object_scale: float = 1.0
-    max_rotation: float = 12.0
-    overlap: float = 0.0
-    noise: float = 0.0
-    blur: float = 0.0
-    jitter: float = 0.0
 
 
 @dataclass
@@ -337,8 +306,8 @@ def _fill(value: Any, roots: dict[str, str]) -> Any:
                     raise UserError(f"data_roots.{name}: {value!r} needs it; give --data_roots.{name} FOLDER")
                 value = value.replace(f"{{{name}}}", root)
         return value
-    if isinstance(value, list):
-        return [_fill(item, roots) for item in value]
+    if isinstance(value, list | tuple):
+        return type(value)(_fill(item, roots) for item in value)
     if isinstance(value, dict):
         return {key: _fill(item, roots) for key, item in value.items()}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):

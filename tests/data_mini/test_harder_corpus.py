@@ -18,13 +18,12 @@ from soho_fast.data.mini.__main__ import main
 from soho_fast.data.mini.builder import corpus_scenes, object_map
 from soho_fast.data.mini.concepts import CONCEPTS
 from soho_fast.data.mini.drawing import draw_scene, load_cutout
-from soho_fast.data.mini.options import SceneOptions
+from soho_fast.data.mini.options import CorpusOptions
 from soho_fast.data.mini.scenes import Background, Finish, Scene, SceneObject, describe_scenes
 from soho_fast.data.readers.captions import read_karpathy
 from soho_fast.data.readers.questions import read_vqa
 from soho_fast.data.readers.statements import read_nlvr2, read_snli_ve
 from soho_fast.explore.licences import demo_licences
-from soho_fast.tasks.recipe import DemoCorpus
 
 SIZES = {"num_train": 40, "num_heldout": 24, "image_size": 32, "seed": 2}
 
@@ -88,13 +87,6 @@ def test_the_demo_corpus_is_as_it_was(corpus):
     assert np.abs(seen - [242, 216, 121, 244, 214, 94, 243, 229, 121, 237, 210, 109]).max() <= 2
 
 
-def test_a_recipe_has_the_options_of_a_corpus():
-    ours = {field.name: field.default for field in dataclasses.fields(SceneOptions)}
-    demo = dataclasses.asdict(DemoCorpus())
-    assert {name: tuple(demo[name]) if name.endswith("styles") else demo[name] for name in ours} == ours
-    assert set(demo) - set(ours) == {"folder", "num_train", "num_heldout", "image_size", "seed"}
-
-
 def test_held_out_styles_are_in_their_split_alone(harder, options):
     scenes = corpus_scenes(harder)
     drawn = {"train2014": set(), "val2014": set(), "test2015": set(), "styles": set()}
@@ -145,7 +137,7 @@ def test_the_same_settings_give_the_same_bytes_wherever_the_styles_lie(harder, o
 
 
 def test_both_sides_have_as_many_objects_and_no_pair_in_common():
-    train, held_out = describe_scenes(600, 150, 0, SceneOptions(max_objects=6, heldout_styles=("a/new",)))
+    train, held_out = describe_scenes(600, 150, 0, CorpusOptions(max_objects=6, heldout_styles=("a/new",)))
     assert len(held_out) == 300
     # By the demo's split of pairs hardly a held-out scene in a hundred found a sixth.
     of_six = [np.mean([len(scene.objects) == 6 for scene in side]) for side in (train, held_out)]
@@ -235,7 +227,7 @@ def test_monuments_need_the_package_and_the_command_says_so(tmp_path, monkeypatc
     photographs.read_photographs.cache_clear()
     assert main(["--out", str(tmp_path / "corpus"), "--monuments", "--quiet"]) == 2
     assert "apt-get install --no-install-recommends gcompris-qt-data" in capsys.readouterr().err
-    scenes = describe_scenes(300, 100, 0, SceneOptions(monuments=True, photo_share=1.0))
+    scenes = describe_scenes(300, 100, 0, CorpusOptions(monuments=True, photo_share=1.0))
     photos = [{scene.background.photo for scene in side} for side in scenes]
     assert not photos[0] & photos[1] and all(sum("gcompris" in name for name in side) > 10 for side in photos)
     for scene in itertools.chain(*scenes):

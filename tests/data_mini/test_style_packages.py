@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import dataclasses
 import hashlib
 import io
@@ -16,6 +15,7 @@ from PIL import Image
 
 from soho_fast.data.mini import styles
 from soho_fast.data.mini.concepts import CONCEPTS
+from soho_fast.data.packages import fetching
 
 
 def _package(icons: dict, chars: dict) -> bytes:
@@ -42,24 +42,23 @@ def _icons() -> tuple[dict, dict]:
 
 @pytest.fixture()
 def npm(monkeypatch):
-    """Stands for npm: `give(bytes)` makes it fetch these, and the one package's SHA-512 theirs."""
+    """Stands for npm: `give(bytes)` makes it fetch these, and the one package's SHA-256 theirs."""
     given = {}
 
     def run(command, cwd, **_):
         given["command"] = command
         if "content" in given:
-            (cwd / "set-1.tgz").write_bytes(given["content"])
+            (cwd / "iconify-json-noto-1.2.9.tgz").write_bytes(given["content"])
         return subprocess.CompletedProcess(command, 0 if "content" in given else 1, "", "npm error 404\nNot found")
 
     def give(content):
         given["content"] = content
-        digest = base64.b64encode(hashlib.sha512(content).digest()).decode()
-        one = dataclasses.replace(styles.PACKAGES["noto"], sha512=digest)
-        monkeypatch.setattr(styles, "PACKAGES", {"noto": one})
+        package, *about = styles.PACKAGES["noto"]
+        one = dataclasses.replace(package, sha256=hashlib.sha256(content).hexdigest())
+        monkeypatch.setattr(styles, "PACKAGES", {"noto": (one, *about)})
         return given
 
-    monkeypatch.setattr(styles.subprocess, "run", run)
-    monkeypatch.setattr(styles.shutil, "which", lambda name: name)
+    monkeypatch.setattr(fetching.subprocess, "run", run)
     return give
 
 
@@ -83,13 +82,15 @@ def test_another_package_than_the_pinned_one_is_refused(npm, tmp_path, capsys):
     given = npm(_package(*_icons()))
     given["content"] += b"\0"
     assert styles.main([str(tmp_path / "styles")]) == 2
-    assert "@iconify-json/noto@1.2.9: expected the file of SHA-512" in capsys.readouterr().err
+    assert "@iconify-json/noto 1.2.9 (npm): its file has changed: SHA-256" in capsys.readouterr().err
     assert list((tmp_path / "styles").iterdir()) == []
 
 
-def test_what_goes_wrong_is_told(npm, tmp_path, monkeypatch, capsys):
+def test_what_goes_wrong_is_told(npm, tmp_path, capsys):
     assert styles.main([str(tmp_path / "styles")]) == 2
-    assert "npm pack @iconify-json/noto@1.2.9 failed: npm error 404 Not found" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "expected iconify-json-noto-1.2.9.tgz of `npm pack --silent @iconify-json/noto@1.2.9`" in said
+    assert "Not found" in said
     icons, chars = _icons()
     del icons["icons"]["zebra"]
     npm(_package(icons, chars))
@@ -99,6 +100,3 @@ def test_what_goes_wrong_is_told(npm, tmp_path, monkeypatch, capsys):
     (tmp_path / "styles" / "noto").mkdir()
     assert styles.main([str(tmp_path / "styles")]) == 2
     assert "is there and is not @iconify-json/noto 1.2.9 as this release draws it" in capsys.readouterr().err
-    monkeypatch.setattr(styles.shutil, "which", lambda name: None)
-    assert styles.main([str(tmp_path / "others")]) == 2
-    assert "npm is not installed" in capsys.readouterr().err

@@ -25,7 +25,7 @@ from soho_fast.data.tokenizer import build_vocabulary, write_tokenizer
 from .captions import write_captions
 from .concepts import CONCEPTS
 from .drawing import check_sources, copy_style, draw_scene, load_cutout, load_photo, place_cutout
-from .options import DRAWINGS, SceneOptions, check_number, style_name
+from .options import DRAWINGS, CorpusOptions, style_name
 from .questions import write_vqa
 from .scenes import Scene, describe_scenes, photos_of
 from .statements import link_or_copy, write_nlvr2, write_snli_ve
@@ -87,9 +87,7 @@ def _folder_size(folder: Path) -> tuple[int, int]:
     return len(sizes), sum(sizes)
 
 
-def _draw_images(
-    folder: Path, images: Sequence[CorpusImage], image_size: int, options: SceneOptions, progress: bool
-) -> None:
+def _draw_images(folder: Path, images: Sequence[CorpusImage], options: CorpusOptions, progress: bool) -> None:
     """Draw every image as JPEG, in threads: Pillow resamples and encodes outside the interpreter lock."""
     for name in CONCEPTS:
         for style in (*options.styles, *options.heldout_styles):
@@ -102,7 +100,7 @@ def _draw_images(
 
     def draw(image: CorpusImage) -> None:
         path = folder / image.folder / image.filename
-        draw_scene(image.scene, image_size).save(path, "JPEG", quality=_JPEG_QUALITY, subsampling=0)
+        draw_scene(image.scene, options.image_size).save(path, "JPEG", quality=_JPEG_QUALITY, subsampling=0)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         done = pool.map(draw, images)
@@ -117,16 +115,7 @@ def _draw_images(
             pool.shutdown(cancel_futures=True)
 
 
-def build_corpus(
-    out_dir: str | os.PathLike,
-    *,
-    num_train: int = 4000,
-    num_heldout: int = 500,
-    image_size: int = 128,
-    seed: int = 0,
-    progress: bool = True,
-    **options: Any,
-) -> Path:
+def build_corpus(out_dir: str | os.PathLike, *, progress: bool = True, **given: Any) -> Path:
     """Build the demo corpus "SOHO-mini", or keep it when it is already there with the same settings.
 
     The corpus is written into a temporary folder beside ``out_dir`` and renamed at the end, so ``out_dir`` is whole or
@@ -134,12 +123,9 @@ def build_corpus(
 
     Args:
         out_dir: where the corpus goes. Either absent, empty, or a corpus written by this function.
-        num_train: training scenes (Karpathy splits train and restval).
-        num_heldout: held-out scenes, half val and half test; other object pairs, backgrounds and placements.
-        image_size: side of the square images in pixels.
-        seed: fixes everything; the same arguments give the same bytes.
         progress: print what happens and show a progress bar.
-        **options: fields of `SceneOptions`: drawing styles, more objects, photographs, noise. Without any, the demo.
+        **given: fields of `CorpusOptions`: numbers of scenes, their size and seed (the same give the same bytes),
+            drawing styles, more objects, photographs, noise. Without any, the demo.
 
     Returns:
         The corpus folder.
@@ -149,20 +135,9 @@ def build_corpus(
         TypeError: a count, size or seed that is not an int, or an option of another type.
         FileNotFoundError: a package or folder with the images is not there; the message says which.
     """
-    check_number("num_train", num_train, 2, 10**6)
-    check_number("num_heldout", num_heldout, 2, 10**6)
-    check_number("image_size", image_size, 32, 1024)
-    check_number("seed", seed, 0, 2**63 - 1)
-    scene_options = SceneOptions(**options)
+    options = CorpusOptions(**given)
     out = Path(out_dir)
-    settings = {
-        "source": _source_digest(),
-        "num_train": num_train,
-        "num_heldout": num_heldout,
-        "image_size": image_size,
-        "seed": seed,
-        **scene_options.changed(),
-    }
+    settings = {"source": _source_digest(), **options.settings()}
 
     def tell(text: str) -> None:
         if progress:
@@ -180,15 +155,15 @@ def build_corpus(
                 "give another path or remove the folder yourself"
             )
         tell(f"demo corpus: {out} is incomplete or has other settings and is rebuilt")
-    check_sources(scene_options)
+    check_sources(options)
     with scratch_beside(out) as building:
         (building / "new").mkdir(parents=True)
-        counts = _write_corpus(building / "new", settings, scene_options, progress)
+        counts = _write_corpus(building / "new", settings, options, progress)
         _put_in_place(building, out, settings)
     tell(
         f"demo corpus: {out} has {counts['images']} images of {counts['concepts']} concepts, "
         f"{counts['captions']} captions and a vocabulary of {counts['vocabulary']} tokens. "
-        f"Drawings: {', '.join(['Twemoji, CC-BY-4.0', *map(style_name, scene_options.folders)])} (see ATTRIBUTION.txt)"
+        f"Drawings: {', '.join(['Twemoji, CC-BY-4.0', *map(style_name, options.folders)])} (see ATTRIBUTION.txt)"
     )
     return out
 
@@ -212,17 +187,17 @@ def _choose_flickr_images(images: Sequence[CorpusImage]) -> list[CorpusImage]:
     return train + [image for image in images if image.split in ("val", "test", STYLES)]
 
 
-def _write_corpus(folder: Path, settings: dict, options: SceneOptions, progress: bool) -> dict:
+def _write_corpus(folder: Path, settings: dict, options: CorpusOptions, progress: bool) -> dict:
     """Write everything into an empty folder and its manifest last; return the counts."""
-    seed = settings["seed"]
+    seed = options.seed
     licences = licences_of(options)
-    train, held_out = describe_scenes(settings["num_train"], settings["num_heldout"], seed, options)
+    train, held_out = describe_scenes(options.num_train, options.num_heldout, seed, options)
     images = assign_images(
         [(scene, write_captions(scene, seed)) for scene in train],
         [(scene, write_captions(scene, seed)) for scene in held_out],
     )
     texts = [caption for image in images for caption in image.captions]
-    _draw_images(folder, images, settings["image_size"], options, progress)
+    _draw_images(folder, images, options, progress)
     for style in options.folders:
         copy_style(style, folder / DRAWINGS / style_name(style))
     write_karpathy(folder / "dataset_coco.json", images, flickr=False)
@@ -286,9 +261,8 @@ def corpus_images(folder: str | os.PathLike) -> list[CorpusImage]:
     manifest = read_manifest(Path(folder))
     if manifest is None or not manifest.get("complete"):
         raise FileNotFoundError(f"{folder} holds no demo corpus: its corpus.json is not there, or not complete")
-    settings = manifest["settings"]
-    options = SceneOptions.of_corpus(Path(folder), settings)
-    train, held_out = describe_scenes(settings["num_train"], settings["num_heldout"], settings["seed"], options)
+    options = CorpusOptions.of_corpus(Path(folder), manifest["settings"])
+    train, held_out = describe_scenes(options.num_train, options.num_heldout, options.seed, options)
     return assign_images([(scene, ()) for scene in train], [(scene, ()) for scene in held_out])
 
 

@@ -19,7 +19,7 @@ from soho_fast.common.images import FORMATS
 from soho_fast.data.mini.photographs import read_photographs
 
 from .concepts import CONCEPTS, Concept
-from .options import TWEMOJI, SceneOptions
+from .options import TWEMOJI, CorpusOptions
 from .scenes import GCOMPRIS, MONUMENTS, PHOTOS, Background, Finish, Scene, SceneObject
 
 LICENCE_FILE = "licence.json"
@@ -97,7 +97,7 @@ def source_folder(package: str) -> Path:
     return Path(spec.submodule_search_locations[0]) / _SOURCES[package]
 
 
-def check_sources(options: SceneOptions) -> None:
+def check_sources(options: CorpusOptions) -> None:
     """Raise FileNotFoundError unless every drawing and photograph the corpus needs is installed."""
     for style in options.folders:
         check_style(style)

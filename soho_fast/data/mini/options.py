@@ -1,4 +1,4 @@
-"""What makes scenes harder than those of the demo, whose scenes the defaults describe."""
+"""What a corpus holds, and what makes its scenes harder than those of the demo, which the defaults describe."""
 
 from __future__ import annotations
 
@@ -16,6 +16,10 @@ DRAWINGS = "drawings"
 
 # What each number may be: lowest and highest.
 _LIMITS: dict[str, tuple[float, float]] = {
+    "num_train": (2, 10**6),
+    "num_heldout": (2, 10**6),
+    "image_size": (32, 1024),
+    "seed": (0, 2**63 - 1),
     "max_objects": (1, 6),  # of more the held-out scenes would find no concepts all of whose pairs are held out
     "texts": (1, 8),
     "photo_share": (0.0, 1.0),
@@ -33,38 +37,37 @@ def style_name(style: str) -> str:
     return Path(style).name
 
 
-def check_number(name: str, value: Any, low: float, high: float) -> None:
-    """Raises TypeError, ValueError: a setting is no number (of whole limits: no whole one), or is outside of them."""
-    kinds = (int,) if isinstance(low, int) else (int, float)
-    if isinstance(value, bool) or not isinstance(value, kinds) or math.isnan(value):
-        raise TypeError(f"{name}: expected {'a whole' if kinds == (int,) else 'a'} number, got {value!r}")
-    if not low <= value <= high:
-        raise ValueError(f"{name}: expected {low} to {high}, got {value}")
-
-
 @dataclass(frozen=True)
-class SceneOptions:
-    """How scenes are composed and drawn.
+class CorpusOptions:
+    """What a corpus holds, and how its scenes are composed and drawn.
 
-    Attributes:
-        styles: drawing styles of training, val and test scenes: ``"twemoji"`` or folders of drawings. Each object is
-            drawn in one of them, at random.
-        heldout_styles: styles of further held-out scenes, split ``styles``; none in ``styles``.
-        max_objects: most objects a scene, 1 to 6.
-        texts: so many times the demo's questions, statements and hypotheses an image.
-        photo_share: share of the scenes with a photograph as their background.
-        monuments: 49 photographs of Debian's package gcompris-qt-data are backgrounds too.
-        object_scale: factor on the sizes of objects.
-        max_rotation: degrees by which an object is turned at most, either way.
-        overlap: how much nearer than touching the centres of two objects may be, as a share of that distance.
-        noise: highest standard deviation of the noise over an image, as a share of white.
-        blur: highest radius of a Gaussian blur, as a share of the image's side.
-        jitter: most by which brightness, contrast and saturation are changed, each as a factor of 1 +- this.
+    Args:
+        num_train: Number of training scenes.
+        num_heldout: Number of held-out scenes, half val and half test.
+        image_size: Side of the square images, in pixels.
+        seed: Seed of the whole corpus.
+        styles: Drawing styles of training, val and test scenes: twemoji, or folders of drawings (python -m
+            soho_fast.data.mini.styles makes some). Each object is drawn in one of them, at random.
+        heldout_styles: Styles of as many further held-out scenes, split `styles`; none in `styles`.
+        max_objects: Maximum number of objects in a scene, 1 to 6.
+        texts: Factor on the number of questions, statements and hypotheses.
+        photo_share: Share of the scenes with a photograph as background.
+        monuments: 49 photographs of Debian's gcompris-qt-data as backgrounds too.
+        object_scale: Factor on the objects' sizes.
+        max_rotation: Maximum rotation of an object, in degrees, either way.
+        overlap: How much nearer than touching the centres of two objects may be, as a share of that distance.
+        noise: Maximum standard deviation of the noise over an image, as a share of white.
+        blur: Maximum radius of a Gaussian blur, as a share of the side.
+        jitter: Maximum change of brightness, contrast and saturation, each a factor of 1 +- this.
 
     Raises:
         TypeError, ValueError: a value of another type, or out of range.
     """
 
+    num_train: int = 4000
+    num_heldout: int = 500
+    image_size: int = 128
+    seed: int = 0
     styles: tuple[str, ...] = (TWEMOJI,)
     heldout_styles: tuple[str, ...] = ()
     max_objects: int = 4
@@ -87,7 +90,11 @@ class SceneOptions:
         if not self.styles:
             raise ValueError("styles: expected one style or more, got none; the demo's is twemoji")
         for name, (low, high) in _LIMITS.items():
-            check_number(name, getattr(self, name), low, high)
+            value, kinds = getattr(self, name), (int,) if isinstance(low, int) else (int, float)
+            if isinstance(value, bool) or not isinstance(value, kinds) or math.isnan(value):
+                raise TypeError(f"{name}: expected {'a whole' if kinds == (int,) else 'a'} number, got {value!r}")
+            if not low <= value <= high:
+                raise ValueError(f"{name}: expected {low} to {high}, got {value}")
         if not isinstance(self.monuments, bool):
             raise TypeError(f"monuments: expected true or false, got {self.monuments!r}")
         names = [style_name(style) for style in (*self.styles, *self.heldout_styles)]
@@ -95,34 +102,27 @@ class SceneOptions:
             raise ValueError(f"styles, heldout_styles: {', '.join(twice)} comes twice; expected different styles")
 
     @classmethod
-    def of_corpus(cls, folder: Path, settings: Mapping[str, Any]) -> SceneOptions:
+    def of_corpus(cls, folder: Path, settings: Mapping[str, Any]) -> CorpusOptions:
         """The options among a built corpus' settings; its styles are the folders of drawings that it keeps."""
-        names = {field.name for field in dataclasses.fields(cls)}
-        options = cls(**{name: value for name, value in settings.items() if name in names})
-        kept: dict[str, Any] = {
-            name: tuple(
-                style if style == TWEMOJI else str(folder / DRAWINGS / style) for style in getattr(options, name)
-            )
-            for name in ("styles", "heldout_styles")
-        }
-        return dataclasses.replace(options, **kept)
+        given = {field.name: settings[field.name] for field in dataclasses.fields(cls) if field.name in settings}
+        for name in given.keys() & {"styles", "heldout_styles"}:
+            given[name] = [style if style == TWEMOJI else str(folder / DRAWINGS / style) for style in given[name]]
+        return cls(**given)
 
     @property
     def folders(self) -> tuple[str, ...]:
         """The styles that are folders of drawings."""
         return tuple(style for style in (*self.styles, *self.heldout_styles) if style != TWEMOJI)
 
-    def changed(self) -> dict[str, Any]:
-        """What is not the demo's, as JSON gives it back: the demo's corpus has no such settings.
-
-        Styles by name, wherever their folders lie.
-        """
-        values = {field.name: (getattr(self, field.name), field.default) for field in dataclasses.fields(self)}
-        changed = {name: value for name, (value, default) in values.items() if value != default}
-        return {
-            name: [style_name(style) for style in value] if isinstance(value, tuple) else value
-            for name, value in changed.items()
-        }
+    def settings(self) -> dict[str, Any]:
+        """The first four, and what is not the demo's, as JSON gives it back: styles by name, wherever their folders
+        lie."""
+        found: dict[str, Any] = {}
+        for number, field in enumerate(dataclasses.fields(CorpusOptions)):
+            value = getattr(self, field.name)
+            if number < 4 or value != field.default:
+                found[field.name] = [style_name(style) for style in value] if isinstance(value, tuple) else value
+        return found
 
     @property
     def held_out_pair_share(self) -> float:

@@ -236,7 +236,7 @@ def write_vqa(
 
     train2014 and val2014 have annotations; test2015 and its first half, test-dev2015, have questions only. Where there
     are images of held-out styles, there are questions and annotations of them too, and annotations of test2015, which
-    they are compared with. ``texts_an_image``: `SceneOptions.texts`.
+    they are compared with. ``texts_an_image``: `CorpusOptions.texts`.
 
     Returns:
         (all question texts, file stem -> number of questions).

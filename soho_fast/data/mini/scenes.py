@@ -22,7 +22,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from .concepts import COLOURS, CONCEPTS, DRAWN_IN, Concept
-from .options import TWEMOJI, SceneOptions
+from .options import TWEMOJI, CorpusOptions
 
 #: Debian's package of photographs, in the place of a Python package in their names.
 GCOMPRIS = "gcompris"
@@ -126,7 +126,7 @@ class Background:
 
 @dataclass(frozen=True)
 class Finish:
-    """What is done to the whole image at last: factors of 1 +- jitter, blur and noise as shares (`SceneOptions`)."""
+    """What is done to the whole image at last: factors of 1 +- jitter, blur and noise as shares (`CorpusOptions`)."""
 
     brightness: float
     contrast: float
@@ -192,7 +192,7 @@ def _draw_shade(colour: str, generator: random.Random) -> tuple[float, float, fl
 
 
 def _draw_background(
-    names: list[str], held_out: bool, colour_deck: _Deck, generator: random.Random, options: SceneOptions
+    names: list[str], held_out: bool, colour_deck: _Deck, generator: random.Random, options: CorpusOptions
 ) -> Background:
     if generator.random() < options.photo_share:
         words = set(names) | {CONCEPTS[name].category for name in names}
@@ -266,7 +266,7 @@ def _draw_place(size: float, held_out: bool, generator: random.Random) -> tuple[
 
 
 def _draw_objects(
-    names: list[str], held_out: bool, generator: random.Random, options: SceneOptions
+    names: list[str], held_out: bool, generator: random.Random, options: CorpusOptions
 ) -> tuple[SceneObject, ...]:
     scale, nearness, turn = options.object_scale, 0.48 * (1 - options.overlap), options.max_rotation
     while True:
@@ -287,7 +287,7 @@ def _draw_objects(
         scale *= 0.95
 
 
-def _restyled(scene: Scene, styles: tuple[str, ...], generator: random.Random, options: SceneOptions) -> Scene:
+def _restyled(scene: Scene, styles: tuple[str, ...], generator: random.Random, options: CorpusOptions) -> Scene:
     """The scene with a style for each object and with what is done to the whole image.
 
     Both come from a generator of their own, so that the same scenes are seen in whatever styles.
@@ -304,7 +304,7 @@ def _restyled(scene: Scene, styles: tuple[str, ...], generator: random.Random, o
 
 
 def describe_scenes(
-    num_train: int, num_heldout: int, seed: int, options: SceneOptions | None = None
+    num_train: int, num_heldout: int, seed: int, options: CorpusOptions | None = None
 ) -> tuple[list[Scene], list[Scene]]:
     """Describe all scenes of a corpus.
 
@@ -317,7 +317,7 @@ def describe_scenes(
         (training scenes, held-out scenes, those of held-out styles last). Concepts are used nearly equally often on
         either side.
     """
-    options = options or SceneOptions()
+    options = options or CorpusOptions()
     shares = {number: share for number, share in NUM_OBJECTS_SHARE.items() if number <= options.max_objects}
     parts = [("False", num_train, 0, options.styles), ("True", num_heldout, 0, options.styles)]
     if options.heldout_styles:

@@ -225,7 +225,7 @@ def write_nlvr2(
 ) -> tuple[list[str], dict[str, int]]:
     """Write ``nlvr2/{train,dev,test1}.json`` and ``nlvr2/images/`` under the corpus folder ``root``.
 
-    Where there are images of held-out styles, ``nlvr2/styles.json`` too. ``texts_an_image``: `SceneOptions.texts`.
+    Where there are images of held-out styles, ``nlvr2/styles.json`` too. ``texts_an_image``: `CorpusOptions.texts`.
 
     Returns:
         (all sentences, split -> number of examples).
@@ -396,7 +396,7 @@ def write_snli_ve(
     """Write ``snli_ve_{train,dev,test}.jsonl`` into ``folder``; the images are those of the Flickr30K-style folder.
 
     Where there are images of held-out styles, ``snli_ve_styles.jsonl`` too. ``texts_an_image`` is
-    `SceneOptions.texts`.
+    `CorpusOptions.texts`.
 
     Returns:
         (all hypotheses, split -> number of rows).

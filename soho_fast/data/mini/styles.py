@@ -1,23 +1,16 @@
 """Further drawing styles of the concepts: ``python -m soho_fast.data.mini.styles data/styles``.
 
-Three sets of emoji from npm packages, each of which draws all concepts, are fetched by ``npm pack``, checked against
-the SHA-512 that stands here, and rendered by resvg into ``data/styles/NAME/CODE.png``. Such a folder, or any other with
-a drawing of every concept, is a style of `SceneOptions`. Nothing of it is committed or comes with this package.
+Three sets of emoji from npm packages, each of which draws all concepts, are fetched, checked and rendered by resvg into ``data/styles/NAME/CODE.png``. Such a folder, or any other with
+a drawing of every concept, is a style of `CorpusOptions`. Nothing of it is committed or comes with this package.
 """
 
 from __future__ import annotations
 
 import argparse
-import base64
-import hashlib
 import io
 import json
 import os
-import shutil
-import subprocess
 import sys
-import tarfile
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +18,7 @@ from soho_fast.common.command_line import Parser, exit_code
 from soho_fast.common.errors import print_line
 from soho_fast.common.extras import from_extra
 from soho_fast.common.files import scratch_beside
+from soho_fast.data.packages.fetching import Package, fetch, read_files
 
 from .concepts import CONCEPTS, Concept
 from .drawing import LICENCE_FILE, check_style
@@ -35,37 +29,27 @@ _SIDE = 144
 _ICON_SIDE = 16
 
 
-@dataclass(frozen=True)
-class StylePackage:
-    """An npm package of Iconify icons and whose work it is."""
-
-    package: str
-    version: str
-    sha512: str
-    credit: str
-    licence: str
+def _iconify(name: str, version: str, size: int, sha256: str) -> Package:
+    return Package("npm", f"@iconify-json/{name}", version, f"iconify-json-{name}-{version}.tgz", size, sha256)
 
 
-#: Style -> where it comes from. Each draws all concepts, and none is a relative of another or of Twemoji.
-PACKAGES: dict[str, StylePackage] = {
-    "noto": StylePackage(
-        "@iconify-json/noto",
-        "1.2.9",
-        "DQiuXENbun41ch+XPSV55H9FaWKpHTyz46YIKtSaKYD4fIDDzL1tR6H4np/T38jfrTAeI3rcKF0mqHYeZVAuaw==",
+#: Style -> where it comes from, whose work it is, and its licence. Each draws all concepts, and none is a relative of
+#: another or of Twemoji.
+PACKAGES: dict[str, tuple[Package, str, str]] = {
+    "noto": (
+        _iconify("noto", "1.2.9", 3102958, "3e918d88fc945c0bb3d468dbace6f88caef67f01c9f0e7bcae0915a042e8f1ad"),
         "Noto Emoji, Google Inc, https://github.com/googlefonts/noto-emoji",
         "Apache-2.0, https://www.apache.org/licenses/LICENSE-2.0",
     ),
-    "fluent-emoji-flat": StylePackage(
-        "@iconify-json/fluent-emoji-flat",
-        "1.2.6",
-        "RY47RgPb47fYUiyrA64sIOL0+UU02s29sXpNBbIQRBUlPlfNFTKUmZDERGuxDs/7yNGWqQYvuaSYM1M4fRXlUw==",
+    "fluent-emoji-flat": (
+        _iconify(
+            "fluent-emoji-flat", "1.2.6", 1172438, "7d064769dee690815f823bc5bcc511d957198caf9f5edd8dd9c1aa48a6aeb175"
+        ),
         "Fluent Emoji Flat, Microsoft Corporation, https://github.com/microsoft/fluentui-emoji",
         "MIT, https://github.com/microsoft/fluentui-emoji/blob/main/LICENSE",
     ),
-    "openmoji": StylePackage(
-        "@iconify-json/openmoji",
-        "1.2.29",
-        "vXdhkqcXVSO6suy+m9LbcUM3OdVyuNOtpV8/als/WqfkQIRxevL5Geb/g+6GH/Qwnq1OqksEmaDGTCmZ5nFKJQ==",
+    "openmoji": (
+        _iconify("openmoji", "1.2.29", 1264633, "03181e2c156cab35cf4a62f1f7886bd971d59212e75ac3f189d5a4cae3930fc5"),
         "OpenMoji, https://github.com/hfg-gmuend/openmoji",
         "CC-BY-SA-4.0, https://creativecommons.org/licenses/by-sa/4.0/",
     ),
@@ -83,34 +67,30 @@ def make_styles(folder: str | os.PathLike[str], progress: bool = True) -> list[P
         The styles' folders.
 
     Raises:
-        FileNotFoundError: npm is not installed.
-        OSError: npm could not fetch a package.
-        ValueError: a package is not the one whose SHA-512 stands here, or lacks a concept.
+        UserError: npm is not installed, could not fetch a package, or gave another one.
+        ValueError: a package lacks a concept, or a style's folder is there and holds something else.
     """
     root = Path(folder)
     if root.exists() and not root.is_dir():
         raise ValueError(f"folder: {root} is a file; expected a folder for the styles")
     root.mkdir(parents=True, exist_ok=True)
-    made = []
-    for name, package in PACKAGES.items():
+    say = print_line if progress else lambda line: None
+    for name, (package, credit, licence) in PACKAGES.items():
         out = root / name
-        about = _about(package)
+        about = {
+            "what": f"cut-outs: {credit.split(',')[0]} drawings, rendered, scaled, rotated, mirrored and composed",
+            "package": f"{package.name} {package.version}",
+            "credit": credit,
+            "licence": licence,
+        }
         if not _is_made(out, about):
             with scratch_beside(out) as building:
                 building.mkdir()
-                _render_all(_fetch(package, building), building / "drawings")
+                _render_all(fetch(package, building, say), building / "drawings")
                 (building / "drawings" / LICENCE_FILE).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
                 os.rename(building / "drawings", out)
-        if progress:
-            print_line(f"style {out}: {len(CONCEPTS)} drawings. {package.credit}; {package.licence}")
-        made.append(out)
-    return made
-
-
-def _about(package: StylePackage) -> dict[str, str]:
-    what = f"cut-outs: {package.credit.split(',')[0]} drawings, rendered, scaled, rotated, mirrored and composed"
-    name = f"{package.package} {package.version}"
-    return {"what": what, "package": name, "credit": package.credit, "licence": package.licence}
+        say(f"style {out}: {len(CONCEPTS)} drawings. {credit}; {licence}")
+    return [root / name for name in PACKAGES]
 
 
 def _is_made(folder: Path, about: dict[str, str]) -> bool:
@@ -129,38 +109,15 @@ def _is_made(folder: Path, about: dict[str, str]) -> bool:
     )
 
 
-def _fetch(package: StylePackage, folder: Path) -> Path:
-    """Fetch the package's .tgz into a folder and check it."""
-    name = f"{package.package}@{package.version}"
-    if shutil.which("npm") is None:
-        raise FileNotFoundError(f"npm is not installed; it fetches {name} (Debian: apt-get install npm)")
-    done = subprocess.run(
-        ["npm", "pack", "--silent", name], cwd=folder, capture_output=True, text=True, errors="replace", check=False
-    )
-    found = list(folder.glob("*.tgz"))
-    if done.returncode or len(found) != 1:
-        raise OSError(f"npm pack {name} failed: {' '.join((done.stderr or done.stdout).split())[-300:]}")
-    digest = base64.b64encode(hashlib.sha512(found[0].read_bytes()).digest()).decode()
-    if digest != package.sha512:
-        raise ValueError(f"{name}: expected the file of SHA-512 {package.sha512}, got one of {digest}")
-    return found[0]
-
-
-def _json_in(archive: tarfile.TarFile, name: str) -> Any:
-    file = archive.extractfile(name)
-    assert file is not None  # the archive is known by its checksum
-    return json.load(file)
-
-
 def _render_all(archive: Path, folder: Path) -> None:
     """Write the drawing of every concept in an Iconify package as PNG."""
     with from_extra("styles"):
         import resvg_py
     from PIL import Image
 
-    with tarfile.open(archive) as tar:
-        # Read in place: nothing of the archive is written by a name that stands in it.
-        chars, icons = (_json_in(tar, f"package/{name}.json") for name in ("chars", "icons"))
+    names = "package/chars.json", "package/icons.json"
+    files = read_files(archive, lambda name: name in names)
+    chars, icons = (json.loads(files[name]) for name in names)
     folder.mkdir()
     for concept in CONCEPTS.values():
         svg = _svg(icons, chars, concept, archive.name)

