@@ -15,6 +15,7 @@ import shutil
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -79,8 +80,9 @@ def _has(scene: Scene, name: str) -> bool | None:
     return True if name in scene.counts else False if is_surely_absent(scene, name) else None
 
 
-def _both(*facts: bool | None) -> bool | None:
-    return None if None in facts else all(facts)
+def _decided(rule: Callable[[Any], bool], facts: list[Any]) -> bool | None:
+    """What a rule says of facts, where all of them are known."""
+    return None if None in facts else rule(facts)
 
 
 def _a(name: str) -> str:
@@ -97,15 +99,14 @@ def _in_one(pool: _Pool, generator: random.Random) -> Statement | None:
 def _in_both(pool: _Pool, generator: random.Random) -> Statement | None:
     name = generator.choice(pool.names)
     sentence = generator.choice((f"Both images contain {_a(name)}.", f"There is {_a(name)} in each of the two images."))
-    return Statement(sentence, lambda left, right: _both(_has(left, name), _has(right, name)), pool.having(name))
+    return Statement(sentence, lambda *pair: _decided(all, [_has(each, name) for each in pair]), pool.having(name))
 
 
 def _in_neither(pool: _Pool, generator: random.Random) -> Statement | None:
     name = generator.choice(pool.names)
 
-    def is_true(left: Scene, right: Scene) -> bool | None:
-        facts = (_has(left, name), _has(right, name))
-        return None if None in facts else not any(facts)
+    def is_true(*pair: Scene) -> bool | None:
+        return _decided(lambda facts: not any(facts), [_has(scene, name) for scene in pair])
 
     return Statement(f"Neither image shows {_a(name)}.", is_true, pool.having(name))
 
@@ -113,11 +114,9 @@ def _in_neither(pool: _Pool, generator: random.Random) -> Statement | None:
 def _one_each(pool: _Pool, generator: random.Random) -> Statement | None:
     first, second = generator.sample(pool.names, 2)
 
-    def is_true(left: Scene, right: Scene) -> bool | None:
-        facts = [_has(scene, name) for name in (first, second) for scene in (left, right)]
-        if None in facts:
-            return None
-        return (facts[0] and facts[3]) or (facts[1] and facts[2])
+    def is_true(*pair: Scene) -> bool | None:
+        facts = [_has(scene, name) for name in (first, second) for scene in pair]
+        return _decided(lambda facts: (facts[0] and facts[3]) or (facts[1] and facts[2]), facts)
 
     sentence = f"One image shows {_a(first)} and the other image shows {_a(second)}."
     return Statement(sentence, is_true, pool.having(first, second))
@@ -126,15 +125,12 @@ def _one_each(pool: _Pool, generator: random.Random) -> Statement | None:
 def _total(pool: _Pool, generator: random.Random) -> Statement | None:
     name, number = generator.choice(pool.names), generator.choice((1, 2, 2, 3))
 
-    def is_true(left: Scene, right: Scene) -> bool | None:
-        if None in (_has(left, name), _has(right, name)):
-            return None
-        return left.counts[name] + right.counts[name] == number
+    def is_true(*pair: Scene) -> bool | None:
+        facts = [_has(scene, name) for scene in pair]
+        return _decided(lambda _: sum(scene.counts[name] for scene in pair) == number, facts)
 
-    verb = "is" if number == 1 else "are"
-    noun = CONCEPTS[name].name if number == 1 else CONCEPTS[name].plural
-    sentence = f"There {verb} exactly {NUMBER_WORDS[number]} {noun} in the two images together."
-    return Statement(sentence, is_true, pool.having(name))
+    noun = f"is exactly one {name}" if number == 1 else f"are exactly {NUMBER_WORDS[number]} {CONCEPTS[name].plural}"
+    return Statement(f"There {noun} in the two images together.", is_true, pool.having(name))
 
 
 def _more_objects(pool: _Pool, generator: random.Random) -> Statement | None:
@@ -155,10 +151,9 @@ def _background(pool: _Pool, generator: random.Random) -> Statement | None:
         return None
     colour = generator.choice(pool.colours)
 
-    def is_true(left: Scene, right: Scene) -> bool | None:
-        if left.background.photo or right.background.photo:
-            return None
-        return left.background.colour == colour and right.background.colour == colour
+    def is_true(*pair: Scene) -> bool | None:
+        colours = [scene.background.colour for scene in pair]  # None of a photograph
+        return _decided(lambda colours: set(colours) == {colour}, colours)
 
     return Statement(f"Both images have a plain {colour} background.", is_true, tuple(pool.by_colour[colour]))
 
@@ -167,10 +162,8 @@ def _long(pool: _Pool, generator: random.Random) -> Statement | None:
     first, second, third = generator.sample(pool.names, 3)
 
     def is_true(left: Scene, right: Scene) -> bool | None:
-        facts = (_has(left, first), _has(right, second), _has(left, third), _has(right, third))
-        if None in facts:
-            return None
-        return facts[0] and facts[1] and not facts[2] and not facts[3]
+        facts = [_has(left, first), _has(right, second), _has(left, third), _has(right, third)]
+        return _decided(lambda facts: facts == [True, True, False, False], facts)
 
     sentence = (
         f"The image on the left shows {_a(first)}, possibly together with other things, the image on the right shows "
@@ -313,57 +306,37 @@ def _presence(concept: Concept, generator: random.Random) -> str:
     return generator.choice((f"There is {name}.", f"The picture shows {name}.", f"{name.capitalize()} can be seen."))
 
 
-def _entailment(scene: Scene, generator: random.Random) -> str | None:
-    kind = generator.choice(("presence", "presence", "relation", "colour", "count", "category"))
+def _claim(scene: Scene, generator: random.Random, truth: bool) -> str | None:
+    """An entailment or a contradiction, of a kind that is drawn; None where the scene allows none."""
+    others = ("presence",) if truth else ("property", "property")
+    kind = generator.choice(("presence", *others, "relation", "colour", "count", "category"))
     groups = group_objects(scene)
     if kind == "presence":
-        return _presence(generator.choice(groups).concept, generator)
-    if kind == "relation" and (facts := related_pairs(scene)):
-        first, direction, second = generator.choice(facts)
-        return f"The {first.concept.name} is {RELATION_WORDS[direction]} the {second.concept.name}."
-    if kind == "colour" and scene.background.colour:
-        return f"The background is {scene.background.colour}."
-    if kind == "count" and (repeated := [group for group in groups if group.count > 1]):
-        group = generator.choice(repeated)
-        return f"There are {NUMBER_WORDS[group.count]} {group.concept.plural}."
-    if kind == "category":
-        categories = [word for word in CLOSED_CATEGORIES if category_counts(scene)[word]]
-        if categories:
-            word = generator.choice(categories)
-            return f"At least one thing here is {article_for(word)} {word}."
-    return None
-
-
-def _contradiction(scene: Scene, generator: random.Random) -> str | None:
-    kind = generator.choice(("presence", "property", "property", "relation", "colour", "count", "category"))
-    groups = group_objects(scene)
-    if kind == "presence":
-        return _presence(draw_absent(scene, generator), generator)
+        return _presence(generator.choice(groups).concept if truth else draw_absent(scene, generator), generator)
     if kind == "property":
         return _property(draw_absent(scene, generator), generator)
     if kind == "relation" and (facts := related_pairs(scene)):
         first, direction, second = generator.choice(facts)
-        return f"The {first.concept.name} is {RELATION_WORDS[OPPOSITE[direction]]} the {second.concept.name}."
-    if kind == "colour" and scene.background.colour:
-        return f"The background is {generator.choice([c for c in COLOURS if c != scene.background.colour])}."
-    if kind == "count":
-        group = generator.choice(groups)
+        where = RELATION_WORDS[direction if truth else OPPOSITE[direction]]
+        return f"The {first.concept.name} is {where} the {second.concept.name}."
+    if kind == "colour" and (colour := scene.background.colour):
+        return f"The background is {colour if truth else generator.choice([c for c in COLOURS if c != colour])}."
+    if kind == "count" and (counted_groups := [each for each in groups if each.count > 1 or not truth]):
+        group = generator.choice(counted_groups)
         # Fewer would be true as well ("there are two dogs" where there are three), so only more is false.
-        if group.count < 3:
-            return f"There are {NUMBER_WORDS[generator.randint(group.count + 1, 3)]} {group.concept.plural}."
+        if truth or group.count < 3:
+            count = group.count if truth else generator.randint(group.count + 1, 3)
+            return f"There are {NUMBER_WORDS[count]} {group.concept.plural}."
     if kind == "category":
-        absent = [
-            word
-            for word in CLOSED_CATEGORIES
-            if not category_counts(scene)[word] and _category_is_surely_absent(scene, word)
-        ]
-        if absent:
-            word = generator.choice(absent)
+        counts = category_counts(scene)
+        words = [word for word in CLOSED_CATEGORIES if (counts[word] if truth else _is_without(scene, word))]
+        if words:
+            word = generator.choice(words)
             return f"At least one thing here is {article_for(word)} {word}."
     return None
 
 
-def _category_is_surely_absent(scene: Scene, category: str) -> bool:
+def _is_without(scene: Scene, category: str) -> bool:
     return all(is_surely_absent(scene, name) for name, concept in CONCEPTS.items() if concept.category == category)
 
 
@@ -372,7 +345,11 @@ def _neutral(scene: Scene, generator: random.Random) -> str | None:
     return _property(generator.choice(singles).concept, generator) if singles else None
 
 
-_WRITERS = {"entailment": _entailment, "neutral": _neutral, "contradiction": _contradiction}
+_WRITERS: dict[str, Callable[[Scene, random.Random], str | None]] = {
+    "entailment": partial(_claim, truth=True),
+    "neutral": _neutral,
+    "contradiction": partial(_claim, truth=False),
+}
 
 
 def write_hypotheses(scene: Scene, number_each: int, seed: int) -> list[tuple[str, str]]:

@@ -1,7 +1,8 @@
 """Further drawing styles of the concepts: ``python -m soho_fast.data.mini.styles data/styles``.
 
-Three sets of emoji from npm packages, each of which draws all concepts, are fetched, checked and rendered by resvg into ``data/styles/NAME/CODE.png``. Such a folder, or any other with
-a drawing of every concept, is a style of `CorpusOptions`. Nothing of it is committed or comes with this package.
+Three sets of emoji from npm packages, each of which draws all concepts, are fetched, checked and rendered by
+resvg into ``data/styles/NAME/CODE.png``. Such a folder, or any other with a drawing of every concept, is a style of
+`CorpusOptions`. Nothing of it is committed or comes with this package.
 """
 
 from __future__ import annotations
