@@ -22,7 +22,7 @@ from soho_fast.common.tables import Table
 from soho_fast.data.batches.downstream import DownstreamDataset, Examples
 from soho_fast.data.batches.sample import Collator, Sample
 from soho_fast.model.downstream import SohoDownstreamModel
-from soho_fast.tasks.evaluation.answering import Answering, Answers
+from soho_fast.tasks.evaluation.answering import Answers, answer
 from soho_fast.tasks.evaluation.computing import Computing
 from soho_fast.tasks.evaluation.sharing import Sharing
 from soho_fast.tasks.fine_tuning import FineTuningTask
@@ -141,16 +141,7 @@ class AnsweringTask(FineTuningTask):
         settings = {name: getattr(self.data, name) for name in _RESULTS_DEPEND_ON}
         about = {"task": self.name, "split": split, "examples": examples.fingerprint(), **settings}
         sharing = sharing.keeping({**about, "precision": computing.precision}, examples.images)
-        answering = Answering(
-            self.processor,
-            max_text_length=self.data.max_text_length,
-            blank_images=self.data.blank_images,
-            image_batch=self.data.image_batch,
-            text_batch=self.data.text_batch,
-            probabilities=self.probabilities,
-            workers=self.workers,
-        )
-        row_E, label_E, score_E = answering.answer(model, computing, examples, max_images or None, sharing)
+        row_E, label_E, score_E = answer(self, model, computing, examples, max_images, sharing)
         assert max_images or len(row_E) == len(records)
         records = [records[row] for row in row_E]
         config: Any = model.config  # by transformers' types there might be no labels

@@ -20,7 +20,7 @@ from soho_fast.engine.batches import Batches, plan_batches, split_batch
 from soho_fast.engine.settings import BatchSettings
 from soho_fast.model import SohoConfig, SohoForPreTraining, SohoForQuestionAnswering
 from soho_fast.model.inputs import SohoInputs
-from soho_fast.tasks.evaluation.answering import Answering
+from soho_fast.tasks.evaluation import answering
 from soho_fast.tasks.evaluation.sharing import Sharing
 from soho_fast.tasks.recipe import read_recipe
 from soho_fast.tasks.settings import AugmentationSettings, DownstreamModel, QuestionAnsweringModel, VqaSplit
@@ -120,13 +120,13 @@ def test_answers_do_not_depend_on_the_number_of_processes(name, world, tmp_path,
     split = task.data.validate
     alone = task.evaluate_split(model, split, Sharing())
     computed = []
-    load = Answering._load_batch
+    load = answering.load_batch
 
-    def counted(self, examples, groups):
+    def counted(task, examples, groups):
         computed.append([row for rows in groups for row in rows])
-        return load(self, examples, groups)
+        return load(task, examples, groups)
 
-    monkeypatch.setattr(Answering, "_load_batch", counted)
+    monkeypatch.setattr(answering, "load_batch", counted)
     shared = Threads(world).run(lambda processes: task.evaluate_split(model, split, Sharing(processes)))
     for other in shared:
         assert (other.answers, other.scores, other.metrics) == (alone.answers, alone.scores, alone.metrics)

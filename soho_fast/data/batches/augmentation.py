@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import KW_ONLY, dataclass
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ MEAN_COLOUR = (124, 116, 104)
 _SIDE = re.compile(r"\b(left|right)(?=most\b|ward|hand|\b)", re.IGNORECASE)
 
 
+@dataclass
 class Augmentation:
     """Random changes of training images, all of an image alike for the samples that it has in an epoch: a batch holds
     it once. An image keeps its size.
@@ -33,28 +35,26 @@ class Augmentation:
         colour: Largest change of brightness, contrast and saturation, as a share; 0: none.
     """
 
-    def __init__(
-        self,
-        seed: int,
-        *,
-        crop_scale: float,
-        flip: float,
-        rand_augment: int,
-        rand_augment_magnitude: int,
-        colour: float,
-    ) -> None:
-        self._seed, self._crop_scale, self._flip = seed, crop_scale, flip
-        bilinear = InterpolationMode.BILINEAR
-        changes: list[v2.Transform] = []
-        if rand_augment:
-            changes.append(v2.RandAugment(rand_augment, rand_augment_magnitude, 31, bilinear, list(MEAN_COLOUR)))
-        if colour:
-            changes.append(v2.ColorJitter(colour, colour, colour))
-        self._changes = changes
+    seed: int
+    _: KW_ONLY
+    crop_scale: float
+    flip: float
+    rand_augment: int
+    rand_augment_magnitude: int
+    colour: float
+
+    def __post_init__(self) -> None:
+        count, strength = self.rand_augment, self.rand_augment_magnitude
+        self._changes: list[v2.Transform] = []
+        if count:
+            bilinear = InterpolationMode.BILINEAR
+            self._changes.append(v2.RandAugment(count, strength, 31, bilinear, list(MEAN_COLOUR)))
+        if self.colour:
+            self._changes.append(v2.ColorJitter(self.colour, self.colour, self.colour))
 
     def flips(self, epoch: int, number: int) -> bool:
         """Whether an image, by its number, is flipped in an epoch."""
-        return bool(self._rng(epoch, number).random() < self._flip)
+        return bool(self._rng(epoch, number).random() < self.flip)
 
     def resize(self, pixels_3HW: torch.Tensor, processor: SohoImageProcessor, epoch: int, number: int) -> torch.Tensor:
         """A decoded image, by its number, as an epoch has it: uint8 (3, height, width), of the processor's size."""
@@ -65,8 +65,8 @@ class Augmentation:
         # torchvision draws from the global generator, which dropout reads where images are loaded in the same process.
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(int(rng.integers(2**63)))
-            if self._crop_scale < 1:
-                ratio, scale = width / height, (self._crop_scale, 1.0)
+            if self.crop_scale < 1:
+                ratio, scale = width / height, (self.crop_scale, 1.0)
                 crop = v2.RandomResizedCrop(size, scale, (ratio * 3 / 4, ratio * 4 / 3), antialias=processor.antialias)
                 pixels_3HW = crop(pixels_3HW)
             else:
@@ -78,7 +78,7 @@ class Augmentation:
         return pixels_3HW
 
     def _rng(self, epoch: int, number: int) -> np.random.Generator:
-        return np.random.default_rng([_AUGMENTATION_STREAM, self._seed, epoch, number])
+        return np.random.default_rng([_AUGMENTATION_STREAM, self.seed, epoch, number])
 
 
 def swap_sides(text: str) -> str:

@@ -8,6 +8,7 @@ NLVR2).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import KW_ONLY, InitVar, dataclass
 
 import numpy as np
 
@@ -60,6 +61,7 @@ class Examples:
         return fingerprint(images, (self.text(row) for row in range(len(self))))
 
 
+@dataclass(eq=False, repr=False)
 class DownstreamDataset(SampleDataset):
     """Samples of at most `texts_per_sample` examples of a group, all examples in each epoch.
 
@@ -75,20 +77,17 @@ class DownstreamDataset(SampleDataset):
         blank_images: Give an image that shows nothing in place of each: what remains is the text.
     """
 
-    def __init__(
-        self,
-        examples: Examples,
-        processor: SohoProcessor,
-        *,
-        seed: int,
-        texts_per_sample: int,
-        max_text_length: int,
-        blank_images: bool,
-    ) -> None:
-        self.examples, self.processor, self.seed = examples, processor, seed
-        self.max_text_length = max_text_length
-        self._num_parts_G = np.array([-(-len(rows) // texts_per_sample) for rows in examples.groups])
-        super().__init__(Images(examples.images, processor, blank=blank_images), self._num_parts_G)
+    examples: Examples
+    processor: SohoProcessor
+    _: KW_ONLY
+    seed: int
+    texts_per_sample: int
+    max_text_length: int
+    blank_images: bool
+
+    def __post_init__(self) -> None:
+        self._num_parts_G = np.array([-(-len(rows) // self.texts_per_sample) for rows in self.examples.groups])
+        super().__init__(Images(self.examples.images, self.processor, blank=self.blank_images), self._num_parts_G)
 
     def unit_shapes(self, progress: Callable[[int, int], None]) -> np.ndarray:
         """float64 (groups,), of a pair the mean; see `Images.shapes`."""
@@ -118,6 +117,7 @@ def load_sample(
     return sample
 
 
+@dataclass(eq=False, repr=False)
 class RetrievalDataset(SampleDataset):
     """A sample is an image with one of its captions. An epoch holds every caption once, or every image once with a
     caption drawn by (seed, epoch, index) alone.
@@ -135,27 +135,25 @@ class RetrievalDataset(SampleDataset):
         ValueError: There is nothing to distinguish: there is one image, or all captions are alike.
     """
 
-    def __init__(
-        self,
-        records: Sequence[ImageTextRecord],
-        processor: SohoProcessor,
-        *,
-        seed: int,
-        max_text_length: int,
-        every_caption: bool = False,
-    ) -> None:
+    records: InitVar[Sequence[ImageTextRecord]]
+    processor: SohoProcessor
+    _: KW_ONLY
+    seed: int
+    max_text_length: int
+    every_caption: bool = False
+
+    def __post_init__(self, records: Sequence[ImageTextRecord]) -> None:
         first = records[0].captions[0]
         if len(records) < 2 or all(caption == first for record in records for caption in record.captions):
             raise ValueError(
                 f"data.train: expected at least 2 images with different captions, got {len(records)} of which all "
                 f"captions are {first!r:.100}"
             )
-        self.processor, self.seed, self.max_text_length = processor, seed, max_text_length
         self._sample_ids = [f"{record.source}/{record.image_id}" for record in records]
         self._captions = PackedTexts([record.captions for record in records])
-        num_samples_I = self._captions.counts() if every_caption else np.ones(len(records), np.int64)
-        super().__init__(Images([record.image for record in records], processor), num_samples_I)
-        self.every_caption = every_caption
+        counts_I = self._captions.counts()
+        num_samples_I = counts_I if self.every_caption else np.ones_like(counts_I)
+        super().__init__(Images([record.image for record in records], self.processor), num_samples_I)
 
     def __getitem__(self, index: int) -> Sample:
         image, number = self.part(index)

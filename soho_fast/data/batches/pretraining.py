@@ -6,6 +6,7 @@ Which texts go with an image: its own captions, and captions of other images tha
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import KW_ONLY, InitVar, dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -178,6 +179,7 @@ Epoch = Literal["captions", "caption_groups", "images"]
 """What an epoch holds once; see `PretrainingDataset`."""
 
 
+@dataclass(eq=False, repr=False)
 class PretrainingDataset(SampleDataset):
     """Samples that depend on (seed, epoch, index) only: not on the rank, the worker, or what was drawn before.
 
@@ -187,66 +189,52 @@ class PretrainingDataset(SampleDataset):
 
     Ask for an epoch's sample by `set_epoch`, then `dataset[index]`. A batch has `mlm_labels` (P, S), -100 outside,
     `itm_labels` (P,; 1 = matched), `mask_uniform` (B,), and where not all pairs are masked `mask_pairs` (P,), bool.
+
+    Args:
+        records: Images with their captions, which are packed where they are not yet, so that worker processes share
+            them; those in shards are read from there when a sample is made.
+        processor: Image processor and tokenizer.
+        seed: Seed of everything drawn.
+        num_positive: Texts per image taken from its captions (paper, section 4.1: 2).
+        num_negative: Texts per image taken from other images (paper: 2).
+        replace_probability: With it each text taken from the captions is replaced by one of another image, see
+            `PairSampler.replacement`; needs `caption_groups` and no `num_negative`.
+        epoch: What an epoch holds: "images", each once; "captions", divided at random in each epoch; or
+            "caption_groups", captions divided once and for all.
+        max_text_length: Longest text in tokens, [CLS] and [SEP] included; longer ones are cut.
+        masking: How tokens are masked: keywords of `mask_tokens`, its `probability` and those after it.
+        predict_unmatched: Whether masked tokens have labels in texts of other images too.
+        mvm_probability: Each text is read with masked visual tokens with this probability.
+        unmask_from_epoch: From this epoch on such texts have no masked words; `None`: words are masked in all.
     """
 
-    def __init__(
-        self,
-        records: Sequence[ImageTextRecord] | RecordTable,
-        processor: SohoProcessor,
-        *,
-        seed: int = 0,
-        num_positive: int = 2,
-        num_negative: int = 2,
-        replace_probability: float = 0.0,
-        epoch: Epoch = "images",
-        max_text_length: int = 32,
-        masking: Mapping[str, Any] | None = None,
-        predict_unmatched: bool = False,
-        mvm_probability: float = 1.0,
-        unmask_from_epoch: int | None = None,
-    ) -> None:
-        """Keep the records, packed so that worker processes share them.
+    records: InitVar[Sequence[ImageTextRecord] | RecordTable]
+    processor: SohoProcessor
+    _: KW_ONLY
+    seed: int = 0
+    num_positive: int = 2
+    num_negative: int = 2
+    replace_probability: float = 0.0
+    epoch: Epoch = "images"
+    max_text_length: int = 32
+    masking: Mapping[str, Any] = field(default_factory=dict)
+    predict_unmatched: bool = False
+    mvm_probability: float = 1.0
+    unmask_from_epoch: int | None = None
 
-        Args:
-            records: Images with their captions, which are packed where they are not yet; those in shards are read from
-                there when a sample is made.
-            processor: Image processor and tokenizer.
-            seed: Seed of everything drawn.
-            num_positive: Texts per image taken from its captions (paper, section 4.1: 2).
-            num_negative: Texts per image taken from other images (paper: 2).
-            replace_probability: With it each text taken from the captions is replaced by one of another image, see
-                `PairSampler.replacement`; needs `caption_groups` and no `num_negative`.
-            epoch: What an epoch holds: "images", each once; "captions", divided at random in each epoch; or
-                "caption_groups", captions divided once and for all.
-            max_text_length: Longest text in tokens, [CLS] and [SEP] included; longer ones are cut.
-            masking: How tokens are masked: keywords of `mask_tokens`, its `probability` and those after it.
-            predict_unmatched: Whether masked tokens have labels in texts of other images too.
-            mvm_probability: Each text is read with masked visual tokens with this probability.
-            unmask_from_epoch: From this epoch on such texts have no masked words; `None`: words are masked in all.
-        """
-        self.processor = processor
-        self.seed = seed
-        self.num_positive = num_positive
-        self.num_negative = num_negative
-        self.replace_probability = replace_probability
-        self.epoch_of = epoch
-        self.max_text_length = max_text_length
-        self.masking = dict(masking or {})
-        self.predict_unmatched, self.mvm_probability = predict_unmatched, mvm_probability
-        self.unmask_from_epoch = unmask_from_epoch
+    def __post_init__(self, records: Sequence[ImageTextRecord] | RecordTable) -> None:
         self._table = records if isinstance(records, RecordTable) else RecordTable([records])
         self._pairs = PairSampler(
             self._table.texts,
             self._table.sources(),
-            negatives=num_negative > 0,
-            replacing_groups_of=num_positive if replace_probability else 0,
+            negatives=self.num_negative > 0,
+            replacing_groups_of=self.num_positive if self.replace_probability else 0,
         )
-        every_caption = epoch != "images"
         counts_I = self._table.texts.counts()
         # Rounded up: the last sample of an image may hold fewer captions of its own, and is filled.
-        num_samples_I = -(-counts_I // num_positive) if every_caption else np.ones(len(records), np.int64)
-        super().__init__(Images(self._table, processor), num_samples_I)
-        self._special_ids = frozenset(processor.tokenizer.all_special_ids)
+        num_samples_I = np.ones_like(counts_I) if self.epoch == "images" else -(-counts_I // self.num_positive)
+        super().__init__(Images(self._table, self.processor), num_samples_I)
+        self._special_ids = frozenset(self.processor.tokenizer.all_special_ids)
 
     def epoch_order(self, rng: np.random.Generator) -> np.ndarray:
         """The samples of an epoch in the order in which they are read, int64 (samples,): all at random, or nearly as
@@ -294,9 +282,9 @@ class PretrainingDataset(SampleDataset):
         return sample
 
     def _captions(self, image: int, number: int, rng: np.random.Generator) -> list[str]:
-        if self.epoch_of == "images":
+        if self.epoch == "images":
             return self._pairs.positives(image, self.num_positive, rng)
-        if self.epoch_of == "caption_groups":
+        if self.epoch == "caption_groups":
             once_for_all = np.random.default_rng([CAPTION_STREAM, self.seed, image])
             return self._pairs.fixed_group(image, number, self.num_positive, once_for_all)
         of_image = np.random.default_rng([CAPTION_STREAM, self.seed, self._epoch, image])
