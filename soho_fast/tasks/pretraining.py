@@ -381,26 +381,17 @@ class PretrainingTask(BaseTask):
             model,
             self.heldout_records,
             self.processor,
+            self.data,
             seed=self.seed,
-            num_images=self.data.quick_images if quick else self.data.heldout_images or None,
-            num_candidates=0 if quick else self.data.heldout_candidates,
-            max_text_length=self.data.max_text_length,
-            image_batch=self.data.image_batch,
-            pair_batch=self.data.pair_batch,
-            precision=self.data.precision,
+            quick=quick,
             workers=self.workers,
             progress=sharing.progress,
             say=self._say,
         )
         if not quick:
+            held_out = [record.image for record in self.heldout_records]
             metrics |= measure_pointing(
-                model,
-                self._records.training,
-                [record.image for record in self.heldout_records],
-                self.processor,
-                image_batch=self.data.image_batch,
-                precision=self.data.precision,
-                workers=self.workers,
+                model, self._records.training, held_out, self.processor, self.data, self.workers
             )
         if told := nothing_learnt(metrics):
             self._say(f"warning: {told}" if quick else f"warning: {told}; {_WHAT_TO_DO}")

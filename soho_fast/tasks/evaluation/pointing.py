@@ -23,6 +23,7 @@ from soho_fast.data.processor import SohoProcessor
 from soho_fast.data.readers.records import ImageRef
 from soho_fast.model import SohoForPreTraining
 from soho_fast.tasks.evaluation.computing import Computing
+from soho_fast.tasks.settings import PretrainingData
 
 LEAST_LIFT = 5.0
 LEAST_IMAGES = 5
@@ -102,9 +103,7 @@ def measure_pointing(
     training: Sequence[ImageRef],
     heldout: Sequence[ImageRef],
     processor: SohoProcessor,
-    *,
-    image_batch: int = 32,
-    precision: str = "auto",
+    data: PretrainingData,
     workers: int = 0,
 ) -> dict[str, float]:
     """How far a model's codes point, on images whose objects are known: those of a demo corpus.
@@ -114,8 +113,7 @@ def measure_pointing(
         training: images on which codes get their objects; some of them are taken, evenly spread.
         heldout: images on which they are to point at them.
         processor: the model's.
-        image_batch: images encoded at a time.
-        precision: see `Computing`.
+        data: how many images are encoded at a time, and in which precision.
         workers: processes that read images; 0 reads in this one.
 
     Returns:
@@ -126,30 +124,22 @@ def measure_pointing(
     if not (model.config.use_dictionary and model.config.use_dictionary_output):
         return {}
     spread = np.unique(np.linspace(0, len(training) - 1, min(_MOST_IMAGES, len(training))).round().astype(int))
-    options: dict[str, Any] = {"image_batch": image_batch, "precision": precision, "workers": workers}
-    objects_K = objects_of_codes(
-        *_look_up(model, [training[place] for place in spread.tolist()], processor, **options), model.config.num_codes
-    )
-    found = pointing(objects_K, *_look_up(model, heldout, processor, **options))
+    chosen = [training[place] for place in spread.tolist()]
+    objects_K = objects_of_codes(*_look_up(model, chosen, processor, data, workers), model.config.num_codes)
+    found = pointing(objects_K, *_look_up(model, heldout, processor, data, workers))
     return {"pointing": found.share, "pointing_any_patch": found.any_patch} if found.num_tokens else {}
 
 
 @torch.no_grad()
 def _look_up(
-    model: SohoForPreTraining,
-    images: Sequence[ImageRef],
-    processor: SohoProcessor,
-    *,
-    image_batch: int,
-    precision: str,
-    workers: int,
+    model: SohoForPreTraining, images: Sequence[ImageRef], processor: SohoProcessor, data: PretrainingData, workers: int
 ) -> tuple[list[np.ndarray], list[Touched]]:
     """The codes (h, w) of each image whose objects are known and that can be read, and what these touch."""
-    computing = Computing(model, precision)
+    computing = Computing(model, data.precision)
 
     def load(first: int) -> tuple[list[ImageRef], Any]:
         refs, pixels = [], []
-        for ref in images[first : first + image_batch]:
+        for ref in images[first : first + data.image_batch]:
             try:
                 pixels.append(processor.image_processor.load(ref))
                 refs.append(ref)
@@ -158,7 +148,7 @@ def _look_up(
         return refs, processor.image_processor.collate_bytes(pixels) if refs else None
 
     codes, touched = [], []
-    for refs, batch in loaded_ahead(load, range(0, len(images), image_batch), workers=workers):
+    for refs, batch in loaded_ahead(load, range(0, len(images), data.image_batch), workers=workers):
         if not refs:
             continue
         with computing():

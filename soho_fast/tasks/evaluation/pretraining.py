@@ -33,28 +33,29 @@ from soho_fast.tasks.evaluation.metrics.recall import mean_reciprocal_rank, reca
 from soho_fast.tasks.evaluation.pair_scoring import ImageBlocks, PairScorer, score_pairs
 from soho_fast.tasks.evaluation.sharing import ReportProgress, Sharing
 from soho_fast.tasks.evaluation.two_stage import contrastive_scores
+from soho_fast.tasks.settings import PretrainingData
 
 RECALL_KS = (1, 5, 10)
+# Share of words masked for MLM.
+_MASKED_WORDS = 0.15
 
 
-@dataclass
-class _Mean:
-    """Of answers, each right or wrong, or of losses, each of so many answers."""
+_Counted = tuple[float, int]
+"""Right answers, or a sum of losses in nats; and of how many."""
 
-    sum: float = 0.0
-    total: int = 0
 
-    def add(self, correct: torch.Tensor | np.ndarray) -> None:
-        self.sum += int(correct.sum())
-        self.total += len(correct)
+def _right(correct: torch.Tensor | np.ndarray) -> _Counted:
+    return float(correct.sum()), len(correct)
 
-    def add_loss(self, logits_PV: torch.Tensor, labels_P: torch.Tensor) -> None:
-        self.sum += float(F.cross_entropy(logits_PV.float(), labels_P.to(logits_PV.device), reduction="sum"))
-        self.total += len(labels_P)
 
-    @property
-    def value(self) -> float:
-        return self.sum / self.total if self.total else float("nan")
+def _loss(logits_PV: torch.Tensor, labels_P: torch.Tensor) -> _Counted:
+    labels_P = labels_P.to(logits_PV.device)
+    return float(F.cross_entropy(logits_PV.float(), labels_P, reduction="sum")), len(labels_P)
+
+
+def _mean(counted: Sequence[_Counted]) -> float:
+    total = sum(count for _, count in counted)
+    return sum(right for right, _ in counted) / total if total else float("nan")
 
 
 class _MaskedTexts(NamedTuple):
@@ -112,17 +113,12 @@ class _HeldOut:
 
 
 def _choose(
-    records: Sequence[ImageTextRecord],
-    processor: SohoProcessor,
-    *,
-    num_images: int | None,
-    max_text_length: int,
-    seed: int,
+    records: Sequence[ImageTextRecord], processor: SohoProcessor, num_images: int, max_text_length: int, seed: int
 ) -> _HeldOut:
     if len(records) < 2:
         raise ValueError(f"records: expected at least 2 held-out images, got {len(records)}")
     rng = np.random.default_rng([EVALUATION_STREAM, seed])
-    order = rng.permutation(len(records))[:num_images]
+    order = rng.permutation(len(records))[: num_images or None]
     sampler = PairSampler([record.captions for record in records])
     positives, negatives, used = [], [], set()
     for index in order:
@@ -168,10 +164,8 @@ class _Scorer:
 class _Tally:
     """Everything counted over the held-out batches."""
 
-    answers: dict[str, _Mean] = field(default_factory=lambda: defaultdict(_Mean))
-    """By metric."""
-    losses: dict[str, _Mean] = field(default_factory=lambda: defaultdict(_Mean))
-    """By metric: cross entropy, in nats."""
+    counted: dict[str, list[_Counted]] = field(default_factory=lambda: defaultdict(list))
+    """By metric, of each batch."""
     itm_margins: tuple[list[torch.Tensor], list[torch.Tensor]] = field(default_factory=lambda: ([], []))
     """By how much the logit of "matched" exceeds the other: of pairs that do not match, and of pairs that do."""
     mvm_targets: list[torch.Tensor] = field(default_factory=list)
@@ -181,7 +175,9 @@ class _Tally:
     skipped: list[str] = field(default_factory=list)
 
 
-def _measure_mlm(score: _Scorer, visual: Any, masked: _MaskedTexts, image_index: np.ndarray, loss: _Mean) -> np.ndarray:
+def _measure_mlm(
+    score: _Scorer, visual: Any, masked: _MaskedTexts, image_index: np.ndarray, losses: list[_Counted]
+) -> np.ndarray:
     """Which masked words are right, all pieces of a word counting as one: bool, one per word of `masked.words`. Each
     piece adds to the loss."""
     labels_PS = pad_labels(masked.labels, len(masked.labels), max(map(len, masked.labels))).numpy()
@@ -192,7 +188,7 @@ def _measure_mlm(score: _Scorer, visual: Any, masked: _MaskedTexts, image_index:
     logits_MV = output.mlm_logits
     if len(logits_MV) != predicted.sum():
         raise ValueError(f"mlm_logits: expected {predicted.sum()} rows, one per label, got {len(logits_MV)}")
-    loss.add_loss(logits_MV, torch.from_numpy(labels_PS[predicted]))
+    losses.append(_loss(logits_MV, torch.from_numpy(labels_PS[predicted])))
     right_PS = np.zeros_like(predicted)
     right_PS[predicted] = logits_MV.argmax(-1).cpu().numpy() == labels_PS[predicted]
     return np.array([right_PS[row, positions].all() for row, positions, _ in masked.words])
@@ -215,15 +211,10 @@ def _batches(count: int, size: int) -> list[range]:
     return [range(begin, end) for begin, end in pairwise(count * number // num for number in range(num + 1))]
 
 
-class _Loaded(NamedTuple):
-    """Held-out images of a batch, by their rows, and why others of it can't be read; None without two images."""
-
-    rows: list[int]
-    images: dict[str, torch.Tensor | None] | None
-    corrupt: list[str]
-
-
-def _load(held: _HeldOut, batch: range, processor: SohoProcessor) -> _Loaded:
+def _load(
+    held: _HeldOut, batch: range, processor: SohoProcessor
+) -> tuple[list[int], dict[str, torch.Tensor | None] | None, list[str]]:
+    """Images of a batch by their rows, None without two of them, and why others can't be read."""
     rows, images, corrupt = [], [], []
     for row in batch:
         try:
@@ -231,7 +222,7 @@ def _load(held: _HeldOut, batch: range, processor: SohoProcessor) -> _Loaded:
             rows.append(row)
         except CorruptImageError as error:
             corrupt.append(str(error))
-    return _Loaded(rows, processor.image_processor.collate_bytes(images) if len(rows) > 1 else None, corrupt)
+    return rows, processor.image_processor.collate_bytes(images) if len(rows) > 1 else None, corrupt
 
 
 def _measure_batch(
@@ -240,27 +231,26 @@ def _measure_batch(
     rows: Sequence[int],
     tally: _Tally,
     images: Mapping[str, torch.Tensor | None],
-    masking: float,
 ) -> Any:
     """All metrics but retrieval on one batch; returns its visual tokens."""
     visual = score.encode(images)
     own = np.arange(len(rows))
     other = np.roll(own, -1)
     positives = [held.positives[row] for row in rows]
-    masked = mask_words(positives, score.processor.tokenizer, held.rng, masking)
+    masked = mask_words(positives, score.processor.tokenizer, held.rng, _MASKED_WORDS)
     is_content = np.array([content for _, _, content in masked.words], dtype=bool)
     image_indices = {"": own, "_shuffled": other}
     for suffix, image_index in image_indices.items():
-        right = _measure_mlm(score, visual, masked, image_index, tally.losses[f"mlm_loss{suffix}"])
-        tally.answers[f"mlm_content{suffix}"].add(right[is_content])
-        tally.answers[f"mlm_all{suffix}"].add(right)
+        right = _measure_mlm(score, visual, masked, image_index, tally.counted[f"mlm_loss{suffix}"])
+        tally.counted[f"mlm_content{suffix}"].append(_right(right[is_content]))
+        tally.counted[f"mlm_all{suffix}"].append(_right(right))
 
     texts_ids = [text.ids for text in positives] + [held.negatives[row].ids for row in rows]
     truth = torch.arange(len(texts_ids)) < len(rows)
     for suffix, image_index in image_indices.items():
         logits_P2 = score(visual, texts_ids, np.concatenate([image_index, image_index])).itm_logits
-        tally.answers[f"itm{suffix}"].add((logits_P2[:, 1] > logits_P2[:, 0]).cpu() == truth)
-        tally.losses[f"itm_loss{suffix}"].add_loss(logits_P2, truth.long())
+        tally.counted[f"itm{suffix}"].append(_right((logits_P2[:, 1] > logits_P2[:, 0]).cpu() == truth))
+        tally.counted[f"itm_loss{suffix}"].append(_loss(logits_P2, truth.long()))
         if not suffix:
             margin_P = (logits_P2[:, 1] - logits_P2[:, 0]).float().cpu()
             for matched, margins in enumerate(tally.itm_margins):
@@ -268,14 +258,14 @@ def _measure_batch(
 
     uniform = held.mask_uniform[list(rows)]
     output = _measure_mvm(score, visual, positives, uniform)
-    if output.mvm_logits is not None and output.mvm_targets is not None:
+    if output.mvm_logits is not None and len(output.mvm_targets):
         targets_M = output.mvm_targets.cpu()
-        tally.answers["mvm"].add(output.mvm_logits.argmax(-1).cpu() == targets_M)
+        tally.counted["mvm"].append(_right(output.mvm_logits.argmax(-1).cpu() == targets_M))
         tally.mvm_targets.append(targets_M)
         nothing = encode_texts(score.processor.tokenizer, [""] * len(rows), len(positives[0].ids) + 2)
         for baseline, texts in (("shuffled", [*positives[1:], positives[0]]), ("no_caption", nothing)):
             other_output = _measure_mvm(score, visual, texts, uniform)
-            tally.answers[f"mvm_{baseline}"].add(other_output.mvm_logits.argmax(-1).cpu() == targets_M)
+            tally.counted[f"mvm_{baseline}"].append(_right(other_output.mvm_logits.argmax(-1).cpu() == targets_M))
     if output.index is not None:
         tally.index.append(output.index[output.index >= 0].cpu())
     if getattr(output, "perplexity", None) is not None:
@@ -291,18 +281,13 @@ def evaluate_pretraining(
     model: SohoForPreTraining,
     records: Sequence[ImageTextRecord],
     processor: SohoProcessor,
+    data: PretrainingData,
     *,
     seed: int = 0,
-    num_images: int | None = None,
-    num_candidates: int = 200,
-    max_text_length: int = 32,
-    mlm_probability: float = 0.15,
-    image_batch: int = 32,
-    pair_batch: int = 256,
-    precision: str = "auto",
+    quick: bool = False,
     workers: int = 0,
     progress: ReportProgress | None = None,
-    say: Callable[[str], None] | None = None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, float]:
     """Measure a model on held-out images. The same seed chooses the same images, captions, negatives and masks.
 
@@ -324,13 +309,8 @@ def evaluate_pretraining(
         records: Held-out images with captions.
         processor: Image processor and tokenizer.
         seed: Seed of all choices.
-        num_images: Images used, None for all.
-        num_candidates: Images (and captions) in retrieval, at most `num_images`; below 2 leaves retrieval out.
-        max_text_length: Longest text in tokens.
-        mlm_probability: Share of words masked for MLM; a text has at least one content word masked.
-        image_batch: Images encoded at a time.
-        pair_batch: Pairs scored at a time in retrieval.
-        precision: See `Computing`.
+        data: How many images and candidates for retrieval, and how they are read.
+        quick: `quick_images` of them, without retrieval.
         workers: Processes that read images; 0 reads in this one.
         progress: Called with how many are done, of how many: of the held-out images, then of retrieval's blocks.
         say: Called with a line for each held-out image that can't be read.
@@ -341,14 +321,15 @@ def evaluate_pretraining(
     Raises:
         CorruptImageError: Fewer than two images can be read.
     """
-    held = _choose(records, processor, num_images=num_images, max_text_length=max_text_length, seed=seed)
+    num_images = data.quick_images if quick else data.heldout_images
+    held = _choose(records, processor, num_images, data.max_text_length, seed)
     tally = _Tally()
-    num_candidates = min(num_candidates, len(held.records)) if num_candidates >= 2 else 0
+    num_candidates = 0 if quick or data.heldout_candidates < 2 else min(data.heldout_candidates, len(held.records))
     candidates: list[torch.Tensor] = []
     candidate_rows: list[int] = []
-    scorer = PairScorer(model, held.positives, pair_batch=pair_batch, precision=precision)
+    scorer = PairScorer(model, held.positives, pair_batch=data.pair_batch, precision=data.precision)
     score = _Scorer(model, processor, scorer.computing)
-    batches = _batches(len(held.records), image_batch)
+    batches = _batches(len(held.records), data.image_batch)
     was_training = model.training
     model.eval()
     loads = loaded_ahead(
@@ -360,20 +341,19 @@ def evaluate_pretraining(
     try:
         for batch, (rows, images, corrupt) in zip(batches, loads, strict=True):
             tally.skipped += corrupt
-            if say is not None:
-                for line in corrupt:
-                    say(f"held-out image skipped: {line}")
+            for line in corrupt:
+                say(f"held-out image skipped: {line}")
             if images is not None:
-                visual = _measure_batch(score, held, rows, tally, images, mlm_probability)
+                visual = _measure_batch(score, held, rows, tally, images)
                 kept = rows[: num_candidates - len(candidate_rows)]
                 if kept:
                     candidates += scorer.keep(visual)[: len(kept)]
                 candidate_rows += kept
-            elif rows and say is not None:
+            elif rows:
                 say(f"held-out image left out, no other of its batch can be read: {held.records[rows[0]].image}")
             if progress is not None:
                 progress(batch.stop, len(held.records))
-        if not tally.answers["itm"].total:
+        if not tally.counted["itm"]:
             raise CorruptImageError(
                 f"no two held-out images of a batch can be read; first: {'; '.join(tally.skipped[:5])}"
             )
@@ -392,22 +372,17 @@ def evaluate_pretraining(
 
 
 def _summary(tally: _Tally) -> dict[str, float]:
-    answers = tally.answers
-    names = ["mlm_content", "mlm_content_shuffled", "mlm_all", "mlm_all_shuffled", "itm", "itm_shuffled"]
+    left_out = ("mlm_loss_shuffled", "itm_loss_shuffled")
     metrics = {
-        **{name: answers[name].value for name in names},
-        **{name: tally.losses[name].value for name in ("mlm_loss", "itm_loss")},
+        **{name: _mean(counted) for name, counted in tally.counted.items() if name not in left_out},
         "itm_majority": 0.5,
         "itm_auc": area_under_curve(*map(torch.cat, tally.itm_margins)),
-        "num_images": float(answers["itm"].total // 2),
+        "num_images": float(sum(count for _, count in tally.counted["itm"]) // 2),
         "num_skipped": float(len(tally.skipped)),
     }
-    if answers["mvm"].total:
+    if tally.mvm_targets:
         counts = torch.bincount(torch.cat(tally.mvm_targets))
-        metrics["mvm"] = answers["mvm"].value
         metrics["mvm_most_frequent"] = float(counts.max() / counts.sum())
-        metrics["mvm_shuffled"] = answers["mvm_shuffled"].value
-        metrics["mvm_no_caption"] = answers["mvm_no_caption"].value
     if tally.index:
         counts = torch.bincount(torch.cat(tally.index)).double()
         share = counts[counts > 0] / counts.sum()
@@ -453,6 +428,19 @@ def nothing_learnt(metrics: Mapping[str, float]) -> str:
     )
 
 
+# By metric what a reader calls it, and its baselines by what follows its name in theirs.
+_ROWS = {
+    "mlm_content": ("MLM, masked content words", {"shuffled": "shuffled image"}),
+    "mlm_all": ("MLM, all masked words", {"shuffled": "shuffled image"}),
+    "mvm": (
+        "MVM, masked visual tokens",
+        {"most_frequent": "most frequent index", "shuffled": "shuffled caption", "no_caption": "no caption"},
+    ),
+    "pointing": ("patches of codes on the object they stand for", {"any_patch": "any patch of these images"}),
+    "itm": ("ITM, balanced pairs", {"majority": "majority", "shuffled": "shuffled image"}),
+}
+
+
 def format_table(metrics: Mapping[str, float]) -> list[list[str]]:
     """Rows of the closing table, for metrics of `evaluate_pretraining`: what was measured, its value, the baseline."""
 
@@ -460,20 +448,10 @@ def format_table(metrics: Mapping[str, float]) -> list[list[str]]:
         return f"{100 * metrics[name]:.1f} %"
 
     rows = [
-        ["MLM, masked content words", percent("mlm_content"), f"{percent('mlm_content_shuffled')} shuffled image"],
-        ["MLM, all masked words", percent("mlm_all"), f"{percent('mlm_all_shuffled')} shuffled image"],
+        [label, percent(name), ", ".join(f"{percent(f'{name}_{other}')} {what}" for other, what in baselines.items())]
+        for name, (label, baselines) in _ROWS.items()
+        if name in metrics
     ]
-    if "mvm" in metrics:
-        baseline = (
-            f"{percent('mvm_most_frequent')} most frequent index, {percent('mvm_shuffled')} shuffled caption, "
-            f"{percent('mvm_no_caption')} no caption"
-        )
-        rows.append(["MVM, masked visual tokens", percent("mvm"), baseline])
-    if "pointing" in metrics:
-        baseline = f"{percent('pointing_any_patch')} any patch of these images"
-        rows.append(["patches of codes on the object they stand for", percent("pointing"), baseline])
-    baseline = f"{percent('itm_majority')} majority, {percent('itm_shuffled')} shuffled image"
-    rows.append(["ITM, balanced pairs", percent("itm"), baseline])
     if "num_candidates" in metrics:
         for direction, name in (("image_to_text", "image to text"), ("text_to_image", "text to image")):
             for k in RECALL_KS:

@@ -1,5 +1,6 @@
 """The metrics on models whose answers are known: one that sees the colour, and one that sees nothing."""
 
+import dataclasses
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,6 +13,7 @@ from soho_fast.common.errors import CorruptImageError
 from soho_fast.data.text import encode_texts
 from soho_fast.model import VisualTokens
 from soho_fast.tasks.evaluation.pretraining import evaluate_pretraining, format_table, mask_words, nothing_learnt
+from soho_fast.tasks.settings import PretrainingData
 
 NAMES = list(COLOURS)
 BACKGROUND = len(NAMES)
@@ -75,7 +77,10 @@ class Oracle(nn.Module):
 
 
 def measure(model, records, processor, **options):
-    return evaluate_pretraining(model, records, processor, **{"image_batch": 5, "pair_batch": 16, **options})
+    names = {field.name for field in dataclasses.fields(PretrainingData)}
+    given = {name: options.pop(name) for name in names & options.keys()}
+    data = PretrainingData(**{"image_batch": 5, "pair_batch": 16, "heldout_images": 0, **given})
+    return evaluate_pretraining(model, records, processor, data, **options)
 
 
 def test_a_model_that_sees(records, processor):
@@ -142,10 +147,10 @@ def test_by_how_much_held_out_images_must_help(words, shuffled, itm, count, lear
 
 def test_same_seed_same_measures_and_another_seed_other_examples(records, processor):
     model = Oracle(processor.tokenizer)
-    first = measure(model, records, processor, num_images=6)
-    assert measure(model, records, processor, num_images=6) == first
+    first = measure(model, records, processor, heldout_images=6)
+    assert measure(model, records, processor, heldout_images=6) == first
     assert first["num_images"] == 6 and first["num_candidates"] == 6
-    masked = {measure(model, records, processor, num_images=6, seed=seed)["mlm_all"] for seed in range(5)}
+    masked = {measure(model, records, processor, heldout_images=6, seed=seed)["mlm_all"] for seed in range(5)}
     assert len(masked) > 1
 
 
@@ -153,16 +158,16 @@ def test_same_seed_same_measures_and_another_seed_other_examples(records, proces
 def test_no_image_is_left_alone_in_a_batch(records, processor, count, size):
     said = []
     metrics = measure(
-        Oracle(processor.tokenizer), records, processor, num_images=count, image_batch=size, say=said.append
+        Oracle(processor.tokenizer), records, processor, heldout_images=count, image_batch=size, say=said.append
     )
     assert metrics["num_images"] == count and not said
 
 
 def test_quick_measures_leave_retrieval_out(records, processor):
     model = Oracle(processor.tokenizer)
-    metrics = measure(model, records, processor, num_candidates=0)
+    metrics = measure(model, records, processor, heldout_candidates=0)
     assert "image_to_text_r1" not in metrics and "itm" in metrics
-    fewer = measure(model, records, processor, num_candidates=7)
+    fewer = measure(model, records, processor, heldout_candidates=7)
     assert fewer["num_candidates"] == 7 and fewer["chance_r1"] == pytest.approx(1 / 7)
 
 
