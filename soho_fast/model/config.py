@@ -343,59 +343,49 @@ class SohoConfig(PreTrainedConfig):
             if value is not None and not least <= value <= most:
                 limits = f"at least {least}" if most == math.inf else f"{least} to {most:,}"
                 raise ValueError(f"{name}: expected {limits}, got {value}")
-        if is_other_backbone(self.backbone):  # Its stages are known where it is built.
-            if self.backbone_stride < 1 or self.backbone_frozen_stages < 0:
-                got = f"{self.backbone_stride} and {self.backbone_frozen_stages}"
-                raise ValueError(f"backbone_stride, backbone_frozen_stages: expected at least 1 and 0, got {got}")
-        else:
-            self._check_stages()
-        if self.visual_encoder == "official" and self.backbone_stride != 32:
-            raise ValueError(f"backbone_stride: expected 32 with visual_encoder='official', got {self.backbone_stride}")
-        if self.visual_encoder == "official" and self.dictionary_batch_norm:
-            raise ValueError("dictionary_batch_norm: visual_encoder='official' has a BatchNorm of its own, got True")
-        if self.dictionary in ("official", "fsq", "lfq") and self.num_levels > 1:
-            raise ValueError(f"num_levels: expected 1 with dictionary={self.dictionary!r}, got {self.num_levels}")
-        if self.dictionary in ("paper", "official") and self.dictionary_options:
-            options = self.dictionary_options
-            raise ValueError(f"dictionary_options: expected none with dictionary={self.dictionary!r}, got {options}")
-        if self.num_levels > 1 and self.dictionary_init != "data":
-            raise ValueError(f"num_levels: expected 1, or dictionary_init='data' with it, got {self.num_levels}")
-        if self.visual_encoder != "official" and self.recomputed_batch_norm:
-            raise ValueError("recomputed_batch_norm: expected visual_encoder='official' with it, got 'paper'")
-        if self.usage_decay == 1.0:
-            raise ValueError("usage_decay: expected a number below 1 (at 1 the usage would never be measured), got 1.0")
-        if self.pad_token_id is not None and not 0 <= self.pad_token_id < self.vocab_size:
-            raise ValueError(f"pad_token_id: expected 0 to vocab_size - 1, got {self.pad_token_id}")
-        names = self.architectures
-        if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
-            raise ValueError(f"architectures: expected a list of names, got {names!r:.60}")
-        labels = self.id2label or {}
-        if set(map(str, labels)) != set(map(str, range(len(labels)))):
-            raise ValueError(f"id2label: expected a name for each number from 0 on, got {labels!r:.60}")
-        if self.hidden_size % 4:
-            raise ValueError(
-                f"hidden_size: the 2-D sine position needs a multiple of 4 (sine and cosine of y and x), got "
-                f"{self.hidden_size}"
-            )
-        if self.hidden_size % self.num_attention_heads:
-            raise ValueError(
-                f"hidden_size: expected a multiple of num_attention_heads={self.num_attention_heads}, got "
-                f"{self.hidden_size}"
-            )
+        self._check_stages()
+        is_official, kind, several = self.visual_encoder == "official", self.dictionary, self.num_levels > 1
+        given, heads, pad = self.dictionary_options, self.num_attention_heads, self.pad_token_id or 0
+        names, labels = self.architectures or [], self.id2label or {}
+        are_names = isinstance(names, list) and all(isinstance(name, str) for name in names)
+        are_numbers = {str(number) for number in range(len(labels))} == set(map(str, labels))
+        of_official = "visual_encoder='official'"
+        for name, is_wrong, expected in (
+            ("dictionary_batch_norm", is_official and self.dictionary_batch_norm, f"False with {of_official}"),
+            ("num_levels", several and kind in ("official", "fsq", "lfq"), f"1 with dictionary={kind!r}"),
+            ("num_levels", several and self.dictionary_init != "data", "1, or dictionary_init='data' with it"),
+            ("dictionary_options", given and kind in ("paper", "official"), f"none with dictionary={kind!r}"),
+            ("recomputed_batch_norm", self.recomputed_batch_norm and not is_official, f"{of_official} with it"),
+            ("usage_decay", self.usage_decay == 1.0, "a number below 1 (at 1 the usage would never be measured)"),
+            ("pad_token_id", not 0 <= pad < self.vocab_size, "0 to vocab_size - 1"),
+            ("architectures", not are_names, "a list of names"),
+            ("id2label", not are_numbers, "a name for each number from 0 on"),
+            (
+                "hidden_size",
+                self.hidden_size % 4,
+                "a multiple of 4 (the 2-D sine position: sine and cosine of y and x)",
+            ),
+            ("hidden_size", self.hidden_size % heads, f"a multiple of num_attention_heads={heads}"),
+        ):
+            if is_wrong:
+                raise ValueError(f"{name}: expected {expected}, got {getattr(self, name)!r:.60}")
 
     def _check_stages(self) -> None:
-        if self.backbone_stride not in BACKBONE_STRIDES:
-            strides = ", ".join(map(str, BACKBONE_STRIDES))
-            raise ValueError(
-                f"backbone_stride: expected one of {strides}, where a stage of {self.backbone} ends, got "
-                f"{self.backbone_stride}"
-            )
-        most = BACKBONE_STRIDES.index(self.backbone_stride) + 1
-        if not 0 <= self.backbone_frozen_stages <= most:
-            raise ValueError(
-                f"backbone_frozen_stages: expected 0 to {most}, the stages of {self.backbone} up to backbone_stride="
-                f"{self.backbone_stride}, got {self.backbone_frozen_stages}"
-            )
+        stride, frozen = self.backbone_stride, self.backbone_frozen_stages
+        if self.visual_encoder == "official" and stride != 32:
+            raise ValueError(f"backbone_stride: expected 32 with visual_encoder='official', got {stride}")
+        if is_other_backbone(self.backbone):  # Its stages are known where it is built.
+            if stride < 1 or frozen < 0:
+                got = f"{stride} and {frozen}"
+                raise ValueError(f"backbone_stride, backbone_frozen_stages: expected at least 1 and 0, got {got}")
+            return
+        if stride not in BACKBONE_STRIDES:
+            ends = f"one of {', '.join(map(str, BACKBONE_STRIDES))}, where a stage of {self.backbone} ends"
+            raise ValueError(f"backbone_stride: expected {ends}, got {stride}")
+        most = BACKBONE_STRIDES.index(stride) + 1
+        if not 0 <= frozen <= most:
+            stages = f"the stages of {self.backbone} up to backbone_stride={stride}"
+            raise ValueError(f"backbone_frozen_stages: expected 0 to {most}, {stages}, got {frozen}")
 
     @property
     def token_stride(self) -> int:

@@ -35,7 +35,7 @@ def test_paper_preset_has_the_papers_values():
         ({"dictionary_init": "zeros"}, "dictionary_init: expected one of"),
         ({"ema_decay": 1.5}, "ema_decay: expected 0 to 1, got 1.5"),
         ({"hidden_dropout_prob": 2}, "hidden_dropout_prob: expected 0 to 1, got 2"),
-        ({"hidden_size": 30, "num_attention_heads": 2}, "hidden_size: the 2-D sine position"),
+        ({"hidden_size": 30, "num_attention_heads": 2}, "hidden_size: expected a multiple of 4 .the 2-D sine position"),
         ({"hidden_size": 32, "num_attention_heads": 3}, "hidden_size: expected a multiple of num_attention_heads"),
         ({"num_codes": 0}, "num_codes: expected 1 to 10,000,000"),
         ({"num_codes": "many"}, "Field 'num_codes' expected int, got str"),

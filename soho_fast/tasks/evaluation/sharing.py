@@ -7,6 +7,7 @@ any number of processes.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -14,7 +15,6 @@ import pickle
 import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -63,20 +63,17 @@ class PartialResults:
                 write_atomically(folder / "identity.json", json.dumps(wanted, indent=1))
         processes.wait()
 
-    def numbers(self) -> set[int]:
-        """The parts that are here, each as it was written; damaged ones are left to be computed again."""
-        names = [re.fullmatch(r"part-(\d{6,})\.pt", path.name) for path in self.folder.glob("part-*")]
-        return {int(name[1]) for name in names if name and self._undamaged(int(name[1])) is not None}
-
-    def load(self, number: int) -> Any:
-        """The result of a part. Raises ValueError: it is damaged."""
-        content = self._undamaged(number)
-        try:
-            if content is not None:
-                return torch.load(io.BytesIO(content), weights_only=True)
-        except pickle.UnpicklingError:
-            pass
-        raise ValueError(f"{self._path(number)}: not the result of an evaluation; delete it to have it computed again")
+    def read(self) -> dict[int, Any]:
+        """The results of the parts that are here, each as it was written; damaged ones are to be computed again."""
+        found = {}
+        for path in self.folder.glob("part-*"):
+            name = re.fullmatch(r"part-(\d{6,})\.pt", path.name)
+            with contextlib.suppress(OSError, pickle.UnpicklingError):
+                content = path.read_bytes()
+                # The SHA-256 that a part's file begins with.
+                if name and content[:_DIGEST_BYTES] == self._digest(int(name[1]), content[_DIGEST_BYTES:]):
+                    found[int(name[1])] = torch.load(io.BytesIO(content[_DIGEST_BYTES:]), weights_only=True)
+        return found
 
     def save(self, number: int, result: Any) -> None:
         """Keep the result of a part: tensors, numbers, strings, lists and dicts of them."""
@@ -93,15 +90,6 @@ class PartialResults:
         digest = hashlib.sha256(f"{self._seal}\0{number}\0".encode())
         digest.update(content)
         return digest.digest()
-
-    def _undamaged(self, number: int) -> bytes | None:
-        """What follows the SHA-256 that a part's file begins with, where it has that."""
-        try:
-            content = self._path(number).read_bytes()
-        except OSError:
-            return None
-        digest, content = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
-        return content if self._digest(number, content) == digest else None
 
 
 @dataclass(frozen=True)
@@ -155,21 +143,19 @@ def compute_parts(
         workers: Processes that load, for each of those that compute; 0 loads in these.
     """
     processes, kept = sharing.processes, sharing.kept
-    here = processes.gather(sorted(kept.numbers()) if kept is not None and processes.rank == 0 else [])[0]
-    open_parts = sorted(set(range(num_parts)) - set(here))
+    here = processes.gather(kept.read() if kept is not None and processes.rank == 0 else {})[0]
+    open_parts = [number for number in range(num_parts) if number not in here]
     own = open_parts[processes.rank :: processes.world]
     computed: dict[int, Any] = {}
     pin = processes.device.type == "cuda"
-    with closing(loaded_ahead(load or (lambda _: None), own, workers=workers if load else 0, pin=pin)) as items:
+    with contextlib.closing(
+        loaded_ahead(load or (lambda _: None), own, workers=workers if load else 0, pin=pin)
+    ) as items:
         for done, (number, item) in enumerate(zip(own, items, strict=True), start=1):
             computed[number] = compute(number, item)
             if kept is not None:
                 kept.save(number, computed[number])
             if sharing.progress is not None:
                 sharing.progress(done, len(own))
-    results = {number: result for part in processes.gather(computed) for number, result in part.items()}
-    if kept is not None:
-        results |= {number: kept.load(number) for number in here if number < num_parts}
-    # Who is done first may delete what is kept: not before all have read it.
-    processes.wait()
+    results = here | {number: result for part in processes.gather(computed) for number, result in part.items()}
     return [results[number] for number in range(num_parts)]

@@ -318,7 +318,10 @@ def test_what_does_not_fit_is_refused(tiny_official, inputs, change, words):
         ({"visual_encoder": "authors"}, "visual_encoder: expected one of paper, official"),
         ({"fusion": "sum"}, "fusion: expected one of none, gate"),
         ({"recomputed_batch_norm": True}, "recomputed_batch_norm: expected visual_encoder='official'"),
-        ({"visual_encoder": "official", "dictionary_batch_norm": True}, "dictionary_batch_norm: visual_encoder="),
+        (
+            {"visual_encoder": "official", "dictionary_batch_norm": True},
+            "dictionary_batch_norm: expected False with visual_encoder=",
+        ),
         ({"visual_dropout_prob": 2.0}, "visual_dropout_prob: expected 0 to 1, got 2.0"),
     ],
 )

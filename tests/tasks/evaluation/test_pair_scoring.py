@@ -144,9 +144,9 @@ def test_what_another_model_kept_is_not_taken(tmp_path):
     blocks = scoring_run.blocks(scorer, images)
     score_pairs(scorer, blocks, sharing=Sharing(keep_in=tmp_path).keeping({"weights": "a"}, [], "kept"))
     kept = Sharing(keep_in=tmp_path).keeping({"weights": "a"}, [], "kept").kept
-    assert kept.numbers() == {0, 1}
+    assert kept.read().keys() == {0, 1}
     kept = Sharing(keep_in=tmp_path).keeping({"weights": "b"}, [], "kept").kept
-    assert kept.numbers() == set()
+    assert kept.read() == {}
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
