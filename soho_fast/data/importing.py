@@ -17,7 +17,7 @@ import io
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -32,7 +32,6 @@ from soho_fast.data.packages.sources import DEFAULT, SOURCES
 from soho_fast.data.readers.captions import read_coco_captions
 from soho_fast.data.readers.records import (
     Candidate,
-    ImageTextRecord,
     ReadReport,
     check_text,
     find_captioned,
@@ -250,10 +249,8 @@ def load_parts(path: Path) -> dict[str, Any]:
         import datasets
     by_split = _parquet_by_split(path)
     try:
-        loaded = (
-            {split: datasets.Dataset.from_parquet(files) for split, files in by_split.items()}
-            or datasets.load_from_disk(str(path))
-        )  # fmt: skip
+        parts = {split: datasets.Dataset.from_parquet(files) for split, files in by_split.items()}
+        loaded = parts or datasets.load_from_disk(str(path))
     except Exception as error:  # of any kind: arrow's own, pickle's, OSError
         raise ValueError(f"{path}: datasets can't read it ({one_line(error)})") from error
     return loaded if isinstance(loaded, dict) else {"": loaded}
@@ -285,32 +282,6 @@ def image_content(image: Mapping[str, Any], source: Path, where: str) -> bytes |
             f"{where}: its image {image['path']} leads out of {folder}; expected its bytes, or a path below"
         )
     return file.read_bytes() if file.is_file() else None
-
-
-def lines_of(records: Iterable[ImageTextRecord], splits: Mapping[str, str]) -> Iterator[str]:
-    """Lines of `images.jsonl`; `splits` by image id, where the images have any."""
-    for record in records:
-        line = {"file": record.image.name, "captions": list(record.captions)}
-        if split := splits.get(record.image_id):
-            line["split"] = split
-        yield json.dumps(line, ensure_ascii=False) + "\n"
-
-
-def import_captions(folder: Path, read: Callable[[ReadReport], tuple[list[ImageTextRecord], dict[str, str]]]) -> str:
-    """Write `images.jsonl`; returns what it holds and what was left out, a fact a line.
-
-    Raises:
-        ValueError, FileNotFoundError: as `read`; some images have a split and some do not.
-    """
-    report = ReadReport()
-    records, splits = read(report)
-    named = {bool(splits.get(record.image_id)): record.image_id for record in reversed(records)}
-    if len(named) == 2:
-        raise ValueError(
-            f"split: image {named[False]} has no split, {named[True]} has one; give all a split, or no image"
-        )
-    write_atomically(folder / ANNOTATIONS, "".join(lines_of(records, splits)))
-    return "\n".join([*report.lines(), f"wrote {folder / ANNOTATIONS}; next: soho check {folder}"])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -376,9 +347,11 @@ def _run(arguments: list[str]) -> int:
     if (folder / ANNOTATIONS).exists() and not options.overwrite:
         raise UserError(f"folder: {folder / ANNOTATIONS} is there; give --overwrite to replace it")
 
-    def read(report: ReadReport) -> tuple[list[ImageTextRecord], dict[str, str]]:
-        if options.form == "coco":
-            return read_coco_captions(source, folder, missing_images="skip", report=report), {}
+    report = ReadReport(source.stem)
+    splits: dict[str, str] = {}
+    if options.form == "coco":
+        records = read_coco_captions(source, folder, missing_images="skip", report=report)
+    else:
         if options.form == "text":
             candidates = read_text_files(folder)
         elif options.form == "csv":
@@ -386,13 +359,21 @@ def _run(arguments: list[str]) -> int:
         else:
             columns = options.image_column, options.caption_column
             candidates = read_dataset(source, folder, *columns, overwrite=options.overwrite, report=report)
-        report.source = source.stem
-        return (
-            find_captioned(candidates, folder, source, None, "skip", report),
-            {candidate.image_id: candidate.split for candidate in candidates},
+        records = find_captioned(candidates, folder, source, None, "skip", report)
+        splits = {candidate.image_id: candidate.split for candidate in candidates}
+    named = {bool(splits.get(record.image_id)): record.image_id for record in reversed(records)}
+    if len(named) == 2:
+        raise UserError(
+            f"split: image {named[False]} has no split, {named[True]} has one; give all a split, or no image"
         )
-
-    print_line(import_captions(folder, read))
+    lines = []
+    for record in records:
+        split = {"split": splits[record.image_id]} if splits.get(record.image_id) else {}
+        line = {"file": record.image.name, "captions": list(record.captions), **split}
+        lines.append(json.dumps(line, ensure_ascii=False) + "\n")
+    write_atomically(folder / ANNOTATIONS, "".join(lines))
+    wrote = f"wrote {folder / ANNOTATIONS}; next: soho check {folder}"
+    print_line("\n".join([*report.lines(), wrote]))
     return 0
 
 

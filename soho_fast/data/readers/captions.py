@@ -33,7 +33,7 @@ from soho_fast.data.readers.records import (
     ReadReport,
     find_captioned,
     load,
-    load_list,
+    load_each,
 )
 
 _KARPATHY = Format(
@@ -239,7 +239,7 @@ def read_visual_genome(
     """
     coco_ids, flickr_ids = frozenset(exclude_coco_ids), frozenset(exclude_flickr_ids)
     names_by_id: dict[int, tuple[str, ...] | None] = {}
-    for entry in load_list(image_data, _IMAGE_DATA):
+    for entry in load_each(image_data, _IMAGE_DATA):
         image_id = entry.once(names_by_id, "image_id", "id")
         coco_id, flickr_id = entry["coco_id"], entry["flickr_id"]
         if coco_id in coco_ids or flickr_id in flickr_ids:
@@ -254,7 +254,7 @@ def read_visual_genome(
 
     candidates: dict[int, Candidate] = {}
     excluded: set[int] = set()
-    for entry in load_list(region_descriptions, _REGIONS):
+    for entry in load_each(region_descriptions, _REGIONS):
         image_id = entry.first("image_id", "id")
         if image_id not in names_by_id:
             raise ValueError(f"{entry}: image {image_id} is not in {image_data}; the two files must be of one release")

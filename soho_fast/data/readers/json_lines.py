@@ -166,14 +166,8 @@ def _read_lines(annotations: AnyPath, splits: Collection[str], heldout_share: fl
         first_of.setdefault("split" in entry, entry)
         drawn = _drawn_split(file, heldout_share) if heldout_share else ""
         split = entry["split"] if "split" in entry.content else drawn
-        captions = entry["captions"] if "captions" in entry.content else []
-        for number, caption in enumerate(captions):
-            if not isinstance(caption, str):
-                raise ValueError(f"{entry}: captions[{number}] is {shown(caption)}, expected a text")
-            check_text(caption, f"{entry}: captions[{number}]")
-        lines.append(
-            _Line(file, split, captions, list(entry.each("questions")) if "questions" in entry.content else [])
-        )
+        captions = entry.texts("captions") if "captions" in entry else []
+        lines.append(_Line(file, split, captions, list(entry.each("questions")) if "questions" in entry else []))
     if len(first_of) == 2:
         raise ValueError(
             f"{first_of[False]}: no field 'split', while {first_of[True]} has one; expected it on every line or on none"

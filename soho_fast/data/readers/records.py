@@ -177,6 +177,14 @@ class Entry:
         fields, file, path = self.fields[name], self.file, (*self.path, name)
         return (Entry(record, fields, file, (*path, number)) for number, record in enumerate(self[name]))
 
+    def texts(self, name: str) -> list[str]:
+        """A list of texts. Raises ValueError: an item is none, or as `check_text`."""
+        for number, text in enumerate(self[name]):
+            if not isinstance(text, str):
+                raise ValueError(f"{self}: {name}[{number}] is {shown(text)}, expected a text")
+            check_text(text, f"{self}: {name}[{number}]")
+        return self[name]
+
     def first(self, *names: str) -> Any:
         """The first of these fields that the record has."""
         there = [name for name in names if isinstance(self.content, dict) and name in self.content]
@@ -195,12 +203,14 @@ def load(path: AnyPath, format: Format) -> Entry:
     return Entry(load_json(path, format.what), format.fields, str(path))
 
 
-def load_list(path: AnyPath, format: Format) -> Iterator[Entry]:
-    """The records of a JSON file that is a list. Raises FileNotFoundError, ValueError: as `load_json`."""
+def load_each(path: AnyPath, format: Format, by_name: bool = False) -> Iterator[Entry]:
+    """The records of a JSON file that is a list, or a dict of them. Raises FileNotFoundError, ValueError: as
+    `load_json`."""
     content = load_json(path, format.what)
-    if not isinstance(content, list):
+    if not isinstance(content, dict if by_name else list):
         raise ValueError(f"{path}: expected {format.what}, got a JSON {type(content).__name__}")
-    return (Entry(record, format.fields, str(path), (number,)) for number, record in enumerate(content))
+    places = content.items() if isinstance(content, dict) else enumerate(content)
+    return (Entry(record, format.fields, str(path), (place,)) for place, record in places)
 
 
 def load_lines(path: AnyPath, format: Format) -> Iterator[Entry]:
@@ -349,7 +359,10 @@ def find_images(
         except ValueError as error:
             raise ValueError(f"{annotations}: {error}") from None
     found = [(store, store.existing(all_names)) for store in stores]
-    image_by_names = {names: _find(names, found) for names in distinct}
+    image_by_names = {
+        names: next((ImageRef(store, name) for name in names for store, there in found if name in there), None)
+        for names in distinct
+    }
     missing = [names[0] for names, image in image_by_names.items() if image is None]
     report.num_missing, report.first_missing = len(missing), missing[0] if missing else ""
     report.num_images = len(image_by_names) - len(missing)
@@ -427,13 +440,11 @@ def find_captioned(
     """
     described: list[tuple[Candidate, tuple[str, ...]]] = []
     for candidate in candidates:
-        stripped = [caption.strip() for caption in candidate.captions]
-        kept = tuple(caption for caption in stripped if not is_blank(caption))
-        report.num_empty_captions += len(stripped) - len(kept)
+        kept = tuple(caption.strip() for caption in candidate.captions if not is_blank(caption))
+        report.num_empty_captions += len(candidate.captions) - len(kept)
+        report.num_without_caption += not kept
         if kept:
             described.append((candidate, kept[:max_captions]))
-        else:
-            report.num_without_caption += 1
     if not described:
         raise ValueError(f"{annotations}: no image with a caption was found for {report.source}; expected at least one")
     names_of = [candidate.names for candidate, _ in described]
@@ -446,14 +457,6 @@ def find_captioned(
         report.num_captions += len(captions)
         report.count_split(candidate.split)
     return records
-
-
-def _find(names: Iterable[str], found: Sequence[tuple[ImageStore, set[str]]]) -> ImageRef | None:
-    for name in names:
-        for store, present in found:
-            if name in present:
-                return ImageRef(store, name)
-    return None
 
 
 def fingerprint(*parts: Iterable[str]) -> str:

@@ -24,7 +24,6 @@ from typing import Any
 
 from soho_fast.data.readers.records import (
     AnyPath,
-    Entry,
     Format,
     ImageRef,
     MissingImages,
@@ -33,9 +32,8 @@ from soho_fast.data.readers.records import (
     Words,
     field_of,
     find_records,
-    load_json,
+    load_each,
     load_lines,
-    load_list,
     shown,
 )
 
@@ -86,21 +84,14 @@ _Row = tuple[list[tuple[str, ...]], tuple[str, str], str, Box | None]
 """The names under which each image may be found, then the fields of a `SuiteRecord`."""
 
 
-def _by_id(path: AnyPath, format: Format) -> Iterator[Entry]:
-    content = load_json(path, format.what)
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: expected {format.what}, got a JSON {type(content).__name__}")
-    return (Entry(record, format.fields, str(path), (name,)) for name, record in content.items())
-
-
 def _sugarcrepe(path: AnyPath) -> Iterator[_Row]:
-    for entry in _by_id(path, _SUGARCREPE):
+    for entry in load_each(path, _SUGARCREPE, by_name=True):
         name = entry["filename"]
         yield [(name, f"val2017/{name}")], (entry["caption"], entry["negative_caption"]), Path(path).stem, None
 
 
 def _valse(path: AnyPath) -> Iterator[_Row]:
-    for entry in _by_id(path, _VALSE):
+    for entry in load_each(path, _VALSE, by_name=True):
         if field_of(entry["mturk"], "caption", int, f"{entry}.mturk") < _VOTES:
             continue
         given = entry["caption"]
@@ -111,7 +102,7 @@ def _valse(path: AnyPath) -> Iterator[_Row]:
 
 
 def _aro(path: AnyPath, format: Format) -> Iterator[_Row]:
-    for entry in load_list(path, format):
+    for entry in load_each(path, format):
         left, top, width, height = box = (entry["bbox_x"], entry["bbox_y"], entry["bbox_w"], entry["bbox_h"])
         if min(left, top) < 0 or min(width, height) < 1:
             raise ValueError(f"{entry}: the box (x, y, w, h) is {box}; expected pixels of the image, at least one")

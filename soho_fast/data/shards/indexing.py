@@ -26,7 +26,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from safetensors.numpy import save
@@ -34,7 +33,7 @@ from safetensors.numpy import save
 from soho_fast.common.errors import CorruptImageError, printable
 from soho_fast.common.files import write_atomically
 from soho_fast.common.images import MAX_FILE_BYTES
-from soho_fast.data.readers.records import check_text, is_blank, parse_object, shown
+from soho_fast.data.readers.records import Entry, Fields, check_text, is_blank, parse_object, shown
 from soho_fast.data.shards.index import (
     FORMAT,
     ShardCounts,
@@ -52,6 +51,7 @@ IMAGE_SUFFIXES = frozenset({"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "
 _MOST_TEXT = 2**24
 _MOST_LISTED = 20
 _SUCCESS = "success"
+_ABOUT: Fields = {"captions": list, "caption": str | None, "image_id": str | int | float | None}
 _META = re.compile(r"__[^/]*__(/|$)")
 
 
@@ -134,18 +134,18 @@ def read_contents(content: mmap.mmap, shard: str) -> tuple[dict[str, np.ndarray]
     without: list[str] = []
     for key, members in _samples(content, shard):
         found = [member for suffix, member in members.items() if suffix.rpartition(".")[2] in IMAGE_SUFFIXES]
-        about: dict[str, Any] = {}
+        about = Entry({}, _ABOUT, shard)
         texts: list[str] = []
         image_id = ""
         wrong = _wrong_with(found, key)
         is_usable = bool(found) and not wrong
         try:
             about = _json_of(members, content, shard)
-            image_id = _id_of(about, members, shard)
+            image_id = "" if about["image_id"] is None else str(about["image_id"])
             texts = [text.strip() for text in _captions_of(about, members, content, shard)]
         except ValueError as error:
             wrong = wrong or str(error).removeprefix(f"{shard}!")
-        status = about.get("status", _SUCCESS)
+        status = about.content.get("status", _SUCCESS)
         if status != _SUCCESS:
             told = printable(status if isinstance(status, str) else shown(status))[:40]
             counts.failed[told] = counts.failed.get(told, 0) + 1
@@ -243,48 +243,25 @@ def _text_of(member: Member, content: mmap.mmap, where: str) -> bytes:
     return _bytes_of(member, content)
 
 
-def _read_text(member: Member, content: mmap.mmap, shard: str) -> str:
-    where = f"{shard}!{member.name}"
-    try:
-        return _text_of(member, content, where).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{where}: not UTF-8 ({error}); expected a text in UTF-8") from None
-
-
-def _json_of(members: dict[str, Member], content: mmap.mmap, shard: str) -> dict[str, Any]:
+def _json_of(members: dict[str, Member], content: mmap.mmap, shard: str) -> Entry:
     if "json" not in members:
-        return {}
+        return Entry({}, _ABOUT, shard)
     where = f"{shard}!{members['json'].name}"
-    return parse_object(_text_of(members["json"], content, where), where, "an object")
+    return Entry(parse_object(_text_of(members["json"], content, where), where, "an object"), _ABOUT, where)
 
 
-def _id_of(about: dict[str, Any], members: dict[str, Member], shard: str) -> str:
-    image_id = about.get("image_id")
-    if image_id is None:
-        return ""
-    where = f"{shard}!{members['json'].name}: field 'image_id'"
-    if not isinstance(image_id, str | int | float):
-        raise ValueError(f"{where} is {shown(image_id)}; expected a text or a number")
-    check_text(str(image_id), where)
-    return str(image_id)
-
-
-def _captions_of(about: dict[str, Any], members: dict[str, Member], content: mmap.mmap, shard: str) -> Sequence[str]:
+def _captions_of(about: Entry, members: dict[str, Member], content: mmap.mmap, shard: str) -> list[str]:
     if "captions" in about:
-        where, captions = f"{shard}!{members['json'].name}: field 'captions'", about["captions"]
-        if not isinstance(captions, list) or not all(isinstance(caption, str) for caption in captions):
-            raise ValueError(f"{where} is {shown(captions)}; expected a list of texts")
-    elif "txt" in members:
-        where, captions = f"{shard}!{members['txt'].name}", [_read_text(members["txt"], content, shard)]
-    elif about.get("caption") is None:
-        return []
-    else:
-        where, captions = f"{shard}!{members['json'].name}: field 'caption'", [about["caption"]]
-        if not isinstance(about["caption"], str):
-            raise ValueError(f"{where} is {shown(about['caption'])}; expected a text")
-    for caption in captions:
-        check_text(caption, where)
-    return captions
+        return about.texts("captions")
+    if "txt" in members:
+        where = f"{shard}!{members['txt'].name}"
+        try:
+            text = _text_of(members["txt"], content, where).decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{where}: not UTF-8 ({error}); expected a text in UTF-8") from None
+        check_text(text, where)
+        return [text]
+    return [] if about["caption"] is None else [about["caption"]]
 
 
 def _packed(texts: Sequence[str], shard: str) -> tuple[np.ndarray, np.ndarray]:
