@@ -347,7 +347,7 @@ def _run(arguments: list[str]) -> int:
     if (folder / ANNOTATIONS).exists() and not options.overwrite:
         raise UserError(f"folder: {folder / ANNOTATIONS} is there; give --overwrite to replace it")
 
-    report = ReadReport(source.stem)
+    report = ReadReport()
     splits: dict[str, str] = {}
     if options.form == "coco":
         records = read_coco_captions(source, folder, missing_images="skip", report=report)
@@ -359,7 +359,7 @@ def _run(arguments: list[str]) -> int:
         else:
             columns = options.image_column, options.caption_column
             candidates = read_dataset(source, folder, *columns, overwrite=options.overwrite, report=report)
-        records = find_captioned(candidates, folder, source, None, "skip", report)
+        records = find_captioned(candidates, folder, source, source.stem, missing_images="skip", report=report)
         splits = {candidate.image_id: candidate.split for candidate in candidates}
     named = {bool(splits.get(record.image_id)): record.image_id for record in reversed(records)}
     if len(named) == 2:

@@ -20,17 +20,17 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path, PurePosixPath
+from typing import Unpack
 from urllib.parse import urlsplit
 
 from soho_fast.data.readers.records import (
     AnyPath,
     Candidate,
+    CaptionReading,
     Entry,
     Format,
     ImageTextRecord,
-    MissingImages,
     Paths,
-    ReadReport,
     find_captioned,
     load,
     load_each,
@@ -65,14 +65,7 @@ _REGIONS = Format(
 
 
 def read_karpathy(
-    annotations: AnyPath,
-    images: Paths,
-    splits: Sequence[str],
-    *,
-    max_captions: int | None = None,
-    missing_images: MissingImages = "error",
-    source: str | None = None,
-    report: ReadReport | None = None,
+    annotations: AnyPath, images: Paths, splits: Sequence[str], **reading: Unpack[CaptionReading]
 ) -> list[ImageTextRecord]:
     """Records of the named splits, in file order.
 
@@ -80,10 +73,7 @@ def read_karpathy(
         annotations: `dataset_coco.json` or `dataset_flickr30k.json`.
         images: Folder or .zip (or several) in which `<filepath>/<filename>`, or `<filename>` alone, is found.
         splits: Any of the file's splits, as a rule train, restval, val, test.
-        max_captions: Keep only the first so many sentences of an image; None keeps all.
-        missing_images: "error" refuses a set with missing files; "skip" leaves those images out and counts them.
-        source: Name of the set in messages; the file's own `dataset` field when None.
-        report: Filled with what was found and left out.
+        reading: See `CaptionReading`; the set's name is the file's own `dataset` field.
 
     Raises:
         FileNotFoundError: No such file, or images are missing.
@@ -107,8 +97,7 @@ def read_karpathy(
         if split not in present:
             known = ", ".join(sorted(f"{name:.60}" for name in present)) or "no split"
             raise ValueError(f"{annotations}: split '{split}' holds no image; the file has: {known}")
-    report = ReadReport.of(report, source or dataset)
-    return find_captioned(candidates, images, annotations, max_captions, missing_images, report)
+    return find_captioned(candidates, images, annotations, dataset, **reading)
 
 
 def _karpathy_images(annotations: AnyPath) -> tuple[Iterator[Entry], str]:
@@ -154,22 +143,16 @@ def read_coco_captions(
     annotations: AnyPath,
     images: Paths,
     *,
-    max_captions: int | None = None,
     exclude_coco_ids: Collection[int] = frozenset(),
-    missing_images: MissingImages = "error",
-    source: str | None = None,
-    report: ReadReport | None = None,
+    **reading: Unpack[CaptionReading],
 ) -> list[ImageTextRecord]:
     """Records of one COCO captions file, in the order of its images.
 
     Args:
         annotations: `captions_train2014.json` and its kin.
         images: Folder or .zip (or several) in which `<file_name>` or `<train2014>/<file_name>` is found.
-        max_captions: Keep only the first so many captions of an image; None keeps all.
         exclude_coco_ids: Images left out, as a rule the Karpathy val and test images (`karpathy_coco_ids`).
-        missing_images: "error" refuses a set with missing files; "skip" leaves those images out and counts them.
-        source: Name of the set in messages; the file's name when None.
-        report: Filled with what was found and left out.
+        reading: See `CaptionReading`; the set has the file's name.
 
     Raises:
         FileNotFoundError: No such file, or images are missing.
@@ -194,9 +177,8 @@ def read_coco_captions(
         if image_id not in candidates:
             raise ValueError(f"{entry}: caption of image_id {image_id}, but 'images' holds no image of that id")
         candidates[image_id].captions.append(caption)
-    report = ReadReport.of(report, source or Path(annotations).stem)
-    report.num_excluded = len(excluded)
-    return find_captioned(candidates.values(), images, annotations, max_captions, missing_images, report)
+    name, num_excluded = Path(annotations).stem, len(excluded)
+    return find_captioned(candidates.values(), images, annotations, name, num_excluded=num_excluded, **reading)
 
 
 def _coco_folder(annotations: AnyPath, file_name: str) -> str | None:
@@ -214,10 +196,7 @@ def read_visual_genome(
     *,
     exclude_coco_ids: Collection[int] = frozenset(),
     exclude_flickr_ids: Collection[int] = frozenset(),
-    max_captions: int | None = None,
-    missing_images: MissingImages = "error",
-    source: str | None = None,
-    report: ReadReport | None = None,
+    **reading: Unpack[CaptionReading],
 ) -> list[ImageTextRecord]:
     """Records of Visual Genome, in the order of the region file; an image's phrases keep their order, once each.
 
@@ -227,11 +206,8 @@ def read_visual_genome(
         images: Folder or .zip (or several) in which `VG_100K/<id>.jpg` or `<id>.jpg` is found.
         exclude_coco_ids: COCO ids of images to leave out: COCO's val and test (`karpathy_coco_ids`).
         exclude_flickr_ids: Ids at Flickr of images to leave out: Flickr30K's val and test (`karpathy_flickr_ids`).
-        max_captions: Keep only so many phrases of an image, those of its largest regions, the largest first: such a
-            phrase comes closest to a caption of the image. None keeps all.
-        missing_images: "error" refuses a set with missing files; "skip" leaves those images out and counts them.
-        source: Name of the set in messages.
-        report: Filled with what was found and left out.
+        reading: See `CaptionReading`. With `max_captions` so many phrases of an image are kept, those of its largest
+            regions, the largest first: such a phrase comes closest to a caption of the image.
 
     Raises:
         FileNotFoundError: No such file, or images are missing.
@@ -265,10 +241,9 @@ def read_visual_genome(
         area_of: dict[str, int] = {}
         for region in entry.each("regions"):
             phrase = region["phrase"]
-            area = 0 if max_captions is None else region["width"] * region["height"]
+            area = 0 if reading.get("max_captions") is None else region["width"] * region["height"]
             area_of[phrase] = max(area, area_of.get(phrase, 0))
         candidate = candidates.setdefault(image_id, Candidate(names, [], str(image_id)))
         candidate.captions.extend(sorted(area_of, key=lambda phrase: -area_of[phrase]))
-    report = ReadReport.of(report, source or "visual_genome")
-    report.num_excluded = len(excluded)
-    return find_captioned(candidates.values(), images, region_descriptions, max_captions, missing_images, report)
+    found, num_excluded = candidates.values(), len(excluded)
+    return find_captioned(found, images, region_descriptions, "visual_genome", num_excluded=num_excluded, **reading)

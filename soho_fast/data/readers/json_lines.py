@@ -18,17 +18,18 @@ from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Unpack
 
 from soho_fast.data.readers.questions import NUM_ANSWERS, VqaAnswers, VqaRecord, normalise_answer
 from soho_fast.data.readers.records import (
     AnyPath,
     Candidate,
+    CaptionReading,
     Entry,
     Format,
     ImageTextRecord,
-    MissingImages,
     Paths,
+    Reading,
     ReadReport,
     Words,
     check_text,
@@ -67,10 +68,7 @@ def read_json_lines(
     splits: Collection[str] = (),
     *,
     heldout_share: float = 0.0,
-    max_captions: int | None = None,
-    missing_images: MissingImages = "error",
-    source: str | None = None,
-    report: ReadReport | None = None,
+    **reading: Unpack[CaptionReading],
 ) -> list[ImageTextRecord]:
     """Images with their captions, in file order.
 
@@ -79,10 +77,7 @@ def read_json_lines(
         images: Folders or .zip files in which an image is looked for first; then in the folder of `annotations`.
         splits: Splits to use; none takes all lines.
         heldout_share: Where the lines name no split: this share of the images is `val`, the rest `train`.
-        max_captions: Keep only the first so many captions of an image; None keeps all.
-        missing_images: "error" refuses a set with missing files; "skip" leaves those images out and counts them.
-        source: Name of the set in messages; the file's name when None.
-        report: Filled with what was found and left out.
+        reading: See `CaptionReading`; the set has the file's name.
 
     Raises:
         FileNotFoundError: No such file, or images are missing.
@@ -90,8 +85,7 @@ def read_json_lines(
     """
     lines = _read_lines(annotations, splits, heldout_share)
     named = [Candidate((line.file,), line.captions, line.file, line.split) for line in lines if _wanted(line, splits)]
-    report = ReadReport.of(report, source or Path(annotations).stem)
-    return find_captioned(named, _places(annotations, images), annotations, max_captions, missing_images, report)
+    return find_captioned(named, _places(annotations, images), annotations, Path(annotations).stem, **reading)
 
 
 def read_json_lines_questions(
@@ -100,8 +94,7 @@ def read_json_lines_questions(
     splits: Collection[str] = (),
     *,
     heldout_share: float = 0.0,
-    missing_images: MissingImages = "error",
-    report: ReadReport | None = None,
+    **reading: Unpack[Reading],
 ) -> list[VqaRecord]:
     """Questions about the images, in file order; a question's id is its position among those of the whole file, from 0.
 
@@ -110,7 +103,7 @@ def read_json_lines_questions(
 
     Args and raises as `read_json_lines`; ValueError also where only some of the questions have an answer.
     """
-    report = ReadReport.of(report, Path(annotations).stem, "questions")
+    report = reading["report"] = reading.get("report") or ReadReport()
     names_of, asked = [], []
     first_of: dict[bool, Entry] = {}
     question_id = -1
@@ -136,7 +129,8 @@ def read_json_lines_questions(
             f"{first_of[False]} has no answer, while {first_of[True]} has one; expected answers to all "
             'questions that are read together, or to none: give those to be answered a "split" of their own'
         )
-    return find_records(VqaRecord, names_of, asked, _places(annotations, images), annotations, missing_images, report)
+    places, name = _places(annotations, images), Path(annotations).stem
+    return find_records(VqaRecord, names_of, asked, places, annotations, name, "questions", **reading)
 
 
 def _wanted(line: _Line, splits: Collection[str]) -> bool:

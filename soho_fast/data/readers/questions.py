@@ -18,15 +18,15 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Unpack
 
 from soho_fast.data.readers.records import (
     AnyPath,
     Entry,
     Format,
     ImageRef,
-    MissingImages,
     Paths,
-    ReadReport,
+    Reading,
     Words,
     check_text,
     find_records,
@@ -81,12 +81,7 @@ class VqaRecord:
 
 
 def read_vqa(
-    questions: AnyPath,
-    images: Paths,
-    annotations: AnyPath | None = None,
-    *,
-    missing_images: MissingImages = "error",
-    report: ReadReport | None = None,
+    questions: AnyPath, images: Paths, annotations: AnyPath | None = None, **reading: Unpack[Reading]
 ) -> list[VqaRecord]:
     """Every question of a split, in the order of the questions file.
 
@@ -95,8 +90,7 @@ def read_vqa(
         images: Folder or .zip (or several) in which `COCO_<split>_<id>.jpg` is found, itself or below
             `<split>/`.
         annotations: `v2_mscoco_<split>_annotations.json`; None for a split whose answers are not published.
-        missing_images: "error" refuses a set with missing files; "skip" leaves their questions out.
-        report: Filled with what was found and left out.
+        reading: See `Reading`.
 
     Raises:
         FileNotFoundError: No such file, or images are missing.
@@ -119,8 +113,7 @@ def read_vqa(
     files = {image_id: f"COCO_{folder}_{image_id:012d}.jpg" for image_id in image_of.values()}
     names_of = [(f"{folder}/{files[image_id]}", files[image_id]) for image_id in image_of.values()]
     asked = [(text, each, answers.get(each)) for each, text in zip(image_of, texts, strict=True)]
-    report = ReadReport.of(report, f"vqa {subtype}", "questions")
-    return find_records(VqaRecord, names_of, asked, images, questions, missing_images, report)
+    return find_records(VqaRecord, names_of, asked, images, questions, f"vqa {subtype}", "questions", **reading)
 
 
 def _split_of(file: Entry) -> str:
@@ -171,9 +164,7 @@ def _read_answers(path: AnyPath, image_of: dict[int, int], subtype: str, questio
     return answers
 
 
-def read_easy_vqa(
-    questions: AnyPath, images: Paths, *, missing_images: MissingImages = "error", report: ReadReport | None = None
-) -> list[VqaRecord]:
+def read_easy_vqa(questions: AnyPath, images: Paths, **reading: Unpack[Reading]) -> list[VqaRecord]:
     """Every question of a split, in file order, as if ten people had given its one answer.
 
     A question's id is its position in the file; the type of a question is not known.
@@ -181,8 +172,7 @@ def read_easy_vqa(
     Args:
         questions: `questions.json` of a split.
         images: Folder or .zip (or several) in which `<number>.png` is found.
-        missing_images: "error" refuses a set with missing files; "skip" leaves their questions out.
-        report: Filled with what was found and left out.
+        reading: See `Reading`.
 
     Raises:
         FileNotFoundError: No such file, or images are missing.
@@ -202,8 +192,7 @@ def read_easy_vqa(
         answers = VqaAnswers((answer,) * NUM_ANSWERS, answer, "", "yes/no" if answer in ("yes", "no") else "other")
         names_of.append((f"{number}.png",))
         asked.append((text.strip(), position, answers))
-    report = ReadReport.of(report, "easy-vqa", "questions")
-    return find_records(VqaRecord, names_of, asked, images, questions, missing_images, report)
+    return find_records(VqaRecord, names_of, asked, images, questions, "easy-vqa", "questions", **reading)
 
 
 _PUNCTUATION = r""";/[]"{}()=+\_-><@`,?!"""

@@ -12,7 +12,7 @@ from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Se
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import NoneType
-from typing import IO, Any, Literal, NamedTuple, TypeVar, get_args
+from typing import IO, Any, Literal, NamedTuple, TypedDict, TypeVar, get_args
 
 import numpy as np
 
@@ -96,13 +96,6 @@ class ReadReport:
     num_excluded: int = 0
     splits: dict[str, int] = field(default_factory=dict)
 
-    @staticmethod
-    def of(given: ReadReport | None, source: str, texts: str = "captions") -> ReadReport:
-        """The report that a caller gave, or an empty one."""
-        report = given or ReadReport()
-        report.source, report.texts = source, texts
-        return report
-
     def count_split(self, name: str) -> None:
         """Count an image of a split; one that is of none has no name."""
         if name:
@@ -127,6 +120,31 @@ class ReadReport:
             (self.num_without_label, f"{self.texts} left out: gold label '-', no majority among the annotators"),
         )
         return lines + [f"{self.source}: {count:,} {what}" for count, what in left_out if count]
+
+
+class Reading(TypedDict, total=False):
+    """What every reader takes by keyword.
+
+    Args:
+        missing_images: "error" (default) refuses a set with missing files; "skip" leaves their records out and counts
+            them.
+        report: Filled with what was found and left out.
+    """
+
+    missing_images: MissingImages
+    report: ReadReport | None
+
+
+class CaptionReading(Reading, total=False):
+    """What every reader of captions takes by keyword.
+
+    Args:
+        max_captions: Keep only the first so many captions of an image; None keeps all.
+        source: Name of the set in messages; None takes it from the file.
+    """
+
+    max_captions: int | None
+    source: str | None
 
 
 class Words(str):
@@ -383,8 +401,11 @@ def find_records(
     values_of: Sequence[tuple[Any, ...]],
     images: Paths,
     annotations: AnyPath,
-    missing_images: MissingImages,
-    report: ReadReport,
+    name: str,
+    texts: str,
+    *,
+    missing_images: MissingImages = "error",
+    report: ReadReport | None = None,
 ) -> list[R]:
     """Records of texts: `kind` called with the images of each and with what else it holds.
 
@@ -392,11 +413,15 @@ def find_records(
         kind: Makes a record.
         names_of: The names under which each image may be found: as many images for each record.
         values_of: What each record holds beside its images.
-        images, annotations, missing_images, report: As of `find_images`.
+        images, annotations: As of `find_images`.
+        name, texts: Of the set, and what its texts are called, for messages.
+        missing_images, report: See `Reading`.
 
     Raises:
         FileNotFoundError, ValueError: As `find_images`; no record has all of its images.
     """
+    report = report or ReadReport()
+    report.source, report.texts = name, texts
     found = find_images(names_of, images, annotations=annotations, missing_images=missing_images, report=report)
     num_images = len(names_of) // len(values_of)
     records = []
@@ -424,20 +449,28 @@ def find_captioned(
     candidates: Iterable[Candidate],
     images: Paths,
     annotations: AnyPath,
-    max_captions: int | None,
-    missing_images: MissingImages,
-    report: ReadReport,
+    name: str,
+    *,
+    num_excluded: int = 0,
+    missing_images: MissingImages = "error",
+    report: ReadReport | None = None,
+    max_captions: int | None = None,
+    source: str | None = None,
 ) -> list[ImageTextRecord]:
     """Records of images that have a caption and a file; what can't be used is left out and counted.
 
     Args:
         candidates: The images.
-        max_captions: Keep only the first so many captions of an image; None keeps all.
-        images, annotations, missing_images, report: As of `find_images`; `report.source` is the set's name.
+        images, annotations: As of `find_images`.
+        name: The set's where `source` gives none.
+        num_excluded: Images that are in another set, and not among these.
+        missing_images, report, max_captions, source: See `CaptionReading`.
 
     Raises:
         FileNotFoundError, ValueError: As `find_images`; no image has a caption.
     """
+    report = report or ReadReport()
+    report.source, report.num_excluded = source or name, num_excluded
     described: list[tuple[Candidate, tuple[str, ...]]] = []
     for candidate in candidates:
         kept = tuple(caption.strip() for caption in candidate.captions if not is_blank(caption))

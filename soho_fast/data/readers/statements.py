@@ -14,13 +14,14 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Unpack
 
 from soho_fast.data.readers.records import (
     AnyPath,
     Format,
     ImageRef,
-    MissingImages,
     Paths,
+    Reading,
     ReadReport,
     Words,
     find_records,
@@ -68,17 +69,14 @@ class SnliVeRecord:
     label: str
 
 
-def read_nlvr2(
-    annotations: AnyPath, images: Paths, *, missing_images: MissingImages = "error", report: ReadReport | None = None
-) -> list[Nlvr2Record]:
+def read_nlvr2(annotations: AnyPath, images: Paths, **reading: Unpack[Reading]) -> list[Nlvr2Record]:
     """Every example of a split, in file order.
 
     Args:
         annotations: `train.json`, `dev.json` or `test1.json`.
         images: Folder or .zip (or several) in which `<set and pair>-img0.png` is found, itself or below `<split>/`,
             `<directory>/` or `<split>/<directory>/`.
-        missing_images: "error" refuses a set with missing files; "skip" leaves their examples out.
-        report: Filled with what was found and left out.
+        reading: See `Reading`.
 
     Raises:
         FileNotFoundError: No such file, or images are missing.
@@ -100,26 +98,23 @@ def read_nlvr2(
             folders = [f"{match[1]}/{line['directory']}/", f"{line['directory']}/", *folders]
         stem = identifier.removesuffix(match[2])
         names_of += [tuple(f"{folder}{stem}-img{side}.png" for folder in folders) for side in (0, 1)]
-    report = ReadReport.of(report, "nlvr2", "statements")
-    return find_records(Nlvr2Record, names_of, list(examples.values()), images, annotations, missing_images, report)
+    found = list(examples.values())
+    return find_records(Nlvr2Record, names_of, found, images, annotations, "nlvr2", "statements", **reading)
 
 
-def read_snli_ve(
-    annotations: AnyPath, images: Paths, *, missing_images: MissingImages = "error", report: ReadReport | None = None
-) -> list[SnliVeRecord]:
+def read_snli_ve(annotations: AnyPath, images: Paths, **reading: Unpack[Reading]) -> list[SnliVeRecord]:
     """Every pair of a split, in file order, but for those on whose label the annotators did not agree ("-").
 
     Args:
         annotations: `snli_ve_train.jsonl`, `snli_ve_dev.jsonl` or `snli_ve_test.jsonl`.
         images: Folder or .zip (or several) in which `<id>.jpg` or `flickr30k-images/<id>.jpg` is found.
-        missing_images: "error" refuses a set with missing files; "skip" leaves their pairs out.
-        report: Filled with what was found and left out.
+        reading: See `Reading`.
 
     Raises:
         FileNotFoundError: No such file, or images are missing.
         ValueError: A line does not follow the format, its label is unknown, or no line has one.
     """
-    report = ReadReport.of(report, "snli_ve", "hypotheses")
+    report = reading["report"] = reading.get("report") or ReadReport()
     names_of, pairs = [], []
     for line in load_lines(annotations, _SNLI_VE):
         image, pair_id, label = line.first("Flickr30K_ID", "Flikr30kID"), line["pairID"], line["gold_label"]
@@ -131,4 +126,4 @@ def read_snli_ve(
         pairs.append((line["sentence2"].strip(), pair_id, label))
     if not pairs:
         raise ValueError(f"{annotations}: every gold_label is '-'; expected some of {', '.join(ENTAILMENT_LABELS)}")
-    return find_records(SnliVeRecord, names_of, pairs, images, annotations, missing_images, report)
+    return find_records(SnliVeRecord, names_of, pairs, images, annotations, "snli_ve", "hypotheses", **reading)

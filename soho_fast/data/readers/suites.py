@@ -20,15 +20,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from soho_fast.data.readers.records import (
     AnyPath,
     Format,
     ImageRef,
-    MissingImages,
     Paths,
-    ReadReport,
+    Reading,
     Words,
     field_of,
     find_records,
@@ -135,22 +134,14 @@ SUITES: dict[str, Callable[[AnyPath], Iterator[_Row]]] = {
 """What reads a file of each suite, by the suite's name."""
 
 
-def read_suite(
-    suite: str,
-    annotations: AnyPath,
-    images: Paths,
-    *,
-    missing_images: MissingImages = "error",
-    report: ReadReport | None = None,
-) -> list[SuiteRecord]:
+def read_suite(suite: str, annotations: AnyPath, images: Paths, **reading: Unpack[Reading]) -> list[SuiteRecord]:
     """The examples of one file of a suite that its rules count, in file order.
 
     Args:
         suite: One of `SUITES`.
         annotations: The published file.
         images: Folder or .zip (or several) in which the images are found, by the names that the file has.
-        missing_images: "error" refuses a file with missing images; "skip" leaves their examples out.
-        report: Filled with what was found and left out.
+        reading: See `Reading`.
 
     Raises:
         FileNotFoundError: No such file, or images are missing.
@@ -165,5 +156,5 @@ def read_suite(
         return SuiteRecord(tuple(found), texts, group, box)
 
     names_of = [names for row in rows for names in row[0]]
-    report = ReadReport.of(report, f"{suite} {Path(annotations).stem}", "examples")
-    return find_records(record, names_of, [row[1:] for row in rows], images, annotations, missing_images, report)
+    name, values_of = f"{suite} {Path(annotations).stem}", [row[1:] for row in rows]
+    return find_records(record, names_of, values_of, images, annotations, name, "examples", **reading)

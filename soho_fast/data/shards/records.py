@@ -171,8 +171,8 @@ def read_shards(
             f"batch.corrupt_images: {total.broken:,} of {len(records) + total.broken:,} samples of {store} are broken, "
             f"more than the share of {max_broken:g} that is allowed (of at least {MIN_SEEN}), as {first_broken}"
         )
-    report = ReadReport.of(report, records.source)
-    report.num_images = len(records)
+    report = report or ReadReport()
+    report.source, report.num_images = records.source, len(records)
     report.num_captions = int(records.texts.counts().sum())
     report.num_failed = sum(total.failed.values())
     report.num_missing = total.without_image
