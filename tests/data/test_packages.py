@@ -64,8 +64,8 @@ def wheel(files):
     return buffer.getvalue()
 
 
-def package(content, registry="Debian", file="planted_1.0_all.deb"):
-    return Package(registry, "planted", "1.0", file, len(content), hashlib.sha256(content).hexdigest())
+def package(content, registry="Debian"):
+    return Package(registry, "planted", "1.0", len(content), hashlib.sha256(content).hexdigest())
 
 
 COPYRIGHT = b"""Format: https://www.debian.org/doc/packaging-manuals/copyright-format/1.0/
@@ -237,11 +237,11 @@ def test_a_package_is_fetched_once_and_read(tmp_path, monkeypatch, registry):
     (tmp_path / "there").write_bytes(content)
     client(tmp_path, monkeypatch, name, f'[ "$*" = "{arguments}" ] && /bin/cp {tmp_path}/there {file}')
     said = []
-    path = fetch(package(content, registry, file), tmp_path / "cache", said.append)
+    path = fetch(package(content, registry), tmp_path / "cache", said.append)
     assert read_files(path, lambda name: name.endswith(".png")) == {"a/b.png": b"image"}
     assert len(said) == 1 and "fetching planted 1.0" in said[0]
     (tmp_path / "bin" / name).unlink()
-    assert fetch(package(content, registry, file), tmp_path / "cache", said.append) == path and len(said) == 1
+    assert fetch(package(content, registry), tmp_path / "cache", said.append) == path and len(said) == 1
 
 
 def test_pip_fetches_from_the_index_that_is_set(tmp_path, monkeypatch):
@@ -251,7 +251,7 @@ def test_pip_fetches_from_the_index_that_is_set(tmp_path, monkeypatch):
     (tmp_path / "index" / file).write_bytes(content)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "index"))
-    path = fetch(package(content, "PyPI", file), tmp_path / "cache", lambda line: None)
+    path = fetch(package(content, "PyPI"), tmp_path / "cache", lambda line: None)
     assert read_files(path, lambda name: name.endswith(".png")) == {"planted/a.png": b"image"}
 
 

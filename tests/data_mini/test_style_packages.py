@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import io
 import json
@@ -53,9 +52,9 @@ def npm(monkeypatch):
 
     def give(content):
         given["content"] = content
-        package, *about = styles.PACKAGES["noto"]
-        one = dataclasses.replace(package, sha256=hashlib.sha256(content).hexdigest())
-        monkeypatch.setattr(styles, "PACKAGES", {"noto": (one, *about)})
+        line, *about = styles.PACKAGES["noto"]
+        line = f"{line.rpartition('|')[0]}|{hashlib.sha256(content).hexdigest()}"
+        monkeypatch.setattr(styles, "PACKAGES", {"noto": (line, *about)})
         return given
 
     monkeypatch.setattr(fetching.subprocess, "run", run)

@@ -19,7 +19,7 @@ from soho_fast.common.command_line import Parser, exit_code
 from soho_fast.common.errors import print_line
 from soho_fast.common.extras import from_extra
 from soho_fast.common.files import scratch_beside
-from soho_fast.data.packages.fetching import Package, fetch, read_files
+from soho_fast.data.packages.fetching import fetch, package_of, read_files
 
 from .concepts import CONCEPTS, Concept
 from .drawing import LICENCE_FILE, check_style
@@ -30,27 +30,22 @@ _SIDE = 144
 _ICON_SIDE = 16
 
 
-def _iconify(name: str, version: str, size: int, sha256: str) -> Package:
-    return Package("npm", f"@iconify-json/{name}", version, f"iconify-json-{name}-{version}.tgz", size, sha256)
-
-
 #: Style -> where it comes from, whose work it is, and its licence. Each draws all concepts, and none is a relative of
 #: another or of Twemoji.
-PACKAGES: dict[str, tuple[Package, str, str]] = {
+PACKAGES: dict[str, tuple[str, str, str]] = {
     "noto": (
-        _iconify("noto", "1.2.9", 3102958, "3e918d88fc945c0bb3d468dbace6f88caef67f01c9f0e7bcae0915a042e8f1ad"),
+        "npm|@iconify-json/noto|1.2.9|3102958|3e918d88fc945c0bb3d468dbace6f88caef67f01c9f0e7bcae0915a042e8f1ad",
         "Noto Emoji, Google Inc, https://github.com/googlefonts/noto-emoji",
         "Apache-2.0, https://www.apache.org/licenses/LICENSE-2.0",
     ),
     "fluent-emoji-flat": (
-        _iconify(
-            "fluent-emoji-flat", "1.2.6", 1172438, "7d064769dee690815f823bc5bcc511d957198caf9f5edd8dd9c1aa48a6aeb175"
-        ),
+        "npm|@iconify-json/fluent-emoji-flat|1.2.6|1172438|"
+        "7d064769dee690815f823bc5bcc511d957198caf9f5edd8dd9c1aa48a6aeb175",
         "Fluent Emoji Flat, Microsoft Corporation, https://github.com/microsoft/fluentui-emoji",
         "MIT, https://github.com/microsoft/fluentui-emoji/blob/main/LICENSE",
     ),
     "openmoji": (
-        _iconify("openmoji", "1.2.29", 1264633, "03181e2c156cab35cf4a62f1f7886bd971d59212e75ac3f189d5a4cae3930fc5"),
+        "npm|@iconify-json/openmoji|1.2.29|1264633|03181e2c156cab35cf4a62f1f7886bd971d59212e75ac3f189d5a4cae3930fc5",
         "OpenMoji, https://github.com/hfg-gmuend/openmoji",
         "CC-BY-SA-4.0, https://creativecommons.org/licenses/by-sa/4.0/",
     ),
@@ -76,8 +71,8 @@ def make_styles(folder: str | os.PathLike[str], progress: bool = True) -> list[P
         raise ValueError(f"folder: {root} is a file; expected a folder for the styles")
     root.mkdir(parents=True, exist_ok=True)
     say = print_line if progress else lambda line: None
-    for name, (package, credit, licence) in PACKAGES.items():
-        out = root / name
+    for name, (line, credit, licence) in PACKAGES.items():
+        out, package = root / name, package_of(line)
         about = {
             "what": f"cut-outs: {credit.split(',')[0]} drawings, rendered, scaled, rotated, mirrored and composed",
             "package": f"{package.name} {package.version}",

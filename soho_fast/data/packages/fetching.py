@@ -22,23 +22,34 @@ _CLIENTS = {
     "npm": ("npm", "pack", "--silent", "{0}@{1}"),
     "PyPI": (sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "{0}=={1}"),
 }
+# What it calls the file.
+_FILES = {"Debian": "{0}_{1}_all.deb", "npm": "{0}-{1}.tgz", "PyPI": "{0}-{1}-py3-none-any.whl"}
 _SECONDS = 3600
 
 
 @dataclass(frozen=True, slots=True)
 class Package:
-    """One version of a package: its registry ("Debian", "npm" or "PyPI"), and its file's name, size in bytes and
-    SHA-256."""
+    """One version of a package: its registry ("Debian", "npm" or "PyPI"), and its file's size in bytes and SHA-256."""
 
     registry: str
     name: str
     version: str
-    file: str
     size: int
     sha256: str
 
+    @property
+    def file(self) -> str:
+        """The name of its file."""
+        return _FILES[self.registry].format(self.name.removeprefix("@").replace("/", "-"), self.version)
+
     def __str__(self) -> str:
         return f"{self.name} {self.version} ({self.registry})"
+
+
+def package_of(line: str) -> Package:
+    """A package by a line of what it holds, between bars."""
+    registry, name, version, size, sha256 = line.split("|")
+    return Package(registry, name, version, int(size), sha256)
 
 
 def fetch(package: Package, cache: Path, say: Callable[[str], None]) -> Path:
