@@ -108,15 +108,12 @@ def _mobilenet_stages(net: MobileNetV2, conv_norm: ConvNorm) -> list[list[Step]]
     for number, block in enumerate(net.features):
         if number in (0, *_MOBILENET_ENDS):
             stages.append([])
-        stride_out = stride * (2 if _halves(block) else 1)
+        halves = any(conv.stride == (2, 2) for conv in block.modules() if isinstance(conv, nn.Conv2d))
+        stride_out = stride * (1 + halves)
         run = _run_conv_norm if isinstance(block, Conv2dNormActivation) else _run_inverted_residual
         stages[-1].append(Step((block,), partial(run, block, conv_norm, stride, stride_out)))
         stride = stride_out
     return stages
-
-
-def _halves(block: nn.Module) -> bool:
-    return any(conv.stride == (2, 2) for conv in block.modules() if isinstance(conv, nn.Conv2d))
 
 
 def _masked(x: Tensor, mask: Tensor | None) -> Tensor:

@@ -45,16 +45,6 @@ def add_parts(parts: Mapping[str, Mapping[str, Callable[..., Any]]]) -> None:
         PARTS[name].update(choices)
 
 
-def visual_encoder(config: SohoConfig) -> VisualEncoder:
-    """From pixels to features (section 3.1)."""
-    return PARTS["visual_encoder"][config.visual_encoder](config)
-
-
-def feature_norm(config: SohoConfig) -> nn.Module | None:
-    """The BatchNorm before the dictionary, or none, as in the paper."""
-    return PARTS["feature_norm"][config.visual_encoder](config)
-
-
 def visual_dictionary(config: SohoConfig) -> Quantiser | None:
     """From features to codes (section 3.2), or none.
 
@@ -91,8 +81,3 @@ def fusion(config: SohoConfig) -> nn.Module | None:
     """What makes of codes and features what the Transformer reads, or none, as in the paper."""
     fuses = config.use_dictionary and config.use_dictionary_output and config.fusion in PARTS["fusion"]
     return PARTS["fusion"][config.fusion](config) if fuses else None
-
-
-def mlm_head(config: SohoConfig) -> TokenHead:
-    """The classifier of words (eq. 6)."""
-    return PARTS["mlm_head"][config.mlm_head](config, config.vocab_size)

@@ -58,8 +58,8 @@ class SohoModel(SohoPreTrainedModel):
     def __init__(self, config: SohoConfig) -> None:
         super().__init__(config)
         config.check()
-        self.visual_encoder = parts.visual_encoder(config)
-        self.feature_norm = parts.feature_norm(config)
+        self.visual_encoder = parts.PARTS["visual_encoder"][config.visual_encoder](config)
+        self.feature_norm = parts.PARTS["feature_norm"][config.visual_encoder](config)
         self.visual_dictionary = parts.visual_dictionary(config)
         self.fusion = parts.fusion(config)
         self.mask_token = nn.Parameter(torch.zeros(config.hidden_size)) if config.use_dictionary else None
@@ -325,7 +325,7 @@ class SohoForPreTraining(ContrastiveVectors, SohoModelWithHeads):
 
     def __init__(self, config: SohoConfig) -> None:
         super().__init__(config)
-        self.mlm_head = parts.mlm_head(config)
+        self.mlm_head = parts.PARTS["mlm_head"][config.mlm_head](config, config.vocab_size)
         has_code_table = config.use_dictionary and config.mvm_head == "linear"
         self.mvm_head = TokenHead(config, config.num_codes) if has_code_table else None
         self.itm_head = ItmHead(config)

@@ -76,21 +76,18 @@ def _options(arguments: Sequence[str]) -> tuple[argparse.Namespace, dict[str, An
 def _fields(rest: Sequence[str]) -> dict[str, Any]:
     """--NAME VALUE or --NAME=VALUE, as fields with their values."""
     fields: dict[str, Any] = {}
-    at = 0
-    while at < len(rest):
-        name, equals, value = rest[at].partition("=")
+    words = iter(rest)
+    for word in words:
+        name, equals, value = word.partition("=")
         if not name.startswith("--") or len(name) < 3:
-            raise UserError(f"{rest[at]}: expected a field of the recipes as --NAME before its value")
-        if not equals:
-            at += 1
-            if at == len(rest):
-                raise UserError(f"{name}: expected a value after it")
-            value = rest[at]
+            raise UserError(f"{word}: expected a field of the recipes as --NAME before its value")
+        value = value if equals else next(words, None)
+        if value is None:
+            raise UserError(f"{name}: expected a value after it")
         try:
             fields[name.removeprefix("--")] = yaml.safe_load(value)
         except yaml.YAMLError as error:
             raise UserError(f"{name}: expected a value as in YAML, got {value!r}") from error
-        at += 1
     return fields
 
 
@@ -140,15 +137,9 @@ def _list(study: Study, runs: list[Run], rows: list[Row], place: Place) -> None:
             cells.setdefault((cell.condition, cell.stage), []).append((cell.seed, run))
     for (condition, stage), here in cells.items():
         took = estimate.seconds(here[0][1])
-        table.rows.append(
-            [
-                condition,
-                stage,
-                " ".join(str(seed) for seed, _ in here),
-                f"{sum(run.digest in done for _, run in here)} of {len(here)}",
-                "" if took is None else clock(took),
-            ]
-        )
+        seeds = " ".join(str(seed) for seed, _ in here)
+        num_done = f"{sum(run.digest in done for _, run in here)} of {len(here)}"
+        table.rows.append([condition, stage, seeds, num_done, "" if took is None else clock(took)])
     print_table(table)
     print_line(f"{len(left)} of {len(runs)} runs to make: {estimate.total(left, place.jobs)} with --jobs {place.jobs}")
 

@@ -21,7 +21,7 @@ from typing import Any
 
 from soho_fast.common.errors import UserError, print_line
 from soho_fast.common.files import PARTIAL, delete
-from soho_fast.studies.results import Row, RowStart, append_row, by_digest, read_rows
+from soho_fast.studies.results import Row, append_row, by_digest, read_rows
 
 # Exit code of a run that another process is at; no command of this package ends with it.
 TAKEN = 111
@@ -49,7 +49,7 @@ class Job:
         launcher: Words before the training command, where several processes train; empty trains in this one.
     """
 
-    row: RowStart
+    row: dict[str, Any]
     recipe: dict[str, Any]
     splits: dict[str, dict[str, Any]]
     codes: int

@@ -6,31 +6,20 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import NotRequired, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 from soho_fast.common.errors import UserError
 
 
-class RowStart(TypedDict):
-    """What is known of a row before its run.
-
-    study, condition, seed, stage: Where it stands in the matrix. digest: Of its settings. recipe: Its name.
-    """
-
-    study: str
-    condition: str
-    seed: int
-    stage: str
-    digest: str
-    recipe: NotRequired[str]
-
-
-class Row(RowStart):
+class Row(TypedDict):
     """What a run has given.
 
     Attributes:
+        study, condition, seed, stage: Where it stands in the matrix.
+        digest: Of its settings.
+        recipe: Its name.
         metrics: Metrics of the trained model, by name.
         variant: Of rows of version 0.1, whose stages had several ways to train; empty in those of a single way.
         steps: Steps of training.
@@ -46,7 +35,13 @@ class Row(RowStart):
         sum: Checksum of the row, by which an altered one is known.
     """
 
+    study: str
+    condition: str
+    seed: int
+    stage: str
+    digest: str
     metrics: dict[str, float]
+    recipe: NotRequired[str]
     variant: NotRequired[str]
     steps: NotRequired[int]
     training_seconds: NotRequired[float]
@@ -100,12 +95,12 @@ def _row(line: str, where: str) -> Row:
     return row
 
 
-def _sum_of(row: Row) -> str:
+def _sum_of(row: Mapping[str, Any]) -> str:
     values = {name: value for name, value in row.items() if name != "sum"}
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def append_row(path: Path, row: Row) -> None:
+def append_row(path: Path, row: Mapping[str, Any]) -> None:
     """Add a row, whole or not at all, whoever else adds one meanwhile."""
     path.parent.mkdir(parents=True, exist_ok=True)
     line = json.dumps({**row, "sum": _sum_of(row)}).encode() + b"\n"

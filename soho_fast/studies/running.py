@@ -199,14 +199,7 @@ class Runner:
             recipe["model"] = {**recipe.get("model", {}), "pretrained": str(run.start.model(self.place.folder))}
         cell = run.cell
         job = Job(
-            row={
-                "study": self.name,
-                "condition": cell.condition,
-                "seed": cell.seed,
-                "stage": cell.stage,
-                "recipe": run.recipe,
-                "digest": run.digest,
-            },
+            row={"study": self.name, **vars(cell), "recipe": run.recipe, "digest": run.digest},
             recipe=recipe,
             splits={name: dict(fields) for name, fields in run.splits.items()},
             codes=run.codes,

@@ -42,7 +42,7 @@ class Findings:
     """
 
     def __init__(self, say: Callable[[str], None]) -> None:
-        self.say, self.num_errors = say, 0
+        self.say = say
         self._errors: set[str] = set()
 
     def error(self, what: object) -> None:
@@ -50,8 +50,12 @@ class Findings:
         line = " ".join(str(what).split())
         if line not in self._errors:
             self._errors.add(line)
-            self.num_errors += 1
             self.say(f"error: {line}")
+
+    @property
+    def num_errors(self) -> int:
+        """How many there are."""
+        return len(self._errors)
 
     def warning(self, what: str) -> None:
         """What may be as it is, but is seldom wanted."""

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from soho_fast.common.errors import print_line
 from soho_fast.common.files import put_in_place, read_json, scratch_beside
@@ -103,13 +104,9 @@ def _draw_images(folder: Path, images: Sequence[CorpusImage], options: CorpusOpt
         draw_scene(image.scene, options.image_size).save(path, "JPEG", quality=_JPEG_QUALITY, subsampling=0)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        done = pool.map(draw, images)
-        if progress:
-            from tqdm import tqdm
-
-            done = tqdm(done, total=len(images), desc="drawing the demo corpus", unit="image")
+        about: Any = {"desc": "drawing the demo corpus", "unit": "image", "disable": not progress}
         try:
-            for _ in done:
+            for _ in tqdm(pool.map(draw, images), total=len(images), **about):
                 pass
         finally:
             pool.shutdown(cancel_futures=True)
@@ -182,11 +179,6 @@ def _put_in_place(building: Path, out: Path, settings: dict) -> None:
             raise
 
 
-def _choose_flickr_images(images: Sequence[CorpusImage]) -> list[CorpusImage]:
-    train = [image for image in images if image.split == "train"][:_MAX_FLICKR_TRAIN]
-    return train + [image for image in images if image.split in ("val", "test", STYLES)]
-
-
 def _write_corpus(folder: Path, settings: dict, options: CorpusOptions, progress: bool) -> dict:
     """Write everything into an empty folder and its manifest last; return the counts."""
     seed = options.seed
@@ -201,7 +193,8 @@ def _write_corpus(folder: Path, settings: dict, options: CorpusOptions, progress
     for style in options.folders:
         copy_style(style, folder / DRAWINGS / style_name(style))
     write_karpathy(folder / "dataset_coco.json", images, flickr=False)
-    flickr = _choose_flickr_images(images)
+    flickr = [image for image in images if image.split == "train"][:_MAX_FLICKR_TRAIN]
+    flickr += [image for image in images if image.split in ("val", "test", STYLES)]
     (folder / "flickr30k-images").mkdir()
     for image in flickr:
         link_or_copy(folder / image.folder / image.filename, folder / "flickr30k-images" / f"{image.flickr_id}.jpg")

@@ -153,14 +153,9 @@ def _on_background(scene: Scene, generator: random.Random) -> str:
     colour = scene.background.colour
     if colour is None:
         return generator.choice(("on a photo", "over a photo background", "in front of a photo"))
-    article = "an" if colour[0] in "aeiou" else "a"
+    a_colour = f"{article_for(colour)} {colour}"
     return generator.choice(
-        (
-            f"on {article} {colour} background",
-            f"over {article} {colour} background",
-            f"in front of {article} {colour} wall",
-            f"on {colour}",
-        )
+        (f"on {a_colour} background", f"over {a_colour} background", f"in front of {a_colour} wall", f"on {colour}")
     )
 
 
@@ -223,10 +218,8 @@ def _places(scene: Scene, generator: random.Random) -> str | None:
             unplaced.append(phrase(group))
     if not placed:
         return None
-    if generator.random() < 0.5:
-        text = join([f"{name} {where}" for name, where in placed])
-    else:
-        text = join([f"{where} {name}" for name, where in placed])
+    order = 1 if generator.random() < 0.5 else -1
+    text = join([" ".join(each[::order]) for each in placed])
     return text if not unplaced else f"{text}, with {join(unplaced)}"
 
 

@@ -18,7 +18,7 @@ from soho_fast.common.extras import install_command
 from soho_fast.common.images import FORMATS
 from soho_fast.data.mini.photographs import read_photographs
 
-from .concepts import CONCEPTS, Concept
+from .concepts import CONCEPTS
 from .options import TWEMOJI, CorpusOptions
 from .scenes import GCOMPRIS, MONUMENTS, PHOTOS, Background, Finish, Scene, SceneObject
 
@@ -35,16 +35,13 @@ def check_style(folder: str | os.PathLike[str]) -> None:
     how = f"python -m soho_fast.data.mini.styles {path.parent}"
     if not path.is_dir():
         raise FileNotFoundError(f"style {folder}: there is no such folder of drawings; `{how}` makes some there")
-    missing = [f"{concept.code}.png ({concept.name})" for concept in CONCEPTS.values() if not _drawn(path, concept)]
+    names = {f"{concept.code}.png": concept.name for concept in CONCEPTS.values()}
+    missing = [f"{file} ({name})" for file, name in names.items() if not (path / file).is_file()]
     if missing:
         raise FileNotFoundError(
             f"style {folder}: expected a drawing of each of the {len(CONCEPTS)} concepts; {len(missing)} are missing, "
             f"first {', '.join(missing[:3])}"
         )
-
-
-def _drawn(folder: Path, concept: Concept) -> bool:
-    return (folder / f"{concept.code}.png").is_file()
 
 
 def copy_style(style: str | os.PathLike[str], folder: Path) -> None:

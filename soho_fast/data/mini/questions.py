@@ -63,6 +63,12 @@ def _number(text: str, number: int) -> Question:
     return Question(text, "how many", str(number), "number", slips)
 
 
+def _what_colour(noun: str, colour: str, generator: random.Random) -> Question:
+    others = [other for other in COLOURS if other != colour]
+    slips = tuple(generator.sample(others, 2))
+    return Question(f"What color is the {noun}?", "what color is the", colour, "other", slips)
+
+
 def _exists(scene: Scene, generator: random.Random) -> Question:
     truth = generator.random() < 0.5
     concept = generator.choice(group_objects(scene)).concept if truth else draw_absent(scene, generator)
@@ -145,40 +151,30 @@ def _background_colour(scene: Scene, generator: random.Random) -> Question | Non
     colour = scene.background.colour
     if colour is None:
         return None
-    others = [other for other in COLOURS if other != colour]
     if generator.random() < 0.4:
         truth = generator.random() < 0.5
-        return _yes_no(f"Is the background {colour if truth else generator.choice(others)}?", "is the", truth)
-    noun = generator.choice(("background", "wall"))
-    return Question(
-        f"What color is the {noun}?", "what color is the", colour, "other", tuple(generator.sample(others, 2))
-    )
+        asked = colour if truth else generator.choice([other for other in COLOURS if other != colour])
+        return _yes_no(f"Is the background {asked}?", "is the", truth)
+    return _what_colour(generator.choice(("background", "wall")), colour, generator)
 
 
 def _object_colour(scene: Scene, generator: random.Random) -> Question | None:
     nouns = Counter(item.concept.noun for item in scene.objects)
-    items = [item for item in scene.objects if item.concept.colour and nouns[item.concept.noun] == 1]
-    if not items:
-        return None
-    concept = generator.choice(items).concept
-    assert concept.colour is not None  # of all these
-    others = [other for other in COLOURS if other != concept.colour]
-    text = f"What color is the {concept.noun}?"
-    return Question(text, "what color is the", concept.colour, "other", tuple(generator.sample(others, 2)))
+    facts = [
+        (item.concept.noun, item.concept.colour)
+        for item in scene.objects
+        if item.concept.colour and nouns[item.concept.noun] == 1
+    ]
+    return _what_colour(*generator.choice(facts), generator) if facts else None
 
 
 def _which_member(scene: Scene, generator: random.Random) -> Question | None:
     counts = category_counts(scene)
-    items = [
-        item
-        for item in scene.objects
-        if item.concept.category in ("animal", "fruit", "vehicle", "instrument") and counts[item.concept.category] == 1
-    ]
+    asked = [word for word in ("animal", "fruit", "vehicle", "instrument") if counts[word] == 1]
+    items = [(item, item.concept.category) for item in scene.objects if item.concept.category in asked]
     if not items:
         return None
-    item = generator.choice(items)
-    category = item.concept.category
-    assert category is not None  # one of these four
+    item, category = generator.choice(items)
     siblings = [name for name, concept in CONCEPTS.items() if concept.category == category and name not in scene.counts]
     slips = (generator.choice(siblings), category)
     if generator.random() < 0.5:

@@ -164,11 +164,6 @@ def is_held_out_pair(first: str, second: str, seed: int, share: float) -> bool:
     return draw < share
 
 
-def is_held_out_place(x: float, y: float) -> bool:
-    """Whether a centre lies on a square of the placement checkerboard that belongs to the held-out scenes."""
-    return (int(x / PLACEMENT_CELL) + int(y / PLACEMENT_CELL)) % 2 == 1
-
-
 # Hue (degrees), saturation and value of a named colour's shades: (low, high) each, well inside what the word covers.
 _SHADES: dict[str, tuple[tuple[float, float], tuple[float, float], tuple[float, float]]] = {
     "red": ((-8, 6), (0.60, 0.85), (0.55, 0.85)),
@@ -186,11 +181,6 @@ _SHADES: dict[str, tuple[tuple[float, float], tuple[float, float], tuple[float, 
 assert tuple(_SHADES) == COLOURS == tuple(DRAWN_IN)
 
 
-def _draw_shade(colour: str, generator: random.Random) -> tuple[float, float, float]:
-    hue, saturation, value = (generator.uniform(*limits) for limits in _SHADES[colour])
-    return (hue % 360.0) / 360.0, saturation, value
-
-
 def _draw_background(
     names: list[str], held_out: bool, colour_deck: _Deck, generator: random.Random, options: CorpusOptions
 ) -> Background:
@@ -205,8 +195,9 @@ def _draw_background(
     colour = colour_deck.draw(lambda word: word not in own_colours and not set(names).intersection(DRAWN_IN[word]))
     assert colour is not None
     direction = generator.uniform(0.0, 180.0) + (180.0 if held_out else 0.0)
-    shades = sorted((_draw_shade(colour, generator) for _ in range(2)), key=lambda shade: shade[2])
-    return Background(colour=colour, shades=tuple(shades), direction=direction)
+    drawn = [[generator.uniform(*limits) for limits in _SHADES[colour]] for _ in range(2)]
+    shades = tuple(((hue % 360.0) / 360.0, *rest) for hue, *rest in sorted(drawn, key=lambda shade: shade[2]))
+    return Background(colour=colour, shades=shades, direction=direction)
 
 
 class _Deck:
@@ -226,11 +217,6 @@ class _Deck:
         return item
 
 
-def _may_join(name: str, *, chosen: frozenset[str], held_out: bool, seed: int, share: float) -> bool:
-    """Whether a concept is new to a scene and all its pairs with the chosen ones belong to the scene's side."""
-    return name not in chosen and all(is_held_out_pair(name, other, seed, share) == held_out for other in chosen)
-
-
 def _draw_names(
     num_objects: int, held_out: bool, seed: int, deck: _Deck, generator: random.Random, share: float
 ) -> list[str]:
@@ -247,8 +233,12 @@ def _draw_names(
         if num_objects > 2 and generator.random() < 0.3:
             names.append(names[0])
     while len(names) < num_objects:
-        chosen = frozenset(names)
-        name = deck.draw(functools.partial(_may_join, chosen=chosen, held_out=held_out, seed=seed, share=share))
+        # New, and all its pairs with those that are there belong to the scene's side.
+        name = deck.draw(
+            lambda new: (
+                new not in names and all(is_held_out_pair(new, old, seed, share) == held_out for old in set(names))
+            )
+        )
         if name is None:
             break
         names.append(name)
@@ -261,7 +251,7 @@ def _draw_place(size: float, held_out: bool, generator: random.Random) -> tuple[
     while True:
         x = round(generator.uniform(margin, 1 - margin), 4)
         y = round(generator.uniform(margin, 1 - margin), 4)
-        if is_held_out_place(x, y) == held_out:
+        if (int(x / PLACEMENT_CELL) + int(y / PLACEMENT_CELL)) % 2 == held_out:
             return x, y
 
 

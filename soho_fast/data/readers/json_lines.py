@@ -144,10 +144,6 @@ def _places(annotations: AnyPath, images: Paths) -> list[AnyPath]:
 
 def _read_lines(annotations: AnyPath, splits: Collection[str], heldout_share: float) -> list[_Line]:
     """All lines, checked, each with its split; every one of `splits` holds some."""
-    if isinstance(splits, str):
-        raise ValueError(f"splits: expected a list of split names such as ['train'], got {splits!r}")
-    if not 0 <= heldout_share < 1:
-        raise ValueError(f"heldout_share: expected a share between 0 and 1 (not 1 itself), got {heldout_share}")
     lines: list[_Line] = []
     entry_of: dict[str, Entry] = {}
     first_of: dict[bool, Entry] = {}

@@ -366,8 +366,6 @@ def find_images(
         FileNotFoundError: Images are missing and `missing_images` is "error", or none is found.
         ValueError: A name leads out of the images' folders.
     """
-    if missing_images not in ("error", "skip"):
-        raise ValueError(f"missing_images: expected 'error' or 'skip', got {missing_images!r}")
     stores = open_stores(images)
     distinct = dict.fromkeys(names_of)
     all_names = {name for names in distinct for name in names}

@@ -25,7 +25,7 @@ from tqdm import tqdm
 from soho_fast.common.command_line import Parser, exit_code
 from soho_fast.common.errors import UserError, print_line
 from soho_fast.common.path_ranges import expand_range
-from soho_fast.data.shards.index import ShardCounts, read_index
+from soho_fast.data.shards.index import read_index
 from soho_fast.data.shards.indexing import build_index, check_shard
 from soho_fast.data.shards.store import TarStore
 
@@ -94,13 +94,10 @@ def _index(options: argparse.Namespace) -> list[str]:
 
 
 def _describe(path: str) -> str:
-    total = ShardCounts()
     store = TarStore(path)  # refuses names that come twice
-    for shard in store.shards:
-        total.add(shard.counts)
     for line in store.left_out()[:_MOST_SHOWN]:
         print_line(f"left out: {line}", file=sys.stderr)
-    return f"{path}: {total}"
+    return f"{path}: {store.counts}"
 
 
 def _check(options: argparse.Namespace) -> list[str]:

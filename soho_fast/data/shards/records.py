@@ -20,7 +20,6 @@ import numpy as np
 
 from soho_fast.common.errors import MIN_SEEN, too_many_corrupt
 from soho_fast.data.readers.records import ImageRef, ImageTextRecord, ReadReport
-from soho_fast.data.shards.index import ShardCounts
 from soho_fast.data.shards.store import TarStore
 from soho_fast.data.text import TextLists
 
@@ -159,9 +158,7 @@ def read_shards(
         ValueError: An index is stale or damaged, a name comes twice, no image has a caption, or more are broken.
     """
     store = TarStore(shards)
-    total = ShardCounts()
-    for shard in store.shards:
-        total.add(shard.counts)
+    total = store.counts
     records = ShardRecords(store, source or PurePath(os.path.abspath(shards)).parent.name, max_captions)
     if not len(records):
         raise ValueError(f"{store}: no image with a caption was found ({total}); expected .txt or .json members")

@@ -14,7 +14,7 @@ import numpy as np
 
 from soho_fast.common.images import one_line
 from soho_fast.common.path_ranges import expand_range
-from soho_fast.data.shards.index import ShardIndex, name_hash, read_index
+from soho_fast.data.shards.index import ShardCounts, ShardIndex, name_hash, read_index
 from soho_fast.data.shards.members import BLOCK
 
 _MOST_OPEN = 64
@@ -98,6 +98,14 @@ class TarStore:
                     f"{wheres[1]}!{names[1]}: also in {wheres[0]} as {names[0]}; expected each name once in all shards "
                     "(case does not count)"
                 )
+
+    @property
+    def counts(self) -> ShardCounts:
+        """What all shards hold, and what of it is left out."""
+        total = ShardCounts()
+        for shard in self.shards:
+            total.add(shard.counts)
+        return total
 
     def left_out(self) -> list[str]:
         """Which samples are left out and why, as far as the indexes list them: broken ones first."""

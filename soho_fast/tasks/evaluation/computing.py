@@ -31,12 +31,10 @@ class Computing:
         precision: of the products: "float32", "bf16" or "fp16"; of a prepared model "prepared" and its own.
 
     Raises:
-        ValueError: an unknown precision, or another than that of a prepared model.
+        ValueError: another precision than that of a prepared model.
     """
 
     def __init__(self, model: nn.Module, precision: str = "auto") -> None:
-        if precision not in ("auto", *_TYPES):
-            raise ValueError(f"precision: expected auto, {', '.join(_TYPES)}, got {precision!r}")
         weight = next(model.parameters(), torch.empty(0))
         prepared = getattr(model, "prepared", None)
         self.device, self.weight_type = weight.device, weight.dtype

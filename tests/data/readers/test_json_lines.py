@@ -76,8 +76,6 @@ def test_a_share_is_held_out_by_the_name_alone(tmp_path):
         ValueError, match=r"split 'val' holds no image; the file's splits: train 1.*heldout_share \(now"
     ):
         names(["val"], [line for line in lines if line["file"] == train[0]])
-    with pytest.raises(ValueError, match="heldout_share: expected a share between 0 and 1"):
-        read_json_lines(write(tmp_path, *lines), heldout_share=1.0)
 
 
 QUESTION = {"question": "What colour is it? ", "answer": "The red!"}

@@ -39,20 +39,14 @@ def recall_at(
         Recall for each K, between 0 and 1.
 
     Raises:
-        ValueError: The shapes do not fit, a score is NaN, or a query has no right candidate.
+        ValueError: A score is NaN, or a query has no right candidate.
     """
-    if scores_QN.ndim != 2 or target_Q.shape != scores_QN.shape[:1]:
-        raise ValueError(
-            f"expected scores (Q, N) and targets (Q,), got {tuple(scores_QN.shape)} and {tuple(target_Q.shape)}"
-        )
     num_queries, num_candidates = scores_QN.shape
     if group_N is None:
         group_N = torch.arange(num_candidates, device=scores_QN.device)
-    if group_N.shape != (num_candidates,):
-        raise ValueError(f"group_N: expected shape ({num_candidates},), got {tuple(group_N.shape)}")
-    if not num_queries or not ks or min(ks) < 1:
-        raise ValueError(f"expected at least one query and every K at least 1, got {num_queries} queries and K {ks}")
-    total = dict.fromkeys(ks, 0.0)
+    total, kind = dict.fromkeys(ks, 0.0), scores_QN.dtype
+    # No value of the type is below.
+    lowest = float("-inf") if kind.is_floating_point else torch.iinfo(kind).min
     step = max(1, _CHUNK // max(1, num_candidates))
     for begin in range(0, num_queries, step):
         scores_RN = scores_QN[begin : begin + step]
@@ -62,7 +56,7 @@ def recall_at(
         without = (~right_RN.any(1)).nonzero()
         if len(without):
             raise ValueError(f"query {begin + int(without[0])} has no right candidate; expected at least one")
-        best_R1 = scores_RN.masked_fill(~right_RN, _lowest(scores_RN.dtype)).amax(1, keepdim=True)
+        best_R1 = scores_RN.masked_fill(~right_RN, lowest).amax(1, keepdim=True)
         better_R = (scores_RN > best_R1).sum(1).double()
         equal_RN = scores_RN == best_R1
         tied_R = equal_RN.sum(1).double()
@@ -89,11 +83,6 @@ def mean_reciprocal_rank(scores_QN: torch.Tensor, target_Q: torch.Tensor) -> flo
     equal_Q = (scores_QN == best_Q1).sum(1).double()
     # Sums of reciprocals are differences of the digamma function.
     return float(((better_Q + equal_Q + 1).digamma() - (better_Q + 1).digamma()).div(equal_Q).mean())
-
-
-def _lowest(dtype: torch.dtype) -> float:
-    """The value that no value of the type is below."""
-    return float("-inf") if dtype.is_floating_point else torch.iinfo(dtype).min
 
 
 def _share_found(places_R: torch.Tensor, wrong_R: torch.Tensor, tied_R: torch.Tensor) -> torch.Tensor:
@@ -126,15 +115,9 @@ def retrieval_recall(
         ks: The values of K.
 
     Raises:
-        ValueError: The shapes do not fit, a score is NaN, an image has no text, or a text names no image.
+        ValueError: A score is NaN, an image has no text, or a text names no image.
     """
-    if scores_IT.ndim != 2 or image_of_text_T.shape != scores_IT.shape[1:]:
-        raise ValueError(
-            f"expected scores (I, T) and image_of_text_T (T,), got {tuple(scores_IT.shape)} and "
-            f"{tuple(image_of_text_T.shape)}"
-        )
-    num_images = scores_IT.shape[0]
-    image_I = torch.arange(num_images, device=scores_IT.device)
+    image_I = torch.arange(len(scores_IT), device=scores_IT.device)
     return RetrievalRecall(
         image_to_text=recall_at(scores_IT, image_I, ks, group_N=image_of_text_T),
         text_to_image=recall_at(scores_IT.T, image_of_text_T, ks),
@@ -150,14 +133,11 @@ def retrieval_recall_in_folds(
     task than "5K", which is `retrieval_recall` on all of them.
 
     Raises:
-        ValueError: As `retrieval_recall`, or the images do not divide into `num_folds`.
+        ValueError: As `retrieval_recall`.
     """
-    num_images = len(scores_IT)
-    if num_folds < 1 or not num_images or num_images % num_folds:
-        raise ValueError(f"num_folds: {num_images} images do not divide into {num_folds} equal folds")
-    size = num_images // num_folds
+    size = len(scores_IT) // num_folds
     folds = []
-    for begin in range(0, num_images, size):
+    for begin in range(0, len(scores_IT), size):
         texts = ((image_of_text_T >= begin) & (image_of_text_T < begin + size)).nonzero().flatten()
         folds.append(retrieval_recall(scores_IT[begin : begin + size][:, texts], image_of_text_T[texts] - begin, ks))
     return RetrievalRecall(

@@ -90,10 +90,8 @@ def suite_metrics(suite: str, scores_NIT: Tensor, groups: Sequence[str]) -> Suit
         groups: The group of each example.
 
     Raises:
-        ValueError: Not a group for each example, or a score is not finite.
+        ValueError: A score is not finite.
     """
-    if len(groups) != len(scores_NIT) or not groups:
-        raise ValueError(f"groups: expected one for each of {len(scores_NIT)} examples, got {len(groups)}")
     if not scores_NIT.isfinite().all():
         raise ValueError("scores hold NaN or infinity; the model's output is not finite")
     rule = RULES[suite]

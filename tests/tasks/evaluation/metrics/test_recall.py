@@ -90,8 +90,6 @@ def test_folds_hold_their_own_candidates_only():
     folds = retrieval_recall_in_folds(scores, image_of_text, (1,), num_folds=2)
     assert folds.image_to_text == {1: pytest.approx((1.0 + 0.5) / 2)}
     assert folds.text_to_image == {1: pytest.approx((1.0 + 0.5) / 2)}
-    with pytest.raises(ValueError, match="4 images do not divide into 3"):
-        retrieval_recall_in_folds(scores, image_of_text, num_folds=3)
 
 
 def test_coco_5k_and_1k_against_the_published_ground_truth():
@@ -131,11 +129,5 @@ def test_coco_5k_and_1k_against_the_published_ground_truth():
 def test_refusals():
     with pytest.raises(ValueError, match="query 1 has no right candidate"):
         retrieval_recall(torch.zeros(2, 2), torch.zeros(2, dtype=torch.int64))
-    with pytest.raises(ValueError, match=r"image_of_text_T \(T,\)"):
-        retrieval_recall(torch.zeros(2, 2), torch.arange(3))
-    with pytest.raises(ValueError, match=r"group_N: expected shape \(2,\)"):
-        recall_at(torch.zeros(2, 2), torch.arange(2), group_N=torch.arange(3))
     with pytest.raises(ValueError, match="NaN"):
         recall_at(torch.full((2, 2), float("nan")), torch.arange(2))
-    with pytest.raises(ValueError, match=r"expected scores \(Q, N\)"):
-        recall_at(torch.zeros(2, 3), torch.arange(3))
