@@ -6,13 +6,13 @@ An image that was saved again, smaller or in another format, is another one here
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import chain, islice
 from typing import Any, TypeVar
 
@@ -58,19 +58,15 @@ def content_of(images: Iterable[ImageRef], every: int = 1) -> str:
     """Number and hash of the distinct images in their order: names, sizes, and all bytes of one in `every`, chosen by
     its name; then it says how many were read. A file that can't be read counts as that."""
     total, read, digest = 0, 0, hashlib.sha256()
-
-    def digests(share: Sequence[ImageRef]) -> list[tuple[bool, bytes]]:
-        return [_digest_of(image, name_hash(image.name) % every == 0) for image in share]
-
-    for share in _of_shares(images, digests):
-        for is_read, each in share:
-            total, read = total + 1, read + is_read
-            digest.update(each)
+    for _, (is_read, each) in _of_each(images, partial(_digest_of, every=every)):
+        total, read = total + 1, read + is_read
+        digest.update(each)
     sampled = "" if read == total else f", of which {read:,} were read"
     return f"{total:,} images{sampled}, {digest.hexdigest()[:12]}"
 
 
-def _digest_of(image: ImageRef, whole: bool) -> tuple[bool, bytes]:
+def _digest_of(image: ImageRef, every: int) -> tuple[bool, bytes]:
+    whole = name_hash(image.name) % every == 0
     try:
         content: Any = image.read() if whole else image.store.size(image.name)
     except OSError:  # whoever uses it says so
@@ -155,11 +151,15 @@ def _content(image: ImageRef) -> bytes | None:
 
 def _sizes(images: Iterable[ImageRef]) -> Iterator[tuple[int, ImageRef]]:
     """Size and image of each distinct file that can be read."""
-    return chain.from_iterable(_of_shares(images, _sizes_of))
+    return ((size, image) for image, size in _of_each(images, _size_of) if size is not None)
 
 
-def _of_shares(images: Iterable[ImageRef], work: Callable[[Sequence[ImageRef]], T]) -> Iterator[T]:
-    """What `work` gives of shares of the distinct images, in their order."""
+def _of_each(images: Iterable[ImageRef], work: Callable[[ImageRef], T]) -> Iterator[tuple[ImageRef, T]]:
+    """What `work` gives of each of the distinct images, in their order."""
+
+    def of_share(share: Sequence[ImageRef]) -> list[tuple[ImageRef, T]]:
+        return [(image, work(image)) for image in share]
+
     seen: set[tuple[int, str]] = set()
     distinct = (
         image
@@ -169,15 +169,14 @@ def _of_shares(images: Iterable[ImageRef], work: Callable[[Sequence[ImageRef]], 
     with ThreadPoolExecutor(_THREADS) as pool:
         while part := list(islice(distinct, _THREADS * _OF_A_THREAD)):
             shares = [part[begin : begin + _OF_A_THREAD] for begin in range(0, len(part), _OF_A_THREAD)]
-            yield from pool.map(work, shares)
+            yield from chain.from_iterable(pool.map(of_share, shares))
 
 
-def _sizes_of(images: Iterable[ImageRef]) -> list[tuple[int, ImageRef]]:
-    found = []
-    for image in images:
-        with contextlib.suppress(OSError):
-            found.append((image.store.size(image.name), image))
-    return found
+def _size_of(image: ImageRef) -> int | None:
+    try:
+        return image.store.size(image.name)
+    except OSError:
+        return None
 
 
 def _are_same(image: ImageRef, mine: bytes | None, other: ImageRef, beginnings: dict[int, bytes | None]) -> bool:

@@ -81,13 +81,13 @@ def _fields(rest: Sequence[str]) -> dict[str, Any]:
         name, equals, value = word.partition("=")
         if not name.startswith("--") or len(name) < 3:
             raise UserError(f"{word}: expected a field of the recipes as --NAME before its value")
-        value = value if equals else next(words, None)
-        if value is None:
+        given = value if equals else next(words, None)
+        if given is None:
             raise UserError(f"{name}: expected a value after it")
         try:
-            fields[name.removeprefix("--")] = yaml.safe_load(value)
+            fields[name.removeprefix("--")] = yaml.safe_load(given)
         except yaml.YAMLError as error:
-            raise UserError(f"{name}: expected a value as in YAML, got {value!r}") from error
+            raise UserError(f"{name}: expected a value as in YAML, got {given!r}") from error
     return fields
 
 

@@ -21,7 +21,14 @@ from soho_fast.data.batches.record_table import FlatTexts, RecordTable
 from soho_fast.data.batches.sample import Collator, Sample
 from soho_fast.data.overlap import shared_images, without_copies
 from soho_fast.data.processor import SohoProcessor
-from soho_fast.data.readers.formats import FORMATS_OF, read_captions
+from soho_fast.data.readers.captions import (
+    karpathy_coco_ids,
+    karpathy_flickr_ids,
+    read_coco_captions,
+    read_karpathy,
+    read_visual_genome,
+)
+from soho_fast.data.readers.json_lines import read_json_lines
 from soho_fast.data.readers.records import ImageRef, ImageTextRecord, ReadReport
 from soho_fast.data.shards.records import read_shards
 from soho_fast.data.text import PackedTexts, load_tokenizer
@@ -48,15 +55,38 @@ HELDOUT: Final = "heldout"
 """The one split of pre-training, by name: the held-out images."""
 
 
+# The formats that take a field, of those fields that not all sets have.
+_FORMATS_OF = {
+    "images": ("karpathy", "coco_captions", "visual_genome", "json_lines"),
+    "splits": ("karpathy", "json_lines"),
+    "heldout_share": ("json_lines",),
+    "image_data": ("visual_genome",),
+    "exclude_coco_ids_from": ("coco_captions", "visual_genome"),
+    "exclude_flickr_ids_from": ("visual_genome",),
+}
+
+
 def read_source(source: CaptionSource, report: ReadReport, where: str, max_broken: float) -> Sequence[ImageTextRecord]:
     """The images with captions of a set, which `where` names; see `read_sources`."""
-    refuse_fields_of_other_formats(source, FORMATS_OF, f"{where}.")
+    refuse_fields_of_other_formats(source, _FORMATS_OF, f"{where}.")
+    reading: Any = {"max_captions": source.max_captions, "source": source.name, "report": report}
     if source.format == "webdataset":
-        place, captions, name = source.annotations, source.max_captions, source.name
-        return read_shards(place, max_captions=captions, source=name, max_broken=max_broken, report=report)
-    if source.format == "visual_genome" and not source.image_data:
+        return read_shards(source.annotations, max_broken=max_broken, **reading)
+    reading["missing_images"] = source.missing_images
+    if source.format == "json_lines":
+        share = source.heldout_share
+        return read_json_lines(source.annotations, source.images, source.splits, heldout_share=share, **reading)
+    if source.format == "karpathy":
+        return read_karpathy(source.annotations, source.images, source.splits, **reading)
+    if source.exclude_coco_ids_from:
+        reading["exclude_coco_ids"] = karpathy_coco_ids(source.exclude_coco_ids_from)
+    if source.format == "coco_captions":
+        return read_coco_captions(source.annotations, source.images, **reading)
+    if not source.image_data:
         raise ValueError(f"{where}.image_data: expected the path of Visual Genome's image_data.json")
-    return read_captions(source.format, vars(source), report, source.name)
+    if source.exclude_flickr_ids_from:
+        reading["exclude_flickr_ids"] = karpathy_flickr_ids(source.exclude_flickr_ids_from)
+    return read_visual_genome(source.annotations, source.image_data, source.images, **reading)
 
 
 def read_sources(

@@ -207,6 +207,10 @@ def _kind_of(value: object) -> str:
     return f"a {type(value).__name__}"
 
 
+def _form_of(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
+
+
 def _listed(what: str, names: list[str]) -> str:
     return f"{len(names)} {what}: {listed(list(map(_one_line, names)), 5)}"
 
@@ -268,15 +272,10 @@ def _check(checkpoint: Checkpoint, renamed: keys.Renamed, own: Mapping[str, Tens
     wrong = {
         "missing": [name for name in missing if not name.endswith(_OPTIONAL)],
         "unexpected": [name for name in tensors if name not in expected],
-        "of another size": [
-            f"{name} is {tuple(tensor.shape)}, expected {tuple(like.shape)}"
+        "of another size or type": [
+            f"{name} is {_form_of(tensor)}, expected {_form_of(like)}"
             for name, (tensor, like) in known.items()
-            if tensor.shape != like.shape
-        ],
-        "of another type": [
-            f"{name} is {tensor.dtype}, expected {like.dtype}".replace("torch.", "")
-            for name, (tensor, like) in known.items()
-            if tensor.dtype != like.dtype
+            if _form_of(tensor) != _form_of(like)
         ],
     }
     if not any(wrong.values()):  # Only then are values looked at.
