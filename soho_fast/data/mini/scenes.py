@@ -196,7 +196,9 @@ def _draw_background(
     assert colour is not None
     direction = generator.uniform(0.0, 180.0) + (180.0 if held_out else 0.0)
     drawn = [[generator.uniform(*limits) for limits in _SHADES[colour]] for _ in range(2)]
-    shades = tuple(((hue % 360.0) / 360.0, *rest) for hue, *rest in sorted(drawn, key=lambda shade: shade[2]))
+    shades = tuple(
+        ((hue % 360.0) / 360.0, colourful, light) for hue, colourful, light in sorted(drawn, key=lambda s: s[2])
+    )
     return Background(colour=colour, shades=shades, direction=direction)
 
 

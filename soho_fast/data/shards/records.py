@@ -14,7 +14,6 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import PurePath
-from typing import overload
 
 import numpy as np
 
@@ -85,16 +84,9 @@ class ShardRecords(Sequence[ImageTextRecord]):
     def __len__(self) -> int:
         return len(self.texts)
 
-    @overload
-    def __getitem__(self, number: int) -> ImageTextRecord: ...
-    @overload
-    def __getitem__(self, number: slice) -> list[ImageTextRecord]: ...
-    def __getitem__(self, number: int | slice) -> ImageTextRecord | list[ImageTextRecord]:
-        if isinstance(number, slice):
-            return [self[each] for each in range(*number.indices(len(self)))]
-        if not -len(self) <= number < len(self):
+    def __getitem__(self, number: int) -> ImageTextRecord:  # type: ignore[override]  # no slices are asked for
+        if not 0 <= number < len(self):
             raise IndexError(f"image {number} of {len(self)}")
-        number %= len(self)
         return ImageTextRecord(self.image(number), tuple(self.texts.all(number)), self._image_id(number), self.source)
 
     def image(self, number: int) -> ImageRef:
