@@ -12,6 +12,7 @@ from dataclasses import KW_ONLY, InitVar, dataclass
 
 import numpy as np
 
+from soho_fast.data.batches.record_table import numbered
 from soho_fast.data.batches.sample import SAMPLE_STREAM, Images, Sample, SampleDataset
 from soho_fast.data.processor import SohoProcessor
 from soho_fast.data.readers.records import ImageRef, ImageTextRecord, fingerprint
@@ -31,15 +32,8 @@ class Examples:
         self, images: Sequence[tuple[ImageRef, ...]], texts: Sequence[str], targets: np.ndarray | None
     ) -> None:
         # Readers give one object to all records of an image.
-        number_of: dict[int, int] = {}
-        self.images: list[ImageRef] = []
-        self.image_EN = np.empty((len(texts), len(images[0])), dtype=np.int64)
-        for row, refs in enumerate(images):
-            for column, ref in enumerate(refs):
-                number = number_of.setdefault(id(ref), len(self.images))
-                if number == len(self.images):
-                    self.images.append(ref)
-                self.image_EN[row, column] = number
+        self.images, numbers = numbered([ref for refs in images for ref in refs], id)
+        self.image_EN = numbers.reshape(len(texts), -1).astype(np.int64)
         self.texts = PackedTexts([[text] for text in texts])
         self.targets = targets
         _, group_E = np.unique(self.image_EN, axis=0, return_inverse=True)

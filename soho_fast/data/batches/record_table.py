@@ -62,8 +62,8 @@ class _Listed:
     would have a loader process copy its page."""
 
     def __init__(self, records: Sequence[ImageTextRecord]) -> None:
-        self._stores, self._store_N = _numbered([record.image.store for record in records], id)
-        self._sources, self._source_N = _numbered([record.source for record in records], str)
+        self._stores, self._store_N = numbered([record.image.store for record in records], id)
+        self._sources, self._source_N = numbered([record.source for record in records], str)
         self._names = PackedTexts([[record.image.name for record in records]])
         self._ids = PackedTexts([[record.image_id for record in records]])
         self.texts = PackedTexts([record.captions for record in records])
@@ -92,7 +92,7 @@ def _bounds(parts: Sequence[Sized]) -> np.ndarray:
     return np.cumsum([0, *map(len, parts)], dtype=np.int64)
 
 
-def _numbered(items: Sequence[Any], key: Callable[[Any], Hashable]) -> tuple[list[Any], np.ndarray]:
+def numbered(items: Sequence[Any], key: Callable[[Any], Hashable]) -> tuple[list[Any], np.ndarray]:
     """The distinct items in the order in which they come first, and the number of each, int32."""
     number_of: dict[Hashable, int] = {}
     distinct: list[Any] = []

@@ -280,17 +280,16 @@ def pad_texts(
         `input_ids` and `attention_mask` (1 on tokens), both int64 (P, S).
     """
     length = length or max(map(len, texts_ids))
-    ids_PS = np.full((len(texts_ids), length), pad_token_id, dtype=np.int64)
-    mask_PS = np.zeros((len(texts_ids), length), dtype=np.int64)
-    for row, ids in enumerate(texts_ids):
-        ids_PS[row, : len(ids)] = ids
-        mask_PS[row, : len(ids)] = 1
-    return {"input_ids": torch.from_numpy(ids_PS), "attention_mask": torch.from_numpy(mask_PS)}
+    lengths_P1 = torch.tensor([len(ids) for ids in texts_ids]).unsqueeze(1)
+    input_ids_PS = pad_labels(texts_ids, len(texts_ids), length, pad_token_id)
+    return {"input_ids": input_ids_PS, "attention_mask": (torch.arange(length) < lengths_P1).long()}
 
 
-def pad_labels(labels: Sequence[np.ndarray], num_texts: int, length: int) -> torch.Tensor:
-    """Labels of tokens, int64 (P, S), -100 where nothing is to be predicted."""
-    labels_PS = np.full((num_texts, length), IGNORED_LABEL, dtype=np.int64)
+def pad_labels(
+    labels: Sequence[np.ndarray | Sequence[int]], num_texts: int, length: int, fill: int = IGNORED_LABEL
+) -> torch.Tensor:
+    """Labels of tokens, int64 (P, S), padded at the right by -100: nothing is to be predicted there."""
+    labels_PS = np.full((num_texts, length), fill, dtype=np.int64)
     for row, own in enumerate(labels):
         labels_PS[row, : len(own)] = own
     return torch.from_numpy(labels_PS)

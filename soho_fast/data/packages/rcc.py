@@ -12,6 +12,7 @@ import os
 import struct
 import zlib
 from pathlib import Path
+from typing import Any
 
 _MAGIC = b"qres"
 _COMPRESSED, _FOLDER, _COMPRESSED_ZSTD = 1, 2, 4
@@ -33,46 +34,38 @@ def files_in_rcc(content: bytes, path: str | os.PathLike[str]) -> dict[str, byte
     if content[:4] != _MAGIC:
         raise ValueError(f"{path}: expected a Qt resource file, which begins with 'qres', got {content[:4]!r}")
     try:
-        return _Tree(content, path).files()
-    except (struct.error, UnicodeDecodeError, zlib.error, RecursionError) as error:
+        return _files(content, path)
+    except (struct.error, UnicodeDecodeError, zlib.error) as error:
         raise ValueError(f"{path}: this Qt resource file is cut off or damaged ({error})") from error
 
 
-class _Tree:
-    def __init__(self, content: bytes, path: str | os.PathLike[str]) -> None:
-        self.content, self.path = content, path
-        version, self.tree, self.data, self.names = struct.unpack_from(">4I", content, 4)
-        if version not in _NODE_BYTES:
-            raise ValueError(f"{path}: expected a Qt resource file of version 1, 2 or 3, got version {version}")
-        self.node_bytes = _NODE_BYTES[version]
+def _files(content: bytes, path: str | os.PathLike[str]) -> dict[str, bytes]:
+    def numbers(layout: str, at: int) -> tuple[Any, ...]:
+        return struct.unpack_from(f">{layout}", content, at)
 
-    def files(self) -> dict[str, bytes]:
-        found: dict[str, bytes] = {}
-        self._walk(0, "", found)
-        return found
-
-    def _walk(self, number: int, name: str, found: dict[str, bytes]) -> None:
-        at = self.tree + number * self.node_bytes
-        (flags,) = struct.unpack_from(">H", self.content, at + 4)
+    version, tree, data, names = numbers("4I", 4)
+    if version not in _NODE_BYTES:
+        raise ValueError(f"{path}: expected a Qt resource file of version 1, 2 or 3, got version {version}")
+    found: dict[str, bytes] = {}
+    pending = [(0, "")]
+    while pending:
+        node, folder = pending.pop()
+        at = tree + node * _NODE_BYTES[version]
+        start, flags, size, first = numbers("IHII", at)
+        name = folder
+        if node:
+            length, _ = numbers("HI", names + start)
+            name = f"{folder}/{numbers(f'{2 * length}s', names + start + 6)[0].decode('utf-16-be')}".removeprefix("/")
         if flags & _FOLDER:
-            size, first = struct.unpack_from(">2I", self.content, at + 6)
-            for child in range(first, first + size):
-                if child <= number:  # a folder's nodes come after it; a loop would never end
-                    raise ValueError(f"{self.path}: node {number} of the tree holds node {child}; expected later ones")
-                self._walk(child, f"{name}/{self._name(child)}".removeprefix("/"), found)
-            return
-        (start,) = struct.unpack_from(">I", self.content, at + 10)
-        found[name] = self._data(name, self.data + start, flags)
-
-    def _name(self, number: int) -> str:
-        (start,) = struct.unpack_from(">I", self.content, self.tree + number * self.node_bytes)
-        length, _ = struct.unpack_from(">HI", self.content, self.names + start)
-        (name,) = struct.unpack_from(f">{2 * length}s", self.content, self.names + start + 6)
-        return name.decode("utf-16-be")
-
-    def _data(self, name: str, at: int, flags: int) -> bytes:
-        (size,) = struct.unpack_from(">I", self.content, at)
-        (data,) = struct.unpack_from(f">{size}s", self.content, at + 4)
+            if size and first <= node:  # a folder's nodes come after it; a loop would never end
+                raise ValueError(f"{path}: node {node} of the tree holds node {first}; expected later ones")
+            numbers("B", tree + (first + size) * _NODE_BYTES[version] - 1)  # the last of them is there
+            pending += [(child, name) for child in reversed(range(first, first + size))]
+            continue
         if flags & _COMPRESSED_ZSTD:
-            raise ValueError(f"{self.path}: {name} is compressed by Zstandard; expected zlib, or as it is")
-        return zlib.decompress(data[4:]) if flags & _COMPRESSED else data  # before it stands the size it will have
+            raise ValueError(f"{path}: {name} is compressed by Zstandard; expected zlib, or as it is")
+        (num_bytes,) = numbers("I", data + first)
+        (packed,) = numbers(f"{num_bytes}s", data + first + 4)
+        # Before what is compressed stands the size that it will have.
+        found[name] = zlib.decompress(packed[4:]) if flags & _COMPRESSED else packed
+    return found
