@@ -3,8 +3,6 @@
 Decode, resize, normalise, pad. Shapes: B images, H x W the padded size of the batch.
 """
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import io

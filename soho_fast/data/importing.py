@@ -9,8 +9,6 @@
 Images without a file or a caption are left out and counted. `soho check my_images` tells what else is to be mended.
 """
 
-from __future__ import annotations
-
 import argparse
 import csv
 import io

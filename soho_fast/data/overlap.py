@@ -4,8 +4,6 @@ under another name.
 An image that was saved again, smaller or in another format, is another one here.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 import re

@@ -1,9 +1,7 @@
 """Image and text together, in transformers' form: one object that is saved and loaded beside the model."""
 
-from __future__ import annotations
-
 import os
-from typing import Any
+from typing import Any, Self
 
 from transformers import AutoImageProcessor, AutoProcessor, PreTrainedTokenizerBase
 from transformers.processing_utils import ProcessorMixin
@@ -29,7 +27,7 @@ class SohoProcessor(ProcessorMixin):
     @classmethod
     def from_pretrained(  # type: ignore[override]  # transformers' own keywords are among these
         cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any
-    ) -> SohoProcessor:
+    ) -> Self:
         """Load what `save_pretrained` wrote, or a hub repository of the same layout.
 
         Args:

@@ -4,8 +4,6 @@ A store is small, picklable and safe to hand to worker processes: a zip file is 
 process, because a file handle shared through fork has one common position and gives interleaved garbage.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import stat

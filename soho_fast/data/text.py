@@ -3,8 +3,6 @@
 Shapes: S tokens of one text.
 """
 
-from __future__ import annotations
-
 import math
 import os
 import re

@@ -6,8 +6,6 @@ reads the texts of annotation files (JSON lines of one's own, Karpathy, COCO cap
 SNLI-VE) and writes a folder for a recipe's `data.tokenizer`.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import sys

@@ -7,8 +7,6 @@ and Young, 1993), with the same signs for all comparisons of a seed; so what han
 did not.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """The runs of a study: recipes with all overrides, and how they are identified."""
 
-from __future__ import annotations
-
 import copy
 import hashlib
 import json
@@ -55,9 +53,9 @@ class Run:
     content: dict[str, Any]
     splits: Mapping[str, Mapping[str, Any]]
     codes: int
-    start: Run | None = None
+    start: "Run | None" = None
     launcher: str = ""
-    dependents: list[Run] = field(default_factory=list, repr=False)
+    dependents: list["Run"] = field(default_factory=list, repr=False)
     cells: list[Cell] = field(init=False)
 
     def __post_init__(self) -> None:

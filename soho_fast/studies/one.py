@@ -1,7 +1,5 @@
 """One run, in a process of its own: it claims its folder, trains, evaluates, adds its row and clears up."""
 
-from __future__ import annotations
-
 import json
 import multiprocessing
 import os

@@ -1,7 +1,5 @@
 """A study's page: what was asked, what was declared in advance, what the rows allow to say, and all of them."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections import Counter

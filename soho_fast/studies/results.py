@@ -1,7 +1,5 @@
 """Rows: what a run has given, one line of JSON each, in a file that several processes and machines add to."""
 
-from __future__ import annotations
-
 import fcntl
 import hashlib
 import json

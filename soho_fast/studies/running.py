@@ -4,8 +4,6 @@ Runs are claimed by locks in the study's folder, which the kernel drops when a p
 studies on the same folder, on this machine or on others that share it, therefore divide the runs among themselves.
 """
 
-from __future__ import annotations
-
 import fcntl
 import json
 import multiprocessing

@@ -1,7 +1,5 @@
 """What a study is: a YAML file over recipes, read as strictly as these."""
 
-from __future__ import annotations
-
 import dataclasses
 from argparse import ArgumentError
 from collections.abc import Collection

@@ -5,8 +5,6 @@ See `question_answering.py`, `visual_reasoning.py` and `visual_entailment.py`.
 Shapes: E examples of a split.
 """
 
-from __future__ import annotations
-
 import hashlib
 import math
 from abc import abstractmethod

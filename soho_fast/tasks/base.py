@@ -1,7 +1,5 @@
 """What every task has: the processor, a trained model, and what the engine's `Task` asks."""
 
-from __future__ import annotations
-
 import shlex
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence

@@ -1,7 +1,5 @@
 """The model card, README.md of an exported model: what it is, on what it was trained, how good it is."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from pathlib import Path

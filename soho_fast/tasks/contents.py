@@ -1,7 +1,5 @@
 """Hashes of what a run is trained on and from, so that a folder that moved is no change."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Sequence
 from dataclasses import fields

@@ -1,7 +1,5 @@
 """What tasks share that start from a pre-trained model: splits, their records, starting weights."""
 
-from __future__ import annotations
-
 import shlex
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping

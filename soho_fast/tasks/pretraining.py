@@ -1,7 +1,5 @@
 """Pre-training (paper section 3.3): what it trains on, the model, and how it is evaluated."""
 
-from __future__ import annotations
-
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass

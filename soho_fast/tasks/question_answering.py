@@ -3,8 +3,6 @@
 Shapes: E questions, P questions of a batch, A answers of the list.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Sequence
 from functools import cached_property

@@ -3,8 +3,6 @@
 Shapes: I images, T texts.
 """
 
-from __future__ import annotations
-
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -127,7 +125,7 @@ class RetrievalTask(FineTuningTask):
         sizes = {"num_images": float(len(candidates.records)), "num_texts": float(len(candidates.texts))}
         return {**self._metrics(candidates, {"": scores_IT}), **sizes}
 
-    def evaluate_split(self, model: SohoForImageTextRetrieval, split: str, sharing: Sharing) -> RetrievalEvaluation:
+    def evaluate_split(self, model: SohoForImageTextRetrieval, split: str, sharing: Sharing) -> "RetrievalEvaluation":
         """Scores of a split's images and texts, by every pair, in two stages, or both, and their recall.
 
         Raises:

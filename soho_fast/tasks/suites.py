@@ -6,8 +6,6 @@
 The model is a pre-trained one, or one fine-tuned for image-text retrieval.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import sys

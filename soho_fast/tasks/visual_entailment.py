@@ -1,7 +1,5 @@
 """SNLI-VE: does an image entail a hypothesis, contradict it, or neither? Accuracy; the text premise is never read."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Sequence
 

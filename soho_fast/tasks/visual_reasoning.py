@@ -1,7 +1,5 @@
 """NLVR2: is a statement about two images true? Accuracy, and consistency over the pairs of a sentence."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Random changes of training images: what is drawn follows from (seed, epoch, image) alone."""
 
-from __future__ import annotations
-
 import re
 from dataclasses import KW_ONLY, dataclass
 

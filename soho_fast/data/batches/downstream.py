@@ -5,8 +5,6 @@ Shapes: E examples, I images, G groups (examples about the same image or pair), 
 NLVR2).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, InitVar, dataclass
 

@@ -3,8 +3,6 @@
 Which texts go with an image: its own captions, and captions of other images that do not describe it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, InitVar, dataclass, field
 from typing import Any, Literal

@@ -1,7 +1,5 @@
 """Records as a data set keeps them: packed, so that worker processes share them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Hashable, Iterator, Sequence, Sized
 from itertools import chain
 from typing import Any

@@ -4,8 +4,6 @@ Shapes: B images of a batch, each once; P texts of a batch, in the order of the 
 in NLVR2); S tokens of the longest text.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -99,7 +97,7 @@ class Images(Dataset[Sample]):
         self.read_into(sample)
         return sample
 
-    def without_pixels(self, corrupt: Mapping[int, str]) -> Images:
+    def without_pixels(self, corrupt: Mapping[int, str]) -> Self:
         """The same, but nothing is read: `pixels` stay empty. `corrupt` has the corrupt ones, and why."""
         images = copy.copy(self)
         images._corrupt = corrupt

@@ -1,7 +1,5 @@
 """``python -m soho_fast.data.mini --out data/soho-mini``: build the demo corpus."""
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 import sys

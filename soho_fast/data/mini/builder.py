@@ -3,8 +3,6 @@
 Of a built one it reports which object covers each patch of a grid: what the corpus knows and no caption says.
 """
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import json

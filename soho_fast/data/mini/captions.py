@@ -4,8 +4,6 @@ Noun phrases, categories and spatial relations: captions, questions, statements 
 here.
 """
 
-from __future__ import annotations
-
 import random
 from collections import Counter
 from collections.abc import Callable

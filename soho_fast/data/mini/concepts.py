@@ -5,8 +5,6 @@ contains another one as a word ("dog" and "hot dog" would make the sentence "a d
 Hearts and books come in several colours: there the colour must be seen, it does not follow from the noun.
 """
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass
 

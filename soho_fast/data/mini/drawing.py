@@ -1,7 +1,5 @@
 """Draws scene descriptions: cut-outs, of any style, on gradients and on photographs from installed packages."""
 
-from __future__ import annotations
-
 import functools
 import importlib.util
 import io

@@ -1,13 +1,11 @@
 """What a corpus holds, and what makes its scenes harder than those of the demo, which the defaults describe."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 #: The style of the demo: Twemoji's drawings, from the Python package. Any other style is a folder (`mini/styles.py`).
 TWEMOJI = "twemoji"
@@ -102,7 +100,7 @@ class CorpusOptions:
             raise ValueError(f"styles, heldout_styles: {', '.join(twice)} comes twice; expected different styles")
 
     @classmethod
-    def of_corpus(cls, folder: Path, settings: Mapping[str, Any]) -> CorpusOptions:
+    def of_corpus(cls, folder: Path, settings: Mapping[str, Any]) -> Self:
         """The options among a built corpus' settings; its styles are the folders of drawings that it keeps."""
         given = {field.name: settings[field.name] for field in dataclasses.fields(cls) if field.name in settings}
         for name in given.keys() & {"styles", "heldout_styles"}:

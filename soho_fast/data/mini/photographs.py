@@ -3,8 +3,6 @@
 GCompris is GPL-3.0-or-later; /usr/share/doc/gcompris-qt-data/copyright names every author.
 """
 
-from __future__ import annotations
-
 import functools
 from pathlib import Path
 

@@ -4,8 +4,6 @@ Answers are balanced within a kind of question (as often yes as no, and so on), 
 question gains little.
 """
 
-from __future__ import annotations
-
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence

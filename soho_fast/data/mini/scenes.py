@@ -10,8 +10,6 @@ Single concepts and colours occur on both sides: with one drawing a concept, an 
 Where styles are held out, further held-out scenes are drawn in them, and nothing else is.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import hashlib
@@ -182,7 +180,7 @@ assert tuple(_SHADES) == COLOURS == tuple(DRAWN_IN)
 
 
 def _draw_background(
-    names: list[str], held_out: bool, colour_deck: _Deck, generator: random.Random, options: CorpusOptions
+    names: list[str], held_out: bool, colour_deck: "_Deck", generator: random.Random, options: CorpusOptions
 ) -> Background:
     if generator.random() < options.photo_share:
         words = set(names) | {CONCEPTS[name].category for name in names}

@@ -7,8 +7,6 @@ dog is there and a contradiction where it is not; what it shows is an entailment
 rules out one label of three: a model that reads the hypothesis only can reach two thirds.
 """
 
-from __future__ import annotations
-
 import os
 import random
 import shutil

@@ -5,8 +5,6 @@ resvg into ``data/styles/NAME/CODE.png``. Such a folder, or any other with a dra
 `CorpusOptions`. Nothing of it is committed or comes with this package.
 """
 
-from __future__ import annotations
-
 import argparse
 import io
 import json

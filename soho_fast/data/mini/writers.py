@@ -1,7 +1,5 @@
 """File names of the demo corpus, the writers of its image-text files in the published formats, and its licences."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Sequence

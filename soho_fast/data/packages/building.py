@@ -1,7 +1,5 @@
 """Builds the corpus: small images without drawings and near-duplicates, of which a share is held out by content."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 import json

@@ -1,8 +1,6 @@
 """Packages of Debian, npm and PyPI: fetched into a cache by these registries' own clients, checked by their SHA-256,
 and read without being installed."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 import subprocess

@@ -6,8 +6,6 @@ offset of its data; from version 2 on also a time stamp. A name is its length, a
 and bytes.
 """
 
-from __future__ import annotations
-
 import os
 import struct
 import zlib

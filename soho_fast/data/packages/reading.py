@@ -1,7 +1,5 @@
 """The images of each package, and of each the words that people wrote for it there, its licence and its authors."""
 
-from __future__ import annotations
-
 import csv
 import io
 import json

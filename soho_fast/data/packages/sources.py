@@ -1,7 +1,5 @@
 """The packages that have images with words: at which version, under which licence, and whether used by default."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 

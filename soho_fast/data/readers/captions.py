@@ -15,8 +15,6 @@ VG_100K_2) is in its url. `coco_id` may be null. About half the images are COCO 
 test splits: those are left out by `exclude_coco_ids`, those of Flickr30K by `exclude_flickr_ids`.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path, PurePosixPath

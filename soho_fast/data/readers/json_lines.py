@@ -10,8 +10,6 @@ every line or on none; on none, a share of the images is held out by the hash of
 it is when others are added.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 from collections import Counter

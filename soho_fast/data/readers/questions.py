@@ -13,8 +13,6 @@ Source of `normalise_answer`: the official evaluation code (GT-Vision-Lab/VQA, `
 kept with its quirks: scores are comparable only under the same one.
 """
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass
 from pathlib import Path

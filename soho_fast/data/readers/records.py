@@ -1,7 +1,5 @@
 """What every image-and-text reader returns, and the checks they share."""
 
-from __future__ import annotations
-
 import codecs
 import hashlib
 import json
@@ -190,7 +188,7 @@ class Entry:
         kind = self.fields[name]
         return field_of(self.content, name, list if isinstance(kind, dict) else kind, self)
 
-    def each(self, name: str) -> Iterator[Entry]:
+    def each(self, name: str) -> Iterator["Entry"]:
         """The records in a list."""
         fields, file, path = self.fields[name], self.file, (*self.path, name)
         return (Entry(record, fields, file, (*path, number)) for number, record in enumerate(self[name]))

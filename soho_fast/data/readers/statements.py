@@ -10,8 +10,6 @@ hypothesis), "pairID", "captionID" and the image, which is "Flikr30kID" ("1234.j
 answer away and is never read.
 """
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass
 from typing import Unpack

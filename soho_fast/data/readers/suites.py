@@ -15,8 +15,6 @@ Winoground (Thrush et al. 2022), `examples.jsonl`: JSON lines with "image_0", "i
 "caption_0", "caption_1" and "collapsed_tag".
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path

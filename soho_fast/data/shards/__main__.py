@@ -6,8 +6,6 @@
 Each can be stopped with Ctrl-C at any time: what is whole stays, and the same command goes on from there.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import signal

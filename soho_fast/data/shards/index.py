@@ -4,8 +4,6 @@ The file is of safetensors' format, whose arrays are used where they lie: proces
 no sample is a Python object. Shapes: R images of a shard, C captions.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os
@@ -39,7 +37,7 @@ class ShardCounts:
     left_out: list[str] = field(default_factory=list)
     """Of the first samples that are left out otherwise, broken ones before others: which, and why."""
 
-    def add(self, other: ShardCounts) -> None:
+    def add(self, other: "ShardCounts") -> None:
         """Count those of another shard too."""
         for name in ("images", "captions", "without_caption", "without_image", "empty_captions", "broken"):
             setattr(self, name, getattr(self, name) + getattr(other, name))

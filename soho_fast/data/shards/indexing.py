@@ -15,8 +15,6 @@ the folder. What is done with each:
 Samples left out are counted, and the first of them listed.
 """
 
-from __future__ import annotations
-
 import io
 import json
 import mmap

@@ -4,8 +4,6 @@ tarfile reads the headers; what it takes for the end of a tar, as a block of zer
 at here.
 """
 
-from __future__ import annotations
-
 import mmap
 import os
 import tarfile

@@ -7,8 +7,6 @@ them. The order is a function of the generator alone, not of processes or worker
 Shapes: N images with captions.
 """
 
-from __future__ import annotations
-
 import copy
 import hashlib
 import os
@@ -74,7 +72,7 @@ class ShardRecords(Sequence[ImageTextRecord]):
         self.bounds = np.searchsorted(row_N, self.store.bounds)
         self.texts = ShardTexts(self.store, row_N, self._max_captions)
 
-    def where(self, is_kept_N: np.ndarray) -> ShardRecords:
+    def where(self, is_kept_N: np.ndarray) -> "ShardRecords":
         """Those of these images, bool (N,), of which not all are True, in the same order."""
         records = copy.copy(self)
         records._take(self._row_N[is_kept_N])

@@ -1,7 +1,5 @@
 """Images in tar shards, by name: a store beside the folder and the zip file."""
 
-from __future__ import annotations
-
 import io
 import os
 import zlib

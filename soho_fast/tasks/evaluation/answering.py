@@ -4,8 +4,6 @@ keeps.
 Shapes: E examples of a split, P texts of a call, A labels.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

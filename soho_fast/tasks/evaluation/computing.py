@@ -1,7 +1,5 @@
 """How a model is called where it is evaluated: on its device, in which precision."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any

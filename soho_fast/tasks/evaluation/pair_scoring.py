@@ -7,8 +7,6 @@ block alone, so that any number of processes gets the same scores. The texts of 
 one number of tokens: nothing is spent on padding.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any

@@ -7,8 +7,6 @@ touch it. Beside it stands what any patch of these images does.
 K codes, O objects, N images, h x w patches of an image.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path

@@ -6,8 +6,6 @@ Each image is encoded once: `encode_images(pixel_values, pixel_mask)` per batch,
 `image_index`, which also is how an image is exchanged for another.
 """
 
-from __future__ import annotations
-
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence

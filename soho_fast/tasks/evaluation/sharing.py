@@ -5,8 +5,6 @@ exactly one process, and what is kept is found by the part's number alone, so th
 any number of processes.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import io
@@ -17,7 +15,7 @@ import shutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 
@@ -110,7 +108,7 @@ class Sharing:
     identity: Mapping[str, Any] = field(default_factory=dict)
     kept: PartialResults | None = None
 
-    def keeping(self, about: Mapping[str, Any], images: Iterable[ImageRef], name: str = "") -> Sharing:
+    def keeping(self, about: Mapping[str, Any], images: Iterable[ImageRef], name: str = "") -> Self:
         """The same with the results of `about` and of these images, which are read to know them, kept, where there is a
         folder for them; `name`: within it."""
         if self.keep_in is None:

@@ -3,8 +3,6 @@
 Shapes: N examples, I images and T texts of each.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any
 

@@ -7,8 +7,6 @@ the k best images of each text, and only these pairs are scored.
 Shapes: I images, T texts, E channels of a vector.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Accuracy of NLVR2 and SNLI-VE by their authors' rules."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 from soho_fast.data.readers.statements import Nlvr2Record, SnliVeRecord

@@ -3,8 +3,6 @@
 Shapes: Q queries, N candidates; I images, T texts.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

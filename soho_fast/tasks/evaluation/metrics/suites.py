@@ -4,8 +4,6 @@ Shapes: N examples, I images and T = 2 texts of each; scores are log-odds of "ma
 together.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 

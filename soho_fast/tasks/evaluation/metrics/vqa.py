@@ -3,8 +3,6 @@
 Source: Antol et al. 2015, section 4.1, and the official evaluation code (GT-Vision-Lab/VQA, `vqaEval.py`).
 """
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Mapping, Sequence
