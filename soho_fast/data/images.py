@@ -9,10 +9,10 @@ import io
 import math
 import os
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import IO, Any, ClassVar, Unpack
+from typing import IO, Any, ClassVar, TypeVar, Unpack
 
 import numpy as np
 import torch
@@ -35,6 +35,8 @@ from soho_fast.common.errors import CorruptImageError
 from soho_fast.common.images import FORMATS, MAX_PIXELS, check_jpeg, no_image, one_line, to_rgb
 from soho_fast.data.readers.records import ImageRef
 from soho_fast.data.stores import FolderStore
+
+T = TypeVar("T")
 
 # Pillow's own default for thumbnail(): decode a JPEG at a reduced DCT size only while that stays this many times larger
 # than the wanted size, which keeps the result indistinguishable from a full decode.
@@ -155,14 +157,20 @@ def shapes_of(
         progress: Called with how many are done, of how many.
         opened: The file of an image.
     """
-    shapes_N = np.zeros(len(images))
-    with warnings.catch_warnings(), ThreadPoolExecutor(_HEADER_THREADS) as pool:
+    shape_of = functools.partial(_shape_of, opened=opened)
+    with warnings.catch_warnings():
         # Of odd metadata and of large sizes, as in `decode_image`.
         warnings.simplefilter("ignore")
-        for number, shape in enumerate(pool.map(functools.partial(_shape_of, opened=opened), images)):
-            shapes_N[number] = shape
-            progress(number + 1, len(images))
-    return shapes_N
+        return np.array(list(_in_threads(shape_of, images, _HEADER_THREADS, progress)), np.float64)
+
+
+def _in_threads(
+    work: Callable[[Any], T], images: Sequence[Any], threads: int | None, progress: Callable[[int, int], None]
+) -> Iterator[T]:
+    with ThreadPoolExecutor(threads) as pool:
+        for number, each in enumerate(pool.map(work, images), start=1):
+            yield each
+            progress(number, len(images))
 
 
 def look_at(
@@ -184,12 +192,7 @@ def look_at(
             return "", f"{image} {error}"
         return hashlib.sha256(content).hexdigest(), ""
 
-    found = []
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for each in pool.map(look, images):
-            found.append(each)
-            progress(len(found), len(images))
-    return found
+    return list(_in_threads(look, images, os.cpu_count(), progress))
 
 
 def _shape_of(image: Any, opened: Callable[[Any], IO[bytes]]) -> float:

@@ -59,16 +59,11 @@ def is_complete(folder: Path, settings: dict) -> bool:
     manifest = read_manifest(folder)
     if manifest is None or not manifest.get("complete") or manifest.get("settings") != settings:
         return False
+    there = _inventory(folder)
     try:
-        for name, size in manifest["files"].items():
-            if not (folder / name).is_file() or (folder / name).stat().st_size != size:
-                return False
-        for name, (number, size) in manifest["image_folders"].items():
-            if not (folder / name).is_dir() or list(_folder_size(folder / name)) != [number, size]:
-                return False
-    except (KeyError, TypeError, ValueError, AttributeError):  # a manifest that somebody has edited
+        return all(found.get(name) == size for part, found in there.items() for name, size in manifest[part].items())
+    except (KeyError, TypeError, AttributeError):  # a manifest that somebody has edited
         return False
-    return True
 
 
 @functools.cache
@@ -80,10 +75,20 @@ def _source_digest() -> str:
     return digest.hexdigest()
 
 
-def _folder_size(folder: Path) -> tuple[int, int]:
-    """Return how many files a flat folder holds, and their bytes."""
-    sizes = [entry.stat().st_size for entry in os.scandir(folder)]
-    return len(sizes), sum(sizes)
+def _inventory(folder: Path) -> dict[str, dict[str, Any]]:
+    """The files of a corpus that are no images, and their bytes; of folders of images how many files, and their
+    bytes."""
+    found: dict[str, dict[str, Any]] = {"files": {}, "image_folders": {}}
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+    image_folders = {path.parent for path in paths if path.suffix in _IMAGE_SUFFIXES}
+    for path in paths:
+        size = path.stat().st_size
+        if path.suffix not in _IMAGE_SUFFIXES:
+            found["files"][path.relative_to(folder).as_posix()] = size
+        if path.parent in image_folders:
+            total = found["image_folders"].setdefault(path.parent.relative_to(folder).as_posix(), [0, 0])
+            total[:] = total[0] + 1, total[1] + size
+    return found
 
 
 def _draw_images(folder: Path, images: Sequence[CorpusImage], options: CorpusOptions, progress: bool) -> None:
@@ -213,8 +218,6 @@ def _write_corpus(folder: Path, settings: dict, options: CorpusOptions, progress
         "nlvr2_examples": num_statements,
         "snli_ve_examples": num_hypotheses,
     }
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
-    image_folders = sorted({path.parent for path in files if path.suffix in _IMAGE_SUFFIXES})
     manifest = {
         "kind": _KIND,
         "complete": True,
@@ -223,12 +226,7 @@ def _write_corpus(folder: Path, settings: dict, options: CorpusOptions, progress
         + ("; drawing styles in split styles" if options.heldout_styles else ""),
         "counts": counts,
         "licences": licences,
-        "files": {
-            path.relative_to(folder).as_posix(): path.stat().st_size
-            for path in files
-            if path.suffix not in _IMAGE_SUFFIXES
-        },
-        "image_folders": {path.relative_to(folder).as_posix(): list(_folder_size(path)) for path in image_folders},
+        **_inventory(folder),
     }
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     return counts
