@@ -405,22 +405,9 @@ class PretrainingTask(BaseTask):
         """
         if sharing.processes.rank or not self.heldout_records:
             return {}
-        metrics = evaluate_pretraining(
-            model,
-            self.heldout_records,
-            self.processor,
-            self.data,
-            seed=self.seed,
-            quick=quick,
-            workers=self.workers,
-            progress=sharing.progress,
-            say=self._say,
-        )
+        metrics = evaluate_pretraining(self, model, quick=quick, progress=sharing.progress, say=self._say)
         if not quick:
-            held_out = [record.image for record in self.heldout_records]
-            metrics |= measure_pointing(
-                model, self._records.training, held_out, self.processor, self.data, self.workers
-            )
+            metrics |= measure_pointing(self, model, self._records.training)
         if told := nothing_learnt(metrics):
             self._say(f"warning: {told}" if quick else f"warning: {told}; {_WHAT_TO_DO}")
         return metrics

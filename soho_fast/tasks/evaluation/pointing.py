@@ -17,11 +17,9 @@ import torch
 
 from soho_fast.common.errors import CorruptImageError
 from soho_fast.common.workers import loaded_ahead
-from soho_fast.data.processor import SohoProcessor
 from soho_fast.data.readers.records import ImageRef
 from soho_fast.model import SohoForPreTraining
 from soho_fast.tasks.evaluation.computing import Computing
-from soho_fast.tasks.settings import PretrainingData
 
 LEAST_LIFT = 5.0
 LEAST_IMAGES = 5
@@ -96,48 +94,39 @@ def pointing(objects_K: Sequence[str | None], codes: Sequence[np.ndarray], touch
     return Pointing(hits / total, by_chance / total, total, num_codes)
 
 
-def measure_pointing(
-    model: SohoForPreTraining,
-    training: Sequence[ImageRef],
-    heldout: Sequence[ImageRef],
-    processor: SohoProcessor,
-    data: PretrainingData,
-    workers: int = 0,
-) -> dict[str, float]:
+def measure_pointing(task: Any, model: SohoForPreTraining, training: Sequence[ImageRef]) -> dict[str, float]:
     """How far a model's codes point, on images whose objects are known: those of a demo corpus.
 
     Args:
+        task: the `PretrainingTask`; codes are to point at the objects of its held-out images.
         model: in evaluation mode.
         training: images on which codes get their objects; some of them are taken, evenly spread.
-        heldout: images on which they are to point at them.
-        processor: the model's.
-        data: how many images are encoded at a time, and in which precision.
-        workers: processes that read images; 0 reads in this one.
 
     Returns:
         `pointing` and `pointing_any_patch`, shares between 0 and 1; empty without codes, or without such images.
     """
+    heldout = [record.image for record in task.heldout_records]
     if not scenes_of(str(training[0].store)) or not scenes_of(str(heldout[0].store)):
         return {}
     if not (model.config.use_dictionary and model.config.use_dictionary_output):
         return {}
     spread = np.unique(np.linspace(0, len(training) - 1, min(_MOST_IMAGES, len(training))).round().astype(int))
     chosen = [training[place] for place in spread.tolist()]
-    objects_K = objects_of_codes(*_look_up(model, chosen, processor, data, workers), model.config.num_codes)
-    found = pointing(objects_K, *_look_up(model, heldout, processor, data, workers))
+    objects_K = objects_of_codes(*_look_up(task, model, chosen), model.config.num_codes)
+    found = pointing(objects_K, *_look_up(task, model, heldout))
     return {"pointing": found.share, "pointing_any_patch": found.any_patch} if found.num_tokens else {}
 
 
 @torch.no_grad()
 def _look_up(
-    model: SohoForPreTraining, images: Sequence[ImageRef], processor: SohoProcessor, data: PretrainingData, workers: int
+    task: Any, model: SohoForPreTraining, images: Sequence[ImageRef]
 ) -> tuple[list[np.ndarray], list[Touched]]:
     """The codes (h, w) of each image whose objects are known and that can be read, and what these touch."""
-    computing = Computing(model, data.precision)
+    computing, processor = Computing(model, task.data.precision), task.processor
 
     def load(first: int) -> tuple[list[ImageRef], Any]:
         refs, pixels = [], []
-        for ref in images[first : first + data.image_batch]:
+        for ref in images[first : first + task.data.image_batch]:
             try:
                 pixels.append(processor.image_processor.load(ref))
                 refs.append(ref)
@@ -146,7 +135,7 @@ def _look_up(
         return refs, processor.image_processor.collate_bytes(pixels) if refs else None
 
     codes, touched = [], []
-    for refs, batch in loaded_ahead(load, range(0, len(images), data.image_batch), workers=workers):
+    for refs, batch in loaded_ahead(load, range(0, len(images), task.data.image_batch), workers=task.workers):
         if not refs:
             continue
         with computing():

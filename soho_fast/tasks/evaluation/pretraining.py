@@ -31,7 +31,6 @@ from soho_fast.tasks.evaluation.metrics.recall import mean_reciprocal_rank, reca
 from soho_fast.tasks.evaluation.pair_scoring import ImageBlocks, PairScorer, score_pairs
 from soho_fast.tasks.evaluation.sharing import ReportProgress, Sharing
 from soho_fast.tasks.evaluation.two_stage import contrastive_scores
-from soho_fast.tasks.settings import PretrainingData
 
 RECALL_KS = (1, 5, 10)
 # Share of words masked for MLM.
@@ -110,10 +109,9 @@ class _HeldOut:
     rng: np.random.Generator
 
 
-def _choose(
-    records: Sequence[ImageTextRecord], processor: SohoProcessor, num_images: int, max_text_length: int, seed: int
-) -> _HeldOut:
-    rng = np.random.default_rng([EVALUATION_STREAM, seed])
+def _choose(task: Any, num_images: int) -> _HeldOut:
+    records, tokenizer, longest = task.heldout_records, task.processor.tokenizer, task.data.max_text_length
+    rng = np.random.default_rng([EVALUATION_STREAM, task.seed])
     order = rng.permutation(len(records))[: num_images or None]
     sampler = PairSampler([record.captions for record in records])
     positives, negatives, used = [], [], set()
@@ -125,8 +123,8 @@ def _choose(
         negatives += sampler.negatives(index, 1, rng)
     return _HeldOut(
         [records[index] for index in order],
-        encode_texts(processor.tokenizer, positives, max_text_length),
-        encode_texts(processor.tokenizer, negatives, max_text_length),
+        encode_texts(tokenizer, positives, longest),
+        encode_texts(tokenizer, negatives, longest),
         rng.random(len(order)),
         rng,
     )
@@ -272,14 +270,10 @@ def _measure_batch(
 
 @torch.no_grad()
 def evaluate_pretraining(
+    task: Any,
     model: SohoForPreTraining,
-    records: Sequence[ImageTextRecord],
-    processor: SohoProcessor,
-    data: PretrainingData,
     *,
-    seed: int = 0,
     quick: bool = False,
-    workers: int = 0,
     progress: ReportProgress | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, float]:
@@ -299,13 +293,10 @@ def evaluate_pretraining(
     - Codes: active codes and perplexity of the held-out tokens, and the dictionary's own running figures.
 
     Args:
+        task: The `PretrainingTask`: its held-out records, processor, seed and settings of the data, and how many
+            processes read images.
         model: The model; put in evaluation mode for the time of the call.
-        records: Held-out images with captions.
-        processor: Image processor and tokenizer.
-        seed: Seed of all choices.
-        data: How many images and candidates for retrieval, and how they are read.
-        quick: `quick_images` of them, without retrieval.
-        workers: Processes that read images; 0 reads in this one.
+        quick: Measure on `quick_images` images, without retrieval.
         progress: Called with how many are done, of how many: of the held-out images, then of retrieval's blocks.
         say: Called with a line for each held-out image that can't be read.
 
@@ -315,8 +306,8 @@ def evaluate_pretraining(
     Raises:
         CorruptImageError: Fewer than two images can be read.
     """
-    num_images = data.quick_images if quick else data.heldout_images
-    held = _choose(records, processor, num_images, data.max_text_length, seed)
+    data, processor = task.data, task.processor
+    held = _choose(task, data.quick_images if quick else data.heldout_images)
     tally = _Tally()
     num_candidates = 0 if quick or data.heldout_candidates < 2 else min(data.heldout_candidates, len(held.records))
     candidates: list[torch.Tensor] = []
@@ -329,7 +320,7 @@ def evaluate_pretraining(
     loads = loaded_ahead(
         lambda number: _load(held, batches[number], processor),
         range(len(batches)),
-        workers=workers,
+        workers=task.workers,
         pin=scorer.computing.device.type == "cuda",
     )
     try:

@@ -80,7 +80,9 @@ def measure(model, records, processor, **options):
     names = {field.name for field in dataclasses.fields(PretrainingData)}
     given = {name: options.pop(name) for name in names & options.keys()}
     data = PretrainingData(**{"image_batch": 5, "pair_batch": 16, "heldout_images": 0, **given})
-    return evaluate_pretraining(model, records, processor, data, **options)
+    task = SimpleNamespace(heldout_records=records, processor=processor, data=data, seed=0, workers=0)
+    vars(task).update({name: options.pop(name) for name in ("seed", "workers") if name in options})
+    return evaluate_pretraining(task, model, **options)
 
 
 def test_a_model_that_sees(records, processor):
