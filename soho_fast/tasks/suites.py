@@ -81,10 +81,11 @@ def _run(arguments: list[str]) -> int:
         from soho_fast.tasks.retrieval import RetrievalTask
         from soho_fast.tasks.settings import RetrievalData
 
-    task = RetrievalTask(RetrievalData(), say=lambda line: None)
+    task = RetrievalTask(RetrievalData(image_batch=options.batch_size), say=lambda line: None)
+    task.workers = options.workers
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = load_for_evaluation(task, os.fspath(model_folder(options.model)), device)
-    scores_NIT = score_suite(model, task.processor, records, options.batch_size, options.workers, say)
+    scores_NIT = score_suite(task, model, records, say)
     metrics = suite_metrics(options.suite, scores_NIT, [record.group for record in records])
     if options.results:
         lines = zip(records, scores_NIT.tolist(), strict=True)
