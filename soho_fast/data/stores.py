@@ -100,7 +100,7 @@ class FolderStore:
         return os.path.join(self.root, name)
 
 
-@dataclass
+@dataclass(unsafe_hash=True)  # by its path
 class ZipStore:
     """Image files inside a zip archive, opened once per process at the first read."""
 

@@ -33,6 +33,13 @@ def test_zip_is_safe_to_read_in_forked_processes_at_once(tmp_path):
     assert all(result == expected * 20 for result in results)
 
 
+def test_an_image_of_a_zip_file_is_known_again(tmp_path):
+    draw(tmp_path / "0.jpg")
+    path = str(write_zip(tmp_path / "images.zip", tmp_path))
+    (one,), (two,) = (open_stores(path) for _ in range(2))
+    assert one is not two and {ImageRef(one, "0.jpg"): "seen"}[ImageRef(two, "0.jpg")] == "seen"
+
+
 def test_forked_process_opens_its_own_handle(tmp_path, monkeypatch):
     draw(tmp_path / "0.jpg")
     store = ZipStore(str(write_zip(tmp_path / "images.zip", tmp_path)))
