@@ -1,6 +1,5 @@
 """Builds the corpus: small images without drawings and near-duplicates, of which a share is held out by content."""
 
-import hashlib
 import io
 import json
 import re
@@ -19,6 +18,7 @@ from soho_fast.common.progress import ProgressLines
 from soho_fast.data.packages.fetching import fetch
 from soho_fast.data.packages.reading import Found
 from soho_fast.data.packages.sources import SOURCES
+from soho_fast.data.readers.records import is_drawn
 
 LICENCES = "licences.json"
 """Credits and licences of the images, as the explorer's pages read them."""
@@ -171,7 +171,6 @@ def _held_out(images: Sequence[_Kept], num_alike: Sequence[int]) -> list[bool]:
             for each, other in enumerate(names)
             if each != number
         )
-        and int.from_bytes(hashlib.sha256(" ".join(sorted(name)).encode()).digest()[:8], "big")
-        < _HELD_OUT_SHARE * 2**64
+        and is_drawn(" ".join(sorted(name)), _HELD_OUT_SHARE)
         for number, (name, alike) in enumerate(zip(names, num_alike, strict=True))
     ]

@@ -10,11 +10,9 @@ every line or on none; on none, a share of the images is held out by the hash of
 it is when others are added.
 """
 
-import hashlib
 import os
 from collections import Counter
 from collections.abc import Collection
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Unpack
 
@@ -34,6 +32,7 @@ from soho_fast.data.readers.records import (
     find_captioned,
     find_records,
     is_blank,
+    is_drawn,
     load_lines,
     shown,
 )
@@ -48,16 +47,6 @@ _FORMAT = Format(
     },
 )
 _HELDOUT = "val"
-
-
-@dataclass(frozen=True, slots=True)
-class _Line:
-    """A line of the file: the image's name, its split, and what is said of it."""
-
-    file: str
-    split: str
-    captions: list[str]
-    questions: list[Entry]
 
 
 def read_json_lines(
@@ -82,7 +71,7 @@ def read_json_lines(
         ValueError: A line does not follow the format, an image comes twice, or a split is empty.
     """
     lines = _read_lines(annotations, splits, heldout_share)
-    named = [Candidate((line.file,), line.captions, line.file, line.split) for line in lines if _wanted(line, splits)]
+    named = [image for image, _ in lines if not splits or image.split in splits]
     return find_captioned(named, _places(annotations, images), annotations, Path(annotations).stem, **reading)
 
 
@@ -105,18 +94,18 @@ def read_json_lines_questions(
     names_of, asked = [], []
     first_of: dict[bool, Entry] = {}
     question_id = -1
-    for line in _read_lines(annotations, splits, heldout_share):
-        wanted = _wanted(line, splits)
-        for entry in line.questions:
+    for image, questions in _read_lines(annotations, splits, heldout_share):
+        wanted = not splits or image.split in splits
+        for entry in questions:
             question_id += 1
             text, answers = _question(entry)
             if wanted:
                 first_of.setdefault(answers is not None, entry)
-                names_of.append((line.file,))
+                names_of.append(image.names)
                 asked.append((text, question_id, answers))
-        if wanted and line.questions:
-            report.count_split(line.split)
-        report.num_without_caption += wanted and not line.questions
+        if wanted and questions:
+            report.count_split(image.split)
+        report.num_without_caption += wanted and not questions
     if not asked:
         raise ValueError(
             f'{annotations}: no question was found; expected some, as "questions": '
@@ -131,18 +120,16 @@ def read_json_lines_questions(
     return find_records(VqaRecord, names_of, asked, places, annotations, name, "questions", **reading)
 
 
-def _wanted(line: _Line, splits: Collection[str]) -> bool:
-    return not splits or line.split in splits
-
-
 def _places(annotations: AnyPath, images: Paths) -> list[AnyPath]:
     given = [images] if isinstance(images, (str, os.PathLike)) else list(images)
     return [*given, Path(annotations).parent]
 
 
-def _read_lines(annotations: AnyPath, splits: Collection[str], heldout_share: float) -> list[_Line]:
-    """All lines, checked, each with its split; every one of `splits` holds some."""
-    lines: list[_Line] = []
+def _read_lines(
+    annotations: AnyPath, splits: Collection[str], heldout_share: float
+) -> list[tuple[Candidate, list[Entry]]]:
+    """All lines, checked: the image with its split, and its questions; every one of `splits` holds some."""
+    lines: list[tuple[Candidate, list[Entry]]] = []
     entry_of: dict[str, Entry] = {}
     first_of: dict[bool, Entry] = {}
     for entry in load_lines(annotations, _FORMAT):
@@ -152,15 +139,16 @@ def _read_lines(annotations: AnyPath, splits: Collection[str], heldout_share: fl
             raise ValueError(f"{entry}: image {file} comes twice, first in {entry_of[file]}; expected a line an image")
         entry_of[file] = entry
         first_of.setdefault("split" in entry, entry)
-        drawn = _drawn_split(file, heldout_share) if heldout_share else ""
+        drawn = (_HELDOUT if is_drawn(file, heldout_share) else "train") if heldout_share else ""
         split = entry["split"] if "split" in entry.content else drawn
         captions = entry.texts("captions") if "captions" in entry else []
-        lines.append(_Line(file, split, captions, list(entry.each("questions")) if "questions" in entry else []))
+        questions = list(entry.each("questions")) if "questions" in entry else []
+        lines.append((Candidate((file,), captions, file, split), questions))
     if len(first_of) == 2:
         raise ValueError(
             f"{first_of[False]}: no field 'split', while {first_of[True]} has one; expected it on every line or on none"
         )
-    counts = Counter(line.split for line in lines)
+    counts = Counter(image.split for image, _ in lines)
     for split in splits:
         if not counts[split]:
             known = ", ".join(f"{name} {count}" for name, count in sorted(counts.items()) if name) or "none"
@@ -170,11 +158,6 @@ def _read_lines(annotations: AnyPath, splits: Collection[str], heldout_share: fl
                 + ("" if True in first_of else f", or change heldout_share (now {heldout_share:g})")
             )
     return lines
-
-
-def _drawn_split(file: str, heldout_share: float) -> str:
-    number = int.from_bytes(hashlib.sha256(file.encode()).digest()[:8], "big")
-    return _HELDOUT if number < heldout_share * 2**64 else "train"
 
 
 def _question(entry: Entry) -> tuple[str, VqaAnswers | None]:

@@ -498,6 +498,11 @@ def fingerprint(*parts: Iterable[str]) -> str:
     return digest.hexdigest()
 
 
+def is_drawn(text: str, share: float) -> bool:
+    """Whether a text's hash is among this share of all."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") < share * 2**64
+
+
 def share_of_records(records: Sequence[Any], share: float, seed: int) -> list[Any]:
     """So much of the records (at least one) in their order, drawn by the seed; of two shares the smaller one's records
     are among those of the larger one."""
