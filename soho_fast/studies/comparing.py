@@ -99,15 +99,11 @@ def logit(share: float) -> float:
 
 def composite_of(study: Study, rows: Mapping[Cell, Row], condition: str, seed: int) -> float | None:
     """The mean logit of the shares that a study declares; None while one of them is not there."""
-    found = []
-    for name in study.composite:
-        stage, metric = split_cell(name, "composite")
-        row = rows.get(Cell(condition, seed, stage))
-        value = None if row is None else value_of(row, metric)
-        if value is None:
-            return None
-        found.append(logit(value))
-    return sum(found) / len(found)
+    parts = [split_cell(name, "composite") for name in study.composite]
+    found = [rows.get(Cell(condition, seed, stage)) for stage, _ in parts]
+    values = [value_of(row, metric) for row, (_, metric) in zip(found, parts, strict=True) if row is not None]
+    logits = [logit(value) for value in values if value is not None]
+    return sum(logits) / len(logits) if len(logits) == len(parts) else None
 
 
 _Tested = tuple[float, float, float, float]

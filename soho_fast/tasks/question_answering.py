@@ -5,7 +5,7 @@ Shapes: E questions, P questions of a batch, A answers of the list.
 
 from collections import Counter
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
 import numpy as np
@@ -118,13 +118,7 @@ class QuestionAnsweringTask(AnsweringTask):
     def targets(self, records: Sequence[VqaRecord]) -> np.ndarray:
         """int64 (E, 10): the place in the list of each person's answer, -1 where it is not in it."""
         place_of = {answer: place for place, answer in enumerate(self.answers)}
-        normalised: dict[str, int] = {}
-
-        def place(answer: str) -> int:
-            if answer not in normalised:
-                normalised[answer] = place_of.get(normalise_answer(answer), -1)
-            return normalised[answer]
-
+        place = cache(lambda answer: place_of.get(normalise_answer(answer), -1))
         rows = [[place(answer) for answer in _answers_of(record)] for record in records]
         return np.array(rows, dtype=np.int64)
 
