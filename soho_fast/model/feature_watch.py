@@ -6,7 +6,7 @@ B images, L tokens per image, C channels.
 import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from soho_fast.ops.nn import Float32Buffers
 
@@ -48,23 +48,16 @@ class FeatureWatch(Float32Buffers):
         backbone_frozen: whether the backbone is frozen.
     """
 
-    mean: Tensor
-    variance: Tensor
-    num_updates: Tensor
-    num_coded: Tensor
-    matching: Tensor
-    least_matching: Tensor
-    num_lost: Tensor
-
     def __init__(self, num_channels: int) -> None:
         super().__init__()
         self.backbone_frozen = False
-        self.register_buffer("mean", torch.zeros(num_channels, dtype=torch.float32))
-        self.register_buffer("variance", torch.ones(num_channels, dtype=torch.float32))
-        for name in ("num_updates", "num_coded", "num_lost"):
-            self.register_buffer(name, torch.zeros((), dtype=torch.float32))
-        for name in ("matching", "least_matching"):
-            self.register_buffer(name, torch.tensor(_CHANCE, dtype=torch.float32))
+        self.mean = nn.Buffer(torch.zeros(num_channels, dtype=torch.float32))
+        self.variance = nn.Buffer(torch.ones(num_channels, dtype=torch.float32))
+        self.num_updates = nn.Buffer(torch.zeros((), dtype=torch.float32))
+        self.num_coded = nn.Buffer(torch.zeros((), dtype=torch.float32))
+        self.num_lost = nn.Buffer(torch.zeros((), dtype=torch.float32))
+        self.matching = nn.Buffer(torch.tensor(_CHANCE, dtype=torch.float32))
+        self.least_matching = nn.Buffer(torch.tensor(_CHANCE, dtype=torch.float32))
         self._gathered: Tensor | None = None
         self._matched: Tensor | None = None
         self._has_codes = False

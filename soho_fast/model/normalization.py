@@ -144,18 +144,15 @@ class RunningStatistics(Float32Buffers):
         running_mean, running_var (C,), float32; num_batches_tracked (), updates so far.
     """
 
-    running_mean: Tensor
-    running_var: Tensor
-    num_batches_tracked: Tensor
     eps, momentum = 1e-5, 0.1
 
     def __init__(self, num_channels: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(num_channels))
         self.bias = nn.Parameter(torch.zeros(num_channels))
-        self.register_buffer("running_mean", torch.zeros(num_channels, dtype=torch.float32))
-        self.register_buffer("running_var", torch.ones(num_channels, dtype=torch.float32))
-        self.register_buffer("num_batches_tracked", torch.zeros((), dtype=torch.int64))
+        self.running_mean = nn.Buffer(torch.zeros(num_channels, dtype=torch.float32))
+        self.running_var = nn.Buffer(torch.ones(num_channels, dtype=torch.float32))
+        self.num_batches_tracked = nn.Buffer(torch.zeros((), dtype=torch.int64))
 
     def reset(self) -> None:
         """The initial values."""

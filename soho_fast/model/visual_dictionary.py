@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import initialization as init
 
 from soho_fast import ops
@@ -62,11 +62,6 @@ class VisualDictionary(CodeUsage):
         cluster_sum: (QK, C), the same.
     """
 
-    codebook: Tensor
-    initialised: Tensor
-    cluster_size: Tensor
-    cluster_sum: Tensor
-
     # Whether codes move in each training forward, within a step too, which answers with the moved ones.
     moves_in_forward = False
     near_features = True
@@ -77,12 +72,12 @@ class VisualDictionary(CodeUsage):
         self.num_channels = config.hidden_size
         self._num_resettable = min(config.code_reset_limit, self.num_codes)
         shape = (self.num_levels * self.num_codes, self.num_channels)
-        self.register_buffer("codebook", torch.zeros(shape, dtype=torch.float32))
+        self.codebook: Tensor = nn.Buffer(torch.zeros(shape, dtype=torch.float32))
         self.register_usage()
-        self.register_buffer("initialised", torch.zeros((), dtype=torch.int64))
+        self.initialised = nn.Buffer(torch.zeros((), dtype=torch.int64))
         if config.ema_variant == "vqvae":
-            self.register_buffer("cluster_size", torch.zeros(shape[0], dtype=torch.float32))
-            self.register_buffer("cluster_sum", torch.zeros(shape, dtype=torch.float32))
+            self.cluster_size = nn.Buffer(torch.zeros(shape[0], dtype=torch.float32))
+            self.cluster_sum = nn.Buffer(torch.zeros(shape, dtype=torch.float32))
         self.register_load_state_dict_post_hook(VisualDictionary._forget_host_state)
         self.reset()
 

@@ -5,7 +5,7 @@ level: QK.
 """
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import initialization as init
 
 from soho_fast.ops.nn import Float32Buffers
@@ -27,10 +27,6 @@ class CodeUsage(Float32Buffers):
         step: () int64 buffer, updates.
     """
 
-    usage: Tensor
-    age: Tensor
-    step: Tensor
-
     def __init__(self, config: SohoConfig) -> None:
         super().__init__()
         self.config = config
@@ -39,9 +35,9 @@ class CodeUsage(Float32Buffers):
     def register_usage(self) -> None:
         """Makes the buffers, for a constructor: those before come before in the order of names."""
         num_rows = self.num_levels * self.num_codes
-        self.register_buffer("usage", torch.zeros(num_rows, dtype=torch.float32))
-        self.register_buffer("age", torch.zeros(num_rows, dtype=torch.float32))
-        self.register_buffer("step", torch.zeros((), dtype=torch.int64))
+        self.usage = nn.Buffer(torch.zeros(num_rows, dtype=torch.float32))
+        self.age = nn.Buffer(torch.zeros(num_rows, dtype=torch.float32))
+        self.step = nn.Buffer(torch.zeros((), dtype=torch.int64))
 
     def reset_usage(self) -> None:
         """No updates, no usage."""

@@ -4,7 +4,7 @@ B images, L tokens per image, K codes, C channels.
 """
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import initialization as init
 
 from ..config import SohoConfig
@@ -24,11 +24,10 @@ class OfficialDictionary(VisualDictionary):
     """
 
     moves_in_forward = True
-    total: Tensor
 
     def __init__(self, config: SohoConfig) -> None:
         super().__init__(config)
-        self.register_buffer("total", torch.zeros(self.num_codes, dtype=torch.float32))
+        self.total = nn.Buffer(torch.zeros(self.num_codes, dtype=torch.float32))
 
     def reset(self) -> None:
         """Random codes, and statistics of nothing."""
