@@ -5,6 +5,7 @@ python -m soho_fast.ask rank runs/mini photo.jpg "two dogs" "a cat on a table"
 python -m soho_fast.ask entails runs/mini_snli_ve photo.jpg "an animal is there"
 python -m soho_fast.ask compare runs/mini_nlvr2 left.png right.png "both show a dog"
 python -m soho_fast.ask label runs/mini photos/ --labels dog,cat,horse
+python -m soho_fast.ask retrieve runs/mini "a red bus" --images photos/
 python -m soho_fast.ask many runs/mini questions.jsonl results.jsonl --images photos/
 """
 
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 from soho_fast.common.extras import from_extra
@@ -32,7 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _parser() -> Parser:
     # Taken before and after the action and what it is about.
     options = Parser(add_help=False, argument_default=argparse.SUPPRESS)
-    options.add_argument("--top_k", type=int, help="Number of answers to print (default: all).")
+    options.add_argument("--top_k", type=int, help="Answers to print (default: all; retrieve 10, answer 5, label 1).")
     options.add_argument("--json", action="store_true", help="Print JSON.")
     options.add_argument(
         "--precision",
@@ -44,20 +46,26 @@ def _parser() -> Parser:
     example = "example: soho ask rank runs/mini photo.jpg 'two dogs' 'a cat'"
     parser = Parser(prog="soho ask", description="Ask a model about images.", parents=[options], epilog=example)
     actions = parser.add_subparsers(dest="action", required=True)
-    for action, inputs, what in (
-        ("answer", ["image", "question"], "Answer a question about an image."),
-        ("rank", ["image", "texts"], "Rank texts by how well they describe an image."),
-        ("entails", ["image", "text"], "Does an image entail a text?"),
-        ("compare", ["left", "right", "text"], "Is a statement about two images true?"),
-    ):
+
+    def add(action: str, what: str, *inputs: str) -> Parser:
         sub = actions.add_parser(action, help=what, description=what, parents=[options])
         sub.add_argument("model", help="Folder of a run or of a model, or a name on the hub.")
         for name in inputs:
-            sub.add_argument(name, nargs="+" if name == "texts" else None)
-    what = "Label the images of a folder, without training."
-    label = actions.add_parser("label", help=what, description=what, parents=[options])
-    label.add_argument("model", help="Folder of a run or of a model, or a name on the hub.")
-    label.add_argument("images", help="Folder of images, also in folders below it; or one image.")
+            sub.add_argument(name, nargs="+" if name == "texts" else None, help=help_of.get(name))
+        if action in ("label", "retrieve", "many"):
+            sub.add_argument("--batch_size", type=int, default=8, help="Images encoded together (default: 8).")
+        return sub
+
+    help_of = {
+        "images": "Folder of images, also in folders below it; or one image.",
+        "questions": 'JSON lines, such as {"image": "a.jpg", "question": "what is it?"}.',
+        "results": "File to write: one JSON line per question, in order.",
+    }
+    add("answer", "Answer a question about an image.", "image", "question")
+    add("rank", "Rank texts by how well they describe an image.", "image", "texts")
+    add("entails", "Does an image entail a text?", "image", "text")
+    add("compare", "Is a statement about two images true?", "left", "right", "text")
+    label = add("label", "Label the images of a folder, without training.", "images")
     label.add_argument("--labels", required=True, help="Labels between commas, or a file with one a line.")
     label.add_argument(
         "--templates",
@@ -65,20 +73,15 @@ def _parser() -> Parser:
         default=argparse.SUPPRESS,
         help="Texts with {} for the label, or a file with one a line; they count alike (default: 'a photo of a {}.').",
     )
-    label.add_argument("--batch_size", type=int, default=8, help="Number of images encoded together (default: 8).")
+    retrieve = add("retrieve", "Find the images of a folder that a text describes best.", "texts")
+    retrieve.add_argument("--images", required=True, help=help_of["images"])
+    what = "Images that a contrastive head chooses for each text, and the ITM head ranks (default: 64)."
+    retrieve.add_argument("--candidates", type=int, default=64, help=what)
     what = "Answer a file of questions about many images; the same command resumes after a stop."
-    many = actions.add_parser("many", help=what, description=what, parents=[options])
-    many.add_argument("model", help="Folder of a run or of a model, or a name on the hub.")
-    many.add_argument("questions", help='JSON lines, such as {"image": "a.jpg", "question": "what is it?"}.')
-    many.add_argument("results", help="File to write: one JSON line per question, in order.")
+    many = add("many", what, "questions", "results")
     many.add_argument("--images", nargs="+", default=[], help="Folders, .zip or .tar files with the images.")
-    many.add_argument("--batch_size", type=int, default=8, help="Number of images encoded together (default: 8).")
-    many.add_argument(
-        "--workers",
-        type=int,
-        default=2,
-        help="Number of processes that decode images; 0 decodes in the main one (default: 2).",
-    )
+    what = "Processes that decode images; 0 decodes in the main one (default: 2)."
+    many.add_argument("--workers", type=int, default=2, help=what)
     actions.metavar = "|".join(actions.choices)
     return parser
 
@@ -87,7 +90,7 @@ def _run(arguments: list[str]) -> int:
     options = vars(_parser().parse_args(arguments))
     action, folder = options.pop("action"), options.pop("model")
     as_json = options.pop("json", False)
-    for name, least in (("top_k", 1), ("batch_size", 1), ("workers", 0)):
+    for name, least in (("top_k", 1), ("batch_size", 1), ("candidates", 1), ("workers", 0)):
         if options.get(name, least) < least:
             raise UserError(f"{name}: expected at least {least}, got {options[name]}")
     check_name(folder, needs_owner=True)
@@ -98,27 +101,33 @@ def _run(arguments: list[str]) -> int:
             raise UserError(f"{name}: {options[name]} can't be read ({reason})")
     quiet_transformers()
     with from_extra("train"):
-        from soho_fast.ask.labels import label_images
+        from soho_fast.ask.labels import image_paths, label_images
         from soho_fast.ask.many import ask_many
         from soho_fast.ask.pipeline import SohoPipeline
+        from soho_fast.ask.retrieval import Retriever, print_retrieved
 
     if action == "many":
         ask_many(folder, **options)
     elif action == "label":
         label_images(folder, **options, as_json=as_json)
     else:
+        paths = image_paths(options.pop("images")) if action == "retrieve" else []
         fast = {name: options.pop(name) for name in ("precision", "compile") if name in options}
         soho = SohoPipeline.from_pretrained(folder, **fast)
         texts = options.get("texts") or [options[name] for name in ("question", "text") if name in options]
         if unknown := soho.unknown_words(texts):
             words = ", ".join(map(repr, unknown[:5])) + ", ..." * (len(unknown) > 5)
             print_line(f"this model reads as unknown: {words}", file=sys.stderr)
-        found = getattr(soho, action)(**options)
-        if as_json:
-            print_line(json.dumps(found))
-        for row in [] if as_json else found:
-            *named, score = row.values()
-            print_line(f"{100 * score:5.1f} %  {named[0]}")
+        if action == "retrieve":
+            retriever = Retriever(soho, paths, options.pop("batch_size"), partial(print_line, file=sys.stderr))
+            print_retrieved(retriever, **options, as_json=as_json)
+        else:
+            found = getattr(soho, action)(**options)
+            if as_json:
+                print_line(json.dumps(found))
+            for row in [] if as_json else found:
+                *named, score = row.values()
+                print_line(f"{100 * score:5.1f} %  {named[0]}")
     for line in cautions(model_folder(folder)):
         print_line(line, file=sys.stderr)
     return 0

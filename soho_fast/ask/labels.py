@@ -46,17 +46,11 @@ def label_images(
         ValueError, OSError: A label or a template can't be used, the model can't tell two labels apart, there is no
             image, or as `SohoPipeline.from_pretrained`.
     """
-    folder = Path(images)
-    if not folder.exists():
-        raise UserError(f"images: {images} can't be read ({no_such_path(images)})")
+    paths = image_paths(images)
     prompts = Prompts(_lines(labels.split(",") if not Path(labels).is_file() else [labels]), _lines(templates))
-    names = images_below(folder) if folder.is_dir() else [""]
-    if not names:
-        raise UserError(f"images: {images} holds no image, nor does a folder in it")
     soho = SohoPipeline.from_pretrained(model, precision=precision, compile=compile)
     _check_apart(soho, prompts)
     shown, right, unusable = Counter[str](), 0, 0
-    paths = [folder / name for name in names]
     answers = soho.rank(iter(paths), prompts, top_k=top_k, batch_size=batch_size, errors="return")
     for path, answer in zip(paths, answers, strict=True):
         unusable += isinstance(answer, ValueError)
@@ -78,6 +72,17 @@ def label_images(
         accuracy, always = (f"{100 * part / shown.total():.1f} %" for part in (right, count))
         said = f"accuracy {accuracy} of {shown.total():,} images in folders named as their label"
         print_line(f"{said}; always {most!r}: {always}", beside)
+
+
+def image_paths(images: str) -> list[Path]:
+    """The images of a folder and of those below it, or the one image. Raises OSError, UserError: there is none."""
+    folder = Path(images)
+    if not folder.exists():
+        raise UserError(f"images: {images} can't be read ({no_such_path(images)})")
+    names = images_below(folder) if folder.is_dir() else [""]
+    if not names:
+        raise UserError(f"images: {images} holds no image, nor does a folder in it")
+    return [folder / name for name in names]
 
 
 def _lines(given: Sequence[str]) -> list[str]:

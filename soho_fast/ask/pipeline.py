@@ -181,12 +181,13 @@ class SohoPipeline:
         answers = self._stream(rows, (is_list,) * len(names), top_k, _length(asked), is_one=False, **options)
         return list(answers) if is_list else answers
 
-    def encode(self, images: Any, batch_size: int = 8) -> Any:
+    def encode(self, images: Any, batch_size: int = 8, errors: str = "raise") -> Any:
         """Images for many questions: what may stand in the place of an image, and is not encoded again.
 
         Args:
             images: one; a list; or any other iterable.
             batch_size: Images that are encoded at a time.
+            errors: "return" gives, of several images, the ValueError in the place of one that can't be used.
 
         Returns:
             `VisualTokens` of an image, on the model's device; a list of them; or an iterator.
@@ -197,7 +198,7 @@ class SohoPipeline:
         _at_least_one("batch_size", batch_size)
         if not _are_many(images):
             return self._encode([self._load(images)], 1)[0]
-        encoded = self._encode_many(images, batch_size)
+        encoded = self._encode_many(images, batch_size, errors)
         return list(encoded) if isinstance(images, (list, tuple)) else encoded
 
     @torch.no_grad()
@@ -211,7 +212,7 @@ class SohoPipeline:
             try:
                 texts_of[number] = self._usable_texts(question)
             except ValueError as error:
-                found[number] = error.with_traceback(None)  # which would keep all that is computed here
+                found[number] = error.with_traceback(None)
         ids = iter(self.token_ids([text for texts in texts_of.values() for text in texts]))
         pairs: list[tuple[tuple[LoadedImage, ...], list[int]]] = []
         rows_of: dict[int, slice] = {}
@@ -236,11 +237,15 @@ class SohoPipeline:
                 found[number] = error.with_traceback(None)
         return found
 
-    def _ask(self, action: str, values: Sequence[Any], top_k: int | None, **options: Any) -> Any:
+    def check_action(self, action: str) -> None:
+        """Raises ValueError: the model is for another question."""
         if self.action != action:
             wanted = " or ".join(purpose for purpose, question in reversed(MODELS.values()) if question == action)
             purpose, question = MODELS[type(self.model).__name__]
             raise ValueError(f"{action}: needs a model for {wanted}; this one is for {purpose}, ask it by {question}")
+
+    def _ask(self, action: str, values: Sequence[Any], top_k: int | None, **options: Any) -> Any:
+        self.check_action(action)
         *images, words = values
         is_many = [*map(_are_many, images), _are_lists_of_texts(words) if action == "rank" else _are_many(words)]
         many = {name: value for name, value, of_many in zip(FIELDS[action], values, is_many, strict=True) if of_many}
@@ -297,11 +302,8 @@ class SohoPipeline:
             # An object that a generator gives again may hold another image by now.
             key = os.fspath(image) if isinstance(image, (str, os.PathLike)) else id(image) if is_steady else None
             if key not in loaded or key is None:
-                try:
-                    # Kept with its object: as long as that is there, no other has its id.
-                    loaded[key] = LoadedImage(self._load(image), image)
-                except ValueError as error:
-                    loaded[key] = LoadedImage(error.with_traceback(None), image)
+                # Kept with its object: as long as that is there, no other has its id.
+                loaded[key] = LoadedImage(self._loaded(image), image)
             return loaded[key]
 
         def questions() -> Iterator[Question]:
@@ -314,17 +316,17 @@ class SohoPipeline:
                 del loaded[key]
             yield from self.answer_together(window, top_k, batch_size)
 
-    def _encode_many(self, images: Iterable[Any], batch_size: int) -> Iterator[VisualTokens]:
-        loaded = map(self._load, images)
+    def _encode_many(self, images: Iterable[Any], batch_size: int, errors: str) -> Iterator[VisualTokens | ValueError]:
+        loaded = map(self._load if errors == "raise" else self._loaded, images)
         while ahead := list(islice(loaded, _WINDOW * batch_size)):
             yield from self._encode(ahead, batch_size)
 
     @torch.no_grad()
-    def _encode(self, images: Sequence[Tensor | VisualTokens], batch_size: int) -> list[VisualTokens]:
-        """Each image's own tokens, without padding."""
+    def _encode(self, images: Sequence[Tensor | VisualTokens | ValueError], batch_size: int) -> list[Any]:
+        """Each image's own `VisualTokens`, without padding; of one that can't be used the error."""
         found: list[Any] = list(images)
-        places = [place for place, image in enumerate(images) if not isinstance(image, VisualTokens)]
-        pixel_images = [image for image in images if not isinstance(image, VisualTokens)]
+        places = [place for place, image in enumerate(images) if isinstance(image, Tensor)]
+        pixel_images = [image for image in images if isinstance(image, Tensor)]
         sizes, most_padding = [(image.shape[-2], image.shape[-1]) for image in pixel_images], _MOST_PADDING
         if self.model.config.visual_encoder == "official":  # whose tokens feel how far their batch is padded
             edge, most_padding = self.processor.image_processor.size_divisor, 0.0
@@ -366,9 +368,13 @@ class SohoPipeline:
         """The model's own, of a question as `__call__` takes it."""
         *images, words = _values(asked, FIELDS[self.action])
         pixels = [load_any(image, self.processor.image_processor) for image in images]
-        ids = usable_tokens(self.token_ids(self._usable_texts(Question((), words))))
-        index = torch.arange(len(images)).repeat(len(ids), 1).squeeze(1)
-        return {**self.processor.image_processor.collate(pixels), **self._padded(ids), "image_index": index}
+        texts = self.texts_of(words)
+        index = torch.arange(len(images)).repeat(len(texts["input_ids"]), 1).squeeze(1)
+        return {**self.processor.image_processor.collate(pixels), **texts, "image_index": index}
+
+    def texts_of(self, words: Any) -> dict[str, Tensor]:
+        """`input_ids` and `attention_mask` (P, S) of the words of a question. Raises ValueError: they can't be used."""
+        return self._padded(usable_tokens(self.token_ids(self._usable_texts(Question((), words)))))
 
     def _padded(self, ids: Sequence[Sequence[int]]) -> dict[str, Tensor]:
         """`input_ids` and `attention_mask` (P, S)."""
@@ -425,6 +431,12 @@ class SohoPipeline:
         if len(image.valid) != 1:
             raise ValueError(f"image: expected one image, as encode gives it, got a batch of {len(image.valid)}")
         return image
+
+    def _loaded(self, image: Any) -> Tensor | VisualTokens | ValueError:
+        try:
+            return self._load(image)
+        except ValueError as error:
+            return error.with_traceback(None)  # which would keep all that is computed here
 
     def _best(self, texts: Sequence[str], logits_PA: Tensor, top_k: int | None) -> Answer:
         if isinstance(texts, Prompts):

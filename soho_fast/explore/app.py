@@ -51,6 +51,7 @@ MAX_FILE_MB = 20
 """The largest file that can be uploaded."""
 EXAMPLES, RETRIEVED = 8, 64
 """So many held-out images are shown as examples, and searched through by a text."""
+_SHOWN, _CANDIDATES = 12, 24  # of these, those that fit best, of those that a contrastive head chooses
 
 # What was uploaded is deleted after an hour, and at the end.
 _BLOCKS: dict[str, Any] = {"analytics_enabled": False, "delete_cache": (3600, 3600)}
@@ -204,19 +205,19 @@ def _question_tab(soho: SeeingPipeline, run: About, labels: Sequence[str]) -> No
 
 
 def _retrieve_tab(soho: SeeingPipeline, run: About) -> None:
+    from soho_fast.ask.retrieval import Retriever
+
+    files = [example.files[0] for example in run.examples]
+
     @functools.cache
-    def encoded() -> list[tuple[str, Any]]:
-        files = [example.files[0] for example in run.examples]
-        return list(zip(files, soho.encode(files), strict=True))
+    def retriever() -> Retriever:
+        return Retriever(soho, soho.encode(files), say=lambda line: None)
 
     def retrieve(text: str) -> list[tuple[str, str]]:
-        answers = soho.rank([visual for _, visual in encoded()], [text or ""], errors="return")
-        scored = []
-        for answer, (file, _) in zip(answers, encoded(), strict=True):
-            if isinstance(answer, ValueError):
-                raise answer
-            scored.append((answer[0]["score"], file))
-        return [(file, f"{100 * score:.1f} %") for score, file in sorted(scored, reverse=True)[:12]]
+        (answer,) = retriever()([text or ""], _SHOWN, _CANDIDATES)
+        for error in retriever().errors.values():
+            raise error
+        return [(files[row["image"]], f"{100 * row['score']:.1f} %") for row in answer]
 
     text = gr.Textbox(label=f"text; {len(run.examples)} held-out images are searched")
     gallery = gr.Gallery(label="images that fit best", columns=4)

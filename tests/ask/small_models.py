@@ -30,11 +30,11 @@ KINDS = {
 }
 
 
-def save_small(kind, processor, folder):
+def save_small(kind, processor, folder, **config):
     """Write a model and its processor; returns the model."""
     torch.manual_seed(0)
     names = {"id2label": dict(enumerate(LABELS[kind]))} if kind in LABELS else {}
-    model = kind(SohoConfig.from_preset(**SMALL, **names)).eval()
+    model = kind(SohoConfig.from_preset(**SMALL, **names, **config)).eval()
     with torch.no_grad():
         for weight in model.parameters():
             weight.mul_(15.0 if weight.dim() == 2 else 1.0)

@@ -142,6 +142,7 @@ SAYS = {
     "soho_fast.ask rank": " %  two cats",
     "ask rank runs/own_quantiser": " %  two cats",
     "soho_fast.ask label": "photos/5.jpg: ",
+    "soho_fast.ask retrieve": " %  photos/0.jpg",
     "soho suite": "winoground: 1 examples",
     "soho_fast.export": "Folder to create.",
     "soho_fast.ask many": "results.jsonl: 5 lines",
