@@ -34,6 +34,8 @@ from deepspeed.accelerator import get_accelerator
 _DEFAULT_PORT = "29500"
 # Machines may be started by hand, one after another.
 _PATIENCE = timedelta(minutes=10)
+# What the store has in the place of the heartbeat's file when all have come.
+_MET = "all have met"
 _LETTING_GO = 0.2  # seconds
 
 
@@ -77,6 +79,7 @@ def start_processes(threads: int = 0, timeout: float = 0) -> Processes:
     elif on_cpu and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_world))
     _, local_rank = environment_rank()
+    place = None
     if not dist.is_initialized():
         store: dist.Store = dist.HashStore()
         if not on_cpu:
@@ -95,6 +98,8 @@ def start_processes(threads: int = 0, timeout: float = 0) -> Processes:
     group: Any = None
     if dist.get_world_size() > 1:
         group = dist.group.WORLD if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
+    if place is not None:
+        place.close()
     return Processes(dist.get_rank(), dist.get_world_size(), local_rank, device, group)
 
 
@@ -114,7 +119,7 @@ def _meet() -> tuple[dist.Store, int, int]:
 
 class _Place:
     """Where the heartbeat is, by the store, which every user of the machine can reach. Ranks of one machine therefore
-    find there but the name of a file that they alone can read, and that goes with this object."""
+    find there but the name of a file that they alone can read, and that is gone when all have come."""
 
     def __init__(self, store: dist.Store) -> None:
         self._store = store
@@ -129,11 +134,22 @@ class _Place:
             place = self._file.name
         self._store.set("heartbeat", place)
 
+    def close(self) -> None:
+        """Called when all have come."""
+        if self._file is not None:
+            self._store.set("heartbeat", _MET)
+            self._file.close()
+
     def look_up(self) -> str:
-        """What the first rank told. Raises UserError: it was another user."""
+        """What the first rank told. Raises UserError: all have come without this process, or it was another user."""
         place = self._store.get("heartbeat").decode()
         if not _is_one_machine():
             return place
+        if place == _MET:
+            raise UserError(
+                f"rank {os.environ['RANK']}'s place is taken: all processes of this run have met; give each process a "
+                "RANK of its own, and another run another MASTER_PORT"
+            )
         try:
             with open(place, opener=lambda path, flags: os.open(path, flags | os.O_NONBLOCK)) as file:
                 status = os.fstat(file.fileno())

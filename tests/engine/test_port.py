@@ -52,6 +52,20 @@ def as_launched(rank: int, world: int, port: int) -> dict[str, str]:
     }  # fmt: skip
 
 
+def test_who_comes_when_all_have_met_reads_that_its_place_is_taken(monkeypatch):
+    for name, value in as_launched(1, 2, 0).items():
+        monkeypatch.setenv(name, value)
+    store = dist.HashStore()
+    first, late = distributed._Place(store), distributed._Place(store)
+    first.publish("7 secret")
+    assert late.look_up() == "7 secret"
+    late.close()  # which is not its file
+    assert late.look_up() == "7 secret"
+    first.close()
+    with pytest.raises(UserError, match="rank 1's place is taken: all processes of this run have met"):
+        late.look_up()
+
+
 @pytest.mark.parametrize("world", [1, 2])
 def test_a_run_starts_while_another_holds_the_launchers_port(taken, world):
     ranks = [

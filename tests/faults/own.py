@@ -9,7 +9,7 @@ from pathlib import Path
 import yaml
 from tiny_runs import Bench
 
-COMMANDS = ("check", "answer", "train", "many", "tokenizer", "label", "csv", "rank", "text")
+COMMANDS = ("check", "answer", "train", "many", "tokenizer", "label", "csv", "rank", "text", "retrieve")
 _SHARED = {"images": ["{images}"], "annotations": "{images}/images.jsonl", "format": "json_lines"}
 
 
@@ -55,6 +55,7 @@ def reading_own(bench: Bench, command: str, own: Path, text: str, name: str = "h
         "tokenizer": lambda: ["tokenizer", str(own / "images.jsonl"), out],
         "label": lambda: ["ask", "label", model, str(own), "--labels", str(own / f"{name}.txt")],
         "csv": lambda: ["import", "csv", str(own / "captions.csv"), str(own), "--overwrite"],
+        "retrieve": lambda: ["ask", "retrieve", model, short, "--images", str(own)],
         "text": lambda: ["import", "text", str(own), "--overwrite"],
     }
     return commands[command]()

@@ -50,8 +50,12 @@ def attempt(bench: Bench, seed: int, folder: Path) -> int:
             time.sleep(draw.uniform(0, 2))
             third = begin(rank=1)
             _wait_for(lambda: second.poll() or third.poll())
-            late, second = (second, third) if second.poll() else (third, second)
-            _expect_told(late, "place is taken", "rank 1, of which there are two")
+            if second.poll() and second.code == 0:  # The run has ended before the other one came.
+                third.send(signal.SIGKILL)
+                third.wait()
+            else:
+                late, second = (second, third) if second.poll() else (third, second)
+                _expect_told(late, "place is taken", "rank 1, of which there are two")
         for rank, finished in enumerate(end_ranks([first, second])):
             finished.expect(0, where=f"{way}: rank {rank}")
     finally:
