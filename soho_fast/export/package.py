@@ -45,14 +45,10 @@ def export_model(folder: str | os.PathLike[str], output: Path, say: Callable[[st
     Raises:
         ValueError, OSError: the model can't be loaded, can't be exported, or the folder can't be written.
     """
-    model, processor = load_model(folder)
+    model, processor, question = _loaded(folder)
     for line in cautions(model_folder(folder)):
         say(line)
-    question, config = SohoPipeline(model, processor).action, model.config
-    if config.visual_encoder != "paper":
-        raise UserError(
-            f"{folder}: visual_encoder is {config.visual_encoder!r}; expected 'paper', the one that is exported"
-        )
+    config = model.config
     with scratch_beside(output) as scratch:
         scratch.mkdir()
         say("compiling the first stage, images to visual tokens ...")
@@ -73,6 +69,16 @@ def export_model(folder: str | os.PathLike[str], output: Path, say: Callable[[st
     say(f"{output}: encode.pt2, read.pt2, about.json, tokenizer.json, run.py, {SUMS}")
 
 
+def _loaded(folder: str | os.PathLike[str]) -> tuple[Any, Any, str]:
+    """A model, its processor and its question. Raises UserError: its visual encoder is not exported."""
+    model, processor = load_model(folder)
+    if model.config.visual_encoder != "paper":
+        raise UserError(
+            f"{folder}: visual_encoder is {model.config.visual_encoder!r}; expected 'paper', the one that is exported"
+        )
+    return model, processor, SohoPipeline(model, processor).action
+
+
 def _compile(stage: nn.Module, inputs: dict[str, tuple[torch.Tensor, dict[int, Any]]], path: Path) -> None:
     try:
         with torch.no_grad():
@@ -86,6 +92,36 @@ def _compile(stage: nn.Module, inputs: dict[str, tuple[torch.Tensor, dict[int, A
     except RuntimeError as error:  # What a compiler says goes over pages.
         raise UserError(f"{path.name} can't be compiled ({one_line(error)})") from error
     path.write_bytes(compiled.getbuffer())
+
+
+def write_onnx(folder: str | os.PathLike[str], output: Path) -> None:
+    """Write both stages of a model as graphs for ONNX, `encode.onnx` and `read.onnx`, with the inputs and outputs that
+    `export_model` gives them.
+
+    Args:
+        folder: As of `SohoPipeline.from_pretrained`.
+        output: The folder, which is there.
+
+    Raises:
+        ImportError: onnx or onnxscript is not installed.
+        ValueError, OSError: as of `export_model`.
+    """
+    model, _, question = _loaded(folder)
+    stages: dict[str, tuple[nn.Module, dict[str, tuple[torch.Tensor, dict[int, Any]]]]] = {
+        "encode": (EncodeImages(model), _images(model.config)),
+        "read": (ReadTexts(model), _texts(model.config, question)),
+    }
+    for name, (stage, inputs) in stages.items():
+        torch.onnx.export(
+            stage.eval(),
+            tuple(example for example, _ in inputs.values()),
+            output / f"{name}.onnx",
+            input_names=list(inputs),
+            dynamic_shapes={given: sizes for given, (_, sizes) in inputs.items()},
+            dynamo=True,
+            external_data=False,  # up to the 2 GB of a file of protobuf
+            verbose=False,
+        )
 
 
 def _least_cells(config: Any) -> int:
