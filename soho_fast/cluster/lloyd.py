@@ -18,6 +18,8 @@ from soho_fast.cluster.statistics import exact_sum, totals_of, weighted
 
 _BLOCK = 1 << 14  # numbers: torch divides no such sum among threads
 _UPDATED_EACH = 4  # steps: updating the subspace of the lookups costs little beside one
+_FEW, _MANY = 0.3, 128  # rows are compared with moved centres before all, if these are few of many more than 128
+_SURE = 1 + 2.0**-20  # between two squared distances, which float32 rounds
 
 
 class Fitted(NamedTuple):
@@ -115,25 +117,29 @@ def fit_centers(
 ) -> Fitted:
     """Steps from these centres until no label changes, or the centres move by no more than `tolerance` (in sum of
     squares). Without `fill` empty clusters stay where they are."""
-    subspace, label_N, inertia, number = ops.MovingSubspace(_UPDATED_EACH), None, math.inf, 0
+    subspace, before, inertia, number = ops.MovingSubspace(_UPDATED_EACH), None, math.inf, 0
+    moved_K, few = None, False
     for number in range(1, max_iter + 1):
-        before_N, before_KC = label_N, centers_KC
-        label_N, _, total = one_pass(rows, prepared_by(subspace, centers_KC), before_N, processes, inertia=False)
-        changed = len(label_N) if before_N is None else int((label_N != before_N).sum())
+        before_KC = centers_KC
+        found = one_pass(rows, prepared_by(subspace, centers_KC), processes, before, moved_K, few)
+        total = found.total
+        changed = len(found.labels) if before is None else int((found.labels != before.labels).sum())
         num_changed = sum(processes.gather(changed))
         num_repaired = 0
         if fill:
             total, num_repaired, inertia = fill_empty(total, centers_KC, rows, processes, inertia)
         centers_KC = means(total, centers_KC, rows.unit)
         apart = shift(centers_KC, before_KC)
+        before, moved_K = found, (centers_KC != before_KC).any(1)
+        few = int(moved_K.sum()) <= _FEW * (len(centers_KC) - _MANY)
         tell(
             f"step {number}: {num_changed} labels changed, centres moved by {apart**0.5:.4g}"
             + f", {num_repaired} filled" * bool(num_repaired)
         )
         if not num_repaired and (num_changed == 0 or apart <= tolerance):
             break
-    labels, inertia, total = one_pass(rows, ops.prepare_codebook(centers_KC), label_N, processes)
-    return Fitted(centers_KC, labels, inertia, number, total[:, -2:])
+    found = one_pass(rows, ops.prepare_codebook(centers_KC), processes, before, moved_K)
+    return Fitted(centers_KC, found.labels, found.inertia, number, found.total[:, -2:])
 
 
 def prepared_by(subspace: ops.MovingSubspace, centers_KC: Tensor) -> ops.PreparedCodebook:
@@ -142,27 +148,69 @@ def prepared_by(subspace: ops.MovingSubspace, centers_KC: Tensor) -> ops.Prepare
     return ops.prepare_codebook(centers_KC, subspace=False if found_CD is None else found_CD)
 
 
+class Pass(NamedTuple):
+    """Labels int64 (N,), squared distances float32 (N,) where they are asked for, and of all processes the inertia
+    (else 0) and the totals (K, C + 2)."""
+
+    labels: Tensor
+    squared: Tensor | None
+    inertia: float
+    total: Tensor
+
+
 def one_pass(
-    rows: Rows, prepared: ops.PreparedCodebook, before_N: Tensor | None, processes: Processes, inertia: bool = True
-) -> tuple[Tensor, float, Tensor]:
-    """Labels (N,) for these centres, the inertia of all processes where it is asked for (else 0), and their totals
-    (K, C + 2). `before_N`: labels (N,) of the pass before, as warm starts."""
-    found, parts, total = list[Tensor](), list[float](), None
+    rows: Rows,
+    prepared: ops.PreparedCodebook,
+    processes: Processes,
+    before: Pass | None = None,
+    moved_K: Tensor | None = None,
+    distances: bool = True,
+) -> Pass:
+    """The rows in clusters of these centres. `before`: the pass before, and `moved_K`, bool (K,), which centres have
+    moved since."""
+    labels, squares, parts, total = list[Tensor](), list[Tensor](), list[float](), None
     for features_MC, weight_M, first in rows.batches():
-        before_M = None if before_N is None else before_N[first : first + len(features_MC)]
-        if inertia:
-            label_M, squared_M = ops.codebook_lookup(features_MC, prepared, return_distance=True, warm_start=before_M)
-            parts.append(exact_sum(weighted(squared_M, weight_M)))
+        here = slice(first, first + len(features_MC))
+        label_M = None if before is None else before.labels[here]
+        if not distances:
+            label_M = ops.codebook_lookup(features_MC, prepared, warm_start=label_M)
         else:
-            label_M = ops.codebook_lookup(features_MC, prepared, warm_start=before_M)
-        found.append(label_M)
+            if before is None or before.squared is None or moved_K is None:
+                found = ops.codebook_lookup(features_MC, prepared, return_distance=True, warm_start=label_M)
+            else:
+                found = _after_moves(features_MC, prepared, before.labels[here], before.squared[here], moved_K)
+            label_M, squared_M = found
+            parts.append(exact_sum(weighted(squared_M, weight_M)))
+            squares.append(squared_M)
+        labels.append(label_M)
         of_batch = totals_of(features_MC, label_M, weight_M, prepared.shape[-2])
         total = of_batch if total is None else total.add_(of_batch)
     if total is None:
         total = torch.zeros(prepared.shape[-2], rows.num_channels + 2, dtype=torch.float64, device=rows.device)
-        found = [torch.zeros(0, dtype=torch.int64, device=rows.device)]
-    return (
-        found[0] if len(found) == 1 else torch.cat(found),
+        labels = [torch.zeros(0, dtype=torch.int64, device=rows.device)]
+    return Pass(
+        labels[0] if len(labels) == 1 else torch.cat(labels),
+        torch.cat(squares) if squares else None,
         math.fsum(itertools.chain(*processes.gather(parts))),
         processes.sum(total),
     )
+
+
+def _after_moves(
+    features_MC: Tensor, prepared: ops.PreparedCodebook, label_M: Tensor, squared_M: Tensor, moved_K: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Labels and squared distances, from those before some centres moved. No other centre was nearer than a row's own:
+    a moved one that is nearer than that wins, and an own one that has not moved stays where no moved one is nearer.
+    Only the rows that this leaves are compared with all."""
+    moved_F = moved_K.nonzero()[:, 0]
+    if not len(moved_F):
+        return label_M, squared_M
+    near_M, apart_M = ops.codebook_lookup(features_MC, prepared.codebook[moved_F], return_distance=True)
+    wins_M = apart_M * _SURE < squared_M
+    stays_M = (apart_M > squared_M * _SURE) & ~moved_K[label_M]
+    label_M, squared_M = torch.where(wins_M, moved_F[near_M], label_M), torch.where(wins_M, apart_M, squared_M)
+    left = (~(wins_M | stays_M)).nonzero()[:, 0]
+    label_M[left], squared_M[left] = ops.codebook_lookup(
+        features_MC.index_select(0, left), prepared, return_distance=True, warm_start=label_M[left]
+    )
+    return label_M, squared_M

@@ -102,7 +102,7 @@ class MiniBatchKMeans(KMeans):
             batch_size=self.batch_size,
             tell=lambda line: tell(self, processes, line),
         )
-        labels, self.inertia_, total = one_pass(rows, ops.prepare_codebook(centers_KC), None, processes)
+        labels, _, self.inertia_, total = one_pass(rows, ops.prepare_codebook(centers_KC), processes)
         self._total = total  # whose means become the centres
         self._total[:, :-2] = centers_KC * sizes(total, rows.unit)
         self._keep(centers_KC, labels, rows)
@@ -130,7 +130,7 @@ class MiniBatchKMeans(KMeans):
             so_far = centers_KC.new_zeros(len(centers_KC), rows.num_channels + 2, dtype=torch.float64)
         else:
             centers_KC, so_far = self._centers(rows.device), self._total.to(rows.device)
-        labels, self.inertia_, total = one_pass(rows, ops.prepare_codebook(centers_KC), None, processes)
+        labels, _, self.inertia_, total = one_pass(rows, ops.prepare_codebook(centers_KC), processes)
         so_far = so_far + total
         so_far[:, -1] = total[:, -1]  # a centre without a row in X stays
         self._keep(means(so_far, centers_KC, rows.unit), labels, rows)

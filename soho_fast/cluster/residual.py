@@ -133,7 +133,7 @@ class ResidualKMeans(Clusterer["Labels"]):
                 total = centers_KC.new_zeros(self.n_clusters, rows.num_channels + 2, dtype=torch.float64)
             else:
                 centers_KC, total = self._centers(rows.device)[level], self._so_far(level, rows.device)
-            label_N, inertia, of_batch = one_pass(left, ops.prepare_codebook(centers_KC), None, processes)
+            label_N, _, inertia, of_batch = one_pass(left, ops.prepare_codebook(centers_KC), processes)
             total = total + of_batch
             total[:, -1] = of_batch[:, -1]  # a centre without a row in X stays
             if level + 1 < self.n_levels:

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from soho_fast import ops
 from soho_fast.cluster import KMeans
+from soho_fast.cluster import lloyd as lloyd_steps
 
 
 def assert_close(centers, expected):
@@ -218,6 +220,39 @@ def test_the_subspace_of_the_centres_changes_nothing(threads, lloyd):
         assert_close(fitted.cluster_centers_, centers)
         found.append(fitted.cluster_centers_)
     assert torch.equal(*found)
+
+
+@pytest.mark.parametrize("batched", [False, True])
+def test_comparing_with_moved_centres_first_changes_nothing(batched, monkeypatch):
+    """Rows on a grid, with ties between centres that have moved and others, and centres that move away from rows."""
+    random = np.random.default_rng(0)
+    rows = torch.from_numpy(random.integers(0, 9, size=(3000, 3)).astype(np.float32))
+    init = rows.unique(dim=0)[::2][:300]
+    after_moves, shares = lloyd_steps._after_moves, []
+
+    def seen(features, prepared, label, squared, moved):
+        shares.append(float(moved.float().mean()))
+        return after_moves(features, prepared, label, squared, moved)
+
+    monkeypatch.setattr(lloyd_steps, "_after_moves", seen)
+
+    def fit():
+        fitted = KMeans(len(init), init=init, tol=0).fit((lambda: rows.split(700)) if batched else rows)
+        return fitted.cluster_centers_, fitted.labels_, fitted.inertia_, fitted.n_iter_
+
+    centers, labels, *rest = fit()
+    assert min(shares) < max(shares) < 0.3
+    assert torch.equal(labels, ops.codebook_lookup(rows, centers))
+    monkeypatch.setattr(lloyd_steps, "_FEW", -1)
+    others, other_labels, *other_rest = fit()
+    assert torch.equal(centers, others) and torch.equal(labels, other_labels) and rest == other_rest
+
+
+def test_ties_with_moved_centres_go_to_the_lowest_index():
+    prepared, moved_K = ops.prepare_codebook(torch.tensor([[0.0], [4.0], [8.0]])), torch.tensor([False, True, False])
+    before = torch.tensor([0, 2]), torch.tensor([4.0, 4.0])
+    labels, squared = lloyd_steps._after_moves(torch.tensor([[2.0], [6.0]]), prepared, *before, moved_K)
+    assert labels.tolist() == [0, 1] and squared.tolist() == [4.0, 4.0]
 
 
 def test_given_centres_are_one_start(make_features):
