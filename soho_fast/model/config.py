@@ -352,6 +352,7 @@ class SohoConfig(PreTrainedConfig):
         of_official = "visual_encoder='official'"
         for name, is_wrong, expected in (
             ("dictionary_batch_norm", is_official and self.dictionary_batch_norm, f"False with {of_official}"),
+            ("backbone_dropout_prob", is_official and self.backbone_dropout_prob, f"0 with {of_official}"),
             ("num_levels", several and kind in ("official", "fsq", "lfq"), f"1 with dictionary={kind!r}"),
             ("num_levels", several and self.dictionary_init != "data", "1, or dictionary_init='data' with it"),
             ("dictionary_options", given and kind in ("paper", "official"), f"none with dictionary={kind!r}"),

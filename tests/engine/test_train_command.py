@@ -59,7 +59,7 @@ def test_help_explains_every_field(capsys):
     assert ended.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
     for words in (
-        "in which the backbone is kept frozen", "Passes over the training data", "Training scenes",
+        "in which the backbone is kept frozen", "Passes over the training data", "Number of training scenes",
         "Longest text in tokens", "Name of a recipe", "Micro-batches accumulated",
     ):  # fmt: skip
         assert words in text, words

@@ -319,6 +319,10 @@ def test_what_does_not_fit_is_refused(tiny_official, inputs, change, words):
         ({"fusion": "sum"}, "fusion: expected one of none, gate"),
         ({"recomputed_batch_norm": True}, "recomputed_batch_norm: expected visual_encoder='official'"),
         (
+            {"visual_encoder": "official", "backbone_dropout_prob": 0.1},
+            "backbone_dropout_prob: expected 0 with visual_encoder='official', got 0.1",
+        ),
+        (
             {"visual_encoder": "official", "dictionary_batch_norm": True},
             "dictionary_batch_norm: expected False with visual_encoder=",
         ),
