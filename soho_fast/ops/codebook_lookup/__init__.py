@@ -142,10 +142,7 @@ def codebook_lookup(
     options = (packed, subspace, warm_start, reference.METRICS.index(metric), topk or 1)
     results: tuple[Tensor, ...]
     if return_distance and not has_tangent(features, codes):
-        if has_gradient(features, codes):
-            distance, index, _ = op(features, codes, True, True, *options)
-        else:
-            distance, index, _ = without_gradient(op, features, codes, True, False, *options)
+        distance, index, _ = op(features, codes, True, has_gradient(features, codes), *options)
         results = index, distance
     else:
         index = without_gradient(op, features, codes, False, False, *options)[1]
