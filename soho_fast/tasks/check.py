@@ -88,7 +88,7 @@ def check(folder: Path, recipe: Recipe, say: Callable[[str], None] = print_line)
         _check_texts(findings, [text for each in (*training, *held_out) for text in each.captions], recipe, annotations)
     if training and len(training) < _FEW_IMAGES:
         findings.warning(
-            f"{len(training):,} images to train on teach little: recipe own on 257 photos had 31 % of masked words "
+            f"{len(training):,} images to train on teach little: a run on 257 photos had 31 % of masked words "
             "right (19 % with shuffled images) and 69 % of matching (chance 50 %)"
         )
     if held_out and len(held_out) < _FEW_HELD_OUT:
