@@ -167,11 +167,9 @@ class PretrainingTask(BaseTask):
     absent = MappingProxyType(
         {
             **BaseTask.absent,
+            # A default of the model is what models were before they had the field.
+            **{f"model.config.{name}": getattr(SohoConfig(), name) for name in SohoConfig.__annotations__},
             "model.contrastive_head": False,
-            "model.config.contrastive_reads": "transformer",
-            "model.config.backbone_stride": 32,
-            "model.config.mvm_margin": 0,
-            "model.config.dictionary_options": None,
             "data.mvm_from_epoch": 0,
             "data.conditional_masking": False,
         }

@@ -567,3 +567,10 @@ def test_a_checkpoint_without_the_names_was_trained_without_augmentation(data):
     task, _ = make_task(data)
     names = {f"data.augmentation.{name}": value for name, value in asdict(AugmentationSettings()).items()}
     assert names and task.identity.absent.items() >= names.items()
+
+
+def test_a_checkpoint_without_a_later_field_of_the_model_is_one_of_its_default(data):
+    absent = make_task(data)[0].identity.absent
+    assert absent["model.config.backbone_dropout_prob"] == 0.0
+    assert absent["model.config.contrastive_reads"] == "transformer"
+    assert absent["model.config.backbone_stride"] == 32
