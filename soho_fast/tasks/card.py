@@ -107,7 +107,10 @@ def _licences(folder: Path) -> list[str]:
     try:
         of_demo = (read_manifest(folder) or {}).get("licences")
         entries = of_demo or json.loads((folder / "licences.json").read_text(encoding="utf-8"))
-        return [f"- {entry['what']}: {entry['licence']}; {entry['credit']}" for entry in entries]
+        credits: dict[str, list[str]] = {}
+        for entry in entries:
+            credits.setdefault(f"- {entry['what']}: {entry['licence']}", []).append(entry["credit"])
+        return [f"{images}; {', '.join(dict.fromkeys(of))}" for images, of in credits.items()]
     except (OSError, ValueError, KeyError, TypeError):  # where it is wrong, the explorer says so
         return []
 

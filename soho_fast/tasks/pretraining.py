@@ -374,7 +374,7 @@ class PretrainingTask(BaseTask):
         off += ["model.config.dictionary_batch_norm true"] * (model.base().feature_norm is None)
         return [
             f"{few}; raise model.config.code_reset_threshold (now {config.code_reset_threshold:g}) by --resume changed"
-            f"{', or start again with ' * bool(off)}{' and '.join(off)} (docs/paper.md)"
+            f"{', or start again with ' * bool(off)}{' and '.join(off)} (docs/paper_dictionary.md)"
         ]
 
     def phase(self, epoch: float) -> str:

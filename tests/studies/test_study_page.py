@@ -17,7 +17,7 @@ from soho_fast.studies.report import rows_by_cell
 from soho_fast.studies.study import find_study, read_study
 
 TEXT = "\n".join(page.read_text() for page in PAGES)
-OTHERS = ("README.md", "docs/index.md", "docs/paper.md")
+OTHERS = ("README.md", "docs/index.md", "docs/paper_dictionary.md")
 
 TASKS = {
     "vqa": ("test.vqa_score", "styles.vqa_score"),

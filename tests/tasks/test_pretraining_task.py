@@ -297,7 +297,7 @@ def test_an_exported_model_has_a_card(data, tmp_path):
     task, _ = make_task(data)
     model = task.build_model()
     (Path(data.sources[0].images[0]) / "licences.json").write_text(
-        json.dumps([{"what": "flat colours", "credit": "Ada", "licence": "CC0"}])
+        json.dumps([{"what": "flat colours", "credit": who, "licence": "CC0"} for who in ("Ada", "Grace", "Ada")])
     )
     task.export(model, model.state_dict(), tmp_path / "untried")
     assert "Not measured." in (tmp_path / "untried" / "README.md").read_text()
@@ -305,7 +305,7 @@ def test_an_exported_model_has_a_card(data, tmp_path):
     task.export(model, model.state_dict(), tmp_path / "model")
     card = (tmp_path / "model" / "README.md").read_text()
     assert card.startswith("---\nlibrary_name: soho_fast\nlicense: other\n")
-    assert "- flat colours: CC0; Ada" in card and "Not recorded" not in card
+    assert "- flat colours: CC0; Ada, Grace\n" in card and "Not recorded" not in card
     assert str(tmp_path) not in card, "no path of this machine"
     for name, value, baseline in task.table(metrics).rows:
         assert f"| {name} | {value} | {baseline} |" in card
