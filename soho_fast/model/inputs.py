@@ -76,9 +76,16 @@ class Texts:
         check_shape("image_index", self.image_index, self.input_ids.shape[:1])
 
     def without(self, left_out_PS: Tensor) -> "Texts":
-        """The same texts, some words of which count as padding: `left_out_PS`, (P, S) bool."""
+        """The same texts, some words of which count as padding, `left_out_PS` (P, S) bool; those that would have no
+        other word keep them."""
         real_PS = torch.ones_like(self.input_ids) if self.attention_mask is None else self.attention_mask
-        return Texts(self.input_ids, real_PS * ~left_out_PS, self.image_index)
+        keeps_some_P = (self.words() & ~left_out_PS).any(1, keepdim=True)
+        return Texts(self.input_ids, real_PS * ~(left_out_PS & keeps_some_P), self.image_index)
+
+    def words(self) -> Tensor:
+        """(P, S) bool, the real tokens between [CLS] and [SEP], which are the first and the last of them."""
+        real_PS = torch.ones_like(self.input_ids) if self.attention_mask is None else self.attention_mask
+        return (real_PS.cumsum(1) > 1) & (real_PS.flip(1).cumsum(1).flip(1) > 1) & (real_PS != 0)
 
     def of_images(self, value_BX: Tensor) -> Tensor:
         """What each image has to what each text has with its image: (B, ..) to (P, ..)."""

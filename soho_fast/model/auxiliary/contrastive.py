@@ -108,7 +108,9 @@ class ContrastiveVectors(PairMatching):
         mask_TS = (torch.ones_like(input_ids) if attention_mask is None else attention_mask).bool()
         head = self.required_contrastive_head()
         if self.soho.config.contrastive_reads == "embeddings":
-            return head.text_vectors(mean_of(self.soho.text_embeddings.word_embeddings(input_ids), mask_TS))
+            words_TS = Texts(input_ids, mask_TS).words()
+            words_TS = torch.where(words_TS.any(1, keepdim=True), words_TS, mask_TS)
+            return head.text_vectors(mean_of(self.soho.text_embeddings.word_embeddings(input_ids), words_TS))
         words_TSD = self.soho.text_embeddings(input_ids=input_ids)
         return head.text_vectors(self.soho.transformer.encode(self.soho, words_TSD, mask_TS)[:, 0])
 

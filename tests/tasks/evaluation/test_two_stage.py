@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from soho_fast.model import SohoForPreTraining
+from soho_fast.model.inputs import Texts
 from soho_fast.tasks.evaluation.metrics.recall import retrieval_recall
 from soho_fast.tasks.evaluation.pair_scoring import score_pairs
 from soho_fast.tasks.evaluation.two_stage import K_TRIED, best_pairs, choose_k, contrastive_scores, ranked_in_two_stages
@@ -91,7 +92,7 @@ def test_pre_training_learns_vectors_from_the_words_of_matched_texts_that_are_no
     model.load_state_dict({**model.state_dict(), **trained.state_dict()})
     model.soho.eval()  # Codes and statistics stay as they are.
     images = scoring_run.pixels(scoring_run.images(4))
-    whole = torch.stack([torch.from_numpy(text.ids) for text in scoring_run.texts()[::3]])
+    whole = torch.stack([torch.from_numpy(text.ids) for text in scoring_run.texts()[2::3]])
     masked, labels = whole.clone(), torch.full_like(whole, -100)
     masked[0, 1], labels[0, 1] = 4, whole[0, 1]
     texts = {"input_ids": masked, "image_index": torch.tensor([2, 0, 2]), "mlm_labels": labels}
@@ -107,6 +108,20 @@ def test_pre_training_learns_vectors_from_the_words_of_matched_texts_that_are_no
     torch.testing.assert_close(out.contrastive_loss, expected, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(out.loss, out.mlm_loss + out.itm_loss + out.contrastive_loss, rtol=1e-5, atol=1e-5)
     assert model.eval()(**images, **texts).contrastive_loss is None, "of training alone"
+
+
+def test_vectors_by_embeddings_are_of_the_words_between_cls_and_sep():
+    model = scoring_run.model(contrastive_reads="embeddings").eval()
+    ids, mask = torch.tensor([[2, 9, 11, 3, 0], [2, 3, 0, 0, 0]]), torch.tensor([[1, 1, 1, 1, 0], [1, 1, 0, 0, 0]])
+    vectors = model.text_vectors(ids, mask)
+    assert vectors.isfinite().all()
+    words = model.soho.text_embeddings.word_embeddings(torch.tensor([9, 11])).mean(0)
+    torch.testing.assert_close(vectors[0], model.contrastive_head.text_vectors(words))
+    left_out = torch.tensor([[False, True, False, False, False], [False] * 5])
+    texts = Texts(ids, mask)
+    assert texts.words().nonzero().tolist() == [[0, 1], [0, 2]]
+    assert texts.without(left_out).words().nonzero().tolist() == [[0, 2]]
+    assert torch.equal(texts.without(texts.words()).attention_mask, mask), "a text without another word keeps them"
 
 
 def test_a_model_without_the_stage_says_so():
