@@ -84,6 +84,8 @@ def _check_nodes(root: yaml.Node | None) -> None:
         if node.tag not in _PLAIN:
             came = node.tag.removeprefix("tag:yaml.org,2002:")
             raise _problem(f"expected a text, number, list or section, got a {came}", node)
+        if node.tag == _TEXT and _names_class(node.value):
+            raise _problem("class_path: no field takes one; own code has an import path, my.module:Name", node)
         if isinstance(node, yaml.SequenceNode):
             pending += node.value
         elif isinstance(node, yaml.MappingNode):
@@ -94,7 +96,16 @@ def _check_nodes(root: yaml.Node | None) -> None:
                 if key.value in seen:
                     raise _problem(f"{key.value} comes twice; keep one of them", key)
                 seen.add(key.value)
-                pending.append(value)
+                pending += (key, value)
+
+
+def _names_class(text: str) -> bool:
+    """Whether a text has the name by which jsonargparse knows a class, which it imports where a field takes any value;
+    there it reads texts as YAML too."""
+    try:
+        return any(isinstance(each, yaml.ScalarToken) and each.value == "class_path" for each in yaml.scan(text))
+    except yaml.YAMLError:
+        return False
 
 
 def _problem(words: str, node: yaml.Node) -> yaml.MarkedYAMLError:

@@ -37,6 +37,8 @@ KNOWN: tuple[tuple[str, str, str, Any], ...] = (
     )),
     ("_study", "*.yaml", "conditions.none.launcher", "planted-program"),
     ("_study", "*.yaml", "overrides.log.trackers", ["planted"]),
+    ("_study", "*.yaml", "stages.pretraining.overrides.own", NAMES[8]),
+    *(("_recipe", "*.yaml", "model.config.own", named) for named in (NAMES[8], json.dumps(NAMES[8]))),
     ("_model", "config.json", "auto_map", NAMES[-1]),
     ("_model", "tokenizer_config.json", "auto_map", NAMES[-1]),
     ("_model", "config.json", "backbone", "planted.sub:Own"),
@@ -103,13 +105,15 @@ def meet(folder: Path) -> None:
 
 
 def _read(path: Path) -> tuple[Any, Callable[[Any], str]]:
-    """What a file of YAML, JSON or an explorer's data holds, and how it is written back."""
+    """What a file of YAML, JSON, JSON lines or an explorer's data holds, and how it is written back."""
     text = path.read_text()
     if path.suffix == ".yaml":
         return yaml.safe_load(text), lambda content: yaml.safe_dump(content, sort_keys=False)
     script = re.fullmatch(r"(explorer\.receive\([^{\[]*)(.*)(\);\n)", text, re.DOTALL)
     if script:
         return json.loads(script[2]), lambda content: f"{script[1]}{json.dumps(content)}{script[3]}"
+    if path.parent.name == "nlvr2":
+        return [*map(json.loads, text.splitlines())], lambda content: "\n".join(map(json.dumps, content))
     return json.loads(text), json.dumps
 
 
@@ -158,8 +162,7 @@ def _corpus(bench: Bench, draw: random.Random, folder: Path) -> _Foreign:
 def _explorer(bench: Bench, draw: random.Random, folder: Path) -> _Foreign:
     theirs = shutil.copytree(made(bench, "explore") / "explorer", folder / "explorer")
     figure = ["explore", "figure", str(theirs), "--rows", "2", "--into", str(folder / "codes.png")]
-    compare = ["explore", "compare", str(theirs), str(made(bench, "explore") / "explorer"), "--into", str(folder / "c")]
-    return sorted(theirs.glob("data/*.js")), draw.choice((figure, compare))
+    return sorted(theirs.glob("data/*.js")), figure
 
 
 KINDS = (_recipe, _model, _run, _study, _explorer, _corpus)
