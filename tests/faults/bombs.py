@@ -16,7 +16,7 @@ _SECONDS = 30  # of a processor; a command itself takes some
 _MEGABYTES = 1000  # beyond what the campaign has, from which a command is forked
 _SIZES = ((30_000, 30_000), (65_500, 65_500), (9459, 9459), (12_000, 12_000), (65_500, 9), (20_000, 4000))
 _PARTS = ("a dog and ", "a", " ", "a\u0301", "\u4eba", "a.", "[MASK] ", "\U0001f600\u200d", "##", "\n")
-_NOT_OF_TEXTS = ("answer", "rank")  # an argument is no longer than 128 KiB
+_NOT_OF_TEXTS = ("answer", "rank", "retrieve")  # an argument is no longer than 128 KiB
 _NOT_OF_IMAGES = ("tokenizer", "csv", "text")
 
 
