@@ -119,7 +119,7 @@ MISTAKES = [
     ("train --recipe list.yaml", "list.yaml: expected fields with values, got a list"),
     ("train --recipe tab.yaml", "tab.yaml, line 2: while scanning for the next token, found character '\\t'"),
     ("train --recipe twice.yaml", "twice.yaml, line 3: lr comes twice; keep one of them"),
-    ("train --recipe own_class.yaml", "own_class.yaml, line 3: class_path: no field takes one; own code has an import path"),
+    ("train --recipe own_class.yaml", "own_class.yaml, line 3: class_path: no field takes one; own code has"),
     ("train --recipe class_in_text.yaml", "class_in_text.yaml, line 2: class_path: no field takes one"),
     ("train --recipe number.yaml", "number.yaml, line 2: expected a name before the colon"),
     ("train --recipe unknown_section.yaml", "there is no field optimm; did you mean optim?"),

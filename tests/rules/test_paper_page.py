@@ -1,4 +1,4 @@
-"""docs/paper.md and docs/paper_tuning.md say what recipes and preset have: each field they name has the value they tell."""
+"""docs/paper.md and paper_tuning.md say what recipes and preset have: every field they name has the value they tell."""
 
 import dataclasses
 import re
