@@ -121,6 +121,7 @@ def _masked(x: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def _run_resnet_stem(net: ResNet, conv_norm: ConvNorm, x: Tensor, masks: Masks) -> Tensor:
+    # What stands at padding may be anything; the first convolution is to read zero.
     x = conv_norm(net.conv1, net.bn1, _masked(x, masks.get(1)), masks.get(2))
     # A padded zero is never above a real value after the ReLU, so it is as good as the border of the max-pool.
     return _masked(net.maxpool(net.relu(x)), masks.get(4))
@@ -132,12 +133,14 @@ def _run_residual_block(
     mask_in, mask_out = masks.get(stride), masks.get(stride_out)
     identity = x if block.downsample is None else conv_norm(block.downsample[0], block.downsample[1], x, mask_out)
     if isinstance(block, Bottleneck):
+        # torchvision strides in the 3x3 convolution: after the first one the size is still that of the input.
         x = block.relu(conv_norm(block.conv1, block.bn1, x, mask_in))
         x = block.relu(conv_norm(block.conv2, block.bn2, x, mask_out))
         x = conv_norm(block.conv3, block.bn3, x, mask_out)
     else:
         x = block.relu(conv_norm(block.conv1, block.bn1, x, mask_out))
         x = conv_norm(block.conv2, block.bn2, x, mask_out)
+    # In place: BatchNorm's backward does not read what it gave.
     return block.relu(x.add_(identity))
 
 
@@ -154,6 +157,7 @@ def _run_inverted_residual(
     identity, at = x, stride
     *expand_and_depthwise, conv, norm = block.conv
     for inner_conv, inner_norm, relu in expand_and_depthwise:
+        # The depthwise convolution is the one that strides.
         at = stride_out if inner_conv.groups > 1 else at
         x = relu(conv_norm(inner_conv, inner_norm, x, masks.get(at)))
     x = conv_norm(conv, norm, x, masks.get(stride_out))

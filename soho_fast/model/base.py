@@ -115,6 +115,7 @@ class SohoPreTrainedModel(PreTrainedModel):
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:
         if self.prepared is not None:
             was = torch.empty(0, device=self.device)
+            # `fn` does not say what it changes: an empty tensor shows it.
             now = fn(was)
             if now.dtype != was.dtype:
                 self._refuse_where_prepared(f"to {now.dtype}", "the precision to be given to prepare_for_inference")
@@ -226,6 +227,7 @@ class SohoPreTrainedModel(PreTrainedModel):
             depths = {id(parameter): len(layers) + 1 for parameter in self.base().parameters()}
             for number, layer in enumerate(layers):
                 depths |= {id(parameter): len(layers) - number for parameter in layer.parameters()}
+            # The backbone has a rate of its own, which depth does not scale.
             depths |= dict.fromkeys(backbone, 0)
         groups: dict[tuple[str, int, bool], dict] = {}
         for name, parameter in self.named_parameters():

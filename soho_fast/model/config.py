@@ -121,6 +121,7 @@ def _codes_of_options(dictionary: str, options: dict[str, Any] | None) -> int | 
         return None
     match options or {}:
         case {"levels": [int(), *_] as levels, **others} if dictionary == "fsq" and not others:
+            # Not `isinstance`: True is an int.
             if all(type(level) is int and level >= 2 for level in levels):
                 return math.prod(levels)
         case {"bits": int(bits), **others} if dictionary == "lfq" and not others and 1 <= bits <= 63:
@@ -318,6 +319,7 @@ class SohoConfig(PreTrainedConfig):
         self.check_names(name for name in kwargs if name.endswith("_weight"))
         super().__post_init__(**kwargs)
         num_codes = _codes_of_options(self.dictionary, self.dictionary_options)
+        # A default gives way to the options; a number that was given has to agree with them.
         if isinstance(self.num_codes, _DefaultCodes):
             self.num_codes = num_codes or int(self.num_codes)
         if num_codes not in (None, self.num_codes):

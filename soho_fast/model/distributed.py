@@ -48,6 +48,7 @@ class _AllReduceWithGrad(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
+        # Every rank's output holds this rank's input, so all their gradients arrive here.
         return all_reduce_sum_(grad.clone())
 
 
@@ -64,4 +65,5 @@ def gather_with_grad(rows: Tensor) -> tuple[Tensor, int]:
     counts = all_gather_rows(torch.tensor([len(rows)], device=rows.device)).tolist()
     begin = sum(counts[: rank()])
     behind = sum(counts) - begin - len(rows)
+    # Own rows between zeros: the sum over the ranks is their concatenation. `F.pad` counts from the last dimension.
     return all_reduce_with_grad(F.pad(rows, (0, 0) * (rows.dim() - 1) + (begin, behind))), begin

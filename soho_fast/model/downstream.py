@@ -236,6 +236,7 @@ class SohoForVisualReasoning(SohoClassifier):
             `logits` (P, 2), index 1 is "true", and `loss` ().
         """
         first_RD, outputs = self.read_first_hidden(**_with_either_image(**inputs))
+        # Texts 2 i and 2 i + 1 are statement i with its left and its right image.
         first_PE = first_RD.unflatten(0, (-1, 2)).flatten(1)
         logits_P2 = self.head(first_PE)
         return self.classified(logits_P2, labels_loss(logits_P2, labels), outputs)

@@ -24,10 +24,13 @@ def sine_position(grid_mask_BHW: Tensor, num_channels: int, temperature: float =
         float32 (B, H*W, D).
     """
     mask_BHW = grid_mask_BHW.float()
+    # Of an axis: each has half of the channels.
     num_frequencies = num_channels // 2
     step_F = torch.arange(num_frequencies, dtype=torch.float32, device=mask_BHW.device)
+    # Channels 2 i and 2 i + 1 have one period: they are sine and cosine of the same angle.
     period_F = temperature ** (2.0 * (step_F / 2.0).floor() / num_frequencies)
     parts = []
+    # y, then x.
     for dim in (1, 2):
         count_BHW = mask_BHW.cumsum(dim)
         # The last entry along the axis is the number of valid positions in that column or row; 1e-6 as in DETR.

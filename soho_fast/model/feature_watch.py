@@ -73,8 +73,10 @@ class FeatureWatch(Float32Buffers):
         if not self.training or is_recomputing():
             return
         usable_BL1 = (valid_BL & finite_rows(feat_BLC)).unsqueeze(-1)
+        # About the reference, where the sums below lose few digits. `where`, since 0 times NaN is NaN.
         centred_BLC = torch.where(usable_BL1, feat_BLC.float() - self.mean, 0.0)
         self._has_codes = embed_BLC is not None
+        # Without codes the error is 0, and `end_step` does not read it.
         code_BLC = feat_BLC if embed_BLC is None else embed_BLC
         error = torch.where(usable_BL1, feat_BLC.float() - code_BLC.float(), 0.0).square().sum()
         numbers = torch.stack([error, usable_BL1.sum().float()])
@@ -96,33 +98,43 @@ class FeatureWatch(Float32Buffers):
         if not applied or gathered is None:
             return
         num_channels = len(self.mean)
+        # Without a loss of matching: zeros, which count as no pairs.
         gathered = torch.cat([gathered, gathered.new_zeros(3) if matched is None else matched])
         parts = all_reduce_sum_(gathered).split([num_channels, num_channels, 1, 1, 1, 1, 1])
         sums_C, squares_C, error, count, matching, num_pairs, num_matched = parts
         count = count.clamp(min=1.0)
+        # How far the step's mean lies from the reference, about which it was summed.
         shift_C = sums_C / count
         variance_C = (squares_C / count - shift_C.square()).clamp(min=0.0)
         remembered = _REMEMBERED_FROZEN if self.backbone_frozen else _REMEMBERED
+        # A plain mean at first; exponential once it has followed as many steps as it remembers.
         momentum = 1 / (self.num_updates + 1).clamp(max=remembered)
         self.mean.addcmul_(shift_C, momentum)
         self.variance.lerp_(variance_C, momentum)
         self.num_updates.add_(1)
         tiny = torch.finfo(torch.float32).tiny
         before, now = self.variance.sum().clamp(min=tiny), variance_C.sum()
+        # `mean` has gone `momentum` of the way by now: this is the distance that is left.
         drift = ((1 - momentum) * shift_C).square().sum().div(before).sqrt()
         self._figures = {"feature_drift": drift, "feature_spread": now / before}
+        # In units of `before`, drift^2 is the squared distance of the means: so this is variance plus distance.
         lost = now < _LEAST_SPREAD * before * (1 + drift.square())
         if self._has_codes:
             code_error = (error / count).squeeze() / now.clamp(min=tiny)
             self._figures["code_error"] = code_error
+            # Random codes stand for nothing at first: only what has once held for long can be lost.
             known, coded = self.num_coded >= _UNTIL_KNOWN, code_error <= _LARGEST_ERROR
             lost |= known & ~coded
+            # Once known, all steps count: a row of bad ones must not make it unknown.
             self.num_coded.copy_(torch.where(known | coded, self.num_coded + 1, 0.0))
         # Of other shares chance is another loss, and the rule is silent.
+        # Without pairs 0 < 0 is False.
         are_even = (num_matched - num_pairs / 2).abs() < num_pairs / 10
+        # A product with a bool instead of a question to the device.
         change = are_even * (matching / num_pairs.clamp(min=1.0) - self.matching) / _MATCHING_REMEMBERED
         self.matching.add_(change.squeeze())
         torch.minimum(self.least_matching, self.matching, out=self.least_matching)
+        # Only what was learnt can be lost.
         lost |= (self.least_matching < _LEARNT) & (self.matching > _UNLEARNT)
         self.num_lost.copy_(torch.where(lost & (self.num_updates > _UNTIL_KNOWN), self.num_lost + 1, 0.0))
 

@@ -87,6 +87,7 @@ def labelled_places(labels_PS: Tensor) -> Tensor:
 def at_places(table_PSX: Tensor, place_M: Tensor) -> Tensor:
     """What stands at these places of the first two dimensions, as `labelled_places` counts them, (M, ..)."""
     num_columns = table_PSX.shape[1]
+    # By two indices: the hidden states of a part of the places are no whole table, and `flatten` would copy them.
     return table_PSX[place_M // num_columns, place_M % num_columns]
 
 
@@ -115,13 +116,17 @@ def global_means(sums_and_counts: list[LossSum], synchronise: bool) -> list[Tens
         synchronise: all ranks make this call (training); otherwise the means are local.
     """
     if not synchronise or world_size() == 1:
+        # Without labels 0 / 1: a loss of 0.
         return [total / count.clamp(min=1.0) for total, count in sums_and_counts]
+    # Detached: the gradient goes through the local sum alone.
     packed = torch.stack([value.detach() for pair in sums_and_counts for value in pair])
     all_reduce_sum_(packed)
     means = []
     for (local_sum, _), (global_sum, global_count) in zip(sums_and_counts, packed.view(-1, 2), strict=True):
         global_count = global_count.clamp(min=1.0)
+        # The mean of this over the ranks is the global mean, and so is the mean of its gradients.
         local = local_sum * (world_size() / global_count)
+        # The value is the global mean, the gradient that of `local`.
         means.append(local + (global_sum / global_count - local).detach())
     return means
 

@@ -25,6 +25,7 @@ def split_images(visual: VisualTokens) -> list[VisualTokens]:
         if len(real_L) < grid_HW.numel():
             real_L = real_L.to(visual.valid.device)
             own = {name: value[:, real_L] for name, value in own.items()}
+        # Padding is at the right and below: what is left is a grid again, with fewer columns.
         images.append(VisualTokens(**own, columns=int(grid_HW.any(0).sum())))
     return images
 
@@ -40,6 +41,7 @@ def join_images(images: Sequence[VisualTokens]) -> VisualTokens:
         if any(part is None for part in parts):
             return None
         fill = -1 if name == "index" else 0
+        # `F.pad` counts from the last dimension: the tokens alone, dimension 1, become more.
         padding = [0, 0] * (parts[0].dim() - 2)
         return torch.cat([F.pad(part, (*padding, 0, longest - part.shape[1]), value=fill) for part in parts])
 

@@ -85,6 +85,7 @@ class Texts:
     def words(self) -> Tensor:
         """(P, S) bool, the real tokens between [CLS] and [SEP], which are the first and the last of them."""
         real_PS = torch.ones_like(self.input_ids) if self.attention_mask is None else self.attention_mask
+        # The first real token is number 1 from the front, the last one number 1 from the back.
         return (real_PS.cumsum(1) > 1) & (real_PS.flip(1).cumsum(1).flip(1) > 1) & (real_PS != 0)
 
     def of_images(self, value_BX: Tensor) -> Tensor:
@@ -128,6 +129,7 @@ def check_one_source(
     """Raises ValueError: images are given twice or not at all, or a mask without what it belongs to."""
     if sum(given is not None for given in (pixel_values, visual_tokens, backbone_features)) != 1:
         raise ValueError("expected exactly one of pixel_values, visual_tokens and backbone_features")
+    # The mask of the source that was not given.
     of_other = backbone_mask if backbone_features is None else pixel_mask
     if visual_tokens is None and of_other is not None:
         raise ValueError("expected pixel_mask with pixel_values, or backbone_mask with backbone_features")

@@ -87,6 +87,7 @@ class LearntQuantiser(CodeUsage, ABC):
         usable_BL = valid_BL & finite_rows(feat_BLC)
         self.count_non_finite(valid_BL, usable_BL)
         counts_K = self.usage.new_zeros(self.num_codes)
+        # Here the index is of all tokens: padding and what is not finite have a weight of 0.
         counts_K.index_add_(0, index_BL.flatten(), usable_BL.flatten().to(counts_K.dtype))
         self._gathered_K = counts_K if self._gathered_K is None else self._gathered_K + counts_K
 

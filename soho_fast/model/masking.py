@@ -16,6 +16,8 @@ from .outputs import VisualTokens
 
 def margin(masked_BL: Tensor, columns: int, reach: int) -> Tensor:
     """Bool (B, L), the tokens up to `reach` grid positions from a masked one, without the masked."""
+    # Max-pool takes no bool. With stride 1 it widens each masked token to a square of side 2 * reach + 1; its own
+    # padding is minus infinity, so that nothing comes in over the border.
     masked_B1hw = masked_BL.view(len(masked_BL), 1, -1, columns).float()
     near_BL = F.max_pool2d(masked_B1hw, 2 * reach + 1, stride=1, padding=reach).flatten(1) > 0
     return near_BL & ~masked_BL
@@ -47,11 +49,14 @@ def masked_in_some_pairs(
             f"mask_pairs: expected bool of shape ({num_texts},), one for each text, got {mask_pairs_P.dtype} of shape "
             f"{tuple(mask_pairs_P.shape)}"
         )
+    # `position` is the same in both, but one number must choose all three.
     both: dict[str, Any] = {
         name: torch.cat([visual[name], masked[name]]) for name in ("valid", "position", "embedding")
     }
     own_image_P = texts.image_index
     if own_image_P is None:
         own_image_P = torch.arange(num_texts, device=mask_pairs_P.device)
+    # Image i is number i as it is, and number i + B masked.
     texts = replace(texts, image_index=own_image_P + num_images * mask_pairs_P.long())
+    # A text of an image as it is has labels too: -100 everywhere, so that no loss reads it.
     return VisualTokens(**both), texts, torch.cat([torch.full_like(labels_BL, -100), labels_BL])

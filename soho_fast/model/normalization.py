@@ -24,6 +24,7 @@ def is_recomputing() -> bool:
 
     State that a forward moves (running statistics, the codebook) must not move a second time then.
     """
+    # A forward within a backward is one that checkpointing runs again.
     return _TRACKER.is_bw
 
 
@@ -70,6 +71,7 @@ class BatchNorm2d(nn.BatchNorm2d, Float32Buffers):
                 with torch.no_grad():
                     self.num_batches_tracked.add_(1)
                     self.running_mean.lerp_(mean_C.float(), self.momentum)
+                    # As torch has it: the batch is normalised by the biased variance, the running one is unbiased.
                     unbiased_C = var_C * (count / (count - 1).clamp(min=1))
                     self.running_var.lerp_(unbiased_C.float(), self.momentum)
             return output
@@ -82,6 +84,7 @@ class BatchNorm2d(nn.BatchNorm2d, Float32Buffers):
         output = F.batch_norm(
             input, self.running_mean, self.running_var, weight_C, bias_C, self.training, self.momentum, self.eps
         )
+        # In place: the backward of BatchNorm reads its input, not this.
         return output if mask_B1HW is None else output.mul_(mask_B1HW)
 
 
@@ -98,12 +101,14 @@ class _MaskedBatchNorm(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Returns the output in input's shape and type, mean and biased variance (C,), number of real positions."""
         dtype = torch.promote_types(input.dtype, torch.float32)
+        # Products of half-precision features with it are taken in float32.
         mask_B1HW = mask_B1HW.to(dtype)
         count = mask_B1HW.sum().clamp(min=1)
         mean_C = (input * mask_B1HW).sum((0, 2, 3)) / count
         centred_BCHW = (input - _of_channels(mean_C)).mul_(mask_B1HW)
         var_C = centred_BCHW.square().sum((0, 2, 3)) / count
         inv_std_C = torch.rsqrt(var_C + eps)
+        # Over the centred map, which is not kept: the backward centres the input once more. The bias stays off padding.
         output = centred_BCHW.mul_(_of_channels(inv_std_C * weight_C)).addcmul_(mask_B1HW, _of_channels(bias_C))
         ctx.save_for_backward(input, mask_B1HW, weight_C, mean_C, inv_std_C, count)
         ctx.mark_non_differentiable(mean_C, var_C, count)
@@ -114,6 +119,7 @@ class _MaskedBatchNorm(torch.autograd.Function):
         """Gradients of input, weight and bias."""
         input, mask_B1HW, weight_C, mean_C, inv_std_C, count = ctx.saved_tensors
         grad_BCHW = grad_output * mask_B1HW
+        # Not masked: each product with it is, by the gradient or by the mask.
         centred_BCHW = input - _of_channels(mean_C)
         grad_bias_C = grad_BCHW.sum((0, 2, 3))
         grad_var_C = (grad_BCHW * centred_BCHW).sum((0, 2, 3)) * inv_std_C.square()
@@ -123,6 +129,7 @@ class _MaskedBatchNorm(torch.autograd.Function):
             centred_BCHW.mul_(_of_channels(grad_var_C / count)).add_(_of_channels(grad_bias_C / count))
             grad_BCHW.addcmul_(centred_BCHW, mask_B1HW, value=-1).mul_(_of_channels(weight_C * inv_std_C))
             grad_input = grad_BCHW.to(input.dtype)
+        # The weight's gradient is the sum of gradient times normalised input.
         return grad_input, None, grad_var_C / inv_std_C, grad_bias_C, None
 
 
@@ -229,11 +236,13 @@ class TokenBatchNorm(RunningStatistics):
             shift_C = self.bias.float() - self.running_mean * scale_C
             return torch.addcmul(shift_C, x_BLC, scale_C).to(feat_BLC.dtype)
         usable_BL1 = (valid_BL & finite_rows(x_BLC.detach())).unsqueeze(-1)
+        # Before the running statistics are read: the first forward fills them.
         gathered = None if is_recomputing() else self._gather(x_BLC.detach(), usable_BL1)
         mean_C, var_C = self._batch_statistics(x_BLC, usable_BL1)
         inv_std_C = torch.rsqrt(var_C + self.eps)
         with torch.no_grad():
             running_inv_std_C = torch.rsqrt(self.running_var + self.eps)
+            # r and d of batch renormalisation: the batch's statistics cancel in the value and stay in the gradient.
             ratio_C, shift_C = running_inv_std_C / inv_std_C, (mean_C - self.running_mean) * running_inv_std_C
         scale_C = inv_std_C * ratio_C * self.weight.float()
         bias_C = self.bias.float() + (shift_C * self.weight.float()) - mean_C * scale_C
@@ -249,6 +258,7 @@ class TokenBatchNorm(RunningStatistics):
         total = all_reduce_with_grad(total)
         count = total[-1].detach().clamp(min=1.0)
         mean_C = total[:-1] / count
+        # In two passes, as `_MaskedBatchNorm`.
         square_C = torch.where(usable_BL1, x_BLC - mean_C, 0.0).square().sum((0, 1))
         return mean_C, all_reduce_with_grad(square_C) / count
 
@@ -257,10 +267,13 @@ class TokenBatchNorm(RunningStatistics):
         """Sums (2C + 1,) of this rank: the tokens' differences from the running mean, their squares, the tokens."""
         if self._num_updates < 0:
             self._num_updates = int(self.num_batches_tracked)
+        # Of the first step the first micro-batch alone: the others are gathered about its mean.
         if not self._num_updates and self._gathered is None:
             mean_C, var_C = self._batch_statistics(x_BLC, usable_BL1)
             self.running_mean.copy_(mean_C)
+            # A channel that is constant would be scaled by 1 / sqrt(eps).
             self.running_var.copy_(torch.where(var_C > 0, var_C, 1.0))
+        # From the running mean: about zero the sum of squares would hide a small variance.
         difference_BLC = torch.where(usable_BL1, x_BLC - self.running_mean, 0.0)
         count = usable_BL1.sum().float().reshape(1)
         return torch.cat([difference_BLC.sum((0, 1)), difference_BLC.square().sum((0, 1)), count])

@@ -152,6 +152,7 @@ def _run(masks: Masks, module: nn.Module, x: Tensor, by_stride: dict[int, Tensor
     masks.by_size = {tuple(mask.shape[-2:]): mask for mask in by_stride.values()}
     try:
         x = module(x)
+        # timm gives a list with one entry for each stage that was asked for.
         return masks.apply(x[-1] if isinstance(x, list | tuple) else x)
     finally:
         masks.by_size = {}
@@ -194,6 +195,7 @@ def padding_leak(encoder: Any) -> float:
         ValueError: its backbone cannot be run, or gives features of another shape than it says.
     """
     tried, stride = copy.deepcopy(encoder).cpu().float().eval(), encoder.strides[-1]
+    # In training BatchNorm, too, could let padding in; dropout stays off.
     for module in tried.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.train()
@@ -203,6 +205,7 @@ def padding_leak(encoder: Any) -> float:
             parameter.normal_(generator=generator)  # Scales that begin at zero would hide what they scale.
     features = []
     images = torch.randn(2, 3, 3 * stride, 3 * stride, generator=generator)
+    # The same two images, the second time with one more row and column of padding.
     for size in (3, 4):
         pixels, mask = torch.zeros(2, 3, size * stride, size * stride), torch.zeros(2, size * stride, size * stride)
         for number, edge in enumerate((3 * stride, 2 * stride)):
@@ -216,6 +219,7 @@ def padding_leak(encoder: Any) -> float:
         expected = (2, tried.backbone.num_features, size, size)
         if tuple(x.shape) != expected:
             raise ValueError(f"backbone: expected features {expected} of {size * stride} pixels, got {tuple(x.shape)}")
+        # Of each image what is real, in units of features.
         features.append(torch.cat([x[0, :, :3, :3].flatten(), x[1, :, :2, :2].flatten()]))
     leak = float((features[0] - features[1]).abs().max() / features[0].abs().max().clamp(min=1e-6))
     return leak if leak > _LEAK else 0.0

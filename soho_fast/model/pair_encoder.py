@@ -35,11 +35,14 @@ def encode_pairs(
         (P, D).
     """
     *layers, last = encoder.layer
+    # A prepared model's layers may be of another type than its embeddings.
     dtype = last.attention.self.query.weight.dtype
     words_TSD, visual_ILD = words_TSD.to(dtype), visual_ILD.to(dtype)
+    # The only layer is the last one, which takes no keys and values.
     if not layers:
         hidden_PND = _join(words_TSD, visual_ILD, text_index_P, image_index_P)
         return _first_of_last(last, hidden_PND)
+    # F = 4 D: states and their three projections side by side, so that one gather makes pairs of all.
     text_TSF, visual_ILF = (_with_projections(layers[0], states) for states in (words_TSD, visual_ILD))
     hidden_PND, *projected = _join(text_TSF, visual_ILF, text_index_P, image_index_P).chunk(4, dim=-1)
     hidden_PND = _attend(layers[0], hidden_PND, *projected)
@@ -97,6 +100,7 @@ def _attend(layer: BertLayer, hidden_PND: Tensor, query_PND: Tensor, key_PND: Te
     """The layer, given its queries, keys and values."""
     num_heads = layer.attention.self.num_attention_heads
     query, key, value = (x.unflatten(-1, (num_heads, -1)).transpose(1, 2) for x in (query_PND, key_PND, value_PND))
+    # No mask: texts have one length, and images the same number of tokens.
     context_PND = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
     return layer.feed_forward_chunk(layer.attention.output(context_PND, hidden_PND))
 
@@ -114,10 +118,15 @@ def _first_of_last(layer: BertLayer, hidden_PND: Tensor) -> Tensor:
         return _attend(layer, first_P1D, query(first_P1D), key(hidden_PND), value(hidden_PND))[:, 0]
     # A key's bias adds the same to all scores of a query, which softmax does not see.
     query_HPE = query(first_PD).unflatten(-1, heads).transpose(0, 1)
+    # W_k' q by heads: rows h E to (h + 1) E of the weight (out, in) are head h's, so each head asks in all D channels.
     asked_PHD = torch.bmm(query_HPE, key.weight.unflatten(0, heads).to(query_HPE.dtype)).transpose(0, 1)
+    # Under autocast the product has come out in its lower type.
     hidden_PND = hidden_PND.to(asked_PHD.dtype)
+    # The scale is that of the head's E channels, though D are multiplied. Softmax is over the N tokens.
     share_PHN = (torch.bmm(asked_PHD, hidden_PND.transpose(1, 2)) * query_HPE.shape[-1] ** -0.5).softmax(-1)
+    # First the mean of the states, then the values' weight on one row for each head instead of on N.
     seen_HPD = torch.bmm(share_PHN.to(hidden_PND.dtype), hidden_PND).transpose(0, 1)
     value_HDE = value.weight.unflatten(0, heads).transpose(1, 2).to(seen_HPD.dtype)
+    # The shares add up to 1 (there is no dropout here), so the bias is added as it is.
     context_PD = torch.bmm(seen_HPD, value_HDE).transpose(0, 1).flatten(1) + value.bias
     return layer.feed_forward_chunk(layer.attention.output(context_PD, first_PD))

@@ -64,6 +64,7 @@ def visual_dictionary(config: SohoConfig) -> Quantiser | None:
     except TypeError as error:
         raise ValueError(f"dictionary_options: {name!r} does not take {options} ({error})") from error
     made = make(config, **options)
+    # The methods were looked for on the class; attributes are there once it is made.
     _refuse_lacking(name, made, Quantiser.__annotations__)
     if made.num_codes != config.num_codes:
         raise ValueError(f"num_codes: expected {made.num_codes:,}, as {name!r} has, got {config.num_codes:,}")

@@ -62,11 +62,13 @@ class SohoModel(SohoPreTrainedModel):
         self.feature_norm = parts.PARTS["feature_norm"][config.visual_encoder](config)
         self.visual_dictionary = parts.visual_dictionary(config)
         self.fusion = parts.fusion(config)
+        # Only a dictionary gives labels to mask by; `post_init` draws the values.
         self.mask_token = nn.Parameter(torch.zeros(config.hidden_size)) if config.use_dictionary else None
         self.feature_watch = None
         self.visual_embeddings = VisualEmbeddings(config)
         self.text_embeddings = BertEmbeddings(config)
         self.encoder = BertEncoder(config)
+        # Set by `compile_transformer`: a backend that calls the layers one by one steps aside then (`can_pack`).
         self.encoder_compiled = False
         self.transformer = TransformerBackend()
         self.post_init()
@@ -156,10 +158,13 @@ class SohoModel(SohoPreTrainedModel):
         feat_BLD, grid_mask_BHW = self.encode_features(pixel_values, pixel_mask, num_texts, **backbone_output)
         valid_BL = grid_mask_BHW.flatten(1)
         embed_BLD = index_BL = None
+        # Without the output (fine-tuning) there is no lookup, and no code moves.
         if self.visual_dictionary is not None and self.config.use_dictionary_output:
+            # With the released code's encoder these are all tokens: its dictionary counts padding too.
             seen_BL = self.visual_encoder.counted(valid_BL)
             embed_BLD, index_BL = self.visual_dictionary(feat_BLD, seen_BL, sample_key, num_texts)
         if self.feature_watch is not None:
+            # Where codes do not lie among the features (FSQ, LFQ) their distance from these says nothing.
             near = self.visual_dictionary is not None and self.visual_dictionary.near_features
             self.feature_watch.see(feat_BLD, valid_BL, embed_BLD if near else None)
         # The commitment loss is of the codes themselves, so they are kept from before the fusion.
@@ -175,10 +180,12 @@ class SohoModel(SohoPreTrainedModel):
             position=sine_position(grid_mask_BHW, self.config.hidden_size),
             embedding=embed_BLD,
             index=index_BL,
+            # `valid` is flat: `margin` needs the width of the grid to find neighbours.
             columns=grid_mask_BHW.shape[2],
             codes=codes_BLD,
         )
 
+    # transformers collects states and attentions, where asked for, by hooks on what `_can_record_outputs` names.
     @capture_outputs
     def forward(
         self,
@@ -212,6 +219,7 @@ class SohoModel(SohoPreTrainedModel):
         check_images_of_texts(len(visual.valid), texts)
         # If some pairs read an image masked and others whole, `read` has both forms, and `texts` numbers them.
         read, texts, mvm_labels_PL = self.mask(visual, texts, mask_uniform, mask_pairs)
+        # Of `read`, not of `visual`: `mvm_margin` has taken the neighbours of masked tokens out of its `valid`.
         pairs = Pairs(read, texts, real_places(read, texts), mvm_labels_PL, reads)
         return SohoModelOutput(
             last_hidden_state=self.transformer(self, pairs, **kwargs),
@@ -243,12 +251,14 @@ class SohoModel(SohoPreTrainedModel):
         tokens_BLD, labels_XL = self.mask_one_label(visual, mask_uniform)
         if labels_XL is None:
             return visual, texts, None
+        # A `ModelOutput` is a dict of the fields that are not `None`.
         read = VisualTokens(**{**visual, "embedding": tokens_BLD})
         # Neighbours of a masked token have seen much of its pixels in the CNN: they are not read either.
         if reach := self.config.mvm_margin:  # not the paper's
             read["valid"] = visual.valid & ~margin(labels_XL != -100, visual.columns, reach)
         if mask_pairs is not None:
             read, texts, labels_XL = masked_in_some_pairs(visual, read, labels_XL, texts, mask_pairs)
+        # X is B, or 2 B after `masked_in_some_pairs`, whose texts are numbered among these.
         return read, texts, texts.of_images(labels_XL)
 
     def mask_one_label(self, visual: VisualTokens, mask_uniform: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -278,6 +288,7 @@ class SohoModel(SohoPreTrainedModel):
                 mask_uniform = mask_uniform[:1].expand_as(mask_uniform)
             draw = parts.PARTS["mvm_masking"][self.config.mvm_masking]
             target_B = draw(visual.index, valid=valid_BL, uniform=mask_uniform)
+        # Not in place: `visual`, and its `codes`, may share this tensor and are read again.
         return ops.group_mask(embed_BLD, visual.index, self.mask_token.to(embed_BLD.dtype), target_B, valid=valid_BL)
 
 
@@ -334,6 +345,7 @@ class SohoForPreTraining(ContrastiveVectors, SohoModelWithHeads):
         self.bag_of_words_only = False
         self.masks_visual_tokens = True
         if self.bag_of_words_head is not None:
+            # On the instance: a model without this head must not name a weight that it lacks.
             self._tied_weights_keys = {
                 **self._tied_weights_keys,
                 "bag_of_words_head.decoder.weight": "soho.text_embeddings.word_embeddings.weight",
@@ -378,6 +390,7 @@ class SohoForPreTraining(ContrastiveVectors, SohoModelWithHeads):
         if rows_V is not None:
             here = rows_V >= 0
             for name, own in self.state_dict().items():
+                # Tables may differ in rows; one of other channels is left as it is, and `copy_state` refuses it.
                 if name.endswith(_OF_WORDS) and name in state and state[name].shape[1:] == own.shape[1:]:
                     rows = own.clone()
                     rows[here] = state[name][rows_V[here]]
@@ -385,6 +398,7 @@ class SohoForPreTraining(ContrastiveVectors, SohoModelWithHeads):
         report = copy_state(self, state, f"init_from({path_or_name!r})")
         codes, sums = (f"soho.visual_dictionary.{name}" for name in ("codebook", "cluster_sum"))
         dictionary: Any = self.base().visual_dictionary
+        # The running sums are still those of the start: the next step would undo the codes that were loaded.
         if codes in report.loaded and sums in report.missing:  # Which a `VisualDictionary` alone has.
             dictionary.begin_average()
         return report
@@ -446,6 +460,7 @@ class SohoForPreTraining(ContrastiveVectors, SohoModelWithHeads):
         # Sections 3.1 and 3.2, once for each image; then 3.3.
         # `mask_uniform` is drawn for each image, whatever rank holds it: the dictionary draws by it, too.
         visual = self.soho.encode_images(**images, sample_key=mask_uniform)
+        # Only now: the dictionary draws by the key in every phase of training.
         if self.training and not self.masks_visual_tokens:
             mask_uniform = mask_pairs = None
         # The pairs whose masked visual tokens count.
@@ -475,6 +490,7 @@ class SohoForPreTraining(ContrastiveVectors, SohoModelWithHeads):
             place_M = labelled_places(mlm_labels) if mlm_positions is None else mlm_positions
             result.mlm_targets = at_places(mlm_labels, place_M)
             decoder = self.mlm_head.decoder  # Where it has an adapter, it is to be called.
+            # The packed backend hands back the word table that it has read: both uses then share one gradient.
             is_tied = isinstance(decoder, nn.Linear) and decoder.weight is self.get_input_embeddings().weight
             word_table_VD = reads.word_table if is_tied else None
             result.mlm_logits = self.mlm_head(at_places(hidden.text_hidden, place_M), word_table_VD)
@@ -487,12 +503,14 @@ class SohoForPreTraining(ContrastiveVectors, SohoModelWithHeads):
             result.mvm_logits = self.code_logits(at_places(hidden.visual_hidden, place_M))
             losses["mvm_loss"] = cross_entropy_sum(result.mvm_logits, result.mvm_targets)
         if visual.codes is not None and self.training:  # not the paper's
+            # Detached: straight through, the gradient of the codes would cancel that of the features.
             losses["commitment_loss"] = commitment_sum(visual.features, visual.codes.detach(), visual.valid)
         if self.training:  # nor these
             captions = captions_of(texts, mlm_labels, itm_labels)
             if self.bag_of_words_head is not None:
                 losses["bag_of_words_loss"] = self.bag_of_words_head.loss(visual.features, visual.valid, captions)
             if self.contrastive_head is not None:
+                # `captions` has the words from before masking; here those that were masked are left out.
                 read = captions if mlm_labels is None else captions.without(mlm_labels != -100)
                 losses["contrastive_loss"] = self.contrastive_loss(visual, read)
         for name, value in total_loss(losses, self.config, synchronise=self.training).items():

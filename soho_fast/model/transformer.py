@@ -81,7 +81,9 @@ class TransformerBackend:
             kwargs: what the attention takes.
         """
         visual, texts = pairs.visual, pairs.texts
+        # Images become pairs before the dropout, which then draws for each pair.
         visual_PLD = soho.visual_embeddings(texts.of_images(visual.tokens), texts.of_images(visual.position))
+        # Token type 0 is BERT's default; visual tokens get no type.
         text_PSD = soho.text_embeddings(input_ids=texts.input_ids)
         states_PTD = torch.cat([text_PSD, visual_PLD.to(text_PSD.dtype)], dim=1)
         return self.encode(soho, states_PTD, pairs.real_PT, **kwargs)
@@ -90,6 +92,7 @@ class TransformerBackend:
         """The last hidden states (P, T, D) of embedded tokens, of which those are read that are real."""
         # Whether all are real is a question to the device, which nobody waits to have answered.
         mask = create_bidirectional_mask(soho.config, states_PTD, real_PT, allow_is_bidirectional_skip=False)
+        # Tuple or `ModelOutput`: both begin with the last hidden state.
         return soho.encoder(states_PTD, attention_mask=mask, **kwargs)[0]
 
     def encode_pairs(self, soho: TransformerParts, *states_and_index: Tensor) -> Tensor:

@@ -78,6 +78,7 @@ class VisualDictionary(CodeUsage):
         if config.ema_variant == "vqvae":
             self.cluster_size = nn.Buffer(torch.zeros(shape[0], dtype=torch.float32))
             self.cluster_sum = nn.Buffer(torch.zeros(shape, dtype=torch.float32))
+        # The function, not a bound method: torch hands it the module that was loaded.
         self.register_load_state_dict_post_hook(VisualDictionary._forget_host_state)
         self.reset()
 
@@ -88,6 +89,7 @@ class VisualDictionary(CodeUsage):
         self.reset_usage()
         init.zeros_(self.initialised)
         if self.config.ema_variant == "vqvae":
+            # As `begin_average`: sum over size is the code itself.
             init.ones_(self.cluster_size)
             init.copy_(self.cluster_sum, self.codebook)
         self._forget_host_state()
@@ -139,7 +141,9 @@ class VisualDictionary(CodeUsage):
                 if not self._in_step:
                     self.end_step(applied=True)
                 if self.moves_in_forward:
+                    # The assignment from before the move, the codes after it; such a dictionary has one level.
                     embed_BLC = ops.straight_through(feat_BLC, self.codebook, index_BLQ[..., 0])
+        # Padding was looked up with the rest; this index and the attention's mask keep it out from here on.
         return embed_BLC, index_BLQ[..., 0].masked_fill(~valid_BL, -1)
 
     def _look_up(self, feat_BLC: Tensor) -> tuple[Tensor, Tensor]:
@@ -147,11 +151,13 @@ class VisualDictionary(CodeUsage):
         (B, L, Q)."""
         if self.num_levels > 1:
             books = self.pack(self.codebook, self.num_levels) if self.pack else self._books_QKC
+            # Its gradient is straight through, too, so the features go in with theirs.
             index_BLQ, embed_BLC = ops.residual_lookup(feat_BLC, books)
             return embed_BLC, index_BLQ
         # The argmin of eq. 2 has no gradient; eq. 5 hands that of the output to the features.
         constant_BLC = feat_BLC.detach()
         if self.pack is None:
+            # For speed alone: the index is exact with any subspace, a stale one too.
             subspace = self._subspace.of(self.codebook)
             index_BL = ops.codebook_lookup(constant_BLC, self.codebook, subspace=subspace)
         else:
@@ -160,6 +166,7 @@ class VisualDictionary(CodeUsage):
 
     def begin_step(self) -> None:
         """From here on training forwards gather what `end_step` updates from; what was gathered before is forgotten."""
+        # A dictionary that moves in each forward never waits for the end of a step: each forward is one.
         self._in_step, self._assignments = not self.moves_in_forward, None
         self._counts_QK = None
 
@@ -169,6 +176,7 @@ class VisualDictionary(CodeUsage):
 
         All ranks make the call, with the same `applied`.
         """
+        # Taken and cleared at once: a step that is left out leaves nothing to the next.
         assignments, self._in_step, self._assignments = self._assignments, False, None
         if not applied or assignments is None:
             return
@@ -178,6 +186,7 @@ class VisualDictionary(CodeUsage):
             packed = all_reduce_sum_(torch.cat([sums_QKC, counts_QK.unsqueeze(1)], dim=1))
             counts_QK, sums_QKC = packed[:, -1].contiguous(), packed[:, :-1].contiguous()
         if self.config.ema_variant == "paper":
+            # Levels are rows of one table: eq. 4 moves all of them in one call.
             ops.codebook_ema_(self.codebook, counts_QK, sums_QKC, self.config.ema_decay)
         else:
             smoothed_ema_(
@@ -186,7 +195,9 @@ class VisualDictionary(CodeUsage):
             )  # fmt: skip
         self._counts_QK = counts_QK
         self.count(counts_QK)
+        # As `count` has added to the buffer `step`.
         self._host_step += 1
+        # Last: usage counts this step, and the average of this step does not pull at the new codes.
         if assignments.candidates is not None:
             self._reset_unused(assignments.candidates)
 
@@ -215,6 +226,7 @@ class VisualDictionary(CodeUsage):
         return self.codebook.unflatten(0, (self.num_levels, -1))
 
     def _tokens(self, feat_BLC: Tensor, valid_BL: Tensor, sample_key_B: Tensor | None) -> Tokens:
+        # Images without a key are numbered through the step, across its micro-batches.
         before = self._assignments.num_images if self._assignments is not None else 0
         # A row that is not finite would make its code so, for ever.
         usable_BL = valid_BL & finite_rows(feat_BLC)
@@ -240,10 +252,12 @@ class VisualDictionary(CodeUsage):
         level, num = self._host_initialised, self.num_codes
         books_QKC, seed = self._books_QKC[:level], self.config.dictionary_seed
         codebook_KC = codes_from_features(tokens, books_QKC, num, seed, self._host_step)
+        # No rank had a usable feature: the next step tries again.
         if codebook_KC is None:
             return
         rows = slice(level * num, (level + 1) * num)
         self.codebook[rows] = codebook_KC
+        # What was counted so far was of the zero codes that these replace.
         self.usage[rows], self.age[rows] = 0.0, 0.0
         if self.config.ema_variant == "vqvae":
             self.begin_average(rows)
@@ -266,6 +280,7 @@ class VisualDictionary(CodeUsage):
             self.assigned_to_codes(rest_BLC, index_BLQ[..., level], tokens.usable_BL, num_texts_B)
             for level, rest_BLC in enumerate(rests_of_levels)
         ]
+        # One level, as in the paper, is spared the copy.
         counts_QK, sums_QKC = (part[0] if len(parts) == 1 else torch.cat(part) for part in zip(*parts, strict=True))
         if self._assignments is None:
             self._assignments = _Assignments(counts_QK, sums_QKC, len(tokens.feat_BLC))
@@ -273,8 +288,10 @@ class VisualDictionary(CodeUsage):
             self._assignments.counts_QK += counts_QK
             self._assignments.sums_QKC += sums_QKC
             self._assignments.num_images += len(tokens.feat_BLC)
+        # The number that the step has once it is applied: all its micro-batches draw by the same one.
         step, limit = self._host_step + 1, self._num_resettable
         if self.config.code_reset_threshold > 0 and step % self.config.code_reset_interval == 0:
+            # One draw for all levels: a feature and what the levels leave of it are one row, X = Q * C.
             rests_BLX = rests_of_levels[0] if self.num_levels == 1 else torch.cat(rests_of_levels, -1)
             key_R, rests_RX = replace(tokens, feat_BLC=rests_BLX).draw(limit, self.config.dictionary_seed, step)
             drawn = key_R, rests_RX.view(len(key_R), self.num_levels, -1)
@@ -284,10 +301,12 @@ class VisualDictionary(CodeUsage):
         unused_QK = self.unbiased_usage() < self.config.code_reset_threshold
         unused_QK &= self.age >= self.config.code_reset_patience
         reset_QK1, candidate_QKC = new_codes(candidates, unused_QK, self.num_levels, self._num_resettable)
+        # Masks, not indices: how many codes are reset is never asked of the device.
         self.codebook.copy_(torch.where(reset_QK1, candidate_QKC, self.codebook))
         reset_QK = reset_QK1.squeeze(1)
         self.usage.masked_fill_(reset_QK, 0.0)
         self.age.masked_fill_(reset_QK, 0.0)
         if self.config.ema_variant == "vqvae":
+            # As `begin_average`: the old sums would pull the code back.
             self.cluster_size.masked_fill_(reset_QK, 1.0)
             self.cluster_sum.copy_(torch.where(reset_QK1, self.codebook, self.cluster_sum))

@@ -65,6 +65,7 @@ class VisualEncoder(nn.Module):
         channels = self.backbone.num_features, config.hidden_size
         # Any: in a prepared model it is one of `fast/prepared/layers.py`.
         self.projection: Any = nn.Conv2d(*channels, kernel_size=1, bias=self.projection_bias)
+        # 1, 2, 4 and so on, up to the backbone's.
         self.strides = tuple(2**number for number in range(config.backbone_stride.bit_length()))
         self.pool = config.visual_pool
         self.dropout = config.backbone_dropout_prob
@@ -132,6 +133,7 @@ class VisualEncoder(nn.Module):
         masks, mask_Bhw = {}, self.cnn.padding(pixel_mask_BHW)
         if mask_Bhw is not None:
             for s in self.strides:
+                # Each from that of half its stride; with stride 1 it only becomes bool.
                 mask_Bhw = grid_mask(mask_Bhw, min(s, 2))
                 masks[s] = mask_Bhw.unsqueeze(1).to(x.dtype)
         with torch.no_grad() if self.backbone_frozen else nullcontext():
@@ -144,13 +146,16 @@ class VisualEncoder(nn.Module):
         x, mask_Bhw = self.cnn.project(self, x_BChw), self.cnn.padding(mask_Bhw)
         if self.pool > 1:
             if mask_Bhw is not None:
+                # Padding wins no window; one with nothing else is set to zero below.
                 x = x.masked_fill(~mask_Bhw.unsqueeze(1), float("-inf"))
+            # ceil_mode as in `grid_mask`: a last window that is partly outside is a token, too.
             x = F.max_pool2d(x, self.pool, self.pool, ceil_mode=True)
         if mask_Bhw is None:
             grid_mask_Bhw = x.new_ones(x.shape[0], *x.shape[-2:], dtype=torch.bool)
         else:
             grid_mask_Bhw = grid_mask(mask_Bhw, self.pool)
             x = x.masked_fill(~grid_mask_Bhw.unsqueeze(1), 0.0)
+        # Row by row of the grid, as `masking.margin` and `sine_position` count tokens.
         return x.flatten(2).transpose(1, 2).contiguous(), grid_mask_Bhw
 
     def counted(self, valid_BL: Tensor) -> Tensor:
@@ -176,6 +181,7 @@ def cut_features(x_BChw: Tensor, mask_Bhw: Tensor | None) -> list[Tensor]:
     """Each image's own features (C, h, w) of what `VisualEncoder.backbone_output` gives, without padding."""
     if mask_Bhw is None:
         return list(x_BChw)
+    # The real area is a rectangle at the top left.
     heights, widths = mask_Bhw.any(2).sum(1).tolist(), mask_Bhw.any(1).sum(1).tolist()
     return [x[:, :height, :width] for x, height, width in zip(x_BChw, heights, widths, strict=True)]
 

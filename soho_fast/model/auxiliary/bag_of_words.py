@@ -44,6 +44,7 @@ class BagOfWordsHead(nn.Module):
     def forward(self, feat_BLD: Tensor, valid_BL: Tensor) -> Tensor:
         """Returns (B, V): the best logit over the valid tokens of each image, plus the word's bias."""
         logits_BLV = self.decoder(self.norm(feat_BLD))
+        # The bias after the maximum: it is the same for all tokens.
         return logits_BLV.masked_fill(~valid_BL.unsqueeze(-1), float("-inf")).amax(1) + self.bias
 
     def loss(self, feat_BLD: Tensor, valid_BL: Tensor, captions: Texts) -> LossSum:
@@ -67,6 +68,7 @@ def words_of_captions(captions: Texts, num_images: int, vocab_size: int) -> Tens
     assert captions.attention_mask is not None, "captions_of gives one"
     words_BV = torch.zeros(num_images * vocab_size, device=ids_PS.device)
     place_PS = image_index_P.unsqueeze(1) * vocab_size + ids_PS
+    # Padding adds 0 to whatever word its id names.
     words_BV.index_add_(0, place_PS.flatten(), captions.attention_mask.float().flatten())
     return words_BV.view(num_images, vocab_size).clamp_(max=1.0)
 

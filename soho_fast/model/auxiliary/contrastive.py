@@ -63,13 +63,17 @@ class ContrastiveHead(nn.Module):
         """
         image_AE, image = gather_with_grad(image_BE)
         text_UE, text = gather_with_grad(text_TE)
+        # Images are numbered among those of all ranks; -100 stays, which cross_entropy leaves out.
         own_image_T = torch.where(own_image_T < 0, own_image_T, own_image_T + image)
         own_image_U, _ = gather_with_grad(own_image_T)
         logits_AU = self.log_scale.clamp(max=self.LARGEST_SCALE).exp() * (image_AE @ text_UE.T)
+        # Of both directions this rank's own rows: the sum over the ranks has each once.
         of_texts = F.cross_entropy(logits_AU.T[text : text + len(text_TE)], own_image_T, reduction="sum")
+        # A text that is left out is none that an image could choose.
         logits_BU = logits_AU[image : image + len(image_BE)].masked_fill(own_image_U < 0, float("-inf"))
         right_BU = torch.arange(image, image + len(image_BE), device=own_image_T.device).unsqueeze(1) == own_image_U
         asked_B = right_BU.any(1)
+        # Its texts together: any is right. Without one NaN goes back, but to filled places alone, where it ends.
         right_B = logits_BU.masked_fill(~right_BU, float("-inf")).logsumexp(1)
         of_images = torch.where(asked_B, logits_BU.logsumexp(1) - right_B, 0.0).sum()
         return (of_texts + of_images) / 2, (asked_B.sum() + (own_image_T >= 0).sum()) / 2

@@ -38,7 +38,9 @@ class Tokens:
         win. So the draw depends neither on the number of ranks nor on the order, padding or division of the batch.
         """
         token_BL = self.valid_BL.long().cumsum(1)
+        # Python's ints do not wrap: cut to what int64 holds.
         salt = ((seed << 32) ^ step) & _NO_FEATURE
+        # Without its sign, so that `_NO_FEATURE`, the largest int64, sorts behind.
         key_BL = mix64(mix64(mix64(self.image_B).unsqueeze(1) + token_BL) ^ salt) & _NO_FEATURE
         key_N = key_BL.masked_fill(~self.usable_BL, _NO_FEATURE).flatten()
         key_R, pick_R = key_N.topk(min(num, key_N.numel()), largest=False, sorted=True)
@@ -54,16 +56,20 @@ def image_numbers(sample_key_B: Tensor | None, like_BLC: Tensor, before: int) ->
         before: images of the step in earlier forwards.
     """
     if sample_key_B is not None:
+        # By its bits: numbers in [0, 1) are all 0 as integers.
         return sample_key_B.to(torch.float64).contiguous().view(torch.int64)
+    # The upper half of the number is the rank's, so that no two images have the same.
     return torch.arange(before, before + len(like_BLC), device=like_BLC.device) + (rank() << 32)
 
 
 def draw_from_all_ranks(key_R: Tensor, feat_RC: Tensor, num: int) -> tuple[Tensor, Tensor]:
     """`num` of what all ranks drew, and which rows hold a feature (these come first)."""
     if world_size() > 1:
+        # Filled up: a gather wants the same shape of every rank.
         missing = num - len(key_R)
         key_R = all_gather_rows(torch.cat([key_R, key_R.new_full((missing,), _NO_FEATURE)]))
         feat_RC = all_gather_rows(torch.cat([feat_RC, feat_RC.new_zeros(missing, feat_RC.shape[1])]))
+        # What is among the `num` smallest of all ranks is among the `num` smallest of its own.
         key_R, pick_R = key_R.topk(num, largest=False, sorted=True)
         feat_RC = feat_RC[pick_R]
     return feat_RC, key_R != _NO_FEATURE

@@ -17,6 +17,7 @@ def joined(candidates: Candidates | None, drawn: Candidates, limit: int) -> Cand
     if candidates is None:
         return drawn
     key_R, rests_RQC = (torch.cat(parts) for parts in zip(candidates, drawn, strict=True))
+    # The smallest hashes of both are those of one draw from both.
     key_R, pick_R = key_R.topk(min(limit, len(key_R)), largest=False, sorted=True)
     return key_R, rests_RQC[pick_R]
 
@@ -36,9 +37,12 @@ def new_codes(candidates: Candidates, unused_QK: Tensor, num_levels: int, limit:
     key_R, rests_RQC = candidates
     rests_RX, available_R = draw_from_all_ranks(key_R, rests_RQC.flatten(1), limit)
     unused_QxK = unused_QK.view(num_levels, -1)
+    # The number of each unused code among those of its level; of used codes without a meaning.
     place_QxK = unused_QxK.long().cumsum(1) - 1
+    # An index for all codes; where it means nothing `reset_QK` is False.
     row_QxK = place_QxK.clamp(0, len(rests_RX) - 1)
     reset_QK = (unused_QxK & (place_QxK < len(rests_RX)) & available_R[row_QxK]).flatten()
     level_Q1 = torch.arange(num_levels, device=row_QxK.device).unsqueeze(1)
+    # level_Q1 broadcasts: each level takes its own channels of its candidates.
     candidate_QKC = rests_RX.view(len(rests_RX), num_levels, -1)[row_QxK, level_Q1].flatten(0, 1)
     return reset_QK.unsqueeze(1), candidate_QKC

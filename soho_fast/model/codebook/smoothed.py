@@ -29,8 +29,10 @@ def smoothed_ema_(
     """
     size_QK.lerp_(counts_QK, 1.0 - decay)
     sum_QKC.lerp_(sums_QKC, 1.0 - decay)
+    # A view of each level by itself: a level that is not drawn yet must not smooth another.
     size_QxK = size_QK.view(num_levels, -1)
     total_Q1 = size_QxK.sum(1, keepdim=True)
+    # Counts plus eps, brought back to their sum: a code without features is divided by little, not by 0.
     smoothed_QxK = (size_QxK + eps) / (total_Q1 + size_QxK.shape[1] * eps) * total_Q1
     # Statistics that are empty say nothing of where the codes are.
     empty_QK1 = (total_Q1 <= 0).expand_as(size_QxK).reshape(-1, 1)

@@ -30,8 +30,10 @@ def codes_from_features(tokens: Tokens, books_QKC: Tensor, num_codes: int, seed:
     if level:
         feat_RC = ops.residual_lookup(feat_RC, books_QKC, return_residual=True)[2]
     copy_K = torch.arange(num_codes, device=feat_RC.device) % num_available
+    # On the CPU, so that every rank and device adds the same noise.
     generator = torch.Generator().manual_seed(seed + level)
     noise_KC = torch.randn(feat_RC[copy_K].shape, generator=generator).to(feat_RC.device)
+    # correction=0: of a single feature it is 0, not NaN.
     spread_C = feat_RC[:num_available].std(0, correction=0) * _COPY_NOISE
     codebook_KC = feat_RC[copy_K]
     codebook_KC[num_available:] += (noise_KC * spread_C)[num_available:]

@@ -54,6 +54,7 @@ class CodeUsage(Float32Buffers):
         """Adds an update's assignments, of all ranks, to the running usage."""
         total = counts_QK[: self.num_codes].sum()  # The same in each level.
         share_QK = counts_QK * (self.num_codes / total.clamp(min=1.0))
+        # A step without tokens changes nothing.
         decay = torch.where(total > 0, self.config.usage_decay, 1.0)
         self.usage.mul_(decay).add_(share_QK * (1.0 - decay))
         self.age.add_((total > 0).float())
@@ -61,6 +62,7 @@ class CodeUsage(Float32Buffers):
 
     def count_non_finite(self, valid_BL: Tensor, usable_BL: Tensor) -> None:
         """Adds the real tokens of a forward that are not usable."""
+        # It stays on the device until somebody asks.
         num = (valid_BL & ~usable_BL).sum()
         self._num_non_finite = num if self._num_non_finite is None else self._num_non_finite.to(num.device) + num
 
@@ -74,6 +76,7 @@ class CodeUsage(Float32Buffers):
 
     def unbiased_usage(self) -> Tensor:
         """(QK,), `usage` as a mean over the updates of each code alone; 0 of one that has seen none."""
+        # From zero, the weights of n updates add up to 1 - decay^n (Adam's bias correction).
         seen_QK = 1.0 - torch.pow(self.config.usage_decay, self.age)
         return torch.where(self.age > 0, self.usage / seen_QK.clamp(min=_TINY), 0.0)
 
@@ -115,9 +118,12 @@ class CodeUsage(Float32Buffers):
         """
         usage_K = self.unbiased_usage()[: self.num_codes].clamp(min=_LEAST_USAGE)
         count_BK = usage_K.new_zeros(len(index_BL), self.num_codes)
+        # Padding's index of -1 counts as code 0, with a weight of 0.
         count_BK.scatter_add_(1, index_BL.clamp(min=0), valid_BL.to(count_BK.dtype))
+        # Float64, as `uniform_B`, so that a code of little weight keeps its share of a long sum.
         sum_BK = (count_BK / usage_K).square().double().cumsum(1)
         total_B1 = sum_BK[:, -1:]
+        # `right`: a draw of 0 must not fall on a code without tokens. The product may round up to the total.
         code_B1 = torch.searchsorted(sum_BK, uniform_B.unsqueeze(1) * total_B1, right=True)
         return torch.where(total_B1 > 0, code_B1.clamp(max=self.num_codes - 1), -1).squeeze(1)
 
@@ -125,4 +131,5 @@ class CodeUsage(Float32Buffers):
 def _perplexity_of(weight_K: Tensor) -> tuple[Tensor, Tensor]:
     """exp of the entropy of the codes' shares, (), and the shares (K,)."""
     share_K = weight_K / weight_K.sum().clamp(min=_TINY)
+    # xlogy: an unused code adds 0, not NaN.
     return torch.exp(-torch.special.xlogy(share_K, share_K).sum()), share_K

@@ -40,6 +40,7 @@ class AllTokenBatchNorm(RunningStatistics):
         weight_BL1 = finite_BL1.float()
         if num_texts_B is not None:
             weight_BL1 = weight_BL1 * num_texts_B.to(weight_BL1).view(-1, 1, 1)
+        # For the sums alone: 0 times NaN is NaN. What comes out is made of `x_BLC`.
         seen_BLC = torch.where(finite_BL1, x_BLC, 0.0)
         total = all_reduce_with_grad(torch.cat([(seen_BLC * weight_BL1).sum((0, 1)), weight_BL1.sum().reshape(1)]))
         count = total[-1].detach()

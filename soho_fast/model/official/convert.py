@@ -238,6 +238,7 @@ def convert(checkpoint: Checkpoint, *, answers: Sequence[str] | None = None, **o
         config.label2id = {answer: number for number, answer in enumerate(answers)}
     kind = SohoForPreTraining if checkpoint.preset == "official" else SohoForQuestionAnswering
     with torch.device("meta"):
+        # Names and sizes alone: nothing is allocated.
         own = kind(config).state_dict()
     renamed = keys.rename(checkpoint.tensors)
     missing = _check(checkpoint, renamed, own)
@@ -245,6 +246,7 @@ def convert(checkpoint: Checkpoint, *, answers: Sequence[str] | None = None, **o
     if codes_KC is not None:
         state |= keys.dictionary_counters(checkpoint.tensors["neck.vq.cluster_size"], config.usage_decay)
     model = kind(config).eval()
+    # Not strict: a tied weight has no entry of its own, and of all else `_check` has found what may be missing.
     model.load_state_dict(state, strict=False)
     return Conversion(
         checkpoint,

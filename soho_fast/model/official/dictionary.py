@@ -44,6 +44,7 @@ class OfficialDictionary(VisualDictionary):
         num_texts_B1 = num_texts_B.float().unsqueeze(1)
         weighted_BLC = feat_BLC.float() * num_texts_B1.unsqueeze(2)
         counts_K, sums_KC = super().assigned_to_codes(weighted_BLC, index_BL, usable_BL, None)
+        # The sums are right by the features' weights; the counts were of rows, and are taken again by theirs.
         counts_K = torch.zeros_like(counts_K).index_add_(0, index_BL.flatten(), (usable_BL * num_texts_B1).flatten())
         return counts_K, sums_KC
 

@@ -22,5 +22,6 @@ def label_at_place(index_BL: Tensor, *, valid: Tensor, uniform: Tensor) -> Tenso
         int64 (B,); -1 where the place is not valid.
     """
     num_places = index_BL.shape[1]
+    # The product may round up to L.
     place_B1 = (uniform * num_places).long().clamp(max=num_places - 1).unsqueeze(1)
     return torch.where(valid.gather(1, place_B1), index_BL.gather(1, place_B1), -1).squeeze(1)

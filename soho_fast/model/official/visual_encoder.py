@@ -59,10 +59,12 @@ class OfficialVisualEncoder(VisualEncoder):
             real_BHW = pixel_mask_BHW.bool()
             pixel_values_B3HW = pixel_values_B3HW.masked_fill(~real_BHW.unsqueeze(1), 0.0)
             height_B, width_B = real_BHW.any(2).sum(1), real_BHW.any(1).sum(1)
+        # -W % 32 is what is missing to a multiple of 32. No mask: to this CNN padding is image.
         x_BChw, _ = self.backbone_output(F.pad(pixel_values_B3HW, (0, -W % _STRIDE, 0, -H % _STRIDE)))
         if min(x_BChw.shape[-2:]) < self.pool:
             least = _STRIDE * (self.pool - 1) + 1
             raise ValueError(f"pixel_values: expected at least {least} x {least} pixels for one token, got {H} x {W}")
+        # The padded height for both axes, as `released_mask` explains.
         side = _STRIDE * x_BChw.shape[-2]
         with torch.autocast(x_BChw.device.type, enabled=False):
             pooled_BCRS = F.max_pool2d(x_BChw, self.pool) if self.pool > 1 else x_BChw
@@ -94,6 +96,7 @@ class OfficialVisualEncoder(VisualEncoder):
         before = [_statistics(norm) for norm in norms]
         y = super().run_step(step, x, masks)
         batches = [
+            # now = was + momentum * (batch - was), solved for the statistics of the batch.
             (norm, [was.lerp(now, 1.0 / norm.momentum) for was, now in zip(start, _statistics(norm), strict=True)])
             for norm, start in zip(norms, before, strict=True)
         ]

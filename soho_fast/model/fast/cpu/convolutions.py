@@ -37,6 +37,7 @@ def _convolve(conv: nn.Conv2d, x: Tensor, weight_OIHW: Tensor, bias_O: Tensor | 
     """The convolution of that form with these values."""
     own_way = isinstance(conv, CpuConv2d) and x.device.type == "cpu"
     if own_way and conv.groups == 1 and x.is_contiguous(memory_format=torch.channels_last):
+        # With the channels last both permutations are views: each pixel is a row of the product.
         return F.linear(x.permute(0, 2, 3, 1), weight_OIHW.flatten(1), bias_O).permute(0, 3, 1, 2)
     form: tuple[Any, ...] = (conv.stride, conv.padding, conv.dilation, conv.groups)
     if own_way and conv.groups > 1 and torch.is_grad_enabled():
@@ -52,6 +53,7 @@ def folded_conv_norm(conv: nn.Conv2d, norm: BatchNorm2d, x: Tensor, mask: Tensor
     if norm.training or torch.is_grad_enabled() or hasattr(conv.weight, "ds_id"):
         return conv_norm(conv, norm, x, mask)
     scale_O = norm.weight.float() * torch.rsqrt(norm.running_var + norm.eps)
+    # The convolutions before torchvision's BatchNorm have no bias of their own.
     bias_O = norm.bias.float() - norm.running_mean * scale_O
     weight_OIHW = conv.weight.float() * scale_O.view(-1, 1, 1, 1)
     x = _convolve(conv, x, weight_OIHW.to(x.dtype), bias_O.to(x.dtype))

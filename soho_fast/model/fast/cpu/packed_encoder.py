@@ -47,6 +47,7 @@ def can_pack(soho: TransformerParts, **kwargs: Any) -> bool:
 
 def _fill(chosen_PT: Tensor, allowed_PT: Tensor, count: int) -> Tensor:
     """`chosen_PT` and further places of `allowed_PT`, those of low number first, up to `count` if there are so many."""
+    # Transposed, so that `nonzero` goes through the places first and the pairs second.
     spare = (allowed_PT & ~chosen_PT).T.nonzero()[: count - int(chosen_PT.sum())]
     filled_PT = chosen_PT.clone()
     filled_PT[spare[:, 1], spare[:, 0]] = True
@@ -65,6 +66,7 @@ class Places:
         self.place_N, self.shape = place_N, shape
         row_PT = place_N.new_full((shape[0] * shape[1],), -1)
         row_PT[place_N] = torch.arange(place_N.numel())
+        # An empty place takes row 0, and `pad` sets it to zero.
         self.row_PT = row_PT.clamp(min=0)
         self.empty = (row_PT < 0).nonzero().squeeze(1)
 
@@ -100,6 +102,7 @@ class _Attention(torch.autograd.Function):
         scale = (query_MD.shape[1] // num_heads) ** -0.5
         query_RQE = queries.pad(query_MD, num_heads)
         key_RTE, value_RTE = (keys.pad(rows_ND, num_heads) for rows_ND in (key_ND, value_ND))
+        # alpha scales the product, not the mask, which broadcasts over the queries.
         score_RQT = torch.baddbmm(mask_R1T, query_RQE, key_RTE.transpose(1, 2), alpha=scale)
         share_RQT = score_RQT.softmax(-1)
         kept_RQT = F.dropout(share_RQT, dropout) if dropout else share_RQT
@@ -141,6 +144,7 @@ class PackedTransformer(TransformerBackend):
         if reads is None or not can_pack(soho, **kwargs):
             return super().__call__(soho, pairs, **kwargs)
         words_PS = reads.words_PS
+        # A copy of the caller's words, to which [CLS] is added.
         read_PS = torch.zeros_like(texts.input_ids, dtype=torch.bool) if words_PS is None else words_PS.clone()
         read_PS[:, 0] = True
         read_PL = texts.of_images(torch.zeros_like(pairs.visual.valid))
@@ -167,7 +171,9 @@ class _PackedRows:
 
     def __init__(self, real_PT: Tensor, read_PT: Tensor, num_words: int, like: Tensor) -> None:
         (num_pairs, T), S = real_PT.shape, num_words
+        # What is read needs a row, though it be padding.
         row_PT = real_PT | read_PT
+        # The rows that round the number up are padding, which `real_PT` hides from attention.
         row_PT = _fill(row_PT, torch.ones_like(row_PT), recurring(int(row_PT.sum()), like, 64))
         read_PT = _fill(read_PT, row_PT, recurring(int(read_PT.sum()), like))
         self.num_places = num_places = recurring(T, like, 8)
@@ -179,10 +185,12 @@ class _PackedRows:
         self.keys = Places(torch.cat([words_N, visual_N + self.place_visual]), (num_pairs, num_places))
 
         self.read_M = read_PT.flatten().nonzero().squeeze(1)
+        # The queries of a pair move together: their table is as wide as the pair that has most.
         slot_PT = read_PT.cumsum(1) - 1
         num_slots = recurring(int(slot_PT.max()) + 1, like, 8)
         slot_M = (self.read_M // num_places) * num_slots + slot_PT.flatten()[self.read_M]
         self.reads = Places(slot_M, (num_pairs, num_slots))
+        # Each place that is read has a row, so none of these is a clamped one.
         self.row_M = self.keys.row_PT[self.read_M]
 
 
@@ -212,6 +220,7 @@ def packed_encode(
     words_D, table_VD = SharedWords.apply(
         words.weight, input_ids_PS[rows.pair_words, rows.place_words], words.padding_idx
     )
+    # To BERT one long text, with the position of each token in its own.
     words_D = text_embeddings(inputs_embeds=words_D[None], position_ids=rows.place_words[None])[0]
     # Dropout draws for each pair by itself, after which the pairs of an image have no visual tokens in common.
     dropout = _probability(visual_embeddings.dropout)
@@ -222,11 +231,13 @@ def packed_encode(
     # Under autocast too the states between the products are of their type: LayerNorm computes in float32 inside.
     words_D, visual_BLD = words_D.to(product_dtype(weight)), visual_BLD.to(product_dtype(weight))
     B, L, _ = visual_BLD.shape
+    # Then the tokens of the pairs are whole images, in order, and nothing is to be picked.
     all_visual = rows.pair_visual.numel() == num_pairs * L
     visual_R = None if all_visual else rows.pair_visual * L + rows.place_visual
 
     def expand(rows_UD: Tensor) -> Tensor:
         """Words and the images' visual tokens to words and the pairs' visual tokens, (N, D)."""
+        # U rows: words, and the tokens of each image once.
         words_D, visual_D = rows_UD.split([rows.place_words.numel(), B * L])
         # Whole images are copied: their gradients are summed in few long rows.
         visual_D = visual_D.reshape(B, -1).index_select(0, image_index_P).view(num_pairs * L, -1)
@@ -244,10 +255,12 @@ def packed_encode(
 
     num_heads = encoder.config.num_attention_heads
     mask_P1T = torch.zeros(num_pairs, 1, rows.num_places, dtype=hidden_ND.dtype)
+    # Not minus infinity: a pair of which nothing is real would become NaN.
     mask_P1T.masked_fill_(~rows.real_PT.unsqueeze(1), torch.finfo(hidden_ND.dtype).min)
     mask_R1T = mask_P1T.repeat_interleave(num_heads, dim=0)
     for number, layer in enumerate(encoder.layer):
         attention, is_last = layer.attention.self, number == len(encoder.layer) - 1
+        # `query_MD` is the residual path, too: in the last layer of the rows that are read alone.
         query_MD, queries = (hidden_ND.index_select(0, rows.row_M), rows.reads) if is_last else (hidden_ND, rows.keys)
         key_ND, value_ND = (project(linear, number == 0) for linear in (attention.key, attention.value))
         projected_MD = attention.query(query_MD) if is_last else project(attention.query, number == 0)
@@ -255,6 +268,7 @@ def packed_encode(
             projected_MD, key_ND, value_ND, queries, rows.keys, mask_R1T, num_heads, _probability(attention.dropout)
         )
         hidden_ND = layer.feed_forward_chunk(layer.attention.output(context_MD, query_MD))
+    # After the last layer the rows are the M that are read; places beyond T were there to round up.
     hidden_RD = hidden_ND.new_zeros(num_pairs * rows.num_places, hidden_ND.shape[1]).index_copy(
         0, rows.read_M, hidden_ND
     )

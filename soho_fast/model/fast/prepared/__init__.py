@@ -132,6 +132,7 @@ def prepare_for_inference(
         base.encoder.to(dtype)
     dictionary = base.visual_dictionary
     if isinstance(dictionary, VisualDictionary):
+        # By the codebook's version `PackedCodes` sees when to pack again.
         dictionary.codebook, dictionary.pack = counted(dictionary.codebook), PackedCodes()
     base.transformer = PreparedTransformer()
     _keep_heads_float32(model, base.encoder)

@@ -44,6 +44,7 @@ class Seen:
 
     def __init__(self) -> None:
         self.parts: list[Tensor] = []
+        # The range holds 0, so that a whole number stands for it exactly.
         self.low = self.high = 0.0
 
     def __call__(self, x: Tensor) -> None:
@@ -60,6 +61,7 @@ class Seen:
             low, high = clip * self.low, clip * self.high
             scale = max(high - low, 1e-8) / 255
             zero_point = round(-low / scale)
+            # To uint8 and back, as the layers will have the values.
             found_N = ((values_N / scale).round() + zero_point).clamp_(0, 255).sub_(zero_point).mul_(scale)
             error = float((found_N - values_N).square().mean())
             if error < least:
@@ -105,6 +107,7 @@ class Int8Conv2d(Constant):
     def forward(self, x: Tensor, mask: Tensor | None = None, added: Tensor | None = None) -> Tensor:
         """As `FusedConv2d.forward`, in uint8."""
         if mask is not None and self.kernel_size != (1, 1):
+            # Number 0 is 0.0 here: what a wide kernel reads comes from a ReLU, and its zero point is 0.
             x = x.mul_(mask.to(torch.uint8))
         given = (x, *self.read, self.packed(x.shape), self.scale_O, self.zero_point_O)
         made = (*self.made, torch.uint8)
@@ -156,6 +159,7 @@ class Boundary(nn.Module):
 
     def forward(self, x: Tensor, masks: Any, stride: int) -> tuple[Tensor, int]:
         """As the blocks of a `FusedBackbone`."""
+        # Without a type the way in, with one the way out.
         if self.dtype is None:
             return quantised(x, self.scale), stride
         return x.to(self.dtype).sub_(self.scale.zero_point).mul_(self.scale.scale), stride
@@ -200,6 +204,7 @@ def to_int8(
     stem, *blocks = layers
     stem.conv.cast(dtype)
     read = scales[stem.conv]
+    # Behind the stem and its max-pool, which keeps the range.
     backbone.insert(1, Boundary(read))
     for block in blocks:
         read = block.exchange(partial(_int8_conv, scales), read)

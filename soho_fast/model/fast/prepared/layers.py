@@ -40,6 +40,7 @@ class Layout:
         # The tensors are kept too: the numbers of those that are gone may be given to others.
         key = [about]
         for tensor in tensors:
+            # The address, too: the memory under a tensor may be exchanged.
             key += (id(tensor), tensor._version, tensor.data_ptr())
         if self._key != key:
             self._made, self._of, self._key = make(*tensors), tensors, key
@@ -135,6 +136,7 @@ class FusedConv2d(Constant):
         weight_OIHW, bias_O = conv.weight, conv.bias
         if norm is not None:
             statistics = (norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias)
+            # In float32: the product is rounded once, by the cast below.
             weight_OIHW, bias_O = fuse_conv_bn_weights(weight_OIHW, bias_O, *statistics)
         weight_OIHW = weight_OIHW.to(dtype, memory_format=torch.channels_last)
         super().__init__(weight_OIHW, None if bias_O is None else bias_O.to(dtype), activation, pack)
@@ -163,6 +165,7 @@ class FusedConv2d(Constant):
         post_op = POST_OPS[self.activation]
         if added is None:
             return torch.ops.mkldnn._convolution_pointwise(x, weight_OIHW, self.bias, *form, *post_op)
+        # Behind a sum this kernel takes None for no activation, not "none".
         unary = (None, [], None) if self.activation is None else post_op
         return torch.ops.mkldnn._convolution_pointwise_.binary(
             added, x, weight_OIHW, self.bias, *form, "add", 1.0, *unary

@@ -44,6 +44,7 @@ class Block(nn.Module):
         *convs, last = self.convs
         y, at = x, stride
         for conv in convs:
+            # The mask of what a convolution reads, so at the stride before its own.
             y = conv(y, masks.get(at))
             at *= conv.stride[0]
         added = x if self.downsample is None else self.downsample(x)
