@@ -38,6 +38,7 @@ def _load_extension() -> tuple[ModuleType | None, str]:
     try:
         return importlib.import_module(EXTENSION), ""
     except ModuleNotFoundError as error:
+        # Then the extension is there, and what it imports is missing.
         if error.name != EXTENSION:
             raise
         folder = os.path.dirname(os.path.dirname(__file__))  # a clone's, if Python starts there
@@ -101,11 +102,13 @@ def define_op(
     for backend in native:
         _NATIVE_OPS[backend].add(name)
     for backend in ("reference", *native):
+        # To register its op would import Triton.
         if backend == "triton" and triton_backend.MISSING:
             continue
         qualified = f"{NAMESPACE}::{name}_{backend}"
         LIBRARY.define(f"{name}_{backend}{schema}", tags=(torch.Tag.pt2_compliant_tag,))
         if backend == "reference":
+            # Explicit: below autograd, so that the registered gradient holds and not one traced through the body.
             LIBRARY.impl(f"{name}_{backend}", _warning_once(reference), "CompositeExplicitAutograd")
         elif backend == "triton":
             triton_backend.register(LIBRARY, name, home=reference.__module__.rpartition(".")[0])
@@ -171,6 +174,7 @@ def backend_for(name: str, backend: str | None, device: torch.device, lacking: M
     for best in best_first:
         if best == "cpu" and _ONLY_SCALAR and name in _FASTER_THAN_SCALAR:
             continue
+        # The trial may cost a compilation: only of a backend that nothing else rules out.
         if not _refusals(name, best, device.type, lacking) and (best == "cpu" or _runs(name, best, device)):
             return best
     return "reference"

@@ -34,11 +34,13 @@ def values_of(tensor: Tensor) -> Tensor | None:
     if tensor.device.type != "cpu" or torch.compiler.is_compiling():
         return None
     tensor = unwrapped(tensor)
+    # A fake tensor's class overrides this; a Parameter's does not.
     return tensor if type(tensor).__torch_dispatch__ is Tensor.__torch_dispatch__ else None
 
 
 def check_below(index: Tensor, num_codes: int) -> None:
     """ValueError where an index that can be read is beyond the codes."""
+    # Not `>= num_codes`: that may be 2^63, which int64 does not hold.
     if (values := values_of(index)) is not None and bool((values > num_codes - 1).any()):
         raise ValueError(f"index: expected values below {num_codes} (codes), got {int(values.max())}")
 
@@ -46,6 +48,7 @@ def check_below(index: Tensor, num_codes: int) -> None:
 def check_uniform(uniform: Tensor) -> None:
     """ValueError where a value that can be read is outside of [0, 1)."""
     values = values_of(uniform)
+    # As not inside, so that NaN is outside.
     if values is not None and len(outside := values[~((values >= 0) & (values < 1))]):
         raise ValueError(f"uniform: expected values in [0, 1), got {float(outside[0])}")
 
@@ -81,6 +84,7 @@ def check_channels(features: Tensor, codebook: Tensor, name: str = "codebook") -
 def check_int(name: str, value: Any, least: int, most: int | None = None) -> Any:
     """`value`, as a Python int where it is a numpy integer; TypeError unless it is an int (a SymInt of torch.compile is
     one; numpy's are arrays with fullgraph=True), ValueError unless within the limits."""
+    # True is an Integral.
     if isinstance(value, bool) or not isinstance(value, (Integral, torch.SymInt)):
         raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
     number: Any = value if isinstance(value, (int, torch.SymInt)) else int(value)
@@ -104,6 +108,7 @@ def check_writable(name: str, value: Tensor, instead: str) -> None:
     extents = [(stride, size) for stride, size in zip(value.stride(), value.shape, strict=True) if size > 1]
     for position, (stride, _) in enumerate(extents):
         others = extents[:position] + extents[position + 1 :]
+        # Elements lie apart where each stride steps beyond all that the smaller strides reach together.
         if sum(other * (size - 1) for other, size in others if other <= stride) >= stride:
             raise ValueError(
                 f"{name}: expected elements that lie apart in memory, got an expanded or overlapping tensor of "

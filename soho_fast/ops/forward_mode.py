@@ -60,5 +60,6 @@ def without_gradient(op: Callable, *arguments: Any) -> Any:
 def pass_on(features: Tensor, quantized: Tensor) -> Tensor:
     """`quantized` to the bit, with the derivatives of `features`, in every mode and in compiled graphs, but none where
     a feature is not finite."""
+    # Or Inf - Inf below would be NaN; its derivative is 0 where it has put another number.
     features = features.nan_to_num()
     return quantized - (features.detach() - features)  # minus zero, which keeps the sign of one

@@ -65,6 +65,7 @@ class _Fsq(torch.autograd.Function):
         x = x.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
         x.nan_to_num_(nan=-torch.finfo(torch.float32).max)
         table = x.new_tensor((_table if torch.compiler.is_compiling() else _kept_table)(levels))
+        # Of shape (C, 1) each, against x (C, N).
         shift, half, from_one, above, width = table[:, :5].T.unsqueeze(-1)
         tanh = (x + shift).tanh_()
         # In float32 this is off by far less than 1/2, so that the one edge that can decide is in the step it lies in.
@@ -73,6 +74,7 @@ class _Fsq(torch.autograd.Function):
             step = torch.minimum(step.clamp(min=0), step.new_tensor(levels).unsqueeze(-1))
         step.add_(x > table[:, 5:].gather(1, step.long()))  # counted from 1
         places = _places(levels)
+        # Steps count from 1, an index from 0: each place is taken off once.
         index = (step.long() * step.new_tensor(places, dtype=torch.int64).unsqueeze(-1)).sum(0).sub_(sum(places))
         quantized = step.sub_(above).div_(width).T.reshape(features.shape)
         return index.reshape(features.shape[:-1]), quantized.to(features.dtype), tanh
@@ -105,6 +107,7 @@ def _table(levels: tuple[int, ...]) -> list[list[float]]:
         half, offset, shift = _bound(level)
         values = range(-(level // 2), (level - 1) // 2)
         edges = [_float32_below(math.atanh((value + 0.5 + offset) / half) - shift) for value in values]
+        # At the ends of the range a step of 0 so becomes 1, and one of L stays.
         edges = [-math.inf, *edges, *[math.inf] * (max(levels) - len(edges))]
         rows.append([shift, half, level // 2 + 1 - offset, level // 2 + 1.0, float(level // 2), *edges])
     return rows
@@ -192,6 +195,7 @@ class _Lfq(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_index: Tensor, grad: Tensor) -> Tensor:
         (features,) = ctx.saved_tensors
+        # Also False of NaN.
         return grad.where(features.detach().abs() < math.inf, 0.0)
 
 
@@ -211,6 +215,7 @@ def lfq_codes(index: Tensor, num_channels: int) -> Tensor:
 def _of_codes(values: Tensor, index: Tensor, num_codes: int) -> Tensor:
     """The values (..., C) of these codes, zeros where the index (...) names no code."""
     checks.check_below(index, num_codes)
+    # num_codes may be 2^63, which int64 does not hold.
     return torch.where(((index >= 0) & (index <= num_codes - 1)).unsqueeze(-1), values, 0.0)
 
 

@@ -43,8 +43,10 @@ def slices_of(size: int, lead: Sequence[int], codebook: Tensor, of_codebook: int
         place = codebook.dim() - 2
         if place == 0:
             return Slices(codebook, 0, (size,), 0)
+        # (G..., V, N, C): slices beside the rows of their codebook.
         return Slices(codebook, place, (size, lead[-1]), place)
     codebook = codebook.movedim(of_codebook, 0)
+    # (V, K, C) is a batch of V codebooks, so all of `lead` are rows; with (V, G..., K, C) the batch fits as it is.
     return Slices(codebook, 1, tuple(lead) if codebook.dim() == 3 else (lead[0],), 0)
 
 

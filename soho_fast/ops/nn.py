@@ -107,6 +107,7 @@ class VectorQuantizer(Float32Buffers):
         checks.check_type("features", features)
         if valid is not None:
             checks.check_valid(valid, features.shape[:-1], "(..., N) like features without its channels")
+            # A NaN of padding would reach the gradient of the loss as 0 times NaN.
             features = features.masked_fill(~valid.unsqueeze(-1), 0.0)
         subspace = self._subspace.of(self.codebook)
         index, distance = codebook_lookup(features, self.codebook, return_distance=True, subspace=subspace)
@@ -116,12 +117,14 @@ class VectorQuantizer(Float32Buffers):
         quantized = (rotation_trick if self.rotate else straight_through)(features, self.codebook, index)
         if self.training:
             self._update(features.detach().flatten(0, -2), index.flatten())
+        # Without a feature 0 / 1.
         loss = distance.sum() / (count * features.shape[-1] + (count == 0))
         return quantized, index, self.commitment_weight * loss
 
     @torch.no_grad()
     def _update(self, features_NC: Tensor, index_N: Tensor) -> None:
         counts_K, sums_KC = codebook_stats(features_NC, index_N, len(self.codebook))
+        # At first 0 <= 0: all.
         unused_K = self.cluster_size <= self.restart_threshold * self.cluster_size.mean()
         # The statistics of an unused code give way to a feature that one of the ranks drew.
         is_drawn_K, drawn_KC = self._draw(features_NC, index_N, unused_K)
@@ -132,6 +135,7 @@ class VectorQuantizer(Float32Buffers):
         sums_KC, counts_K = packed[:, :-1], packed[:, -1]
         self.cluster_size.lerp_(counts_K, 1 - self.decay)
         self.cluster_sum.lerp_(sums_KC, 1 - self.decay)
+        # At most one rank has drawn for a code, so its sum over the ranks is that feature.
         restarts_K = unused_K & (counts_K > 0)
         self.cluster_size.copy_(self.cluster_size.mean().where(restarts_K, self.cluster_size))
         size_K1, restarts_K1 = self.cluster_size[:, None], restarts_K[:, None]
@@ -146,10 +150,12 @@ class VectorQuantizer(Float32Buffers):
         if num_rows == 0:
             return torch.zeros_like(unused_K), torch.zeros_like(self.codebook)
         place_K = unused_K.long().cumsum(0) - 1
+        # The j-th unused code is the turn of rank j % num_ranks, which gives its feature number j // num_ranks.
         turn_K = place_K.div(num_ranks, rounding_mode="floor")
         order_N = torch.randperm(num_rows, device=features_NC.device)
         row_K = order_N[turn_K.clamp(0, num_rows - 1)]
         drawn_KC = features_NC[row_K].float()
+        # Padding is drawn like a feature, and then is none: its code waits for the next step.
         is_usable_K = (index_N[row_K] >= 0) & drawn_KC.isfinite().all(-1)
         is_drawn_K = unused_K & (place_K % num_ranks == rank) & (turn_K < num_rows) & is_usable_K
         return is_drawn_K, drawn_KC.where(is_drawn_K[:, None], 0.0)

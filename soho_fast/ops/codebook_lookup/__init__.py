@@ -111,6 +111,7 @@ def codebook_lookup(
     if (
         isinstance(codebook, PreparedCodebook)
         and not return_distance
+        # All four are None.
         and topk is warm_start is subspace is backend is None
     ):
         index = codebook.nearest(features, metric)
@@ -142,9 +143,11 @@ def codebook_lookup(
     options = (packed, subspace, warm_start, reference.METRICS.index(metric), topk or 1)
     results: tuple[Tensor, ...]
     if return_distance and not has_tangent(features, codes):
+        # The kernel returns the chosen codes only where a backward will read them.
         distance, index, _ = op(features, codes, True, has_gradient(features, codes), *options)
         results = index, distance
     else:
+        # The index has no derivative, and plain torch makes the distance from it, in forward mode too.
         index = without_gradient(op, features, codes, False, False, *options)[1]
         results = (index, reference.chosen_value(features, codes, index, metric)) if return_distance else (index,)
     results = results if prepared is None else prepared.checked(results)
@@ -224,6 +227,7 @@ def _sum_by_code(values: Tensor, index: Tensor, codebook_shape: torch.Size) -> T
     """The float32 values (..., N, C) of each code added in ascending position, in the shape of the codebook."""
     num_codes = codebook_shape[:-1].numel()
     if len(codebook_shape) > 2:
+        # Of several codebooks one of G * K codes.
         first = torch.arange(0, num_codes, codebook_shape[-2], device=index.device)
         index = index + first.reshape(*codebook_shape[:-2], 1)
     if in_transform() or has_tangent(values) or (torch.is_grad_enabled() and values.requires_grad):
@@ -244,6 +248,7 @@ def _lookup_backward(
     if not saved:
         return (None,) * 9
     features, index, codes = saved
+    # Then codes and what arrives are (..., N, k, C), and a feature has the sum over its k codes.
     several = codes.dim() > features.dim()  # topk
     grad_features = grad_codebook = None
     grad_of_codes = None if grad_codes is None else grad_codes.float()
@@ -285,6 +290,7 @@ def _lookup_vmap(
         warm_start = slices.merge(in_front(info.batch_size, warm_start, of_warm_start))
     # What was made of a codebook fits where it is mapped over as that is; a subspace for all of them does as well.
     if packed is not None:
+        # (V, G, bytes) to a row for each codebook of all slices.
         packed = packed if of_packed is None else packed.movedim(of_packed, 0).flatten(0, 1)
         packed = packed if (of_packed is None) == (of_codebook is None) else None
     if subspace is not None:

@@ -58,6 +58,7 @@ class _RotationTrick(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         features, quantized, real = ctx.saved_tensors
+        # R^T is the rotation of d to x.
         return _turned(quantized.detach(), features.detach(), grad, real, back=True), None, None
 
 
@@ -70,6 +71,7 @@ def _turned(start: Tensor, end: Tensor, vectors: Tensor, real: Tensor, back: boo
     start, end, moving = start.float(), end.float(), vectors.float()
     length, end_length = (torch.linalg.vector_norm(t, dim=-1, keepdim=True) for t in (start, end))
     per_length, per_end = (torch.where(t > 0, 1 / t, 0.0) for t in (length, end_length))
+    # 1 + u.q. No unit vectors are made: to divide one number a row is less than a pass over the channels.
     one_more = 1 + (start * end).sum(-1, keepdim=True) * per_length * per_end
     of_start, of_end = ((t * moving).sum(-1, keepdim=True) * per for t, per in ((start, per_length), (end, per_end)))
     both = torch.where(one_more > 1e-6, (of_start + of_end) / one_more, 0.0)  # else they are opposite
@@ -124,6 +126,7 @@ def diveq(
         apart = torch.where(real, apart, 0.0)  # a NaN of padding must not reach the codebook's gradient
     noise = torch.empty_like(apart.detach()).normal_(std=variance**0.5, generator=generator)
     toward = noise.add_(apart.detach())
+    # In place: made of detached values, it is constant for the gradient.
     direction = toward.div_(torch.linalg.vector_norm(toward, dim=-1, keepdim=True).clamp_min(1e-12))
     quantized = torch.addcmul(moving, torch.linalg.vector_norm(apart, dim=-1, keepdim=True), direction)
     return (torch.where(real, quantized, 0.0) if padded else quantized).to(features.dtype)

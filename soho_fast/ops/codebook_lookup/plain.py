@@ -36,11 +36,14 @@ def codebook_lookup(
         score_NK = score_NK - code_KC.square().sum(-1).unsqueeze(-2) / 2
     score_NK = score_NK.where(usable_K.unsqueeze(-2), -torch.inf)
     score_NR, code_NR = score_NK.topk(min(CANDIDATES, codebook.shape[-2]), dim=-1)
+    # By the differences of each pair, in the specified order of summation: the product above chooses candidates alone.
     pair_NRC = feat_NC.unsqueeze(-2).expand(*code_NR.shape, feat_NC.shape[-1])
     value_NR = reference.metric_value(pair_NRC, reference.gather(code_KC, code_NR), name)
     value_NR = -value_NR if name == "euclidean" else value_NR
+    # An unusable code is zeros here, which may be the nearest.
     value_NR = value_NR.where(score_NR > -torch.inf, -torch.inf)
     is_best_NR = value_NR == value_NR.amax(-1, keepdim=True)
+    # The lowest of equals: K is above every code.
     index_N = code_NR.where(is_best_NR, codebook.shape[-2]).amin(-1).where(usable_N, 0)
     distance_N = reference.chosen_value(features, codebook, index_N, name) if return_distance else features.new_empty(0)
     return distance_N, index_N, reference.gather(codebook, index_N) if return_codes else codebook.new_empty(0)

@@ -60,6 +60,7 @@ class PreparedCodebook:
         self._packed = op(self.codebook, self.subspace, METRICS.index(metric))
         self._lookup_op = op_for("codebook_lookup", self._backend, codebook.device)
         best = backend_for("codebook_lookup", None, codebook.device, lacking_metric(metric))
+        # Not where the lookup would now take another backend than the one that packed.
         self._serves_at_once = self._backend == best == "cpu" and codebook.dim() == 2
 
     def __reduce__(self) -> tuple[type["PreparedCodebook"], tuple]:
@@ -114,6 +115,7 @@ class PreparedCodebook:
         """What the backend's kernel reads; None where the codebook was prepared for another backend."""
         if not torch.compiler.is_compiling():
             _refuse_written(self.codebook, self._version)
+        # Only the kernel that has packed them can read these bytes.
         return self._packed if backend == self._backend else None
 
     def checked(self, results: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -123,6 +125,7 @@ class PreparedCodebook:
         if not torch.compiler.is_compiling() or torch.compiler.is_exporting():
             return results
         zero = getattr(torch.ops, NAMESPACE).snapshot_check.default(self.codebook, self._version)
+        # Or a compiler would leave out a check whose result is not used.
         return tuple(result + zero for result in results)
 
     def __repr__(self) -> str:

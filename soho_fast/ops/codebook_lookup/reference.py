@@ -28,6 +28,7 @@ def _sum_of_channels(terms_PC: Tensor) -> Tensor:
     l+4, lane l+2, lane l+1.
     """
     num_channels = terms_PC.shape[-1]
+    # Lanes without a channel add +0, which changes no bit of a sum that began at +0.
     padded_PC = torch.nn.functional.pad(terms_PC, (0, -num_channels % LANES))
     terms_PSL = padded_PC.unflatten(-1, (-1, LANES)) if num_channels else padded_PC.unsqueeze(-2)
     sum_PL = terms_PC.new_zeros(*terms_PC.shape[:-1], LANES)
@@ -95,12 +96,14 @@ def _scores(features_NC: Tensor, codebook_KC: Tensor, metric: str) -> tuple[Tens
     # This is more than twice as much.
     unit = (features_NC.shape[1] + 16) * 2.0**-52
     if metric == "cosine":
+        # The smallest float64: only a zero vector is divided by it, and stays one.
         codebook_KC = torch.nn.functional.normalize(codebook_KC, dim=-1, eps=5e-324)
     norm_N, largest = features_NC.norm(dim=-1), codebook_KC.norm(dim=-1).amax()
     score_NK, bound_N = features_NC @ codebook_KC.T, unit * norm_N * largest
     if metric == "euclidean":
         # argmin |x - d|^2 = argmax x.d - |d|^2 / 2: |x|^2 is the same for all codes.
         score_NK = score_NK - codebook_KC.square().sum(-1) / 2
+        # For |d|^2 / 2, and for the float64 distances that decide in the end.
         bound_N = bound_N + unit * (largest * largest + (norm_N + largest).square())
     return score_NK, bound_N
 
@@ -151,6 +154,7 @@ def _screened(features_NC: Tensor, codebook_KC: Tensor, usable_K: Tensor, metric
         code_KC = torch.nn.functional.normalize(code_KC.double(), dim=-1, eps=5e-324).float()
     norm_K = torch.linalg.vector_norm(code_KC, dim=1)
     if metric == "euclidean":
+        # Without a usable code 0 / 0, which fails the comparison below.
         mean_C = code_KC.sum(0) / usable_K.sum()
         # Nearer to the origin codes and features are compared as they are: to subtract takes time.
         if len(norm_K) * mean_C.square().sum() > 0.75 * norm_K.square().sum():
@@ -160,7 +164,9 @@ def _screened(features_NC: Tensor, codebook_KC: Tensor, usable_K: Tensor, metric
 
     best_N, second_N, norm_N = norm_K.new_empty(3, num_rows)
     index_N = torch.empty(num_rows, dtype=torch.int64)
+    # Both the scores (K a row) and the features (C a row) of a part are within the limit.
     chunk = min(num_rows, max(_LEAST_SCREENED, _MAX_SCREENED // max(code_KC.shape)))
+    # The widths are C and K.
     row_MC, score_MK = (norm_K.new_empty(chunk, width) for width in code_KC.T.shape)  # always in the same memory
     for part in (slice(start, start + chunk) for start in range(0, num_rows, chunk)):
         rows_MC = features_NC[part].float()
@@ -168,11 +174,13 @@ def _screened(features_NC: Tensor, codebook_KC: Tensor, usable_K: Tensor, metric
             rows_MC = torch.sub(rows_MC, middle_C, out=row_MC[: len(rows_MC)])
         scores_MK = torch.addmm(offset_K, rows_MC, code_KC.T, out=score_MK[: len(rows_MC)])
         torch.max(scores_MK, 1, out=(best_N[part], index_N[part]))
+        # The best is struck out: the largest that is left is the second.
         scores_MK.scatter_(1, index_N[part, None], -torch.inf)
         torch.amax(scores_MK, 1, out=second_N[part])
         torch.linalg.vector_norm(rows_MC, dim=1, out=norm_N[part])
     largest, norm_N = float(norm_K.max()) + 2.0**-50, norm_N.add_(2.0**-50)
     bound_N = (num_channels + 16) * (2.0**-23 * largest * (norm_N + largest) + 2.0**-52 * (norm_N + largest).square())
+    # NaN proves nothing: both comparisons are False of it.
     proved_N = (second_N < best_N - 2 * bound_N) & (largest * (norm_N + largest) < 2.0**126)
     return index_N, proved_N
 
@@ -204,9 +212,11 @@ def _lookup_rows(features_NC: Tensor, codebook_KC: Tensor, usable_K: Tensor, met
     open_NK = score_NK >= (best_N - 2 * bound_N)[:, None]
     open_NK &= (open_NK.sum(-1) > 1)[:, None] & usable_K
 
+    # Few pairs: rounding leaves a second code open only where two are almost equally near.
     row_P, code_P = open_NK.nonzero(as_tuple=True)
     similarity_P = _of_pairs(_similarity, features_NC, codebook_KC, row_P, code_P, metric)
     largest_N = torch.full((features_NC.shape[0],), -torch.inf, dtype=torch.float64, device=features_NC.device)
+    # Of each row over its pairs; rows without pairs stay at minus infinity and keep their index.
     largest_N = largest_N.scatter_reduce(0, row_P, similarity_P, "amax")
     winner_P = similarity_P == largest_N[row_P]
     # K is above every code, so that amin takes the lowest of the winners.
@@ -223,6 +233,7 @@ def _ranked_rows(features_NC: Tensor, codebook_KC: Tensor, usable_K: Tensor, met
     codebook = torch.where(usable_K[:, None], codebook_KC.double(), 0.0)
 
     score_NK, bound_N = _scores(features, codebook, metric)
+    # In an unusable row all codes are equally far: the sort below leaves 0, 1, 2 and so on.
     score_NK = torch.where(usable_NK, score_NK, -torch.inf)
     # As in `_lookup_rows`, but open is what may be among the topk.
     last_N = score_NK.topk(topk).values[:, -1]
@@ -237,6 +248,7 @@ def gather(codebook: Tensor, index: Tensor) -> Tensor:
     if codebook.dim() == 2:
         return codebook[index]
     num_channels = codebook.shape[-1]
+    # With topk the codes of a row are gathered like more rows.
     place = index.flatten(codebook.dim() - 2).unsqueeze(-1)
     return codebook.gather(-2, place.expand(*place.shape[:-1], num_channels)).reshape(*index.shape, num_channels)
 
@@ -246,6 +258,7 @@ def chosen_value(features: Tensor, codebook: Tensor, index: Tensor, metric: str)
     `codebook_lookup`."""
     codes = gather(codebook, index)
     if index.dim() == features.dim():
+        # topk: the feature beside each of its codes.
         features = features.unsqueeze(-2).expand(codes.shape)
     return metric_value(features.flatten(0, -2), codes.flatten(0, -2), metric).float().reshape(index.shape)
 
@@ -282,6 +295,7 @@ def codebook_lookup(
     """
     name = METRICS[metric]
     num_codebooks = math.prod(codebook.shape[:-2])
+    # With a shared codebook all leading dimensions are rows of one lookup.
     num_rows = features.shape[-2] if codebook.dim() > 2 else math.prod(features.shape[:-1])
     features_GNC = features.reshape(num_codebooks, num_rows, features.shape[-1])
     codebook_GKC = codebook.reshape(num_codebooks, *codebook.shape[-2:])

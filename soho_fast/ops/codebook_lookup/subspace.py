@@ -95,6 +95,7 @@ def _apart(codebook: Tensor) -> Tensor:
     code_SC = codebook[..., ::step, :].detach().float()
     finite_S = code_SC.isfinite().all(-1, keepdim=True)
     largest = code_SC.where(finite_S, 0.0).abs().amax((-2, -1), keepdim=True)
+    # Scaled, so that no square overflows or vanishes.
     code_SC = (code_SC / largest.clamp(min=torch.finfo(torch.float32).tiny)).where(finite_S, 0.0)
     mean_C = code_SC.sum(-2, keepdim=True) / finite_S.sum(-2, keepdim=True).clamp(min=1)
     return (code_SC - mean_C).where(finite_S, 0.0)
@@ -103,6 +104,7 @@ def _apart(codebook: Tensor) -> Tensor:
 def _iterated(apart_SC: Tensor, subspace_CD: Tensor, num_steps: int) -> Tensor:
     with torch.autocast(apart_SC.device.type, enabled=False):
         for _ in range(num_steps):
+            # From the right: the C x C covariance is never made.
             subspace_CD = torch.linalg.qr(apart_SC.mT @ (apart_SC @ subspace_CD)).Q
     return subspace_CD.contiguous()
 
@@ -118,6 +120,7 @@ def _left_out(apart_SC: Tensor, subspace_CD: Tensor) -> Tensor:
 
 def _fewest(left_D: Tensor) -> int:
     """How many dimensions are enough, in whole vectors."""
+    # left_D falls: as many dimensions as are above the limit are not enough, one more is.
     return min(_WORTH_IT, (int((left_D > _LEFT_OUT).sum()) // _VECTOR + 1) * _VECTOR)
 
 
@@ -185,5 +188,6 @@ class MovingSubspace:
         if self._wide is None:
             self._wide = _iterated(apart_SC, _random_wide(codebook), _STEPS)
         else:
+            # All dimensions are followed, whichever are used: how many pay changes as codes move.
             self._wide = _iterated(apart_SC, self._wide, 1)
         self._subspace = _paying(apart_SC, self._wide)

@@ -87,6 +87,7 @@ def _round_features(
         size = tl.maximum(size, tl.max(tl.where(finite & wanted, tl.abs(value - middle[None, :]), 0.0), axis=1))
 
     of_codes = tl.load(exponent + group * exponent_stride)
+    # A row smaller than the codes takes their scale: r is 1 then, and never above.
     shift = tl.maximum(exponent_of(size), of_codes)
     screenable = (broken == 0) & (size < float("inf")) & (shift - of_codes <= LARGEST_RATIO)
     scale = power_of_two(-shift)
@@ -99,6 +100,7 @@ def _round_features(
         wanted = screenable[:, None] & real[:, None] & inside[None, :]
         value = tl.load(rows[:, None] + (channel.to(tl.int64) * features_stride_c)[None, :], mask=wanted, other=0.0)
         middle = tl.load(centre + group * centre_stride + channel, mask=inside, other=0.0)
+        # A row that can't be screened is zeros here; its bound of Inf sends it to the comparison of all codes.
         scaled = tl.where(wanted, (value.to(tl.float32) - middle[None, :]) * scale[:, None], 0.0)
         near = to_float16(scaled)
         kept = near.to(tl.float32)
@@ -106,6 +108,7 @@ def _round_features(
         lost_square += tl.sum((scaled - kept) * (scaled - kept), axis=1)
         tl.store(out[:, None] + channel[None, :], near, mask=real[:, None] & (channel < padded_channels)[None, :])
 
+    # Both sides of a `where` are computed: the inner one keeps the exponent in reach.
     r = tl.where(screenable, power_of_two(tl.where(screenable, of_codes - shift, 0)), 1.0)
     size_a = length_of(square, num_channels)
     lost_a = length_of(lost_square, num_channels)
@@ -144,6 +147,7 @@ def _screen(
 ):
     """One program per block of rows: writes the index of each row, and lists those that it does not settle."""
     group, row, real = rows_of_program(num_rows, BLOCK_N)
+    # Rows beyond the last one read that, and write nothing.
     place = group * num_rows + tl.minimum(row, num_rows - 1)
     row_pointers = rounded + place * padded_channels
     r = tl.load(ratio + place)
@@ -171,8 +175,11 @@ def _screen(
         bits = (score.to(tl.int32, bitcast=True) & -TILE) | column[None, :]
         key = bits.to(tl.float32, bitcast=True)
         top = tl.max(key, axis=1)
+        # The keys of a tile differ in their columns, so this strikes out the best alone.
         next_top = tl.max(tl.where(key == top[:, None], LOWEST, key), axis=1)
+        # Before `best` moves. Not at equality: the lower code stays.
         best_start = tl.where(top > best, start, best_start)
+        # The second of both tiles: the loser of the two best, or one of the two seconds.
         second = tl.maximum(tl.minimum(top, best), tl.maximum(second, next_top))
         best = tl.maximum(best, top)
 
@@ -187,10 +194,12 @@ def _screen(
     bound = bound * (1.0 + 2.0**-10)
     no_choice = (r == 0.0) | (best < NO_CODE)
     is_open = real & ~(no_choice | (best - second > 2.0 * bound))  # a bound that is Inf or NaN settles nothing
+    # The column back from the low bits of the key.
     winner = best_start + (best.to(tl.int32, bitcast=True) & (TILE - 1))
     tl.store(index + place, tl.where(no_choice, 0, winner).to(tl.int64), mask=real)
 
     counted = is_open.to(tl.int32)
+    # In which order rows are listed is left to chance; each writes its own index alone.
     first = tl.atomic_add(num_open + group, tl.sum(counted, axis=0))
     slot = group * num_rows + first + tl.cumsum(counted, axis=0) - counted
     tl.store(open_rows + slot, row, mask=is_open)
@@ -215,6 +224,7 @@ def _gather_codes(
     group, row, real = rows_of_program(num_rows, BLOCK_N)
     place = group * num_rows + row
     code = tl.load(index + place, mask=real, other=-1)
+    # Padding, and what the reference would refuse: the address must be one of the codebook's.
     known = (code >= 0) & (code < num_codes)
     codes = codebook + group * codebook_stride_g + tl.where(known, code, 0) * codebook_stride_k
     for start in range(0, num_channels, BLOCK_C):
@@ -287,6 +297,7 @@ def _lookup(features_GNC: Tensor, codebook_GKC: Tensor, packed: Tensor | None) -
         BLOCK_C=128,
     )
     index_GN = empty(dtype=torch.int64)
+    # After the first launch, whose kernel has no such argument.
     sizes["padded_codes"] = padded_codes
     still_open = {
         "open_rows": empty(dtype=torch.int32),
@@ -294,6 +305,7 @@ def _lookup(features_GNC: Tensor, codebook_GKC: Tensor, packed: Tensor | None) -
         "num_open": features_GNC.new_zeros((num_codebooks,), dtype=torch.int32),
     }
     one_step = padded_channels == step
+    # A row that fits one step is loaded once for all tiles of codes.
     options = {
         "BLOCK_C": step if one_step else 64,
         "ONE_STEP": one_step,

@@ -98,6 +98,7 @@ def _compare(
     group = (tl.program_id(0) // num_programs).to(tl.int64)
     total = tl.load(num_open + group)
     column = tl.arange(0, TILE)
+    # `total` is on the device alone, so a fixed number of programs strides over the list.
     for first in range((tl.program_id(0) % num_programs) * BLOCK_N, total, num_programs * BLOCK_N):
         slot = first + tl.arange(0, BLOCK_N)
         real = slot < total
@@ -122,8 +123,10 @@ def _compare(
             # A threshold that is NaN lets every usable code survive.
             alive = real[:, None] & (half < UNUSABLE)[None, :] & ~(score < lowest[:, None])
             next_column = tl.min(tl.where(alive, column[None, :], TILE), axis=1)
+            # One survivor of each row at a time, until no row of the block has another.
             while tl.min(next_column, axis=0) < TILE:
                 wanted = next_column < TILE
+                # A row that is done points at the tile's first code, and reads nothing of it.
                 candidate = start + tl.where(wanted, next_column, 0)
                 exact_codes = codebook + group * codebook_stride_g + candidate.to(tl.int64) * codebook_stride_k
                 distance = _pair_distance(

@@ -94,6 +94,7 @@ def _describe_codes(
         broken = tl.maximum(broken, tl.max((~finite).to(tl.int32), axis=1))
         apart = tl.where(finite & inside[None, :], tl.abs(value - middle[None, :]), 0.0)
         size = tl.maximum(size, tl.max(apart, axis=1))
+        # A sum, whatever the order of the channels; each hash depends on its channel.
         mixed += tl.sum(tl.where(inside[None, :], _hash(value, channel[None, :]), 0), axis=1)
     place = group * num_codes + code
     tl.store(largest + place, tl.where(broken > 0, -1.0, size), mask=real)
@@ -130,6 +131,7 @@ def _pack_codes(
     largest += group * num_codes
     hashes += group * num_codes
 
+    # Every program finds the largest of all codes by itself: that saves a launch between.
     size = tl.zeros([1024], dtype=tl.float32)
     for start in range(0, num_codes, 1024):
         other = start + tl.arange(0, 1024)
@@ -143,6 +145,7 @@ def _pack_codes(
     my_hash = tl.load(hashes + code, mask=real, other=0)
     usable = tl.load(largest + code, mask=real, other=-1.0) >= 0.0
     twin = tl.full([BLOCK_K], 0x7FFFFFFF, tl.int32)
+    # A twin is a lower code: those behind this block are none.
     for start in range(0, (block + 1) * BLOCK_K, 128):
         other = start + tl.arange(0, 128)
         known = other < num_codes
@@ -155,6 +158,7 @@ def _pack_codes(
     rows = codebook + group * codebook_stride_g
     own = rows + code.to(tl.int64) * codebook_stride_k
     others = rows + tl.where(paired, twin, 0).to(tl.int64) * codebook_stride_k
+    # Equal hashes may be of unlike codes: the twins are compared channel by channel.
     different = tl.zeros([BLOCK_K], dtype=tl.int32)
     square = tl.zeros([BLOCK_K], dtype=tl.float32)
     lost_square = tl.zeros([BLOCK_K], dtype=tl.float32)
@@ -169,6 +173,7 @@ def _pack_codes(
         different = tl.maximum(different, tl.max(unlike.to(tl.int32), axis=1))
         middle = tl.load(centre + group * num_channels + channel, mask=inside, other=0.0)
         scaled = (value.to(tl.float32) - middle[None, :]) * scale
+        # Where the difference overflows, `size_of_all` is Inf and so is the code's length: no row is settled.
         scaled = tl.where(usable[:, None] & is_finite(scaled), scaled, 0.0)
         near = to_float16(scaled)
         left = scaled - near.to(tl.float32)
@@ -176,6 +181,7 @@ def _pack_codes(
         lost_square += tl.sum(left * left, axis=1)
         tl.store(out[:, None] + channel[None, :], near, mask=(channel < padded_channels)[None, :])
 
+    # A copy of a lower code wins no tie, and would leave each row near it unsettled.
     screened = usable & ~(paired & (different == 0))
     size_b = length_of(square, num_channels)
     size_b = tl.where(size_of_all < float("inf"), size_b, float("inf"))
@@ -219,6 +225,7 @@ def packed_parts(codebook_GKC: Tensor) -> PackedCodes:
     padded_codes, padded_channels, _ = padded_sizes(num_codes, num_channels)
     # Any centre is right; the mean of some 256 codes is near the middle.
     sample_GSC = codebook_GKC[:, :: max(1, num_codes // 256)].float()
+    # Divided before the sum, which so can't overflow; what is not finite counts as 0.
     centre_GC = (sample_GSC / sample_GSC.shape[1]).nan_to_num(0.0, 0.0, 0.0).sum(1)
 
     def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -247,6 +254,7 @@ def packed_parts(codebook_GKC: Tensor) -> PackedCodes:
 def unpacked_parts(packed: Tensor, num_codes: int, num_channels: int) -> PackedCodes:
     """`packed_parts` as views of what `pack_codebook` returned."""
     padded_codes, padded_channels, _ = padded_sizes(num_codes, num_channels)
+    # In bytes, in the order of the fields.
     sizes = [2 * padded_codes * padded_channels, *(3 * [4 * padded_codes]), 4 * num_channels, 4]
     types = [torch.float16, *(4 * [torch.float32]), torch.int32]
     return PackedCodes(*(part.view(dtype) for part, dtype in zip(packed.split(sizes, 1), types, strict=True)))

@@ -46,6 +46,7 @@ def _of_finite_rows(features: Tensor, valid: Tensor | None) -> Tensor | None:
 def _is_finite(tensor: Tensor) -> bool:
     """Whether all values are, of a tensor that can be read; else False."""
     values = checks.values_of(tensor)
+    # One sum is quick, but may overflow though all are finite.
     return values is not None and bool(values.sum().isfinite() or values.isfinite().all())
 
 
@@ -153,6 +154,7 @@ def scatter_mean_ema_(
     checks.check_decay(decay)
     op, features, moved = op_for("scatter_mean_ema_", backend, codebook.device), features.detach(), _writable(codebook)
     if checks.values_of(features) is not None:
+        # To go back to, where a feature that is not finite has spoilt codes.
         before = moved.clone()
         op(moved, features, index, float(decay), valid)
         is_moved = _is_finite(moved)

@@ -37,6 +37,7 @@ def codebook_stats(
         sums_KC.index_add_(0, target_N, features_NC.double())
     else:
         sums_KC.index_put_((target_N,), features_NC.double(), accumulate=True)  # sorts: index_add_ would race
+    # A copy where `wide` needs no cast: an op returns no view of a longer tensor.
     return counts_K, sums_KC[:num_codes].to(wanted, copy=True)
 
 

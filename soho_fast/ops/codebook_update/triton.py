@@ -55,6 +55,7 @@ def _sum_of_members(
     code = item
     if OF_POPULAR:
         position = item * POPULAR
+        # starts[K] is the number of features that are counted: behind it are the others.
         code = tl.load(sorted_codes + position, mask=position < tl.load(starts + num_codes), other=0).to(tl.int64)
     begin = tl.load(starts + code)
     end = tl.load(starts + code + 1)
@@ -62,10 +63,12 @@ def _sum_of_members(
     if OF_POPULAR:
         # A program behind the last member of all reads code 0, and lies behind the first POPULAR members of that, too.
         takes = (end - begin >= POPULAR) & (position - begin < POPULAR)
+    # An empty range where another program takes the code.
     end = tl.where(takes, end, begin)
     channels = features + channel * features_stride_c
     total = tl.zeros([BLOCK_C], dtype=tl.float64)
     for first in range(begin, end, UNROLL):
+        # Unrolled, many rows are under way at once; they are added in the same order.
         for step in tl.static_range(UNROLL):
             live = first + step < end
             row = tl.load(order + first + step, mask=live, other=0)
@@ -126,6 +129,7 @@ def _move_by_members(
         BLOCK_C, UNROLL, OF_POPULAR,
     )  # fmt: skip
     place = codebook + code * codebook_stride_k + channel * codebook_stride_c
+    # A code without features keeps its bits: it is not even written.
     moves = channel < tl.where(count > 0, num_channels, 0)
     old = tl.load(place, mask=moves, other=0.0)
     tl.store(place, _moved(old, total, count, decay, rest, one), mask=moves)
@@ -171,6 +175,7 @@ def _members_by_code(index: Tensor, num_codes: int, valid: Tensor | None) -> dic
     kept = (index >= 0) & (index < num_codes)
     if valid is not None:
         kept = kept & valid
+    # What is not counted sorts last, as code K.
     target_N = torch.where(kept, index, num_codes).to(torch.int32).reshape(-1)
     sorted_N, order_N = torch.sort(target_N, stable=True)
     codes = torch.arange(num_codes + 1, dtype=torch.int32, device=index.device)
@@ -186,6 +191,7 @@ def _launch_by_members(
     members = _members_by_code(index, num_codes, valid)
     for num_items, block, unroll, of_popular in (
         (num_codes, _channel_block(num_channels), 8, False),
+        # A code with POPULAR features or more has one at a position that is a multiple of POPULAR.
         (num_rows // POPULAR.value + 1, 32, 64, True),
     ):
         launch(

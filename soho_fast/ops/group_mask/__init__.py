@@ -101,9 +101,11 @@ def group_mask(
     checks.check_index("target", target, features.shape[:1], "(B,)")
     checks.check_valid(valid, features.shape[:2], "(B, L) like index")
     checks.check_same_device(features=features, index=index, mask_token=mask_token, target=target, valid=valid)
+    # Before the op, so that autograd takes the gradient back through the cast.
     mask_token = mask_token.to(features.dtype)
     if not inplace:
         op = op_for("group_mask", backend, features.device)
+        # An op of torch.library drops tangents; plain torch keeps them.
         op = reference.group_mask if has_tangent(features, mask_token) else op
         return op(features, index, mask_token, target, valid)
     checks.check_writable("features", features, "pass inplace=False or a copy")
@@ -141,11 +143,13 @@ def _setup(ctx: Any, inputs: tuple, output: tuple) -> None:
 
 def _backward(ctx: Any, grad_masked: Tensor, grad_labels: Tensor | None) -> tuple[Tensor | None, ...]:
     (labels_BL,) = ctx.saved_tensors
+    # Where nothing was masked the label is -100: labels alone say which tokens were.
     hit_BL1 = (labels_BL >= 0).unsqueeze(-1)
     grad_features = grad_token = None
     if ctx.needs_input_grad[0]:
         grad_features = torch.where(hit_BL1, 0.0, grad_masked)
     if ctx.needs_input_grad[2]:
+        # Added in float32 and rounded once, whatever type the features have.
         grad_token = torch.where(hit_BL1, grad_masked, 0.0).float().sum((0, 1)).to(grad_masked.dtype)
     return grad_features, None, grad_token, None, None
 
@@ -164,6 +168,7 @@ class _GroupMaskInPlace(torch.autograd.Function):
         backend: str | None,
     ) -> tuple[Tensor, Tensor]:
         labels_BL = op_for("group_mask_", backend, features.device)(features, index, mask_token, target, valid)
+        # Makes autograd count the write and take the gradient of `features` from here.
         ctx.mark_dirty(features)
         _setup(ctx, (), (features, labels_BL))
         return features, labels_BL
@@ -230,6 +235,7 @@ def _mask_inplace_vmap(
     token_VC = mask_token.unsqueeze(0) if of_token is None else mask_token.movedim(of_token, 0)
     labels = op(images, index, token_VC[0], target, valid)
     if of_token is not None:
+        # The kernel has written the first slice's token everywhere.
         images.copy_(_own_tokens(images, labels, token_VC))
     write_through(images, slices)
     mark_changed(features)

@@ -31,6 +31,7 @@ def sample_group(index_BL: Tensor, valid_BL: Tensor | None, uniform_B: Tensor) -
 
 
 def _hits(index_BL: Tensor, target_B: Tensor, valid_BL: Tensor | None) -> Tensor:
+    # A target of -1 would else hit padding.
     hit_BL = (index_BL == target_B[:, None]) & (target_B >= 0)[:, None]
     return hit_BL if valid_BL is None else hit_BL & valid_BL
 

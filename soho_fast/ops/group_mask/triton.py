@@ -23,9 +23,11 @@ def _choose_label(labels_sorted, uniform, target, uniform_stride_b, num_tokens, 
     for start in range(0, num_tokens, BLOCK_L):
         token = start + tl.arange(0, BLOCK_L)
         label = tl.load(row + token, mask=token < num_tokens, other=ABSENT)
+        # -1 is no label: the first token begins a run.
         before = tl.load(row + token - 1, mask=(token > 0) & (token < num_tokens), other=-1)
         num_labels += tl.sum(((label != ABSENT) & (label != before)).to(tl.int32), axis=0)
     rank = (tl.load(uniform + image * uniform_stride_b) * num_labels.to(tl.float64)).to(tl.int32)
+    # The product may round up to the number. Without labels the rank is -1, which no token has.
     rank = tl.minimum(rank, num_labels - 1)
     chosen = tl.full([], -1, tl.int64)
     seen = tl.full([], 0, tl.int32)
@@ -35,6 +37,7 @@ def _choose_label(labels_sorted, uniform, target, uniform_stride_b, num_tokens, 
         before = tl.load(row + token - 1, mask=(token > 0) & (token < num_tokens), other=-1)
         first = ((label != ABSENT) & (label != before)).to(tl.int32)
         hit = (first > 0) & (seen + tl.cumsum(first, axis=0) == rank + 1)
+        # One token of the row is hit, in one of the blocks.
         chosen = tl.maximum(chosen, tl.max(tl.where(hit, label, -1), axis=0))
         seen += tl.sum(first, axis=0)
     tl.store(target + image, chosen)
@@ -68,6 +71,7 @@ def _mask_tokens(
 ):
     """One program per block of rows (the tokens of all images in one line) and block of channels: labels, and the
     tokens. In place the masked ones alone are written, no features are read, and `masked` is not used."""
+    # Without channels there are labels to write all the same.
     num_blocks = tl.maximum(tl.cdiv(num_channels, BLOCK_C), 1)
     block = tl.program_id(0) % num_blocks
     row = (tl.program_id(0) // num_blocks).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
@@ -79,6 +83,7 @@ def _mask_tokens(
     hit = real & (label == wanted) & (wanted >= 0)
     if HAS_VALID:
         hit = hit & (tl.load(valid + image * valid_stride_b + token * valid_stride_l, mask=real, other=0) != 0)
+    # Labels have no channels: the programs of the first block write them.
     tl.store(labels + row, tl.where(hit, label, IGNORED), mask=row < tl.where(block == 0, num_rows, 0))
 
     channel = block * BLOCK_C + tl.arange(0, BLOCK_C).to(tl.int64)
@@ -93,6 +98,7 @@ def _mask_tokens(
         tl.store(place, tl.broadcast_to(fill[None, :], (BLOCK_R, BLOCK_C)), mask=hit[:, None] & inside[None, :])
     else:
         written = real[:, None] & inside[None, :]
+        # Of masked tokens no feature is read.
         kept = tl.load(place, mask=written & ~hit[:, None], other=0.0)
         out = masked + (row * num_channels)[:, None] + channel[None, :]
         tl.store(out, tl.where(hit[:, None], fill[None, :], kept), mask=written)
@@ -137,6 +143,7 @@ def _launch_mask(
         ceil_div(num_images * num_tokens, 16) * (ceil_div(num_channels, block_c) if num_channels > 0 else 1),
         **strided("index", index, "bl"),
         **strided("target", target, "b"),
+        # Without `valid` any tensor: HAS_VALID keeps it from being read.
         **strided("valid", index if valid is None else valid, "bl"),
         labels=labels_BL,
         num_rows=num_images * num_tokens,

@@ -136,6 +136,7 @@ def _vmap(
     of_features, of_codebooks, _, _, of_packed = padded_dims(in_dims, 5)
     rows = in_front(info.batch_size, features, of_features)
     out_dims = (0, 0, 0 if return_residual else None)
+    # Slices of rows are more rows of one quantiser.
     if of_codebooks is None and of_packed is None:
         return op(rows, codebooks, num_levels, return_residual, packed), out_dims
     # The kernel takes the codebooks of one quantiser.

@@ -33,6 +33,7 @@ def residual_lookup(
         float32 (..., N, C), empty (0,) unless asked for.
     """
     residual = features.float()
+    # float32 as well, though it is returned in the type of features: it is rounded to that once.
     total = torch.zeros_like(residual, memory_format=torch.contiguous_format)
     indices = []
     for level in range(num_levels):
