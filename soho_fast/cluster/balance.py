@@ -30,13 +30,16 @@ def bounded_labels(features_NC: Tensor, centers_KC: Tensor, most: int) -> Tensor
     label_N = torch.zeros(num_rows, dtype=torch.int64, device=features_NC.device)
     if most >= num_rows:
         return ops.codebook_lookup(features_NC, centers_KC)
+    # In the channel of the price rows are 0: a squared distance grows by the square of what a centre has there.
     features = torch.nn.functional.pad(features_NC, (0, 1))
     bid_N, price_K = label_N.double(), centers_KC.new_zeros(num_clusters, dtype=torch.float64)
     free_F, raised = torch.arange(num_rows, device=label_N.device), 0.0
     while len(free_F):
+        # The root: squared it is the price again.
         codes = torch.cat([centers_KC, price_K.sqrt().float()[:, None]], 1)
         best_F2, cost_F2 = ops.codebook_lookup(features[free_F], codes, topk=2, return_distance=True)
         second_F = cost_F2[:, 1].double()
+        # 0 in the first round alone; the others are for distances that are 0.
         raised = raised * _GROWTH or _RAISE * float(second_F.median()) or float(second_F.mean()) or 1.0
         taken_F = best_F2[:, 0]
         label_N[free_F] = taken_F
@@ -49,7 +52,9 @@ def bounded_labels(features_NC: Tensor, centers_KC: Tensor, most: int) -> Tensor
         size_K = torch.bincount(label_N[row], minlength=num_clusters)
         first_K = size_K.cumsum(0) - size_K
         full_K = size_K >= most
+        # The lowest of the bids that are kept.
         price_K[full_K] = bid_N[row[first_K[full_K] + most - 1]]
+        # By the position within its cluster: what comes behind the first `most` is outbid.
         free_F = row[torch.arange(len(row), device=row.device) - first_K[label_N[row]] >= most]
     return label_N
 

@@ -92,6 +92,7 @@ class Clusterer(Estimator, ABC, Generic[Columns]):
         """The label of each row, int64 (N,), of `ResidualKMeans` (N, L), in the kind of X (which may be batches)."""
         self._check_fitted()
         prepared, as_array = None, False
+        # Without a batch (0,), or (0, L) of several levels.
         found = [torch.zeros(0, *self.cluster_centers_.shape[:-2], dtype=torch.int64, device="cpu")]
         for features_MC, is_array in parts_of(self, X):
             if prepared is None:
@@ -240,6 +241,7 @@ class KMeans(Clusterer["Floats"]):
         features_NC, is_array = rows_in_memory(self, X)
         codes = self._centers(features_NC.device).double()
         mean_C = codes.mean(0)
+        # About their mean |x|^2 - 2 x.d + |d|^2 loses the fewest digits; rounding may still leave it below 0.
         codes -= mean_C
         square_K, parts = codes.square().sum(1), []
         for part in features_NC.split(max(1, _PRODUCT_ELEMENTS // len(codes))):
@@ -270,6 +272,7 @@ class KMeans(Clusterer["Floats"]):
         if not callable(self.init):
             return rows, [self._given(self.init, rows)]
         starts = _STARTS_OF_MANY if isinstance(self.n_init, str) else self.n_init
+        # `Random` hashes a text: seeds of neighbouring starts have nothing in common.
         seeds = [random.Random(f"{seed} {start}").getrandbits(32) for start in range(starts)]
         return rows, [self._given(self.init(X, self.n_clusters, random_state=one), rows) for one in seeds]
 
@@ -315,6 +318,7 @@ def centre_alike(rows: Rows, processes: Processes, given: list[Tensor] | None = 
     channels = processes.gather(rows.num_channels)
     if len(set(channels)) > 1:
         raise ValueError(f"X: expected the same number of features on every rank, got {channels}")
+    # One for all, since the sums of all ranks are added up. A rank without rows has none.
     offset_C = next((offset for offset in processes.gather(rows.offset) if offset is not None), None)
 
     def centre() -> list[Tensor] | None:
@@ -327,6 +331,7 @@ def centre_alike(rows: Rows, processes: Processes, given: list[Tensor] | None = 
 def check_alike(model: Any, rows: Rows, processes: Processes, given: list[Tensor] | None = None) -> None:
     """What every rank sees alike, so that all of them refuse. Seeds may differ: the first one's holds."""
     own = {name: value for name, value in model.get_params().items() if name not in ("random_state", "verbose")}
+    # As one tensor, which `_equal` compares by value; `init` may be an array or a function.
     own["init"] = model.init if given is None else torch.stack(given).cpu()
     for rank, other in enumerate(processes.gather(own)):
         for name, value in own.items():
@@ -367,6 +372,7 @@ def best_start(model: Any, rows: Rows, processes: Processes, seed: int, given: l
     starts = model.n_init
     if isinstance(starts, str):  # "auto"
         starts = _STARTS_OF_MANY if isinstance(model.init, str) and model.init == "random" else 1
+    # A function was asked once for each start.
     if given is not None and callable(model.init):
         starts = len(given)
     elif given is not None and starts > 1:
@@ -390,6 +396,7 @@ def best_start(model: Any, rows: Rows, processes: Processes, seed: int, given: l
             tell=lambda line: tell(model, processes, line),
         )
         if model.balance is not None:
+            # Rounded first: a product that lies just above a whole number would allow one row more.
             most = math.ceil(round(model.balance * rows.num_rows / model.n_clusters, 6))
             found = within_bound(rows, found, most, max_iter=model.max_iter)
         tell(model, processes, f"start {start + 1}: inertia {found.inertia:.6g} after {found.num_steps} steps")
@@ -425,6 +432,7 @@ def next_rows(model: Any, X: Any, sample_weight: Any, **so_far: Any) -> Rows:
     Raises:
         TypeError, ValueError: rows or weights that do not fit, or parameters other than those of the centres so far.
     """
+    # A bool as an index: euclidean or cosine.
     for name, value in (so_far | {"metric": METRICS[model._unit]}).items():
         if getattr(model, name) != value:
             raise ValueError(
@@ -433,6 +441,7 @@ def next_rows(model: Any, X: Any, sample_weight: Any, **so_far: Any) -> Rows:
             )
     rows = MemoryRows(X, sample_weight, model._unit)
     model._check_columns(rows.num_channels, rows.names)
+    # Not those of this batch: its rows are compared with centres that are less the first one's offset.
     rows.offset, rows.names = model._offset, list(getattr(model, "feature_names_in_", ()))
     return rows
 

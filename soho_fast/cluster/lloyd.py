@@ -39,6 +39,7 @@ def means(total: Tensor, before_KC: Tensor, unit: bool) -> Tensor:
     size_K1, after_KC = sizes(total, unit), torch.empty_like(before_KC)
     for one in blocks(before_KC):
         mean_BC = total[one, :-2] / size_K1[one]
+        # A size of 0 with rows: with `unit`, directions that cancel.
         after_KC[one] = torch.where((total[one, -1:] > 0) & (size_K1[one] > 0), mean_BC, before_KC[one])
     return after_KC
 
@@ -85,12 +86,15 @@ def fill_empty(total: Tensor, centers_KC: Tensor, rows: Rows, processes: Process
         inertia.append(exact_sum(weighted(squared_M, batch.weight)))
         if batch.weight is not None:
             squared_M = torch.where(batch.weight > 0, squared_M, 0.0)
+        # By a threshold, since topk does not say which of equally far rows it takes.
         least = squared_M.topk(min(len(empty), len(squared_M))).values[-1]
         far_F = ((squared_M >= least) & (squared_M > 0)).nonzero()[:, 0]
         farthest_first = squared_M[far_F].sort(descending=True, stable=True).indices[: len(empty)]
+        # Negative, so that sorting puts the farthest first, and of equals the lowest position.
         found += [(-float(squared_M[row]), offset + batch.first + row) for row in far_F[farthest_first].tolist()]
         found = sorted(found)[: len(empty)]
     every = sorted(itertools.chain(*processes.gather(found)))
+    # Rows of other processes get positions outside of all batches here.
     taken = {position - offset: cluster for cluster, (_, position) in zip(empty, every, strict=False)}
     before = math.fsum(itertools.chain(*processes.gather(inertia)))
     if not taken or before >= below:
@@ -131,13 +135,16 @@ def fit_centers(
         centers_KC = means(total, centers_KC, rows.unit)
         apart = shift(centers_KC, before_KC)
         before, moved_K = found, (centers_KC != before_KC).any(1)
+        # Then the next pass keeps distances, by which the one after it compares with moved centres alone.
         few = int(moved_K.sum()) <= _FEW * (len(centers_KC) - _MANY)
         tell(
             f"step {number}: {num_changed} labels changed, centres moved by {apart**0.5:.4g}"
             + f", {num_repaired} filled" * bool(num_repaired)
         )
+        # Rows that were taken change labels in the next step.
         if not num_repaired and (num_changed == 0 or apart <= tolerance):
             break
+    # Labels and inertia are those of the centres that are returned, which have moved since the last pass.
     found = one_pass(rows, ops.prepare_codebook(centers_KC), processes, before, moved_K)
     return Fitted(centers_KC, found.labels, found.inertia, number, found.total[:, -2:])
 
@@ -206,8 +213,10 @@ def _after_moves(
     if not len(moved_F):
         return label_M, squared_M
     near_M, apart_M = ops.codebook_lookup(features_MC, prepared.codebook[moved_F], return_distance=True)
+    # Before, no centre was nearer than `squared_M`; so one that is nearer now has moved, and is the nearest of these.
     wins_M = apart_M * _SURE < squared_M
     stays_M = (apart_M > squared_M * _SURE) & ~moved_K[label_M]
+    # New tensors: the writes below must not reach those of the pass before.
     label_M, squared_M = torch.where(wins_M, moved_F[near_M], label_M), torch.where(wins_M, apart_M, squared_M)
     left = (~(wins_M | stays_M)).nonzero()[:, 0]
     label_M[left], squared_M[left] = ops.codebook_lookup(

@@ -104,6 +104,7 @@ class MiniBatchKMeans(KMeans):
         )
         labels, _, self.inertia_, total = one_pass(rows, ops.prepare_codebook(centers_KC), processes)
         self._total = total  # whose means become the centres
+        # `partial_fit` goes on from the centres as they are, each with the weight of its labels.
         self._total[:, :-2] = centers_KC * sizes(total, rows.unit)
         self._keep(centers_KC, labels, rows)
         self.n_iter_ = self.max_iter

@@ -58,8 +58,10 @@ def moved(
             prepared = prepared_by(subspace, centers_KC)
             label_M, squared_M = ops.codebook_lookup(features_MC, prepared, return_distance=True)
             total = processes.sum(totals_of(features_MC, label_M, weight_M, num_clusters))
+            # Distances as rows of one channel: columns are a cluster's inertia, its weight and its rows.
             apart = processes.sum(totals_of(squared_M[:, None], label_M, weight_M, num_clusters))
             if step == 0:
+                # As if each centre had the same share of the first batch's weight, all of it where the centre is.
                 moving = torch.nn.functional.pad(centers_KC.double(), (0, 2), value=1)
                 moving *= exact_sum(total[:, -2]) / len(total)
             moving.lerp_(total, first_rate * (0.5 + 0.5 * math.cos(math.pi * step / num_steps)))
@@ -70,6 +72,7 @@ def moved(
             if number == passes - 1:
                 of_last_pass += total
             if step % split_each == 0 and 2 * step <= num_steps and num_clusters > 1:
+                # What was added before belonged to another cluster.
                 of_last_pass[_split(moving, recent_K2, prepared, seed, step)] = 0
             centers_KC = means(moving, centers_KC, rows.unit)
         tell(f"pass {number + 1} of {passes}: {of_pass} batches")
@@ -98,6 +101,7 @@ def _batches(
         times_N = (weight_N.double() / most).long().clamp(1, of_pass)
         row_R, begin_N = row_R.repeat_interleave(times_N), times_N.cumsum(0) - times_N
         part_R = (torch.arange(len(row_R), device=rows.device) - begin_N[row_R]) / times_N[row_R]
+        # The parts of a row lie evenly on the circle of keys, and so mostly in different batches.
         key_R, weight_N = (key_R[row_R] + part_R) % 1, weight_N / times_N
     for row_M in row_R[key_R.argsort()].tensor_split(of_pass):
         yield features_NC[row_M], None if weight_N is None else weight_N[row_M]
@@ -110,21 +114,29 @@ def _split(moving: Tensor, recent_K2: Tensor, prepared: ops.PreparedCodebook, se
     inertia_K, weight_K = recent_K2.unbind(1)
     near_K2, squared_K2 = ops.codebook_lookup(prepared.codebook, prepared, topk=2, return_distance=True)
     is_itself_K = near_K2[:, 0] == torch.arange(len(near_K2), device=moving.device)
+    # A centre that coincides with a lower one finds that one first, and itself perhaps second.
     near_K = torch.where(is_itself_K, near_K2[:, 1], near_K2[:, 0])
     cost_K = squared_K2[:, 1] * weight_K
     rank_K = cost_K.argsort(stable=True).argsort()
+    # Not where its nearest would cost less: of two that lie close the cheaper one goes.
     cost_K = cost_K.masked_fill((rank_K > rank_K[near_K]) & (weight_K > 0), torch.inf)
     costs, unused = cost_K.sort(stable=True)
+    # The cheapest is set against the largest inertia, the next one against the next.
     unused = unused[costs < _UNUSED * inertia_K.sort(descending=True).values]
+    # A cluster that goes is not split.
     left_K = inertia_K.index_fill(0, unused, 0)
     large = left_K.argsort(descending=True, stable=True)[: len(unused)]
     large = large[left_K[large] > 0]
     free, num_channels = unused[: len(large)], moving.shape[1] - 2
     position = torch.arange(len(large) * num_channels, device=moving.device).view(-1, num_channels)
+    # Both halves begin with half of the cluster.
     recent_K2[large] /= 2
     moving[large] /= 2
+    # Times the weight: `moving` holds sums, not means.
     apart = _APART * (inertia_K[large] / weight_K[large] / num_channels).sqrt()[:, None] * moving[large, -2:-1]
+    # -step, since the numbers from 0 on are the draws of passes. Each channel goes either way.
     apart = torch.where(uniform(seed, -step, position) < 0.5, apart, -apart)
+    # They count as clusters with rows, so that `means` moves them.
     moving[large, -1] = 1
     moving[free], recent_K2[free] = moving[large], recent_K2[large]
     moving[free, :num_channels] += apart

@@ -41,6 +41,7 @@ class Processes:
         except Exception as caught:
             error = caught
         told = self.gather(None if error is None else f"{type(error).__name__}: {error}")
+        # Its own error as it is; the other ranks report it below.
         if error is not None:
             raise error
         for rank, other in enumerate(told):

@@ -103,6 +103,7 @@ class ResidualKMeans(Clusterer["Labels"]):
         self.inertias_ = [fitted.inertia for fitted in found]
         self.inertia_ = self.inertias_[-1]
         self.n_iter_, self.n_steps_ = sum(fitted.num_steps for fitted in found), 0
+        # None yet: `_so_far` then begins with the centres and the sizes of their clusters.
         self._totals: list[Tensor] = []
         self._sizes = [fitted.sizes_K2 for fitted in found]
         return self
@@ -264,6 +265,7 @@ class LeftRows(Rows):
             centers_LKC = centers_KC[None]
             if self.subtracted is not None:
                 centers_LKC = torch.cat([self.subtracted.codebook, centers_LKC])
+            # Of batches the labels are not kept: each pass looks the levels up again.
             self.subtracted = ops.prepare_codebook(centers_LKC)
         else:
             features_NC, weight_N, first = self.memory
@@ -311,11 +313,14 @@ def semantic_ids(codes: Any) -> Any:
     codes_NL, is_array = _as_codes(codes)
     group_N, size_G = torch.unique(codes_NL, dim=0, return_inverse=True, return_counts=True)[1:]
     order_N = group_N.argsort(stable=True)
+    # Where a row is in sorted order, less where its group begins: its number within the group.
     place_N = torch.arange(len(order_N), device=order_N.device) - (size_G.cumsum(0) - size_G)[group_N[order_N]]
+    # Back into the order of the rows.
     last_N = torch.empty_like(place_N).scatter_(0, order_N, place_N)
     return give_back(torch.cat([codes_NL, last_N[:, None]], 1), is_array)
 
 
 def seed_of_level(seed: int, level: int) -> int:
     """A seed of the level's own."""
+    # The first level draws as `KMeans` does with this seed.
     return seed if level == 0 else (seed * 1_000_003 + level) % 2**62

@@ -144,6 +144,7 @@ def _as_tensor(name: str, value: Any) -> tuple[Tensor, bool]:
         except (TypeError, ValueError) as error:
             kind = TypeError if isinstance(error, TypeError) else ValueError
             raise kind(f"{name}: expected numbers, got a {type(value).__name__}: {error}") from error
+    # The smallest type that holds these numbers and float32's: float64 where float32 would round.
     exact = array.dtype if array.dtype == np.float16 else np.result_type(array.dtype, np.float32)
     with np.errstate(over="ignore"):  # what overflows is refused as infinite
         array = np.asarray(array, np.float64 if exact.itemsize > 8 else exact, order="C")
@@ -154,6 +155,7 @@ def _as_tensor(name: str, value: Any) -> tuple[Tensor, bool]:
 
 def _refuse_not_finite(name: str, values: Tensor) -> None:
     for part in values.split(max(1, _CHECKED // max(1, values[0].numel()))) if values.numel() else ():
+        # A NaN is both.
         low, high = torch.aminmax(part)
         if not bool(torch.isfinite(low) & torch.isfinite(high)):
             bad = int((~values.reshape(len(values), -1).isfinite().all(-1)).nonzero()[0])
@@ -197,6 +199,7 @@ def _unit(name: str, rows_MC: Tensor) -> Tensor:
 
 def refuse_too_large(name: str, features_NC: Tensor) -> None:
     """Squared distances, and with them inertias, would be infinite in float32."""
+    # |x - d|^2 is at most C (2 most)^2.
     most = math.sqrt(torch.finfo(torch.float32).max / (4 * features_NC.shape[1]))
     low, high = torch.aminmax(features_NC) if features_NC.numel() else (0.0, 0.0)
     if max(-float(low), float(high)) > most:
@@ -301,6 +304,7 @@ class BatchedRows(Rows):
         for number, item in enumerate(each_batch(self._value)):
             rows, weight = split(item)
             features, self.is_array = as_rows(f"batch {number}", rows)
+            # Of the first rows alone: each pass must subtract the same.
             if self.offset is None and not first and not self.unit:
                 self.offset = offset_of(features)
             if self.num_channels not in (-1, features.shape[1]):
@@ -313,6 +317,7 @@ class BatchedRows(Rows):
 
 
 def _mark(features_MC: Tensor) -> float:
+    # A sum of partial sums, which also depends on the channels' order.
     return float(features_MC[0].double().cumsum(0).sum()) if len(features_MC) else 0.0
 
 
@@ -328,6 +333,7 @@ def each_batch(value: Any) -> Any:
 def split(item: Any) -> tuple[Any, Any]:
     """Rows and weights of what a loader gives: rows, (rows,) or (rows, weights)."""
     are_arrays = isinstance(item, (list, tuple)) and all(hasattr(part, "ndim") for part in item)
+    # Two vectors are no rows and weights: they are a batch of two rows.
     if are_arrays and 1 <= len(item) <= 2 and item[0].ndim == 2:
         return item[0], item[1] if len(item) == 2 else None
     return item, None

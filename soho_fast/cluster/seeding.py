@@ -89,8 +89,10 @@ class Nearer:
             left_MC, square_M = (part[here] for part in self.left) if self.left else self._left(rows_MC)
             # No less than the distance of quarters, whatever was rounded; 1e-36 stands for what underflows.
             base_M = square_M - (closest_M * ((1 + self.slack) / 16) + 1e-36)
+            # Nothing is nearer than 0.
             base_M[closest_M == 0] = torch.inf
             with torch.autocast(left_MC.device.type, enabled=False):
+                # |x|^2 - closest / 16 - 2 x.t < -|t|^2, of quarters x and t: they are nearer than the centre.
                 below_TM = torch.addmm(base_M[None], left_TC, left_MC.T, alpha=-2) < -square_T[:, None]
             trial_P, row_P = below_TM.nonzero().unbind(1)
             part = max(1, _NEAR // trials_TC.shape[1])
@@ -99,6 +101,7 @@ class Nearer:
                 squares.append(apart_PC.square_().sum(1))
             trials.append(trial_P)
             rows.append(row_P + number * step)
+        # Found block by block of rows; stable, so that rows stay in ascending order within a trial.
         trial_P, order_P = torch.cat(trials).sort(stable=True)
         starts = torch.bincount(trial_P, minlength=len(trials_TC)).cumsum(0).tolist()
         return Pairs([0, *starts], torch.cat(rows)[order_P], torch.cat(squares)[order_P])
@@ -185,12 +188,14 @@ class Seeding:
         def weights(batch: Batch) -> Tensor:
             return batch.features.new_ones(len(batch.features), 1) if batch.weight is None else batch.weight[:, None]
 
+        # The key of the one more is the threshold that the others' keys lie below.
         drawn = self._with_keys(number + 1)
         positions = [position for _, position in drawn[:number]]
         if in_order:
             positions.sort()
         weight_T = self._taken(positions, 1, weights)[:, 0].double()
         if len(drawn) > number and drawn[-1][0] < math.inf:
+            # A key -log(u) / w is below a threshold t by chance 1 - exp(-w t).
             weight_T /= -torch.expm1(weight_T * -drawn[-1][0])
         return self.take(positions), (weight_T / weight_T.max()).float()
 
@@ -198,6 +203,7 @@ class Seeding:
         wanted_T = torch.tensor(positions, dtype=torch.int64, device=self.rows.device) - self.offset
         if self.rows.memory is not None and not self.processes.together:
             return read(self.rows.memory)[wanted_T].float()
+        # Rows of other processes stay zeros here: the sum has each once.
         taken = torch.zeros(len(positions), width, dtype=torch.float32, device=self.rows.device)
         for batch in self.rows.batches():
             here_T = (wanted_T >= batch.first) & (wanted_T < batch.first + len(batch.features))
@@ -249,6 +255,7 @@ class Seeding:
         nearer = Nearer(features_NC)
         most = max(1, _MOST_PAIRS // (trials * self.num_rows))
         while len(centers) < num_clusters:
+            # Few at first: each centre changes the distances much while there are few.
             steps = min(num_clusters - len(centers), max(1, int(len(centers) * _STEPS_TOGETHER)), most)
             positions = self._drawn(weighted(closest_N, weight_N), weight_N, trials * steps)
             drawn_TC = self.take(positions)
@@ -257,13 +264,16 @@ class Seeding:
             now_T, first = then_T, 0
             starts, row_P, squared_P = nearer.pairs(drawn_TC, closest_N)
             while len(centers) < num_clusters:
+                # A trial counts by chance now / then: those that do are draws by the distances now.
                 taken = (chance_T[first:] * then_T[first:] <= now_T[first:]).nonzero()[:trials, 0].tolist()
+                # The draw is used up: the next one is by the distances now.
                 if len(taken) < trials:
                     break
                 tried = [first + number for number in taken]
                 first = tried[-1] + 1
                 spans = [slice(starts[t], starts[t + 1]) for t in tried]
                 row_G = torch.cat([row_P[span] for span in spans])
+                # A pair is a candidate: its row may be no nearer to the trial.
                 gain_G = (closest_N[row_G] - torch.cat([squared_P[span] for span in spans])).clamp_(min=0)
                 if scaled_N is not None:
                     gain_G *= scaled_N[row_G]
@@ -273,6 +283,7 @@ class Seeding:
                 row_M = row_P[spans[best]]
                 closest_N[row_M] = torch.minimum(closest_N[row_M], squared_P[spans[best]])
                 centers.append(drawn_TC[tried[best]])
+                # The trials that are left come nearer to a centre, too.
                 now_T = torch.minimum(now_T, squared_distances(drawn_TC, centers[-1]))
         return torch.stack(centers)
 
@@ -289,9 +300,11 @@ class Seeding:
         within_T = torch.tensor([point - begin for point in points], dtype=torch.float64, device=upto_N.device)
         rows = torch.searchsorted(upto_N, within_T, right=True).tolist()
         mine = [
+            # A point less `begin` may round up to the last sum.
             self.offset + min(row, len(upto_N) - 1) if begin <= point < end else -1
             for row, point in zip(rows, points, strict=True)
         ]
+        # A point lies in one process's span; the others have -1.
         return [max(drawn) for drawn in zip(*self.processes.gather(mine), strict=True)]
 
     def _scalable(self, num_clusters: int) -> Tensor:
@@ -313,6 +326,7 @@ class Seeding:
         thinned = self._plus_plus_alone(candidates_TC, weight_T, num_clusters, num_trials=1)
         for _ in range(_CANDIDATE_STEPS):
             total = totals_of(candidates_TC, ops.codebook_lookup(candidates_TC, thinned), weight_T, num_clusters)
+            # 0 / 0 of a centre without candidates, which the next line leaves out.
             moved = (total[:, :-2] / total[:, -2:-1]).float()
             thinned = torch.where(total[:, -1:] > 0, moved, thinned)
         return thinned

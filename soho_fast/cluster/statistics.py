@@ -21,6 +21,7 @@ def totals_of(features_NC: Tensor, label_N: Tensor, weight_N: Tensor | None, num
     Products with weights are not rounded, and their sums are float64."""
     if weight_N is None:
         count_K, sum_KC = ops.codebook_stats(features_NC, label_N, num_clusters, wide=True)
+        # Without weights each row has weight 1: both columns are the number of rows.
         return torch.cat([sum_KC, count_K[:, None].expand(-1, 2)], 1)
     num_channels, scale = features_NC.shape[1], magnitude(weight_N)
     total = torch.zeros(num_clusters, num_channels + 2, dtype=torch.float64, device=features_NC.device)
@@ -34,8 +35,10 @@ def totals_of(features_NC: Tensor, label_N: Tensor, weight_N: Tensor | None, num
             [high_MC, (product_MC - high_MC).float(), scaled_M1.float(), (scaled_M1.float() > 0).float()], 1
         )
         sums = ops.codebook_stats(terms, label_M, num_clusters, wide=True)[1]
+        # Upper and lower halves of the products, each added in float64.
         total[:, :num_channels] += sums[:, :num_channels] + sums[:, num_channels:-2]
         total[:, num_channels:] += sums[:, -2:]
+    # Sums and weights; the last column is a number of rows.
     total[:, :-1] *= scale
     return total
 
@@ -68,9 +71,11 @@ def mean_variance(rows: Rows, processes: Processes) -> float:
         near_C = sum_C / len(batch.features)
         center_1C = near_C.float()[None]
         distance_M = ops.codebook_lookup(batch.features, center_1C, return_distance=True)[1]
+        # Distances are from the rounded mean: about another point they are more by this (Steiner).
         rounded = len(batch.features) * float((near_C - center_1C[0]).square().sum())
         parts.append((len(batch.features), near_C.cpu(), max(0.0, exact_sum(distance_M) - rounded)))
     for count, center_C, spread in (part for rank in processes.gather(parts) for part in rank):
+        # Two groups joined (Chan, Golub and LeVeque 1979): the squares within, and those between the means.
         apart_C, both = center_C - mean_C, number + count
         squares += spread + float(apart_C.square().sum()) * number * count / both
         mean_C, number = mean_C + apart_C * (count / both), both
