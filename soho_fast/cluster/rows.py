@@ -368,4 +368,5 @@ def uniform(seed: int, draw: int, position_M: Tensor) -> Tensor:
     """A number in (0, 1) for each position, float64: splitmix64 of seed, draw and position."""
     start = Random(f"{seed} {draw}").getrandbits(63)
     z = mix64(position_M * -7046029254386353131 + start)  # 0x9E3779B97F4A7C15; int64 wraps
-    return (shifted(z, 11).double() + 0.5) * 2.0**-53
+    # The last of 2^53 numbers, which the sum rounds up to 1.
+    return ((shifted(z, 11).double() + 0.5) * 2.0**-53).clamp_(max=1.0 - 2.0**-53)

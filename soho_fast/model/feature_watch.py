@@ -130,9 +130,9 @@ class FeatureWatch(Float32Buffers):
         # Of other shares chance is another loss, and the rule is silent.
         # Without pairs 0 < 0 is False.
         are_even = (num_matched - num_pairs / 2).abs() < num_pairs / 10
-        # A product with a bool instead of a question to the device.
-        change = are_even * (matching / num_pairs.clamp(min=1.0) - self.matching) / _MATCHING_REMEMBERED
-        self.matching.add_(change.squeeze())
+        change = (matching / num_pairs.clamp(min=1.0) - self.matching) / _MATCHING_REMEMBERED
+        # A NaN would stay in the mean for good.
+        self.matching.add_(torch.where(are_even & change.isfinite(), change, 0.0).squeeze())
         torch.minimum(self.least_matching, self.matching, out=self.least_matching)
         # Only what was learnt can be lost.
         lost |= (self.least_matching < _LEARNT) & (self.matching > _UNLEARNT)

@@ -14,6 +14,12 @@ def seeded(init, rows, num_clusters, seed=0, weight=None):
     return Seeding(MemoryRows(rows, weight), Processes(False), seed).centers(init, num_clusters)
 
 
+def test_no_number_is_1(monkeypatch):
+    monkeypatch.setattr("soho_fast.cluster.rows.mix64", torch.zeros_like)
+    monkeypatch.setattr("soho_fast.cluster.rows.shifted", lambda z, _: torch.full_like(z, 2**53 - 1))
+    assert float(uniform(0, 0, torch.arange(1))) < 1
+
+
 def test_numbers_are_uniform_and_of_their_position():
     numbers = uniform(3, 0, torch.arange(200_000))
     assert numbers.min() > 0 and numbers.max() < 1

@@ -129,6 +129,8 @@ def test_matching_that_falls_back_to_chance_is_lost_where_it_was_learnt():
     before = float(better.matching)
     matching_step(better, 409, 0.7, num_matched=2)
     assert float(better.matching) == before, "where a quarter matches, chance is another loss"
+    matching_step(better, 410, float("nan"))
+    assert float(better.matching) == before, "a NaN would stay in the mean"
 
 
 def test_a_step_is_not_sound_long_before_matching_counts_as_lost():
