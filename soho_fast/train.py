@@ -8,6 +8,7 @@ deepspeed --hostfile hosts soho_fast/train.py         several machines that shar
     each of them: deepspeed --hostfile hosts --no_ssh --node_rank N --master_addr FIRST soho_fast/train.py
 """
 
+import dataclasses
 import os
 import sys
 from pathlib import Path
@@ -26,7 +27,7 @@ from soho_fast.common.extras import from_extra
 with from_extra("train"):
     from soho_fast.common.command_line import quiet_transformers
     from soho_fast.engine.watchdog import run_command, user_input
-    from soho_fast.tasks.recipe import build_demo_corpus, load_recipe, write_recipe
+    from soho_fast.tasks.recipe import build_demo_corpus, code_named, load_recipe, write_recipe
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -59,7 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
                 command.code = 128 + result.signal_number
             else:
                 if processes.is_main:
-                    report_run(run, result.metrics)
+                    report_run(run, result.metrics, code_named(dataclasses.asdict(recipe)))
                 processes.wait()
             leave_processes()
     return command.code

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,8 +39,12 @@ def say_start(run: Run, name: str) -> None:
         print_line(f"warning: until the last step {phase}; raise --epochs or --max_steps, whichever ends the run")
 
 
-def report_run(run: Run, metrics: Mapping[str, float] | None) -> None:
-    """Write metrics.json, print the metrics and what to do next."""
+def report_run(run: Run, metrics: Mapping[str, float] | None, code: Iterable[tuple[str, str]] = ()) -> None:
+    """Write metrics.json, print the metrics and what to do next.
+
+    Args:
+        code: (field, import path) of what the run has of a user's own, which the next commands need imported.
+    """
     task: Any = run.task  # which has a table and next commands beside what training asks of it
     folder, progress = run.folder, run.progress
     if run.finished is not None:
@@ -80,13 +85,26 @@ def report_run(run: Run, metrics: Mapping[str, float] | None) -> None:
     print_line("next:")
     quoted = shlex.quote(str(folder))
     train = "deepspeed soho_fast/train.py" if Path("soho_fast/train.py").is_file() else "python -m soho_fast.train"
+    code, trackers = list(code), run.settings.log.trackers
+    trust = " --trust-file" if code or trackers else ""
     for command in [
-        *task.next_commands(folder),
-        f"{train} --recipe {quoted}/recipe.yaml --output {quoted}-longer {_twice(run)}",
+        *(_with_code(each, code) for each in task.next_commands(folder)),
+        f"{train} --recipe {quoted}/recipe.yaml --output {quoted}-longer {_twice(run)}{trust}",
         f"{train} --help",
     ]:
         print_line(f"  {command}")
     sys.stdout.flush()
+
+
+def _with_code(command: str, code: Iterable[tuple[str, str]]) -> str:
+    """A command for a run's model, which imports the parts of the model and the task that are a user's."""
+    modules = dict.fromkeys(path.partition(":")[0] for name, path in code if name.startswith(("task", "model.config.")))
+    command, comment, words = command.partition("  #")
+    if modules and re.search(r"soho_fast\.(evaluate|explore) ", command):
+        command += " --trust-file"
+    elif modules and "soho_fast.ask " in command:
+        command += "".join(f" --import {module}" for module in modules)
+    return command + comment + words
 
 
 def older_evaluations(run: Path) -> list[str]:

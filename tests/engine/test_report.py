@@ -9,7 +9,8 @@ import torch
 
 from soho_fast.common.processes import Processes
 from soho_fast.common.versions import write_run_of
-from soho_fast.engine.report import older_evaluations, say_start
+from soho_fast.engine.report import older_evaluations, report_run, say_start
+from soho_fast.engine.settings import LogSettings, ScheduleSettings
 
 
 def test_an_evaluation_that_is_older_than_its_model_is_told(tmp_path):
@@ -46,3 +47,34 @@ def test_a_run_that_ends_within_its_first_phase_is_told(capsys, total_steps, war
     said = capsys.readouterr().out
     assert said.startswith(f"recipe mini: 0.0 M parameters, {total_steps} steps of 8 images")
     assert ("warning: until the last step the encoder learns alone; raise --epochs or" in said) == warned
+
+
+def test_the_next_commands_of_a_run_with_code_of_a_user_s_own_import_it(tmp_path, capsys):
+    asked = [
+        "python -m soho_fast.evaluate --run run",
+        'python -m soho_fast.explore build run  # needs: pip install "soho_fast[explore]"',
+        "python -m soho_fast.ask rank run IMAGE TEXT",
+    ]
+    task = SimpleNamespace(next_commands=lambda folder: asked, num_missing=lambda: 0, at_chance=lambda metrics: "")
+    settings = SimpleNamespace(
+        log=LogSettings(), max_steps=2, max_minutes=0, epochs=1, schedule=ScheduleSettings(decay="cosine")
+    )
+    run = SimpleNamespace(
+        task=task, folder=tmp_path, finished=None, settings=settings, total_steps=2,
+        checkpoints=SimpleNamespace(identity={}), step=SimpleNamespace(precision="float32"),
+        plan=SimpleNamespace(global_batch_size=8, steps_per_epoch=10),
+        progress=SimpleNamespace(step=2, seconds=1.0, corrupt_images=0, best=None),
+    )  # fmt: skip
+    report_run(run, {})
+    said = capsys.readouterr().out
+    assert all(f"  {command}\n" in said for command in asked) and "--trust-file" not in said
+    report_run(run, {}, [("model.config.dictionary", "own.codes:Own"), ("model.config.backbone", "net:Net")])
+    said = capsys.readouterr().out
+    assert f"  {asked[0]} --trust-file\n" in said
+    assert '  python -m soho_fast.explore build run --trust-file  # needs: pip install "soho_fast[explore]"\n' in said
+    assert f"  {asked[2]} --import own.codes --import net\n" in said
+    assert "-longer --max_steps 4 --trust-file\n" in said
+    # The model has nothing of a loss; training it once more does.
+    report_run(run, {}, [("model.losses.focal.path", "own:Focal")])
+    said = capsys.readouterr().out
+    assert all(f"  {command}\n" in said for command in asked) and "-longer --max_steps 4 --trust-file\n" in said
