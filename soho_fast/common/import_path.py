@@ -66,7 +66,7 @@ def load_imported(path: str, what: str, base: type | None = None) -> Any:
     if module is None:
         raise UserError(
             f"{what}: {path} is code that a file names, which alone may not have it imported; import {name} before, "
-            "as by --import, or give --trust-file where a recipe names it"
+            f"as by --import, give --trust-file where a recipe names it, or name {path} on a training's command line"
         )
     found = getattr(module, attribute, None)
     if found is None:

@@ -96,7 +96,7 @@ def report_run(run: Run, metrics: Mapping[str, float] | None, code: Iterable[tup
     sys.stdout.flush()
 
 
-def _with_code(command: str, code: Iterable[tuple[str, str]]) -> str:
+def _with_code(command: str, code: list[tuple[str, str]]) -> str:
     """A command for a run's model, which imports the parts of the model and the task that are a user's."""
     modules = dict.fromkeys(path.partition(":")[0] for name, path in code if name.startswith(("task", "model.config.")))
     command, comment, words = command.partition("  #")
@@ -104,6 +104,8 @@ def _with_code(command: str, code: Iterable[tuple[str, str]]) -> str:
         command += " --trust-file"
     elif modules and "soho_fast.ask " in command:
         command += "".join(f" --import {module}" for module in modules)
+    elif "--model.pretrained " in command:
+        command += "".join(f" --{name} {path}" for name, path in code if name.startswith("model.config."))
     return command + comment + words
 
 

@@ -62,7 +62,7 @@ def test_a_mistake_is_one_line(own_module, path, base, message):
 
 
 def test_what_a_file_names_is_not_imported(own_module):
-    with pytest.raises(UserError, match="import own_parts before, as by --import, or give --trust-file"):
+    with pytest.raises(UserError, match="import own_parts before, as by --import, give --trust-file"):
         load_imported("own_parts:Mine", "backbone", dict)
     assert "own_parts" not in sys.modules
     load("own_parts:make", "task")
