@@ -381,7 +381,10 @@ def _import_packages(options: argparse.Namespace) -> int:
         raise UserError(
             f"folder: {folder} is there; name a new one, or give --overwrite for one that this command made"
         )
-    build(folder, options.packages, options.cache.expanduser(), print_line)
+    cache = options.cache.expanduser()
+    if cache.exists() and not cache.is_dir():
+        raise UserError(f"cache: {cache} is a file; expected a folder, or the name of a new one")
+    build(folder, options.packages, cache, print_line)
     texts, tokenizer = folder / ANNOTATIONS, folder / "tokenizer"
     print_line(f"wrote {folder}; next: soho tokenizer {texts} {tokenizer}, then soho check {folder}")
     return 0

@@ -209,6 +209,12 @@ def test_a_folder_that_is_there_is_kept(planted, capsys):
     assert (folder / "images.jsonl").read_text()
 
 
+def test_a_cache_that_is_a_file_is_named(planted, capsys):
+    file = planted / "cache/planted_1.0_all.deb"
+    assert f"cache: {file} is a file; expected a folder" in run(capsys, planted / "corpus", "--cache", file, code=2)
+    assert os.listdir(planted) == ["cache"]
+
+
 def test_without_a_usable_image_nothing_is_written(planted, capsys, monkeypatch):
     monkeypatch.setattr(building, "_is_drawing", lambda image: True)
     said = run(capsys, planted / "corpus", code=2)
