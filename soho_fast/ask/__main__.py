@@ -101,7 +101,7 @@ def _run(arguments: list[str]) -> int:
             raise UserError(f"{name}: {options[name]} can't be read ({reason})")
     quiet_transformers()
     with from_extra("train"):
-        from soho_fast.ask.labels import image_paths, label_images
+        from soho_fast.ask.labels import image_paths, label_images, say_unknown
         from soho_fast.ask.many import ask_many
         from soho_fast.ask.pipeline import SohoPipeline
         from soho_fast.ask.retrieval import Retriever, print_retrieved
@@ -115,9 +115,7 @@ def _run(arguments: list[str]) -> int:
         fast = {name: options.pop(name) for name in ("precision", "compile") if name in options}
         soho = SohoPipeline.from_pretrained(folder, **fast)
         texts = options.get("texts") or [options[name] for name in ("question", "text") if name in options]
-        if unknown := soho.unknown_words(texts):
-            words = ", ".join(map(repr, unknown[:5])) + ", ..." * (len(unknown) > 5)
-            print_line(f"this model reads as unknown: {words}", file=sys.stderr)
+        say_unknown(soho, texts)
         if action == "retrieve":
             retriever = Retriever(soho, paths, options.pop("batch_size"), partial(print_line, file=sys.stderr))
             print_retrieved(retriever, **options, as_json=as_json)

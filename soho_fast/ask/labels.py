@@ -11,7 +11,7 @@ from typing import Any
 
 from soho_fast.ask.pipeline import SohoPipeline, usable_tokens
 from soho_fast.ask.prompts import TEMPLATES, Prompts
-from soho_fast.common.errors import UserError, print_line
+from soho_fast.common.errors import UserError, listed, print_line
 from soho_fast.common.hub import no_such_path
 from soho_fast.data.importing import images_below
 
@@ -50,6 +50,7 @@ def label_images(
     prompts = Prompts(_lines(labels.split(",") if not Path(labels).is_file() else [labels]), _lines(templates))
     soho = SohoPipeline.from_pretrained(model, precision=precision, compile=compile)
     _check_apart(soho, prompts)
+    say_unknown(soho, prompts.labels)
     shown, right, unusable = Counter[str](), 0, 0
     answers = soho.rank(iter(paths), prompts, top_k=top_k, batch_size=batch_size, errors="return")
     for path, answer in zip(paths, answers, strict=True):
@@ -72,6 +73,12 @@ def label_images(
         accuracy, always = (f"{100 * part / shown.total():.1f} %" for part in (right, count))
         said = f"accuracy {accuracy} of {shown.total():,} images in folders named as their label"
         print_line(f"{said}; always {most!r}: {always}", beside)
+
+
+def say_unknown(soho: SohoPipeline, texts: Sequence[str]) -> None:
+    """One line on standard error where the model does not know words of these texts."""
+    if unknown := soho.unknown_words(texts):
+        print_line(f"this model does not know: {listed(list(map(repr, unknown)), 5)}", sys.stderr)
 
 
 def image_paths(images: str) -> list[Path]:

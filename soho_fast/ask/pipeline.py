@@ -413,16 +413,19 @@ class SohoPipeline:
         return found
 
     def unknown_words(self, texts: Sequence[str]) -> list[str]:
-        """The words of texts that the tokenizer has no tokens for, each once."""
-        tokenizer = self.processor.tokenizer
-        found = tokenizer(list(texts), return_offsets_mapping=True, verbose=False)
-        words = [
-            text[begin:end]
-            for text, ids, places in zip(texts, found["input_ids"], found["offset_mapping"], strict=True)
-            for token, (begin, end) in zip(ids, places, strict=True)
-            if token == tokenizer.unk_token_id
-        ]
-        return list(dict.fromkeys(words))
+        """The words of texts that the tokenizer has no token for, or that it spells letter by letter, each once."""
+        tokenizer, words = self.processor.tokenizer, dict[str, None]()
+        for text, encoding in zip(texts, tokenizer(list(texts), verbose=False).encodings, strict=True):
+            pieces: dict[int | None, list[tuple[int, int, int]]] = {}
+            for word, token, place in zip(encoding.word_ids, encoding.ids, encoding.offsets, strict=True):
+                pieces.setdefault(word, []).append((token, *place))
+            pieces.pop(None, None)  # [CLS] and [SEP]
+            for each in pieces.values():
+                # Tokenizers made of a corpus have all its letters, so that nothing is [UNK]; no text has trained those.
+                spelled = len(each) > 1 and all(end - begin == 1 for _, begin, end in each)
+                if spelled or any(token == tokenizer.unk_token_id for token, _, _ in each):
+                    words[text[each[0][1] : each[-1][2]]] = None
+        return list(words)
 
     def _load(self, image: Any) -> Tensor | VisualTokens:
         """The pixels of an image, resized; what `encode` gave is taken as it is. Raises ValueError."""

@@ -2,16 +2,19 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
 from PIL import Image
 from small_models import ANSWERS, LABELS
 from tiny_corpus import draw
+from transformers import BertTokenizer
 
 from soho_fast.ask import SohoPipeline
 from soho_fast.ask.__main__ import main
 from soho_fast.common.versions import write_run_of
+from soho_fast.data.tokenizer import build_vocabulary, write_tokenizer
 from soho_fast.model import (
     SohoForImageTextRetrieval,
     SohoForPreTraining,
@@ -27,6 +30,16 @@ def direct(model, processor, images, texts, **more):
     with torch.no_grad():
         output = model(**batch, **more)
     return output.itm_logits if "itm_logits" in output else output.logits
+
+
+def test_words_that_a_tokenizer_of_a_corpus_spells_are_unknown(tmp_path):
+    write_tokenizer(tmp_path, build_vocabulary(["a dog runs 4 times", "the fox's box, a zebras jar quick"]))
+    soho = SimpleNamespace(processor=SimpleNamespace(tokenizer=BertTokenizer.from_pretrained(tmp_path)))
+    unknown = SohoPipeline.unknown_words(soho, ["A Gorilla's dog, 44", "a fox? gorilla!"])
+    assert unknown == ["Gorilla", "44", "gorilla"]
+    # An ending is a token that texts have trained; a single letter is a word.
+    assert not SohoPipeline.unknown_words(soho, ["dogs", "a box s"])
+    assert SohoPipeline.unknown_words(soho, ["a \u72d7 dog"]) == ["\u72d7"], "[UNK]"
 
 
 def test_answer(save, processor, images):
@@ -216,6 +229,6 @@ def test_command_line(save, images, capsys):
     assert capsys.readouterr().out.endswith("%  a red\\x1b[2J\n"), "an answer's name may be another's"
     capsys.readouterr()
     assert main(["rank", str(folder), str(images[0]), "a zebra, red", "blue zebra quagga"]) == 0
-    assert capsys.readouterr().err == "this model reads as unknown: 'zebra', ',', 'quagga'\n"
+    assert capsys.readouterr().err == "this model does not know: 'zebra', ',', 'quagga'\n"
     assert main(["compare", str(folder), str(images[0]), str(images[1]), "a red"]) == 2
     assert capsys.readouterr().err.startswith("error: compare: needs a model for visual reasoning")
