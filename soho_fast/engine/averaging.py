@@ -32,6 +32,8 @@ def _exchange(engine: DeepSpeedEngine) -> None:
     with written_tensors(engine) as tensors:
         for tensor in tensors:
             if (average := state.get(tensor, {}).get(AVERAGE)) is not None:
+                # Exchanged, not replaced: the state holds the weights meanwhile, so the second call puts them back to
+                # the bit.
                 weights = tensor.clone()
                 tensor.copy_(average)
                 average.copy_(weights)

@@ -66,6 +66,7 @@ class BatchPlan:
             if self.group_keys is not None:
                 batch = self._grouped(batch, self.group_keys, step)
             for part in range(self.gradient_accumulation_steps):
+                # Half as many ranks that accumulate twice as often have the same slices, in the same order.
                 at = (part * self.world + rank) * self.micro_batch_size
                 yield [(epoch, int(index)) for index in batch[at : at + self.micro_batch_size]]
 
@@ -78,7 +79,9 @@ class BatchPlan:
         if self.kinds is None:
             return order
         of_kind = [order[self.kinds[order] == kind] for kind in (False, True)]
+        # `resize` repeats from the start, which fills the last micro-batch.
         parts = [np.resize(samples, (-(-len(samples) // size), size)) for samples in of_kind if len(samples)]
+        # Rows are micro-batches, and stay whole.
         return rng.permutation(np.concatenate(parts)).ravel()
 
     def _grouped(self, batch: np.ndarray, keys: np.ndarray, step: int) -> np.ndarray:
@@ -137,9 +140,11 @@ def grouped_plan(
     grouping = settings.group_by_aspect_ratio
     by_kind = grouping == "orientation"
     has_parts = plan.micro_batch_size < plan.global_batch_size
+    # Of a global batch that is one micro-batch there is nothing to group.
     if not (by_kind or (grouping and has_parts)) or not hasattr(data, "group_keys"):
         return plan
     progress = ProgressLines(say, "shapes of images")
+    # Read by rank 0 alone, and sent: the order must be the same on all ranks.
     keys = processes.gather(processes.on_main(lambda: data.group_keys(progress)))[0]
     if by_kind:
         return replace(plan, kinds=keys > 0)
@@ -166,8 +171,10 @@ class _EpochDataset(Dataset):
         samples = [self[item] for item in items]
         if not all(map(_is_corrupt, samples)):
             return samples
+        # Said of one of them; `own_reason` takes it off again, so that the image still counts once.
         samples[-1].corrupt += _STAND_IN_NOTE
         epoch, index = items[0]
+        # By the first sample alone: the same stand-ins whichever process loads it.
         rng = np.random.default_rng([_STAND_IN_STREAM, epoch, index])
         for stand_in in rng.integers(len(self.dataset), size=_MOST_STAND_INS):
             samples.append(self[epoch, int(stand_in)])
@@ -187,6 +194,7 @@ def own_reason(corrupt: str) -> str:
 
 def _collate(collate: Callable[[list], Mapping[str, Any]], samples: list[Any]) -> Mapping[str, Any]:
     usable = [sample for sample in samples if not _is_corrupt(sample)]
+    # Each once and as first met: `collate_images` has the images of a batch in this order too.
     numbers = dict.fromkeys(number for sample in usable for number in getattr(sample, "image_keys", ()))
     batch = collate(samples)
     return {**batch, "image_keys": list(numbers)} if numbers else batch
@@ -238,6 +246,7 @@ class Batches:
     def close(self) -> None:
         """End the loader processes."""
         end_workers(self._iterator)
+        # A second call finds nothing to end.
         self._iterator = iter(())
 
 

@@ -175,6 +175,8 @@ def refuse_disagreement(processes: Processes, values: Mapping[str, Any]) -> None
     Raises:
         UserError: they do not; on every rank, with the first rank that differs and its fields.
     """
+    # Short ones first: all values are exchanged only where they differ, for the message. All ranks see the same
+    # digests, and so all come to the second gather or none.
     digests = processes.gather(digest_of(values))
     if len(set(digests)) == 1:
         return
@@ -198,6 +200,7 @@ def _flat(name: str, value: Any) -> dict[str, Any]:
         parts = {field.name: getattr(value, field.name) for field in fields(value)}
     elif isinstance(value, Mapping):
         parts = {str(key): item for key, item in value.items()}
+    # Other lists are one value: a field with more items than before is one change.
     elif isinstance(value, list | tuple) and any(is_dataclass(item) or isinstance(item, Mapping) for item in value):
         parts = {str(number): item for number, item in enumerate(value)}
     else:

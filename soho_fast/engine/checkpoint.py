@@ -87,9 +87,11 @@ class _Files(TorchCheckpointEngine):
             with open(path, "wb") as file:
                 torch.save(_plain(state_dict), file)
                 file.flush()
+                # Before the rename that makes it a checkpoint: a power cut could leave the name without the bytes.
                 os.fsync(file.fileno())
             with torch.serialization.safe_globals(_INERT):
                 odd = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+            # Found now, the checkpoint before this one is still there; found on loading, it may have been pruned.
             if odd:
                 self.error = f"{path}: it would not be loaded again: {listed(odd)} is no plain data"
             self.written[Path(path).name] = {"bytes": os.path.getsize(path), "sha256": sha256_of(Path(path))}
@@ -125,6 +127,7 @@ class _Files(TorchCheckpointEngine):
 def rng_state(device: torch.device) -> dict[str, Any]:
     """States of every generator a training step may draw from on this rank: numbers, strings, tensors, tuples."""
     name, keys, *rest = np.random.get_state()
+    # As a tensor: a load of plain data alone refuses arrays of numpy.
     numpy_state = (name, torch.from_numpy(keys), *rest)
     state = {"python": random.getstate(), "numpy": numpy_state, "torch": torch.get_rng_state()}
     if device.type != "cpu":
@@ -135,6 +138,7 @@ def rng_state(device: torch.device) -> dict[str, Any]:
 def seed_everything(seed: int) -> None:
     """Seed python's, numpy's and torch's global generators (CPU and device)."""
     random.seed(seed)
+    # numpy takes 32 bits.
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
 
@@ -173,6 +177,7 @@ class Checkpoints:
         """The newest complete checkpoint (sound: of a run that was), or None, by what is there and its sizes, without
         those found altered; the same on all ranks."""
         paths = self._named() if self.processes.is_main else []
+        # `_fault` looks at names and sizes alone: an altered file of the right size is known from `_choose` only.
         intact = [path for path in paths if path not in self._altered and _fault(path) is None]
         found = next((path for path in reversed(intact) if not sound or _is_sound(path)), None)
         return self.processes.gather(found)[0]
@@ -210,8 +215,10 @@ class Checkpoints:
         partial = final.with_name(final.name + PARTIAL)
         writer = _Files()
         if self.processes.is_main:
+            # A try that failed may have left files here, and one too many is a fault of the whole checkpoint.
             shutil.rmtree(partial, ignore_errors=True)
             writer.makedirs(str(partial), exist_ok=True)
+        # No rank may write before the folder is cleared: the `rmtree` above would take its files away.
         self.processes.wait()
         # The recovery scripts that DeepSpeed copies beside its files are in every installation; on a full disk the copy
         # would raise on one rank between barriers.
@@ -219,6 +226,7 @@ class Checkpoints:
         engine.save_checkpoint(str(self.folder), tag=partial.name, save_latest=False)
         of_rank = rng_state(self.processes.device) | {"fragments": list(map(tuple, fragments_of(engine)))}
         writer.save(of_rank, str(partial / _rank_file(self.processes.rank)))
+        # Also the barrier: past it every file of every rank is whole and on disk.
         self._raise_first(writer.error)
         files = {name: record for part in self.processes.gather(writer.written) for name, record in part.items()}
         error = None
@@ -230,18 +238,23 @@ class Checkpoints:
                     "identity": self.identity,
                     "files": dict(sorted(files.items())),
                 }
+                # The digest is of the manifest without it; `_read_manifest` takes it out before it compares.
                 sealed = {**manifest, "sha256": _digest(manifest)}
                 write_atomically(partial / MANIFEST, json.dumps(sealed, indent=1))
                 # Pruning deletes older ones for this one's sake.
                 error = _fault(partial)
                 if error is None:
+                    # As where a signal comes right after a run was resumed, or this step's checkpoint was found
+                    # altered.
                     if final.exists():
                         shutil.rmtree(final)
                     os.rename(partial, final)
+                    # The name stands for the new files now.
                     self._altered.discard(final)
                     self.prune(final)
             except OSError as failure:
                 error = f"{failure.filename}: {failure.strerror}"
+        # Rank 0 alone has written: what it met is raised on all.
         self._raise_first(error)
         return final
 
@@ -257,9 +270,11 @@ class Checkpoints:
         saved_world, rank, device = identity["processes"], self.processes.rank, self.processes.device
         if all(identity.get(name) == self.identity.get(name) for name in SHARDING):
             engine.checkpoint_engine = reader
+            # DeepSpeed reads what a run of this stage and this number of ranks would have written.
             engine.load_checkpoint(str(path.parent), tag=path.name, load_lr_scheduler_states=False)
         else:
             load_resharded(engine, path, lambda file: reader.load(str(file), "cpu", mmap=True))
+        # Where there were fewer ranks, the ones beyond them begin from another's state, and draw on below.
         set_rng_state(reader.load(str(path / _rank_file(rank % saved_world))), device)
         if rank >= saved_world:
             # Random numbers of its own for a rank that was not there, the same in each attempt to go on from here.
@@ -275,6 +290,7 @@ class Checkpoints:
         if foreign:
             say(f"{self.folder} also holds {listed(foreign)}, which no run has written; left alone")
         faults: list[str] = []
+        # From the newest on, and no further than the first intact one: hashing takes as long as reading it all.
         while named and (fault := _fault(named[-1]) or _altered(named[-1])):
             self._altered.add(path := named.pop())
             faults.append(f"{path.name} ({fault})")
@@ -308,9 +324,11 @@ class Checkpoints:
         self.delete_partial()
         earlier = [path for path in self._named() if int(path.name[5:]) <= int(saved.name[5:]) and _fault(path) is None]
         intact = [path for path in earlier if path not in self._altered]
+        # -0 is 0: where `keep` is 0 these are all, and nothing is deleted below.
         kept = intact[-self.keep :]
         if self.keep and kept:
             sound = next((path for path in reversed(intact) if _is_sound(path)), None)
+            # Altered ones go with those that they lie among, once all that are kept are newer.
             for path in earlier[: earlier.index(kept[0])]:
                 if path != sound:
                     delete(path)
@@ -320,6 +338,7 @@ class Checkpoints:
         if errors:
             if self.processes.is_main:
                 self.delete_partial()
+            # All ranks have the same list of errors, so all come to the gather in here.
             kept = self.newest()
             raise UserError(
                 f"the checkpoint could not be written ({errors[0]}); free some space or choose another --output. "
@@ -342,6 +361,7 @@ def _plain(value: Any) -> Any:
         return {name: _plain(item) for name, item in value.items()}
     if type(value) in (list, tuple):
         return type(value)(map(_plain, value))
+    # bool stands before int, of which it is a subclass.
     own = next((kind for kind in (bool, int, float, str) if isinstance(value, kind)), None)
     return value if own is None else own(value)
 
@@ -366,9 +386,11 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         raise _DamagedError(f"{MANIFEST} is not a checkpoint's")
     if manifest["format"] != FORMAT:
         raise _DamagedError(f"it has format {str(manifest['format'])[:60]}, this version reads {FORMAT}")
+    # Left to right: the checksum is out of the manifest before the rest is hashed.
     if manifest.pop("sha256", None) != _digest(manifest):
         raise _DamagedError(f"{MANIFEST} differs from its own checksum")
     try:
+        # For their errors alone: a manifest that matches its checksum may be of a version with other fields.
         Progress(**manifest["progress"])
         {**manifest["identity"]}
         for record in manifest["files"].values():

@@ -87,18 +87,24 @@ def start_processes(threads: int = 0, timeout: float = 0) -> Processes:
         if together:
             store, rank, world = _meet()
             place, host = _Place(store), LOOPBACK if _is_one_machine() else os.environ["MASTER_ADDR"]
+            # Before the group is formed: a rank that dies in its first collective is noticed too.
             calls = {"publish": place.publish, "look_up": place.look_up}
+            # Of each machine one rank speaks; beside rank 0, which is the one that failed then, it is rank 1.
             start_heartbeat(rank, world, host, **calls, timeout=timeout, speaks=rank == 1 or local_rank == 0)
         else:
+            # DeepSpeed asks for LOCAL_RANK even in a group of one.
             for name, value in {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_SIZE": "1"}.items():
                 os.environ.setdefault(name, value)
+        # Here and not in DeepSpeed, which would meet by MASTER_ADDR instead of this store; it takes over the group.
         dist.init_process_group(accelerator.communication_backend_name(), store=store, rank=rank, world_size=world)
     deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
     device = torch.device(accelerator.device_name(local_rank) if not on_cpu else "cpu")
     group: Any = None
     if dist.get_world_size() > 1:
+        # What is gathered are objects and CPU tensors, which NCCL cannot carry.
         group = dist.group.WORLD if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
     if place is not None:
+        # All have looked it up: no rank is in the group before that.
         place.close()
     return Processes(dist.get_rank(), dist.get_world_size(), local_rank, device, group)
 
@@ -151,7 +157,9 @@ class _Place:
                 "RANK of its own, and another run another MASTER_PORT"
             )
         try:
+            # Without blocking: another user may have put a pipe there, whose opening would wait for a writer.
             with open(place, opener=lambda path, flags: os.open(path, flags | os.O_NONBLOCK)) as file:
+                # Of the open file: a look at the path could be of another one than is read.
                 status = os.fstat(file.fileno())
                 if (status.st_uid, stat.S_IMODE(status.st_mode)) == (os.getuid(), 0o600):
                     return file.read()
@@ -175,6 +183,7 @@ def _own_store() -> tuple[dist.Store, int, int] | None:
         for library in ("GLOO", "NCCL"):
             os.environ.setdefault(f"{library}_SOCKET_IFNAME", "lo")
     with _told_if_taken(port):
+        # TCPStore opens a port to all interfaces; it is handed this one, which only this machine reaches.
         listener = socket.create_server((LOOPBACK, port)).detach() if rank == 0 else None
     store = dist.TCPStore(LOOPBACK, port, world, rank == 0, _PATIENCE, master_listen_fd=listener)
     return store, rank, world
@@ -193,11 +202,14 @@ def _choose_port() -> None:
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         return  # torchrun has the port already, and has chosen it.
     if _is_one_machine() and os.environ.get("MASTER_PORT") == _DEFAULT_PORT:
+        # Below 32768, from where on Linux by default gives ports to outgoing connections.
         os.environ["MASTER_PORT"] = str(10_000 + os.getppid() % 20_000)
     port = environment_number("MASTER_PORT", int(_DEFAULT_PORT))
+    # The first rank alone listens there; the others' turn would find it taken by that one.
     if environment_rank()[0]:
         return
     with socket.socket() as probe, _told_if_taken(port):
+        # A port that an earlier run has only just closed (TIME_WAIT) counts as free.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         probe.bind(("", port))
 
@@ -246,6 +258,7 @@ def choose_precision(settings: EngineSettings) -> str:
         else bool(accelerator.is_bf16_supported()),
     }
     if settings.precision == "auto":
+        # In this order: bf16 has float32's range, and needs no loss scale.
         on_gpu = ["bf16", "fp16"] if name != "cpu" else []
         return next((precision for precision in on_gpu if supported[precision]), "float32")
     if not supported[settings.precision]:
@@ -296,6 +309,7 @@ def deepspeed_config(
         "bf16": {"enabled": precision == "bf16" and stage > 0},
         "torch_autocast": {"enabled": precision == "bf16" and stage == 0, "dtype": "bfloat16"},
         "zero_optimization": {"stage": stage},
+        # It would hash the tag on all ranks and compare; a tag follows from the step, on which they agree.
         "checkpoint": {"tag_validation": "Ignore"},
     }
     if stage == 1 and get_accelerator().device_name() == "cpu":
@@ -372,11 +386,13 @@ def _state(engine: DeepSpeedEngine) -> Iterator[tuple[str, Tensor]]:
     names = {}
     for name, parameter in engine.module.named_parameters():
         names[parameter] = name
+        # Under ZeRO 3 the parameter itself may hold nothing between uses; `ds_tensor` is this rank's part.
         yield name, getattr(parameter, "ds_tensor", parameter).detach()
     for name, buffer in engine.module.named_buffers():
         if buffer.is_floating_point():
             yield name, buffer
     optimizer = engine.basic_optimizer
+    # At stage 0 these are the model's own, named above; under ZeRO they are flat partitions.
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             names.setdefault(parameter, f"a partition of {group['name']}")
@@ -392,6 +408,7 @@ def whole_state(engine: DeepSpeedEngine) -> dict[str, torch.Tensor]:
     if engine.zero_optimization_stage() < 3:
         return model.state_dict()
     with deepspeed.zero.GatheredParameters(list(model.parameters())):
+        # Inside: entering and leaving gather and partition, in which all ranks take part.
         if dist.get_rank():
             return {}
         state = model.state_dict(keep_vars=True)

@@ -65,9 +65,11 @@ class TrainingBatches:
         has_images = getattr(data, "images", None) is not None
         self._cache_task = task if has_images and isinstance(task, FeatureCacheTask) else None
         begin, end = (epochs * plan.steps_per_epoch for epochs in settings.optim.frozen_span())
+        # Of fractions of an epoch the whole steps in which `Schedule.is_frozen` holds.
         self._frozen = range(math.ceil(min(begin, total_steps)), math.ceil(min(end, total_steps)))
         self._cache: FeatureCache | None = None
         self._batches: Batches | None = None
+        # Below any step: the first `prepare` starts.
         self._until = -1
 
     def prepare(self, step: int, model: nn.Module, stop: StopRequest) -> int:
@@ -78,16 +80,19 @@ class TrainingBatches:
         """
         if step < self._until:
             return 0
+        # The loader processes that are there end first: filling starts its own.
         self.close()
         until = self.total_steps
         task = self._cache_task
         if task is not None and self._cache_pays(task, max(step, self._frozen.start), model):
             if step < self._frozen.start:
+                # Until then batches have pixels; the cache is filled by the frozen backbone, not by what it is now.
                 until = self._frozen.start
             else:
                 self._cache, signal_number = self._fill(task, model, stop)
                 if signal_number:
                     return signal_number
+                # Without a cache these batches last to the end of the run: it is not tried again.
                 if self._cache is not None:
                     until = self._frozen.stop
         data = self.data if self._cache is None else self.data.without_pixels(self._cache.corrupt)
@@ -103,6 +108,7 @@ class TrainingBatches:
             return batch
         features = self._cache_task.collate_features([self._cache[number] for number in batch["image_keys"]])
         if self.processes.device.type != "cpu":
+            # The loader pins what it collates; these were put in here.
             features = {name: None if value is None else value.pin_memory() for name, value in features.items()}
         return {**batch, **features}
 
@@ -144,6 +150,7 @@ class TrainingBatches:
         """
         processes, say, size = self.processes, self.say, self.plan.micro_batch_size
         images = _ImagePass(len(self.data.images), size, processes)
+        # Closing it on leaving closes the file alone: what `join` has mapped stays.
         cache = FeatureCache(processes.rank)
         batches = self._load(self.data.images, partial(_collate, task.collate_images), images.micro_batches())
         progress, began = ProgressLines(say, "feature cache"), time.monotonic()
@@ -153,10 +160,13 @@ class TrainingBatches:
                 with torch.no_grad(), self.precision():
                     found = task.image_features(model, task.on_device(inputs))
                     features = dict(zip(side["image_keys"], found, strict=True))
+                # The last steps begin again, to be as many on each rank; those images are in the cache already.
                 own = images.numbers(step)
                 cache.corrupt |= {number: why for number, why in side["corrupt_images"].items() if number in own}
                 features = {number: feature.cpu() for number, feature in features.items() if number in own}
                 if step == 0:
+                    # Estimated by the first step, before anything is written: each machine holds all images, however
+                    # many ranks it has.
                     sizes = [sum(feature.nbytes for feature in features.values()), len(features)]
                     num_bytes, num_images = processes.total(sizes)
                     needed = num_bytes / max(num_images, 1) * images.num_images
@@ -165,6 +175,8 @@ class TrainingBatches:
                         return None, 0
                     cache.open(folder)
                 cache.write(features)
+                # All ranks leave the loop together: one that left alone would be waited for in the next collective. The
+                # peers of a machine write about as much as this rank.
                 signal_number, used, failed = processes.maximum(
                     [stop.pending(), cache.num_bytes * len(images.peers), cache.error is not None]
                 )
@@ -173,6 +185,7 @@ class TrainingBatches:
                 if failed or used > budget:
                     break
                 progress(min((step + 1) * len(images.peers) * size, images.num_images), images.num_images)
+            # `join` is collective: the conditions before it are the same on all ranks.
             if failed or used > budget or not cache.join(images.peers, processes):
                 errors = [error for error in processes.gather(cache.error) if error]
                 why = errors[0] if errors else f"the images differ in size, and all take more than {budget / _GB:g} GB"
@@ -218,6 +231,8 @@ class _ImagePass:
         self.num_images, self.size = num_images, min(micro_batch_size, num_images)
         self.peers = [rank for rank, name in enumerate(machines) if name == machines[processes.rank]]
         self.place = self.peers.index(processes.rank)
+        # Each machine computes all images, so that with the fewest processes takes the most steps; all ranks take as
+        # many, for their collectives.
         fewest = min(map(machines.count, machines))
         self.num_steps = -(-num_images // (self.size * fewest))
 
@@ -255,6 +270,7 @@ class FeatureCache:
         self._type: torch.dtype | None = None
         # In which rank's file an image's features lie, from which element on, and their shape.
         self._locations: dict[Hashable, tuple[int, int, torch.Size]] = {}
+        # In elements, as the offsets are, of which one may be several bytes.
         self._length = 0
         self._parts: dict[int, torch.Tensor] = {}
 
@@ -277,10 +293,12 @@ class FeatureCache:
         try:
             for number, feature in features.items():
                 self._type = feature.dtype
+                # As bytes: numpy has no bfloat16.
                 self._file.write(feature.contiguous().flatten().view(torch.uint8).numpy())
                 self._locations[number] = self._rank, self._length, feature.shape
                 self._length += feature.numel()
                 self.num_bytes += feature.nbytes
+            # Others map the file: what Python still holds in its buffer is not in it.
             self._file.flush()
         except OSError as error:
             self.error = f"the features could not be written: {error.strerror}"
@@ -296,6 +314,7 @@ class FeatureCache:
                 path, kind, length, locations, corrupt = everyone[rank]
                 self._locations |= locations
                 self.corrupt |= corrupt
+                # An empty file cannot be mapped.
                 if length:
                     self._parts[rank] = torch.from_file(path, shared=True, size=length, dtype=kind)
         except (OSError, RuntimeError) as error:

@@ -70,6 +70,7 @@ class Trackers:
             module = load_tracker(name)
             options = {"project": settings.log.project, "name": folder.name, "config": config, "dir": str(folder)}
             if name in known:
+                # A tracker without these keywords starts another run: `_accepted` leaves them out.
                 options |= {**known[name], "resume": "allow"}
             try:
                 run = module.init(**_accepted(module.init, options))
@@ -78,6 +79,7 @@ class Trackers:
                 raise UserError(
                     f"log.trackers: {name} could not start a run: {_one_line(error)}; see to that, or leave it out"
                 ) from error
+            # Only now: `finish` above ends those that have begun a run.
             self._working.append(module)
             called = {part: getattr(run, part, None) for part in ("id", "name")}
             runs[name] = {part: value for part, value in called.items() if isinstance(value, str)}
@@ -162,6 +164,7 @@ class RunLog:
         if settings.tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
+            # TensorBoard hides what an earlier, cut-off run wrote from that step on.
             self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1)
         self._total = total_steps
         self._bar = None

@@ -89,6 +89,7 @@ class SgdAdamW(torch.optim.Optimizer):
                 )
             if self._average:
                 if begun := [param for param in params if AVERAGE in self.state[param]]:
+                    # The third argument counts averages, which an exponential one does not read.
                     self._average([self.state[param][AVERAGE] for param in begun], begun, 0)
                 for param in params:
                     if AVERAGE not in self.state[param]:
@@ -110,6 +111,7 @@ class SgdAdamW(torch.optim.Optimizer):
                 f"{place}: {group['kind']} asks for the loss several times a step; expected one that does not"
             )
         try:
+            # Groups start with lr 0, which not every optimiser takes; `_step_other` sets the true one before a step.
             return kind(params, lr=group["lr"] or 1e-4, **decay, **options)
         except (TypeError, ValueError, RuntimeError) as error:
             reason = " ".join(str(error).split())
@@ -121,6 +123,7 @@ class SgdAdamW(torch.optim.Optimizer):
         if begun := [param for param in params if param not in self.state]:
             self.state.update(self._make_other(group, begun).state)
         values: dict[str, Any] = {name: group[name] for name in ("lr", "weight_decay") if name in other.defaults}
+        # New in each step: ZeRO may have emptied or exchanged the group's tensors, and the rate has moved on.
         other.param_groups = [{**other.defaults, **values, "params": params}]
         other.state = self.state
         other.step()
@@ -128,6 +131,7 @@ class SgdAdamW(torch.optim.Optimizer):
     def _step_sgd(self, group: dict, params: list[Tensor]) -> None:
         for param in params:
             if "momentum_buffer" not in self.state[param]:
+                # From zeros the first step has buf = g, as torch's without a buffer (there is no dampening).
                 self.state[param]["momentum_buffer"] = torch.zeros_like(param)
         sgd(
             params,
@@ -150,6 +154,7 @@ class SgdAdamW(torch.optim.Optimizer):
             by_count.setdefault(int(self.state[param].get("step", 0)) + 1, []).append(param)
         for count, alike in by_count.items():
             eps = group["eps"] / math.sqrt(1 - group["betas"][1] ** count)
+            # Its own decay is left out: here it comes after the step, on the new value.
             self._step_adamw({**group, "eps": eps, "weight_decay": 0.0}, alike)
         for param in params if group["weight_decay"] else ():
             param.mul_(1 - group["lr"] * group["weight_decay"])
@@ -223,6 +228,7 @@ def optimizer_groups(model: Any, settings: OptimSettings) -> list[dict]:
     for group in model.parameter_groups(exclude_from_decay=not settings.decay_norm_and_bias, **by_layer):
         of_backbone = group["kind"] == "backbone"
         depth = group["depth"] if by_layer and not of_backbone else 0
+        # Of depth 0, the heads, and of the backbone the kind alone: names as without `layer_decay`.
         name = f"{group['kind']}_depth_{depth}" if depth else group["kind"]
         weight_decay = settings.backbone_weight_decay if of_backbone else settings.weight_decay
         groups.append(
@@ -274,6 +280,7 @@ class Schedule:
         """
         s = self.settings
         parts = self.gradient_accumulation_steps if s.warmup_unit == "micro_batches" else 1
+        # The number of the step's last micro-batch; where steps are counted, of the step itself.
         number = (step + 1) * parts - 1
         if number < s.warmup_steps:
             return s.warmup_start + (1 - s.warmup_start) * number / s.warmup_steps
@@ -301,6 +308,7 @@ class Schedule:
         if self.is_frozen(step):
             return 0.0
         begin, end = self._frozen_steps()
+        # Never frozen, or not yet: with the rest of the model. An end at infinity is never reached.
         if not begin < end <= step:
             return self.factor(step, elapsed)
         s, past, steps = self.settings, step - end, self.optim.backbone_warmup_steps
@@ -316,6 +324,7 @@ class Schedule:
             return 1.0
         if s.decay == "step":
             return self.step_decay(step)
+        # A floor of 1 step: a warm-up, or a frozen span, may last until the end of the run.
         progress = min(max((step - begin) / max(self.total_steps - begin, 1), elapsed), 1.0)
         shape = 0.5 * (1 + math.cos(math.pi * progress)) if s.decay == "cosine" else 1 - progress
         return s.end_factor + (1 - s.end_factor) * shape

@@ -28,6 +28,7 @@ def write_metrics(path: Path, values: Mapping[str, Any]) -> None:
 
 def say_start(run: Run, name: str) -> None:
     """Print what a run of this recipe trains, how and where."""
+    # Under ZeRO 3 a parameter is empty between uses; `ds_numel` is its whole size.
     parameters = sum(getattr(p, "ds_numel", p.numel()) for p in run.step.engine.module.parameters())
     print_line(
         f"recipe {name}: {parameters / 1e6:.1f} M parameters, {run.total_steps} steps of "
@@ -117,6 +118,7 @@ def older_evaluations(run: Path) -> list[str]:
             about = read_json(path)
             if about["checkpoint"] not in RUN_MODELS:
                 continue
+            # By its name in this folder: the run may have been moved since.
             model, was = run / Path(about["model"]).name, [about["step"], about["identity"]]
         except (OSError, ValueError, KeyError, TypeError):  # As of a model that is of no run.
             continue
@@ -130,6 +132,7 @@ def _twice(run: Run) -> str:
     """Options that make the run twice as long, whatever ended it."""
     settings, schedule = run.settings, run.settings.schedule
     ended_by_time = run.progress.step < run.total_steps
+    # Where the clock ended it only the minutes have to grow: no limit below is less than `steps` then.
     steps = run.total_steps if ended_by_time else 2 * run.total_steps
     options = []
     if round(settings.epochs * run.plan.steps_per_epoch) < steps:

@@ -33,6 +33,7 @@ from torch import Tensor
 
 from soho_fast.common.errors import UserError
 
+# Stages 0 to 2 have one mp_rank_00_model_states.pt; other files name the data-parallel rank (zero_pp_rank_3_...).
 _RANK = re.compile(r"(?:bf16_)?(?:zero_pp_rank_(\d+)_)?mp_rank_00_")
 _LOSS_SCALE = (LOSS_SCALER, "dynamic_loss_scale", "overflow")
 
@@ -64,6 +65,8 @@ def fragments_of(engine: DeepSpeedEngine) -> list[Fragment]:
     if stage < 3:
         for number, group in enumerate(optimizer.bit16_groups):
             for param in group:
+                # None where no element of the parameter lies in this rank's part. DeepSpeed calls the model's weights
+                # lp (low precision), the optimiser's float32 ones hp.
                 if (mapping := param._hp_mapping) is not None:
                     of_param, in_tensor = mapping.lp_fragment_address, mapping.hp_fragment_address
                     fragments.append(Fragment(names[param], of_param.start, number, in_tensor.start, in_tensor.numel))
@@ -77,6 +80,7 @@ def fragments_of(engine: DeepSpeedEngine) -> list[Fragment]:
             if start < param.ds_numel:
                 numel = min(size, param.ds_numel - start)
                 fragments.append(Fragment(names[param], start, number, offset, numel))
+            # Padding too: the tensor has room for as many elements on each rank.
             offset += size
     return fragments
 
@@ -98,19 +102,23 @@ def load_resharded(engine: DeepSpeedEngine, folder: Path, load: Callable[[Path],
     saved, model = _Saved(folder, load, models, optim), models[0]
     with written_tensors(engine) as tensors:
         buffers = dict(engine.module.named_buffers())
+        # Any rank's will do: before a save BatchNorm's statistics are averaged over the ranks.
         for name in model[BUFFER_NAMES]:
             buffers[name].copy_(model["module"][name])
         for name, param in engine.module.named_parameters():
             if not param.requires_grad:  # as from the first step on, so no tensor of the optimiser has it
                 with deepspeed.zero.GatheredParameters([param], modifier_rank=0):
                     param.copy_(saved.untrained(name, param.shape))
+        # Of this run's ranks and stage; `saved` has those of the run that saved.
         of_tensor: dict[int, list[Fragment]] = {}
         for fragment in fragments_of(engine):
             of_tensor.setdefault(fragment.tensor, []).append(fragment)
         for number, tensor in enumerate(tensors):
             state = saved.fill(tensor, of_tensor.get(number, []))
+            # Without one, as of a group that was frozen so far, or of padding, the optimiser begins its own.
             if state:
                 engine.basic_optimizer.state[tensor] = state
+        # Stage 0 has no loss scale, neither to read from nor to set.
         if optim and engine.zero_optimization_stage():
             for name in _LOSS_SCALE:
                 setattr(engine.optimizer, name, optim[0][name])
@@ -152,6 +160,8 @@ class _Saved:
         for fragment in fragments:
             num_filled = 0
             for part, other, start, numel in self._overlapping(fragment):
+                # Both from element `start` of the parameter on: in this rank's tensor, and in that of the rank that
+                # saved.
                 to = slice(fragment.offset + start - fragment.start, fragment.offset + start - fragment.start + numel)
                 source = slice(other.offset + start - other.start, other.offset + start - other.start + numel)
                 _put(tensor, to, part.weights[other.tensor].reshape(-1)[source])
@@ -160,6 +170,7 @@ class _Saved:
                         held = state.setdefault(key, torch.zeros_like(tensor, dtype=value.dtype))
                         _put(held, to, value.reshape(-1)[source])
                     else:
+                        # Files are mapped: without a copy it would keep one of them open.
                         own = value.clone() if isinstance(value, Tensor) else value
                         state[key] = max(state.get(key, own), own)
                 num_filled += numel
@@ -182,6 +193,7 @@ class _Saved:
 def _by_rank(folder: Path, pattern: str, load: Callable[[Path], Any]) -> list[Any]:
     """DeepSpeed's files of a kind, in the order of the ranks."""
     paths = {int(match[1] or 0): path for path in folder.glob(pattern) if (match := _RANK.match(path.name))}
+    # By number: as texts rank 10 comes before rank 2.
     return [load(paths[rank]) for rank in sorted(paths)]
 
 
@@ -212,10 +224,13 @@ def written_tensors(engine: DeepSpeedEngine) -> Iterator[list[Tensor]]:
     """`tensors_of`, to be written to; afterwards the model's weights are those. All ranks enter and leave together."""
     optimizer, stage = engine.optimizer, engine.zero_optimization_stage()
     if stage == 3:
+        # Lets go of parameters that are gathered, as small ones always are: theirs would be the old values. The
+        # epilogue gathers these again.
         optimizer.checkpoint_event_prologue()
     with torch.no_grad():
         yield tensors_of(engine)
         if stage in (1, 2):
+            # Copies this rank's part into the model's own type, and gathers the parts of all.
             optimizer.update_lp_params()
         elif stage == 3:
             # Brings the weights of the model's own type in line with these.

@@ -77,6 +77,7 @@ class ResumePoint:
         self._recipe = settings_identity(settings, task.identity.not_compared) | {
             "engine.precision": self.precision,
             "engine.zero_stage": zero_stage(settings.engine, self.precision),
+            # This and the line above are `SHARDING`: where they differ, the checkpoint is resharded.
             "processes": processes.world,
             # Those by a name have the same state.
             **({"optimiser's state": settings.optim.rule} if is_import_path(settings.optim.rule) else {}),
@@ -90,6 +91,7 @@ class ResumePoint:
         self._before: dict[str, Any] = {}
         self.checkpoint = self._choose_checkpoint()
         if self.checkpoint is not None:
+            # Older checkpoints lack some names: what they were trained with there is filled in.
             before, self.progress = self.checkpoints.about(self.checkpoint)
             self._before = {**ABSENT, **task.identity.absent, **before}
             # More is compared when the data are read; a change that is known now is refused before that takes its time.
@@ -103,6 +105,7 @@ class ResumePoint:
                 or the ranks have other data.
         """
         refuse_disagreement(self.processes, contents)
+        # As a checkpoint gives it back: tuples are lists in JSON, and would differ from the lists that were saved.
         self.checkpoints.identity = now = json.loads(json.dumps(self._recipe | dict(contents)))
         if self.checkpoint is not None:
             self._compare(now)
@@ -129,12 +132,14 @@ class ResumePoint:
         try:
             self.checkpoints.load(engine, self.checkpoint)
         except (RuntimeError, ValueError, KeyError) as error:
+            # A UserError is a ValueError, and says already what is wrong.
             if not self.changes or isinstance(error, UserError):
                 raise
             raise UserError(
                 f"{self.checkpoint} does not fit the changed settings ({self.changes_in_words()}): "
                 f"{' '.join(str(error).split())[:200]}; give the same values or another --output"
             ) from error
+        # Read again: loading a state may have put other groups, with the values of the file, in their place.
         for group, value in zip(engine.basic_optimizer.param_groups, values, strict=True):
             group.update(value)
         if hasattr(engine.optimizer, "clip_grad"):
@@ -165,12 +170,14 @@ class ResumePoint:
         if self.processes.is_main and (self.folder / "model").is_dir():
             try:
                 found = read_json(self.folder / "metrics.json")
+                # An earlier end's do not count where the run has trained on since.
                 complete = found["step"] == self.progress.step and isinstance(found["metrics"], dict | None)
                 complete = complete and (self.has_best or not found.get("best"))
                 if not complete or (found["metrics"] is None and self.settings.evaluation.at_end):
                     found = None
             except (OSError, ValueError, KeyError, TypeError):
                 found = None
+        # Rank 0 alone has looked; whether there is anything left to do must be the same on all.
         return self.processes.gather(found)[0]
 
     @property
@@ -185,6 +192,7 @@ class ResumePoint:
         self.changes = [change for change in changes if change not in (*self.resharded, *self.versions)]
         allowed = self.settings.resume == "changed"
         refuse_changes(str(self.checkpoint), self.progress.step, self.changes, self.task.identity, allowed=allowed)
+        # Otherwise a step has the same samples however they are divided, so any number of processes may go on.
         sizes = [_micro_batch(values) for values in (self._before, now)]
         if self.settings.batch.group_by_aspect_ratio == "orientation" and sizes[0] != sizes[1]:
             raise UserError(

@@ -101,6 +101,7 @@ class Heartbeat:
         if rank == 0:
             self._secret = secrets.token_hex()
             self._server = _listen(host, world)
+            # A client that gives up between `select` and `accept` would hold up the beat.
             self._server.setblocking(False)
             publish(f"{self._server.getsockname()[1]} {self._secret}")
             self._selector.register(self._server, selectors.EVENT_READ)
@@ -109,6 +110,7 @@ class Heartbeat:
             try:
                 first = socket.create_connection((host, int(port)), timeout=_UNREACHABLE)
                 first.sendall(f"{self._secret} {rank} {os.getpid()} {socket.gethostname()}\n".encode())
+                # Waits until rank 0 has read the line: b'.' where it takes this rank, nothing where it turns it away.
                 if (answer := first.recv(1)) == _TAKEN:
                     raise UserError(
                         f"rank {rank}'s place is taken: another process has come as this rank; end that one, or give "
@@ -124,21 +126,26 @@ class Heartbeat:
 
     def leave(self, *, failed: bool) -> None:
         """Tell the others that this rank ends by itself, after its work or after an error that it reports."""
+        # First: from here on a rank that ends no longer ends this process (`_end`).
         self.ending.set()
         self._thread.join(5)
+        # After the join: the thread uses the sockets as long as it runs.
         self._send(_ERROR if failed else _LEFT)
         self._close()
 
     def await_verdict(self) -> None:
         """Called where a collective failed: when a rank has failed, the thread ends this process within moments."""
+        # The thread does not return by itself: this waits so long unless it ends the process.
         self._thread.join(10)
         if self._error_at is not None:
             self._thread.join(_REPORTED)
 
     def _watch(self) -> None:
+        # At least four beats in a timeout; 0, no timeout, gives 5 s.
         pause = min(5.0, self.timeout / 4 or 5.0)
         beat_at, looked_at = 0.0, time.monotonic()
         while not self.ending.is_set():
+            # So often, too, is `ending` looked at.
             for key, _ in self._selector.select(0.2):
                 self._read(key.fileobj)
             now = time.monotonic()
@@ -153,6 +160,7 @@ class Heartbeat:
                 beat_at = now + pause
             if self._error_at is not None and now - self._error_at > _REPORTED:
                 self._end(2, None)
+            # A copy, since `_fail` removes from it.
             for connection, heard in list(self._heard.items()):
                 if self.timeout and now - heard > self.timeout:
                     self._fail(
@@ -167,6 +175,8 @@ class Heartbeat:
                 accepted, _ = self._server.accept()
                 accepted.setblocking(False)
                 if len(self._strangers) >= _MOST_STRANGERS + self._world:
+                    # The one that came first: a dict keeps the order. It may be among those just selected; `_read`
+                    # looks.
                     self._turn_away(next(iter(self._strangers)))
                 self._strangers[accepted] = b"", time.monotonic() + _PATIENCE
                 self._selector.register(accepted, selectors.EVENT_READ)
@@ -188,9 +198,11 @@ class Heartbeat:
             self._end(PROCESS_FAILED, None)
         if _ERROR in said:
             self._error_at = self._error_at or time.monotonic()
+            # Passed on: rank 0 alone is connected to all.
             self._send(_ERROR)
         if _LEFT in said or _ERROR in said:
             self._left.add(rank)
+        # Nothing read means that the other end is closed.
         if not said or rank in self._left:
             self._remove(connection)
             if rank not in self._left:
@@ -207,15 +219,18 @@ class Heartbeat:
         self._strangers[stranger] = said, until
         if more and b"\n" not in said and len(said) < _LONGEST_GREETING:
             return
+        # Nothing follows the line: a rank sends no more before it has its answer.
         line, end, _ = said.partition(b"\n")
         try:
             secret, number, process, host = line.decode().split() if end else ("", "", "", "")
+            # Those that have left too, since nothing is taken out of `_names`: no rank comes twice.
             known = {rank for rank, _ in self._names.values()}
             if not hmac.compare_digest(secret, self._secret) or int(number) not in range(1, self._world):
                 raise ValueError("no rank of ours")
             if int(number) in known:
                 stranger.send(_TAKEN)
                 raise ValueError("another process is this rank")
+        # ValueError: no UTF-8, or not four words; TypeError: of `compare_digest`, for text that is not ASCII.
         except (ValueError, TypeError, OSError):
             self._turn_away(stranger)
             return
@@ -231,6 +246,7 @@ class Heartbeat:
         stranger.close()
 
     def _fail(self, connection: socket.socket, why: str) -> None:
+        # Taken out first, so that `_send` leaves it out.
         self._remove(connection)
         self._send(_PROCESS_FAILED)
         _, name = self._names[connection]
@@ -252,12 +268,15 @@ class Heartbeat:
         for connection in list(self._heard):
             # What is wrong with a connection is found when it is read.
             with contextlib.suppress(OSError):
+                # Never waits: a full buffer is an OSError too, and one rank that reads nothing holds up no other.
                 connection.send(what)
 
     def _add(self, connection: socket.socket, rank: int, name: str) -> None:
         connection.setblocking(False)
+        # A beat is one byte, which would be kept back to be sent with more.
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if hasattr(socket, "TCP_USER_TIMEOUT"):
+            # So long unacknowledged, data break the connection; by default Linux tries again for some 15 minutes.
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1000 * _UNREACHABLE)
         self._names[connection], self._heard[connection] = (rank, name), time.monotonic()
         self._selector.register(connection, selectors.EVENT_READ)
@@ -332,6 +351,7 @@ class run_command:
             self._stopping.__exit__()
 
     def _tell(self, error: BaseException | None) -> bool:
+        # Before `fail`, which may wait for 10 s: the other ranks hear at once that this one reports an error.
         leave_heartbeat(error)
         try:
             rank, _ = environment_rank()
@@ -387,6 +407,7 @@ class StopRequest(Stopping):
         """Number of the signal that asked to stop, or 0."""
         if not self.number and self._launcher is not None:
             try:
+                # The parent is another one as soon as the `deepspeed` command is gone.
                 orphaned = self._launcher.ppid() != self._starter
             except psutil.Error:
                 orphaned = True
@@ -401,6 +422,7 @@ class StopRequest(Stopping):
                 last_line("\nstopped at once")
                 os._exit(128 + signal.SIGINT)
             self._heard = self._heard or time.monotonic()
+        # `Stopping` raises KeyboardInterrupt; here the ranks first agree on the step at which they stop.
         self.number = self.number or number
 
 
