@@ -89,7 +89,9 @@ def decode_image(data: bytes, *, shorter_edge: int | None = None) -> torch.Tenso
             if shorter_edge is not None and image.format == "JPEG":
                 scale = min(1.0, _REDUCING_GAP * shorter_edge / min(image.size))
                 image.draft("RGB", (int(image.width * scale), int(image.height * scale)))
+            # After `draft`, which has changed the size: a JPEG counts by what is decoded of it.
             _check_pixels(image.width, image.height)
+            # Where `draft` has changed the size Pillow goes on: torchvision decodes at the full size only.
             pixels_3HW = _plain_jpeg(image, data) if image.size == size else None
             if pixels_3HW is not None:
                 return pixels_3HW
@@ -113,6 +115,7 @@ def _plain_jpeg(image: Image.Image, data: bytes) -> torch.Tensor | None:
     if image.info.get("exif") and _orientation(image) in _UPRIGHT:
         return None
     try:
+        # A copy of the bytes: torch warns of memory that can't be written to.
         pixels_3HW = decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB)
     except RuntimeError:
         return None
@@ -134,6 +137,7 @@ def image_to_pixels(image: Image.Image) -> torch.Tensor:
             image = image.transpose(_UPRIGHT[orientation])
     rows = max(1, _BAND // image.width)
     if rows >= image.height:
+        # `array`, which copies: Pillow's own memory can't be written to.
         return torch.from_numpy(np.array(to_rgb(image))).permute(2, 0, 1)
     pixels = np.empty((image.height, image.width, 3), dtype=np.uint8)
     for top in range(0, image.height, rows):
@@ -381,6 +385,7 @@ def _padded(images: Sequence[torch.Tensor], size_divisor: int | None) -> tuple[t
     kind = functools.reduce(torch.promote_types, (image.dtype for image in images))
     options: dict[str, Any] = {"dtype": kind, "device": images[0].device}
     if all(image.shape[-2:] == (height, width) for image in images):
+        # Not cleared first: the images fill all of it.
         pixels_B3HW, mask_BHW = torch.empty(len(images), height, width, 3, **options).permute(0, 3, 1, 2), None
     else:
         pixels_B3HW = torch.zeros(len(images), height, width, 3, **options).permute(0, 3, 1, 2)
@@ -405,11 +410,13 @@ def _normalised(
     scale_311, shift_311 = torch.full((3, 1, 1), rescale_factor), torch.zeros(3, 1, 1)
     if mean is not None:
         std_311 = torch.tensor(std).view(3, 1, 1)
+        # (x * rescale - mean) / std as one product and one sum.
         shift_311 = -torch.tensor(mean).view(3, 1, 1) / std_311
         scale_311 = scale_311 / std_311
     device = pixels_B3HW.device
     # A copy that is not waited for: the device may have work to do still.
     scale_311, shift_311 = (each.to(device, non_blocking=True) for each in (scale_311, shift_311))
+    # `copy_` turns bytes into floats and brings the colours into planes in one pass.
     values_B3HW = torch.empty(pixels_B3HW.shape, device=device).copy_(pixels_B3HW)
     values_B3HW.mul_(scale_311).add_(shift_311)
     return values_B3HW if mask_BHW is None else values_B3HW.masked_fill_(~mask_BHW.unsqueeze(1), 0.0)
@@ -468,6 +475,7 @@ def _pixels_of(image: np.ndarray | Tensor) -> Tensor:
     if isinstance(image, Tensor):
         return image.detach().cpu()
     planes = np.stack([image] * 3) if is_grey else image.transpose(2, 0, 1)
+    # Contiguous: torch takes no arrays with negative strides, as of a flipped image.
     return torch.from_numpy(np.ascontiguousarray(planes))
 
 

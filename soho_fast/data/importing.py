@@ -61,6 +61,7 @@ def images_below(folder: Path) -> list[str]:
     found: list[str] = []
     seen: set[str] = set()
     for parent, folders, files in os.walk(folder, onerror=_refuse, followlinks=True):
+        # A link to a folder above would lead round and round.
         if os.path.realpath(parent) in seen:
             folders.clear()
             continue
@@ -99,6 +100,7 @@ def read_csv(path: Path, folder: Path, file_column: str = "", caption_column: st
     """
     text = _read(path)
     header = text.partition("\n")[0]
+    # Of none of them, the comma: a file with one column is refused below for the other.
     delimiter = max(_DELIMITERS, key=header.count)
     rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True)
     found: dict[str, Candidate] = {}
@@ -122,6 +124,7 @@ def read_csv(path: Path, folder: Path, file_column: str = "", caption_column: st
                 )
             row = dict(zip(columns, values, strict=True))
             name, caption, split = row[file_name].strip(), row[caption_name], row.get(split_name, "")
+            # A quote that is missing makes the rows up to the next one a single text, which then names other images.
             if any("\n" in text and suffix in text.lower() for text in (name, caption) for suffix in IMAGE_SUFFIXES):
                 raise ValueError(f"{where}: a text of several lines holds other rows; expected a quote at its end")
             check_text(caption, f"{where}: column {caption_name!r}")
@@ -212,6 +215,7 @@ def read_dataset(
             captions = _column(part.column_names, caption_column, CAPTION_COLUMNS, where, "--caption-column")
             if not isinstance(part.features[images], datasets.Image):
                 raise ValueError(f"{where}: column {images!r} is {part.features[images]}; expected images")
+            # By arrow, which decodes nothing, in batches, since a split may be more than memory holds.
             rows = (row for batch in part.with_format("arrow").iter(batch_size=100) for row in batch.to_pylist())
             for number, row in enumerate(rows):  # images as they are stored
                 texts = row[captions] if isinstance(row[captions], list) else [row[captions] or ""]
@@ -232,6 +236,7 @@ def read_dataset(
                     (scratch / name).write_bytes(content)
                 candidates.append(Candidate((f"images/{name}",), texts, name, _split(split)))
         written = sorted(each.name for each in scratch.iterdir())
+        # Before any is moved: a refusal leaves the folder as it was.
         if there := [name for name in written if (folder / "images" / name).exists() and not overwrite]:
             raise UserError(f"folder: {folder / 'images' / there[0]} is there; give --overwrite to replace it")
         (folder / "images").mkdir(exist_ok=True)
@@ -359,6 +364,7 @@ def _run(arguments: list[str]) -> int:
             candidates = read_dataset(source, folder, *columns, overwrite=options.overwrite, report=report)
         records = find_captioned(candidates, folder, source, source.stem, missing_images="skip", report=report)
         splits = {candidate.image_id: candidate.split for candidate in candidates}
+    # Reversed, so that the first record of each kind is the one that is named.
     named = {bool(splits.get(record.image_id)): record.image_id for record in reversed(records)}
     if len(named) == 2:
         raise UserError(

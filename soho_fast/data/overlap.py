@@ -44,7 +44,9 @@ def shared_images(training: Iterable[ImageRef], held_out: Iterable[ImageRef]) ->
     found: dict[int, tuple[ImageRef, ImageRef]] = {}
     contents: dict[int, bytes | None] = {}
     for size, image in _sizes(training):
+        # Each held-out image is reported once, with the first copy of it that is trained on.
         others = [other for other in by_size.get(size, ()) if id(other) not in found]
+        # Few of the same size begin alike: all bytes are read of those alone.
         mine = _beginning(image) if others else None
         for other in others:
             if _are_same(image, mine, other, contents):
@@ -64,6 +66,7 @@ def content_of(images: Iterable[ImageRef], every: int = 1) -> str:
 
 
 def _digest_of(image: ImageRef, every: int) -> tuple[bool, bytes]:
+    # By its name: an image stays among those that are read when others are added.
     whole = name_hash(image.name) % every == 0
     try:
         content: Any = image.read() if whole else image.store.size(image.name)
@@ -165,6 +168,7 @@ def _of_each(images: Iterable[ImageRef], work: Callable[[ImageRef], T]) -> Itera
         if (key := _key(image)) not in seen and not seen.add(key)  # type: ignore[func-returns-value]
     )
     with ThreadPoolExecutor(_THREADS) as pool:
+        # A part at a time: `pool.map` takes in all that it is given before it gives anything.
         while part := list(islice(distinct, _THREADS * _OF_A_THREAD)):
             shares = [part[begin : begin + _OF_A_THREAD] for begin in range(0, len(part), _OF_A_THREAD)]
             yield from chain.from_iterable(pool.map(of_share, shares))

@@ -63,11 +63,13 @@ class FolderStore:
         """The subset of `names` that exists; each folder is listed once, so a million names cost a few listings."""
         names_by_parent: dict[str, list[str]] = {}
         for name in filter(self.holds, names):
+            # A name without a folder has the parent ".", which is listed as the root.
             names_by_parent.setdefault(str(PurePosixPath(name).parent), []).append(name)
         found: set[str] = set()
         for parent, members in names_by_parent.items():
             try:
                 present = set(os.listdir(os.path.join(self.root, parent)))
+            # Raised, though it is an OSError: the images may be there, and are not to count as missing.
             except PermissionError:
                 raise
             except OSError:  # no such folder, none at all, or a name too long to be one
@@ -112,6 +114,7 @@ class ZipStore:
         return self.path
 
     def _open(self) -> zipfile.ZipFile:
+        # After a fork the handle is the parent's: this process opens its own.
         if self._handle is None or self._owner != os.getpid():
             try:
                 self._handle = zipfile.ZipFile(self.path)
@@ -207,6 +210,7 @@ def open_stores(images: str | os.PathLike[str] | Sequence[str | os.PathLike[str]
             )
         elif path.lower().endswith(".zip") and os.path.isfile(path):
             store = ZipStore(path)
+            # Opens it: a damaged archive is refused here, and not by a loader process in the middle of training.
             store.existing(())
             stores.append(store)
         else:

@@ -57,6 +57,7 @@ def load_tokenizer(name_or_path: str | os.PathLike[str], **hub_options: Any) -> 
     check_checksums(name_or_path, weights=False)
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(name_or_path), trust_remote_code=False, **options)
+        # The snowman is in few vocabularies: a tokenizer that fails on what it does not know fails here.
         pieces = tokenizer("a man and a woman \u2603", add_special_tokens=False)["input_ids"]
     except Exception as error:  # what transformers and tokenizers raise of a damaged file has no common type
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -162,6 +163,7 @@ def describe_fit(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> Te
     """
     if not len(texts):
         raise ValueError("texts: expected at least one, got none")
+    # Evenly spread, so that a file that is sorted is seen as a whole.
     counted = [texts[int(number)] for number in np.linspace(0, len(texts) - 1, min(len(texts), _MOST_COUNTED))]
     lengths, num_words, num_pieces, num_unknown = [], 0, 0, 0
     # Longer than any text: nothing is cut here.
@@ -216,14 +218,17 @@ def mask_tokens(
     ids = text.ids.copy()
     labels = np.full_like(ids, IGNORED_LABEL)
     maskable = text.word_ids >= 0
+    # Tokens counted from 0 without the special ones.
     units = text.word_ids if whole_words else np.where(maskable, np.cumsum(maskable) - 1, -1)
     num_units = int(units.max(initial=-1)) + 1
     if not num_units:
         return ids, labels
     chosen_units = rng.random(num_units) < probability
+    # Drawn in any case, so that `at_least_one` changes no other draw.
     spare = int(rng.integers(num_units))
     if at_least_one and not chosen_units.any():
         chosen_units[spare] = True
+    # -1, at special tokens, reads the last unit: `maskable` takes these out again.
     positions = np.flatnonzero(maskable & chosen_units[units])
     labels[positions] = ids[positions]
     fate = rng.random(len(positions))

@@ -69,6 +69,7 @@ def build_vocabulary(texts: Iterable[str], size: int | None = None) -> list[str]
     trainer = trainers.WordPieceTrainer(vocab_size=size, special_tokens=pieces, show_progress=False)
     tokenizer.train_from_iterator(texts, trainer)
     learnt = tokenizer.get_vocab()
+    # By their ids: the special tokens stay first.
     return sorted(learnt, key=learnt.__getitem__)
 
 
@@ -76,6 +77,7 @@ def write_tokenizer(folder: Path, vocabulary: Sequence[str]) -> None:
     """Write a BERT uncased WordPiece tokenizer (tokenizer.json, tokenizer_config.json, vocab.txt) into `folder`."""
     from transformers import BertTokenizer  # takes seconds
 
+    # A name given twice would leave a gap in the ids; `build_vocabulary` gives each once.
     ids = {piece: number for number, piece in enumerate(vocabulary)}
     BertTokenizer(vocab=ids, model_max_length=_MAX_LENGTH).save_pretrained(folder)
     (folder / "vocab.txt").write_text("".join(piece + "\n" for piece in vocabulary), encoding="utf-8")
@@ -104,9 +106,11 @@ def read_texts(annotations: str | os.PathLike[str]) -> list[str]:
 
 def _texts_in(content: Any) -> Iterator[str]:
     pending = [(False, content)]  # Whether it has a text's name; the next one is the last.
+    # A stack of its own, in the place of recursion: a file may be nested more deeply than Python calls.
     while pending:
         is_text, value = pending.pop()
         if isinstance(value, dict):
+            # Reversed, since the last one comes off first: texts keep their order.
             pending += [(name in TEXT_FIELDS, each) for name, each in reversed(value.items())]
         elif isinstance(value, list):
             pending += [(is_text, each) for each in reversed(value)]

@@ -48,6 +48,7 @@ class Augmentation:
         self._changes: list[v2.Transform] = []
         if count:
             bilinear = InterpolationMode.BILINEAR
+            # 31 steps of strength, 0 to 30; `bilinear` and the fill are for what is turned or moved.
             self._changes.append(v2.RandAugment(count, strength, 31, bilinear, list(MEAN_COLOUR)))
         if self.colour:
             self._changes.append(v2.ColorJitter(self.colour, self.colour, self.colour))
@@ -67,6 +68,7 @@ class Augmentation:
             torch.default_generator.manual_seed(int(rng.integers(2**63)))
             if self.crop_scale < 1:
                 ratio, scale = width / height, (self.crop_scale, 1.0)
+                # The ratio is the image's own, so that the crop is stretched by at most 4/3 to its size.
                 crop = v2.RandomResizedCrop(size, scale, (ratio * 3 / 4, ratio * 4 / 3), antialias=processor.antialias)
                 pixels_3HW = crop(pixels_3HW)
             else:

@@ -35,6 +35,7 @@ class Examples:
         self.texts = PackedTexts([[text] for text in texts])
         self.targets = targets
         _, group_E = np.unique(self.image_EN, axis=0, return_inverse=True)
+        # Stable: within a group the examples stay in the order of the file, and the first row is the lowest.
         order_E = np.argsort(group_E, kind="stable")
         self.groups = np.split(order_E, np.flatnonzero(np.diff(group_E[order_E])) + 1)
         # Groups in the order of their first example: that of the file.
@@ -90,6 +91,7 @@ class DownstreamDataset(SampleDataset):
         group, part = self.part(index)
         rows = self.examples.groups[group]
         if self._num_parts_G[group] > 1:
+            # By the group: its samples divide one permutation, so that each example is in one of them.
             rng = np.random.default_rng([SAMPLE_STREAM, self.seed, self._epoch, group])
             rows = np.array_split(rng.permutation(rows), self._num_parts_G[group])[part]
         return load_sample(self.examples, rows, self.images, self.processor, self.max_text_length)

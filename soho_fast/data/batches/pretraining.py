@@ -43,6 +43,7 @@ def check_negatives(captions_of: TextLists, where: str = "") -> None:
     distinct: set[str] = set()
     for captions in map(captions_of.all, range(len(captions_of))):
         distinct.update(map(_folded, captions))
+        # More distinct captions than any image has: none can have all of them. Mostly after a few images.
         if len(distinct) > most:
             return
     for number, captions in enumerate(map(captions_of.all, range(len(captions_of)))):
@@ -89,6 +90,7 @@ class PairSampler:
             for alone in np.flatnonzero(np.diff(self._bounds) == 1):
                 name = f" {sources[self._bounds[alone]]}" if sources is not None else ""
                 raise ValueError(f"data set{name}: expected at least 2 images to replace captions between, got 1")
+            # As many groups as an image has samples, the last one perhaps not full.
             num_groups_I = -(-self._texts.counts() // replacing_groups_of)
             self._first_group = np.concatenate([[0], np.cumsum(num_groups_I)])
 
@@ -164,12 +166,14 @@ class PairSampler:
                 return text
             if not fallback and _folded(text) not in own_texts:
                 fallback = text
+        # After 20 draws without a caption that differs: it is looked for, one after the other.
         return fallback or self._any_other(own_texts, rng)
 
     def _any_other(self, own_texts: set[str], rng: np.random.Generator) -> str:
         count, start = len(self._texts), int(rng.integers(len(self._texts)))
         others = ((start + offset) % count for offset in range(count))
         texts = (text for other in others for text in self._texts.all(other))
+        # There is one: `check_negatives` has refused data in which an image has every caption.
         return next(text for text in texts if _folded(text) not in own_texts)
 
 
@@ -254,6 +258,7 @@ class PretrainingDataset(SampleDataset):
         # The order of the draws is part of the data: another one makes other samples.
         sample.image_fields["mask_uniform"] = float(rng.random())
         texts = self._captions(image, number, rng)
+        # Positives stand first, negatives behind them.
         matched = np.arange(len(texts) + self.num_negative) < self.num_positive
         if self.replace_probability:
             matched = rng.random(len(texts)) >= self.replace_probability
@@ -261,6 +266,7 @@ class PretrainingDataset(SampleDataset):
                 texts[replaced] = self._pairs.replacement(image, rng)
         texts += self._pairs.negatives(image, self.num_negative, rng)
         encoded = encode_texts(self.processor.tokenizer, sample.as_shown(texts), self.max_text_length)
+        # Masked even where the masks are left out below: what is drawn next does not depend on that.
         masked = [self._mask(text, rng) for text in encoded]
         # All texts are masked alike, or a [MASK] would tell which ones match.
         nothing = np.full(0, IGNORED_LABEL)
@@ -283,8 +289,10 @@ class PretrainingDataset(SampleDataset):
         if self.epoch == "images":
             return self._pairs.positives(image, self.num_positive, rng)
         if self.epoch == "caption_groups":
+            # By the image alone: a group has the same captions in every epoch.
             once_for_all = np.random.default_rng([CAPTION_STREAM, self.seed, image])
             return self._pairs.fixed_group(image, number, self.num_positive, once_for_all)
+        # By the image, not the sample: all samples of an image divide its captions alike, and each comes in one.
         of_image = np.random.default_rng([CAPTION_STREAM, self.seed, self._epoch, image])
         return self._pairs.group(image, number, self.num_positive, of_image)
 

@@ -60,6 +60,7 @@ class _Listed:
     would have a loader process copy its page."""
 
     def __init__(self, records: Sequence[ImageTextRecord]) -> None:
+        # By identity: the records of a set share one store.
         self._stores, self._store_N = numbered([record.image.store for record in records], id)
         self._sources, self._source_N = numbered([record.source for record in records], str)
         self._names = PackedTexts([[record.image.name for record in records]])
@@ -121,6 +122,7 @@ class RecordTable(Sequence[ImageRef]):
         self.texts: TextLists = texts[0] if len(texts) == 1 else JoinedTexts(texts)
         self.bounds: list[np.ndarray] | None = None
         if any(isinstance(part, ShardRecords) for part in self._parts):
+            # `_bounds` has one number more, where the last set ends.
             self.bounds = [start + part.bounds for start, part in zip(self._bounds, self._parts, strict=False)]
 
     def __len__(self) -> int:

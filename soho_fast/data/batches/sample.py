@@ -115,6 +115,7 @@ class Images(Dataset[Sample]):
     def read_into(self, sample: Sample) -> bool:
         """Put a sample's images into it. False where one can't be read: `corrupt` then says which and why."""
         if self._versions:
+            # Each version of an image has a key of its own, so that the feature cache holds it by itself.
             before = self._epoch % self._versions * len(self._images)
             sample.image_keys = [before + number for number in sample.image_keys]
         return self._read_keys(sample)
@@ -125,6 +126,7 @@ class Images(Dataset[Sample]):
 
     def _drawn_by(self, key: int) -> tuple[int, int]:
         """By which epoch and number of an image its changes are drawn."""
+        # (version, number) of the image: a version takes the epoch's place, and is drawn alike whenever it comes round.
         return divmod(key, len(self._images)) if self._versions else (self._epoch, key)
 
     def _read_keys(self, sample: Sample) -> bool:
@@ -138,6 +140,8 @@ class Images(Dataset[Sample]):
         except CorruptImageError as error:
             named = sample.sample_ids[0]  # the number of a row says nothing to a reader
             sample.corrupt = f"{named}: {error}" if isinstance(named, str) else str(error)
+        # Also where pixels are not read: the texts have to fit the flipped image whose features are cached. Of two
+        # images the first decides, but tasks of pairs do not flip (`unflippable`).
         if self.augmentation is not None:
             sample.flipped = self.augmentation.flips(*self._drawn_by(sample.image_keys[0]))
         return sample.corrupt is None
@@ -226,10 +230,12 @@ class Collator:
         images, image_index = collate_images(usable, self.processor)
         texts_ids = [ids for sample in usable for ids in sample.texts_ids]
         texts = pad_texts(texts_ids, self.processor.tokenizer.pad_token_id, self.pad_text_to)
+        # All samples of a task have the same names: the first one's are asked.
         labels = {
             name: pad_labels([row for sample in usable for row in sample.token_labels[name]], *texts["input_ids"].shape)
             for name in usable[0].token_labels
         }
+        # Found here, on the CPU: on a GPU `nonzero` would make the host wait for the number of positions.
         positions = {
             f"{name.removesuffix('_labels')}_positions": (table_PS != IGNORED_LABEL).flatten().nonzero().squeeze(1)
             for name, table_PS in labels.items()
@@ -240,6 +246,7 @@ class Collator:
         }
         first_of: dict[tuple[int, ...], Sample] = {}
         for sample in usable:
+            # The order of `collate_images`: image fields have a row for each image of the batch.
             first_of.setdefault(tuple(sample.image_keys), sample)
         image_fields = {
             name: torch.tensor([sample.image_fields[name] for sample in first_of.values()], dtype=torch.float64)
@@ -279,9 +286,11 @@ def collate_images(
         for position, key in enumerate(sample.image_keys):
             if key not in number_of:
                 number_of[key] = len(number_of)
+                # A slice, which is empty where the samples have no pixels.
                 pixels += sample.pixels[position : position + 1]
     images = processor.image_processor.collate_bytes(pixels) if pixels else {}
     index = [[number_of[key] for key in sample.image_keys] for sample in samples for _ in sample.texts_ids]
+    # (P, 1) becomes (P,); (P, 2) of pairs stays.
     return images, torch.tensor(index).squeeze(1)
 
 

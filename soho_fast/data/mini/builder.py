@@ -61,6 +61,7 @@ def is_complete(folder: Path, settings: dict) -> bool:
         return False
     there = _inventory(folder)
     try:
+        # Sizes, not contents: thousands of images are looked at before each run.
         return all(found.get(name) == size for part, found in there.items() for name, size in manifest[part].items())
     except (KeyError, TypeError, AttributeError):  # a manifest that somebody has edited
         return False
@@ -93,6 +94,7 @@ def _inventory(folder: Path) -> dict[str, dict[str, Any]]:
 
 def _draw_images(folder: Path, images: Sequence[CorpusImage], options: CorpusOptions, progress: bool) -> None:
     """Draw every image as JPEG, in threads: Pillow resamples and encodes outside the interpreter lock."""
+    # Loaded before there are threads: `functools.cache` lets several that ask at once all load it.
     for name in CONCEPTS:
         for style in (*options.styles, *options.heldout_styles):
             load_cutout(name, style)
@@ -228,6 +230,7 @@ def _write_corpus(folder: Path, settings: dict, options: CorpusOptions, progress
         "licences": licences,
         **_inventory(folder),
     }
+    # Last: it lists all other files, and says that they are complete.
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     return counts
 

@@ -105,6 +105,7 @@ def is_surely_absent(scene: Scene, name: str) -> bool:
     """Whether a concept is neither drawn in the scene nor possibly shown by its background photograph."""
     if name in scene.counts:
         return False
+    # With all photographs: a scene's is found whatever options it was made by.
     barred = photos_of(scene.held_out, monuments=True).get(scene.background.photo or "", ())
     return name not in barred and CONCEPTS[name].category not in barred
 

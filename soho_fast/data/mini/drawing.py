@@ -138,6 +138,7 @@ def load_photo(photo: str) -> Image.Image:
     file = io.BytesIO(_monument(photo)) if package == GCOMPRIS else source_folder(package) / name
     image = Image.open(file, formats=FORMATS).convert("RGB")
     image.thumbnail((_PHOTO_LONGER_EDGE, _PHOTO_LONGER_EDGE), Image.Resampling.LANCZOS)
+    # Contrast about the photograph's own mean colour, which stays.
     mean = Image.new("RGB", image.size, tuple(int(v) for v in np.asarray(image).mean(axis=(0, 1))))
     return Image.blend(mean, image, _PHOTO_CONTRAST)
 
@@ -160,6 +161,7 @@ def draw_background(background: Background, side: int) -> Image.Image:
     steps = (np.arange(side) + 0.5) / side - 0.5
     angle = math.radians(background.direction)
     ramp = steps[None, :] * math.cos(angle) + steps[:, None] * math.sin(angle)
+    # From 0 in one corner to 1 in the opposite one, whatever the direction.
     ramp = 0.5 + ramp / (abs(math.cos(angle)) + abs(math.sin(angle)))
     pixels = (first + 0.5).astype(np.float32) + ramp[..., None].astype(np.float32) * (second - first).astype(np.float32)
     return Image.fromarray(pixels.astype(np.uint8))

@@ -232,6 +232,7 @@ def _draw_names(
         names.append(names[0])
         if num_objects > 2 and generator.random() < 0.3:
             names.append(names[0])
+    # One that finds no further concept shows fewer objects than were drawn.
     while len(names) < num_objects:
         # New, and all its pairs with those that are there belong to the scene's side.
         name = deck.draw(
@@ -251,6 +252,7 @@ def _draw_place(size: float, held_out: bool, generator: random.Random) -> tuple[
     while True:
         x = round(generator.uniform(margin, 1 - margin), 4)
         y = round(generator.uniform(margin, 1 - margin), 4)
+        # 0, the black squares, is False: training.
         if (int(x / PLACEMENT_CELL) + int(y / PLACEMENT_CELL)) % 2 == held_out:
             return x, y
 
@@ -274,6 +276,7 @@ def _draw_objects(
                     break
             if len(objects) == len(names):
                 return tuple(objects)
+        # After 40 layouts in vain all become smaller, so this ends.
         scale *= 0.95
 
 

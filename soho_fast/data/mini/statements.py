@@ -113,6 +113,7 @@ def _one_each(pool: _Pool, generator: random.Random) -> Statement | None:
     first, second = generator.sample(pool.names, 2)
 
     def is_true(*pair: Scene) -> bool | None:
+        # (first, left), (first, right), (second, left), (second, right).
         facts = [_has(scene, name) for name in (first, second) for scene in pair]
         return _decided(lambda facts: (facts[0] and facts[3]) or (facts[1] and facts[2]), facts)
 
@@ -187,6 +188,7 @@ def _find_pairs(
         truth = None if left is right else statement.is_true(left.scene, right.scene)
         if truth is None or len(found[truth]) == PAIRS_PER_SENTENCE // 2:
             continue
+        # By the pair: the same one is not taken twice.
         found[truth].setdefault((left.image_id, right.image_id), (left, right, truth))
         if all(len(pairs) == PAIRS_PER_SENTENCE // 2 for pairs in found.values()):
             pairs = [*found[True].values(), *found[False].values()]

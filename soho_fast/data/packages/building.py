@@ -77,9 +77,11 @@ def build(folder: Path, names: Sequence[str], cache: Path, say: Callable[[str], 
     if not kept:
         raise UserError(f"packages: no image of {', '.join(names)} can be used: {dict(dropped)}; name other packages")
     distances = _distances([each.image for each in kept])
+    # Above the diagonal: of two that are alike the first one stays.
     distinct = np.flatnonzero(~np.triu(distances < _SAME, 1).any(0))
     dropped["nearly the same as another image"] = len(kept) - len(distinct)
     kept = [kept[number] for number in distinct]
+    # Counted among those that are left; each is like itself.
     held_out = _held_out(kept, (distances < _ALIKE)[np.ix_(distinct, distinct)].sum(1).tolist())
     with new_folder(folder) as scratch:
         (scratch / "images").mkdir()
@@ -119,6 +121,7 @@ def _keep(name: str, found: Found) -> _Kept | str:
     if min(image.size) < _SHORTEST_EDGE or (SOURCES[name].has_drawings and _is_drawing(image)):
         return "a drawing, or too small"
     ground = Image.new("RGBA", image.size, "white")
+    # A JPEG has no transparency.
     ground.alpha_composite(image)
     path = re.sub(r"[^\w.-]+", "_", f"{name}/{Path(found.path).with_suffix('')}".strip("@"), flags=re.ASCII)
     return _Kept(f"images/{path}.jpg", name, found, captions, ground.convert("RGB"))
@@ -140,6 +143,7 @@ def _is_drawing(image: Image.Image) -> bool:
     opaque = pixels[..., 3] > 200
     if opaque.sum() < _LEAST_PIXELS:
         return True
+    # Where both neighbours show; summed over the three colours.
     differences = np.abs(np.diff(pixels[..., :3], axis=1)).sum(-1)[opaque[:, 1:] & opaque[:, :-1]]
     _, counts = np.unique(pixels[opaque][:, :3] // 8, axis=0, return_counts=True)
     shares = counts / counts.sum()
@@ -156,6 +160,7 @@ def _distances(images: Sequence[Image.Image]) -> np.ndarray:
     small = np.stack([np.asarray(image.resize((16, 16), Image.Resampling.BOX), np.float64) for image in images])
     flat, mirrored = (each.reshape(len(small), -1) for each in (small, small[:, :, ::-1]))
     squares = (flat**2).sum(1)
+    # Mirroring changes no square, so the larger product is the smaller distance.
     products = np.maximum(flat @ flat.T, flat @ mirrored.T)
     return np.sqrt(np.maximum(squares[:, None] + squares - 2 * products, 0) / flat.shape[1])
 

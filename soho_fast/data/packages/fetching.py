@@ -57,6 +57,7 @@ def fetch(package: Package, cache: Path, say: Callable[[str], None]) -> Path:
     """
     path = cache / package.file
     if path.is_file():
+        # Each time: what lies in a cache may have been cut off, or exchanged.
         _check(package, path, f"; delete {path} to fetch it again")
         return path
     say(f"fetching {package}, {package.size / 1e6:.0f} MB")
@@ -64,6 +65,7 @@ def fetch(package: Package, cache: Path, say: Callable[[str], None]) -> Path:
         scratch.mkdir()
         _download(package, scratch, f"where its registry is reached, fetch {package.file} and put it into {cache}")
         _check(package, scratch / package.file)
+        # Checked first: what has this name in the cache is whole.
         (scratch / package.file).replace(path)
     return path
 
@@ -120,5 +122,6 @@ def _data_of_deb(content: bytes) -> bytes:
         size = int(content[at + 48 : at + 58])
         if content.startswith(b"data.tar", at):
             return content[at + 60 : at + 60 + size]
+        # Parts begin at even places.
         at += 60 + size + size % 2
     raise tarfile.TarError("there is no data.tar in it")

@@ -45,6 +45,7 @@ def _files(content: bytes, path: str | os.PathLike[str]) -> dict[str, bytes]:
     if version not in _NODE_BYTES:
         raise ValueError(f"{path}: expected a Qt resource file of version 1, 2 or 3, got version {version}")
     found: dict[str, bytes] = {}
+    # Node 0 is the root, which has no name.
     pending = [(0, "")]
     while pending:
         node, folder = pending.pop()
@@ -58,6 +59,7 @@ def _files(content: bytes, path: str | os.PathLike[str]) -> dict[str, bytes]:
             if size and first <= node:  # a folder's nodes come after it; a loop would never end
                 raise ValueError(f"{path}: node {node} of the tree holds node {first}; expected later ones")
             numbers("B", tree + (first + size) * _NODE_BYTES[version] - 1)  # the last of them is there
+            # Reversed, since the last one comes off first.
             pending += [(child, name) for child in reversed(range(first, first + size))]
             continue
         if flags & _COMPRESSED_ZSTD:

@@ -39,6 +39,7 @@ class _Rights:
         text = next(content for name, content in files.items() if name.endswith(_COPYRIGHT)).decode()
         self._rules = []
         for paragraph in re.split(r"\n\s*\n", text):
+            # A field goes on in lines that begin with a blank.
             fields = dict(re.findall(r"^([\w-]+):[ \t]*((?:.|\n(?=[ \t]))*)", paragraph, re.MULTILINE))
             patterns = [re.sub(r"\.(jpe?g|png|webp)$", "", each) for each in fields.get("Files", "").split()]
             licence = fields.get("License", "").partition("\n")[0].strip()
@@ -101,6 +102,7 @@ def read_scenes(path: Path) -> Iterator[Found]:
         files = files_in_rcc(archive, f"{path}: {activity}.rcc")
         boards = "\n".join(content.decode() for name, content in files.items() if name.endswith(".qml"))
         said = {image: (title, _FIRST_SENTENCE.split(text)[0]) for title, text, image in _TITLE.findall(boards)}
+        # These paths are relative to the activity's resources; those above are whole.
         said |= {root + image: (title,) for title, image in _INSTRUCTION.findall(boards)}
         for name, content in files.items():
             inner = PurePosixPath(name.removeprefix(root))
@@ -118,6 +120,7 @@ def read_furniture(path: Path) -> Iterator[Found]:
         if name.endswith(".sh3f"):
             files = read_zip(archive, lambda name: name.endswith((".png", "Catalog.properties")))
             text = next(content for each, content in files.items() if each.endswith(".properties"))
+            # Java's properties files: Latin-1, and escapes for all else.
             fields = dict(re.findall(r"^(\w+#\d+)=(.*?)\s*$", text.decode("unicode_escape"), re.MULTILINE))
             for number in (field.removeprefix("icon#") for field in fields if field.startswith("icon#")):
                 icon, title = fields[f"icon#{number}"].strip("/"), fields[f"name#{number}"]

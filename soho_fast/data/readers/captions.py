@@ -88,6 +88,7 @@ def read_karpathy(
         if split not in splits:
             continue
         filename, filepath = entry["filename"], entry["filepath"]
+        # Flickr30K's file has no folders.
         names = (f"{filepath}/{filename}", filename) if filepath else (filename, f"flickr30k-images/{filename}")
         captions = [sentence["raw"] for sentence in entry.each("sentences")]
         candidates.append(Candidate(names, captions, str(entry["imgid"]), split))
@@ -217,6 +218,7 @@ def read_visual_genome(
         image_id = entry.once(names_by_id, "image_id", "id")
         coco_id, flickr_id = entry["coco_id"], entry["flickr_id"]
         if coco_id in coco_ids or flickr_id in flickr_ids:
+            # Known, but left out: its regions are no error.
             names_by_id[image_id] = None
             continue
         url = entry["url"]
@@ -239,6 +241,7 @@ def read_visual_genome(
         area_of: dict[str, int] = {}
         for region in entry.each("regions"):
             phrase = region["phrase"]
+            # All areas are 0 then, and the sort below leaves the phrases in their order.
             area = 0 if reading.get("max_captions") is None else region["width"] * region["height"]
             area_of[phrase] = max(area, area_of.get(phrase, 0))
         candidate = candidates.setdefault(image_id, Candidate(names, [], str(image_id)))

@@ -97,6 +97,7 @@ def read_json_lines_questions(
     for image, questions in _read_lines(annotations, splits, heldout_share):
         wanted = not splits or image.split in splits
         for entry in questions:
+            # Counted over all splits, so that a question keeps its id whichever are read.
             question_id += 1
             text, answers = _question(entry)
             if wanted:
@@ -134,10 +135,12 @@ def _read_lines(
     first_of: dict[bool, Entry] = {}
     for entry in load_lines(annotations, _FORMAT):
         _refuse_unknown(entry)
+        # "./a.jpg" and "a.jpg" are one image.
         file = str(PurePosixPath(entry["file"]))
         if file in entry_of:
             raise ValueError(f"{entry}: image {file} comes twice, first in {entry_of[file]}; expected a line an image")
         entry_of[file] = entry
+        # The first line with a split and the first one without, for the message.
         first_of.setdefault("split" in entry, entry)
         drawn = (_HELDOUT if is_drawn(file, heldout_share) else "train") if heldout_share else ""
         split = entry["split"] if "split" in entry.content else drawn
@@ -167,6 +170,7 @@ def _question(entry: Entry) -> tuple[str, VqaAnswers | None]:
     if "answer" in entry and "answers" in entry:
         raise ValueError(f"{entry}: both 'answer' and 'answers'; expected one of them")
     if "answer" in entry:
+        # Repeated below: as if all ten had said it.
         given: list[Any] = [entry["answer"]]
     elif "answers" in entry:
         given = entry["answers"]

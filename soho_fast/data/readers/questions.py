@@ -104,6 +104,7 @@ def read_vqa(
     for entry in file.each("questions"):
         question_id = entry.once(image_of, "question_id")
         image_of[question_id] = entry["image_id"]
+        # In step with `image_of`: a dict keeps the order in which ids come.
         texts.append(entry["question"].strip())
     answers = {} if annotations is None else _read_answers(annotations, image_of, subtype, questions)
 
@@ -183,6 +184,7 @@ def read_easy_vqa(questions: AnyPath, images: Paths, **reading: Unpack[Reading])
     for position, entry in enumerate(entries):
         where = f"{questions}: record {position}"
         kinds = [type(value) for value in entry] if isinstance(entry, list) else None
+        # Types themselves, since `isinstance` takes true for a number.
         if kinds != [str, str, int] or is_blank(entry[0]) or is_blank(entry[1]):
             raise ValueError(f"{where} is {shown(entry)}; expected [question, answer, number]")
         text, answer, number = entry
@@ -227,6 +229,7 @@ def normalise_answer(answer: str) -> str:
     has_decimal_comma = _DECIMAL_COMMA.search(text) is not None
     without = text
     for mark in _PUNCTUATION:
+        # As in the official code the text is asked as it came, not what the marks before have left of it.
         glued = not (has_decimal_comma or f"{mark} " in text or f" {mark}" in text)
         without = without.replace(mark, " " if glued else "")
     words = (_NUMBERS.get(word, word) for word in _FULL_STOP.sub("", without, count=_MAX_FULL_STOPS).lower().split())

@@ -203,6 +203,7 @@ class Entry:
 
     def first(self, *names: str) -> Any:
         """The first of these fields that the record has."""
+        # Without any, `field_of` below raises, naming all of them.
         there = [name for name in names if isinstance(self.content, dict) and name in self.content]
         return self[there[0]] if there else field_of(self.content, "' or '".join(names), str, self)
 
@@ -277,12 +278,14 @@ def field_of(record: Any, name: str, kind: Any, where: object) -> Any:
     """
     if kind is str and type(record) is dict and type(value := record.get(name)) is str and _is_plain(value):
         return value  # as nearly all of the millions that there are
+    # The slow way, which finds out what to say.
     types = str if isinstance(kind, (Words, tuple)) else kind
     if not isinstance(record, dict):
         raise ValueError(f"{where}: expected a JSON object with a field '{name}', got {type(record).__name__}")
     value = record.get(name)
     if name not in record and not isinstance(None, types):
         raise ValueError(f"{where}: no field '{name}' (the record has: {', '.join(sorted(record)) or 'nothing'})")
+    # To Python true is a number.
     if not isinstance(value, types) or isinstance(value, bool):
         expected = " or ".join("null" if each is NoneType else each.__name__ for each in get_args(types) or [types])
         raise ValueError(f"{where}: field '{name}' is {shown(value)}, expected {expected}")
@@ -338,6 +341,7 @@ def load_json_lines(path: AnyPath, what: str) -> list[tuple[str, dict[str, Any]]
         FileNotFoundError, ValueError: as `load_json`; a line that is no JSON object, or no line at all.
     """
     records = []
+    # Bytes: a text's `splitlines` would also break at U+2028 and its like, which JSON may hold within a line.
     for number, line in enumerate(_read(path, what).splitlines(), start=1):
         if not line.strip():
             continue
@@ -365,6 +369,7 @@ def find_images(
         ValueError: A name leads out of the images' folders.
     """
     stores = open_stores(images)
+    # Of an image with many questions once; in order, so that the first missing one is that of the file.
     distinct = dict.fromkeys(names_of)
     all_names = {name for names in distinct for name in names}
     for name in all_names:
@@ -374,6 +379,7 @@ def find_images(
             raise ValueError(f"{annotations}: {error}") from None
     found = [(store, store.existing(all_names)) for store in stores]
     image_by_names = {
+        # Names before stores: the first name counts in whatever store it lies.
         names: next((ImageRef(store, name) for name in names for store, there in found if name in there), None)
         for names in distinct
     }
@@ -422,6 +428,7 @@ def find_records(
     num_images = len(names_of) // len(values_of)
     records = []
     for number, values in enumerate(values_of):
+        # A record's images stand together in `names_of`.
         own = found[number * num_images : (number + 1) * num_images]
         if None not in own:
             records.append(kind(*own, *values))
@@ -493,6 +500,7 @@ def fingerprint(*parts: Iterable[str]) -> str:
     digest = hashlib.sha256()
     for part in parts:
         for text in part:
+            # An end mark behind each, or "ab", "c" would be as "a", "bc".
             digest.update(text.encode() + b"\0")
         digest.update(b"\1")
     return digest.hexdigest()
@@ -506,5 +514,6 @@ def is_drawn(text: str, share: float) -> bool:
 def share_of_records(records: Sequence[Any], share: float, seed: int) -> list[Any]:
     """So much of the records (at least one) in their order, drawn by the seed; of two shares the smaller one's records
     are among those of the larger one."""
+    # The beginning of one permutation: a larger share has a longer beginning of the same one.
     drawn = np.random.default_rng([_SHARE_STREAM, seed]).permutation(len(records))
     return [records[number] for number in np.sort(drawn[: max(1, round(share * len(records)))])]

@@ -60,6 +60,7 @@ def _begin_process() -> None:
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    # The parent's handler was inherited by the fork; a broken pool ends its processes by this signal.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     end_with_parent()
 

@@ -146,6 +146,7 @@ def read_index(shard: str) -> ShardIndex:
     if not os.path.exists(path):
         raise FileNotFoundError(f"{shard}: has no index; make it with: {command}")
     try:
+        # As torch's tensors, which are mapped; for numpy safetensors makes copies.
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
             if metadata.get("format") != FORMAT:

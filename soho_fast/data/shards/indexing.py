@@ -136,13 +136,16 @@ def read_contents(content: mmap.mmap, shard: str) -> tuple[dict[str, np.ndarray]
         texts: list[str] = []
         image_id = ""
         wrong = _wrong_with(found, key)
+        # Before the texts are read: a broken text does not make the image unusable.
         is_usable = bool(found) and not wrong
         try:
             about = _json_of(members, content, shard)
             image_id = "" if about["image_id"] is None else str(about["image_id"])
             texts = [text.strip() for text in _captions_of(about, members, content, shard)]
         except ValueError as error:
+            # Counted below as broken; the image stays, as one without a caption.
             wrong = wrong or str(error).removeprefix(f"{shard}!")
+        # Looked at first: a download that failed has no image, and counts as neither missing nor broken.
         status = about.content.get("status", _SUCCESS)
         if status != _SUCCESS:
             told = printable(status if isinstance(status, str) else shown(status))[:40]
@@ -163,6 +166,7 @@ def read_contents(content: mmap.mmap, shard: str) -> tuple[dict[str, np.ndarray]
             continue
         counts.empty_captions += len(texts) - len(kept)
         images.append(found[0])
+        # "" stands for the key (`ShardIndex.image_id`), so that most shards keep no ids.
         ids.append(image_id if image_id != key else "")
         captions += kept
         first.append(len(captions))
@@ -171,8 +175,11 @@ def read_contents(content: mmap.mmap, shard: str) -> tuple[dict[str, np.ndarray]
     left_out = broken + without * bool(captions)
     counts.left_out = [printable(" ".join(line.split())) for line in left_out[:_MOST_LISTED]]
     names, names_ends = _packed([member.name for member in images], shard)
+    # No ids at all where each is its sample's key: not even where they end.
     packed_ids, ids_ends = _packed(ids if any(ids) else [], shard)
     packed_captions, captions_ends = _packed(captions, shard)
+    # By these `TarStore.read` sees that a shard was changed. In front of the bytes stands a header, however long the
+    # name.
     headers = [zlib.crc32(content[member.offset - BLOCK : member.offset]) for member in images]
     return {
         "offset": np.array([member.offset for member in images], np.int64),

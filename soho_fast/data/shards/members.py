@@ -50,6 +50,7 @@ def read_members(content: mmap.mmap, path: str) -> Iterator[Member]:
     archive, offset, last, length = None, 0, "its beginning", len(content)
     while True:
         header = content[offset : offset + BLOCK]
+        # The end mark: from here on there are zeros alone.
         if header == _EMPTY:
             if offset == 0 and length > _EMPTY_TAR:
                 raise ValueError(f"{path}: holds no file, but {length:,} bytes of zeros; fetch the file again")
@@ -62,11 +63,13 @@ def read_members(content: mmap.mmap, path: str) -> Iterator[Member]:
             raise ValueError(f"{path}: cut off after {last}: {length:,} bytes, and no end mark; fetch the file again")
         try:
             archive = archive or tarfile.TarFile(fileobj=content, encoding="utf-8", errors="surrogateescape")
+            # Making the archive has read its first header already.
             content.seek(offset)
             member = tarfile.TarInfo.fromtarfile(archive)
         except _DAMAGE as error:
             what = f"damaged: no header of a file after {last}, at byte {offset:,}" if offset else "no tar file"
             raise ValueError(f"{path}: {what}; expected an uncompressed tar") from error
+        # `archive.offset` is where the next header stands: behind the bytes, rounded up to a block.
         begin, size, after = member.offset_data, member.size, archive.offset
         text = member.name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
         odd = "its name is not UTF-8" if text != member.name else ""
@@ -75,6 +78,7 @@ def read_members(content: mmap.mmap, path: str) -> Iterator[Member]:
         elif not (member.isreg() or member.isdir()):
             odd = f"a link or a device (type {chr(member.type[0])!r}); expected a file"
         name = _checked(text, path)
+        # The size of what is odd is not that of its bytes here: a sparse file's is of the unpacked one.
         if max(begin + size * (not odd), after) > length:
             raise ValueError(
                 f"{path}!{name}: cut off: its {size:,} bytes begin at {begin:,} of a file of {length:,} bytes; fetch "

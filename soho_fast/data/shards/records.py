@@ -69,6 +69,7 @@ class ShardRecords(Sequence[ImageTextRecord]):
 
     def _take(self, row_N: np.ndarray) -> None:
         self._row_N = row_N
+        # Rows ascend, so these are the numbers of images with captions before each shard.
         self.bounds = np.searchsorted(row_N, self.store.bounds)
         self.texts = ShardTexts(self.store, row_N, self._max_captions)
 
@@ -121,6 +122,7 @@ class ShardRecords(Sequence[ImageTextRecord]):
                 digest.update(array.data)
             digest.update(shard.captions.data)
             digest.update(shard.captions_ends.data)
+        # Which images are left; of a whole set the texts above say it.
         if not self._is_whole:
             digest.update(self._row_N.data)
         return f"{len(self):,} records, {digest.hexdigest()[:12]}"
@@ -188,6 +190,7 @@ def epoch_order(parts: Sequence[np.ndarray], rng: np.random.Generator, *, window
     orders = [_of_one(bounds, rng, window) for bounds in parts]
     if len(orders) == 1:
         return orders[0]
+    # Each set as often as it has samples: each is read in its own order, to its end.
     part_of = rng.permutation(np.repeat(np.arange(len(orders)), [len(order) for order in orders]))
     mixed = np.empty(len(part_of), np.int64)
     for part, order in enumerate(orders):
@@ -200,4 +203,5 @@ def _of_one(bounds: np.ndarray, rng: np.random.Generator, window: int) -> np.nda
         return bounds[0] + rng.permutation(int(bounds[1] - bounds[0]))
     shards = rng.permutation(len(bounds) - 1)
     samples = np.concatenate([np.arange(bounds[shard], bounds[shard + 1], dtype=np.int64) for shard in shards])
+    # Sorted by places to which less than a window was added: none overtakes a sample that lies a window before it.
     return samples[np.argsort(np.arange(len(samples)) + rng.random(len(samples)) * window, kind="stable")]

@@ -25,6 +25,7 @@ def part_of(bounds: np.ndarray, number: int) -> tuple[int, int]:
         bounds: int64 (parts + 1,), the number of items before each part.
         number: Less than the number of items.
     """
+    # "right": bounds of empty parts are equal, and the last of these is the part that has the item.
     part = int(np.searchsorted(bounds, number, side="right")) - 1
     return part, number - int(bounds[part])
 
@@ -58,6 +59,7 @@ class TarStore:
         self.bounds = np.cumsum([0, *map(len, self.shards)], dtype=np.int64)
         self._files: OrderedDict[int, BinaryIO] = OrderedDict()
         self._owner = os.getpid()
+        # A name that comes twice in one shard was refused when its index was made.
         if len(self.shards) > 1:
             self._refuse_duplicates()
 
@@ -90,6 +92,7 @@ class TarStore:
         hashes, rows = self._table
         for place in np.flatnonzero(hashes[1:] == hashes[:-1]):
             names = [self.name(int(row)) for row in rows[place : place + 2]]
+            # Different names may have the same 64 bits by chance.
             if names[0].lower() == names[1].lower():
                 wheres = [self.shards[self.place(int(row))[0]].shard for row in rows[place : place + 2]]
                 raise ValueError(
@@ -131,8 +134,10 @@ class TarStore:
         found = [-1] * len(names)
         if not len(hashes):
             return found
+        # A hash above all others gets the place behind the last one, which is no index; the last one differs from it.
         for number in np.flatnonzero(hashes[np.minimum(places, len(hashes) - 1)] == wanted).tolist():
             place = int(places[number])
+            # Names that differ by case have one hash, as some have by chance: the names themselves decide.
             while place < len(hashes) and hashes[place] == wanted[number]:
                 if self.name(int(rows[place])) == names[number]:
                     found[number] = int(rows[place])
@@ -158,6 +163,8 @@ class TarStore:
         index = self.shards[shard]
         offset, size = int(index.offset[inside]), int(index.size[inside])
         try:
+            # The header is read along, to see that it still is this image's. `pread` has no position that threads would
+            # share.
             content = os.pread(self._file(shard).fileno(), BLOCK + size, offset - BLOCK)
         except OSError as error:
             raise OSError(f"{index.shard}!{name}: {one_line(error)}") from error
@@ -178,6 +185,7 @@ class TarStore:
         file = self._files.get(shard)
         if file is None:
             file = self._files[shard] = open(self.shards[shard].shard, "rb", buffering=0)  # noqa: SIM115
+            # The one that was opened first: an epoch reads shards forward, a few at a time.
             if len(self._files) > _MOST_OPEN:
                 self._files.popitem(last=False)
         return file
