@@ -143,6 +143,7 @@ class AnsweringTask(FineTuningTask):
         assert max_images or len(row_E) == len(records)
         records = [records[row] for row in row_E]
         config: Any = model.config  # by transformers' types there might be no labels
+        # The model's own, in the order of its outputs: it may have been trained by another recipe.
         labels = [config.id2label[number] for number in range(config.num_labels)]
         answers = [labels[label] for label in label_E]
         metrics = {}
@@ -158,6 +159,7 @@ class AnsweringTask(FineTuningTask):
             return ""
         found, count = metrics[name], metrics["num_examples"]
         best = max((metrics[key] for key in self._baselines_of(name) if key in metrics), default=0.0)
+        # Two standard errors of the baseline's share.
         if found - best > 2 * math.sqrt(best * (1 - best) / count):
             return ""
         return f"{name.replace('_', ' ')} {found:.1%} is no better than {best:.1%} without a model"

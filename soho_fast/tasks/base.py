@@ -86,6 +86,7 @@ class BaseTask(ABC):
         self.data, self.seed, self._say = data, seed, say
         self.model = model or describe(type(self)).model_type()
         SohoConfig.check_names(self.model.config)
+        # On the instance: the class keeps its own, against which `added_losses` checks names.
         self.logged = (*self.logged, *self.model.losses)
 
     @cached_property
@@ -158,6 +159,7 @@ class BaseTask(ABC):
         """
         tokenizer = self.processor.tokenizer
         vocabulary = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
+        # The recipe's own `vocab_size` counts before the tokenizer's, as long as it is not smaller.
         config = SohoConfig.from_preset(self.model.preset, **{**vocabulary, **self.model.config})
         if config.vocab_size < len(tokenizer):
             raise ValueError(
@@ -238,6 +240,7 @@ class BaseTask(ABC):
             kind, first = self.model_class.__name__, ", ".join(missing[:3])
             raise ValueError(f"checkpoint: {folder} lacks {len(missing)} tensors of {kind} ({first})")
         check_finite(model, f"checkpoint: {folder}")
+        # Takes the place of the cached property: a model is evaluated with the tokenizer that it learnt by.
         self.processor = processor
         return model.eval()
 
@@ -273,6 +276,7 @@ class BaseTask(ABC):
             raise ValueError(
                 f"data.augmentation: the samples of task {self.name} have no images to change; leave it out"
             )
+        # Set before loader processes are forked, which is how they come by it.
         images.augmentation = Augmentation(self.seed, **asdict(settings))
         return self._training_data
 

@@ -113,6 +113,7 @@ def _read(findings: Findings, recipe: Recipe, purpose: str) -> list[ImageTextRec
             findings.error(error)
             try:
                 report = ReadReport()
+                # Once more without the missing ones, to find what else is wrong.
                 found = read_source(replace(source, missing_images="skip"), report, *where)
             except (ValueError, FileNotFoundError):
                 continue

@@ -44,6 +44,7 @@ def sets_identity(sets: Sequence[Sequence[Any]]) -> str:
     """As `records_identity`, of sets that are read one after the other."""
     if len(sets) == 1:
         return records_identity(sets[0])
+    # As one list: the same records in the same order are the same data, however they are divided into sets.
     if not any(isinstance(records, ShardRecords) for records in sets):
         return records_identity([record for records in sets for record in records])
     identities = [records_identity(records) for records in sets]

@@ -143,6 +143,7 @@ class FineTuningTask(BaseTask):
 
     def _refuse_corrupt(self, split: str) -> None:
         """Raises ValueError: images to validate on can't be read, by which the first evaluation would end."""
+        # In the order of their first example, as an evaluation takes them: its first ones are looked at.
         groups = {tuple(map(id, images)): images for images in map(self.images_of, self.records(split))}
         first = islice(groups.values(), self.num_validated_on or None)
         images = list({id(image): image for group in first for image in group}.values())
@@ -151,6 +152,7 @@ class FineTuningTask(BaseTask):
         def corrupt_ones() -> list[str]:
             return [wrong for _, wrong in look_at(images, self.data.shorter_edge, progress) if wrong]
 
+        # Decoding takes minutes: one process of each machine does it for all.
         if corrupt := read_once_a_machine(corrupt_ones, self.processes):
             raise ValueError(
                 f"data.validate: {len(corrupt):,} of {len(images):,} images of {split} can't be read, and metrics must "

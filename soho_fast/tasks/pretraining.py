@@ -273,6 +273,7 @@ class PretrainingTask(BaseTask):
     def contents(self) -> dict[str, Any]:
         """Contents of the data and of the starting weights; the model's configuration with all its fields."""
         config = self.model_config
+        # First: what can't be trained on is refused before weights are hashed.
         self.training_data()
         contents = super().contents()
         if self.model.pretrained:
@@ -295,6 +296,7 @@ class PretrainingTask(BaseTask):
             self._say(str(model.init_from(self.model.pretrained, self._rows_in(self.model.pretrained))))
             if (dictionary := model.base().visual_dictionary) is not None and dictionary.age.any():
                 self._say("model.pretrained: its codes have learnt and are kept, whatever model.config.dictionary_init")
+        # Last: its buffers are of this run, and in no starting weights.
         model.watch_features()
         return model
 
@@ -310,6 +312,7 @@ class PretrainingTask(BaseTask):
         )
         # -1: `init_from` leaves the row as it was initialised.
         rows_V = torch.full((self.model_config.vocab_size,), -1)
+        # The vocabulary may be larger than the tokenizer's: rows beyond it stay -1.
         rows_V[list(here.values())] = torch.tensor([there.get(token, -1) for token in here])
         return rows_V
 
@@ -401,6 +404,7 @@ class PretrainingTask(BaseTask):
         The first process evaluates alone, and only there they are returned. Progress is reported in each of two
         stages: the held-out images, then retrieval.
         """
+        # The others return at once, and wait for the first at the end of `Run.evaluate`.
         if sharing.processes.rank or not self.heldout_records:
             return {}
         metrics = evaluate_pretraining(self, model, quick=quick, progress=sharing.progress, say=self._say)

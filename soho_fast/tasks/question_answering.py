@@ -84,6 +84,7 @@ class QuestionAnsweringTask(AnsweringTask):
                 f"data.min_answer_count: {len(frequent)} answers come {self.data.min_answer_count} times or more; "
                 "expected at least two, so lower it"
             )
+        # Ties by name: the order is that of the model's outputs, and the same in each run.
         return sorted(frequent, key=lambda answer: (-counts[answer], answer))
 
     def label_names(self) -> list[str]:
@@ -109,6 +110,7 @@ class QuestionAnsweringTask(AnsweringTask):
         last = model.head[-1]
         assert isinstance(last, nn.Linear)
         with torch.no_grad():
+            # The mean soft score as the probability that the model gives before it has looked at anything.
             last.bias.copy_(torch.logit(scores_A / len(targets), eps=_SMALLEST_PRIOR))
         return model
 
@@ -118,6 +120,7 @@ class QuestionAnsweringTask(AnsweringTask):
     def targets(self, records: Sequence[VqaRecord]) -> np.ndarray:
         """int64 (E, 10): the place in the list of each person's answer, -1 where it is not in it."""
         place_of = {answer: place for place, answer in enumerate(self.answers)}
+        # Millions of answers, of which few are different.
         place = cache(lambda answer: place_of.get(normalise_answer(answer), -1))
         rows = [[place(answer) for answer in _answers_of(record)] for record in records]
         return np.array(rows, dtype=np.int64)
@@ -144,6 +147,7 @@ class QuestionAnsweringTask(AnsweringTask):
         chance = 0.0
         for record in records:
             given = _answers_of(record)
+            # Each answer of the list is drawn equally often, and those that were not given score 0.
             chance += sum(vqa_score(answer, given) for answer in {normalise_answer(each) for each in given} & known)
         return {
             **{f"{name}_majority": value for name, value in constant.items()},

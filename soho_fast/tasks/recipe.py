@@ -162,6 +162,7 @@ def read_recipe(arguments: Sequence[str] | None, flags: Sequence[str] = ()) -> R
         fields.append(f"--task={given.task}")
     content["task"] = given.task if is_import_path(given.task) else _task_of(content, path)
     of_task = {"task": content["task"]}
+    # The task's module first: only its class says which other fields there are.
     _import_code(of_task, as_text(arguments))
     _refuse_foreign_code(of_task, path.stem, as_text(arguments))
     kind = recipe_type(content["task"])
@@ -173,6 +174,7 @@ def read_recipe(arguments: Sequence[str] | None, flags: Sequence[str] = ()) -> R
     for place, value in _values(dataclasses.asdict(recipe)):
         if isinstance(value, float) and not math.isfinite(value):
             raise UserError(f"{place}: expected a finite number, got {value}")
+    # A root that nothing names is mistyped: it would be passed over without a word.
     known, named = content.get("data_roots", {}), str((recipe.corpus, recipe.data, recipe.model))
     for root in [*(recipe.data_roots.keys() - known), *re.findall(r"--data_roots\.([^\s=]+)", " ".join(fields))]:
         if not re.search(rf"\{{{re.escape(root)}\??\}}", named):

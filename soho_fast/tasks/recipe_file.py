@@ -54,6 +54,7 @@ def read_yaml(path: Path, what: str = "recipe") -> dict[str, Any]:
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
+        # Composed first: nodes have tags and lines, by which what is no plain value is refused before it is made.
         _check_nodes(yaml.compose(text, Loader=yaml.SafeLoader))
         content = yaml.safe_load(text)
     except OSError as error:

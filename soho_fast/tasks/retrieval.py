@@ -111,6 +111,7 @@ class RetrievalTask(FineTuningTask):
         if not self.data.validate:
             return {}
         records, every_pair = self.records(self.data.validate), model.contrastive_head is None
+        # In two stages the product is 0, which takes all of it.
         num_images = self.data.quick_images if quick else self.data.training_images * every_pair or len(records)
         if num_images < len(records) and not quick:
             self._say(
@@ -134,6 +135,7 @@ class RetrievalTask(FineTuningTask):
         """
         data, processes = self.data, sharing.processes
         if data.scoring != "all":
+            # Both before anything is scored, which may take hours.
             model.required_contrastive_head()
             self.records(data.validate, "data.validate")
         records = self.records(split)[: data.measured_images or None]
@@ -160,6 +162,7 @@ class RetrievalTask(FineTuningTask):
             work["pairs_a_second"] = self._speed(candidates, processes)
         if data.scoring != "all":
             k_there, k, seconds = self._choose_k(model, num_texts, keeping("choice", data.validate))
+            # Encoded again, so that the seconds and pairs are those of two stages alone.
             again = self._candidates(model, candidates.records)
             began = time.perf_counter()
             scores["two_stages_"], num_pairs = self._score_chosen(again, k, keeping("chosen", split, k=k))
@@ -224,6 +227,7 @@ class RetrievalTask(FineTuningTask):
     def _metrics(self, candidates: _Candidates, scores: Mapping[str, Tensor], folds: int = 0) -> dict[str, float]:
         metrics: dict[str, float] = {}
         owner_T, chance = candidates.image_of_text_T, "chance_"
+        # A model that scores all alike has exactly the recall of chance (`recall_at`).
         nothing_IT = torch.zeros(len(candidates.records), len(candidates.texts))
         for prefix, scores_IT in {**scores, chance: nothing_IT}.items():
             recall = retrieval_recall(scores_IT, owner_T, RECALL_KS)

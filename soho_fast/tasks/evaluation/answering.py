@@ -50,6 +50,7 @@ def answer(
         load=lambda number: load_batch(task, examples, batches[number]),
         workers=task.workers,
     )
+    # In the order of the groups, in which `answer_batch` gives labels; below in that of the file.
     row_E = np.concatenate([row for batch in batches for row in batch])
     label_E = np.concatenate([part["label"].numpy() for part in parts])
     score_E = np.concatenate([part["score"].numpy() for part in parts]).astype(np.float64)

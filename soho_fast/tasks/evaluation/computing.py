@@ -53,6 +53,7 @@ class Computing:
             precision = "bf16" if has_bf16 and self.weight_type == torch.float32 else names[self.weight_type]
         self.precision = precision
         dtype = _TYPES[precision]
+        # In float32, and with weights of that type, there is nothing for autocast to do.
         self._dtype = None if dtype in (torch.float32, self.weight_type) else dtype
 
     @contextmanager

@@ -106,9 +106,11 @@ class PairScorer:
         logit_P = np.empty(len(image_P), dtype=np.float32)
         count_I = np.array([len(tokens_LD) for tokens_LD in tokens])
         tiles = (self._place_T[text_P] // _TILE, image_P // _TILE)
+        # `lexsort` sorts by the last key first: sizes, then tiles of 16 x 16, then pairs within a tile.
         keys = (text_P, image_P, *tiles, self.length_T[text_P], count_I[image_P])
         order_P = np.lexsort(keys)
         sizes_P2 = np.stack([count_I[image_P], self.length_T[text_P]], 1)[order_P]
+        # Where a size changes: a call has texts of one length and images of one number of tokens.
         ends = np.flatnonzero((np.diff(sizes_P2, axis=0) != 0).any(1)) + 1
         for alike in np.split(order_P, ends):
             for begin in range(0, len(alike), self.pair_batch):
@@ -172,6 +174,7 @@ class ImageBlocks:
     def tokens(self, number: int, loaded: Any = None) -> list[Tensor]:
         """The visual tokens of the images of block `number`, of which `load` may have been called before."""
         if number not in self._tokens:
+            # Kept for the other stage; each process has those of the blocks that it computed.
             self._tokens[number] = self._encode(self.load(number) if loaded is None else loaded)
         return self._tokens[number]
 
@@ -201,6 +204,7 @@ def score_pairs(
         counts_I = [len(texts) for texts in texts_I]
         image_P = np.repeat(np.arange(len(block)), counts_I)
         logit_P = scorer.score(images.tokens(number, loaded), image_P, np.concatenate(texts_I))
+        # Without a copy each would be kept and sent with the scores of the whole block.
         return [part.clone() for part in torch.from_numpy(logit_P).split(counts_I)]
 
     parts = compute_parts(len(images), score_block, sharing or Sharing(), load=images.load, workers=images.workers)

@@ -68,6 +68,7 @@ def objects_of_codes(codes: Sequence[np.ndarray], touched: Sequence[Touched], nu
     lift_KO = np.where(both_KO >= LEAST_IMAGES, both_KO / np.maximum(expected_KO, 1e-9), 0.0)
     if not names:
         return [None] * num_codes
+    # By lift, then by images: the last one is the best.
     best_K = np.lexsort((both_KO, lift_KO), axis=-1)[:, -1]
     return [names[best] if lift_O[best] >= LEAST_LIFT else None for best, lift_O in zip(best_K, lift_KO, strict=True)]
 
@@ -144,6 +145,7 @@ def _look_up(
         shape = (len(refs), -1, visual.columns)
         index_Bhw = visual.index.masked_fill(~visual.valid, -1).view(shape).cpu().numpy()
         for ref, index_hw in zip(refs, index_Bhw, strict=True):
+            # Without the padding, which lies at the right and below.
             rows, columns = (int((index_hw >= 0).any(axis).sum()) for axis in (1, 0))
             objects = objects_touched(str(ref.store), ref.name, rows, columns)
             if objects is not None:

@@ -86,6 +86,7 @@ def mask_words(
                 words.append((row, positions, spelling not in STOP_WORDS))
         chosen = [word for word, draw in zip(words, rng.random(len(words)), strict=True) if draw < probability]
         content = [word for word in words if word[2]]
+        # Drawn in any case: the masks of later texts do not depend on the chance of this one.
         spare = int(rng.integers(len(content))) if content else 0
         if content and not any(word[2] for word in chosen):
             chosen.append(content[spare])
@@ -117,6 +118,7 @@ def _choose(task: Any, num_images: int) -> _HeldOut:
     positives, negatives, used = [], [], set()
     for index in order:
         captions = sampler.positives(index, len(records[index].captions), rng)
+        # Two images with one caption would each be right for the other's, and retrieval would count them wrong.
         caption = next((text for text in captions if text.lower() not in used), captions[0])
         used.add(caption.lower())
         positives.append(caption)
@@ -227,6 +229,7 @@ def _measure_batch(
     """All metrics but retrieval on one batch; returns its visual tokens."""
     visual = score.encode(images)
     own = np.arange(len(rows))
+    # Each with the next one's: no image keeps its own, since a batch has two at least.
     other = np.roll(own, -1)
     positives = [held.positives[row] for row in rows]
     masked = mask_words(positives, score.processor.tokenizer, held.rng, _MASKED_WORDS)
@@ -254,6 +257,7 @@ def _measure_batch(
         targets_M = output.mvm_targets.cpu()
         tally.counted["mvm"].append(_right(output.mvm_logits.argmax(-1).cpu() == targets_M))
         tally.mvm_targets.append(targets_M)
+        # [CLS] and [SEP] alone.
         nothing = encode_texts(score.processor.tokenizer, [""] * len(rows), len(positives[0].ids) + 2)
         for baseline, texts in (("shuffled", [*positives[1:], positives[0]]), ("no_caption", nothing)):
             other_output = _measure_mvm(score, visual, texts, uniform)
@@ -330,6 +334,7 @@ def evaluate_pretraining(
                 say(f"held-out image skipped: {line}")
             if images is not None:
                 visual = _measure_batch(score, held, rows, tally, images)
+                # Until there are enough; 0 left is an empty slice.
                 kept = rows[: num_candidates - len(candidate_rows)]
                 if kept:
                     candidates += scorer.keep(visual)[: len(kept)]
@@ -345,9 +350,11 @@ def evaluate_pretraining(
         retrieval = {}
         if candidates:
             blocks = ImageBlocks(len(candidates), lambda block: candidates[block.start : block.stop])
+            # The texts in the order of the images, so that the diagonal is what belongs together.
             wanted = [np.array(candidate_rows)] * len(candidates)
             retrieval = _recalls(torch.stack(score_pairs(scorer, blocks, wanted, Sharing(progress=progress))))
             if getattr(model, "contrastive_head", None) is not None:
+                # Of all texts those of the candidates, in their order, as above.
                 vectors = _recalls(contrastive_scores(scorer, blocks)[:, candidate_rows])
                 retrieval |= {f"vectors_{name}": value for name, value in vectors.items() if "_to_" in name}
     finally:
@@ -362,6 +369,7 @@ def _summary(tally: _Tally) -> dict[str, float]:
         **{name: _mean(counted) for name, counted in tally.counted.items() if name not in left_out},
         "itm_majority": 0.5,
         "itm_auc": area_under_curve(*map(torch.cat, tally.itm_margins)),
+        # Each image gives two pairs, one that matches and one that does not.
         "num_images": float(sum(count for _, count in tally.counted["itm"]) // 2),
         "num_skipped": float(len(tally.skipped)),
     }
@@ -404,6 +412,7 @@ def nothing_learnt(metrics: Mapping[str, float]) -> str:
     """
     count, words, shuffled = (metrics[name] for name in ("num_images", "mlm_content", "mlm_content_shuffled"))
     share = (words + shuffled) / 2
+    # Two standard errors of a difference of two shares; an image counts as one trial, however many words it has.
     margin = 2 * math.sqrt(2 * share * (1 - share) / count)
     if words - shuffled > margin or metrics["itm"] - metrics["itm_majority"] > 2 * math.sqrt(0.25 / (2 * count)):
         return ""

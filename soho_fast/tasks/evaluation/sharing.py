@@ -55,6 +55,7 @@ class PartialResults:
                 found = read_json(folder / "identity.json")
             except (OSError, ValueError):
                 found = None
+            # Of another model or other settings: none of it can be used.
             if found != wanted:
                 shutil.rmtree(folder, ignore_errors=True)
                 folder.mkdir(parents=True)
@@ -66,6 +67,7 @@ class PartialResults:
         found = {}
         for path in self.folder.glob("part-*"):
             name = re.fullmatch(r"part-(\d{6,})\.pt", path.name)
+            # Nothing is unpickled whose checksum does not fit.
             with contextlib.suppress(OSError, pickle.UnpicklingError):
                 content = path.read_bytes()
                 # The SHA-256 that a part's file begins with.
@@ -141,6 +143,7 @@ def compute_parts(
         workers: Processes that load, for each of those that compute; 0 loads in these.
     """
     processes, kept = sharing.processes, sharing.kept
+    # By rank 0 alone: ranks that look at different moments would deal out different parts.
     here = processes.gather(kept.read() if kept is not None and processes.rank == 0 else {})[0]
     open_parts = [number for number in range(num_parts) if number not in here]
     own = open_parts[processes.rank :: processes.world]

@@ -42,6 +42,7 @@ def contrastive_scores(scorer: PairScorer, images: ImageBlocks, processes: Proce
         for begin in range(0, len(alike), _TEXT_BATCH)
     ]
     parts = compute_parts(len(batches), lambda number, _: scorer.text_vectors(batches[number]), sharing)
+    # Vectors come by length of the texts; here they go back to their own rows.
     text_TE = torch.empty(len(order_T), image_IE.shape[1])
     text_TE[torch.from_numpy(order_T)] = torch.cat(parts)
     return image_IE @ text_TE.T
@@ -59,6 +60,7 @@ def best_pairs(contrastive_IT: Tensor, k: int) -> list[np.ndarray]:
 def ranked_in_two_stages(contrastive_IT: Tensor, pairs: Sequence[np.ndarray], logits: Sequence[Tensor]) -> Tensor:
     """Scores (I, T) that order scored pairs by their logits, and all others, below them, by the contrastive scores."""
     lowest = min((float(logit_of.min()) for logit_of in logits if len(logit_of)), default=0.0)
+    # At most `lowest` - 1: below all pairs that were read, in their own order.
     scores_IT = contrastive_IT - contrastive_IT.max() + lowest - 1.0
     for row_T, texts, logit_of in zip(scores_IT, pairs, logits, strict=True):
         row_T[torch.from_numpy(texts)] = logit_of
@@ -83,6 +85,7 @@ def choose_k(contrastive_IT: Tensor, logit_IT: Tensor, image_of_text_T: Tensor, 
     full = retrieval_recall(logit_IT, image_of_text_T, (1,))
     for k in K_TRIED:
         pairs = best_pairs(contrastive_IT, k)
+        # From here on every pair would be read.
         if all(len(texts) == contrastive_IT.shape[1] for texts in pairs):
             break
         logits = [row[torch.from_numpy(texts)] for row, texts in zip(logit_IT, pairs, strict=True)]

@@ -54,6 +54,7 @@ def recall_at(
         without = (~right_RN.any(1)).nonzero()
         if len(without):
             raise ValueError(f"query {begin + int(without[0])} has no right candidate; expected at least one")
+        # A query is found by its best right candidate; the others come no earlier.
         best_R1 = scores_RN.masked_fill(~right_RN, lowest).amax(1, keepdim=True)
         better_R = (scores_RN > best_R1).sum(1).double()
         equal_RN = scores_RN == best_R1
