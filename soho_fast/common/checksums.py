@@ -39,7 +39,9 @@ def read_checksums(folder: Path) -> dict[str, str] | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     sums = {name: digest for digest, name in _LINE.findall(text)}
+    # A file that leads out of the folder is no part of it, whatever its checksum.
     inside = not any(name.startswith("/") or ".." in name.split("/") for name in sums)
+    # Written again it must be the same text: lines that do not match would otherwise be passed over.
     if not (sums and inside) or "".join(f"{digest}  {name}\n" for name, digest in sums.items()) != text:
         raise ValueError(f"{folder / SUMS} is damaged")
     return sums

@@ -102,12 +102,14 @@ def is_gone(stream: TextIO) -> bool:
     """Whether what reads this output has ended; from then on it goes nowhere, and no error comes of it."""
     poll = select.poll()
     try:
+        # Nothing is asked for: that the reader has gone (POLLERR, POLLHUP) is reported in any case.
         poll.register(stream.fileno(), 0)
     except OSError:  # It is no file: of a test, a notebook.
         return False
     if not poll.poll(0):
         return False
     nowhere = os.open(os.devnull, os.O_WRONLY)
+    # In the stream's place, for all that writes there, also what Python still holds in its buffer.
     os.dup2(nowhere, stream.fileno())
     os.close(nowhere)
     return True

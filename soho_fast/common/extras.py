@@ -73,6 +73,7 @@ class from_extra:
     def _told(self, error: ImportError, trace: TracebackType) -> MissingExtraError | None:
         """The error in other words; None where the import that failed is not one of this package's own."""
         here = trace.tb_frame.f_globals
+        # To the frame whose import failed: an installed package's, or a module of this one.
         while trace.tb_next is not None:
             trace = trace.tb_next
         importer = trace.tb_frame.f_globals["__name__"]

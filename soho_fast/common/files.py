@@ -35,6 +35,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         with scratch.open("wb") as file:
             file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
+            # Before the rename: after a power cut the name could otherwise stand for a file without its bytes.
             os.fsync(file.fileno())
         os.replace(scratch, path)
 
@@ -50,6 +51,7 @@ def process_is_alive(process_id: int) -> bool:
         os.kill(process_id, 0)
     except ProcessLookupError:
         return False
+    # Another user's process; or a number that none can have, and so no file of ours.
     except (PermissionError, OverflowError):
         pass
     return True
@@ -64,6 +66,7 @@ def scratch_beside(path: Path) -> Iterator[Path]:
     path = Path(os.path.abspath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     delete_left(path)
+    # Host and process number say whose it is; `delete_left` reads them from the name.
     scratch = path.with_name(f".{path.name}.{this_host()}.{os.getpid()}{PARTIAL}")
     try:
         yield scratch
@@ -74,6 +77,7 @@ def scratch_beside(path: Path) -> Iterator[Path]:
     finally:
         try:
             delete(scratch)
+        # Half deleted, it would be left; a second Ctrl-C ends the process anyway (`Stopping`).
         except KeyboardInterrupt:
             delete(scratch)
             raise
@@ -85,6 +89,7 @@ def delete_left(path: Path) -> None:
     host, own = this_host(), os.getpid()
     for left in path.parent.glob(f".*{PARTIAL}"):
         of, _, number = left.name[1:].removesuffix(PARTIAL).rpartition(".")
+        # NAME.HOST of a file of this machine; of another one the host does not fit, and stays.
         name = of.removesuffix(f".{host}")
         with contextlib.suppress(OSError, ValueError):  # Not of ours; or another process was faster.
             # In a container a process has its predecessor's number.
@@ -106,6 +111,7 @@ def new_folder(path: Path) -> Iterator[Path]:
         new = scratch / "new"
         new.mkdir(parents=True)
         yield new
+        # The old folder goes with the scratch one.
         put_in_place(new, path, scratch / "old")
 
 
@@ -113,6 +119,8 @@ def put_in_place(new: Path, path: Path, old: Path) -> None:
     """Rename a folder to `path`, and one that is there to `old`; back again where that fails or is interrupted."""
     try:
         if path.exists():
+            # A rename cannot replace a folder that holds something. Killed before the next one, `delete_left` puts
+            # `old` back.
             path.rename(old)
         new.rename(path)
     except BaseException:
@@ -147,6 +155,7 @@ def delete(path: Path) -> None:
 def read_log(path: Path) -> tuple[list[dict[str, Any]], int]:
     """Records of a log.jsonl, and how many lines hold none; a last line that a crash cut short is not counted."""
     try:
+        # What follows the last line break: nothing, unless a crash cut the line short.
         *lines, last = path.read_bytes().split(b"\n")
     except FileNotFoundError:
         return [], 0

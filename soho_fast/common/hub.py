@@ -21,6 +21,7 @@ _TIMEOUT = 5.0
 def no_such_path(path: str | os.PathLike[str]) -> str:
     """That a path is not there, from where on, and which neighbour of that may have been meant."""
     path = missing = Path(path)
+    # Up to the last part that is there: its neighbours are what may have been meant.
     while not missing.parent.is_dir():
         missing = missing.parent
     similar = did_you_mean(missing.name, sorted(entry.name for entry in missing.parent.iterdir()))

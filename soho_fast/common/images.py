@@ -61,6 +61,7 @@ def check_jpeg(image: Image.Image, data: bytes) -> None:
     """Raises ValueError: an opened image that is a JPEG, or a TIFF of such, which costs far more than its pixels."""
     if image.format not in ("JPEG", "MPO") and image.info.get("compression") not in ("jpeg", "tiff_jpeg"):
         return
+    # The marker that begins a scan.
     if (count := data.count(b"\xff\xda")) > MAX_SCANS:
         raise ValueError(f"{count:,} scans; expected a JPEG of at most {MAX_SCANS}")
     pixels = image.width * image.height
@@ -86,6 +87,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
         grey = np.asarray(image)
         if image.mode == "I" and (grey.min() < 0 or grey.max() > 65535):
             raise ValueError(f"grey from {grey.min()} to {grey.max()}; expected 0 to 65535 (16 bits)")
+        # Without one it is compared with None, which is False everywhere; 65535 = 255 * 257.
         white = grey == image.info.get("transparency")
         return Image.fromarray(np.where(white, 255, grey // 257).astype(np.uint8)).convert("RGB")
     if image.mode == "F":

@@ -47,6 +47,7 @@ def import_named(name: str, what: str) -> None:
     try:
         import_module(name)
     except Exception as error:  # An import runs what it likes.
+        # The module itself or a package above it; a module that it imports in turn is an error of another kind.
         if isinstance(error, ModuleNotFoundError) and f"{name}.".startswith(f"{error.name}."):
             raise UserError(
                 f"{what}: there is no module {error.name}, neither in the current folder {folder} nor installed"

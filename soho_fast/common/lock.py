@@ -36,6 +36,7 @@ def only_user(folder: Path, processes: Processes, say: Callable[[str], None]) ->
         UserError: on all ranks: another process holds the folder, or the folder is not writable.
     """
     taken: list[int] = []
+    # A folder that was there before is left in the end, even an empty one.
     made = not folder.exists()
     try:
         processes.on_main(lambda: taken.append(_take(folder, say)))
@@ -65,6 +66,7 @@ def lock_file(file: int, say: Callable[[str], None]) -> bool:
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
+        # POSIX leaves open which of the two says that another process has it.
         if error.errno in (errno.EACCES, errno.EAGAIN):
             return False
         if error.errno not in _NO_LOCKS:
@@ -75,14 +77,18 @@ def lock_file(file: int, say: Callable[[str], None]) -> bool:
 
 def _locked(folder: Path, say: Callable[[str], None]) -> int:
     path, without = folder / LOCK, "see to it yourself that no second run writes here"
+    # Its last holder may delete the file between our opening and locking it: the lock is then of a file without a name,
+    # and the next turn makes another.
     while True:
         folder.mkdir(parents=True, exist_ok=True)
+        # Nothing else in this process may open and close this file: POSIX would drop the lock with that.
         file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             if not lock_file(file, lambda why: say(f"{folder}: this file system has no locks ({why}); {without}")):
                 holder = _holder(file, _WRITES_WITHIN)
                 raise UserError(f"{folder} is in use by {holder}; wait for its end, stop it, or choose another folder")
             if _is_at(file, path):
+                # Locked, with a text in it: who wrote that ended without deleting it.
                 if os.fstat(file).st_size:
                     say(f"{folder}: taken over from {_holder(file)}, which ended without leaving it")
                 since = datetime.now().astimezone().isoformat(" ", "seconds")

@@ -61,6 +61,7 @@ class Processes:
                 result = call()
             except UserError as found:
                 error = str(found)
+        # All wait here for rank 0. An error of another kind ends it before; the heartbeat then ends those that wait.
         error = self.gather(error)[0]
         if error:
             raise UserError(error)
@@ -74,6 +75,7 @@ class Processes:
     def _reduce(self, values: Sequence[float], op: dist.ReduceOp.RedOpType) -> list[float]:
         if self.world == 1:
             return [float(value) for value in values]
+        # Float64 keeps whole numbers to 2^53: bytes and counts come through as they are.
         buffer = torch.tensor(list(values), dtype=torch.float64)
         dist.all_reduce(buffer, op=op, group=self.group)
         return buffer.tolist()

@@ -43,6 +43,7 @@ def read_once_a_machine(read: Callable[[], T], processes: Processes) -> T:
             path = path_for_others(file)
         except Exception as found:  # every process ends with it
             error = found
+    # Gathered with the rest: were it raised here, the others would wait.
     told = processes.gather((path, places, error))
     for _, _, error in told:
         if error is not None:
@@ -63,12 +64,14 @@ def memory_file() -> BinaryIO:
 
 def path_for_others(file: BinaryIO) -> str:
     """Where other processes of this machine open a file without a name, as long as it is open here."""
+    # Opened by this path it is another descriptor, with a position of its own.
     return f"/proc/{os.getpid()}/fd/{file.fileno()}"
 
 
 def machine_name() -> str:
     """The same in processes that can open each other's files."""
     try:
+        # One boot and one numbering of processes: then /proc/PID/fd means the same to both.
         return Path("/proc/sys/kernel/random/boot_id").read_text() + os.readlink("/proc/self/ns/pid")
     except OSError:
         return f"process {os.getpid()} of {os.uname().nodename}"
@@ -77,9 +80,11 @@ def machine_name() -> str:
 def _write(file: BinaryIO, item: Any) -> list[tuple[int, int]]:
     """An object as pickled, then the arrays in it: where each part begins, and its bytes."""
     arrays: list[pickle.PickleBuffer] = []
+    # Arrays are left out of the stream: loaded, they point into the map, which is read-only.
     stream = pickle.dumps(item, protocol=5, buffer_callback=arrays.append)
     places = []
     for part in (memoryview(stream), *(array.raw() for array in arrays)):
+        # What is passed over is a hole of zeros.
         file.seek(-(-file.tell() // _ALIGNMENT) * _ALIGNMENT)
         places.append((file.tell(), part.nbytes))
         file.write(part)

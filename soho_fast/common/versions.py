@@ -53,6 +53,7 @@ def commit() -> str:
     here = Path(soho_fast.__file__).resolve()
     asked = ["ls-files", "--error-unmatch", here.name], ["rev-parse", "HEAD"], ["status", "--porcelain", "-uno", "."]
     try:
+        # The first asks whether the file is one of the repository's at all, and fails if not.
         _, head, changes = (
             subprocess.run(["git", *words], cwd=here.parent, capture_output=True, text=True, check=True).stdout.strip()
             for words in asked

@@ -36,6 +36,7 @@ def end_with_parent() -> None:
     def watch() -> None:
         assert parent is not None, "started by multiprocessing"
         parent.join()
+        # Not `sys.exit`, which would end this thread alone.
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
@@ -54,6 +55,7 @@ def end_workers(batches: Any) -> None:
     """End the loader processes of a DataLoader's iterator, if it has any; they ignore SIGTERM, so those that linger are
     killed."""
     if workers := list(getattr(batches, "_workers", [])):
+        # It waits some seconds for each to end, then sends SIGTERM, which they ignore.
         batches._shutdown_workers()
         for worker in workers:
             if worker.is_alive():
@@ -68,6 +70,7 @@ def next_batch(batches: Iterator[T]) -> T:
         return next(batches)
     except (OSError, EOFError) as error:
         workers = getattr(batches, "_workers", [])
+        # The pipe breaks a moment before the process has an exit code.
         wait([worker.sentinel for worker in workers], timeout=1.0)
         for worker in workers:
             if worker.exitcode:
@@ -124,6 +127,7 @@ def loaded_ahead(
         return
     loader = DataLoader(
         _Loads(load),
+        # The items themselves are the sampler's indices: they reach `_Loads` as they are.
         sampler=items,
         batch_size=None,
         collate_fn=lambda item: item,
