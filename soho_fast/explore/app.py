@@ -209,6 +209,7 @@ def _retrieve_tab(soho: SeeingPipeline, run: About) -> None:
 
     files = [example.files[0] for example in run.examples]
 
+    # The images are encoded when the first text is asked for, not when the app starts.
     @functools.cache
     def retriever() -> Retriever:
         return Retriever(soho, soho.encode(files), say=lambda line: None)

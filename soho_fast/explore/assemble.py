@@ -85,6 +85,7 @@ def assemble(
     place = Path(os.path.realpath(folder))
     check_folder(place)
     with new_folder(place) as new:
+        # In the scratch folder: what a killed build leaves there, the next one deletes (`delete_left`).
         with tempfile.TemporaryDirectory(dir=new.parent) as spooled, contextlib.closing(Spool(Path(spooled))) as spool:
             writer = _Writer(source, new, spool, _look(source, spool, say), labels, window, most_shown, say)
             writer.write(decoded, run)
@@ -109,6 +110,7 @@ def _look(source: Source, spool: Spool, say: Callable[[str], None]) -> words.Wor
         raise ValueError("index: no patch of any image has a code; expected at least one")
     spool.finish()
     begins = range(0, len(spool), _IMAGES_AT_A_TIME)
+    # Read once more: only now is it known which words are frequent, and which is another's plural.
     return vocabulary.choose(spool.words(first, min(first + _IMAGES_AT_A_TIME, len(spool))) for first in begins)
 
 
@@ -134,6 +136,7 @@ class _Writer:
 
     def __post_init__(self) -> None:
         self.num_codes = self.source.num_codes
+        # Codes are numbered through all levels; a level's begin at a multiple of this.
         self.level_codes = self.num_codes // self.source.num_levels
         self.num_captioned = int(self.spool.captioned_N.sum())
         self.usage = statistics.count_usage(self.spool, self.num_codes)
@@ -152,13 +155,16 @@ class _Writer:
             path = self.folder / layout.decoded_path(code)
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(pixels).save(path)
+        # First: images that can't be read any more leave the gallery here, before anything refers to it by number.
         self._write_small_copies()
         layout.write_in_files(self.folder, "images", self._images(), layout.IMAGES_PER_FILE)
         layout.write_in_files(self.folder, "codes", self._codes(), layout.CODES_PER_FILE)
+        # `wall` and `associated` are filled while `_codes` is read, so all that uses them comes after.
         columns = {name: [row[name] for row in self.wall] for name in self.wall[0]}
         layout.write_value(self.folder, "wall", columns)
         layout.write_value(self.folder, "words", self._words())
         layout.write_value(self.folder, "meta", self._meta(run=run, has_decoded=decoded is not None))
+        # Read as any other: the figure is chosen from it, and meta.js is then written once more.
         bundle = Bundle(self.folder)
         layout.write_value(self.folder, "meta", {**bundle.meta, "figure": choose_codes(bundle)})
 
@@ -223,6 +229,7 @@ class _Writer:
         progress = ProgressLines(self.say, "codes")
         for first, last in statistics.blocks_of_codes(self.num_codes, most_columns):
             beside, both, following, assigned = self._count_block(first, last)
+            # `assigned` is sorted by code: where each code's patches begin, and the last one's end.
             begins = np.searchsorted(assigned["code"], np.arange(first, last + 1))
             for code in range(first, last):
                 block = code - first
@@ -231,6 +238,7 @@ class _Writer:
                 )
                 here = assigned[begins[block] : begins[block + 1]]
                 shown = gallery.choose_occurrences(here, self.spool.has_distances)
+                # What lies beside a code is of its level, so its level's columns alone are looked at.
                 start = code // self.level_codes * self.level_codes
                 level = slice(start, start + self.level_codes)
                 neighbours = statistics.best_neighbours(beside[block][level], self.usage.tokens[level])
@@ -258,8 +266,10 @@ class _Writer:
         them and each next-level code (none of one level), and the patches of the gallery that have them
         (`gallery.assigned_patches`), by code."""
         beside = np.zeros((last - first, self.num_codes), dtype=np.int32)
+        # Empty where there is one level.
         following = np.zeros_like(beside if self.source.num_levels > 1 else beside[:0])
         both = np.zeros((last - first, len(self.words.spelling)), dtype=np.int32)
+        # By number of all images, the number in the gallery.
         shown_N = np.full(len(self.spool), -1)
         shown_N[self.images_G] = np.arange(len(self.images_G))
         parts = []
@@ -286,6 +296,7 @@ class _Writer:
             codes, active = (x[start : start + self.level_codes] for x in (self.source.codebook, self.usage.tokens > 0))
             near, distance = statistics.near_codes(codes)
             places = [statistics.positions_on_map(codes, active), statistics.neighbours_on_map(codes, active)]
+            # Numbers of all levels, as everywhere else.
             parts.append((near + start, distance, np.concatenate(places, axis=1)))
         near, distance, place = (np.concatenate(each) for each in zip(*parts, strict=True))
         self.maps = ["t-SNE", "PCA"] if np.isfinite(place[:, 2]).any() else ["PCA"]
@@ -328,6 +339,7 @@ class _Writer:
     def _words(self) -> list[dict[str, Any]]:
         code = np.repeat(np.arange(self.num_codes), list(map(len, self.associated)))
         found = np.concatenate(self.associated)
+        # By word; of each the surest codes first. The last key counts first.
         order = np.lexsort((code, -found["lift"], -found["low"], found["column"]))
         begins = np.searchsorted(found["column"][order], np.arange(len(self.words.spelling) + 1))
         values = []
@@ -347,6 +359,7 @@ class _Writer:
             "schema": layout.SCHEMA,
             "title": self.source.title,
             "model": self.source.model,
+            # The first level alone, as `SeeingPipeline.weights` has it of a model.
             "weights": "" if codebook is None else digest_of(codebook[: self.level_codes]),
             "program": program(),
             "num_codes": self.num_codes,

@@ -79,6 +79,7 @@ class SeeingPipeline(SohoPipeline):
         share_DPTT = torch.stack([attention_PHTT.float().mean(1).cpu() for attention_PHTT in output.attentions])
         shares = []
         for number, visual in enumerate(images):
+            # Behind the text's tokens stand the image's.
             patches = slice(len(ids), len(ids) + visual.valid.shape[1])
             share_DSL = share_DPTT[:, number, : len(ids) - 1, patches]
             shares.append(share_DSL.unflatten(-1, (-1, visual.columns)).numpy())

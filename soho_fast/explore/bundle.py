@@ -145,6 +145,7 @@ class BundleError(UserError):
 
 def write_value(folder: Path, name: str, value: Any) -> None:
     """Write data/<name>.js. Raises ValueError where a number is not finite."""
+    # NaN is no JSON, and U+2028 ended a line in older JavaScript: so neither is written.
     text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     (folder / "data" / f"{name}.js").write_text(f'explorer.receive("{name}", {text});\n', encoding="ascii")
 
@@ -160,6 +161,7 @@ def value_in(content: bytes, name: str) -> Any:
 def write_in_files(folder: Path, name: str, values: Iterable[Any], per_file: int) -> None:
     """Write values in files of `per_file` each, data/<name>-0000.js and on; a file's are in memory at a time."""
     values = iter(values)
+    # `iter` ends at the first empty list.
     for number, some in enumerate(iter(lambda: list(itertools.islice(values, per_file)), [])):
         write_value(folder, f"{name}-{number:04d}", some)
 
@@ -200,6 +202,7 @@ class Bundle:
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder)
+        # A run's folder, with the explorer in it.
         if not (self.folder / "data").is_dir() and (self.folder / FOLDER).is_dir():
             self.folder /= FOLDER
         if not (self.folder / "data" / "meta.js").is_file():
@@ -235,6 +238,7 @@ class Bundle:
             content = (self.folder / name).read_bytes()
         except OSError as error:
             raise BundleError(f"{self.folder / name} can't be read ({error.strerror})") from error
+        # There are none yet while a build reads its own bundle.
         if self.sums and hashlib.sha256(content).hexdigest() != self.sums.get(name):
             raise BundleError(f"{self.folder}: {name} has changed since it was built")
         return content
@@ -248,6 +252,7 @@ class Bundle:
     def of_another_model(self) -> list[str]:
         """A line where the model that it was built of, which lies beside it, is another one by now."""
         run, beside = self.meta.get("run"), self.folder.parent
+        # In a run's folder its model lies beside; else the explorer lies in the model's own folder.
         for folder in (beside / Path(self.meta["model"]).name, beside):
             now = read_run_of(folder)
             if run and now and run != now:

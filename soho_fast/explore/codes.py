@@ -175,6 +175,7 @@ def _spread(statistic: Callable[[np.ndarray], float], seen: Seen, code_T: np.nda
     resampled = []
     for _ in range(_RESAMPLES):
         drawn = generator.integers(num_images, size=num_images)
+        # An image that is drawn twice counts twice, with all its tokens.
         weight_T = np.bincount(drawn, minlength=num_images)[seen.image]
         resampled.append(statistic(seen.objects_of(code_T, num_codes, weight_T)))
     return float(1.96 * np.std(resampled, ddof=1))
@@ -288,6 +289,7 @@ def words_of_active_codes(
     chosen = vocabulary.choose([of_images])
     words_NV = chosen.table(*of_images)
     pairs = np.unique(np.stack([code_T, image_T], axis=1), axis=0)
+    # Before images without captions are left out: codes of those alone count, and have no word.
     active = np.unique(pairs[:, 0])
     pairs = pairs[captioned_N[pairs[:, 1]]]
     place = np.searchsorted(active, pairs[:, 0])

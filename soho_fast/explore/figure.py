@@ -235,6 +235,7 @@ def _draw_tile(
     if not (0 <= row < rows and 0 <= column < columns):
         raise BundleError(f"row {row}, column {column} lies outside an image of {rows:g} x {columns:g} patches")
     top, left, high, wide = window
+    # The whole image, so placed and scaled that its window fills the tile; the rest is clipped.
     extent = (x - left / wide, x + (columns - left) / wide, y + (rows - top) / high, y - top / high)
     drawn = axes.imshow(image_HWC, extent=extent, interpolation="antialiased", aspect="auto")
     drawn.set_clip_path(Rectangle((x, y), 1, 1, transform=axes.transData))

@@ -116,6 +116,7 @@ def build_from_arrays(
 
     # All of it is looked at before anything is written.
     highest, sizes = -1, dict[str, int]()
+    # A first pass, which keeps nothing but sizes; `ArraySource` takes a second one.
     for number, batch in enumerate(batches()):
         checked = check_batch(batch, codes, number * _IMAGES_AT_A_TIME, sizes)
         highest = max([highest, *(int(each.max()) for each in checked["index"] or ())])
@@ -131,6 +132,7 @@ def build_from_arrays(
             told = f"one, with features of {shape[0]} levels; or give no features"
             _expect(shape[0] == 1, "codebook", told, "none")
             codes = _means(map(lambda batch: check_batch(batch, None, 0, sizes), batches()), shape[1], metric)[None]
+    # `batches` begins again: a generator is used up after one pass.
     source = ArraySource(batches(), images, codes, shape, metric, title, licences, num_images)
     return assemble(source, folder, say=say, **_check_of_codes(source.num_codes, labels, decoded, window))
 
@@ -200,6 +202,7 @@ class _Copies:
     def add(self, image: Any) -> None:
         """Append one."""
         place = len(self._begins)
+        # At the end, since reading one moves the position.
         self._begins.append(self._file.seek(0, os.SEEK_END))
         is_small = is_sound(image) or isinstance(image, (str, os.PathLike))
         pickle.dump(image if is_small else small_copy(_opened(image, place)), self._file)
@@ -375,8 +378,10 @@ def look_up(
             index, distance = code.numpy().astype(np.int32), squared.sqrt().numpy()
         else:
             index = index_QT[level]
+            # -1 reads the last code: such distances are written, and never looked at.
             distance = np.linalg.norm(own - codes[index], axis=1)
         found.append((index, distance))
+        # A patch without a code leaves all of its feature to the next level.
         rest = rest if grouped else rest - np.where(index[:, None] < 0, 0, codes[index])
     ends = np.cumsum([rows * columns for rows, columns in sizes])[:-1]
     split = [np.split(np.stack(each), ends, axis=1) for each in zip(*found, strict=True)]

@@ -96,6 +96,7 @@ class TaskImages:
                 refs, texts = shown_of(task, record)
                 for ref in refs:
                     image = found.setdefault(str(ref), DataImage(ref, name or record.source, held_out))
+                    # An image that many records are about has all their texts.
                     image.captions += [text for text in texts if text not in image.captions]
         self.images = list(found.values())
         if most and most < len(self.images):
@@ -178,6 +179,7 @@ class ModelSource:
         places = [range(first, min(first + size, self.num_images)) for first in range(0, self.num_images, size)]
         pin = self._computing.device.type == "cuda"
         loads = loaded_ahead(self._load, places, workers=self._task.workers, pin=pin)
+        # The loader processes end too where this generator is not read to its end.
         with contextlib.closing(loads):
             for readable, pixels, batch, corrupt in loads:
                 for line in corrupt:
@@ -204,6 +206,7 @@ class ModelSource:
             feat_BLC, valid_Bhw = self._model.base().encode_features(**pixels)
         codes_BLQ = self.dictionary.codes_of(feat_BLC)
         found = codes_BLQ, self.dictionary.distances(feat_BLC, codes_BLQ)
+        # (B, L, Q) to (Q, B, h, w).
         index_QBhw, distance_QBhw = (each.movedim(-1, 0).reshape(-1, *valid_Bhw.shape) for each in found)
         index_QBhw = index_QBhw.masked_fill(~valid_Bhw, -1)
         patches = [(height / self._patch, width / self._patch) for height, width in sizes]
@@ -242,6 +245,7 @@ class ModelSource:
         if not isinstance(self._model, SohoForPreTraining) or not self._model.config.use_dictionary_output:
             return
         uniform_N = draw(np.asarray(places), np.zeros(len(places), dtype=np.int64)) / 2.0**64
+        # The largest numbers round to 1, which is no share below it.
         uniform_N = np.minimum(uniform_N, np.nextafter(1.0, 0.0))
         for first in range(0, len(places), _CPU_BATCH):
             some = slice(first, first + _CPU_BATCH)
@@ -272,6 +276,7 @@ class ModelSource:
             columns = int(valid_Bhw[image].any(0).sum())
             entry = found.setdefault(readable[image], {"code": int(labels_BL[image, token]), "patches": []})
             guesses = [[code, float(f"{share:.3g}")] for code, share in zip(codes, shares, strict=True)]
+            # From the batch's padded grid to the image's own.
             patch = token // visual.columns * columns + token % visual.columns
             entry["patches"].append({"patch": patch, "guesses": guesses})
         return found

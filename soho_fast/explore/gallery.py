@@ -39,17 +39,21 @@ class SmallestOfEach:
 
     def add(self, code: np.ndarray, image: np.ndarray, key: np.ndarray) -> None:
         """Take in the patches of some more images; an image's patches all come in one call."""
+        # What is behind a code's last kept one cannot come among them.
         hopeful = key < self._key[code, -1]
         code, image, key = code[hopeful].astype(np.int64), image[hopeful], key[hopeful]
         touched = np.unique(code)
+        # What was kept takes part again beside what is new.
         kept = self.image[touched] >= 0
         code = np.concatenate([code, np.repeat(touched, kept.sum(1))])
         image = np.concatenate([image, self.image[touched][kept]])
         key = np.concatenate([key, self._key[touched][kept]])
         order = np.lexsort((image, key, code))
         code, image, key = code[order], image[order], key[order]
+        # Of an image with several patches of a code the one with the smallest key, which comes first in this order.
         first = first_of_each(code * (image.max(initial=0) + 1) + image)
         code, image, key = code[first], image[first], key[first]
+        # The rank of each within its code.
         place = np.arange(len(code)) - np.searchsorted(code, code, side="left")
         kept = place < NUM_OCCURRENCES
         self.image[code[kept], place[kept]] = image[kept]
@@ -95,6 +99,7 @@ def choose_images(spool: Spool, images_K: np.ndarray, most: int = MOST_SHOWN) ->
         index = spool.index(image)
         has_K[np.unique(index[index >= 0])] += 1
 
+    # Of each code the nearest, one drawn, the second nearest, ...
     in_turn = np.stack([nearest.image, drawn.image], axis=2).reshape(num_codes, -1)
     by_rarity = np.argsort(images_K, kind="stable")
     for code in by_rarity[images_K[by_rarity] > 0]:
@@ -103,6 +108,7 @@ def choose_images(spool: Spool, images_K: np.ndarray, most: int = MOST_SHOWN) ->
                 break
             take(int(image))
     order = np.argsort(draw(np.arange(num_images), np.zeros(num_images, dtype=np.int64)), kind="stable")
+    # First the nearest of every code, then the second nearest, ...
     by_turns = (images[by_rarity[::-1]] for images in (*nearest.image.T, *drawn.image.T))
     for image in np.concatenate([*by_turns, order]):
         take(int(image))

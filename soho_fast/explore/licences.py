@@ -124,5 +124,6 @@ def demo_licences(root: str) -> dict[str, list[dict[str, str]]] | None:
         photo = image.scene.background.photo
         styles = sorted({style_name(item.style) for item in image.scene.objects})
         entries = [whose[name] for name in (*styles, *([photo.partition("/")[0]] if photo else []))]
+        # By both of its names, in the COCO files and in those like Flickr30K's.
         found[Path(image.filename).stem] = found[image.flickr_id] = entries
     return found

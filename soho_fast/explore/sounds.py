@@ -70,10 +70,12 @@ class Clip:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", wavfile.WavFileWarning)  # Chunks that say nothing of the sound.
                 rate, samples = wavfile.read(path)
+            # WAV files of 8 bits are unsigned, all others signed.
             if samples.dtype == np.uint8:
                 samples = samples / 128 - 1
             elif samples.dtype.kind == "i":
                 samples = samples / -float(np.iinfo(samples.dtype).min)
+            # wavfile gives (samples, channels).
             return cls(samples.T, rate)
         except Exception as error:  # A decoder meets damage with errors of any kind.
             raise ImageError(f"{os.fspath(path)}: can't be read as a WAV file ({error})") from error
@@ -99,10 +101,12 @@ def spectrogram(clip: Clip, patches: int) -> Image.Image:
     """
     size = 2 ** round(math.log2(clip.rate * _WINDOW))
     centre = (np.arange(_PATCH_WIDTH * patches) + 0.5) * len(clip.samples) / (_PATCH_WIDTH * patches)
+    # Padded by one window at both ends: the window that begins at c + size / 2 has sample c in its middle.
     parts = np.lib.stride_tricks.sliding_window_view(np.pad(clip.samples, size), size)
     power = np.abs(np.fft.rfft(parts[(centre + size / 2).astype(int)] * np.hanning(size))) ** 2
     mel = np.linspace(0, 2595 * math.log10(1 + clip.rate / 2 / 700), _HEIGHT, endpoint=False)
     bins = (700 * (10 ** (mel / 2595) - 1) * size / clip.rate).astype(int)
+    # Low bands are narrower than a bin, and take the one that they begin in.
     power = np.maximum.reduceat(power, bins, axis=1)
     level = 10 * np.log10(np.maximum(power / max(power.max(), 1e-9), 1e-12))
     shade = 1 - level.clip(_FLOOR, 0).T[::-1] / _FLOOR

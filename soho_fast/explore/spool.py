@@ -75,6 +75,7 @@ class Spool:
         if known.size:
             low, high = self.distance_range
             self.distance_range = min(low, float(known.min())), max(high, float(known.max()))
+        # All but the arrays, which have files of their own.
         about = {each.name: getattr(image, each.name) for each in fields(image) if each.name not in self._files}
         about["patches_high"] = float(image.patches_high or rows)
         about["patches_wide"] = float(image.patches_wide or columns)
@@ -92,6 +93,7 @@ class Spool:
         """From here on it is read; `captioned_N`: bool, whether an image's captions say anything."""
         for file in self._files.values():
             file.flush()
+        # Views, not copies: from here on `add` would raise, since the arrays can't grow.
         self.rows_N = np.frombuffer(self._rows, dtype=np.int32)
         self.columns_N = np.frombuffer(self._columns, dtype=np.int32)
         self.captioned_N = np.frombuffer(self._captioned, dtype=np.bool_)
@@ -118,6 +120,7 @@ class Spool:
         first = 0
         while first < len(self):
             last = int(np.searchsorted(self.first_N, self.first_N[first] + _TOKENS_AT_A_TIME, side="left"))
+            # One image at least, however many tokens it has.
             last = min(max(last, first + 1), len(self))
             yield self._chunk(first, last)
             first = last
@@ -126,9 +129,11 @@ class Spool:
         begin, end = int(self.first_N[first]), int(self.first_N[last])
         sizes = np.diff(self.first_N[first : last + 1])
         image_T = np.repeat(np.arange(last - first), sizes)
+        # Of each token its place in its own image.
         place_T = np.arange(end - begin) - (self.first_N[first:last] - begin)[image_T]
         rows_T, columns_T = self.rows_N[first:last][image_T], self.columns_N[first:last][image_T]
         row_T, column_T = np.divmod(place_T, np.maximum(columns_T, 1))
+        # Rows are counted through all levels of an image.
         row_T = row_T % np.maximum(rows_T, 1)
         grid = row_T.astype(np.int32), column_T.astype(np.int32), rows_T, columns_T
         tokens = self._read("index", np.int32, begin, end), self._read("distance", np.float32, begin, end)
@@ -137,5 +142,6 @@ class Spool:
     def _read(self, name: str, dtype: type, first: int, last: int) -> np.ndarray:
         # Not mapped: mapped pages count as this process's memory.
         file, size = self._files[name], np.dtype(dtype).itemsize
+        # One position for all readers: the spool is read by one thread.
         file.seek(first * size)
         return np.frombuffer(file.read((last - first) * size), dtype=dtype)

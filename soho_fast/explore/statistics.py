@@ -91,12 +91,14 @@ def count_usage(spool: Spool, num_codes: int) -> Usage:
 
 
 def _count_into(table: np.ndarray, row: np.ndarray, column: np.ndarray) -> None:
+    # Counted first: `+=` by an index that comes twice adds once.
     keys, counts = np.unique(row * table.shape[1] + column, return_counts=True)
     table.reshape(-1)[keys] += counts
 
 
 def _count_positions(chunk: Chunk, table: np.ndarray, rows: int, columns: int) -> None:
     """Add tokens to positions. A patch may lie in several: put into one, those of smaller grids would leave stripes."""
+    # Both sizes in one number, to find tokens of like grids.
     shape_T = chunk.rows.astype(np.int64) << 32 | chunk.columns
     shape_T[chunk.index < 0] = -1
     for shape in np.unique(shape_T[shape_T >= 0]).tolist():
@@ -112,12 +114,14 @@ def _count_positions(chunk: Chunk, table: np.ndarray, rows: int, columns: int) -
 
 def _cover(num_patches: int, num_positions: int) -> csr_array:
     """(patches, positions): which share of each of the patches along an edge lies in each of the positions along it."""
+    # In units in which both divisions of the edge are whole numbers.
     patch, position = np.arange(num_patches)[:, None] * num_positions, np.arange(num_positions) * num_patches
     overlap = np.minimum(patch + num_positions, position + num_patches) - np.maximum(patch, position)
     return csr_array(np.maximum(overlap, 0) / num_positions)
 
 
 def _edges(low: float, high: float) -> np.ndarray:
+    # All distances alike: bins need a width.
     if high - low < 1e-6 * max(abs(high), 1e-6):
         high = low + max(abs(low), 1.0) * 1e-3
     return np.linspace(low, high, HISTOGRAM_BINS + 1)
@@ -137,6 +141,7 @@ def count_beside(chunk: Chunk, first: int, last: int, table: np.ndarray) -> None
     """
     right = np.flatnonzero(chunk.column + 1 < chunk.columns)
     below = np.flatnonzero(chunk.row + 1 < chunk.rows)
+    # Tokens lie row by row, so that the next one is at the right, and a row further on is the one below.
     for one, other in ((right, right + 1), (below, below + chunk.columns[below])):
         for here, there in ((chunk.index[one], chunk.index[other]), (chunk.index[other], chunk.index[one])):
             wanted = (here >= first) & (here < last) & (there >= 0)
@@ -211,6 +216,7 @@ def positions_on_map(codebook: np.ndarray, is_active: np.ndarray) -> np.ndarray:
     active = codes[is_active] if is_active.any() else codes
     centred = active - active.mean(0)
     _, directions = np.linalg.eigh(centred.T @ centred)
+    # `eigh` gives the largest last: the two largest, the largest first.
     place = (codes - active.mean(0)) @ directions[:, :-3:-1]
     place = np.pad(place, ((0, 0), (0, 2 - place.shape[1])))  # Of one channel there is one direction.
     return _scaled(place, place[is_active] if is_active.any() else place)

@@ -78,6 +78,7 @@ def _runs(captions: Iterable[str]) -> Iterator[list[str]]:
     """Words that are counted, as far as they follow each other."""
     for caption in captions:
         text = unicodedata.normalize("NFC", caption).lower().replace("_", " ")
+        # Words that follow each other with one space between them; a word that is not counted ends it.
         run: list[str] = []
         end = 0
         for found in _WORD.finditer(text):
@@ -120,6 +121,7 @@ class Vocabulary:
         captions = list(captions)
         words = sorted(words_of(captions) | phrases_of(captions))
         numbers = [self._number_of.setdefault(word, len(self._number_of)) for word in words]
+        # For the words that are new.
         self._images += [0] * (len(self._number_of) - len(self._images))
         for number in numbers:
             self._images[number] += 1
@@ -136,12 +138,14 @@ class Vocabulary:
         for plural, word in enumerate(spelling):
             known = [self._number_of[one] for one in singulars_of(word) if one in self._number_of]
             root[plural] = max(known, key=self._images.__getitem__, default=plural)
+        # It ends: what loses its s becomes shorter, and the irregular singulars are plurals of nothing.
         while (root[root] != root).any():
             root = root[root]
         # An image counts for a root once, whatever forms of it it has; forms keep their own count.
         of_root = np.zeros(len(root), dtype=np.int64)
         for numbers, begins in images:
             image = np.repeat(np.arange(len(begins) - 1), np.diff(begins))
+            # A number for each pair of an image and a root, of which the root is the remainder.
             pairs = np.unique(image * len(root) + root[numbers])
             of_root += np.bincount(pairs % len(root), minlength=len(root))
         count = np.where(root == np.arange(len(root)), of_root, self._images)
@@ -153,6 +157,7 @@ class Vocabulary:
         chosen = sorted(frequent[:MOST_WORDS], key=lambda number: spelling[number])
         column_of = np.full(len(spelling), -1, dtype=np.int64)
         column_of[chosen] = np.arange(len(chosen))
+        # Plurals have the column of their root.
         column_of = column_of[root]
         forms: list[list[str]] = [[] for _ in chosen]
         for number in np.flatnonzero((column_of >= 0) & (root != np.arange(len(root)))):
@@ -214,10 +219,13 @@ def lifts(
 
     Below `MIN_IMAGES` images with both, `low` is at most 1.
     """
+    # Bonferroni: what may go wrong is divided among the tests, and between the two ends.
     tail = (1 - LEVEL) / 2 / num_tests
     # Many words have the same count, and the interval's inversion is slow.
     both_U, place = np.unique(both, return_inverse=True)
+    # Clopper and Pearson's ends are quantiles of beta distributions.
     low_U = betaincinv(both_U, code_images - both_U + 1.0, tail)
+    # Where every image with the code has the word, the upper end of the interval is 1.
     high_U = np.ones(len(both_U))
     some = both_U < code_images
     high_U[some] = betaincinv(both_U[some] + 1.0, code_images - both_U[some], 1 - tail)
@@ -239,6 +247,7 @@ def rank_words(
     Returns:
         A record a word: `column`, its number in `Words`; `both`; `lift`, and its interval, `low` and `high`.
     """
+    # lift > 1, without a division.
     column = np.flatnonzero(both_V * num_images > code_images * word_images)
     found = np.empty(len(column), dtype=_WORD_OF_CODE)
     found["column"], found["both"] = column, both_V[column]
