@@ -63,7 +63,7 @@ class Processes:
                 error = str(found)
         # All wait here for rank 0. An error of another kind ends it before; the heartbeat then ends those that wait.
         error = self.gather(error)[0]
-        if error:
+        if error is not None:
             raise UserError(error)
         return result
 

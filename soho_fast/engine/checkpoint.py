@@ -98,7 +98,7 @@ class _Files(TorchCheckpointEngine):
         # torch's zip writer reports a full disk as a RuntimeError, whose context is the error with the number.
         except (OSError, RuntimeError) as error:
             cause = error if isinstance(error, OSError) else error.__context__
-            self.error = f"{path}: {getattr(cause, 'strerror', None) or str(error).splitlines()[0]}"
+            self.error = f"{path}: {getattr(cause, 'strerror', None) or next(iter(str(error).splitlines()), '')}"
 
     def load(self, path: str, map_location: Any = None, mmap: bool = False) -> Any:
         try:
@@ -110,7 +110,7 @@ class _Files(TorchCheckpointEngine):
             reason = (
                 f"it asks for {refused[1]}, which is no plain data, and is not loaded"
                 if refused
-                else f"it cannot be read ({str(error).splitlines()[0][:200]})"
+                else f"it cannot be read ({next(iter(str(error).splitlines()), '')[:200]})"
             )
             raise UserError(
                 f"{path}: {reason}; the file is not as a training run wrote it. Delete this checkpoint to continue "
@@ -281,6 +281,12 @@ class Checkpoints:
             seed_everything(int(torch.randint(2**48, ())) + rank)
 
     def _choose(self, say: Callable[[str], None]) -> Path | None:
+        # Killed while `save` put a whole one in its place, from which it first deletes what is there.
+        for partial in self.folder.glob(f"*{PARTIAL}"):
+            final = partial.with_name(partial.name.removesuffix(PARTIAL))
+            if _NAME.fullmatch(final.name) and _fault(partial) is None and _fault(final):
+                shutil.rmtree(final, ignore_errors=True)
+                partial.rename(final)
         present = sorted(os.listdir(self.folder)) if self.folder.exists() else []
         half = [name for name in present if name.endswith(PARTIAL) and _NAME.fullmatch(name.removesuffix(PARTIAL))]
         for name in half:

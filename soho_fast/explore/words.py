@@ -247,8 +247,8 @@ def rank_words(
     Returns:
         A record a word: `column`, its number in `Words`; `both`; `lift`, and its interval, `low` and `high`.
     """
-    # lift > 1, without a division.
-    column = np.flatnonzero(both_V * num_images > code_images * word_images)
+    # lift > 1, without a division. Counts may come in 32 bits, which their products do not fit.
+    column = np.flatnonzero(both_V.astype(np.int64) * num_images > code_images * word_images.astype(np.int64))
     found = np.empty(len(column), dtype=_WORD_OF_CODE)
     found["column"], found["both"] = column, both_V[column]
     found["lift"], found["low"], found["high"] = lifts(

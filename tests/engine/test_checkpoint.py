@@ -167,6 +167,17 @@ def test_an_intact_checkpoint_is_never_pruned_for_a_damaged_one(run, capsys, mon
     assert Checkpoints(folder / "checkpoints", ALONE, 1).choose(print).name == "step-00000006"
 
 
+def test_a_kill_while_a_checkpoint_replaces_that_of_its_step_loses_neither(run, capsys):
+    """The one that is there is deleted in part, the whole one not yet renamed."""
+    folder, train_on = run
+    place = folder / "checkpoints"
+    shutil.rmtree(place / "step-00000002")
+    shutil.copytree(place / "step-00000004", place / "step-00000004.partial")
+    (place / "step-00000004" / "rank-00000.pt").unlink()
+    assert train_on() == 0
+    assert _step_taken(capsys.readouterr().out) == 4
+
+
 def test_foreign_things_are_neither_resumed_from_nor_counted_nor_pruned(run, capsys):
     folder, train_on = run
     place = folder / "checkpoints"

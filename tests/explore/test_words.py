@@ -148,6 +148,11 @@ def test_a_code_seen_twice_is_associated_with_no_word():
     assert found[0]["low"][0] <= 1 and found[1]["low"][0] <= 1
 
 
+def test_counts_of_32_bits_are_multiplied_in_64():
+    both, word = np.array([26_000], dtype=np.int32), np.array([30_000], dtype=np.int32)
+    assert len(rank_words(both, 50_000, word, 118_000)) == 1
+
+
 def test_an_interval_holds_for_all_codes_together():
     alone, among = (rank_words(np.array([20]), 40, np.array([100]), 1000, count)[0] for count in (1, 500))
     assert alone["lift"] == among["lift"] and alone["low"] > among["low"] and alone["high"] < among["high"]

@@ -132,9 +132,11 @@ def retrieval_recall_in_folds(
     task than "5K", which is `retrieval_recall` on all of them.
 
     Raises:
-        ValueError: As `retrieval_recall`.
+        ValueError: As `retrieval_recall`; or the images do not make so many equal folds.
     """
-    size = len(scores_IT) // num_folds
+    size, left = divmod(len(scores_IT), num_folds)
+    if left or not size:
+        raise ValueError(f"num_folds: expected a divisor of the {len(scores_IT):,} images, got {num_folds}")
     folds = []
     for begin in range(0, len(scores_IT), size):
         texts = ((image_of_text_T >= begin) & (image_of_text_T < begin + size)).nonzero().flatten()
