@@ -43,9 +43,12 @@ def _run(arguments: list[str]) -> int:
     name, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
     if name in _HELP:
         width = max(map(len, COMMANDS))
-        print_line("usage: soho COMMAND ...\n")
-        print_line("\n".join(f"  {each:{width}}  {about}" for each, (_, about) in COMMANDS.items()))
-        print_line("\nexample: soho train --recipe own --data_roots.images my_images")
+        print_line("usage: soho COMMAND ...")
+        print_line("")
+        for each, (_, about) in COMMANDS.items():
+            print_line(f"  {each:{width}}  {about}")
+        print_line("")
+        print_line("example: soho train --recipe own --data_roots.images my_images")
         print_line("soho COMMAND --help explains a command, soho --version prints the version.")
         return 0
     if name in _VERSION:

@@ -70,7 +70,7 @@ def _run(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     found = environment()
     if options.json:
-        print_line(json.dumps(found, indent=1))
+        print(json.dumps(found, indent=1))
     else:
         for name, value in found.items():
             print_line(f"{name}: {', '.join(map(str, value)) if isinstance(value, list) else value}")

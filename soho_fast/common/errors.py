@@ -59,8 +59,9 @@ def printable(text: str) -> str:
 
 
 def print_line(line: str, file: TextIO | None = None) -> None:
-    """Print a line at once, as every command does: `printable`, whatever file or name its words come from."""
-    print(printable(line), file=file, flush=True)
+    """Print a line at once, as every command does: `printable`, and one line, whatever its words come from: a name with
+    a line break could pass for a line of ours."""
+    print(printable(line).replace("\n", "\\n"), file=file, flush=True)
 
 
 def listed(names: Sequence[object], most: int = 3, between: str = ", ") -> str:
@@ -93,7 +94,7 @@ def last_line(line: str) -> None:
     """Print a line where errors go, if anybody reads there; a signal's handler may call it."""
     with contextlib.suppress(OSError):
         try:
-            print_line(line, sys.stderr)
+            print(printable(line), file=sys.stderr, flush=True)
         except RuntimeError:  # The signal came while another line was being printed there.
             os.write(sys.stderr.fileno(), f"{printable(line)}\n".encode())
 

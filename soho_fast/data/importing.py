@@ -377,7 +377,8 @@ def _run(arguments: list[str]) -> int:
         lines.append(json.dumps(line, ensure_ascii=False) + "\n")
     write_atomically(folder / ANNOTATIONS, "".join(lines))
     wrote = f"wrote {folder / ANNOTATIONS}; next: soho check {folder}"
-    print_line("\n".join([*report.lines(), wrote]))
+    for line in (*report.lines(), wrote):
+        print_line(line)
     return 0
 
 

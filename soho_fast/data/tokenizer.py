@@ -162,7 +162,8 @@ def _run(arguments: list[str]) -> int:
     parser.add_argument("--overwrite", action="store_true", help="write into a folder that is not empty")
     options = parser.parse_args(arguments)
     lines = make_tokenizer(options.annotations, options.output, size=options.size, overwrite=options.overwrite)
-    print_line("\n".join(lines))
+    for line in lines:
+        print_line(line)
     return 0
 
 

@@ -32,7 +32,7 @@ from soho_fast.model.fast.cpu import speed_up_on_cpu
 from soho_fast.model.fast.gpu import speed_up_on_gpu
 from soho_fast.model.heads import WEIGHTS
 from soho_fast.model.other_backbones import padding_leak
-from soho_fast.model.pretrained import check_finite
+from soho_fast.model.pretrained import LoadReport, check_finite
 from soho_fast.model.visual_encoder import cut_features, pad_features
 from soho_fast.tasks import describe
 from soho_fast.tasks.card import CARD, model_card
@@ -170,9 +170,13 @@ class BaseTask(ABC):
     def fill_parts(self, model: SohoPreTrainedModel) -> None:
         """Fill the parts of a new model for which the settings name starting weights; says what was loaded."""
         if self.model.text_encoder:
-            self._say(str(model.init_text_encoder_from(self.model.text_encoder)))
+            self._say_loaded(model.init_text_encoder_from(self.model.text_encoder))
         if self.model.backbone:
-            self._say(str(model.init_backbone_from(self.model.backbone)))
+            self._say_loaded(model.init_backbone_from(self.model.backbone))
+
+    def _say_loaded(self, report: LoadReport) -> None:
+        for line in str(report).splitlines():
+            self._say(line)
 
     def added_losses(self) -> dict[str, nn.Module]:
         """Those of the settings `model.losses`, by name, from code that is imported already.

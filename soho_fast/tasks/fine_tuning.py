@@ -187,7 +187,7 @@ class FineTuningTask(BaseTask):
                 **self.label_keywords(),
                 **settings.config,
             )
-            self._say(str(report))
+            self._say_loaded(report)
             if len(self.processor.tokenizer) > model.config.vocab_size:
                 raise ValueError(
                     f"model.pretrained: {settings.pretrained} knows {model.config.vocab_size} words, its tokenizer has "

@@ -293,7 +293,7 @@ class PretrainingTask(BaseTask):
         model = SohoForPreTraining(self.model_config)
         self.fill_parts(model)
         if self.model.pretrained:
-            self._say(str(model.init_from(self.model.pretrained, self._rows_in(self.model.pretrained))))
+            self._say_loaded(model.init_from(self.model.pretrained, self._rows_in(self.model.pretrained)))
             if (dictionary := model.base().visual_dictionary) is not None and dictionary.age.any():
                 self._say("model.pretrained: its codes have learnt and are kept, whatever model.config.dictionary_init")
         # Last: its buffers are of this run, and in no starting weights.

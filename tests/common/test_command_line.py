@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from soho_fast.common.errors import last_line
+from soho_fast.common.errors import last_line, print_line
 from soho_fast.common.tables import Table, print_table
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -116,6 +116,11 @@ def test_a_second_ctrl_c_ends_what_does_not_come_to_its_end():
         process.send_signal(signal.SIGINT)
         assert process.communicate(timeout=30)[1].strip() == "stopped at once"
         assert process.returncode == 130
+
+
+def test_a_line_is_one_line_whatever_is_in_a_name(capsys):
+    print_line("a\nerror: \x1b[2J.jpg\tb")
+    assert capsys.readouterr().out == "a\\nerror: \\x1b[2J.jpg\tb\n"
 
 
 def test_a_last_line_is_printed_by_a_signal_that_comes_while_another_is(monkeypatch, tmp_path):

@@ -142,8 +142,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(arguments: list[str]) -> int:
     options = _parser().parse_args(arguments)
-    lines = {"index": _index, "check": _check}[options.command](options)
-    print_line("\n".join(lines))
+    for line in {"index": _index, "check": _check}[options.command](options):
+        print_line(line)
     return 0
 
 
