@@ -38,6 +38,13 @@ def values_of(tensor: Tensor) -> Tensor | None:
     return tensor if type(tensor).__torch_dispatch__ is Tensor.__torch_dispatch__ else None
 
 
+def is_finite(tensor: Tensor) -> bool:
+    """Whether all values are, of a tensor that can be read; else False."""
+    values = values_of(tensor)
+    # One sum is quick, but may overflow though all are finite.
+    return values is not None and bool(values.sum().isfinite() or values.isfinite().all())
+
+
 def check_below(index: Tensor, num_codes: int) -> None:
     """ValueError where an index that can be read is beyond the codes."""
     # Not `>= num_codes`: that may be 2^63, which int64 does not hold.

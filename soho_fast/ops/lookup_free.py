@@ -6,6 +6,7 @@ Letters: C channels.
 """
 
 import functools
+import inspect
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from soho_fast.ops import checks
-from soho_fast.ops.forward_mode import has_tangent, pass_on
+from soho_fast.ops.forward_mode import has_gradient, has_tangent, in_transform, pass_on
 
 _EPSILON = 1e-3  # of FSQ's bound: the outermost values lie this far inside tanh's
 
@@ -49,8 +50,14 @@ def fsq(features: Tensor, levels: Sequence[int]) -> tuple[Tensor, Tensor]:
         index, quantized, _ = _Fsq.forward(features.detach(), levels)
         tanh, slope = _formula(features, levels)
         return index, pass_on((tanh * slope).movedim(0, -1).to(features.dtype), quantized)
-    index, quantized, _ = _Fsq.apply(features, levels)
+    index, quantized, _ = (_Fsq.apply if _recorded(features) else _Fsq.forward)(features, levels)
     return index, quantized
+
+
+def _with_signature(function: Any) -> Any:
+    """The function as it is: what `apply` asks of Python in each call, for as long as many operations take, is kept."""
+    function.__signature__ = inspect.signature(function)
+    return function
 
 
 class _Fsq(torch.autograd.Function):
@@ -60,22 +67,24 @@ class _Fsq(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
+    @_with_signature
     def forward(features: Tensor, levels: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
-        x = features.reshape(-1, len(levels)).T
-        x = x.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+        x = torch.stack(features.reshape(-1, len(levels)).unbind(1)).float()  # twice as fast as a copy
         x.nan_to_num_(nan=-torch.finfo(torch.float32).max)
-        table = x.new_tensor((_table if torch.compiler.is_compiling() else _kept_table)(levels))
-        # Of shape (C, 1) each, against x (C, N).
-        shift, half, from_one, above, width = table[:, :5].T.unsqueeze(-1)
+        shift, half, from_one, above, width, _, edges = _constants(levels, x)
         tanh = (x + shift).tanh_()
         # In float32 this is off by far less than 1/2, so that the one edge that can decide is in the step it lies in.
         step = torch.addcmul(from_one, tanh, half).floor_()
         if max(levels) > 1000:  # a thousandth of which is as much as a step
             step = torch.minimum(step.clamp(min=0), step.new_tensor(levels).unsqueeze(-1))
-        step.add_(x > table[:, 5:].gather(1, step.long()))  # counted from 1
-        places = _places(levels)
+        edge = edges.gather(1, step.long())
+        step.add_(x > edge if in_transform() else x.gt_(edge))  # counted from 1; torch maps no `gt_`
+        digits = step if math.prod(levels) < 2**23 else step.long()  # float32 holds every sum
+        index = digits[-1]
+        for channel in range(len(levels) - 2, -1, -1):
+            index = torch.add(digits[channel], index, alpha=levels[channel])
         # Steps count from 1, an index from 0: each place is taken off once.
-        index = (step.long() * step.new_tensor(places, dtype=torch.int64).unsqueeze(-1)).sum(0).sub_(sum(places))
+        index = index.long().sub_(sum(_places(levels)))
         quantized = step.sub_(above).div_(width).T.reshape(features.shape)
         return index.reshape(features.shape[:-1]), quantized.to(features.dtype), tanh
 
@@ -91,7 +100,7 @@ class _Fsq(torch.autograd.Function):
         (tanh,) = ctx.saved_tensors
         moved = None
         if grad is not None:
-            slope = tanh.new_tensor([[_bound(level)[0] / (level // 2)] for level in ctx.levels]).expand(tanh.shape)
+            slope = _constants(ctx.levels, tanh)[5].expand(tanh.shape)
             moved = grad * torch.ops.aten.tanh_backward(slope, tanh).T.reshape(grad.shape)
         if grad_tanh is not None:  # of a second derivative
             back = torch.ops.aten.tanh_backward(grad_tanh, tanh).T.reshape(ctx.shape)
@@ -100,8 +109,8 @@ class _Fsq(torch.autograd.Function):
 
 
 def _table(levels: tuple[int, ...]) -> list[list[float]]:
-    """Of each channel s, h, what makes of tanh h the steps from 1 on, the step of zero, and L // 2; then the float32
-    numbers above which its value rises, the first one minus infinity and the last infinity."""
+    """Of each channel s, h, what makes of tanh h the steps from 1 on, the step of zero, L // 2, and h by that; then the
+    float32 numbers above which its value rises, the first one minus infinity and the last infinity."""
     rows = []
     for level in levels:
         half, offset, shift = _bound(level)
@@ -109,11 +118,32 @@ def _table(levels: tuple[int, ...]) -> list[list[float]]:
         edges = [_float32_below(math.atanh((value + 0.5 + offset) / half) - shift) for value in values]
         # At the ends of the range a step of 0 so becomes 1, and one of L stays.
         edges = [-math.inf, *edges, *[math.inf] * (max(levels) - len(edges))]
-        rows.append([shift, half, level // 2 + 1 - offset, level // 2 + 1.0, float(level // 2), *edges])
+        rows.append(
+            [shift, half, level // 2 + 1 - offset, level // 2 + 1.0, float(level // 2), half / (level // 2), *edges]
+        )
     return rows
 
 
 _kept_table = functools.cache(_table)  # graphs that are compiled keep it themselves
+
+
+def _constants(levels: tuple[int, ...], values: Tensor) -> list[Tensor]:
+    """The columns (C, 1) of `_table`, and what else it has (C, L), where the values are; on a CPU made once."""
+    if torch.compiler.is_compiling():
+        return _columns(values.new_tensor(_table(levels)))
+    if type(values) is Tensor and values.is_cpu and not in_transform():
+        return _kept_constants(levels)
+    return _columns(values.new_tensor(_kept_table(levels)))
+
+
+@functools.cache
+def _kept_constants(levels: tuple[int, ...]) -> list[Tensor]:
+    with torch.inference_mode(False):  # an inference tensor would have no place in a graph of autograd
+        return _columns(torch.tensor(_table(levels), dtype=torch.float32, device="cpu"))
+
+
+def _columns(table: Tensor) -> list[Tensor]:
+    return [*table[:, :6].T.unsqueeze(-1), table[:, 6:]]
 
 
 def _formula(features: Tensor, levels: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -169,7 +199,7 @@ def lfq(features: Tensor) -> tuple[Tensor, Tensor]:
     if has_tangent(features):
         index, quantized = _Lfq.forward(features.detach())
         return index, pass_on(features, quantized)
-    return _Lfq.apply(features)
+    return (_Lfq.apply if _recorded(features) else _Lfq.forward)(features)
 
 
 class _Lfq(torch.autograd.Function):
@@ -178,6 +208,7 @@ class _Lfq(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
+    @_with_signature
     def forward(features: Tensor) -> tuple[Tensor, Tensor]:
         bit, num_channels = features > 0, features.shape[-1]
         places = [1 << place for place in range(num_channels - 1, -1, -1)]
@@ -195,8 +226,14 @@ class _Lfq(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_index: Tensor, grad: Tensor) -> Tensor:
         (features,) = ctx.saved_tensors
+        features = features.detach()
         # Also False of NaN.
-        return grad.where(features.detach().abs() < math.inf, 0.0)
+        return grad if checks.is_finite(features) else grad.where(features.abs() < math.inf, 0.0)
+
+
+def _recorded(features: Tensor) -> bool:
+    """Whether autograd has to know: past it there is less to do."""
+    return torch.compiler.is_compiling() or has_gradient(features)
 
 
 def lfq_codes(index: Tensor, num_channels: int) -> Tensor:

@@ -92,6 +92,21 @@ def test_batch_layout_and_autocast_change_no_bit(call):
     assert torch.equal(compiled[0], index) and torch.equal(compiled[1], quantized)
 
 
+@pytest.mark.parametrize("levels", [[3], [8, 5, 9], [5000, 4000], None], ids=str)
+def test_features_stay_and_a_gradient_changes_no_bit(levels):
+    def call(features):
+        return lfq(features) if levels is None else fsq(features, levels)
+
+    features = 2 * torch.randn(30, 4 if levels is None else len(levels))
+    kept, tracked = features.clone(), features.clone().requires_grad_()
+    with torch.inference_mode():  # what later calls find kept is made here
+        index, quantized = call(features)
+    again = call(tracked)
+    again[1].sum().backward()
+    assert torch.equal(features, kept) and torch.equal(again[0], index) and torch.equal(again[1], quantized)
+    assert tracked.grad.isfinite().all() and tracked.grad.any()
+
+
 @pytest.mark.parametrize("wrong", [None, math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("call", [lambda x: fsq(x, [8, 5, 5])[1], lambda x: lfq(x)[1]])
 def test_forward_mode_is_backward_mode(call, wrong):

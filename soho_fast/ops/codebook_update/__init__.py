@@ -43,13 +43,6 @@ def _of_finite_rows(features: Tensor, valid: Tensor | None) -> Tensor | None:
     return finite if valid is None else finite & valid
 
 
-def _is_finite(tensor: Tensor) -> bool:
-    """Whether all values are, of a tensor that can be read; else False."""
-    values = checks.values_of(tensor)
-    # One sum is quick, but may overflow though all are finite.
-    return values is not None and bool(values.sum().isfinite() or values.isfinite().all())
-
-
 def codebook_stats(
     features: Tensor,
     index: Tensor,
@@ -86,7 +79,7 @@ def codebook_stats(
     # Where the sums can be read, features are only gone through once more if one was not finite.
     if checks.values_of(features) is not None:
         counts, sums = op(features, index, num_codes, valid, wide)
-        if _is_finite(sums):
+        if checks.is_finite(sums):
             return counts, sums
     return op(features, index, num_codes, _of_finite_rows(features, valid), wide)
 
@@ -157,7 +150,7 @@ def scatter_mean_ema_(
         # To go back to, where a feature that is not finite has spoilt codes.
         before = moved.clone()
         op(moved, features, index, float(decay), valid)
-        is_moved = _is_finite(moved)
+        is_moved = checks.is_finite(moved)
         if not is_moved:
             moved.copy_(before)
     else:
