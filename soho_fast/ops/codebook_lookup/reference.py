@@ -16,7 +16,7 @@ Metric = Literal["euclidean", "cosine", "dot"]
 METRICS: tuple[Metric, ...] = get_args(Metric)  # by their number in the ops
 LANES = 8  # partial sums of the distance: fixed, so that every backend rounds alike
 _MAX_SCORES = 1 << 22  # scores held at a time: 32 MiB of float64
-_MAX_PAIR_ELEMENTS = 1 << 17
+_MAX_PAIR_ELEMENTS = 1 << 16  # of which the float64 temporaries stay in the cache
 _MAX_SCREENED = 1 << 18  # scores, or elements of features, that are screened at a time: 1 MiB, which caches hold
 _LEAST_SCREENED = 64  # rows, of a lookup and of a part of it: a product reads the codes for each
 
@@ -28,8 +28,8 @@ def _sum_of_channels(terms_PC: Tensor) -> Tensor:
     l+4, lane l+2, lane l+1.
     """
     num_channels = terms_PC.shape[-1]
-    # Lanes without a channel add +0, which changes no bit of a sum that began at +0.
-    padded_PC = torch.nn.functional.pad(terms_PC, (0, -num_channels % LANES))
+    # Lanes without a channel add +0, which changes no bit of a sum that began at +0. To pad by none takes a copy.
+    padded_PC = torch.nn.functional.pad(terms_PC, (0, -num_channels % LANES)) if num_channels % LANES else terms_PC
     terms_PSL = padded_PC.unflatten(-1, (-1, LANES)) if num_channels else padded_PC.unsqueeze(-2)
     sum_PL = terms_PC.new_zeros(*terms_PC.shape[:-1], LANES)
     for step in range(terms_PSL.shape[-2] if num_channels else 0):

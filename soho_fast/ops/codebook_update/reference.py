@@ -6,6 +6,8 @@ Letters: N features, K codes, C channels.
 import torch
 from torch import Tensor
 
+_CONVERTED = 1 << 17  # elements of features held as float64 at a time, in the cache
+
 
 def codebook_stats(
     features: Tensor, index: Tensor, num_codes: int, valid: Tensor | None, wide: bool = False
@@ -34,7 +36,9 @@ def codebook_stats(
     counts_K = torch.bincount(target_N, minlength=num_codes + 1)[:num_codes].to(wanted)
     sums_KC = torch.zeros(num_codes + 1, features.shape[-1], dtype=torch.float64, device=features.device)
     if features.device.type == "cpu":
-        sums_KC.index_add_(0, target_N, features_NC.double())
+        step = max(1, _CONVERTED // max(1, features_NC.shape[1]))
+        for target_M, rows_MC in zip(target_N.split(step), features_NC.split(step), strict=True):
+            sums_KC.index_add_(0, target_M, rows_MC.double())
     else:
         sums_KC.index_put_((target_N,), features_NC.double(), accumulate=True)  # sorts: index_add_ would race
     # A copy where `wide` needs no cast: an op returns no view of a longer tensor.
