@@ -133,6 +133,12 @@ _OF_META: Mapping[str, Any] = {
     **dict.fromkeys(("sources", "licences", "figure"), list), "measures": dict,
 }  # fmt: skip
 
+# What Python reads of an item of a list.
+_OF_ITEMS: Mapping[str, Mapping[str, Any]] = {
+    "code": {"code": int, "tokens": int, "words": list, **dict.fromkeys(KINDS, list)},
+    "image": {"name": str, "licences": list, "captions": list},
+}
+
 _FORM = re.compile(r'explorer\.receive\("([\w-]+)", (.*)\);\n', re.DOTALL)
 
 
@@ -311,4 +317,9 @@ class Bundle:
         values = self.read(name)
         if not isinstance(values, list) or len(values) != min(per_file, count - file * per_file):
             raise BundleError(f"{self.folder / 'data' / name}.js ends too early")
-        return values[place]
+        item = values[place]
+        if not isinstance(item, dict):
+            raise BundleError(f"{self.folder / 'data' / name}.js: {what} {number} has no fields")
+        if wrong := [field for field, kind in _OF_ITEMS[what].items() if not isinstance(item.get(field), kind)]:
+            raise BundleError(f"{self.folder / 'data' / name}.js: {what} {number}: no {wrong[0]} as it is built")
+        return item
