@@ -361,11 +361,8 @@ class BaseTask(ABC):
     def caches_features(self, model: SohoPreTrainedModel) -> bool:
         """Not where images change from epoch to epoch, which is said, where padding is part of the image, as in the
         released code, or where it changes its features."""
-        if self._augments and not self.data.augmentation.versions:
-            self._say(
-                "data.augmentation: images change in each epoch, so the feature cache is off; it keeps "
-                "data.augmentation.versions"
-            )
+        if self._augments:
+            self._say("data.augmentation: images change in each epoch, so the feature cache is off")
             return False
         return model.config.visual_encoder == "paper" and not model.base().visual_encoder.padding_leaks
 

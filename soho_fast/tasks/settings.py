@@ -56,8 +56,6 @@ class AugmentationSettings:
         rand_augment_magnitude: Strength of these operations, 0 to 30.
         colour: Brightness, contrast and saturation each change by at most this share; 0 changes nothing. The hue stays:
             texts name colours.
-        versions: An image has so many versions, which come round, one in an epoch: while the CNN is frozen, their
-            features are cached. 0 makes another one in each epoch.
     """
 
     crop_scale: Share = 1.0
@@ -65,7 +63,6 @@ class AugmentationSettings:
     rand_augment: NonNegativeInt = 0
     rand_augment_magnitude: Magnitude = 9
     colour: ClosedUnitInterval = 0.0
-    versions: NonNegativeInt = 0
 
 
 @dataclass

@@ -560,9 +560,7 @@ def test_augmented_images_are_trained_on_and_not_cached(data):
     assert here.shape == there.shape and not torch.equal(here, there)
     model = task.build_model()
     assert not task.caches_features(model) and plain.caches_features(model)
-    assert said[-1].startswith("data.augmentation: images change in each epoch, so the feature cache is off; it keeps ")
-    data.augmentation = replace(data.augmentation, versions=3)
-    assert make_task(data)[0].caches_features(model)
+    assert said[-1] == "data.augmentation: images change in each epoch, so the feature cache is off"
 
 
 def test_a_checkpoint_without_the_names_was_trained_without_augmentation(data):

@@ -31,7 +31,6 @@ class Augmentation:
         rand_augment: So many operations of RandAugment (Cubuk et al. 2020), one after another; 0: none.
         rand_augment_magnitude: Their strength, 0 to 30.
         colour: Largest change of brightness, contrast and saturation, as a share; 0: none.
-        versions: An image has so many versions, which come round, one in an epoch; 0: another one in each epoch.
     """
 
     seed: int
@@ -41,7 +40,6 @@ class Augmentation:
     rand_augment: int
     rand_augment_magnitude: int
     colour: float
-    versions: int = 0
 
     def __post_init__(self) -> None:
         count, strength = self.rand_augment, self.rand_augment_magnitude

@@ -86,16 +86,15 @@ class Images(Dataset[Sample]):
         self._corrupt: Mapping[int, str] | None = None
 
     def __len__(self) -> int:
-        """Of images that have versions (`Augmentation`), each version counts: those of the next version come after."""
-        return len(self._images) * max(1, self._versions)
+        return len(self._images)
 
     def set_epoch(self, epoch: int) -> None:
         """The epoch whose changes the images asked for from here on have."""
         self._epoch = epoch
 
-    def __getitem__(self, key: int) -> Sample:
-        sample = Sample([key], [key])
-        self._read_keys(sample)
+    def __getitem__(self, number: int) -> Sample:
+        sample = Sample([number], [number])
+        self.read_into(sample)
         return sample
 
     def without_pixels(self, corrupt: Mapping[int, str]) -> Self:
@@ -114,45 +113,27 @@ class Images(Dataset[Sample]):
 
     def read_into(self, sample: Sample) -> bool:
         """Put a sample's images into it. False where one can't be read: `corrupt` then says which and why."""
-        if self._versions:
-            # Each version of an image has a key of its own, so that the feature cache holds it by itself.
-            before = self._epoch % self._versions * len(self._images)
-            sample.image_keys = [before + number for number in sample.image_keys]
-        return self._read_keys(sample)
-
-    @property
-    def _versions(self) -> int:
-        return 0 if self.augmentation is None else self.augmentation.versions
-
-    def _drawn_by(self, key: int) -> tuple[int, int]:
-        """By which epoch and number of an image its changes are drawn."""
-        # (version, number) of the image: a version takes the epoch's place, and is drawn alike whenever it comes round.
-        return divmod(key, len(self._images)) if self._versions else (self._epoch, key)
-
-    def _read_keys(self, sample: Sample) -> bool:
         try:
             if self._corrupt is None:
-                sample.pixels = [self._read(key) for key in sample.image_keys]
+                sample.pixels = [self._read(number) for number in sample.image_keys]
             else:
-                for key in sample.image_keys:
-                    if key in self._corrupt:
-                        raise CorruptImageError(self._corrupt[key])
+                for number in sample.image_keys:
+                    if number in self._corrupt:
+                        raise CorruptImageError(self._corrupt[number])
         except CorruptImageError as error:
             named = sample.sample_ids[0]  # the number of a row says nothing to a reader
             sample.corrupt = f"{named}: {error}" if isinstance(named, str) else str(error)
-        # Also where pixels are not read: the texts have to fit the flipped image whose features are cached. Of two
-        # images the first decides, but tasks of pairs do not flip (`unflippable`).
+        # Of two images the first decides, but tasks of pairs do not flip (`unflippable`).
         if self.augmentation is not None:
-            sample.flipped = self.augmentation.flips(*self._drawn_by(sample.image_keys[0]))
+            sample.flipped = self.augmentation.flips(self._epoch, sample.image_keys[0])
         return sample.corrupt is None
 
-    def _read(self, key: int) -> torch.Tensor:
+    def _read(self, number: int) -> torch.Tensor:
         if self.blank:
             return _BLANK
         resize, processor = None, self._processor.image_processor
-        epoch, number = self._drawn_by(key)
         if self.augmentation is not None:
-            resize = partial(self.augmentation.resize, processor=processor, epoch=epoch, number=number)
+            resize = partial(self.augmentation.resize, processor=processor, epoch=self._epoch, number=number)
         return processor.load(self._images[number], resize)
 
 

@@ -163,27 +163,3 @@ def test_colours_and_rand_augment_change_an_image(settings, sided, processor):
     expected = pixels_of(plain, 0)
     found = pixels_of(changed(plain, **settings), 0)
     assert sum(not torch.equal(here, there) for here, there in zip(found, expected, strict=True)) > 6
-
-
-def test_versions_of_an_image_come_round_and_are_images_of_their_own(sided, processor):
-    dataset = changed(PretrainingDataset(sided, processor, seed=5), **{**EVERYTHING, "versions": 2})
-    images, count = dataset.images, len(sided)
-    assert len(images) == 2 * count
-    first, second = pixels_of(dataset, 0), pixels_of(dataset, 1)
-    assert not all_equal(first, second) and all_equal(pixels_of(dataset, 4), first)
-    dataset.set_epoch(3)
-    samples = [dataset[index] for index in range(count)]
-    assert [sample.image_keys for sample in samples] == [[count + number] for number in range(count)]
-    dataset.set_epoch(0)
-    for sample in samples:
-        alone = images[sample.image_keys[0]]
-        assert torch.equal(alone.pixels[0], sample.pixels[0]) and alone.flipped == sample.flipped
-    assert {sample.flipped for sample in samples} == {False, True}
-
-
-def test_a_corrupt_version_is_named_without_its_pixels(sided, processor):
-    dataset = changed(PretrainingDataset(sided, processor), flip=0.5, versions=2)
-    dataset = dataset.without_pixels({len(sided) + 1: "torn"})
-    assert dataset[1].corrupt is None
-    dataset.set_epoch(1)
-    assert dataset[1].corrupt.endswith(": torn") and dataset[2].corrupt is None
