@@ -377,8 +377,8 @@ def _run(arguments: list[str]) -> int:
         lines.append(json.dumps(line, ensure_ascii=False) + "\n")
     write_atomically(folder / ANNOTATIONS, "".join(lines))
     wrote = f"wrote {folder / ANNOTATIONS}; next: soho check {folder}"
-    for line in (*report.lines(), wrote):
-        print_line(line)
+    for told in (*report.lines(), wrote):
+        print_line(told)
     return 0
 
 
