@@ -58,10 +58,14 @@ def printable(text: str) -> str:
     return "".join(each if each.isprintable() or each in "\n\t" else repr(each)[1:-1] for each in text)
 
 
+def as_line(text: str) -> str:
+    """`printable`, and one line: a name with a line break could pass for a line of ours."""
+    return printable(text).replace("\n", "\\n")
+
+
 def print_line(line: str, file: TextIO | None = None) -> None:
-    """Print a line at once, as every command does: `printable`, and one line, whatever its words come from: a name with
-    a line break could pass for a line of ours."""
-    print(printable(line).replace("\n", "\\n"), file=file, flush=True)
+    """Print a line at once, as every command does: one (`as_line`), whatever file or name its words come from."""
+    print(as_line(line), file=file, flush=True)
 
 
 def listed(names: Sequence[object], most: int = 3, between: str = ", ") -> str:

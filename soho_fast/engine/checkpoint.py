@@ -22,6 +22,7 @@ import random
 import re
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -286,7 +287,8 @@ class Checkpoints:
             final = partial.with_name(partial.name.removesuffix(PARTIAL))
             if _NAME.fullmatch(final.name) and _fault(partial) is None and _fault(final):
                 shutil.rmtree(final, ignore_errors=True)
-                partial.rename(final)
+                with suppress(OSError):  # What is there is a user's link or file.
+                    partial.rename(final)
         present = sorted(os.listdir(self.folder)) if self.folder.exists() else []
         half = [name for name in present if name.endswith(PARTIAL) and _NAME.fullmatch(name.removesuffix(PARTIAL))]
         for name in half:

@@ -15,7 +15,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from soho_fast.common.errors import GONE_ERRORS, UserError, print_line, printable, say_nothing_more
+from soho_fast.common.errors import GONE_ERRORS, UserError, as_line, print_line, say_nothing_more
 from soho_fast.common.files import read_json, read_log, write_atomically
 from soho_fast.engine.settings import LogSettings, TrainSettings
 
@@ -204,7 +204,7 @@ class RunLog:
         """Print a line without breaking the bar."""
         try:
             if self._bar is not None:
-                self._bar.write(printable(line), file=sys.stdout)
+                self._bar.write(as_line(line), file=sys.stdout)
             else:
                 print_line(line)
         except OSError as error:

@@ -226,9 +226,8 @@ class _Lfq(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_index: Tensor, grad: Tensor) -> Tensor:
         (features,) = ctx.saved_tensors
-        features = features.detach()
         # Also False of NaN.
-        return grad if checks.is_finite(features) else grad.where(features.abs() < math.inf, 0.0)
+        return grad.where(features.detach().abs() < math.inf, 0.0)
 
 
 def _recorded(features: Tensor) -> bool:

@@ -40,7 +40,7 @@ with from_extra("train"):
     from soho_fast.data.mini.options import CorpusOptions
     from soho_fast.engine.settings import TrainSettings
     from soho_fast.tasks import TASKS, find_task
-    from soho_fast.tasks.recipe_file import check_fields, find_yaml, read_yaml
+    from soho_fast.tasks.recipe_file import check_fields, find_yaml, read_yaml, texts_in
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 _TRUSTING = r"--trust[-_]file$"
@@ -237,9 +237,10 @@ def _task_of(content: dict[str, Any], path: Path) -> str:
 def code_named(content: Any) -> Iterator[tuple[str, str]]:
     """(dotted name, import path) of what a recipe's values name by import path, but for torch's own."""
     for name, value in _values(content):
-        named = any(fnmatchcase(name, pattern) for pattern in _CODE) and is_import_path(value)
-        if named and not value.startswith("torch.optim:"):
-            yield name, value
+        if isinstance(value, str) and any(fnmatchcase(name, pattern) for pattern in _CODE):
+            for text in dict.fromkeys(texts_in(value)):
+                if is_import_path(text) and not text.startswith("torch.optim:"):
+                    yield name, text
 
 
 def _import_code(content: Any, arguments: Sequence[str]) -> None:

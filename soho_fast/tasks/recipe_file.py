@@ -1,6 +1,8 @@
 """The YAML file of a recipe or a study, read strictly: a mistake in it is reported with its line or its field."""
 
 import dataclasses
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -85,7 +87,8 @@ def _check_nodes(root: yaml.Node | None) -> None:
         if node.tag not in _PLAIN:
             came = node.tag.removeprefix("tag:yaml.org,2002:")
             raise _problem(f"expected a text, number, list or section, got a {came}", node)
-        if node.tag == _TEXT and _names_class(node.value):
+        # The name by which jsonargparse knows a class, which it imports where a field takes any value.
+        if node.tag == _TEXT and "class_path" in texts_in(node.value):
             raise _problem("class_path: no field takes one; own code has an import path, my.module:Name", node)
         if isinstance(node, yaml.SequenceNode):
             pending += node.value
@@ -100,13 +103,13 @@ def _check_nodes(root: yaml.Node | None) -> None:
                 pending += (key, value)
 
 
-def _names_class(text: str) -> bool:
-    """Whether a text has the name by which jsonargparse knows a class, which it imports where a field takes any value;
-    there it reads texts as YAML too."""
-    try:
-        return any(isinstance(each, yaml.ScalarToken) and each.value == "class_path" for each in yaml.scan(text))
-    except yaml.YAMLError:
-        return False
+def texts_in(text: str) -> Iterator[str]:
+    """A text, and those that it holds as YAML, as which jsonargparse reads it where a field takes any value."""
+    yield text
+    with suppress(yaml.YAMLError):
+        for token in yaml.scan(text):
+            if isinstance(token, yaml.ScalarToken):
+                yield token.value
 
 
 def _problem(words: str, node: yaml.Node) -> yaml.MarkedYAMLError:
@@ -130,6 +133,9 @@ def check_fields(content: Any, kind: Any, path: Path, place: str = "", what: str
                 hint = f"; expected a section `{name.partition('.')[0]}:`" if "." in name else did_you_mean(name, types)
                 raise UserError(f"{what} {path}: there is no field {inside}{hint} (--help lists every field)")
             check_fields(value, types[name], path, inside, what)
+    elif isinstance(content, str) and any(map(dataclasses.is_dataclass, get_args(kind))):
+        # jsonargparse would read it as YAML, and import what it takes for the name of a class.
+        raise UserError(f"{what} {path}: {place}: expected a section or a list, got the text {content!r}"[:400])
     elif get_origin(kind) is list and isinstance(content, list):
         for number, item in enumerate(content):
             check_fields(item, get_args(kind)[0], path, f"{place}[{number}]", what)

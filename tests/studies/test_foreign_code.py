@@ -91,6 +91,10 @@ def test_trackers_come_from_the_command_line_or_a_trusted_file(tmp_path):
         ({"overrides": {"log": {"trackers": ["theirs"]}}}, "log.trackers: ['theirs']"),
         ({"overrides": {"log.trackers": ["theirs"]}}, "log.trackers: ['theirs']"),
         (
+            {"overrides": {"model.config": {"dictionary_options": "{a: 'theirs:A'}"}}},
+            "model.config.dictionary_options: theirs:A",
+        ),
+        (
             {
                 "conditions": {
                     **TINY["conditions"],
