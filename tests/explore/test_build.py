@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -373,7 +372,8 @@ def test_interrupted_nothing_is_left(tmp_path):
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as child:
         while "looking at" not in child.stdout.readline():
             assert child.poll() is None, child.stderr.read()
-        time.sleep(0.3)
+        while not any((tmp_path / "run").glob(".explorer.*")):  # what it writes into
+            assert child.poll() is None, child.stderr.read()
         child.send_signal(signal.SIGINT)
         said = child.communicate(timeout=60)[1]
     assert child.returncode == 130 and said == "\nstopped\n", said
