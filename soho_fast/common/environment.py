@@ -70,7 +70,8 @@ def _run(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     found = environment()
     if options.json:
-        print(json.dumps(found, indent=1))
+        for line in json.dumps(found, indent=1).splitlines():
+            print_line(line)
     else:
         for name, value in found.items():
             print_line(f"{name}: {', '.join(map(str, value)) if isinstance(value, list) else value}")

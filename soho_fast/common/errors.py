@@ -98,7 +98,8 @@ def last_line(line: str) -> None:
     """Print a line where errors go, if anybody reads there; a signal's handler may call it."""
     with contextlib.suppress(OSError):
         try:
-            print(printable(line), file=sys.stderr, flush=True)
+            for each in line.split("\n"):  # One that begins with a line break ends what a Ctrl-C has cut off.
+                print_line(each, sys.stderr)
         except RuntimeError:  # The signal came while another line was being printed there.
             os.write(sys.stderr.fileno(), f"{printable(line)}\n".encode())
 

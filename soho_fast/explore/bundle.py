@@ -136,7 +136,7 @@ _OF_META: Mapping[str, Any] = {
 # What Python reads of an item of a list.
 _OF_ITEMS: Mapping[str, Mapping[str, Any]] = {
     "code": {"code": int, "tokens": int, "words": list, **dict.fromkeys(KINDS, list)},
-    "image": {"name": str, "licences": list, "captions": list},
+    "image": {"licences": list},
 }
 
 _FORM = re.compile(r'explorer\.receive\("([\w-]+)", (.*)\);\n', re.DOTALL)

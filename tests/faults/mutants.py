@@ -170,7 +170,7 @@ def _the_secret_is_in_the_store() -> None:
 
 def _seed_of_long_captions() -> int:
     return next(
-        seed for seed in range(1000) if bombs.bomb(seed)[0] == "tokenizer" and len(bombs.bomb(seed)[3]) == 10**6
+        seed for seed in range(1000) if bombs.bomb(seed)[0] == "tokenizer" and len(bombs.bomb(seed)[3].strip()) == 10**6
     )
 
 
