@@ -413,7 +413,8 @@ class SohoPipeline:
         return found
 
     def unknown_words(self, texts: Sequence[str]) -> list[str]:
-        """The words of texts that the tokenizer has no token for, or that it spells letter by letter, each once."""
+        """The words of texts that the tokenizer has no token for, or that it spells letter by letter up to an
+        ending, each once."""
         tokenizer, words = self.processor.tokenizer, dict[str, None]()
         for text, encoding in zip(texts, tokenizer(list(texts), verbose=False).encodings, strict=True):
             pieces: dict[int | None, list[tuple[int, int, int]]] = {}
@@ -422,7 +423,7 @@ class SohoPipeline:
             pieces.pop(None, None)  # [CLS] and [SEP]
             for each in pieces.values():
                 # Tokenizers made of a corpus have all its letters, so that nothing is [UNK]; no text has trained those.
-                spelled = len(each) > 1 and all(end - begin == 1 for _, begin, end in each)
+                spelled = len(each) > 1 and all(end - begin == 1 for _, begin, end in each[:-1])
                 if spelled or any(token == tokenizer.unk_token_id for token, _, _ in each):
                     words[text[each[0][1] : each[-1][2]]] = None
         return list(words)

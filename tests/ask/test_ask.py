@@ -33,10 +33,12 @@ def direct(model, processor, images, texts, **more):
 
 
 def test_words_that_a_tokenizer_of_a_corpus_spells_are_unknown(tmp_path):
-    write_tokenizer(tmp_path, build_vocabulary(["a dog runs 4 times", "the fox's box, a zebras jar quick"]))
+    vocabulary = build_vocabulary(["a dog runs 4 times", "the fox's box, a zebras jar quick"])
+    write_tokenizer(tmp_path, [*vocabulary, "##es"])
     soho = SimpleNamespace(processor=SimpleNamespace(tokenizer=BertTokenizer.from_pretrained(tmp_path)))
     unknown = SohoPipeline.unknown_words(soho, ["A Gorilla's dog, 44", "a fox? gorilla!"])
     assert unknown == ["Gorilla", "44", "gorilla"]
+    assert SohoPipeline.unknown_words(soho, ["a dog mangoes"]) == ["mangoes"], "only its ending is known"
     # An ending is a token that texts have trained; a single letter is a word.
     assert not SohoPipeline.unknown_words(soho, ["dogs", "a box s"])
     assert SohoPipeline.unknown_words(soho, ["a \u72d7 dog"]) == ["\u72d7"], "[UNK]"
