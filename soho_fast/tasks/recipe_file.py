@@ -139,6 +139,8 @@ def check_fields(content: Any, kind: Any, path: Path, place: str = "", what: str
     elif get_origin(kind) is list and isinstance(content, list):
         for number, item in enumerate(content):
             check_fields(item, get_args(kind)[0], path, f"{place}[{number}]", what)
+    elif get_origin(kind) is dict and content is None:  # jsonargparse lets it pass where values may be anything
+        raise UserError(f"{what} {path}: {place}: expected fields with values, got nothing")
     elif get_origin(kind) is dict and isinstance(content, dict):
         for name, value in content.items():
             check_fields(value, get_args(kind)[1], path, f"{place}.{name}", what)
