@@ -32,7 +32,7 @@ with from_extra("train"):
     from soho_fast.model import SohoConfig, VisualTokens
     from soho_fast.model.fast.cpu import speed_up_on_cpu
     from soho_fast.model.image_tokens import join_images, split_images
-    from soho_fast.model.pretrained import check_finite
+    from soho_fast.model.pretrained import check_finite, check_vocabulary
 
 Answer = list[dict[str, Any]]
 """What was chosen, and "score"; best first."""
@@ -481,6 +481,7 @@ def load_model(folder: str | os.PathLike[str]) -> tuple[Any, SohoProcessor]:
     if lost:
         raise ValueError(f"{found} lacks {len(lost)} tensors of {kind} ({', '.join(lost[:3])})")
     check_finite(model, str(found))
+    check_vocabulary(processor.tokenizer, model.config, str(found))
     return model.eval(), processor
 
 

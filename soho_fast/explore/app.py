@@ -139,7 +139,7 @@ def names_of(run: str, weights: str | None) -> dict[int, str]:
 
 
 def _names_in(bundle: Bundle) -> dict[int, str]:
-    wall = bundle.read("wall")
+    wall = bundle.wall()
     names = (label or word for label, word in zip(wall["label"], wall["word"], strict=True))
     return {code: name for code, name in enumerate(names) if name}
 

@@ -74,7 +74,7 @@ def choose_codes(bundle: Bundle, rows: int = ROWS, columns: int = COLUMNS) -> li
     Returns:
         At most `rows` codes, fewer where fewer have `columns` images.
     """
-    wall = bundle.read("wall")
+    wall = bundle.wall()
     order = sorted(
         range(bundle.meta["num_codes"]),
         key=lambda code: (-max(wall["lift_low"][code] or 0.0, 1.0), -wall["tokens"][code], code),
@@ -142,9 +142,10 @@ def draw_figure(
     found = [_of_code(bundle, code) for code in chosen]
     try:
         tiles, licences = _tiles(bundle, found, columns, kind)
+        credits = [bundle.meta["licences"][number] for number in licences]
     except (OSError, IndexError, ImageError) as error:
         raise BundleError(f"{bundle.folder}: {error}") from error
-    _draw(path, bundle, found, tiles, licences, columns, dpi)
+    _draw(path, bundle, found, tiles, credits, columns, dpi)
     return path
 
 
@@ -189,13 +190,12 @@ def _draw(
     bundle: Bundle,
     codes: Sequence[Mapping[str, Any]],
     tiles: Sequence[Sequence[tuple[np.ndarray, Sequence[Any]]]],
-    licences: Sequence[int],
+    credits: Sequence[Mapping[str, str]],
     columns: int,
     dpi: int,
 ) -> None:
-    wall = bundle.read("wall")
-    entries = [bundle.meta["licences"][number] for number in licences]
-    credit = [_drawable("{what}: {credit}; {licence}".format_map(entry)) for entry in entries]
+    wall = bundle.wall()
+    credit = [_drawable("{what}: {credit}; {licence}".format_map(entry)) for entry in credits]
     step = (1 + _GAP) * _TILE_INCHES
     width = _LABEL_INCHES + columns * step + _EDGE_INCHES
     lines = textwrap.wrap(f"{bundle.noun.capitalize()}s: " + " · ".join(credit), int(width * 19)) if credit else []

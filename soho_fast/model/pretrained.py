@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.util
+from collections.abc import Sized
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 import torchvision
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import AutoModel, BertConfig
+from transformers import AutoModel, BertConfig, PretrainedConfig
 
 from soho_fast.common.errors import listed
 from soho_fast.common.hub import loading_options
@@ -82,6 +83,12 @@ def check_finite(module: nn.Module, source: str) -> None:
             f"{source} holds values that are not finite in {len(lost)} tensors ({', '.join(lost[:3])}): its training "
             "has diverged; take an earlier one"
         )
+
+
+def check_vocabulary(tokenizer: Sized, config: PretrainedConfig, source: str) -> None:
+    """Raise ValueError where a tokenizer knows tokens that the model of this configuration has no embedding for."""
+    if len(tokenizer) > config.vocab_size:
+        raise ValueError(f"{source} knows {config.vocab_size} words, its tokenizer has {len(tokenizer)}")
 
 
 def bert_state(path_or_name: str) -> tuple[dict[str, Tensor], BertConfig]:

@@ -32,7 +32,7 @@ from soho_fast.model.fast.cpu import speed_up_on_cpu
 from soho_fast.model.fast.gpu import speed_up_on_gpu
 from soho_fast.model.heads import WEIGHTS
 from soho_fast.model.other_backbones import padding_leak
-from soho_fast.model.pretrained import LoadReport, check_finite
+from soho_fast.model.pretrained import LoadReport, check_finite, check_vocabulary
 from soho_fast.model.visual_encoder import cut_features, pad_features
 from soho_fast.tasks import describe
 from soho_fast.tasks.card import CARD, model_card
@@ -244,6 +244,7 @@ class BaseTask(ABC):
             kind, first = self.model_class.__name__, ", ".join(missing[:3])
             raise ValueError(f"checkpoint: {folder} lacks {len(missing)} tensors of {kind} ({first})")
         check_finite(model, f"checkpoint: {folder}")
+        check_vocabulary(processor.tokenizer, model.config, f"checkpoint: {folder}")
         # Takes the place of the cached property: a model is evaluated with the tokenizer that it learnt by.
         self.processor = processor
         return model.eval()

@@ -20,6 +20,7 @@ from soho_fast.data.readers.records import ImageRef, ReadReport, share_of_record
 from soho_fast.data.text import load_tokenizer
 from soho_fast.model import SohoConfig
 from soho_fast.model.downstream import SohoDownstreamModel
+from soho_fast.model.pretrained import check_vocabulary
 from soho_fast.tasks.base import BaseTask
 from soho_fast.tasks.contents import images_identity, records_identity
 
@@ -188,11 +189,7 @@ class FineTuningTask(BaseTask):
                 **settings.config,
             )
             self._say_loaded(report)
-            if len(self.processor.tokenizer) > model.config.vocab_size:
-                raise ValueError(
-                    f"model.pretrained: {settings.pretrained} knows {model.config.vocab_size} words, its tokenizer has "
-                    f"{len(self.processor.tokenizer)}"
-                )
+            check_vocabulary(self.processor.tokenizer, model.config, f"model.pretrained: {settings.pretrained}")
         else:
             changes = {"use_dictionary_output": settings.use_dictionary_output, **self.config_changes()}
             model = self.model_class(SohoConfig.from_dict({**self.preset_config().to_dict(), **changes}))

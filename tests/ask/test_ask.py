@@ -141,6 +141,12 @@ def test_a_model_that_cannot_be_used_gives_no_answer(save, images, tmp_path):
     model, folder = save(SohoForQuestionAnswering)
     weights = folder / "model/model.safetensors"
     whole = weights.read_bytes()
+    settings = folder / "model/tokenizer_config.json"
+    as_saved = settings.read_text()
+    settings.write_text(json.dumps(json.loads(as_saved) | {"sep_token": "[OTHER]"}))
+    with pytest.raises(ValueError, match=r"model knows \d+ words, its tokenizer has \d+$"):
+        SohoPipeline.from_pretrained(folder)
+    settings.write_text(as_saved)
     with torch.no_grad():
         next(model.parameters()).view(-1)[3] = float("nan")
     model.save_pretrained(folder / "model")

@@ -317,8 +317,12 @@ def test_damage_is_told_with_the_file(made, tmp_path):
     codes = [{**made[1].code(number)} for number in range(64, made[1].meta["num_codes"])][:64]
     del codes[1]["words"]
     layout.write_value(folder, "codes-0001", codes)
-    with pytest.raises(BundleError, match=r"codes-0001\.js: code 65: no words as it is built"):
+    with pytest.raises(BundleError, match=r"codes-0001\.js: \[1\]\.words is not as it is built"):
         words_of_code(folder, 65)
+    credited = {**made[1].meta, "licences": [{"what": "photo", "credit": ["me"], "licence": "CC0"}]}
+    layout.write_value(folder, "meta", credited)
+    with pytest.raises(BundleError, match=r"meta\.js: licences\[0\]\.credit is not as it is built"):
+        occurrences(folder, 0)
     meta = json.loads(json.dumps(made[1].meta)) | {"schema": 99}
     layout.write_value(folder, "meta", meta)
     with pytest.raises(BundleError, match=r"meta\.js: expected schema 4, got 99"):

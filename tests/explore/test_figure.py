@@ -13,7 +13,7 @@ from PIL import Image
 
 from soho_fast.common.errors import UserError
 from soho_fast.explore import figure
-from soho_fast.explore.bundle import SCHEMA, Bundle, BundleError, image_path, write_in_files, write_value
+from soho_fast.explore.bundle import SCHEMA, Bundle, BundleError, image_path, value_in, write_in_files, write_value
 from soho_fast.explore.figure import choose_codes, draw_figure
 
 NUM_CODES, SIDE, CELLS = 6, 32, 4
@@ -56,7 +56,12 @@ def explorer(tmp_path) -> Path:
     certain = [low is not None and low > 1 for _, low, _ in CLAIMS]
     wall |= {"word": [word if sure else None for (word, _, _), sure in zip(CLAIMS, certain, strict=True)]}
     wall |= {"lift_low": [low if sure else None for (_, low, _), sure in zip(CLAIMS, certain, strict=True)]}
-    wall |= {"label": [None] * NUM_CODES, "precision": [0.9] * NUM_CODES, "lift": [15.0] * NUM_CODES}
+    wall |= {
+        "label": [None] * NUM_CODES,
+        "medoid": [None] * NUM_CODES,
+        "precision": [0.9] * NUM_CODES,
+        "lift": [15.0] * NUM_CODES,
+    }
     write_value(folder, "wall", wall)
     write_in_files(folder, "images", [{"image": number, "licences": [0]} for number in range(4)], 256)
     for number in range(4):
@@ -255,3 +260,24 @@ def test_a_damaged_explorer_is_told_of(explorer, tmp_path):
     path.unlink()
     with pytest.raises(UserError, match="build the explorer again"):
         draw_figure(explorer, [1])
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "words"),
+    [
+        ("meta", lambda meta: meta["licences"][0].pop("credit"), "licences[0].credit is not as it is built"),
+        ("meta", lambda meta: meta["figure"].append("1"), "figure[0] is not as it is built"),
+        ("wall", lambda wall: wall["lift_low"].pop(), "lift_low ends too early"),
+        ("wall", lambda wall: wall["medoid"].insert(0, [0, 0, 0]), "medoid[0] is not as it is built"),
+        ("codes-0000", lambda codes: codes[1]["nearest"][2].pop(), "[1].nearest[2] is not as it is built"),
+        ("images-0000", lambda images: images[1].update(licences=[[0]]), "[1].licences[0] is not as it is built"),
+        ("images-0000", lambda images: images[1].update(licences=[9]), "list index out of range"),
+    ],
+)
+def test_a_value_of_another_form_is_named(explorer, name, change, words):
+    value = value_in((explorer / "data" / f"{name}.js").read_bytes(), name)
+    change(value)
+    write_value(explorer, name, value)
+    with pytest.raises(BundleError) as error:
+        draw_figure(explorer, columns=4)
+    assert words in str(error.value)
