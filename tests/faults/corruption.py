@@ -136,7 +136,9 @@ def _asked(bench: Bench, name: str, folder: Path, kind: str, draw: random.Random
     undamaged = run(["ask", *question]).expect(0, where="asked, undamaged")
     _hit(source / name, kind, draw)
     done = run(["ask", *question]).expect(0, 2, where="asked")
-    if done.code == 0 and done.text != undamaged.text:
+    # What is said beside the answer comes from metrics.json: that the model is no better than chance.
+    answers = [[line for line in each.text.splitlines() if line[:1] in "[{"] for each in (undamaged, done)]
+    if done.code == 0 and (answers[0] != answers[1] or not answers[0]):
         raise LostError("asked: another answer than undamaged, and no word of it")
 
 

@@ -4,6 +4,7 @@ then both again to the end."""
 import contextlib
 import os
 import random
+import re
 import signal
 import socket
 import time
@@ -163,7 +164,8 @@ def free_port() -> int:
 
 def wait_until_met(output: Path, commands: list[Command]) -> None:
     """Wait until the ranks have found each other. One that is lost before that is the launcher's to notice."""
-    while not (output / "in-use.lock").exists() and not any([command.poll() for command in commands]):
+    lock, first = output / "in-use.lock", re.compile(rf"\b{commands[0].pid}\b")  # A killed run may have left one.
+    while not (lock.exists() and first.search(lock.read_text())) and not any([command.poll() for command in commands]):
         time.sleep(0.01)
 
 

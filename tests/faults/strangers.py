@@ -54,7 +54,7 @@ def attempt(bench: Bench, seed: int, folder: Path) -> int:
                 third.send(signal.SIGKILL)
                 third.wait()
             else:
-                late, second = (second, third) if second.poll() else (third, second)
+                late, second = (second, third) if second.poll() and second.code else (third, second)
                 _expect_told(late, "place is taken", "rank 1, of which there are two")
         for rank, finished in enumerate(end_ranks([first, second])):
             finished.expect(0, where=f"{way}: rank {rank}")
