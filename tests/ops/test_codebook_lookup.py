@@ -10,7 +10,7 @@ from soho_fast.ops import available_backends, build_info, codebook_lookup, trito
 
 SIZES = [
     (0, 5, 8), (1, 1, 1), (1, 2, 3), (5, 15, 7), (6, 16, 8), (7, 17, 9), (13, 33, 16), (25, 64, 31), (100, 130, 65),
-    (3, 4, 0), (200, 7, 12),
+    (3, 4, 0), (200, 7, 12), (40, 512, 8), (40, 513, 8), (70, 2048, 70), (70, 2049, 70),
 ]  # fmt: skip
 
 
@@ -54,16 +54,16 @@ def _one_cluster():
     return features, torch.ones(700, 16) + codebook * 2.0**-22
 
 
-def _ties(where, num_codes=900):
+def _ties(where, num_codes=900, num_channels=24):
     """Rows and codes of full precision: the codes where(K) says are as near to the first 20 rows as each other, and all
     but as near to the others, whose nearest is one of every seventh codes; the codes between are further off.
 
     The near codes differ in the sign of channels where a row is zero, or 1e-7 of the channels of its nearest code.
     """
-    features, codebook = _random(20 + num_codes // 7, num_codes, 24)
-    shared, tied = torch.arange(24) < 12, where(torch.arange(num_codes))
+    features, codebook = _random(20 + num_codes // 7, num_codes, num_channels)
+    shared, tied = torch.arange(num_channels) < 12, where(torch.arange(num_codes))
     near = torch.where(shared, codebook[0], codebook[0] * codebook.sign())
-    others = torch.zeros(20, 24), near[torch.arange(num_codes // 7) * 7] * 1e-7
+    others = torch.zeros(20, num_channels), near[torch.arange(num_codes // 7) * 7] * 1e-7
     return torch.where(shared, features, torch.cat(others)), torch.where(
         tied[:, None], near, torch.where(shared, near + 9.0, codebook)
     )
@@ -184,6 +184,9 @@ ADVERSARIAL = {
     "dense ties come and go": lambda: _ties(lambda code: code % 300 > 150),
     "rows tie in two places": _two_places,
     "few codes that all tie": lambda: _ties(lambda code: code >= 0, num_codes=35),
+    "ties of 300 codes everywhere": lambda: _ties(lambda code: code >= 0, num_codes=300),
+    "dense ties of long codes": lambda: _ties(lambda code: code % 300 > 150, num_channels=72),
+    "dense ties of many long codes": lambda: _ties(lambda code: code % 300 > 150, num_codes=2100, num_channels=72),
     "signs for zeros": lambda: (torch.zeros(30, 12), _random(30, 600, 12)[1].sign()),
     "permutations of one code": _permuted,
     "permutations of large integers": lambda: _permuted(bits=25),  # their squares do not fit float64
@@ -223,6 +226,8 @@ OF_CPU_PASSES = (
     "every third code ties",
     "ties become dense",
     "dense ties come and go",
+    "dense ties of long codes",
+    "dense ties of many long codes",
     "rows tie in two places",
 )
 

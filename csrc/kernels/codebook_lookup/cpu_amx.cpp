@@ -81,7 +81,7 @@ struct KernelAmx {
 }  // namespace
 
 LookupCounts screen_amx(const CodebookLookupArgs& args, const ScreenedCodes& screened, int64_t begin, int64_t end) {
-  if (args.topk == 1 && screened.num_groups <= kFewGroups)
+  if (args.topk == 1 && screened.num_distinct <= (args.num_channels < 32 ? kFewShortCodes : kFewLongCodes))
     return screen_few_codes<KernelAmx>(args, screened, begin, end);
   return screen_rows<KernelAmx>(args, screened, begin, end);
 }

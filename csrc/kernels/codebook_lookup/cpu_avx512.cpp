@@ -10,9 +10,7 @@ namespace soho {
 static_assert(KernelAvx512<DotFloat32>::kCodes == kFormatAvx512.width);
 
 LookupCounts screen_avx512(const CodebookLookupArgs& args, const ScreenedCodes& screened, int64_t begin, int64_t end) {
-  if (args.topk == 1 && screened.num_groups <= kFewGroups)
-    return screen_few_codes<KernelAvx512<DotFloat32>>(args, screened, begin, end);
-  return screen_by<DotFloat32, 32>(args, screened, begin, end);
+  return screen_by<DotFloat32, 32, kFewShortCodes>(args, screened, begin, end);
 }
 
 LookupCounts compare_all_avx512(const CodebookLookupArgs& args, const ScreenedCodes& screened, int64_t begin,

@@ -9,7 +9,7 @@ static_assert(KernelAvx512<DotInt8>::kCodes == kFormatAvx512Vnni.width);
 
 LookupCounts screen_avx512_vnni(const CodebookLookupArgs& args, const ScreenedCodes& screened, int64_t begin,
                                 int64_t end) {
-  return screen_by<DotInt8, 17>(args, screened, begin, end);
+  return screen_by<DotInt8, 17, kFewLongCodes>(args, screened, begin, end);
 }
 
 const PruningPass kPruningAvx512Vnni = pruning_pass<CoarseAvx512<DotFloat32, ScreeningType::kFloat32>>();

@@ -118,7 +118,7 @@ CpuLevel lookup_level(int64_t num_codes, int64_t num_channels) {
   if (level < CpuLevel::kAvx512Vnni || cpu_level_forced()) return level;
   const bool tiles = level == CpuLevel::kAmx;
   // To round a row takes as long as to compare it with so few codes.
-  if (num_channels <= (tiles ? 8 : 4) || (num_codes <= 64 && (!tiles || num_channels < 192))) return CpuLevel::kAvx512;
+  if (num_channels <= (tiles ? 8 : 4) || (num_codes <= 64 && (!tiles || num_channels < 64))) return CpuLevel::kAvx512;
   return !tiles && num_channels <= 8 && cpu_level_available(CpuLevel::kAvx512Bf16) ? CpuLevel::kAvx512Bf16 : level;
 }
 

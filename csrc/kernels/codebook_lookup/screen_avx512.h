@@ -346,13 +346,15 @@ struct KernelAvx512 {
   }
 };
 
-// By the highest scores of groups where rows have few_steps or fewer, on which that is faster.
-template <class Dot, int64_t few_steps>
+// All scores of few codes, by the highest scores of groups where rows have few steps, else by lists: what is fastest.
+template <class Dot, int64_t few_steps, int64_t few_long_codes>
 LookupCounts screen_by(const CodebookLookupArgs& args, const ScreenedCodes& screened, int64_t begin, int64_t end) {
   using Kernel = KernelAvx512<Dot>;
-  const bool by_groups = args.topk == 1 && screened.num_steps <= few_steps;
-  return by_groups ? screen_groups<Kernel>(args, screened, begin, end)
-                   : screen_rows<Kernel>(args, screened, begin, end);
+  const bool has_few_steps = screened.num_steps <= few_steps;
+  if (args.topk == 1 && screened.num_distinct <= (has_few_steps ? kFewShortCodes : few_long_codes))
+    return screen_few_codes<Kernel>(args, screened, begin, end);
+  return args.topk == 1 && has_few_steps ? screen_groups<Kernel>(args, screened, begin, end)
+                                         : screen_rows<Kernel>(args, screened, begin, end);
 }
 
 }  // namespace

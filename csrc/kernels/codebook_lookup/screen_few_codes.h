@@ -13,7 +13,8 @@
 namespace soho {
 namespace {
 
-constexpr int64_t kFewGroups = 2;
+constexpr int64_t kFewShortCodes = 512;  // of so few channels that screen_groups.h is the other way
+constexpr int64_t kFewLongCodes = 2048;  // where computing scores is cheap beside listing them
 
 // Twice the error bound of 16 rows; NaN where a row cannot be screened.
 inline __m512 windows_of(const ScoreBound& bound, const float* squares, const float* rounding_squares) {
@@ -31,7 +32,7 @@ inline __m512 windows_of(const ScoreBound& bound, const float* squares, const fl
 template <class Kernel>
 LookupCounts screen_few_codes(const CodebookLookupArgs& args, const ScreenedCodes& screened, int64_t begin,
                               int64_t end) {
-  constexpr int64_t kRows = Kernel::kRows, kBlocks = (kRows + 15) / 16, kCodes = kFewGroups * Kernel::kCodes;
+  constexpr int64_t kRows = Kernel::kRows, kBlocks = (kRows + 15) / 16;
   LookupCounts counts;
   UndecidedRows undecided(args, begin, end);
   if (!screened.screenable) return {0, 0, undecided.skip_all()};
@@ -40,10 +41,12 @@ LookupCounts screen_few_codes(const CodebookLookupArgs& args, const ScreenedCode
   const ExactCopies copies(args, 1);
   const Comparison comparison(args, screened, copies);
   const int64_t num_vectors = (screened.num_distinct + 15) / 16;
-  alignas(64) float scores[16 * kBlocks][kCodes], limits[16 * kBlocks], square[16 * kBlocks] = {},
-                                                                                    lost[16 * kBlocks] = {};
-  for (float (&of_row)[kCodes] : scores)
-    for (float& score : of_row) score = -kInfinity;
+  // Scores of the rows begin off the strides that map all of them to a few cache sets.
+  const int64_t length = (screened.num_distinct + 63) / 64 * 64 + 16;
+  const Scratch score_memory(sizeof(float) * 16 * kBlocks * length);
+  float* scores = static_cast<float*>(score_memory.data());
+  std::fill(scores, scores + 16 * kBlocks * length, -kInfinity);
+  alignas(64) float limits[16 * kBlocks], square[16 * kBlocks] = {}, lost[16 * kBlocks] = {};
   int64_t row_id[kRows], num_rows;
   Kernel::begin();
   while ((num_rows = undecided.take(kRows, kRows, row_id)) > 0) {
@@ -53,12 +56,13 @@ LookupCounts screen_few_codes(const CodebookLookupArgs& args, const ScreenedCode
       lost[r] = lengths.rounding_square;
     }
     for (int64_t group = 0; group < screened.num_groups; ++group)
-      Kernel::scores(panel.words, panel.row_length, screened, group, scores[0] + group * Kernel::kCodes, kCodes);
+      Kernel::scores(panel.words, panel.row_length, screened, group, scores + group * Kernel::kCodes, length);
     for (int64_t block = 0; block < 16 * kBlocks; block += 16) {
       __m512 best[16];
-      for (int r = 0; r < 16; ++r) best[r] = _mm512_load_ps(scores[block + r]);
+      for (int r = 0; r < 16; ++r) best[r] = _mm512_load_ps(scores + (block + r) * length);
       for (int64_t v = 1; v < num_vectors; ++v) {
-        for (int r = 0; r < 16; ++r) best[r] = _mm512_max_ps(best[r], _mm512_load_ps(scores[block + r] + 16 * v));
+        for (int r = 0; r < 16; ++r)
+          best[r] = _mm512_max_ps(best[r], _mm512_load_ps(scores + (block + r) * length + 16 * v));
       }
       const __m512 window = windows_of(comparison.bound, square + block, lost + block);
       _mm512_store_ps(limits + block, _mm512_sub_ps(largest_of_each(best), window));
@@ -66,12 +70,20 @@ LookupCounts screen_few_codes(const CodebookLookupArgs& args, const ScreenedCode
     int64_t num_left = 0;  // pairs
     for (int64_t r = 0; r < num_rows; ++r) {
       const __m512 limit = _mm512_set1_ps(limits[r]);
-      uint64_t hits = 0;
-      for (int64_t v = 0; v < num_vectors; ++v)
-        hits |= uint64_t{_mm512_cmp_ps_mask(_mm512_load_ps(scores[r] + 16 * v), limit, _CMP_GE_OQ)} << (16 * v);
-      if (hits != 0 && (hits & (hits - 1)) == 0) {
+      uint64_t hits[kFewLongCodes / 64];
+      int64_t num_hits = 0, last_hit = 0;
+      for (int64_t word = 0; 64 * word < screened.num_distinct; ++word) {
+        hits[word] = 0;
+        for (int64_t v = 0; v < 64; v += 16) {
+          const __m512 score = _mm512_load_ps(scores + r * length + 64 * word + v);
+          hits[word] |= uint64_t{_mm512_cmp_ps_mask(score, limit, _CMP_GE_OQ)} << v;
+        }
+        num_hits += __builtin_popcountll(hits[word]);
+        last_hit = hits[word] != 0 ? 64 * word + __builtin_ctzll(hits[word]) : last_hit;
+      }
+      if (num_hits == 1) {
         if (args.distance != nullptr) copies.load_row(0, row_id[r]);
-        write_row(args, copies, 0, row_id[r], screened.codes[__builtin_ctzll(hits)]);
+        write_row(args, copies, 0, row_id[r], screened.codes[last_hit]);
         continue;
       }
       float threshold;
@@ -79,9 +91,21 @@ LookupCounts screen_few_codes(const CodebookLookupArgs& args, const ScreenedCode
       begin_row(comparison, row_id[r], {square[r], lost[r]}, panel.row(r), threshold, list);
       list.first = list.count = 0;
       list.has_nearest = false;
-      for (int64_t group = 0; group < screened.num_groups && list.state == kListed; ++group) {
-        const int64_t first = group * Kernel::kCodes;
-        Kernel::add(list, threshold, scores[r] + first, static_cast<int32_t>(first));
+      if (num_hits == 0 || num_hits > kListLength) {
+        for (int64_t group = 0; group < screened.num_groups && list.state == kListed; ++group) {
+          const int64_t first = group * Kernel::kCodes;
+          Kernel::add(list, threshold, scores + r * length + first, static_cast<int32_t>(first));
+        }
+      } else if (list.state == kListed) {
+        threshold = limits[r];
+        for (int64_t word = 0; 64 * word < screened.num_distinct; ++word) {
+          for (uint64_t left = hits[word]; left != 0; left &= left - 1, ++list.count) {
+            const int64_t position = 64 * word + __builtin_ctzll(left);
+            list.position[list.count] = static_cast<int32_t>(position);
+            list.score[list.count] = scores[r * length + position];
+            list.best = std::max(list.best, list.score[list.count]);
+          }
+        }
       }
       num_left += finish_row(threshold, list, counts);
     }
