@@ -348,4 +348,6 @@ class Bundle:
         values = self.read(name)
         if len(values) != min(per_file, count - file * per_file):
             raise BundleError(f"{self.folder / 'data' / name}.js ends too early")
+        if values[place].get(what) != number:
+            raise BundleError(f"{self.folder / 'data' / name}.js: [{place}].{what} is not {number}")
         return values[place]

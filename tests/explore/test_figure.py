@@ -270,6 +270,7 @@ def test_a_damaged_explorer_is_told_of(explorer, tmp_path):
         ("wall", lambda wall: wall["lift_low"].pop(), "lift_low ends too early"),
         ("wall", lambda wall: wall["medoid"].insert(0, [0, 0, 0]), "medoid[0] is not as it is built"),
         ("codes-0000", lambda codes: codes[1]["nearest"][2].pop(), "[1].nearest[2] is not as it is built"),
+        ("codes-0000", lambda codes: codes[1].update(code=99), "[1].code is not 1"),
         ("images-0000", lambda images: images[1].update(licences=[[0]]), "[1].licences[0] is not as it is built"),
         ("images-0000", lambda images: images[1].update(licences=[9]), "list index out of range"),
     ],

@@ -45,7 +45,9 @@ LookupCounts screen_few_codes(const CodebookLookupArgs& args, const ScreenedCode
   const int64_t length = (screened.num_distinct + 63) / 64 * 64 + 16;
   const Scratch score_memory(sizeof(float) * 16 * kBlocks * length);
   float* scores = static_cast<float*>(score_memory.data());
-  std::fill(scores, scores + 16 * kBlocks * length, -kInfinity);
+  for (int64_t r = 0; r < 16 * kBlocks; ++r)  // what no tile writes: padding
+    std::fill(scores + r * length + (r < kRows ? screened.num_distinct / Kernel::kCodes * Kernel::kCodes : 0),
+              scores + (r + 1) * length, -kInfinity);
   alignas(64) float limits[16 * kBlocks], square[16 * kBlocks] = {}, lost[16 * kBlocks] = {};
   int64_t row_id[kRows], num_rows;
   Kernel::begin();
