@@ -74,6 +74,19 @@ def test_rank(save, processor, images, kind):
     assert scores == sorted(scores, reverse=True) and len(set(scores)) == 3
 
 
+def test_a_model_saved_in_half_precision_is_asked_in_float32(save, images):
+    _, folder = save(SohoForPreTraining)
+    texts = ["a red", "there is a man and a woman .", "blue"]
+    whole, size = SohoPipeline.from_pretrained(folder), (folder / "model/model.safetensors").stat().st_size
+    SohoForPreTraining.from_pretrained(folder / "model").half().save_pretrained(folder / "model")
+    assert (folder / "model/model.safetensors").stat().st_size < 0.6 * size
+    halved = SohoPipeline.from_pretrained(folder)
+    assert {parameter.dtype for parameter in halved.model.parameters()} == {torch.float32}
+    expected = {row["text"]: row["score"] for row in whole.rank(images[1], texts)}
+    found = {row["text"]: row["score"] for row in halved.rank(images[1], texts)}
+    assert found == pytest.approx(expected, rel=0.02) and found != expected
+
+
 def test_entails_and_compare(save, processor, images):
     model, folder = save(SohoForVisualEntailment)
     found = SohoPipeline.from_pretrained(folder).entails(images[0], "a red")
