@@ -44,7 +44,7 @@ LookupCounts screen_few_codes(const CodebookLookupArgs& args, const ScreenedCode
   // Scores of the rows begin off the strides that map all of them to a few cache sets.
   const int64_t length = (screened.num_distinct + 63) / 64 * 64 + 16;
   alignas(64) float scores[16 * kBlocks * (kFewLongCodes + 16)];  // at most 264 KB; the heap's pages would be new ones
-  for (int64_t r = 0; r < 16 * kBlocks; ++r)  // what no tile writes: padding
+  for (int64_t r = 0; r < 16 * kBlocks; ++r)                      // what no tile writes: padding
     std::fill(scores + r * length + (r < kRows ? screened.num_distinct / Kernel::kCodes * Kernel::kCodes : 0),
               scores + (r + 1) * length, -kInfinity);
   alignas(64) float limits[16 * kBlocks], square[16 * kBlocks] = {}, lost[16 * kBlocks] = {};
