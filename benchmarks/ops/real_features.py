@@ -5,7 +5,7 @@ behind them. MobileNetV2's weights are torchvision's download where they are not
 
 - `mobilenet_v2`: C = 1280, the last layer of the ImageNet CNN, of crops of photographs and of scenes by turns. Of fewer
   channels: these through the 1x1 convolution that the model puts behind the CNN, as training starts it.
-- `demo model`: C = 256, what the demo's own dictionary gets after training. `SOHO_FAST_BENCH_RUN` names the folder of
+- `demo model`: C = 128, what the demo's own dictionary gets after training. `SOHO_FAST_BENCH_RUN` names the folder of
   the run, which `make demo` leaves in runs/mini.
 - `photo windows`: the first C numbers of square windows at random places of the photographs; at C = 192 8 x 8 pixels.
 

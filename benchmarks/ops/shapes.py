@@ -31,8 +31,8 @@ REAL = [
     ("mobilenet_v2", (16384, 4096, 1280)),
     ("mobilenet_v2", (16384, 2048, 768)),
     ("mobilenet_v2", (16384, 4096, 256)),
-    ("demo model", (16384, 1024, 256)),
-    ("demo model", (16384, 4096, 256)),
+    ("demo model", (16384, 1024, 128)),
+    ("demo model", (16384, 4096, 128)),
     ("photo windows", (65536, 8192, 192)),
 ]
 REAL_ROWS_LEARNT = {"mobilenet_v2": 49152, "demo model": 49152, "photo windows": 131072}  # other rows than those of N

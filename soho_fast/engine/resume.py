@@ -5,7 +5,7 @@ Nothing is deleted here before `begin`, so that a run which is refused leaves al
 
 import json
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -163,9 +163,9 @@ class ResumePoint:
         )  # fmt: skip
         return [f"{what}: {', '.join(change.event() for change in changes)}" for what, changes in kinds if changes]
 
-    def results(self) -> dict[str, Any] | None:
+    def results(self, table: Callable[[dict[str, float]], Any] = len) -> dict[str, Any] | None:
         """The metrics.json of the finished run that is here; None when its end was not evaluated or exported, as far as
-        the settings ask for that."""
+        the settings ask for that, or `table` cannot show its metrics."""
         found = None
         if self.processes.is_main and (self.folder / "model").is_dir():
             try:
@@ -175,6 +175,8 @@ class ResumePoint:
                 complete = complete and (self.has_best or not found.get("best"))
                 if not complete or (found["metrics"] is None and self.settings.evaluation.at_end):
                     found = None
+                elif found["metrics"]:
+                    table(found["metrics"])
             except (OSError, ValueError, KeyError, TypeError):
                 found = None
         # Rank 0 alone has looked; whether there is anything left to do must be the same on all.

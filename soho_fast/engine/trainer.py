@@ -282,7 +282,9 @@ class Run:
                 f"({resume_point.changes_in_words()}); raise --epochs, --max_steps or --max_minutes too, whichever "
                 "ends the run, or give another --output"
             )
-        self.finished = None if resume_point.checkpoint is None or self.steps_left else resume_point.results()
+        self.finished = None
+        if resume_point.checkpoint is not None and not self.steps_left:
+            self.finished = resume_point.results(getattr(task, "table", len))
         if self.finished is None:
             processes.on_main(lambda: [load_tracker(name) for name in settings.log.trackers])
             self.step = Step(task, settings, processes, self.plan, schedule, resume_point.precision)

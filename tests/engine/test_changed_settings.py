@@ -196,6 +196,8 @@ def test_a_finished_run_whose_best_model_was_deleted_is_not_finished(tmp_path):
     assert point.results() is None
     (tmp_path / "best").mkdir()
     assert point.results() == found
+    shown = point.results(lambda metrics: f"{metrics['vqa_score']:.1%}")
+    assert shown == found and point.results(lambda metrics: metrics["itm"]) is None, "a metric's name was damaged"
 
 
 def test_another_version_goes_on_and_says_so(launch, request_for):
