@@ -13,8 +13,8 @@ from soho_fast.engine.changes import digest_of, refuse_disagreement
 SCRIPT = Path(train.__file__)
 
 
-def refused(launch, recipe, *own: str, both: tuple[str, ...] = ()) -> str:
-    done = launch(script=SCRIPT, arguments=["--recipe", str(recipe), *both], of_rank={1: list(own)}, processes=2)
+def refused(launch, recipe, *own: str, both: tuple[str, ...] = (), script: Path = SCRIPT) -> str:
+    done = launch(script=script, arguments=["--recipe", str(recipe), *both], of_rank={1: list(own)}, processes=2)
     assert done.code == 2, done.text
     # A launcher would have ended the other rank, which prints the same as its own.
     other, line = sorted(line for line in done.text.splitlines() if line.startswith("error"))
@@ -63,6 +63,18 @@ def test_another_learning_rate_is_one_line_with_rank_and_field(launch, small_rec
 )
 def test_so_is_any_other_field(launch, small_recipe, own, told):
     assert f"rank 1 has {told}, as rank 0 has" in refused(launch, small_recipe, *own)
+
+
+def test_so_are_other_sources_of_the_same_version(launch, small_recipe, tmp_path):
+    script = tmp_path / "train.py"
+    script.write_text(
+        "import os, runpy\n"
+        "from soho_fast.common import versions\n"
+        "if os.environ['RANK'] == '1':\n"
+        "    versions._digest_of_files = lambda pattern: 'others' * (pattern == '*.py')\n"
+        f"runpy.run_path({str(SCRIPT)!r}, run_name='__main__')\n"
+    )
+    assert "rank 1 has sources others, not " in refused(launch, small_recipe, script=script)
 
 
 def test_places_and_cores_may_differ_but_what_is_read_there_may_not(launch, small_recipe, tmp_path):
