@@ -100,6 +100,14 @@ def _directions(features: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
     return features * 2.0 ** torch.randint(-120, 60, (features.shape[0], 1)), codes
 
 
+def _some_long(features: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
+    """Codes some of which are much longer than the others, rows near them."""
+    is_long = torch.rand(codebook.shape[0], 1) < torch.rand(())
+    codes = codebook * torch.where(is_long, 10.0 ** (3 * torch.rand(())), 1.0)
+    chosen = codes[torch.randint(codes.shape[0], features.shape[:1])]
+    return chosen + features * 10.0 ** (torch.rand(()) * 4 - 4), codes
+
+
 def _few_directions(features: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
     """Codes that differ in few directions, each feature near one of them, rest and offset of any size."""
     directions = int(torch.randint(1, 20, ()))
@@ -114,7 +122,7 @@ KINDS = {
     "normal": _normal, "offset 1e4": _offset, "integers with ties": _ties, "codes drawn from features": _drawn,
     "copies and zeros": _copies, "one ulp apart": _one_ulp, "one tight cluster": _cluster, "30 orders": _orders,
     "one huge code": _one_huge, "subnormal": _subnormal, "two clusters": _two_clusters,
-    "directions": _directions,
+    "directions": _directions, "some long codes": _some_long,
     "few directions": _few_directions,
 }  # fmt: skip
 

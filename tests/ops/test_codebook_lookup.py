@@ -270,6 +270,36 @@ def test_the_distance_of_one_candidate_spares_a_pass(at_every_level, exact_looku
 
 @pytest.mark.parametrize("family", ["cpu"], indirect=True)
 @pytest.mark.skipif(triton_backend.INTERPRETING, reason="of the CPU kernels")
+@pytest.mark.parametrize(
+    ("num_channels", "length", "topk", "too_coarse"),
+    [
+        (300, 20, None, ()),
+        (300, 40, None, ("avx512_vnni",)),
+        (300, 80, None, ("avx512_bf16", "avx512_vnni", "amx")),
+        (100, 20, 2, ("avx512_vnni",)),
+    ],
+)
+def test_long_codes_leave_no_rows_of_the_others(num_channels, length, topk, too_coarse, at_every_level, exact_lookup):
+    """Bounds are of the longest code: a row has most others in reach, but not any more when it has met its own."""
+    from soho_fast import _C
+
+    noise, codebook = _random(200, 3000, num_channels)
+    codebook[::20] *= length
+    features = codebook[torch.arange(200) * 10 + 1005] + noise / 2
+    expected = exact_lookup(features, codebook, topk=topk)[0]
+
+    def left(backend):
+        before = _C.lookup_totals()["left"]
+        index = codebook_lookup(features, codebook, backend=backend, topk=topk)
+        assert torch.equal(index, expected)
+        few = (_C.lookup_totals()["left"] - before) / len(features) <= 0.1
+        return few or (backend == "cpu" and build_info()["cpu_level"] in too_coarse)
+
+    assert at_every_level(left)
+
+
+@pytest.mark.parametrize("family", ["cpu"], indirect=True)
+@pytest.mark.skipif(triton_backend.INTERPRETING, reason="of the CPU kernels")
 def test_a_pass_too_coarse_is_left_after_a_trial(at_every_level, exact_lookup):
     """Codes in pairs that int8 and bfloat16 cannot tell apart, and codes that they can."""
     from soho_fast import _C

@@ -52,10 +52,12 @@ struct CodebookLookupArgs {
 
 // What a lookup took.
 struct LookupCounts {
-  int64_t pruning = 0;     // rows decided by low-dimensional pruning
-  int64_t compared = 0;    // rows decided by a comparison in float64, of a few candidates or of all codes
-  int64_t undecided = 0;   // rows that the cheapest pass left to a more exact one
-  int64_t candidates = 0;  // of one pass: codes that it compared, in rows with several
+  int64_t pruning = 0;    // rows decided by low-dimensional pruning
+  int64_t compared = 0;   // rows decided by a comparison in float64, of a few candidates or of all codes
+  int64_t undecided = 0;  // rows that the cheapest pass left to a more exact one
+  // Of one pass:
+  int64_t candidates = 0;    // codes that it compared, in rows with several
+  int64_t looked_again = 0;  // rows that it decided at a second look
 };
 
 // The level in use for a codebook of this size: the forced one, or the fastest. With few codes or channels those that

@@ -49,8 +49,7 @@ void add_candidate(Candidates& list, float& threshold, int64_t position, float s
     if (list.comparison->args.topk > 1) {
       raise_threshold(list, threshold, &score, 1);
     } else {
-      list.best = score;
-      threshold = score - list.window;
+      raise_best(list, threshold, score);
     }
   }
   if (!make_room(list, threshold, 1, position)) return;

@@ -166,10 +166,11 @@ LookupCounts run_by_codes(const Turn& turn, const ParallelFor& parallel_for) {
 }
 
 // Whether a pass leaves so much of some rows to compare that the next one, in float32, is faster. A row with candidates
-// takes as long as three of them, one of them as long as 32 (C + 48) products more than screening in float32.
+// takes as long as three of them, one of them as long as 32 (C + 48) products more than screening in float32; half of
+// the rows left, or looked at again, are too many.
 bool is_too_coarse(const LookupCounts& counts, const CodebookLookupArgs& args) {
-  const int64_t products = args.num_codes * args.num_channels;
-  return 32 * (3 * counts.compared + counts.candidates) * (args.num_channels + 48) + 2 * counts.undecided * products >
+  const int64_t products = args.num_codes * args.num_channels, whole = counts.undecided + counts.looked_again;
+  return 32 * (3 * counts.compared + counts.candidates) * (args.num_channels + 48) + 2 * whole * products >
          kTriedRows * products;
 }
 

@@ -26,6 +26,7 @@ constexpr int32_t kListSlack = 16;      // lists are written by whole vectors
 // From so many channels and more than so many candidates on, the distance of one of them is worth what it drops.
 constexpr int64_t kChannelsMeasured = 256;
 constexpr int32_t kFewToMeasure = 8;
+constexpr int32_t kNone = -1;  // candidates may come
 constexpr float kLowest = std::numeric_limits<float>::lowest();
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr int64_t kPanelBytes =
@@ -77,18 +78,19 @@ struct Candidates {
   int64_t row;
   int64_t first;  // position from which codes are listed, those before were compared
   bool has_nearest;
-  float best;         // highest score seen; of topk the last of `highest`
-  float window;       // twice the error bound
-  float measured;     // `best` when a distance was last computed; infinite where none shall be
-  double low_square;  // at most |a|^2, where distances are computed
-  int32_t most;       // candidates that may come before the list is looked through
+  bool may_look_again, looked_again;  // at the codes from `first` on
+  float best;                         // highest score seen; of topk the last of `highest`
+  float window;                       // twice the error bound
+  float measured;                     // `best` when a distance was last computed; infinite where none shall be
+  double low_square;                  // at most |a|^2, where distances are computed
+  int32_t most;                       // candidates that may come before the list is looked through
   int32_t count;
   int32_t state;
   int32_t position[kListLength + kListSlack];  // in ScreenedCodes::codes
   float score[kListLength + kListSlack];
   float highest[kMostNearest];  // of topk: as many scores, the highest seen
 };
-enum : int32_t { kListed, kLeft, kNotFinite };
+enum : int32_t { kListed, kHighest, kLeft, kNotFinite };  // kHighest: only the highest score is looked for
 
 inline void keep_above(Candidates& list, float threshold) {
   int32_t kept = 0;
@@ -111,9 +113,10 @@ inline float score_at_distance(double low_square, const ScreenedCodes& screened,
 inline void measure_best(Candidates& list, float& threshold) {
   const auto& [args, screened, copies, bound] = *list.comparison;
   if (!(list.best > list.measured)) return;
-  list.measured = list.best;
   int32_t highest = list.has_nearest;
   for (int32_t n = highest + 1; n < list.count; ++n) highest = list.score[n] > list.score[highest] ? n : highest;
+  if (!(list.score[highest] > list.measured)) return;  // in a second look the best may be still to come
+  list.measured = list.score[highest];
   const float* code = args.codebook + screened.codes[list.position[highest]] * args.num_channels;
   const float distance = float_distance(copies.float_row(list.row), code, args.num_channels);
   if (!distance_is_relative(distance)) return;
@@ -134,7 +137,7 @@ inline void raise_threshold(Candidates& list, float& threshold, const float* sco
     list.highest[place] = scores[n];
     list.best = list.highest[topk - 1];
   }
-  threshold = list.best - list.window;
+  threshold = list.state == kHighest ? list.best : list.best - list.window;
 }
 
 // Whether the candidates among the codes from `first` to `end` are too many to be compared one by one.
@@ -192,17 +195,59 @@ inline bool keep_nearest(Candidates& list) {
   return several;
 }
 
-// Room for `wanted` more candidates from position `next` on; without it the row is left and nothing reaches its
-// threshold any more.
+// A row that has too many candidates before its best is known: only its highest score is looked for, until one is so
+// high that all before are out of its reach. Out of line, since listing takes 7 % more time where this is inlined.
+[[gnu::noinline, gnu::cold]] inline void seek_highest(Candidates& list, float& threshold) {
+  list.state = kHighest;
+  list.most = kNone;
+  threshold = list.best;
+}
+
+// Lists anew what reaches the threshold of the best score.
+[[gnu::noinline, gnu::cold]] inline void list_anew(Candidates& list, float& threshold) {
+  list.state = kListed;
+  list.most = kFewToMeasure;
+  list.count = list.has_nearest;
+  threshold = list.best - list.window;
+  if (list.measured < kInfinity) list.measured = -kInfinity;
+}
+
+// Takes a score above the best into account.
+inline void raise_best(Candidates& list, float& threshold, float best) {
+  const float before = list.best;
+  list.best = best;
+  if (list.state == kHighest) {
+    threshold = best;
+    if (best - list.window > before) list_anew(list, threshold);
+    return;
+  }
+  threshold = best - list.window > threshold ? best - list.window : threshold;
+}
+
+// The second look at the same codes, by the threshold of the highest score.
+inline void look_again(Candidates& list, float& threshold) {
+  list_anew(list, threshold);
+  list.may_look_again = false;
+  list.looked_again = true;
+  if (list.comparison->args.topk > 1) list.best = kInfinity;  // or scores would be counted twice
+}
+
+// Room for `wanted` more candidates from position `next` on; without it only the highest score is looked for or, in a
+// second look, the row is left and nothing reaches its threshold any more.
 inline bool make_room(Candidates& list, float& threshold, int32_t wanted, int64_t next) {
   if (list.count + wanted <= list.most) return true;
+  if (list.state == kHighest) return false;
   keep_above(list, threshold);
   if (list.count > kFewToMeasure) measure_best(list, threshold);
   list.most = list.count + wanted + kFewToMeasure < kListLength ? list.count + wanted + kFewToMeasure : kListLength;
   if (list.count + wanted <= kListLength) return true;
   if (is_dense(list, next)) {
-    list.state = kLeft;
-    threshold = kInfinity;
+    if (list.may_look_again) {
+      seek_highest(list, threshold);
+    } else {
+      list.state = kLeft;
+      threshold = kInfinity;
+    }
     return false;
   }
   if (list.comparison->args.topk > 1) {
@@ -211,6 +256,7 @@ inline bool make_room(Candidates& list, float& threshold, int32_t wanted, int64_
     keep_nearest(list);
   }
   list.has_nearest = true;
+  list.may_look_again = false;  // at codes that were compared
   list.first = next;
   return true;
 }
@@ -241,6 +287,7 @@ inline void begin_row(const Comparison& comparison, int64_t i, const RowLengths&
   list.best = threshold = -kInfinity;
   list.measured = kInfinity;
   list.most = kListLength;
+  list.may_look_again = list.looked_again = false;
   for (float& score : list.highest) score = -kInfinity;
   list.state = kListed;
   if (is_finite(lengths.square) && is_finite(lengths.rounding_square)) {
@@ -266,6 +313,7 @@ inline int64_t finish_row(float threshold, Candidates& list, LookupCounts& count
     if (list.count > kFewToMeasure) measure_best(list, threshold);
     if (is_dense(list, screened.num_distinct)) list.state = kLeft;
     if (list.state == kListed && list.count > 1) counts.candidates += list.count;
+    if (list.state == kListed) counts.looked_again += list.looked_again;
   }
   if (list.state == kLeft && args.topk > 1) {  // with no more than where it began
     args.index[list.row] = kUndecided;
@@ -360,6 +408,18 @@ struct Panel {
   alignas(64) float threshold[kMaxPanelRows + kListSlack] = {};
 };
 
+// Whether rows of the panel look again. Nothing reaches the others meanwhile; `threshold` keeps theirs.
+[[gnu::noinline]] inline bool begin_second_look(Panel& panel, float* threshold) {
+  bool any = false;
+  for (int64_t r = 0; r < panel.num_rows; ++r) any = any || panel.lists[r].state == kHighest;
+  for (int64_t r = 0; any && r < panel.num_rows; ++r) {
+    threshold[r] = panel.threshold[r];
+    panel.threshold[r] = kInfinity;
+    if (panel.lists[r].state == kHighest) look_again(panel.lists[r], panel.threshold[r]);
+  }
+  return any;
+}
+
 // Screens in panels of most_rows, each by screen(panel), and decides between the candidates of each row.
 template <class Kernel, class Screen>
 LookupCounts screen_panels(const CodebookLookupArgs& args, const ScreenedCodes& screened, int64_t begin, int64_t end,
@@ -403,16 +463,25 @@ LookupCounts screen_rows(const CodebookLookupArgs& args, const ScreenedCodes& sc
       int64_t first = panel.lists[r].first;
       const int64_t tile_end = r + kRows < panel.num_rows ? r + kRows : panel.num_rows;
       for (int64_t n = r; n < tile_end; ++n) first = panel.lists[n].first < first ? panel.lists[n].first : first;
-      for (int64_t n = r; n < tile_end; ++n) panel.lists[n].first = first;
+      for (int64_t n = r; n < tile_end; ++n) {
+        panel.lists[n].first = first;
+        panel.lists[n].may_look_again = true;
+      }
       first_group[r / kRows] = first / Kernel::kCodes;
       group = first_group[r / kRows] < group ? first_group[r / kRows] : group;
     }
-    for (; group < screened.num_groups; ++group) {
-      for (int64_t r = 0; r < panel.num_padded; r += kRows) {
-        if (group < first_group[r / kRows]) continue;
-        Kernel::screen_tile(panel.row(r), panel.row_length, screened, group, panel.threshold + r, panel.lists + r);
+    float threshold[kMaxPanelRows];
+    int looks = 0;
+    do {
+      for (int64_t g = group; g < screened.num_groups; ++g) {
+        for (int64_t r = 0; r < panel.num_padded; r += kRows) {
+          if (g < first_group[r / kRows]) continue;
+          Kernel::screen_tile(panel.row(r), panel.row_length, screened, g, panel.threshold + r, panel.lists + r);
+        }
       }
-    }
+    } while (++looks == 1 && begin_second_look(panel, threshold));
+    for (int64_t r = 0; looks == 2 && r < panel.num_rows; ++r)
+      panel.threshold[r] = panel.lists[r].looked_again ? panel.threshold[r] : threshold[r];
   });
 }
 

@@ -96,8 +96,7 @@ inline void add_candidates(Candidates& list, float& threshold, const float* scor
     if (list.comparison->args.topk > 1) {
       raise_threshold(list, threshold, scores, 32);
     } else {
-      list.best = best;
-      threshold = best - list.window > threshold ? best - list.window : threshold;
+      raise_best(list, threshold, best);
     }
   }
   // Padding has a score of -inf, and so may a threshold that waits for the topk-th score.
