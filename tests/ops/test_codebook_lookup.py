@@ -161,6 +161,14 @@ def _many_far_rows(num_channels=300):
     return features * 10.0 ** torch.linspace(0, 8, 140)[:, None], codebook
 
 
+def _dense_then_few():
+    """Near ties in an order that rounding makes: a hundred at the beginning, and one in forty of the others."""
+    features, codebook = _random(120, 2400, 72)
+    near = (torch.arange(2400) < 100) | (torch.arange(2400) % 40 == 0)
+    codebook[near] = codebook[0] + 2.0**-21 * codebook[near]
+    return codebook[0] + 2.0**-21 * features, codebook
+
+
 def _not_finite():
     features, codebook = _random(40, 60, 17)
     features[3, 5] = torch.nan
@@ -182,6 +190,7 @@ ADVERSARIAL = {
     "every tenth code ties": lambda: _ties(lambda code: code % 10 == 7),
     "ties become dense": lambda: _ties(lambda code: (code % 10 == 7) | (code > 500)),
     "dense ties come and go": lambda: _ties(lambda code: code % 300 > 150),
+    "dense near ties, then few": _dense_then_few,
     "rows tie in two places": _two_places,
     "few codes that all tie": lambda: _ties(lambda code: code >= 0, num_codes=35),
     "ties of 300 codes everywhere": lambda: _ties(lambda code: code >= 0, num_codes=300),
@@ -228,6 +237,7 @@ OF_CPU_PASSES = (
     "dense ties come and go",
     "dense ties of long codes",
     "dense ties of many long codes",
+    "dense near ties, then few",
     "rows tie in two places",
 )
 
@@ -296,6 +306,16 @@ def test_long_codes_leave_no_rows_of_the_others(num_channels, length, topk, too_
         return few or (backend == "cpu" and build_info()["cpu_level"] in too_coarse)
 
     assert at_every_level(left)
+
+
+@pytest.mark.skipif(triton_backend.INTERPRETING, reason="of the CPU kernels' passes")
+def test_of_two_codes_the_second_comes_late(check_lookup):
+    """Of the first codes few are in reach, then all: the list is full, is compared, and is full at once."""
+    noise, codebook = _random(70, 3000, 100)
+    codebook[:600][torch.arange(600) % 8 > 0] *= 20
+    first = torch.arange(70) * 8
+    codebook[2000:2070] = codebook[first] + 0.3 * noise
+    check_lookup(codebook[first] + 0.01 * noise, codebook, topk=2)
 
 
 @pytest.mark.parametrize("family", ["cpu"], indirect=True)
