@@ -216,7 +216,8 @@ class ResumePoint:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
             (self.folder / "checkpoints").mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            what, why = error.filename or self.folder, error.strerror or error
+            # Of a link to a folder there is no strerror.
+            what, why = error.filename or self.folder, error.strerror or " ".join(map(str, error.args))
             raise UserError(f"output: {what} cannot be written: {why}") from error
 
     def _present(self, names: Iterable[str]) -> list[str]:

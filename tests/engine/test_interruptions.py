@@ -343,7 +343,7 @@ def test_nothing_of_a_run_that_is_deleted_comes_back(tmp_path):
     write_atomically(tmp_path / "recipe.yaml", "seed: 0")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoints", "recipe.yaml"]
     (tmp_path / "best").symlink_to(tmp_path.parent)  # A link to another disk is the user's.
-    with pytest.raises(UserError, match=f"output: {tmp_path} cannot be written: .* symbolic link"):
+    with pytest.raises(UserError, match=f"output: {tmp_path}(/best)? cannot be written: .* symbolic link"):
         point.begin()
 
 
