@@ -283,7 +283,7 @@ def test_the_distance_of_one_candidate_spares_a_pass(at_every_level, exact_looku
 @pytest.mark.parametrize(
     ("num_channels", "length", "topk", "too_coarse"),
     [
-        (300, 20, None, ()),
+        (300, 12, None, ()),
         (300, 40, None, ("avx512_vnni",)),
         (300, 80, None, ("avx512_bf16", "avx512_vnni", "amx")),
         (100, 20, 2, ("avx512_vnni",)),
@@ -293,9 +293,9 @@ def test_long_codes_leave_no_rows_of_the_others(num_channels, length, topk, too_
     """Bounds are of the longest code: a row has most others in reach, but not any more when it has met its own."""
     from soho_fast import _C
 
-    noise, codebook = _random(200, 3000, num_channels)
+    noise, codebook = _random(150, 2600, num_channels)
     codebook[::20] *= length
-    features = codebook[torch.arange(200) * 10 + 1005] + noise / 2
+    features = codebook[torch.arange(150) * 10 + 1005] + noise / 2
     expected = exact_lookup(features, codebook, topk=topk)[0]
 
     def left(backend):
