@@ -384,6 +384,9 @@ void test_random_problem(unsigned seed) {
     for (const int64_t group = draw(0, num_groups - 1); i < end; ++i) fill(features, i, group);
   }
   compare(features, codebook, num_rows, num_codes, num_channels);
+  const int64_t num_few = std::min<int64_t>(num_rows, 1 + seed % 4);  // up to three take a way of their own
+  features.resize(num_few * num_channels);
+  compare(features, codebook, num_few, num_codes, num_channels);
 }
 
 // The topk nearest codes of every level, by all of its passes and with the cheap ones left out.

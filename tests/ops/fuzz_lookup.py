@@ -5,6 +5,7 @@
 Draws problems of random kind, shape and type until the rows are used up, each looked up by one metric after the other
 in turn, a quarter of them with topk, and prints for each kind and level how many rows differed, which share
 low-dimensional pruning decided, which was compared in float64, and which the first full pass left to a more exact one.
+Where one code is asked for, the first rows are looked up once more in a prepared codebook, one to three a call.
 Two problems in three come with a subspace, a good, stale or wrong one, and half of those with a warm start. One batch
 in 20 is checked against the plain-torch reference as well. Exits with 1 where a row differed.
 
@@ -22,6 +23,7 @@ from torch import Tensor
 from soho_fast import _C, ops
 
 TYPES = (torch.float32, torch.float32, torch.bfloat16, torch.float16)
+_FEW = 30  # rows that are looked up by few in a call
 ELEMENTS = 1 << 25  # N x K x C of one problem at most
 SIZES = (
     (48, 20),
@@ -201,6 +203,11 @@ def main() -> int:
             for name, value in _C.lookup_totals().items():
                 totals[kind, level][name] += value - before[name]
             totals[kind, level]["different"] += int(different.sum())
+            if topk is None:
+                prepared, num_rows = ops.prepare_codebook(codebook, metric=metric), int(torch.randint(1, 4, ()))
+                few = [ops.codebook_lookup(rows, prepared, metric=metric) for rows in features[:_FEW].split(num_rows)]
+                different = _rows_that_differ(torch.cat(few), expected[:_FEW])
+                totals[kind, level]["different"] += int(different.sum())
         left -= features.shape[0]
         batch += 1
     ops.set_cpu_level(None)

@@ -44,6 +44,29 @@ def test_both_ways_give_the_same(pair, metric, asked):
     assert torch.equal(ops.codebook_lookup(row, prepared, metric=metric), expected)
 
 
+@pytest.mark.parametrize("num_rows", [1, 2, 3, 4])
+@pytest.mark.parametrize(("num_codes", "num_channels"), [(7, 3), (600, 20), (2100, 70), (8192, 33), (8195, 5)])
+def test_few_rows_are_decided_as_among_many(num_codes, num_channels, num_rows, at_every_level):
+    generator = torch.Generator().manual_seed(num_codes)
+    codebook = torch.randn(num_codes, num_channels, generator=generator)
+    codebook[num_codes // 2] = codebook[-1]  # a tie: the lower index is right
+    nearest = torch.randint(num_codes, (24,), generator=generator)
+    nearest[::5] = num_codes - 1
+    away = 0.1 * torch.randn(24, num_channels, generator=generator)
+    away[::5] = 0
+    rows = codebook[nearest] + away
+    rows[::7] = (codebook[3] + codebook[4]) / 2
+    rows[1::7] = codebook.mean(0)  # all scores are below 0
+    rows[9] = torch.nan
+    expected = ops.codebook_lookup(rows, codebook, backend="reference")
+
+    def few_at_a_time(backend):
+        prepared = ops.prepare_codebook(codebook)
+        return torch.cat([ops.codebook_lookup(few, prepared, backend=backend) for few in rows.split(num_rows)])
+
+    assert torch.equal(at_every_level(few_at_a_time), expected)
+
+
 def test_a_gradient_is_not_recorded_and_the_features_keep_theirs(pair, asked):
     row, codebook = pair
     row.requires_grad_()

@@ -65,6 +65,10 @@ struct KernelAmx {
     _tile_stored(3, out + 16 * out_length + 16, out_bytes);
   }
 
+  static void look(const float* row, const ScreenedCodes& screened, int64_t group, float* out) {
+    KernelAvx512<DotBFloat16>::look(row, screened, group, out);  // the panel lies alike
+  }
+
   static void add(Candidates& list, float& threshold, const float* scores, int32_t first_position) {
     add_candidates(list, threshold, scores, first_position);
   }
@@ -81,7 +85,8 @@ struct KernelAmx {
 }  // namespace
 
 LookupCounts screen_amx(const CodebookLookupArgs& args, const ScreenedCodes& screened, int64_t begin, int64_t end) {
-  if (args.topk == 1 && screened.num_distinct <= (args.num_channels < 32 ? kFewShortCodes : kFewLongCodes))
+  if (args.topk == 1 && (screened.num_distinct <= (args.num_channels < 32 ? kFewShortCodes : kFewLongCodes) ||
+                         are_few_rows(screened, end - begin)))
     return screen_few_codes<KernelAmx>(args, screened, begin, end);
   return screen_rows<KernelAmx>(args, screened, begin, end);
 }

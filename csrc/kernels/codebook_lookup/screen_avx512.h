@@ -350,7 +350,8 @@ template <class Dot, int64_t few_steps, int64_t few_long_codes>
 LookupCounts screen_by(const CodebookLookupArgs& args, const ScreenedCodes& screened, int64_t begin, int64_t end) {
   using Kernel = KernelAvx512<Dot>;
   const bool has_few_steps = screened.num_steps <= few_steps;
-  if (args.topk == 1 && screened.num_distinct <= (has_few_steps ? kFewShortCodes : few_long_codes))
+  if (args.topk == 1 && (screened.num_distinct <= (has_few_steps ? kFewShortCodes : few_long_codes) ||
+                         are_few_rows(screened, end - begin)))
     return screen_few_codes<Kernel>(args, screened, begin, end);
   return args.topk == 1 && has_few_steps ? screen_groups<Kernel>(args, screened, begin, end)
                                          : screen_rows<Kernel>(args, screened, begin, end);

@@ -5,7 +5,8 @@
 // Included by each AVX-512 level and compiled with its flags; see exact_distance.h. A Kernel provides, beside what
 // screen.h asks for,
 //   static void scores(rows, row_length, screened, group, out, out_length)   of a tile; at padding -inf
-//   static void add(list, threshold, scores, first_position)                 as in screen_groups.h
+//   static void look(row, screened, group, out)                              as in screen_groups.h
+//   static void add(list, threshold, scores, first_position)                 as there
 #pragma once
 
 #include "kernels/codebook_lookup/screen_groups.h"
@@ -15,6 +16,14 @@ namespace {
 
 constexpr int64_t kFewShortCodes = 512;  // of so few channels that screen_groups.h is the other way
 constexpr int64_t kFewLongCodes = 2048;  // where computing scores is cheap beside listing them
+
+// So few rows are looked at one by one, since a tile of one takes as long as a whole one.
+constexpr int64_t kFewRows = 3;
+constexpr int64_t kCodesOfFewRows = 8192;
+
+inline bool are_few_rows(const ScreenedCodes& screened, int64_t num_rows) {
+  return num_rows <= kFewRows && screened.num_distinct <= kCodesOfFewRows;
+}
 
 // Twice the error bound of 16 rows; NaN where a row cannot be screened.
 inline __m512 windows_of(const ScoreBound& bound, const float* squares, const float* rounding_squares) {
@@ -27,6 +36,15 @@ inline __m512 windows_of(const ScoreBound& bound, const float* squares, const fl
   const __mmask16 finite =
       _mm512_cmp_ps_mask(square, infinity, _CMP_LT_OQ) & _mm512_cmp_ps_mask(lost, infinity, _CMP_LT_OQ);
   return _mm512_mask_blend_ps(finite, _mm512_set1_ps(std::numeric_limits<float>::quiet_NaN()), window);
+}
+
+// The largest of each row's scores in each lane.
+template <int num_rows>
+void largest_of_lanes(const float* scores, int64_t length, int64_t num_vectors, __m512* best) {
+  for (int r = 0; r < num_rows; ++r) best[r] = _mm512_load_ps(scores + r * length);
+  for (int64_t v = 1; v < num_vectors; ++v) {
+    for (int r = 0; r < num_rows; ++r) best[r] = _mm512_max_ps(best[r], _mm512_load_ps(scores + r * length + 16 * v));
+  }
 }
 
 template <class Kernel>
@@ -43,8 +61,10 @@ LookupCounts screen_few_codes(const CodebookLookupArgs& args, const ScreenedCode
   const int64_t num_vectors = (screened.num_distinct + 15) / 16;
   // Scores of the rows begin off the strides that map all of them to a few cache sets.
   const int64_t length = (screened.num_distinct + 63) / 64 * 64 + 16;
+  static_assert(kFewRows * (kCodesOfFewRows + 16) <= 16 * (kFewLongCodes + 16));
   alignas(64) float scores[16 * kBlocks * (kFewLongCodes + 16)];  // at most 264 KB; the heap's pages would be new ones
-  for (int64_t r = 0; r < 16 * kBlocks; ++r)                      // what no tile writes: padding
+  const int64_t num_used = end - begin <= kFewRows ? end - begin : 16 * kBlocks;
+  for (int64_t r = 0; r < num_used; ++r)  // what no tile writes: padding
     std::fill(scores + r * length + (r < kRows ? screened.num_distinct / Kernel::kCodes * Kernel::kCodes : 0),
               scores + (r + 1) * length, -kInfinity);
   alignas(64) float limits[16 * kBlocks], square[16 * kBlocks] = {}, lost[16 * kBlocks] = {};
@@ -56,14 +76,21 @@ LookupCounts screen_few_codes(const CodebookLookupArgs& args, const ScreenedCode
       square[r] = lengths.square;
       lost[r] = lengths.rounding_square;
     }
-    for (int64_t group = 0; group < screened.num_groups; ++group)
-      Kernel::scores(panel.words, panel.row_length, screened, group, scores + group * Kernel::kCodes, length);
-    for (int64_t block = 0; block < 16 * kBlocks; block += 16) {
-      __m512 best[16];
-      for (int r = 0; r < 16; ++r) best[r] = _mm512_load_ps(scores + (block + r) * length);
-      for (int64_t v = 1; v < num_vectors; ++v) {
-        for (int r = 0; r < 16; ++r)
-          best[r] = _mm512_max_ps(best[r], _mm512_load_ps(scores + (block + r) * length + 16 * v));
+    const bool are_few = num_rows <= kFewRows;
+    for (int64_t group = 0; group < screened.num_groups; ++group) {
+      float* out = scores + group * Kernel::kCodes;
+      if (are_few) {
+        for (int64_t r = 0; r < num_rows; ++r) Kernel::look(panel.row(r), screened, group, out + r * length);
+      } else {
+        Kernel::scores(panel.words, panel.row_length, screened, group, out, length);
+      }
+    }
+    for (int64_t block = 0; block < (are_few ? 1 : 16 * kBlocks); block += 16) {
+      __m512 best[16] = {};
+      if (are_few) {
+        for (int64_t r = 0; r < num_rows; ++r) largest_of_lanes<1>(scores + r * length, length, num_vectors, best + r);
+      } else {
+        largest_of_lanes<16>(scores + block * length, length, num_vectors, best);
       }
       const __m512 window = windows_of(comparison.bound, square + block, lost + block);
       _mm512_store_ps(limits + block, _mm512_sub_ps(largest_of_each(best), window));
@@ -71,7 +98,7 @@ LookupCounts screen_few_codes(const CodebookLookupArgs& args, const ScreenedCode
     int64_t num_left = 0;  // pairs
     for (int64_t r = 0; r < num_rows; ++r) {
       const __m512 limit = _mm512_set1_ps(limits[r]);
-      uint64_t hits[kFewLongCodes / 64];
+      uint64_t hits[kCodesOfFewRows / 64];
       int64_t num_hits = 0, last_hit = 0;
       for (int64_t word = 0; 64 * word < screened.num_distinct; ++word) {
         hits[word] = 0;
