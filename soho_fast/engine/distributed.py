@@ -1,6 +1,8 @@
 """Processes that train together: start-up (process group, device, precision, DeepSpeed's configuration, by where the
 training runs), the statistics that they share, and whether all that they train is still finite."""
 
+import contextlib
+import ctypes
 import errno
 import logging
 import os
@@ -10,7 +12,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from datetime import timedelta
 from typing import IO, Any
 
@@ -37,6 +38,17 @@ _PATIENCE = timedelta(minutes=10)
 # What the store has in the place of the heartbeat's file when all have come.
 _MET = "all have met"
 _LETTING_GO = 0.2  # seconds
+# Of glibc's mallopt: how many blocks are mapped by themselves, and how much free memory the heap may end with.
+_MOST_MAPPED, _MOST_FREE = (-4, 0), (-1, 1 << 30)
+
+
+def _keep_freed_memory() -> None:
+    """glibc hands large blocks back to the system when they are freed, and the next step's are then new pages that are
+    filled with zeros: a quarter of the time of recipe `own` in batches of 128. Another C library is left as it is."""
+    if not any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ):
+        with contextlib.suppress(AttributeError, OSError, TypeError):
+            for parameter, value in (_MOST_MAPPED, _MOST_FREE):
+                ctypes.CDLL(None).mallopt(parameter, value)
 
 
 def start_processes(threads: int = 0, timeout: float = 0) -> Processes:
@@ -74,6 +86,8 @@ def start_processes(threads: int = 0, timeout: float = 0) -> Processes:
         )
     local_world = environment_number("LOCAL_SIZE", environment_number("LOCAL_WORLD_SIZE", 1))
     on_cpu = accelerator.device_name() == "cpu"
+    if on_cpu:
+        _keep_freed_memory()
     if threads:
         torch.set_num_threads(threads)
     elif on_cpu and "OMP_NUM_THREADS" not in os.environ:
@@ -214,7 +228,7 @@ def _choose_port() -> None:
         probe.bind(("", port))
 
 
-@contextmanager
+@contextlib.contextmanager
 def _told_if_taken(port: int) -> Iterator[None]:
     try:
         yield

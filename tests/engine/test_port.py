@@ -243,3 +243,24 @@ def test_what_training_cannot_run_under_is_one_line(options, environment, told, 
     )  # fmt: skip
     (line,) = done.stderr.splitlines()
     assert done.returncode == 2 and line.startswith(told), line
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc alone maps memory anew")
+@pytest.mark.parametrize("given", [{}, {"MALLOC_MMAP_THRESHOLD_": "131072"}])
+def test_memory_of_a_step_is_kept_for_the_next_unless_the_environment_says_how(given):
+    code = """
+import resource, torch
+from soho_fast.engine.distributed import start_processes
+start_processes(1)
+def fault():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    [torch.empty(1 << 24).fill_(1) for _ in range(3)]  # 64 MB each
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+print(min([fault() for _ in range(16)][1:]))  # the heap settles after some
+"""
+    alone = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=alone | given, capture_output=True, text=True, timeout=120, check=True
+    )
+    fewest = int(done.stdout.splitlines()[-1])
+    assert (fewest < 1000) == (not given), fewest  # new pages are 49,152 of 4 KB
