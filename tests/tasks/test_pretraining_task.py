@@ -351,6 +351,20 @@ def test_visual_tokens_are_masked_from_an_epoch_on(data):
     assert states == [(True, False, alone), (False, False, whole), (False, False, whole), (False, True, "")]
 
 
+def test_without_a_dictionary_all_texts_have_masked_words(data):
+    """No visual token is masked there, so no text is to go without its masked words or its question of matching."""
+    data.mvm_probability, data.conditional_masking, data.mvm_from_epoch = 0.5, True, 2
+    data.masking = replace(data.masking, probability=1.0)
+    for use_dictionary in (True, False):
+        config = SMALL | {"use_dictionary": use_dictionary, "mvm_margin": 1}
+        task = PretrainingTask(data, 3, PretrainingModel(config=config))
+        samples = task.training_data()
+        samples.set_epoch(2)
+        batch = task.collate([samples[i] for i in range(len(samples))])
+        masked_P = (batch["mlm_labels"] != -100).any(1)[batch["itm_labels"] == 1]
+        assert ("mask_pairs" in batch) == use_dictionary and bool(masked_P.all()) != use_dictionary
+
+
 def test_settings_from_a_command_line_and_yaml(data, tmp_path):
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(PretrainingData, "data")
