@@ -131,6 +131,27 @@ def test_lfq():
     assert lfq(torch.ones(63))[0] == 2**63 - 1 and lfq_codes(torch.tensor(2**63 - 1), 63).min() == 1
 
 
+@pytest.mark.parametrize("num_channels", [1, 9, 24, 25, 52, 53, 63])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_an_index_of_lfq_has_all_its_bits(num_channels, dtype):
+    features = torch.randn(50, num_channels).to(dtype)
+    features[-1] = 1
+    expected = [int("".join("01"[x > 0] for x in row), 2) for row in features.tolist()]
+    assert lfq(features)[0].tolist() == expected
+    with torch.autocast("cpu", torch.bfloat16):
+        assert lfq(features)[0].tolist() == expected
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("call", [lambda x: fsq(x, [8, 5, 5])[1], lambda x: lfq(x)[1]])
+def test_a_feature_that_is_not_finite_has_no_gradient(call, wrong):
+    features = torch.randn(4, 3)
+    features[1, 2] = wrong
+    features.requires_grad_()
+    grad = torch.autograd.grad(call(features), features, torch.ones(4, 3))[0]
+    assert grad[1, 2] == 0 and (grad != 0).sum() == 11
+
+
 def test_no_value_of_fsq_is_divided_by_a_number():
     """A GPU multiplies by the number's reciprocal, rounded: 3 / 7 would have other bits than on a CPU."""
     numbers = []
