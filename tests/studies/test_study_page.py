@@ -264,6 +264,31 @@ def test_what_other_pages_say_of_the_dictionary_is_of_its_rows():
     )
 
 
+def test_what_is_said_of_the_demos_run_is_of_its_rows():
+    study, rows = read_study(find_study("demo")), _rows("demo")
+    cells, _ = rows_by_cell("demo", runs_of(study), rows)
+    of = {each.metric: each for each in compare(study, cells) if not each.declared}
+    assert [name for name, each in of.items() if each.verdict not in ("none",)] == ["mlm_loss"]
+    for name, label in study.stages["pretraining"].metrics.items():
+        if name not in of:  # `none` has no codes to predict
+            continue
+        one, unit, places = of[name], 1 if "nats" in label else 100, 2 if "nats" in label else 1
+        base, mean, low, high = (f"{unit * each:.{places}f}" for each in (one.base, one.mean, one.low, one.high))
+        told = f"| {label} | {base} | {'' if one.mean < 0 else '+'}{mean} ({low} to {high}) |"
+        assert told in TEXT, told
+    loss = {
+        condition: fmean(row["metrics"]["mlm_loss"] for row in rows if row["condition"] == condition)
+        for condition in ("none", "gate")
+    }
+    told = f"{loss['gate']:.2f} for {loss['none']:.2f} nats"
+    assert told in TEXT and told in " ".join((ROOT / "docs/paper_dictionary.md").read_text().split())
+    codes = [
+        100 * row["metrics"][name] for name in ("mvm", "mvm_shuffled") for row in rows if row["condition"] == "gate"
+    ]
+    assert f"{min(codes[:6]):.0f} to {max(codes[:6]):.0f} % of the masked visual tokens" in " ".join(TEXT.split())
+    assert f"{min(codes[6:]):.0f} to {max(codes[6:]):.0f} % with a shuffled caption" in " ".join(TEXT.split())
+
+
 def test_what_was_seen_afterwards_of_the_dictionary_is_of_its_rows():
     study = read_study(find_study("dictionary"))
     cells, _ = rows_by_cell("dictionary", runs_of(study), _rows("dictionary"))
