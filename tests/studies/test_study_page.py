@@ -8,6 +8,7 @@ from dataclasses import replace
 from itertools import pairwise
 from statistics import fmean
 
+from scipy.special import logit
 from scipy.stats import ttest_1samp
 
 from benchmarks.studies_page import PAGES, RESULTS, ROOT, rendered
@@ -287,6 +288,26 @@ def test_what_is_said_of_the_demos_run_is_of_its_rows():
     ]
     assert f"{min(codes[:6]):.0f} to {max(codes[:6]):.0f} % of the masked visual tokens" in " ".join(TEXT.split())
     assert f"{min(codes[6:]):.0f} to {max(codes[6:]):.0f} % with a shuffled caption" in " ".join(TEXT.split())
+
+
+def test_what_is_said_of_scenes_unlike_those_of_training_is_of_its_rows():
+    with (RESULTS / "demo-unseen.csv").open(newline="") as file:
+        rows = {(row["scenes"], row["condition"], int(row["seed"])): row for row in csv.DictReader(file)}
+    shares = [name.partition("/")[2] for name in read_study(find_study("demo")).composite]
+    composite, chance, loss = [], [], []
+    for scenes in ("styles", "rough"):
+        pairs = [(rows[scenes, "gate", seed], rows[scenes, "none", seed]) for seed in range(6)]
+        found = [
+            fmean(float(logit(float(one[name])) - logit(float(two[name]))) for name in shares) for one, two in pairs
+        ]
+        composite.append(f"{-fmean(found):.2f}")
+        chance.append(f"{turn_signs([found], [SEEDS[:6]])[0][2]:.2f}")
+        larger = [float(one["mlm_loss"]) - float(two["mlm_loss"]) for one, two in pairs]
+        assert min(larger) > 0
+        loss.append(f"{fmean(larger):.2f}")
+    text = " ".join(TEXT.split())
+    assert f"lower by {' and '.join(composite)} logits, by chance (p = {' and '.join(chance)})" in text
+    assert f"in each of the six seeds, by {' and '.join(loss)} nats" in text
 
 
 def test_what_was_seen_afterwards_of_the_dictionary_is_of_its_rows():
