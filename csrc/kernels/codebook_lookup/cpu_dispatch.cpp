@@ -12,7 +12,7 @@ constexpr int64_t kChannelsSifted = 512;  // in int8, from here on
 // To round a row takes as long as to compare it with so few codes, or so few numbers of codes.
 constexpr int64_t kFewestRoundedFor = 64, kFewestNumbersRoundedFor = 2048;
 // Up to here int8, which rounds a row in two passes, saves less than bfloat16 decides.
-constexpr int64_t kMostCodesBf16 = 512, kMostNumbersBf16 = 1 << 15;
+constexpr int64_t kMostCodesBf16 = 512, kMostChannelsBf16 = 32;
 
 std::vector<LookupPass> euclidean_passes(CpuLevel level) {
   switch (level) {
@@ -122,10 +122,10 @@ CpuLevel lookup_level(int64_t num_codes, int64_t num_channels) {
   if (level < CpuLevel::kAvx512Vnni || cpu_level_forced()) return level;
   const bool few_codes = num_codes <= kFewestRoundedFor;
   if (level == CpuLevel::kAmx) return num_channels <= 8 || (few_codes && num_channels < 64) ? CpuLevel::kAvx512 : level;
-  const int64_t numbers = num_codes * num_channels;
   const bool has_bf16 = cpu_level_available(CpuLevel::kAvx512Bf16);
-  if (num_channels <= 4 || (few_codes && (!has_bf16 || numbers < kFewestNumbersRoundedFor))) return CpuLevel::kAvx512;
-  const bool is_small = num_codes <= kMostCodesBf16 && numbers <= kMostNumbersBf16;
+  if (num_channels <= 4 || (few_codes && (!has_bf16 || num_codes * num_channels < kFewestNumbersRoundedFor)))
+    return CpuLevel::kAvx512;
+  const bool is_small = num_codes <= kMostCodesBf16 && num_channels <= kMostChannelsBf16;
   return has_bf16 && (num_channels <= 8 || few_codes || is_small) ? CpuLevel::kAvx512Bf16 : level;
 }
 
