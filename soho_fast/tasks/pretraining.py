@@ -226,7 +226,6 @@ class PretrainingTask(BaseTask):
         self.say_fit(FlatTexts(training.texts))
         # Without a dictionary no visual token is masked: all texts have their masked words and are asked to match.
         mvm_probability = self.data.mvm_probability if self.model_config.use_dictionary else 1.0
-        unmasks = self.data.conditional_masking and mvm_probability < 1
         dataset = PretrainingDataset(
             training,
             self.processor,
@@ -239,7 +238,7 @@ class PretrainingTask(BaseTask):
             masking=asdict(self.data.masking),
             predict_unmatched=self.model_config.losses_on == "all",
             mvm_probability=mvm_probability,
-            unmask_from_epoch=self.data.mvm_from_epoch if unmasks else None,
+            unmask_from_epoch=self.data.mvm_from_epoch if self.data.conditional_masking else None,
         )
         texts = f"{self.data.num_positive} positive and {self.data.num_negative} negative texts"
         if self.data.replace_probability:
