@@ -257,7 +257,7 @@ def _draw_place(size: float, held_out: bool, generator: random.Random) -> tuple[
             return x, y
 
 
-def _draw_objects(
+def draw_objects(
     names: list[str], held_out: bool, generator: random.Random, options: CorpusOptions
 ) -> tuple[SceneObject, ...]:
     scale, nearness, turn = options.object_scale, 0.48 * (1 - options.overlap), options.max_rotation
@@ -326,7 +326,7 @@ def describe_scenes(
             num_objects = generator.choices(list(shares), list(shares.values()))[0]
             names = _draw_names(num_objects, held_out, seed, deck, generator, options.held_out_pair_share)
             background = _draw_background(names, held_out, colour_deck, generator, options)
-            objects = _draw_objects(names, held_out, generator, options)
+            objects = draw_objects(names, held_out, generator, options)
             scene = Scene(number, held_out, objects, background, new_styles=part == "styles")
             found[held_out].append(_restyled(scene, styles, looks, options))
     return found[False], found[True]
