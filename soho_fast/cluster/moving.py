@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from soho_fast import ops
-from soho_fast.cluster.lloyd import means, prepared_by
+from soho_fast.cluster.lloyd import means
 from soho_fast.cluster.processes import Processes
 from soho_fast.cluster.rows import Rows, uniform
 from soho_fast.cluster.statistics import exact_sum, totals_of
@@ -55,11 +55,16 @@ def moved(
     recent_K2 = moving.new_zeros(num_clusters, 2)
     for number in range(passes):
         for features_MC, weight_M in _batches(rows, of_pass, most, first, seed, number):
-            prepared = prepared_by(subspace, centers_KC)
-            label_M, squared_M = ops.codebook_lookup(features_MC, prepared, return_distance=True)
+            # Not prepared: a codebook for one batch is packed faster in the lookup.
+            within_CD = subspace.of(centers_KC)
+            may_split = num_clusters > 1 and 2 * (step + 1) <= num_steps
+            if may_split:
+                label_M, squared_M = ops.codebook_lookup(
+                    features_MC, centers_KC, subspace=within_CD, return_distance=True
+                )
+            else:
+                label_M = ops.codebook_lookup(features_MC, centers_KC, subspace=within_CD)
             total = processes.sum(totals_of(features_MC, label_M, weight_M, num_clusters))
-            # Distances as rows of one channel: columns are a cluster's inertia, its weight and its rows.
-            apart = processes.sum(totals_of(squared_M[:, None], label_M, weight_M, num_clusters))
             if step == 0:
                 # As if each centre had the same share of the first batch's weight, all of it where the centre is.
                 moving = torch.nn.functional.pad(centers_KC.double(), (0, 2), value=1)
@@ -67,13 +72,16 @@ def moved(
             moving.lerp_(total, first_rate * (0.5 + 0.5 * math.cos(math.pi * step / num_steps)))
             moving[:, -1] = total[:, -1]  # a centre without a row in the batch stays
             step += 1
-            # Over a whole pass it lags behind the centres, and photographs end 1.5 % higher.
-            recent_K2.lerp_(apart[:, :2], 1 / min(step, 2 * split_each))
             if number == passes - 1:
                 of_last_pass += total
-            if step % split_each == 0 and 2 * step <= num_steps and num_clusters > 1:
-                # What was added before belonged to another cluster.
-                of_last_pass[_split(moving, recent_K2, prepared, seed, step)] = 0
+            if may_split:
+                # Distances as rows of one channel: columns are a cluster's inertia, its weight and its rows.
+                apart = processes.sum(totals_of(squared_M[:, None], label_M, weight_M, num_clusters))
+                # Over a whole pass it lags behind the centres, and photographs end 1.5 % higher.
+                recent_K2.lerp_(apart[:, :2], 1 / min(step, 2 * split_each))
+                if step % split_each == 0:
+                    # What was added before belonged to another cluster.
+                    of_last_pass[_split(moving, recent_K2, centers_KC, within_CD, seed, step)] = 0
             centers_KC = means(moving, centers_KC, rows.unit)
         tell(f"pass {number + 1} of {passes}: {of_pass} batches")
     return means(of_last_pass, centers_KC, rows.unit), step
@@ -104,15 +112,17 @@ def _batches(
         # The parts of a row lie evenly on the circle of keys, and so mostly in different batches.
         key_R, weight_N = (key_R[row_R] + part_R) % 1, weight_N / times_N
     for row_M in row_R[key_R.argsort()].tensor_split(of_pass):
-        yield features_NC[row_M], None if weight_N is None else weight_N[row_M]
+        yield features_NC.index_select(0, row_M), None if weight_N is None else weight_N[row_M]
 
 
-def _split(moving: Tensor, recent_K2: Tensor, prepared: ops.PreparedCodebook, seed: int, step: int) -> Tensor:
+def _split(
+    moving: Tensor, recent_K2: Tensor, centers_KC: Tensor, within_CD: Tensor | None, seed: int, step: int
+) -> Tensor:
     """Each centre whose rows the nearest other centre could take at little cost moves to one half of the cluster with
     the largest inertia. Changes the moving totals (K, C + 2) and each cluster's inertia and weight in recent batches
-    (K, 2); returns the clusters that have changed."""
+    (K, 2); returns the clusters that have changed. `within_CD`: the subspace of the lookup."""
     inertia_K, weight_K = recent_K2.unbind(1)
-    near_K2, squared_K2 = ops.codebook_lookup(prepared.codebook, prepared, topk=2, return_distance=True)
+    near_K2, squared_K2 = ops.codebook_lookup(centers_KC, centers_KC, subspace=within_CD, topk=2, return_distance=True)
     is_itself_K = near_K2[:, 0] == torch.arange(len(near_K2), device=moving.device)
     # A centre that coincides with a lower one finds that one first, and itself perhaps second.
     near_K = torch.where(is_itself_K, near_K2[:, 1], near_K2[:, 0])

@@ -188,8 +188,11 @@ class Seeding:
         def weights(batch: Batch) -> Tensor:
             return batch.features.new_ones(len(batch.features), 1) if batch.weight is None else batch.weight[:, None]
 
-        # The key of the one more is the threshold that the others' keys lie below.
-        drawn = self._with_keys(number + 1)
+        if in_order and number >= self.num_rows:
+            drawn = [(math.inf, position) for position in range(self.num_rows)]  # nothing to draw
+        else:
+            # The key of the one more is the threshold that the others' keys lie below.
+            drawn = self._with_keys(number + 1)
         positions = [position for _, position in drawn[:number]]
         if in_order:
             positions.sort()
