@@ -268,21 +268,26 @@ def test_what_other_pages_say_of_the_dictionary_is_of_its_rows():
 def test_what_is_said_of_the_demos_run_is_of_its_rows():
     study, rows = read_study(find_study("demo")), _rows("demo")
     cells, _ = rows_by_cell("demo", runs_of(study), rows)
-    of = {each.metric: each for each in compare(study, cells) if not each.declared}
-    assert [name for name, each in of.items() if each.verdict not in ("none",)] == ["mlm_loss"]
+    explored = [each for each in compare(study, cells) if not each.declared]
+    of = {(each.condition, each.metric): each for each in explored}
+    assert [name for name, each in of.items() if each.verdict != "none"] == [("targets alone", "mlm_loss")]
     for name, label in study.stages["pretraining"].metrics.items():
-        if name not in of:  # `none` has no codes to predict
+        if ("gate", name) not in of:  # `none` has no codes to predict
             continue
-        one, unit, places = of[name], 1 if "nats" in label else 100, 2 if "nats" in label else 1
-        base, mean, low, high = (f"{unit * each:.{places}f}" for each in (one.base, one.mean, one.low, one.high))
-        told = f"| {label} | {base} | {'' if one.mean < 0 else '+'}{mean} ({low} to {high}) |"
+        unit, places = 1 if "nats" in label else 100, 2 if "nats" in label else 1
+        told = f"| {label} | {unit * of['gate', name].base:.{places}f} |"
+        for one in (of["gate", name], of["targets alone", name]):
+            mean, low, high = (f"{unit * each:.{places}f}" for each in (one.mean, one.low, one.high))
+            told += f" {'' if one.mean < 0 else '+'}{mean} ({low} to {high}) |"
         assert told in TEXT, told
-    loss = {
-        condition: fmean(row["metrics"]["mlm_loss"] for row in rows if row["condition"] == condition)
-        for condition in ("none", "gate")
-    }
-    told = f"{loss['gate']:.2f} for {loss['none']:.2f} nats"
-    assert told in TEXT and told in " ".join((ROOT / "docs/paper_dictionary.md").read_text().split())
+    assert all(min(of[name, "mlm_loss"].differences.values()) > 0 for name in ("gate", "targets alone"))
+    none, gate, alone = (
+        f"{fmean(row['metrics']['mlm_loss'] for row in rows if row['condition'] == condition):.2f}"
+        for condition in ("none", "gate", "targets alone")
+    )
+    told = f"with the gate {gate}, with targets alone {alone}, for {none} nats"
+    assert told in " ".join(TEXT.split())
+    assert f"{gate} for {none} nats" in " ".join((ROOT / "docs/paper_dictionary.md").read_text().split())
     codes = [
         100 * row["metrics"][name] for name in ("mvm", "mvm_shuffled") for row in rows if row["condition"] == "gate"
     ]
