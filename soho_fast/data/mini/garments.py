@@ -1,16 +1,20 @@
 """Scenes of few things and many pictures of each: ``python -m soho_fast.data.mini.garments data/garments``.
 
 Ten garments, of each thousands of pictures (Fashion-MNIST, Debian's package dataset-fashion-mnist), in colours and on
-backgrounds that no text names: what a code might leave out without a loss. Training scenes show each picture once at
-most. Held-out scenes show other pictures and are drawn four times: as those of training (split ``test``), with the
-garments' shades ``inverted``, ``noisy``, and as ``edges``. Study `garments` reads them.
+backgrounds that no text names: what a code might leave out without a loss. No picture comes again before all others of
+its garment were shown, so in 4,000 training scenes none does. Held-out scenes show other pictures and are drawn four
+times: as those of training (split ``test``), with the garments' shades ``inverted``, ``noisy``, and as ``edges``. Study
+`garments` reads them.
 """
 
 import gzip
+import itertools
 import json
+import math
 import os
 import random
 import sys
+import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,10 +24,10 @@ from PIL import Image, ImageFilter, ImageOps
 
 from soho_fast.common.command_line import Parser, exit_code
 from soho_fast.common.errors import print_line
-from soho_fast.common.files import new_folder
+from soho_fast.common.files import new_folder, read_json
 from soho_fast.data.tokenizer import build_vocabulary, write_tokenizer
 
-from .captions import RELATION_WORDS, counted, join, relation
+from .captions import OPPOSITE, RELATION_WORDS, counted, join, relation
 from .drawing import draw_background
 from .options import CorpusOptions
 from .scenes import NUM_OBJECTS_SHARE, Background, SceneObject, draw_objects
@@ -34,7 +38,7 @@ INSTALL = "apt-get install --no-install-recommends dataset-fashion-mnist"
 #: By label: what the texts say of one, and of several.
 NAMES = (
     ("top", "tops"),
-    ("pair of trousers", "pairs of trousers"),
+    ("trouser", "trousers"),
     ("pullover", "pullovers"),
     ("dress", "dresses"),
     ("coat", "coats"),
@@ -49,7 +53,7 @@ RENDERINGS = ("test", "inverted", "noisy", "edges")
 """The held-out splits, all of the same scenes."""
 
 _SIDE, _PICTURE_SIDE = 128, 28
-# Of 255: below it is Fashion-MNIST's black ground, and from four times that on a garment hides what lies behind it.
+# Of 255: darker pixels are Fashion-MNIST's ground, or dark parts of a garment, and show what lies behind.
 _GROUND = 16
 _NOISE = 0.15
 _CREDIT = [
@@ -68,20 +72,34 @@ def read_pictures(part: str) -> dict[str, list[np.ndarray]]:
         FileNotFoundError: the package is not installed; the message says how it is.
         ValueError: a file is not as Fashion-MNIST's are.
     """
-    found = []
-    for kind, header in (("images-idx3", 16), ("labels-idx1", 8)):
-        path = FOLDER / f"{part}-{kind}-ubyte.gz"
-        if not path.is_file():
-            raise FileNotFoundError(f"{path} is not there; Debian's package of garments brings it: `{INSTALL}`")
-        found.append(np.frombuffer(gzip.decompress(path.read_bytes()), np.uint8, offset=header))
-    pixels, labels = found
-    if pixels.size != labels.size * _PICTURE_SIDE**2 or set(labels) != set(range(len(NAMES))):
+    pictures = _read_idx(FOLDER / f"{part}-images-idx3-ubyte.gz", (_PICTURE_SIDE, _PICTURE_SIDE))
+    path = FOLDER / f"{part}-labels-idx1-ubyte.gz"
+    labels = _read_idx(path, ())
+    if len(labels) != len(pictures) or set(labels.tolist()) != set(range(len(NAMES))):
         raise ValueError(
-            f"{FOLDER}/{part}-*: {pixels.size} pixels and {labels.size} labels up to {max(labels)}; expected "
-            f"{_PICTURE_SIDE} x {_PICTURE_SIDE} pixels a label, and labels 0 to {len(NAMES) - 1}"
+            f"{path}: expected {len(pictures)} labels, each of 0 to {len(NAMES) - 1} among them, got {len(labels)} "
+            f"labels: {', '.join(map(str, np.unique(labels)))}"
         )
-    pictures = pixels.reshape(-1, _PICTURE_SIDE, _PICTURE_SIDE)
     return {name: list(pictures[labels == label]) for label, (name, _) in enumerate(NAMES)}
+
+
+def _read_idx(path: Path, shape: tuple[int, ...]) -> np.ndarray:
+    """uint8 [N, *shape], of a file in MNIST's format: 0, 0, 8 (bytes), the number of dimensions, their sizes."""
+    expected = f"a file of MNIST's format, N x {' x '.join(map(str, shape)) or 1} bytes"
+    try:
+        content = gzip.decompress(path.read_bytes())
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path} is not there; Debian's package of garments brings it: `{INSTALL}`") from None
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"{path}: expected {expected}, got one that can't be read ({error})") from None
+    begin = 8 + 4 * len(shape)
+    number = int.from_bytes(content[4:8], "big")
+    head = bytes([0, 0, 8, 1 + len(shape)]) + b"".join(size.to_bytes(4, "big") for size in (number, *shape))
+    if content[:begin] != head or len(content) != begin + number * math.prod(shape):
+        raise ValueError(
+            f"{path}: expected {expected}, got {len(content)} bytes that begin with {content[:begin].hex()}"
+        )
+    return np.frombuffer(content, np.uint8, offset=begin).reshape(number, *shape)
 
 
 def _captions(objects: Sequence[SceneObject], generator: random.Random) -> list[str]:
@@ -92,19 +110,18 @@ def _captions(objects: Sequence[SceneObject], generator: random.Random) -> list[
         names = generator.sample(sorted(counts), len(counts))
         return join([counted(counts[name], name, _PLURALS[name]) for name in names])
 
-    sentences = [f"{start}{all_of_them()}" for start in ("", "a picture of ", "this shows ")]
+    def stands(one: SceneObject, where: str, other: SceneObject) -> str:
+        return f"{counted(1, one.name)} {RELATION_WORDS[where]} {counted(1, other.name)}"
+
     single = [item for item in objects if counts[item.name] == 1]
-    pairs = [
-        (one, other, where)
-        for one in single
-        for other in single
-        if one is not other and (where := relation(one, other)) is not None
-    ]
-    for one, other, where in generator.choices(pairs, k=2) if pairs else ():
-        sentences.append(f"{counted(1, one.name)} {RELATION_WORDS[where]} {counted(1, other.name)}")
-    while len(sentences) < 5:
-        sentences.append(f"here one sees {all_of_them()}")
-    return sentences
+    pairs = [(one, relation(one, other), other) for one, other in itertools.combinations(single, 2)]
+    known = [(one, where, other) for one, where, other in pairs if where is not None]
+    said = [stands(*each) for each in generator.sample(known, min(2, len(known)))]
+    if len(known) == 1:
+        one, where, other = known[0]
+        said.append(stands(other, OPPOSITE[where], one))
+    starts = ("", "a picture of ", "this shows ", "here we see ", "there we have ")
+    return [start + all_of_them() for start in starts[: 5 - len(said)]] + said
 
 
 def _cutout(picture: np.ndarray, rendering: str, tint: Sequence[float], pixels: int) -> Image.Image:
@@ -114,7 +131,9 @@ def _cutout(picture: np.ndarray, rendering: str, tint: Sequence[float], pixels: 
     if rendering == "inverted":
         grey = ImageOps.invert(grey)
     elif rendering == "edges":
-        grey = ImageOps.autocontrast(grey.filter(ImageFilter.FIND_EDGES))
+        # The filter leaves out an image's own edge, which most garments touch.
+        edges = ImageOps.expand(grey, 1).filter(ImageFilter.FIND_EDGES)
+        grey = ImageOps.autocontrast(ImageOps.crop(edges, 1))
     bands = [grey.point(lambda value, factor=factor: int(value * factor)) for factor in tint]
     return Image.merge("RGBA", [*bands, alpha])
 
@@ -123,7 +142,7 @@ def _scenes(
     number: int, pictures: dict[str, list[np.ndarray]], renderings: Sequence[str], generator: random.Random
 ) -> Iterator[tuple[list[str], list[Image.Image]]]:
     """Scenes with their captions, each in all renderings; of each garment a picture comes again after all others."""
-    unused = {name: generator.sample(range(len(of_name)), len(of_name)) for name, of_name in pictures.items()}
+    unused: dict[str, list[int]] = {name: [] for name in pictures}
     for _ in range(number):
         num_objects = generator.choices([1, 2, 3, 4], [NUM_OBJECTS_SHARE[count] for count in (1, 2, 3, 4)])[0]
         names = generator.choices(list(pictures), k=num_objects)
@@ -132,8 +151,9 @@ def _scenes(
         ground = draw_background(Background(shades=tuple(shades), direction=generator.uniform(0, 360)), _SIDE)
         shown = []
         for item in objects:
-            picture = pictures[item.name][unused[item.name].pop()]
-            unused[item.name] = unused[item.name] or list(range(len(pictures[item.name])))
+            of_name = pictures[item.name]
+            unused[item.name] = unused[item.name] or generator.sample(range(len(of_name)), len(of_name))
+            picture = of_name[unused[item.name].pop()]
             shown.append((item, picture, [generator.uniform(0.4, 1.0) for _ in "RGB"]))
         noise = np.random.default_rng(generator.getrandbits(32)).normal(0, 255 * _NOISE, (_SIDE, _SIDE, 3))
         images = []
@@ -150,7 +170,7 @@ def _scenes(
         yield _captions(objects, generator), images
 
 
-def make_garments(folder: str | os.PathLike[str], num_train: int = 2000, num_heldout: int = 300, seed: int = 0) -> Path:
+def make_garments(folder: str | os.PathLike[str], num_train: int = 4000, num_heldout: int = 300, seed: int = 0) -> Path:
     """Write the scenes, or keep them where they are.
 
     Args:
@@ -163,23 +183,30 @@ def make_garments(folder: str | os.PathLike[str], num_train: int = 2000, num_hel
 
     Raises:
         FileNotFoundError: Debian's package is not installed.
-        ValueError: the folder holds something else, or the package's files are damaged.
+        ValueError: a number below 1, a folder that holds something else, or a damaged file of the package.
     """
+    if min(num_train, num_heldout) < 1:
+        raise ValueError(f"num_train, num_heldout: expected 1 or more of each, got {num_train} and {num_heldout}")
     out = Path(folder)
     about = {"kind": "garments", "num_train": num_train, "num_heldout": num_heldout, "seed": seed}
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        manifest = out / "garments.json"
-        if not manifest.is_file() or json.loads(manifest.read_text(encoding="utf-8")) != about:
+        try:
+            found = read_json(out / "garments.json")
+        except (OSError, ValueError):
+            found = None
+        if found != about:
             raise ValueError(f"{out} is there and does not hold these scenes ({about}); remove it, or rename it")
         print_line(f"garments: {out} is there and is kept")
         return out
     lines = []
+    parts = [("train", num_train, ("train",)), ("t10k", num_heldout, RENDERINGS)]
+    pictures = [read_pictures(part) for part, *_ in parts]
     with new_folder(out) as new:
-        for part, number, renderings in (("train", num_train, ("train",)), ("t10k", num_heldout, RENDERINGS)):
+        for (part, number, renderings), of_part in zip(parts, pictures, strict=True):
             generator = random.Random(f"garments-{seed}-{part}")
             for split in renderings:
                 (new / split).mkdir()
-            for scene, (captions, images) in enumerate(_scenes(number, read_pictures(part), renderings, generator)):
+            for scene, (captions, images) in enumerate(_scenes(number, of_part, renderings, generator)):
                 for split, image in zip(renderings, images, strict=True):
                     file = f"{split}/{scene:05d}.jpg"
                     image.save(new / file, "JPEG", quality=92, subsampling=0)
