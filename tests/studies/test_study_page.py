@@ -299,6 +299,12 @@ def test_what_is_said_of_the_demos_run_is_of_its_rows():
     assert f"{spans['gate', 'mvm_shuffled']} % with a shuffled caption" in page
     assert f"alone {spans['targets alone', 'mvm']} and {spans['targets alone', 'mvm_shuffled']} %" in page
     assert of["gate", "mlm_loss"].low < 0 < of["gate", "mlm_loss"].high
+    lost = {
+        name: [-each for each in of["one level", name].differences.values()] for name in ("mlm_content", "mlm_loss")
+    }
+    words, nats = [f"{100 * each:.0f}" for each in lost["mlm_content"]], [f"{-each:.2f}" for each in lost["mlm_loss"]]
+    told = f"Codes alone, of the {len(words)} seeds so far, lose {min(words, key=int)} to {max(words, key=int)} points"
+    assert f"{told} of masked content words, and {min(nats)} to {max(nats)} nats" in page
 
 
 def test_what_is_said_of_scenes_unlike_those_of_training_is_of_its_rows():
