@@ -190,53 +190,31 @@ def _sample_vmap(op: Any, info: Any, in_dims: tuple, index: Tensor, valid: Tenso
 
 
 def _own_tokens(masked_BLC: Tensor, labels_BL: Tensor, token_VC: Tensor) -> Tensor:
-    """Where each slice has a token of its own: that in the place of the first slice's."""
+    """The token of each slice in the place of the first one's, which the kernel has written everywhere."""
     token_BLC = token_VC.repeat_interleave(masked_BLC.shape[0] // token_VC.shape[0], 0).unsqueeze(1)
     return torch.where((labels_BL >= 0).unsqueeze(-1), token_BLC, masked_BLC)
 
 
-def _mask_vmap(
-    op: Any,
-    info: Any,
-    in_dims: tuple,
-    features: Tensor,
-    index: Tensor,
-    mask_token: Tensor,
-    target: Tensor,
-    valid: Tensor | None,
-) -> tuple:
-    of_token = in_dims[2]
+def _mapped(info: Any, in_dims: tuple, features: Tensor, index: Tensor, mask_token: Tensor, *others: Any) -> list:
+    """The token of each slice (V, C), and `_all_images` of the rest."""
     dims = (*in_dims[:2], *in_dims[3:])
-    images, index, target, valid = _all_images(info, dims, features, index, target, valid)
-    token_VC = mask_token.unsqueeze(0) if of_token is None else mask_token.movedim(of_token, 0)
+    return [in_front(info.batch_size, mask_token, in_dims[2]), *_all_images(info, dims, features, index, *others)]
+
+
+def _mask_vmap(op: Any, info: Any, in_dims: tuple, *inputs: Any) -> tuple:
+    token_VC, images, index, target, valid = _mapped(info, in_dims, *inputs)
     masked, labels = op(images, index, token_VC[0], target, valid)
-    if of_token is not None:
-        masked = _own_tokens(masked, labels, token_VC)
     shape = (info.batch_size, images.shape[0] // info.batch_size)
-    return (masked.unflatten(0, shape), labels.unflatten(0, shape)), (0, 0)
+    return (_own_tokens(masked, labels, token_VC).unflatten(0, shape), labels.unflatten(0, shape)), (0, 0)
 
 
-def _mask_inplace_vmap(
-    op: Any,
-    info: Any,
-    in_dims: tuple,
-    features: Tensor,
-    index: Tensor,
-    mask_token: Tensor,
-    target: Tensor,
-    valid: Tensor | None,
-) -> tuple:
-    of_features, of_token = in_dims[0], in_dims[2]
-    if of_features is None:
+def _mask_inplace_vmap(op: Any, info: Any, in_dims: tuple, features: Tensor, *others: Any) -> tuple:
+    if in_dims[0] is None:
         raise ValueError("features: expected to be mapped over to be masked in place, got one for all slices of a vmap")
-    slices = features.movedim(of_features, 0)
-    dims = (0, in_dims[1], *in_dims[3:])
-    images, index, target, valid = _all_images(info, dims, slices, index, target, valid)
-    token_VC = mask_token.unsqueeze(0) if of_token is None else mask_token.movedim(of_token, 0)
+    token_VC, images, index, target, valid = _mapped(info, in_dims, features, *others)
     labels = op(images, index, token_VC[0], target, valid)
-    if of_token is not None:
-        # The kernel has written the first slice's token everywhere.
-        images.copy_(_own_tokens(images, labels, token_VC))
+    images.copy_(_own_tokens(images, labels, token_VC))
+    slices = features.movedim(in_dims[0], 0)
     write_through(images, slices)
     mark_changed(features)
     return labels.unflatten(0, slices.shape[:2]), 0
