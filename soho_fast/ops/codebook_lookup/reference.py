@@ -192,7 +192,7 @@ def _nearest_rows(features_NC: Tensor, codebook_KC: Tensor, usable_K: Tensor, me
     if _screens(features_NC, codebook_KC):
         index_N, proved_N = _screened(features_NC, codebook_KC, usable_K, metric)
         rest_N = (~proved_N).nonzero()[:, 0]
-    for row_M in rest_N.split(chunk):
+    for row_M in rest_N.split(chunk) if len(rest_N) else ():  # torch makes a part of nothing too
         index_N[row_M] = _lookup_rows(features_NC[row_M], codebook_KC, usable_K, metric)
     return index_N
 
