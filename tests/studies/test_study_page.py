@@ -270,22 +270,24 @@ def test_what_is_said_of_the_demos_run_is_of_its_rows():
     cells, _ = rows_by_cell("demo", runs_of(study), rows)
     explored = [each for each in compare(study, cells) if not each.declared]
     of = {(each.condition, each.metric): each for each in explored}
-    assert [name for name, each in of.items() if each.verdict in ("helps", "hurts")] == [("targets alone", "mlm_loss")]
+    surely = {name for name, each in of.items() if each.verdict in ("helps", "hurts")}
+    alone = "one level"
+    assert surely == {("targets alone", "mlm_loss"), (alone, "mlm_loss"), (alone, "styles.mlm_loss")}
     for name, label in study.stages["pretraining"].metrics.items():
         if ("gate", name) not in of:  # `none` has no codes to predict
             continue
         unit, places = 1 if "nats" in label else 100, 2 if "nats" in label else 1
         told = f"| {label} | {unit * of['gate', name].base:.{places}f} |"
-        for one in (of["gate", name], of["targets alone", name]):
+        for one in (of["gate", name], of[alone, name], of["targets alone", name]):
             mean, low, high = (f"{unit * each:.{places}f}" for each in (one.mean, one.low, one.high))
             told += f" {'' if one.mean < 0 else '+'}{mean} ({low} to {high}) |"
         assert told in TEXT, told
     assert all(min(of[name, "mlm_loss"].differences.values()) > 0 for name in ("gate", "targets alone"))
-    none, gate, alone = (
+    none, gate, targets = (
         f"{fmean(row['metrics']['mlm_loss'] for row in rows if row['condition'] == condition):.2f}"
         for condition in ("none", "gate", "targets alone")
     )
-    told = f"with the gate {gate}, with targets alone {alone}, for {none} nats"
+    told = f"with the gate {gate}, with targets alone {targets}, for {none} nats"
     assert told in " ".join(TEXT.split())
     assert f"{gate} for {none} nats" in " ".join((ROOT / "docs/paper_dictionary.md").read_text().split())
     spans = {}
@@ -299,12 +301,16 @@ def test_what_is_said_of_the_demos_run_is_of_its_rows():
     assert f"{spans['gate', 'mvm_shuffled']} % with a shuffled caption" in page
     assert f"alone {spans['targets alone', 'mvm']} and {spans['targets alone', 'mvm_shuffled']} %" in page
     assert of["gate", "mlm_loss"].low < 0 < of["gate", "mlm_loss"].high
-    lost = {
-        name: [-each for each in of["one level", name].differences.values()] for name in ("mlm_content", "mlm_loss")
-    }
-    words, nats = [f"{100 * each:.0f}" for each in lost["mlm_content"]], [f"{-each:.2f}" for each in lost["mlm_loss"]]
-    told = f"Codes alone, of the {len(words)} seeds so far, lose {min(words, key=int)} to {max(words, key=int)} points"
-    assert f"{told} of masked content words, and {min(nats)} to {max(nats)} nats" in page
+    words, nats = (of[alone, name].differences.values() for name in ("mlm_content", "mlm_loss"))
+    declared = {each.condition: each for each in compare(study, cells) if each.declared}
+    composite = declared[alone].differences.values()
+    ahead = [one - other for one, other in zip(declared["gate"].differences.values(), composite, strict=True)]
+    assert max(*words, *composite) < 0 < min(*nats, *ahead)
+    assert f"six seeds: {-max(composite):.2f} to {-min(composite):.2f} logits of the composite and" in page
+    assert f"and {-100 * max(words):.0f} to {-100 * min(words):.0f} points of masked content words" in page
+    assert f"(p = {declared[alone].p:.3f}), among three comparisons it is not ({declared[alone].adjusted:.3f})" in page
+    assert f"by {min(nats):.2f} to {max(nats):.2f} nats, in the new style too" in page
+    assert f"in each seed, by {min(ahead):.2f} to {max(ahead):.2f} logits" in page
 
 
 def test_what_is_said_of_scenes_unlike_those_of_training_is_of_its_rows():
