@@ -5,9 +5,9 @@
 Draws problems of random kind, shape and type until the rows are used up, each looked up by one metric after the other
 in turn, a quarter of them with topk, and prints for each kind and level how many rows differed, which share
 low-dimensional pruning decided, which was compared in float64, and which the first full pass left to a more exact one.
-Where one code is asked for, the first rows are looked up once more in a prepared codebook, one to three a call.
-Two problems in three come with a subspace, a good, stale or wrong one, and half of those with a warm start. One batch
-in 20 is checked against the plain-torch reference as well. Exits with 1 where a row differed.
+Where one code is asked for, the first rows are looked up once more, one to six a call, in the codebook as it is and
+prepared. Two problems in three come with a subspace, a good, stale or wrong one, and half of those with a warm start.
+One batch in 20 is checked against the plain-torch reference as well. Exits with 1 where a row differed.
 
 Letters: N features, K codes, C channels, D dimensions of a subspace.
 """
@@ -204,10 +204,10 @@ def main() -> int:
                 totals[kind, level][name] += value - before[name]
             totals[kind, level]["different"] += int(different.sum())
             if topk is None:
-                prepared, num_rows = ops.prepare_codebook(codebook, metric=metric), int(torch.randint(1, 4, ()))
-                few = [ops.codebook_lookup(rows, prepared, metric=metric) for rows in features[:_FEW].split(num_rows)]
-                different = _rows_that_differ(torch.cat(few), expected[:_FEW])
-                totals[kind, level]["different"] += int(different.sum())
+                few = features[:_FEW].split(int(torch.randint(1, 7, ())))
+                for codes in (codebook, ops.prepare_codebook(codebook, metric=metric)):
+                    found = torch.cat([ops.codebook_lookup(rows, codes, metric=metric) for rows in few])
+                    totals[kind, level]["different"] += int(_rows_that_differ(found, expected[:_FEW]).sum())
         left -= features.shape[0]
         batch += 1
     ops.set_cpu_level(None)

@@ -61,6 +61,11 @@ inline void scan_few(const float* rows, int64_t num_rows, const float* codebook,
       for (int64_t k = 0; k < kFloatCodes; ++k)
         limit[r * kFloatCodes + k] = float_limit(near[r].smallest, num_channels);
     };
+    if (num_rows >= kFloatRows && num_channels >= kLongCode) {
+      // A tile reads codes side by side.
+      for (int64_t k = 0; k < kFloatCodes; ++k)
+        for (int64_t c = 0; c < num_channels; c += kFloatLanes) __builtin_prefetch(codes[k] + c);
+    }
     int64_t r = 0;
     float distance[kFloatLanes];
     for (; r + kFloatRows <= num_rows; r += kFloatRows) {
@@ -73,7 +78,7 @@ inline void scan_few(const float* rows, int64_t num_rows, const float* codebook,
       }
     }
     for (; r < num_rows; ++r) {
-      float_distances(rows + r * num_channels, codes, num_channels, distance);
+      adjacent_distances(rows + r * num_channels, codes, num_channels, distance);
       bool hit = false;
       for (int64_t k = 0; k < kFloatCodes; ++k) hit |= distance[k] <= limit[r * kFloatCodes];
       if (hit) add(r, distance);

@@ -144,8 +144,8 @@ inline void float_distances(const float* row, const float* const* codes, int64_t
   for (int k = 0; k < kFloatCodes; ++k) distance[k] = sum_of_floats(sum[k]);
 }
 
-// The same of one code, in chains that do not wait for each other.
-inline float float_distance(const float* row, const float* code, int64_t num_channels) {
+// The squared differences of a row and a code, summed lane by lane in chains that do not wait for each other.
+inline FloatLanes squares_of_differences(const float* row, const float* code, int64_t num_channels) {
   FloatLanes sum[4] = {no_floats(), no_floats(), no_floats(), no_floats()};
   int64_t c = 0;
   for (; c + 4 * kFloatLanes <= num_channels; c += 4 * kFloatLanes) {
@@ -161,7 +161,26 @@ inline float float_distance(const float* row, const float* code, int64_t num_cha
     const int64_t left = num_channels - c;
     sum[1] = add_square_of_difference(load_some_floats(row + c, left), load_some_floats(code + c, left), sum[1]);
   }
-  return sum_of_floats((sum[0] + sum[1]) + (sum[2] + sum[3]));
+  return (sum[0] + sum[1]) + (sum[2] + sum[3]);
+}
+
+// The float32 squared distance of one row to one code.
+inline float float_distance(const float* row, const float* code, int64_t num_channels) {
+  return sum_of_floats(squares_of_differences(row, code, num_channels));
+}
+
+// Codes as long as this are read in turn where they lie one behind the other: a processor reads memory ahead along one
+// place of a page, not along four.
+constexpr int64_t kLongCode = 8 * kFloatLanes;
+
+// float_distances to adjacent codes.
+inline void adjacent_distances(const float* row, const float* const* codes, int64_t num_channels, float* distance) {
+  if (num_channels < kLongCode) return float_distances(row, codes, num_channels, distance);
+  __m256 sum[kFloatCodes];
+#pragma GCC unroll 4
+  for (int k = 0; k < kFloatCodes; ++k) sum[k] = halves_added(squares_of_differences(row, codes[k], num_channels));
+  const __m256 four = _mm256_hadd_ps(_mm256_hadd_ps(sum[0], sum[1]), _mm256_hadd_ps(sum[2], sum[3]));
+  _mm_storeu_ps(distance, _mm_add_ps(_mm256_castps256_ps128(four), _mm256_extractf128_ps(four, 1)));
 }
 
 // Whether float32 distances of this size have the relative error above.
