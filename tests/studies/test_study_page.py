@@ -310,6 +310,9 @@ def test_what_is_said_of_the_demos_run_is_of_its_rows():
     assert f"and {-100 * max(words):.0f} to {-100 * min(words):.0f} points of masked content words" in page
     assert f"(p = {declared[alone].p:.3f}), among three comparisons it is not ({declared[alone].adjusted:.3f})" in page
     assert f"by {min(nats):.2f} to {max(nats):.2f} nats, in the new style too" in page
+    for name in OTHERS:
+        told = f"alone lose {-100 * of[alone, 'mlm_content'].mean:.0f} points of masked words"
+        assert told in " ".join((ROOT / name).read_text().split()), name
     assert f"in each seed, by {min(ahead):.2f} to {max(ahead):.2f} logits" in page
 
 
@@ -331,6 +334,38 @@ def test_what_is_said_of_scenes_unlike_those_of_training_is_of_its_rows():
     text = " ".join(TEXT.split())
     assert f"lower by {' and '.join(composite)} logits, by chance (p = {' and '.join(chance)})" in text
     assert f"in each of the six seeds, by {' and '.join(loss)} nats" in text
+
+
+def test_what_is_said_of_garments_is_of_its_rows():
+    rows = sorted(_rows("garments"), key=lambda row: row["seed"])
+    none, gate = ([row["metrics"] for row in rows if row["condition"] == condition] for condition in ("none", "gate"))
+    for label, name, unit, places in (
+        ("masked content words", "mlm_content", 100, 1),
+        ("matching, AUC", "itm_auc", 100, 1),
+        ("image to text, mean reciprocal rank", "image_to_text_mrr", 100, 1),
+        ("loss of masked words (nats)", "mlm_loss", 1, 2),
+    ):
+        cells = (
+            " / ".join(f"{unit * fmean(one[scenes + name] for one in of):.{places}f}" for of in (none, gate))
+            for scenes in ("", "inverted.", "noisy.", "edges.")
+        )
+        told = f"| {label} | {' | '.join(cells)} |"
+        assert told in TEXT, told
+    text = " ".join(TEXT.split())
+    predicted, shuffled = (
+        f"{100 * min(one[name] for one in gate):.0f} to {100 * max(one[name] for one in gate):.0f} %"
+        for name in ("mvm", "mvm_shuffled")
+    )
+    assert f"{predicted} of the masked visual tokens are predicted, {shuffled} with a shuffled caption" in text
+    noisy = [100 * (one["noisy.itm_auc"] - other["noisy.itm_auc"]) for one, other in zip(gate, none, strict=True)]
+    assert f"the AUC is {-min(noisy):.1f} points lower to {max(noisy):.1f} higher" in text
+    study = read_study(find_study("garments"))
+    cells, _ = rows_by_cell("garments", runs_of(study), rows)
+    found = {each.metric: each for each in compare(study, cells) if not each.declared}
+    assert not [name for name, each in found.items() if each.verdict in ("helps", "hurts")]
+    low, high = (100 * -end(found["itm_auc"].differences.values()) for end in (max, min))
+    told = f"AUC is lower in each seed, by {low:.1f} to {high:.1f} points; among so many metrics that can be chance"
+    assert low > 0 and f"{told} (p = {found['itm_auc'].adjusted:.3f})" in text
 
 
 def test_what_was_seen_afterwards_of_the_dictionary_is_of_its_rows():
