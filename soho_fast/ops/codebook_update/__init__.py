@@ -213,16 +213,8 @@ def _ema_vmap(
     return None, None
 
 
-def _scatter_vmap(
-    op: Any,
-    info: Any,
-    in_dims: tuple,
-    codebook: Tensor,
-    features: Tensor,
-    index: Tensor,
-    decay: float,
-    valid: Tensor | None,
-) -> tuple:
+def _scatter_vmap(op: Any, info: Any, in_dims: tuple, codebook: Tensor, *others: Any) -> tuple:
+    features, index, decay, valid = others
     slices, moved = _slices_to_move(codebook, in_dims[0])
     dims = (in_dims[1], in_dims[2], in_dims[4])
     features, index, valid = _assigned_apart(info.batch_size, dims, features, index, valid, slices.shape[1])

@@ -158,16 +158,9 @@ class _GroupMaskInPlace(torch.autograd.Function):
     """The in-place form with its gradient; torch.library gives gradients to functional ops only."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        features: Tensor,
-        index: Tensor,
-        mask_token: Tensor,
-        target: Tensor,
-        valid: Tensor | None,
-        backend: str | None,
-    ) -> tuple[Tensor, Tensor]:
-        labels_BL = op_for("group_mask_", backend, features.device)(features, index, mask_token, target, valid)
+    def forward(ctx: Any, features: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
+        *inputs, backend = others
+        labels_BL = op_for("group_mask_", backend, features.device)(features, *inputs)
         # Makes autograd count the write and take the gradient of `features` from here.
         ctx.mark_dirty(features)
         _setup(ctx, (), (features, labels_BL))
