@@ -16,6 +16,8 @@
 namespace soho {
 namespace {
 
+constexpr int64_t kCachedNumbers = 1 << 20;  // of codes: 4 MiB
+
 inline void keep_near(FewCodes& row, int64_t num_channels) {
   const float limit = float_limit(row.smallest, num_channels);
   int32_t kept = 0;
@@ -49,6 +51,9 @@ inline void scan_few(const float* rows, int64_t num_rows, const float* codebook,
              near + kMostRows);
     num_rows = kMostRows;
   }
+  // A tile reads codes side by side: where caches do not hold them, that waits for memory.
+  const bool ahead =
+      num_rows >= kFloatRows && num_channels >= kLongCode && (end - begin) * num_channels > kCachedNumbers;
   float limit[kMostRows * kFloatCodes];
   for (int64_t n = 0; n < num_rows * kFloatCodes; ++n)
     limit[n] = float_limit(near[n / kFloatCodes].smallest, num_channels);
@@ -61,8 +66,7 @@ inline void scan_few(const float* rows, int64_t num_rows, const float* codebook,
       for (int64_t k = 0; k < kFloatCodes; ++k)
         limit[r * kFloatCodes + k] = float_limit(near[r].smallest, num_channels);
     };
-    if (num_rows >= kFloatRows && num_channels >= kLongCode) {
-      // A tile reads codes side by side.
+    if (ahead) {
       for (int64_t k = 0; k < kFloatCodes; ++k)
         for (int64_t c = 0; c < num_channels; c += kFloatLanes) __builtin_prefetch(codes[k] + c);
     }
