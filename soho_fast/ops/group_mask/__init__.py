@@ -197,8 +197,10 @@ def _mapped(info: Any, in_dims: tuple, features: Tensor, index: Tensor, mask_tok
 def _mask_vmap(op: Any, info: Any, in_dims: tuple, *inputs: Any) -> tuple:
     token_VC, images, index, target, valid = _mapped(info, in_dims, *inputs)
     masked, labels = op(images, index, token_VC[0], target, valid)
+    if in_dims[2] is not None:
+        masked = _own_tokens(masked, labels, token_VC)
     shape = (info.batch_size, images.shape[0] // info.batch_size)
-    return (_own_tokens(masked, labels, token_VC).unflatten(0, shape), labels.unflatten(0, shape)), (0, 0)
+    return (masked.unflatten(0, shape), labels.unflatten(0, shape)), (0, 0)
 
 
 def _mask_inplace_vmap(op: Any, info: Any, in_dims: tuple, features: Tensor, *others: Any) -> tuple:
@@ -206,7 +208,8 @@ def _mask_inplace_vmap(op: Any, info: Any, in_dims: tuple, features: Tensor, *ot
         raise ValueError("features: expected to be mapped over to be masked in place, got one for all slices of a vmap")
     token_VC, images, index, target, valid = _mapped(info, in_dims, features, *others)
     labels = op(images, index, token_VC[0], target, valid)
-    images.copy_(_own_tokens(images, labels, token_VC))
+    if in_dims[2] is not None:
+        images.copy_(_own_tokens(images, labels, token_VC))
     slices = features.movedim(in_dims[0], 0)
     write_through(images, slices)
     mark_changed(features)
