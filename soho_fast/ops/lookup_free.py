@@ -211,8 +211,10 @@ class _Lfq(torch.autograd.Function):
     @_with_signature
     def forward(features: Tensor) -> tuple[Tensor, Tensor]:
         num_channels = features.shape[-1]
-        # Zero and NaN have no sign, and so become -1: several times as fast as a comparison.
-        quantized = features.sign().sub_(0.5).sign_()
+        # Zero and NaN have no sign, and so become -1: several times as fast as a comparison. In a graph nothing is
+        # faster, and in one for ONNX the sign of NaN is NaN.
+        sign = (features > 0).to(features.dtype) if torch.compiler.is_compiling() else features.sign()
+        quantized = sign.sub_(0.5).sign_()
         if num_channels > 52:
             places = [1 << place for place in range(num_channels - 1, -1, -1)]
             index = ((quantized > 0) * features.new_tensor(places, dtype=torch.int64)).sum(-1)
