@@ -211,8 +211,8 @@ class _Lfq(torch.autograd.Function):
     @_with_signature
     def forward(features: Tensor) -> tuple[Tensor, Tensor]:
         num_channels = features.shape[-1]
-        # Zero and NaN have no sign, and so become -1: several times as fast as a comparison. In a graph nothing is
-        # faster, and in one for ONNX the sign of NaN is NaN.
+        # Zero and NaN have no sign, and so become -1: several times as fast as a comparison. In a compiled
+        # graph that gains nothing, and in one for ONNX the sign of NaN is NaN.
         sign = (features > 0).to(features.dtype) if torch.compiler.is_compiling() else features.sign()
         quantized = sign.sub_(0.5).sign_()
         if num_channels > 52:

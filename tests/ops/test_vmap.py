@@ -269,6 +269,10 @@ def test_group_mask_in_place(in_dims, backend):
     masked, got = torch.vmap(mask, in_dims)(written, *others)
     assert torch.equal(written, wanted) and torch.equal(got, torch.stack(labels))
     assert torch.equal(masked, wanted.movedim(in_dims[0], 0)) and not torch.equal(written, features)
+    if in_dims[2] is None:
+        none = [t if d is None else t.movedim(d, 0)[:0] for t, d in zip((features, *others), in_dims, strict=True)]
+        dims = [None if d is None else 0 for d in in_dims]
+        assert torch.vmap(mask, tuple(dims))(*none)[1].shape == (0, 2, 4)
 
 
 def test_gradients_within_and_around_a_map(backend):

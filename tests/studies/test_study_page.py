@@ -343,6 +343,7 @@ def test_what_is_said_of_garments_is_of_its_rows():
         ("masked content words", "mlm_content", 100, 1),
         ("matching, AUC", "itm_auc", 100, 1),
         ("image to text, mean reciprocal rank", "image_to_text_mrr", 100, 1),
+        ("text to image, mean reciprocal rank", "text_to_image_mrr", 100, 1),
         ("loss of masked words (nats)", "mlm_loss", 1, 2),
     ):
         cells = (
@@ -366,6 +367,11 @@ def test_what_is_said_of_garments_is_of_its_rows():
     low, high = (100 * -end(found["itm_auc"].differences.values()) for end in (max, min))
     told = f"AUC is lower in each seed, by {low:.1f} to {high:.1f} points; among so many metrics that can be chance"
     assert low > 0 and f"{told} (p = {found['itm_auc'].adjusted:.3f})" in text
+    name = "text_to_image_mrr"
+    behind = [100 * (other[name] - one[name]) for one, other in zip(gate, none, strict=True)]
+    p = turn_signs([behind], [SEEDS[:6]])[0][2]
+    told = f"in each seed too, by {min(behind):.1f} to {max(behind):.1f} points (p = {p:.3f} by itself)"
+    assert min(behind) > 0 and told in text, told
 
 
 def test_what_was_seen_afterwards_of_the_dictionary_is_of_its_rows():

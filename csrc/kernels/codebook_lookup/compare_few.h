@@ -16,7 +16,7 @@
 namespace soho {
 namespace {
 
-constexpr int64_t kCachedNumbers = 1 << 20;  // of codes: 4 MiB
+constexpr int64_t kCachedNumbers = 1 << 20;  // of a thread's codes: 4 MiB
 
 inline void keep_near(FewCodes& row, int64_t num_channels) {
   const float limit = float_limit(row.smallest, num_channels);
@@ -51,7 +51,7 @@ inline void scan_few(const float* rows, int64_t num_rows, const float* codebook,
              near + kMostRows);
     num_rows = kMostRows;
   }
-  // A tile reads codes side by side: where caches do not hold them, that waits for memory.
+  // A tile reads codes side by side: where a core's caches do not hold its share of them, that waits for memory.
   const bool ahead =
       num_rows >= kFloatRows && num_channels >= kLongCode && (end - begin) * num_channels > kCachedNumbers;
   float limit[kMostRows * kFloatCodes];

@@ -183,15 +183,16 @@ def _sample_vmap(op: Any, info: Any, in_dims: tuple, index: Tensor, valid: Tenso
 
 
 def _own_tokens(masked_BLC: Tensor, labels_BL: Tensor, token_VC: Tensor) -> Tensor:
-    """The token of each slice in the place of the first one's, which the kernel has written everywhere."""
+    """The token of each slice in the place of the first one's, which the kernel has written."""
     token_BLC = token_VC.repeat_interleave(masked_BLC.shape[0] // token_VC.shape[0], 0).unsqueeze(1)
     return torch.where((labels_BL >= 0).unsqueeze(-1), token_BLC, masked_BLC)
 
 
 def _mapped(info: Any, in_dims: tuple, features: Tensor, index: Tensor, mask_token: Tensor, *others: Any) -> list:
-    """The token of each slice (V, C), and `_all_images` of the rest."""
+    """The token of each slice (V, C), or of all (1, C), and `_all_images` of the rest."""
     dims = (*in_dims[:2], *in_dims[3:])
-    return [in_front(info.batch_size, mask_token, in_dims[2]), *_all_images(info, dims, features, index, *others)]
+    token_VC = mask_token.unsqueeze(0) if in_dims[2] is None else mask_token.movedim(in_dims[2], 0)
+    return [token_VC, *_all_images(info, dims, features, index, *others)]
 
 
 def _mask_vmap(op: Any, info: Any, in_dims: tuple, *inputs: Any) -> tuple:
