@@ -265,6 +265,16 @@ def test_what_other_pages_say_of_the_dictionary_is_of_its_rows():
     )
 
 
+def _line_of(label, *differences):
+    """A metric's line in a table: what the others are compared with, and their differences with intervals."""
+    unit, places = (1, 2) if "nats" in label else (100, 1)
+    told = f"| {label} | {unit * differences[0].base:.{places}f} |"
+    for each in differences:
+        mean, low, high = (f"{unit * value:.{places}f}" for value in (each.mean, each.low, each.high))
+        told += f" {'' if each.mean < 0 else '+'}{mean} ({low} to {high}) |"
+    return told
+
+
 def test_what_is_said_of_the_demos_run_is_of_its_rows():
     study, rows = read_study(find_study("demo")), _rows("demo")
     cells, _ = rows_by_cell("demo", runs_of(study), rows)
@@ -276,11 +286,7 @@ def test_what_is_said_of_the_demos_run_is_of_its_rows():
     for name, label in study.stages["pretraining"].metrics.items():
         if ("gate", name) not in of:  # `none` has no codes to predict
             continue
-        unit, places = 1 if "nats" in label else 100, 2 if "nats" in label else 1
-        told = f"| {label} | {unit * of['gate', name].base:.{places}f} |"
-        for one in (of["gate", name], of[alone, name], of["targets alone", name]):
-            mean, low, high = (f"{unit * each:.{places}f}" for each in (one.mean, one.low, one.high))
-            told += f" {'' if one.mean < 0 else '+'}{mean} ({low} to {high}) |"
+        told = _line_of(label, of["gate", name], of[alone, name], of["targets alone", name])
         assert told in TEXT, told
     assert all(min(of[name, "mlm_loss"].differences.values()) > 0 for name in ("gate", "targets alone"))
     none, gate, targets = (
@@ -311,7 +317,7 @@ def test_what_is_said_of_the_demos_run_is_of_its_rows():
     assert f"(p = {declared[alone].p:.3f}), among three comparisons it is not ({declared[alone].adjusted:.3f})" in page
     assert f"by {min(nats):.2f} to {max(nats):.2f} nats, in the new style too" in page
     for name in OTHERS:
-        told = f"alone lose {-100 * of[alone, 'mlm_content'].mean:.0f} points of masked words"
+        told = f"alone lose {-100 * max(words):.0f} to {-100 * min(words):.0f} points of masked words"
         assert told in " ".join((ROOT / name).read_text().split()), name
     assert f"in each seed, by {min(ahead):.2f} to {max(ahead):.2f} logits" in page
 
@@ -372,6 +378,38 @@ def test_what_is_said_of_garments_is_of_its_rows():
     p = turn_signs([behind], [SEEDS[:6]])[0][2]
     told = f"in each seed too, by {min(behind):.1f} to {max(behind):.1f} points (p = {p:.3f} by itself)"
     assert min(behind) > 0 and told in text, told
+
+
+def test_what_is_said_of_the_papers_losses_is_of_its_rows():
+    study, rows = read_study(find_study("paper_losses")), _rows("paper_losses")
+    cells, _ = rows_by_cell("paper_losses", runs_of(study), rows)
+    (composite,), explored = (
+        [each for each in compare(study, cells) if each.declared is kind] for kind in (True, False)
+    )
+    of = {each.metric: each for each in explored}
+    for name, label in study.stages["pretraining"].metrics.items():
+        if name in of:  # `none` has no codes to predict
+            assert (told := _line_of(label, of[name])) in TEXT, told
+    text = " ".join(TEXT.split())
+    shares = {
+        (condition, name): [100 * row["metrics"][name] for row in rows if row["condition"] == condition]
+        for condition, name in (
+            ("none", "mlm_content"),
+            ("gate", "mlm_content"),
+            ("gate", "mvm"),
+            ("gate", "mvm_shuffled"),
+        )
+    }
+    assert all(len(each) == 6 for each in shares.values())
+    none, gate, predicted, shuffled = (f"{min(each):.0f} to {max(each):.0f} %" for each in shares.values())
+    assert f"without a dictionary {none} of the masked content words are found, with it {gate}" in text
+    assert f"{predicted} of the masked visual tokens are predicted, {shuffled} with a shuffled caption" in text
+    behind = [-each for each in composite.differences.values() if each < 0]
+    assert len(behind) == 5 and composite.verdict == "unclear"
+    told = f"behind in five of six seeds, by {min(behind):.2f} to {max(behind):.2f} logits (p = {composite.p:.3f})"
+    assert told in text, told
+    for name in OTHERS:
+        assert "without our bag-of-words loss five of six" in " ".join((ROOT / name).read_text().split()), name
 
 
 def test_what_was_seen_afterwards_of_the_dictionary_is_of_its_rows():
