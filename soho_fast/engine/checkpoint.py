@@ -269,14 +269,18 @@ class Checkpoints:
         reader = _Files()
         identity, _ = self.about(path)
         saved_world, rank, device = identity["processes"], self.processes.rank, self.processes.device
-        if all(identity.get(name) == self.identity.get(name) for name in SHARDING):
+        of_rank = reader.load(str(path / _rank_file(rank % saved_world)))
+        # An earlier version's optimiser may have had its parameters in other groups.
+        moved = [tuple(each) for each in of_rank["fragments"]] != list(map(tuple, fragments_of(engine)))
+        same = all(identity.get(name) == self.identity.get(name) for name in SHARDING)
+        if same and not self.processes.maximum([moved])[0]:
             engine.checkpoint_engine = reader
             # DeepSpeed reads what a run of this stage and this number of ranks would have written.
             engine.load_checkpoint(str(path.parent), tag=path.name, load_lr_scheduler_states=False)
         else:
             load_resharded(engine, path, lambda file: reader.load(str(file), "cpu", mmap=True))
         # Where there were fewer ranks, the ones beyond them begin from another's state, and draw on below.
-        set_rng_state(reader.load(str(path / _rank_file(rank % saved_world))), device)
+        set_rng_state(of_rank, device)
         if rank >= saved_world:
             # Random numbers of its own for a rank that was not there, the same in each attempt to go on from here.
             seed_everything(int(torch.randint(2**48, ())) + rank)

@@ -348,6 +348,13 @@ def start_engine(
     return engine
 
 
+def forget_gradients(engine: DeepSpeedEngine) -> None:
+    """Before a step's first backward. DeepSpeed 0.19.8's ZeRO 3 overwrites gradients of an earlier step by new ones and
+    forgets none: what has no gradient any more, as a backbone that was frozen, would count in the norm for good."""
+    if engine.zero_optimization_stage() == 3:
+        engine.optimizer.grad_partitions_flat_buffer.zero_()
+
+
 @torch.no_grad()
 def average_batch_norm(model: nn.Module, processes: Processes) -> None:
     """Average BatchNorm's running statistics over the ranks, in one buffer.

@@ -218,8 +218,9 @@ def freeze_parameters(model: nn.Module, patterns: Sequence[str]) -> None:
 def optimizer_groups(model: Any, settings: OptimSettings) -> list[dict]:
     """Give each of the model's own groups its rule and values, for `SgdAdamW`.
 
-    `model.parameter_groups(exclude_from_decay=...)` says which parameters are the backbone's ("kind") and which are
-    decayed ("decay"); where `layer_decay` is below 1, `by_layer=True` asks for groups by their "depth" too. Every group
+    `model.parameter_groups(exclude_from_decay=...)` says which parameters are the backbone's ("kind"), which are
+    decayed ("decay") and, where the model has phases, which wait together for theirs ("part"); where `layer_decay` is
+    below 1, `by_layer=True` asks for groups by their "depth" too. Groups that differ by part share a name. Every group
     starts with lr 0 and keeps its own rate in `base_lr`: the schedule sets `lr` before each step. A recipe's numbers
     are of jsonargparse's types; here they are plain ones, as checkpoints hold no others.
     """
@@ -236,6 +237,7 @@ def optimizer_groups(model: Any, settings: OptimSettings) -> list[dict]:
                 "params": group["params"],
                 "name": name if group["decay"] else f"{name}_no_decay",
                 "backbone": of_backbone,
+                "part": group.get("part", ""),
                 "kind": settings.backbone_rule if of_backbone else settings.rule,
                 "lr": 0.0,
                 "base_lr": float(settings.backbone_lr if of_backbone else settings.lr * settings.layer_decay**depth),

@@ -40,6 +40,16 @@ class Task(Protocol):
         `compile_transformer()` (which keeps the names of the state) are called when the recipe asks for them. Around
         each optimiser step come `begin_step()` and `end_step(applied=...)`, not applied where the optimiser left it out
         (an overflow in fp16): what the model moves by no gradient moves there, once for all micro-batches.
+
+        A model that has phases, of which some leave parameters without a gradient, also gives its groups a `part`, a
+        name, and has `waiting_parts`: those that do not take part in the next step. They are not decayed, and neither
+        moments, nor counts of steps, nor an average of the weights begin; without this, ZeRO and several processes
+        train what waits by gradients of zero.
+
+        A model whose loss is a mean over labels may have `survey(micro_batches)`. It is called after `begin_step()`
+        where a step has several micro-batches, without gradients, with the keywords of all of them: an iterable with a
+        length, to be gone through as often as need be, each time in the random state of the forward. The loss of a step
+        is the mean of what the forwards of all micro-batches and ranks give.
         """
 
     def training_data(self) -> Any:

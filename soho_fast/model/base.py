@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Self
 
 import torch
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.models.bert.modeling_bert import BertEmbeddings, BertLayer, BertSelfAttention
@@ -18,8 +18,10 @@ from .auxiliary import BagOfWordsHead, ContrastiveHead
 from .config import SohoConfig
 from .feature_watch import FeatureWatch
 from .normalization import RunningStatistics, TokenBatchNorm
+from .outputs import VisualTokens
 from .pretrained import LoadReport, backbone_state, bert_state, copy_state
 from .quantiser import Quantiser
+from .whole_step import MicroBatches, Vectors, WholeStep, survey
 
 # Modules of ours with values of their own that no layer of theirs has; so has a quantiser.
 _WITH_RESET = (RunningStatistics, BagOfWordsHead, ContrastiveHead)
@@ -41,6 +43,8 @@ class SohoPreTrainedModel(PreTrainedModel):
     accepts_loss_kwargs = False
     # What watches its features in training, see `watch_features`; of a `SohoModel` alone.
     feature_watch: FeatureWatch | None
+    # What the losses of a step with several micro-batches ask of all of them, from `survey` to `end_step`.
+    whole_step: WholeStep | None = None
     # How it was prepared for inference; `None`: not.
     prepared: dict[str, Any] | None = None
     # Of `fast/prepared`, which is made of these models.
@@ -186,11 +190,29 @@ class SohoPreTrainedModel(PreTrainedModel):
         See `VisualDictionary` and `TokenBatchNorm`. A training loop that calls neither trains too: each training
         forward then moves them.
         """
+        self.whole_step = None
         for module in self._moved_without_gradient():
             module.begin_step()
 
+    def survey(self, micro_batches: MicroBatches) -> None:
+        """Makes the losses of the forwards up to `end_step` those of one step; see `whole_step.py: survey`."""
+        survey(self, micro_batches)
+
+    def surveys_images(self) -> bool:
+        """See `Surveyed`."""
+        return False
+
+    def label_counts(self, visual: VisualTokens | None, **inputs: Any) -> dict[str, Tensor]:
+        """See `Surveyed`; none is known of a model without losses."""
+        return {}
+
+    def vectors_of(self, visual: VisualTokens | None, **inputs: Any) -> Vectors | None:
+        """See `Surveyed`."""
+        return None
+
     def end_step(self, *, applied: bool) -> None:
         """Moves them by all forwards since `begin_step`, unless the optimiser has not `applied` the step."""
+        self.whole_step = None
         for module in self._moved_without_gradient():
             module.end_step(applied=applied)
 
@@ -216,9 +238,9 @@ class SohoPreTrainedModel(PreTrainedModel):
                 visual encoder lie below its first one.
 
         Returns:
-            dicts with `params`, `names`, `kind` ("backbone" or "rest"), `decay` (bool) and `depth`; no group is empty,
-            and parameters that need no gradient are in none. Holds under ZeRO-3 too (`ds_shape` is asked where it
-            exists).
+            dicts with `params`, `names`, `kind` ("backbone" or "rest"), `decay` (bool), `depth` and `part`, as
+            `waiting_parts` names it; no group is empty, and parameters that need no gradient are in none. Holds under
+            ZeRO-3 too (`ds_shape` is asked where it exists).
         """
         backbone = {id(parameter) for parameter in self.base().visual_encoder.backbone.parameters()}
         depths: dict[int, int] = {}
@@ -229,18 +251,34 @@ class SohoPreTrainedModel(PreTrainedModel):
                 depths |= {id(parameter): len(layers) - number for parameter in layer.parameters()}
             # The backbone has a rate of its own, which depth does not scale.
             depths |= dict.fromkeys(backbone, 0)
-        groups: dict[tuple[str, int, bool], dict] = {}
+        groups: dict[tuple[str, int, bool, str], dict] = {}
         for name, parameter in self.named_parameters():
             if not parameter.requires_grad:
                 continue
             kind = "backbone" if id(parameter) in backbone else "rest"
             decay = not (exclude_from_decay and len(getattr(parameter, "ds_shape", parameter.shape)) < 2)
-            depth = depths.get(id(parameter), 0)
-            new: dict[str, Any] = {"params": [], "names": [], "kind": kind, "decay": decay, "depth": depth}
-            group = groups.setdefault((kind, depth, decay), new)
+            depth, part = depths.get(id(parameter), 0), self.part_of(name)
+            new: dict[str, Any] = {
+                "params": [],
+                "names": [],
+                "kind": kind,
+                "decay": decay,
+                "depth": depth,
+                "part": part,
+            }
+            group = groups.setdefault((kind, depth, decay, part), new)
             group["params"].append(parameter)
             group["names"].append(name)
         return [groups[key] for key in sorted(groups)]
+
+    def part_of(self, name: str) -> str:
+        """The part of the model, as `waiting_parts` names it, that a parameter of this name belongs to."""
+        return ""
+
+    @property
+    def waiting_parts(self) -> frozenset[str]:
+        """The parts whose parameters the training forwards of this phase do not use, so that they get no gradient."""
+        return frozenset()
 
     def init_text_encoder_from(self, path_or_name: str) -> LoadReport:
         """Fills word embeddings and Transformer layers from a BERT (the paper: BERT-base).

@@ -19,12 +19,13 @@ from transformers.utils.generic import can_return_tuple
 
 from .auxiliary import ContrastiveHead, ContrastiveVectors
 from .config import SohoConfig
-from .heads import ClassificationHead, ItmHead, LossSum, cross_entropy_sum, global_means, total_loss
-from .inputs import SohoInputs, Texts, check_labels, check_shape, read_inputs
+from .heads import ClassificationHead, ItmHead, LossSum, cross_entropy_sum, step_means, total_loss
+from .inputs import SohoInputs, Texts, check_labels, check_shape, num_images, read_inputs
 from .outputs import SohoForImageTextRetrievalOutput, SohoModelOutput, VisualTokens
 from .pretrained import LoadReport, copy_state
 from .soho import SohoForPreTraining, SohoModel, SohoModelWithHeads
 from .transformer import Reads
+from .whole_step import Vectors
 
 
 class SohoDownstreamModel(SohoModelWithHeads):
@@ -86,6 +87,11 @@ class SohoDownstreamModel(SohoModelWithHeads):
 class SohoClassifier(SohoDownstreamModel):
     """A classifier (`head`) on [CLS], and the loss of its logits."""
 
+    def label_counts(self, visual: VisualTokens | None, **inputs: Any) -> dict[str, Tensor]:
+        if (scores := inputs.get("answer_scores")) is not None:
+            return {"loss": torch.full((), len(scores), device=scores.device)}
+        return {} if (labels := inputs.get("labels")) is None else {"loss": (labels != -100).sum()}
+
     def read_first_hidden(self, **inputs: Any) -> tuple[Tensor, SohoModelOutput]:
         """`first_hidden` of images and texts, see `SohoInputs`."""
         images, texts, kwargs = read_inputs(**inputs)
@@ -94,7 +100,7 @@ class SohoClassifier(SohoDownstreamModel):
     def classified(self, logits: Tensor, loss: LossSum | None, outputs: SohoModelOutput) -> SequenceClassifierOutput:
         """Logits, the mean of the loss (over the batch of all ranks in training), and what else was asked for."""
         return SequenceClassifierOutput(
-            loss=None if loss is None else global_means([loss], synchronise=self.training)[0],
+            loss=None if loss is None else step_means({"loss": loss}, self.training, self.whole_step)["loss"],
             logits=logits,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
@@ -139,20 +145,36 @@ class SohoForImageTextRetrieval(ContrastiveVectors, SohoDownstreamModel):
             check_labels("own_image", own_image, texts.input_ids)
             captions = replace(texts, image_index=own_image)
             texts, itm_labels = every_pair(captions, num_images=len(visual.valid))
+        losses: dict[str, LossSum] = {}
+        if captions is not None and self.contrastive_head is not None:  # not the paper's
+            # Here, where a survey of the step has the same random state.
+            losses["contrastive_loss"] = self.contrastive_loss(visual, captions)
         first_PD, outputs = self.first_hidden(visual, texts, **kwargs)
         logits_P2 = self.itm_head(first_PD)
-        losses: dict[str, LossSum] = {}
         if itm_labels is not None:
             check_labels("itm_labels", itm_labels, logits_P2)
             losses["itm_loss"] = cross_entropy_sum(logits_P2, itm_labels)
-        if captions is not None and self.contrastive_head is not None:  # not the paper's
-            losses["contrastive_loss"] = self.contrastive_loss(visual, captions)
         return SohoForImageTextRetrievalOutput(
             itm_logits=logits_P2,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
-            **total_loss(losses, self.config, synchronise=self.training),
+            **total_loss(losses, self.config, self.training, self.whole_step),
         )
+
+    def surveys_images(self) -> bool:
+        return self.contrastive_head is not None
+
+    def label_counts(self, visual: VisualTokens | None, **inputs: Any) -> dict[str, Tensor]:
+        own_image, labels = inputs.get("own_image"), inputs.get("itm_labels")
+        if own_image is not None:
+            return {"itm_loss": torch.full((), num_images(inputs) * len(own_image), device=own_image.device)}
+        return {} if labels is None else {"itm_loss": (labels != -100).sum()}
+
+    def vectors_of(self, visual: VisualTokens | None, **inputs: Any) -> Vectors | None:
+        if visual is None or inputs.get("own_image") is None:
+            return None
+        captions = Texts(inputs["input_ids"], inputs.get("attention_mask"), inputs["own_image"])
+        return self.contrastive_vectors(visual, captions)
 
 
 def every_pair(captions: Texts, num_images: int) -> tuple[Texts, Tensor]:

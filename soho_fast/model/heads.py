@@ -16,6 +16,7 @@ from soho_fast.common.spelling import did_you_mean
 from .config import SohoConfig
 from .distributed import all_reduce_sum_, world_size
 from .initial_values import he_fan_in
+from .whole_step import WholeStep
 
 LossSum = tuple[Tensor, Tensor]
 """A loss summed over its positions, and their number, both float32 ()."""
@@ -142,12 +143,28 @@ WEIGHTS = {
 }
 
 
-def total_loss(losses: dict[str, LossSum], config: SohoConfig, synchronise: bool) -> dict[str, Tensor]:
-    """`global_means` by name, and under "loss" their sum: eq. 9, to which the configuration can add weights.
+def step_means(losses: dict[str, LossSum], synchronise: bool, whole_step: WholeStep | None) -> dict[str, Tensor]:
+    """Means by name: `global_means`, or where the whole step was surveyed this forward's part of its means, which is so
+    large that the mean over all its forwards, of values as of gradients, is the step's."""
+    if whole_step is None:
+        return dict(zip(losses, global_means(list(losses.values()), synchronise), strict=True))
+    counts, means = whole_step.counts, {}
+    for name, (total, count) in losses.items():
+        # What a survey knows nothing of is a mean over the forward's own labels.
+        parts, of_count = (whole_step.num_parts, counts[name]) if name in counts else (1, count)
+        means[name] = total * (parts / of_count.clamp(min=1.0))
+    return means
+
+
+def total_loss(
+    losses: dict[str, LossSum], config: SohoConfig, synchronise: bool, whole_step: WholeStep | None = None
+) -> dict[str, Tensor]:
+    """`step_means` by name, and under "loss" their sum: eq. 9, to which the configuration can add weights.
 
     Args:
         losses: by the names of `WEIGHTS`.
         synchronise: as in `global_means`.
+        whole_step: as in `step_means`.
 
     Returns:
         Float32 () each; empty without losses.
@@ -160,7 +177,7 @@ def total_loss(losses: dict[str, LossSum], config: SohoConfig, synchronise: bool
     for name in losses:
         if name not in WEIGHTS:
             raise ValueError(f"total_loss: {name} has no weight{did_you_mean(name, WEIGHTS) or '; see WEIGHTS'}")
-    means = dict(zip(losses, global_means(list(losses.values()), synchronise), strict=True))
+    means = step_means(losses, synchronise, whole_step)
     weights = {name: 1.0 if (field := WEIGHTS[name]) is None else getattr(config, field) for name in means}
     total = sum(weights[name] * mean for name, mean in means.items())
     assert isinstance(total, Tensor), "there are losses"

@@ -3,7 +3,7 @@
 B images, P texts, S tokens of a text, H x W pixels, C x h x w features of the CNN, X whatever stands for an image.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
@@ -114,9 +114,14 @@ def read_inputs(**inputs: Any) -> tuple[dict[str, Any], Texts, dict[str, Any]]:
     images = {name: inputs.pop(name, None) for name in IMAGES}
     check_one_source(**images)
     if images["visual_tokens"] is None:
-        given = images["pixel_values"] if images["backbone_features"] is None else images["backbone_features"]
-        images["num_texts"] = texts.per_image(len(given))
+        images["num_texts"] = texts.per_image(num_images(images))
     return images, texts, inputs
+
+
+def num_images(inputs: Mapping[str, Any]) -> int:
+    """How many images these keywords have, as pixels or features."""
+    pixels = inputs.get("pixel_values")
+    return len(inputs["backbone_features"] if pixels is None else pixels)
 
 
 def check_one_source(

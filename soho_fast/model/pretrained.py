@@ -194,3 +194,44 @@ def _packaged_mobilenet() -> Path | None:
             f"{digest}. Reinstall {_MOBILENET}, or give a file of your own."
         )
     return path
+
+
+# The parameters of pre-training with a row for each token.
+_OF_WORDS = (
+    "word_embeddings.weight", "mlm_head.decoder.weight", "mlm_head.decoder.bias", "bag_of_words_head.decoder.weight",
+    "bag_of_words_head.bias",
+)  # fmt: skip
+
+
+def init_from(model: Any, path_or_name: str, rows_V: Tensor | None = None) -> LoadReport:
+    """Fills all that a pre-trained model has too: with a dictionary, without one, or with another.
+
+    Args:
+        model: a `SohoForPreTraining`.
+        path_or_name: what `save_pretrained` wrote, or its name on the hub.
+        rows_V: int64 (V,), where the tokenizers differ: of each token of this model the id that it has there, -1 of
+            those that it has not, which keep their initial values. None: ids are the same.
+
+    Raises:
+        FileNotFoundError, ValueError: as `state_of`; ValueError also where sizes differ. Nothing was changed then.
+    """
+    config, state = model.state_of(path_or_name, "init_from")
+    if config.backbone_stride != model.config.backbone_stride:
+        raise ValueError(
+            f"init_from: {path_or_name!r} has backbone_stride={config.backbone_stride}, this model "
+            f"{model.config.backbone_stride}; set model.config.backbone_stride to it, or choose another model"
+        )
+    if rows_V is not None:
+        here = rows_V >= 0
+        for name, own in model.state_dict().items():
+            # Tables may differ in rows; one of other channels is left as it is, and `copy_state` refuses it.
+            if name.endswith(_OF_WORDS) and name in state and state[name].shape[1:] == own.shape[1:]:
+                rows = own.clone()
+                rows[here] = state[name][rows_V[here]]
+                state[name] = rows
+    report = copy_state(model, state, f"init_from({path_or_name!r})")
+    codes, sums = (f"soho.visual_dictionary.{name}" for name in ("codebook", "cluster_sum"))
+    # The running sums are still those of the start: the next step would undo the codes that were loaded.
+    if codes in report.loaded and sums in report.missing:  # Which a `VisualDictionary` alone has.
+        model.base().visual_dictionary.begin_average()
+    return report

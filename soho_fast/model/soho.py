@@ -40,12 +40,14 @@ from .inputs import (
     check_one_source,
     check_shape,
     check_text_length,
+    num_images,
     read_inputs,
 )
 from .masking import margin, masked_in_some_pairs
 from .outputs import SohoForPreTrainingOutput, SohoModelOutput, VisualTokens
-from .pretrained import LoadReport, check_finite, copy_state
+from .pretrained import LoadReport, check_finite, init_from
 from .transformer import Pairs, Reads, TransformerBackend
+from .whole_step import Vectors
 
 
 class SohoModel(SohoPreTrainedModel):
@@ -313,10 +315,9 @@ class SohoModelWithHeads(SohoPreTrainedModel):
         return self.soho.encode_images(*args, **kwargs)
 
 
-# The parameters with a row for each token.
-_OF_WORDS = (
-    "word_embeddings.weight", "mlm_head.decoder.weight", "mlm_head.decoder.bias", "bag_of_words_head.decoder.weight",
-    "bag_of_words_head.bias",
+# The parameters that the bag-of-words loss trains begin so.
+_OF_BAG_OF_WORDS = (
+    "soho.visual_encoder.", "soho.feature_norm.", "bag_of_words_head.", "soho.text_embeddings.word_embeddings.",
 )  # fmt: skip
 
 
@@ -371,37 +372,8 @@ class SohoForPreTraining(ContrastiveVectors, SohoModelWithHeads):
         return source.config, {name: value for name, value in source.state_dict().items() if name not in absent}
 
     def init_from(self, path_or_name: str, rows_V: Tensor | None = None) -> LoadReport:
-        """Fills all that a pre-trained model has too: with a dictionary, without one, or with another.
-
-        Args:
-            path_or_name: what `save_pretrained` wrote, or its name on the hub.
-            rows_V: int64 (V,), where the tokenizers differ: of each token of this model the id that it has there, -1 of
-                those that it has not, which keep their initial values. None: ids are the same.
-
-        Raises:
-            FileNotFoundError, ValueError: as `state_of`; ValueError also where sizes differ. Nothing was changed then.
-        """
-        config, state = self.state_of(path_or_name, "init_from")
-        if config.backbone_stride != self.config.backbone_stride:
-            raise ValueError(
-                f"init_from: {path_or_name!r} has backbone_stride={config.backbone_stride}, this model "
-                f"{self.config.backbone_stride}; set model.config.backbone_stride to it, or choose another model"
-            )
-        if rows_V is not None:
-            here = rows_V >= 0
-            for name, own in self.state_dict().items():
-                # Tables may differ in rows; one of other channels is left as it is, and `copy_state` refuses it.
-                if name.endswith(_OF_WORDS) and name in state and state[name].shape[1:] == own.shape[1:]:
-                    rows = own.clone()
-                    rows[here] = state[name][rows_V[here]]
-                    state[name] = rows
-        report = copy_state(self, state, f"init_from({path_or_name!r})")
-        codes, sums = (f"soho.visual_dictionary.{name}" for name in ("codebook", "cluster_sum"))
-        dictionary: Any = self.base().visual_dictionary
-        # The running sums are still those of the start: the next step would undo the codes that were loaded.
-        if codes in report.loaded and sums in report.missing:  # Which a `VisualDictionary` alone has.
-            dictionary.begin_average()
-        return report
+        """Fills all that a pre-trained model has too; see `pretrained.py: init_from`."""
+        return init_from(self, path_or_name, rows_V)
 
     def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
         """As transformers' own; ValueError: the model was prepared for inference."""
@@ -415,6 +387,21 @@ class SohoForPreTraining(ContrastiveVectors, SohoModelWithHeads):
 
     def set_output_embeddings(self, value: nn.Linear) -> None:
         self.mlm_head.decoder = value
+
+    def part_of(self, name: str) -> str:
+        """ "labels": what masked visual modelling alone uses. "pairs": what the bag-of-words loss does not use; without
+        that loss there is no such part."""
+        if name.startswith(("mvm_head.", "soho.mask_token")):
+            return "labels"
+        of_words = name.startswith(_OF_BAG_OF_WORDS) or self.bag_of_words_head is None
+        return "" if of_words else "pairs"
+
+    @property
+    def waiting_parts(self) -> frozenset[str]:
+        """Those that wait while the bag-of-words loss trains alone, or while no visual tokens are masked."""
+        if self.bag_of_words_only:
+            return frozenset({"pairs", "labels"})
+        return frozenset() if self.masks_visual_tokens else frozenset({"labels"})
 
     def code_logits(self, hidden_MD: Tensor) -> Tensor:
         """Eq. 7: hidden states of masked visual tokens to logits of the codes, (M, K)."""
@@ -460,13 +447,14 @@ class SohoForPreTraining(ContrastiveVectors, SohoModelWithHeads):
         # Sections 3.1 and 3.2, once for each image; then 3.3.
         # `mask_uniform` is drawn for each image, whatever rank holds it: the dictionary draws by it, too.
         visual = self.soho.encode_images(**images, sample_key=mask_uniform)
+        losses: dict[str, LossSum] = {}
+        captions = captions_of(texts, mlm_labels, itm_labels) if self.training else None
+        if captions is not None and self.contrastive_head is not None:  # not the paper's
+            # Here, where a survey of the step has the same random state.
+            losses["contrastive_loss"] = self.contrastive_loss(visual, self._read(captions, mlm_labels))
         # Only now: the dictionary draws by the key in every phase of training.
-        if self.training and not self.masks_visual_tokens:
-            mask_uniform = mask_pairs = None
-        # The pairs whose masked visual tokens count.
-        counted_P = texts.input_ids.new_ones(len(texts.input_ids), dtype=torch.bool)
-        if itm_labels is not None and self.config.losses_on == "matched":
-            counted_P = itm_labels == 1
+        mask_uniform, mask_pairs = self._masking(mask_uniform, mask_pairs)
+        counted_P = self._counted(texts, itm_labels)
         reads = Reads(words_PS=None if mlm_labels is None else mlm_labels != -100, masked_P=counted_P)
         hidden = self.soho(visual, texts, mask_uniform, mask_pairs, reads=reads, return_dict=True, **kwargs)
         # By the first position, [CLS].
@@ -478,11 +466,8 @@ class SohoForPreTraining(ContrastiveVectors, SohoModelWithHeads):
             hidden_states=hidden.hidden_states,
             attentions=hidden.attentions,
         )
-        losses: dict[str, LossSum] = {}
         if itm_labels is not None:  # eq. 8
-            asked_P = itm_labels
-            if mask_pairs is not None and self.config.mvm_margin:  # What is left out may be what the text is about.
-                asked_P = itm_labels.masked_fill(mask_pairs, -100)
+            asked_P = self._asked(itm_labels, mask_pairs)
             losses["itm_loss"] = cross_entropy_sum(itm_logits_P2, asked_P)
             if self.soho.feature_watch is not None:
                 self.soho.feature_watch.see_matching(*losses["itm_loss"], (asked_P == 1).sum())
@@ -505,24 +490,93 @@ class SohoForPreTraining(ContrastiveVectors, SohoModelWithHeads):
         if visual.codes is not None and self.training:  # not the paper's
             # Detached: straight through, the gradient of the codes would cancel that of the features.
             losses["commitment_loss"] = commitment_sum(visual.features, visual.codes.detach(), visual.valid)
-        if self.training:  # nor these
-            captions = captions_of(texts, mlm_labels, itm_labels)
-            if self.bag_of_words_head is not None:
-                losses["bag_of_words_loss"] = self.bag_of_words_head.loss(visual.features, visual.valid, captions)
-            if self.contrastive_head is not None:
-                # `captions` has the words from before masking; here those that were masked are left out.
-                read = captions if mlm_labels is None else captions.without(mlm_labels != -100)
-                losses["contrastive_loss"] = self.contrastive_loss(visual, read)
-        for name, value in total_loss(losses, self.config, synchronise=self.training).items():
+        if captions is not None and self.bag_of_words_head is not None:  # nor this
+            losses["bag_of_words_loss"] = self.bag_of_words_head.loss(visual.features, visual.valid, captions)
+        for name, value in total_loss(losses, self.config, self.training, self.whole_step).items():
             result[name] = value
         if self.soho.visual_dictionary is not None:
             result.perplexity, result.active_codes, result.usage = self.soho.visual_dictionary.statistics()
         return result
+
+    def _masking(self, uniform: Tensor | None, pairs: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        """`mask_uniform` and `mask_pairs` in this phase."""
+        return (uniform, pairs) if self.masks_visual_tokens or not self.training else (None, None)
+
+    def _counted(self, texts: Texts, itm_labels: Tensor | None) -> Tensor:
+        """Bool (P,), the pairs whose masked visual tokens count."""
+        if itm_labels is not None and self.config.losses_on == "matched":
+            return itm_labels == 1
+        return texts.input_ids.new_ones(len(texts.input_ids), dtype=torch.bool)
+
+    def _asked(self, itm_labels: Tensor, mask_pairs: Tensor | None) -> Tensor:
+        """(P,), the labels of the pairs that are asked whether they match, -100 of others."""
+        if mask_pairs is None or not self.config.mvm_margin:
+            return itm_labels
+        return itm_labels.masked_fill(mask_pairs, -100)  # What the margin leaves out may be what the text is about.
+
+    def surveys_images(self) -> bool:
+        if self.bag_of_words_only:
+            return False
+        config = self.config
+        masks = self.masks_visual_tokens and config.use_dictionary and config.use_dictionary_output
+        return masks or self.contrastive_head is not None or bool(config.commitment_weight)
+
+    def label_counts(
+        self,
+        visual: VisualTokens | None,
+        *,
+        mlm_labels: Tensor | None = None,
+        mlm_positions: Tensor | None = None,
+        itm_labels: Tensor | None = None,
+        mask_uniform: Tensor | None = None,
+        mask_pairs: Tensor | None = None,
+        **inputs: Any,
+    ) -> dict[str, Tensor]:
+        _, texts, _ = read_inputs(**inputs)
+        counts: dict[str, Tensor] = {}
+        if self.bag_of_words_head is not None:
+            counts["bag_of_words_loss"] = torch.full((), num_images(inputs), device=texts.input_ids.device)
+        if self.bag_of_words_only:
+            return counts
+        mask_uniform, mask_pairs = self._masking(mask_uniform, mask_pairs)
+        if itm_labels is not None:
+            counts["itm_loss"] = (self._asked(itm_labels, mask_pairs) != -100).sum()
+        if mlm_labels is not None:
+            counts["mlm_loss"] = (mlm_labels != -100).sum()
+        if visual is not None and visual.codes is not None:
+            counts["commitment_loss"] = visual.valid.sum()
+        if visual is not None and visual.embedding is not None and mask_uniform is not None:
+            _, labels_BL = self.soho.mask_one_label(visual, mask_uniform)
+            assert labels_BL is not None, "the dictionary gives labels"
+            counted_P = self._counted(texts, itm_labels)
+            read_P = counted_P if mask_pairs is None else counted_P & mask_pairs
+            counts["mvm_loss"] = (texts.of_images((labels_BL != -100).sum(1)) * read_P).sum()
+        return counts
+
+    def vectors_of(
+        self,
+        visual: VisualTokens | None,
+        *,
+        mlm_labels: Tensor | None = None,
+        itm_labels: Tensor | None = None,
+        **inputs: Any,
+    ) -> Vectors | None:
+        if visual is None or self.contrastive_head is None or self.bag_of_words_only:
+            return None
+        texts = Texts(inputs["input_ids"], inputs.get("attention_mask"), inputs.get("image_index"))
+        captions = captions_of(texts, mlm_labels, itm_labels)
+        return self.contrastive_vectors(visual, self._read(captions, mlm_labels))
+
+    @staticmethod
+    def _read(captions: Texts, mlm_labels: Tensor | None) -> Texts:
+        """What the contrastive loss reads: `captions` has the words from before masking; those that were masked are
+        left out."""
+        return captions if mlm_labels is None else captions.without(mlm_labels != -100)
 
     def _bag_of_words_alone(self, images: dict[str, Any], captions: Texts) -> SohoForPreTrainingOutput:
         assert self.bag_of_words_head is not None, "bag_of_words_only needs its weight"
         given = {name: images[name] for name in IMAGES if name != "visual_tokens"}
         feat_BLD, grid_mask_BHW = self.soho.encode_features(**given)
         losses = {"bag_of_words_loss": self.bag_of_words_head.loss(feat_BLD, grid_mask_BHW.flatten(1), captions)}
-        means: dict[str, Any] = total_loss(losses, self.config, synchronise=True)
+        means: dict[str, Any] = total_loss(losses, self.config, True, self.whole_step)
         return SohoForPreTrainingOutput(**means)

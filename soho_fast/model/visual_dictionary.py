@@ -102,6 +102,7 @@ class VisualDictionary(CodeUsage):
         self._ranks_agree = False
         self._in_step = False
         self._assignments: _Assignments | None = None
+        self._offered: Candidates | None = None
         self._subspace = ops.MovingSubspace()
         self.forget_counts()
 
@@ -233,7 +234,8 @@ class VisualDictionary(CodeUsage):
         return Tokens(feat_BLC, valid_BL, usable_BL, image_numbers(sample_key_B, feat_BLC, before))
 
     @torch.no_grad()
-    def _prepare_update(self, tokens: Tokens) -> None:
+    def awaits_codes(self) -> bool:
+        """Whether the next training forward begins by drawing codes from its features. All ranks make the call."""
         if not self._ranks_agree:
             # Ranks that were seeded differently, or of which only one loaded a checkpoint, start alike all the same.
             broadcast_from_first_(list(self.buffers(recurse=False)))
@@ -244,14 +246,28 @@ class VisualDictionary(CodeUsage):
             drawn = self.config.dictionary_init == "data" and (self.num_levels > 1 or not self.age.any())
             self._host_initialised = int(self.initialised) if drawn else self.num_levels
         # Of the features that became the codes of a level none leaves anything to the next: that draws a step later.
-        if self._host_initialised < min(self.num_levels, self._host_step + 1):
-            self._init_from_data(tokens)
+        return self._host_initialised < min(self.num_levels, self._host_step + 1)
 
-    def _init_from_data(self, tokens: Tokens) -> None:
-        """Draws the codes of the first level that has none."""
+    @torch.no_grad()
+    def _prepare_update(self, tokens: Tokens) -> None:
+        if self.awaits_codes():
+            self._offered = tokens.draw(self.num_codes, self.config.dictionary_seed, self._host_step)
+            self.draw_codes()
+
+    @torch.no_grad()
+    def offer(self, feat_BLC: Tensor, valid_BL: Tensor, sample_key_B: Tensor | None) -> None:
+        """Features among which `draw_codes` draws, as `forward` takes them, without gradient; after `awaits_codes`."""
+        tokens = self._tokens(feat_BLC, valid_BL, sample_key_B)
+        drawn = tokens.draw(self.num_codes, self.config.dictionary_seed, self._host_step)
+        self._offered = joined(self._offered, drawn, self.num_codes)
+
+    @torch.no_grad()
+    def draw_codes(self) -> None:
+        """Draws the codes of the first level that has none, from what all ranks were offered."""
+        offered, self._offered = self._offered, None
+        assert offered is not None, "nothing was offered"
         level, num = self._host_initialised, self.num_codes
-        books_QKC, seed = self._books_QKC[:level], self.config.dictionary_seed
-        codebook_KC = codes_from_features(tokens, books_QKC, num, seed, self._host_step)
+        codebook_KC = codes_from_features(offered, self._books_QKC[:level], num, self.config.dictionary_seed)
         # No rank had a usable feature: the next step tries again.
         if codebook_KC is None:
             return

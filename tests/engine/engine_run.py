@@ -149,6 +149,10 @@ class StubTask:
             "config": {},
             "cacheable": False,
             "signal_in_pass": None,
+            "bag_of_words_epochs": 0.0,
+            "mvm_from_epoch": 0.0,
+            "mask_pairs": False,
+            "parts": True,
         }
         self.options = {**defaults, **options}
         self.selection = self.options["selection"]
@@ -225,7 +229,10 @@ class StubTask:
 class SohoTask(StubTask):
     """The real model, tiny, on random pictures and words; numbers of texts, masks and labels vary between images."""
 
-    logged = ("mlm_loss", "mvm_loss", "itm_loss", "perplexity", "active_codes")
+    logged = (
+        "mlm_loss", "mvm_loss", "itm_loss", "bag_of_words_loss", "contrastive_loss", "commitment_loss", "perplexity",
+        "active_codes",
+    )  # fmt: skip
 
     def build_model(self, device: torch.device) -> nn.Module:
         from soho_fast.model import SohoConfig, SohoForPreTraining
@@ -241,13 +248,20 @@ class SohoTask(StubTask):
         }  # fmt: skip
         model = SohoForPreTraining(SohoConfig.from_preset("paper", **{**config, **self.options["config"]}))
         speed_up_on_cpu(model)
+        if not self.options["parts"]:
+            model.part_of = lambda name: ""  # type: ignore[method-assign]
         return model
 
     def training_data(self) -> "SohoData":
-        data = SohoData(self.options["size"], self.options["delay"], self.options["pixels"])
+        data = SohoData(*(self.options[name] for name in ("size", "delay", "pixels", "mask_pairs")))
         if self.options["cacheable"]:
             data.images = SohoImages(data)
         return data
+
+    def before_step(self, model: nn.Module, epoch: float) -> None:
+        super().before_step(model, epoch)
+        model.bag_of_words_only = epoch < self.options["bag_of_words_epochs"]
+        model.masks_visual_tokens = epoch >= self.options["mvm_from_epoch"]
 
     def caches_features(self, model: nn.Module) -> bool:
         return True
@@ -291,9 +305,9 @@ class SohoTask(StubTask):
 
 
 class SohoData(StubData):
-    def __init__(self, size: int, delay: float, pixels: int) -> None:
+    def __init__(self, size: int, delay: float, pixels: int, mask_pairs: bool = False) -> None:
         super().__init__(size, delay)
-        self.pixels = pixels
+        self.pixels, self.mask_pairs = pixels, mask_pairs
         self.images: SohoImages | None = None
         self.cached = False
 
@@ -319,7 +333,7 @@ class SohoData(StubData):
         ids = torch.randint(5, 50, (texts, length), generator=generator)
         positive = (torch.arange(texts) < 1 + index % 2).long()
         labelled = (torch.rand(texts, length, generator=generator) < 0.3) & positive.bool().unsqueeze(1)
-        return {
+        sample = {
             "pixel_values": torch.randn(1, 3, self.pixels, self.pixels, generator=generator) + index % 7,
             "pixel_mask": torch.ones(1, self.pixels, self.pixels, dtype=torch.int64),
             "input_ids": ids,
@@ -328,6 +342,9 @@ class SohoData(StubData):
             "itm_labels": positive,
             "mask_uniform": torch.rand(1, dtype=torch.float64, generator=generator),
         }
+        if self.mask_pairs:
+            sample["mask_pairs"] = torch.rand(texts, generator=generator) < 0.5
+        return sample
 
 
 class SohoSample(dict):
@@ -386,13 +403,29 @@ def poison(engine: Any, what: str) -> None:
         module.register_forward_pre_hook(blind, with_kwargs=True)
 
 
+def steps_of_parts(engine: Any) -> dict[str, list[int]]:
+    """Of each part of a model with phases how many steps Adam has counted of its parameters, each number once."""
+    from soho_fast.engine.resharding import fragments_of, tensors_of
+
+    found: dict[str, set[int]] = {}
+    tensors, state = tensors_of(engine), engine.basic_optimizer.state
+    for fragment in fragments_of(engine) if hasattr(engine.module, "part_of") else ():
+        of_tensor = state.get(tensors[fragment.tensor], {})
+        # SGD, the backbone's rule, counts none.
+        if "momentum_buffer" not in of_tensor and ".backbone." not in fragment.name:
+            found.setdefault(engine.module.part_of(fragment.name), set()).add(int(of_tensor.get("step", 0)))
+    return {part: sorted(steps) for part, steps in found.items()}
+
+
 def run_one(request: dict[str, Any], processes: Any) -> int:
+    from soho_fast.engine import step as step_module
     from soho_fast.engine import trainer as training
     from soho_fast.engine.distributed import deepspeed_config
     from soho_fast.engine.resume import ResumePoint
+    from soho_fast.engine.settings import TrainSettings
 
-    training.deepspeed_config = partition_small_weights(deepspeed_config)
-    options, settings = request.pop("task", {}), training.TrainSettings()
+    step_module.deepspeed_config = partition_small_weights(deepspeed_config)
+    options, settings = request.pop("task", {}), TrainSettings()
     for name, value in request.items():
         if isinstance(value, dict):
             for inner, inner_value in value.items():
@@ -434,6 +467,7 @@ def run_one(request: dict[str, Any], processes: Any) -> int:
                 "codebook": hashlib.sha256(codebook.numpy().tobytes()).hexdigest(),
                 "codebook_type": str(codebook.dtype),
                 "skipped_steps": run.step.engine.skipped_steps,
+                "steps_of_parts": steps_of_parts(run.step.engine),
             }
         )
         + "\n"

@@ -14,12 +14,12 @@ from soho_fast import train
 
 
 def main() -> int:
-    from soho_fast.engine import trainer
+    from soho_fast.engine import step
 
     # DeepSpeed's launcher puts its own option first.
     arguments = [argument for argument in sys.argv[1:] if not argument.startswith("--local_rank")]
     folder, kill_at = Path(arguments[0]), int(arguments[1])
-    split, count = trainer.split_batch, 0
+    split, count = step.split_batch, 0
 
     def noting(batch: Any, device: Any) -> Any:
         nonlocal count
@@ -30,7 +30,7 @@ def main() -> int:
             file.write(json.dumps(batch["sample_ids"]) + "\n")
         return split(batch, device)
 
-    trainer.split_batch = noting
+    step.split_batch = noting
     return train.main(arguments[2:])
 
 

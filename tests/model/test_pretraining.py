@@ -346,13 +346,14 @@ def test_activation_checkpointing_changes_neither_loss_nor_state(tiny_model, bat
 def test_parameter_groups_split_backbone_from_rest(tiny_model):
     model = tiny_model()
     groups = model.parameter_groups()
-    assert [(g["kind"], g["decay"]) for g in groups] == [("backbone", True), ("rest", True)]
+    expected = [("backbone", True, ""), ("rest", True, ""), ("rest", True, "labels")]
+    assert [(g["kind"], g["decay"], g["part"]) for g in groups] == expected
     assert all(".visual_encoder.backbone." in f".{name}" for name in groups[0]["names"])
     assert "soho.visual_encoder.projection.weight" in groups[1]["names"]
     grouped = [id(p) for g in groups for p in g["params"]]
     assert sorted(grouped) == sorted(id(p) for p in model.parameters())
     split = model.parameter_groups(exclude_from_decay=True)
-    assert len(split) == 4
+    assert len(split) == 6
     assert all(p.dim() < 2 for g in split if not g["decay"] for p in g["params"])
     assert all(p.dim() >= 2 for g in split if g["decay"] for p in g["params"])
     frozen = tiny_model(backbone_frozen_stages=2).parameter_groups()
@@ -371,7 +372,11 @@ def test_parameter_groups_by_layer_are_those_of_beit(tiny_model):
         else:
             layer = 0 if name.startswith("soho.") and ".backbone." not in name else 4
         assert depth == 4 - layer, name
-    assert [(group["kind"], group["depth"]) for group in groups] == [("backbone", 0), *(("rest", d) for d in range(5))]
+    assert [group["kind"] for group in groups] == ["backbone", *["rest"] * 7]
+    # Of the parts that have their own phase, the head of masked visual modelling and the mask vector.
+    assert [(group["depth"], group["part"]) for group in groups[1:]] == [
+        (0, ""), (0, "labels"), (1, ""), (2, ""), (3, ""), (4, ""), (4, "labels"),
+    ]  # fmt: skip
     assert {group["depth"] for group in model.parameter_groups()} == {0}
 
 

@@ -22,6 +22,7 @@ from ..heads import LossSum
 from ..inputs import Texts, check_text_length
 from ..outputs import VisualTokens
 from ..pair_encoder import PairMatching
+from ..whole_step import StepVectors, Vectors, WholeStep
 
 
 class ContrastiveHead(nn.Module):
@@ -51,7 +52,9 @@ class ContrastiveHead(nn.Module):
         """(T, E) of length 1."""
         return F.normalize(self.text_projection(state_TD).float(), dim=-1)
 
-    def loss(self, image_BE: Tensor, text_TE: Tensor, own_image_T: Tensor) -> LossSum:
+    def loss(
+        self, image_BE: Tensor, text_TE: Tensor, own_image_T: Tensor, whole_step: WholeStep | None = None
+    ) -> LossSum:
         """Cross-entropies of each text choosing its image and of each image choosing its texts, halved; and how many.
 
         An image with several texts is asked for any of them; one without is not asked. The images and texts of all
@@ -60,18 +63,45 @@ class ContrastiveHead(nn.Module):
         Args:
             image_BE, text_TE: vectors of images and texts.
             own_image_T: int64, the image that each text describes; -100 of a text that is left out.
+            whole_step: where there are several micro-batches: the images and texts of all of them are to choose from.
+                Each forward then gives its equal part of the step's sum, and its own vectors' gradients of all of it.
         """
+        if whole_step is not None and whole_step.vectors is not None:
+            return self._part_of_step(image_BE, text_TE, whole_step, whole_step.vectors)
         image_AE, image = gather_with_grad(image_BE)
         text_UE, text = gather_with_grad(text_TE)
         # Images are numbered among those of all ranks; -100 stays, which cross_entropy leaves out.
         own_image_T = torch.where(own_image_T < 0, own_image_T, own_image_T + image)
         own_image_U, _ = gather_with_grad(own_image_T)
-        logits_AU = self.log_scale.clamp(max=self.LARGEST_SCALE).exp() * (image_AE @ text_UE.T)
-        # Of both directions this rank's own rows: the sum over the ranks has each once.
-        of_texts = F.cross_entropy(logits_AU.T[text : text + len(text_TE)], own_image_T, reduction="sum")
+        logits_AU = self._scale() * (image_AE @ text_UE.T)
+        images, texts = slice(image, image + len(image_BE)), slice(text, text + len(text_TE))
+        return self._choices(logits_AU, own_image_U, images, texts)
+
+    def _part_of_step(self, image_BE: Tensor, text_TE: Tensor, step: WholeStep, vectors: StepVectors) -> LossSum:
+        image, text = vectors.places.pop(0)
+
+        def with_own(all_XE: Tensor, own_YE: Tensor, begin: int) -> Tensor:
+            return torch.cat([all_XE[:begin], own_YE, all_XE[begin + len(own_YE) :]])
+
+        image_AE, text_UE = with_own(vectors.image_AE, image_BE, image), with_own(vectors.text_UE, text_TE, text)
+        scale = self._scale()
+        # Each forward has the scale's whole gradient, of which one is wanted in all.
+        scale = scale.detach() + (scale - scale.detach()) / step.num_parts
+        every = slice(None)
+        total, count = self._choices(scale * (image_AE @ text_UE.T), vectors.own_image_U, every, every)
+        return total - total.detach() + total.detach() / step.num_parts, count
+
+    def _scale(self) -> Tensor:
+        return self.log_scale.clamp(max=self.LARGEST_SCALE).exp()
+
+    def _choices(self, logits_AU: Tensor, own_image_U: Tensor, images: slice, texts: slice) -> LossSum:
+        """`loss` of these rows of both directions: the sum over the ranks has each once."""
+        own_image_T = own_image_U[texts]
+        of_texts = F.cross_entropy(logits_AU.T[texts], own_image_T, reduction="sum")
         # A text that is left out is none that an image could choose.
-        logits_BU = logits_AU[image : image + len(image_BE)].masked_fill(own_image_U < 0, float("-inf"))
-        right_BU = torch.arange(image, image + len(image_BE), device=own_image_T.device).unsqueeze(1) == own_image_U
+        logits_BU = logits_AU[images].masked_fill(own_image_U < 0, float("-inf"))
+        image_A1 = torch.arange(len(logits_AU), device=own_image_U.device).unsqueeze(1)
+        right_BU = image_A1[images] == own_image_U
         asked_B = right_BU.any(1)
         # Its texts together: any is right. Without one NaN goes back, but to filled places alone, where it ends.
         right_B = logits_BU.masked_fill(~right_BU, float("-inf")).logsumexp(1)
@@ -89,6 +119,7 @@ class ContrastiveVectors(PairMatching):
     """The vectors and their loss, for models that also have a `ContrastiveHead` or `None` (`contrastive_head`)."""
 
     contrastive_head: ContrastiveHead | None
+    whole_step: WholeStep | None
 
     def image_vectors(self, visual_BLD: Tensor, valid_BL: Tensor | None = None) -> Tensor:
         """(B, E) of length 1: images alone, from what `embed_images` gave.
@@ -120,6 +151,11 @@ class ContrastiveVectors(PairMatching):
 
     def contrastive_loss(self, visual: VisualTokens, captions: Texts) -> LossSum:
         """See `ContrastiveHead.loss`, of images and their texts; texts without a real word are left out."""
+        vectors = self.contrastive_vectors(visual, captions)
+        return self.required_contrastive_head().loss(*vectors, self.whole_step)
+
+    def contrastive_vectors(self, visual: VisualTokens, captions: Texts) -> Vectors:
+        """Those of images and of their texts, and the image of each text, -100 of texts without a real word."""
         image_BE = self.image_vectors(self.embed_images(visual), visual.valid)
         ids_TS, mask_TS, own_image_T = captions.input_ids, captions.attention_mask, captions.image_index
         if own_image_T is None:
@@ -128,7 +164,7 @@ class ContrastiveVectors(PairMatching):
             is_empty_T = ~mask_TS.any(1)
             own_image_T = own_image_T.masked_fill(is_empty_T, -100)
             mask_TS = mask_TS.bool() | is_empty_T.unsqueeze(1)  # or its vector would be NaN
-        return self.required_contrastive_head().loss(image_BE, self.text_vectors(ids_TS, mask_TS), own_image_T)
+        return image_BE, self.text_vectors(ids_TS, mask_TS), own_image_T
 
     def required_contrastive_head(self) -> ContrastiveHead:
         """The contrastive head. Raises ValueError: the model has no such head."""

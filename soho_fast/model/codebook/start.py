@@ -8,22 +8,22 @@ from torch import Tensor
 
 from soho_fast import ops
 
-from .draws import Tokens, draw_from_all_ranks
+from .draws import draw_from_all_ranks
 
 # Codes beyond the number of available features start near a feature; the spread is ours, in units of the features'
 # own standard deviation: enough to tell the copies apart, small beside the distance between features.
 _COPY_NOISE = 0.1
 
 
-def codes_from_features(tokens: Tokens, books_QKC: Tensor, num_codes: int, seed: int, step: int) -> Tensor | None:
+def codes_from_features(drawn: tuple[Tensor, Tensor], books_QKC: Tensor, num_codes: int, seed: int) -> Tensor | None:
     """The codes of the next level, (K, C) float32; `None`: no rank has a usable feature. Waits for the device.
 
     Args:
-        tokens: the features of this rank.
+        drawn: features that this rank has drawn, as `Tokens.draw` gives them, at most `num_codes`.
         books_QKC: the codes of the levels before, Q may be 0: the next level's are drawn from what these leave.
-        num_codes, seed, step: how many, and what the draw depends on beside the images.
+        num_codes, seed: how many, and of what the copies' noise depends on.
     """
-    feat_RC, available_R = draw_from_all_ranks(*tokens.draw(num_codes, seed, step), num_codes)
+    feat_RC, available_R = draw_from_all_ranks(*drawn, num_codes)
     num_available, level = int(available_R.sum()), len(books_QKC)
     if num_available == 0:
         return None
