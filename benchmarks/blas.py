@@ -65,7 +65,7 @@ def _mkl_of_torch() -> list[dict[str, str]]:
 def refusal(package: str, infos: list[dict], processor: str) -> str | None:
     """Why a baseline is not timed with these libraries on a processor with these instruction sets; None if it is."""
     for each in libraries(package, infos):
-        if each["library"] == "openblas" and each["kernel"] not in KERNELS.get(processor, each["kernel"]):
+        if each["library"] == "openblas" and each["kernel"] not in KERNELS.get(processor, (each["kernel"],)):
             return (
                 f"{package}: expected BLAS kernels for {processor}, which the processor has, got {each['kernel']} of "
                 f"OpenBLAS {each['version']} ({each['file']}); set {VARIABLE}={KERNELS[processor][0]} before the start"
