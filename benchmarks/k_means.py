@@ -1,10 +1,10 @@
 """CPU time and inertia of k-means from `fit(x)`, beside other libraries: the tables of docs/kmeans.md, one thread.
 
-Libraries that are not installed are left out. The inertia is that of the nearest centres, by one function for all.
+Libraries that are not installed, or whose BLAS kernels are below the processor's, are left out. The inertia is that of
+the nearest centres, by one function for all.
 """
 
 import argparse
-import importlib
 import time
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks import blas
 from benchmarks.ops.real_features import photo_windows
+from benchmarks.ops.report import blas_text
 from soho_fast import ops
 from soho_fast.cluster import KMeans, MiniBatchKMeans
 
@@ -46,11 +48,16 @@ def methods(num_clusters: int) -> dict[str, Callable[[Tensor], Any]]:
         "MiniBatchKMeans(max_iter=8)": estimator(MiniBatchKMeans, num_clusters, max_iter=8),
         'MiniBatchKMeans(init="random")': estimator(MiniBatchKMeans, num_clusters, init="random"),
     }
-    for library, add in (("sklearn.cluster", of_sklearn), ("faiss", of_faiss), ("superkmeans", of_superkmeans)):
+    libraries = {
+        "scikit-learn": ("sklearn.cluster", of_sklearn),
+        "faiss-cpu": ("faiss", of_faiss),
+        "superkmeans": ("superkmeans", of_superkmeans),
+    }
+    for package, (module, add) in libraries.items():
         try:
-            found |= add(importlib.import_module(library), num_clusters)
-        except ImportError as error:
-            print(f"{library} is left out: {error}")
+            found |= add(blas.imported(module, package), num_clusters)
+        except (ImportError, RuntimeError) as error:
+            print(f"{package} is left out: {error}")
     return found
 
 
@@ -109,6 +116,7 @@ def main() -> None:
     else:
         rows = groups(asked.rows, asked.clusters, asked.channels)
     found, first = methods(asked.clusters), None
+    print(f"BLAS kernels: {blas_text(blas.recorded(('torch', *blas.WHEELS)))}\n")
     print("| | CPU time | inertia |\n|---|---|---|")
     for name, call in found.items():
         start = time.process_time()

@@ -13,13 +13,14 @@ import json
 import re
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.data import report as decoding
 from benchmarks.inference import report as inference
 from benchmarks.ops import report as ops
-from benchmarks.ops.targets import Verdict, verdict_table, verdicts
-from benchmarks.tables import as_markdown
+from benchmarks.ops.targets import FASTEST, Verdict, verdict_table, verdicts
+from benchmarks.tables import Table, as_markdown
 
 ROOT = Path(__file__).resolve().parents[1]
 STORE = "benchmarks/results"
@@ -60,11 +61,17 @@ def joined(kind: str, results: list[dict]) -> dict:
     first, *others = results
     if not others:
         return first
+    kernels = dict(first.get("blas", {}))
     if kind != "ops":
         raise ValueError(f"result: expected one file with {kind} results, got {len(results)}")
     for other in others:
         if _setup(other) != _setup(first):
             raise ValueError(f"result: expected runs of one setup, got {_setup(first)} and {_setup(other)}")
+        if ("blas" in other) != ("blas" in first):
+            raise ValueError("result: expected runs of one setup, got parts with and without BLAS kernels")
+        for package, found in other.get("blas", {}).items():  # a part loads the libraries that it needs
+            if kernels.setdefault(package, found) != found:
+                raise ValueError(f"result: expected runs of one setup, got several BLAS kernels of {package}")
     rows = [row for result in results for row in result["rows"]]
     names = Counter((row["op"], row["case"], row["method"]) for row in rows)
     twice = [name for name, count in names.items() if count > 1 and name[0] != ops.LIMITS]
@@ -72,6 +79,7 @@ def joined(kind: str, results: list[dict]) -> dict:
         raise ValueError(f"result: {' '.join(twice[0])} is in several files")
     return {
         **first,
+        **({"blas": kernels} if "blas" in first else {}),
         "rows": rows,
         "targets": [vars(verdict) for verdict in verdicts([ops.Row(**row) for row in rows])],
         "training_steps": [step for result in results for step in result["training_steps"]],
@@ -85,19 +93,49 @@ def _setup(result: dict) -> str:
     return f"{result['machine']}, {result['threads']} threads, level {level}; {versions}"
 
 
+def _head(result: dict) -> str:
+    """What ran and when."""
+    kernels = ops.blas_text(result["blas"]) if "blas" in result else "not recorded"
+    return f"{_setup(result)}; {result['datetime'][:10]}. BLAS kernels: {kernels}."
+
+
+# Baselines with an OpenBLAS of their own. Results from before 2026-12-02 do not say which kernels it took.
+OPENBLAS = ("faiss-cpu", "scikit-learn", "superkmeans")
+UNRECORDED = "kernel not recorded"
+
+
+def _op_tables(result: dict, *, limits: bool) -> dict[str, Table]:
+    """By op its table, the baselines marked whose kernels are not recorded."""
+    tables = ops.tables([ops.Row(**row) for row in result["rows"]], limits=limits)
+    marked = () if "blas" in result else OPENBLAS
+    return {
+        op: replace(table, columns=[f"{name} ({UNRECORDED})" if name in marked else name for name in table.columns])
+        for op, table in tables.items()
+    }
+
+
+def _verdicts(result: dict) -> Table:
+    """The targets; what was measured against a baseline whose kernels are not recorded says so."""
+    found = [Verdict(**verdict) for verdict in result["targets"]]
+    if "blas" not in result:
+        for number, each in enumerate(found):
+            if each.claim.endswith((*OPENBLAS, FASTEST)):
+                found[number] = replace(each, measured=f"{each.measured}; {UNRECORDED}")
+    return verdict_table(found)
+
+
 def ops_texts(results: list[dict]) -> list[str]:
     """For users a table of each op from the newest run; then of every run training steps, targets and ops."""
     newest, texts = results[0], []
-    tables = ops.tables([ops.Row(**row) for row in newest["rows"]], limits=False)
+    tables = _op_tables(newest, limits=False)
     shown = "\n\n".join(f"### {op}\n\n{as_markdown(table)}" for op, table in tables.items())
     for result in results:
         steps = [ops.training_steps(result["training_steps"])] if result["training_steps"] else []
-        targets = verdict_table([Verdict(**verdict) for verdict in result["targets"]])
-        ours = ops.tables([ops.Row(**row) for row in result["rows"]], limits=True)
-        ours = "\n\n".join(f"{op}:\n\n{as_markdown(table)}" for op, table in ours.items())
-        head = f"### {result['machine']}\n\n{_setup(result)}; {result['datetime'][:10]}."
-        texts.append("\n\n".join([head, *map(as_markdown, (*steps, targets)), ours]))
-    return [f"{_setup(newest)}; {newest['datetime'][:10]}.\n\n{shown}", "\n\n".join(texts)]
+        tables = _op_tables(result, limits=True).items()
+        ours = "\n\n".join(f"{op}:\n\n{as_markdown(table)}" for op, table in tables)
+        head = f"### {result['machine']}\n\n{_head(result)}"
+        texts.append("\n\n".join([head, *map(as_markdown, (*steps, _verdicts(result))), ours]))
+    return [f"{_head(newest)}\n\n{shown}", "\n\n".join(texts)]
 
 
 def inference_texts(results: list[dict]) -> list[str]:

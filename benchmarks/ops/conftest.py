@@ -14,6 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 import pytest
 import torch
 
+from benchmarks import blas
 from soho_fast import ops
 
 MIN_ROUNDS, MAX_ROUNDS = 3, 60
@@ -84,14 +85,15 @@ def _lookup_totals() -> dict[str, int]:
 
 
 def _setup() -> dict:
-    """What ran: versions of ours and of the baselines, threads, levels."""
+    """What ran: versions of ours and of the baselines, their BLAS kernels, threads, levels."""
     versions = {}
     for package in PACKAGES:
         try:
             versions[package] = version(package)
         except PackageNotFoundError:
             versions[package] = "absent"
-    return {"versions": versions, "threads": torch.get_num_threads(), "build": ops.build_info()}
+    kernels = blas.recorded(package for package, number in versions.items() if number != "absent")
+    return {"versions": versions, "blas": kernels, "threads": torch.get_num_threads(), "build": ops.build_info()}
 
 
 def _machine(cpu: dict) -> str:
@@ -141,6 +143,7 @@ def pytest_terminal_summary(terminalreporter, config) -> None:
     levels = ", ".join(setup["build"].get("cpu_levels_available", ["reference only"]))
     limits = ", ".join(f"{name} {rate / 1e9:.1f} G/s" for name, rate in report.limits_of(rows).items())
     terminalreporter.write_line(f"{setup['threads']} threads; levels {levels}; {names}")
+    terminalreporter.write_line(f"BLAS kernels: {report.blas_text(setup['blas'])}")
     terminalreporter.write_line(f"limits: {limits or 'not measured'}")
     skipped = Counter(each.longrepr[2].removeprefix("Skipped: ") for each in terminalreporter.stats.get("skipped", []))
     for reason, count in skipped.items():

@@ -10,8 +10,10 @@ from types import ModuleType
 
 import pytest
 import torch
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
+from benchmarks import blas
 from benchmarks.ops import real_features
 from benchmarks.ops.shapes import REAL_ROWS_LEARNT
 from soho_fast import ops
@@ -21,8 +23,14 @@ FAST_LEVELS = [level for level in LEVELS if level != "scalar"]  # scalar has a s
 
 
 def installed(module: str, package: str) -> ModuleType:
-    """A baseline's module; where it is missing the test is skipped, and the end of the run says so."""
-    return pytest.importorskip(module, reason=f"{package} is not installed (pip install 'soho_fast[bench]')")
+    """A baseline's module. Where it is missing the test is skipped, and the end of the run says so; where its BLAS
+    kernels are below the processor's, the test fails."""
+    try:
+        return blas.imported(module, package)
+    except ModuleNotFoundError:
+        pytest.skip(f"{package} is not installed (pip install 'soho_fast[bench]')")
+    except RuntimeError as error:
+        pytest.fail(str(error), pytrace=False)
 
 
 def product_work(shape: tuple[int, int, int]) -> dict[str, float]:
@@ -97,10 +105,9 @@ def kd_tree(features: Tensor, codebook: Tensor) -> Callable[[], Tensor]:
 
 def scikit_learn(features: Tensor, codebook: Tensor) -> Callable[[], Tensor]:
     metrics = installed("sklearn.metrics", "scikit-learn")
-    threadpoolctl = pytest.importorskip("threadpoolctl")
 
     def call() -> Tensor:
-        with threadpoolctl.threadpool_limits(torch.get_num_threads()):
+        with threadpool_limits(torch.get_num_threads()):
             return torch.from_numpy(metrics.pairwise_distances_argmin(features.numpy(), codebook.numpy()))
 
     return call

@@ -112,6 +112,15 @@ def _ratio_text(baseline: Row | None, ours: Row) -> str:
     return f"{baseline.seconds / ours.seconds:.3g}x" + f" ({baseline.wrong:.2%} wrong)" * bool(baseline.wrong)
 
 
+def blas_text(found: dict[str, list[dict[str, str]]]) -> str:
+    """What `blas.recorded` gave, such as "faiss-cpu SkylakeX (openblas 0.3.15)"."""
+    return ", ".join(
+        f"{package} {each['kernel'] or 'unnamed'} ({each['library']} {each['version']})"
+        for package, libraries in found.items()
+        for each in libraries
+    )
+
+
 def training_steps(steps: list[dict]) -> Table:
     """Of each shape and precision images a second, ours and the eager pipeline's, and their ratio."""
     table = []

@@ -11,6 +11,7 @@ import functools
 
 import pytest
 import torch
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from benchmarks.ops import real_features
@@ -37,12 +38,11 @@ def soho_fast(rows_NC: Tensor, start_KC: Tensor):
 
 def scikit_learn(rows_NC: Tensor, start_KC: Tensor):
     cluster = installed("sklearn.cluster", "scikit-learn")
-    threadpoolctl = pytest.importorskip("threadpoolctl")
     rows, start = rows_NC.numpy(), start_KC.numpy()
     model = cluster.KMeans(len(start), init=start, n_init=1, max_iter=KMEANS_STEPS, tol=0, algorithm="lloyd")
 
     def call() -> Result:
-        with threadpoolctl.threadpool_limits(torch.get_num_threads()):
+        with threadpool_limits(torch.get_num_threads()):
             model.fit(rows)
         return torch.from_numpy(model.cluster_centers_), torch.from_numpy(model.labels_)
 
@@ -159,8 +159,7 @@ def fit_soho_fast(rows_NC: Tensor, num_clusters: int, seed: int):
 
 def fit_scikit_learn(rows_NC: Tensor, num_clusters: int, seed: int):
     cluster = installed("sklearn.cluster", "scikit-learn")
-    threadpoolctl = pytest.importorskip("threadpoolctl")
-    with threadpoolctl.threadpool_limits(torch.get_num_threads()):
+    with threadpool_limits(torch.get_num_threads()):
         return cluster.KMeans(num_clusters, random_state=seed).fit(rows_NC.numpy())
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import render
-from benchmarks.ops.report import rows_of
+from benchmarks.ops.report import blas_text, rows_of
 from soho_fast import ops
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -76,6 +76,10 @@ def test_the_end_of_the_output_and_the_json_hold_ratios_and_targets(finished):
     assert {target["claim"].split(":")[0] for target in measured} >= expected
     assert f"torch {version('torch')}" in end and "1 threads" in end
     assert "limits: float32 product " in end
+    kernels = result["ops"]["blas"]
+    present = {name for name, number in result["ops"]["versions"].items() if number != "absent"}
+    assert kernels.keys() == present - {"vector-quantize-pytorch"}  # which calls torch's
+    assert f"BLAS kernels: {blas_text(kernels)}" in end
     assert "node" not in result["machine_info"]
 
 

@@ -11,6 +11,7 @@ from benchmarks.data import report as decoding
 from benchmarks.inference import report as inference_report
 from benchmarks.inference import targets
 from benchmarks.inference.targets import BATCHED, BY_CLASS, Row
+from benchmarks.ops import report
 from benchmarks.ops.report import rows_of
 from benchmarks.ops.targets import verdicts
 from benchmarks.tables import Table, as_markdown, as_text
@@ -54,6 +55,7 @@ def result(tmp_path) -> Path:
         "ops": {
             "machine": "A CPU",
             "versions": {"torch": "2.11", "faiss-cpu": "absent"},
+            "blas": {"torch": [{"library": "mkl", "version": "2024.0", "kernel": "AVX2", "file": "torch"}]},
             "threads": 2,
             "build": {"cpu_level": "avx2"},
             "datetime": "2026-01-02T03:04:05",
@@ -98,7 +100,8 @@ def test_pages_and_figure(result, root, capsys):
     users, lines = (page.splitlines() for page in first)
     for page in (users, lines):
         assert page[:2] == ["before", "<!-- ops: begin -->"] and page[-2:] == ["<!-- inference: end -->", "after"]
-        assert "A CPU, 2 threads, level avx2; torch 2.11; 2026-01-02." in page
+        head = "A CPU, 2 threads, level avx2; torch 2.11; 2026-01-02. BLAS kernels: torch AVX2 (mkl 2024.0)."
+        assert head in page
         assert page.count("old") == 1, "the other block is left alone"
     assert (
         users[4:8]
@@ -146,6 +149,51 @@ def test_parts_of_a_run_are_rendered_as_one(result, root, tmp_path):
     paths[1].write_text(json.dumps({"ops": {**parts[1]["ops"], "threads": 1}}))
     with pytest.raises(SystemExit, match=r"expected runs of one setup, got A CPU, 2 threads.* and A CPU, 1 threads"):
         rendered(paths, root)
+
+
+def test_blas_kernels_are_joined_and_old_results_say_that_they_have_none(result, root, tmp_path):
+    whole = json.loads(result.read_text())["ops"]
+    (torchs,) = whole["blas"]["torch"]
+    faisss = {**torchs, "library": "openblas", "version": "0.3.15", "kernel": "SkylakeX"}
+    paths = [tmp_path / "a.json", tmp_path / "b.json"]
+
+    def parts(kernels: dict, other_kernels: dict | None) -> None:
+        rows = {"rows": whole["rows"][:4]}, {"rows": whole["rows"][4:]}
+        other = {key: value for key, value in whole.items() if key != "blas"} | rows[1]
+        paths[0].write_text(json.dumps({"ops": {**whole, "blas": kernels, **rows[0]}}))
+        paths[1].write_text(json.dumps({"ops": other if other_kernels is None else {**other, "blas": other_kernels}}))
+
+    parts({"torch": [torchs]}, {"faiss-cpu": [faisss], "torch": [torchs]})
+    kernels = "BLAS kernels: torch AVX2 (mkl 2024.0), faiss-cpu SkylakeX (openblas 0.3.15)."
+    assert all(kernels in page for page in rendered(paths, root))
+    parts({"torch": [torchs], "faiss-cpu": [faisss]}, {"faiss-cpu": [{**faisss, "kernel": "Prescott"}]})
+    with pytest.raises(SystemExit, match="expected runs of one setup, got several BLAS kernels of faiss-cpu"):
+        rendered(paths, root)
+    parts({"torch": [torchs]}, None)
+    with pytest.raises(SystemExit, match="got parts with and without BLAS kernels"):
+        rendered(paths, root)
+
+
+def test_a_result_without_blas_kernels_marks_what_was_measured_against_openblas(result, root):
+    whole = json.loads(result.read_text())["ops"]
+    ours, torchs = (dict(row, op="KMeans", work={}) for row in whole["rows"][1:4:2])
+    faisss = {**torchs, "method": "faiss-cpu", "seconds": 3 * ours["seconds"]}
+    rows = [*whole["rows"], {**ours, "method": "soho_fast"}, torchs, faisss]
+    checked = [vars(verdict) for verdict in verdicts([report.Row(**row) for row in rows])]
+
+    def pages(**others: object) -> tuple[str, str]:
+        result.write_text(json.dumps({"ops": {**whole, "rows": rows, "targets": checked, **others}}))
+        return rendered([result], root)
+
+    users, lines = pages()
+    assert "kernel not recorded" not in users + lines and "| case | ours | torch where | faiss-cpu |" in users
+    del whole["blas"]
+    users, lines = pages()
+    assert all("2026-01-02. BLAS kernels: not recorded." in page for page in (users, lines))
+    assert "| case | ours | torch where | faiss-cpu (kernel not recorded) |" in users
+    claim = "| KMeans: soho_fast against faiss-cpu | >= 5x, every case | 3.00x; kernel not recorded | **missed** |"
+    assert claim in lines
+    assert "| group_mask: soho_fast in place against torch where | >= 4x, every case | 1.50x | **missed** |" in lines
 
 
 def test_the_figure_has_a_line_per_method_and_series(result, root, monkeypatch):
