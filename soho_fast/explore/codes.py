@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +32,12 @@ SEED = 0
 LEVEL = 0.95
 
 _RESAMPLES = 200
+_OF_POINTING = {
+    "pointing": "patches on their code's object, held-out images that show it",
+    "pointing_any_patch": "any patch there",
+    "pointing_all": "patches on their code's object, all held-out images",
+    "pointing_found": "patches of objects found, held-out images",
+}
 
 
 def add_arguments(parser: Parser) -> None:
@@ -83,7 +88,7 @@ class Seen:
             `with_a_token`, how many of the codes; `perplexity` of their use; `claims`, the share of these whose best
             word has an interval of lift above 1; `lift`, their mean of the best word's lower end, 1 where there is
             none; and where objects are known `purity` and `nmi` of those under their patches, and, with images held
-            out and others, `pointing` and `pointing_any_patch`.
+            out and others, `pointing` and what belongs to it (`tasks/evaluation/pointing.py`).
         """
         words = words_of_active_codes(code_T, self.image, self.captions)
         found = {
@@ -109,10 +114,7 @@ class Seen:
                 code_hw[grid_hw] = code_t
                 parts[held_out][0].append(code_hw)
                 parts[held_out][1].append(objects)
-        found = pointing(objects_of_codes(*parts[False], num_codes), *parts[True])
-        if math.isnan(found.share):
-            return {}
-        return {"pointing": found.share, "pointing_any_patch": found.any_patch}
+        return pointing(objects_of_codes(*parts[False], num_codes), *parts[True]).metrics()
 
     def objects_of(self, code_T: np.ndarray, num_codes: int, weight_T: np.ndarray | None = None) -> np.ndarray:
         """float64 (K, S), how many tokens on an object have each code and each label."""
@@ -152,10 +154,10 @@ def measure(source: Any, say: Callable[[str], None] = print_line) -> Any:
             rows.append([f"{name}, objects", *values])
         title += f", of {seen.is_object.sum():,} an object covers most"
     if "pointing" in all_found[0]:
-        for name, words in (("pointing", "patches on their code's object"), ("pointing_any_patch", "any patch there")):
+        for name, words in _OF_POINTING.items():
             # Shuffled codes stand for no object.
             shares = (f"{found[name]:.1%}" if name in found else "-" for found in all_found)
-            rows.append([f"{words}, held-out images", *shares])
+            rows.append([words, *shares])
     return Table(title, ["measure", *codings], rows)
 
 

@@ -335,6 +335,7 @@ def test_flushed_subnormals_do_not_change_the_bits(at_every_level, same_bits):
 def test_parameter_and_gradients_are_left_alone(at_every_level):
     features, index = torch.randn(10, 3, requires_grad=True), torch.randint(4, (10,))
 
+    @torch.no_grad()
     def check(backend):
         codebook = torch.nn.Parameter(torch.ones(4, 3))
         counts, sums = codebook_stats(features, index, 4, backend=backend)
@@ -346,6 +347,34 @@ def test_parameter_and_gradients_are_left_alone(at_every_level):
         assert codebook.is_leaf and codebook._version > moved > version, "autograd must see that the codebook changed"
 
     at_every_level(check)
+
+
+def test_a_leaf_that_requires_grad_is_refused_where_torch_refuses_it():
+    features, index = torch.randn(10, 3), torch.randint(2, (10,))
+    counts, sums = codebook_stats(features, index, 2)
+
+    def move(codebook):
+        return codebook_ema_(codebook, counts, sums, 0.5)
+
+    def move_fused(codebook):
+        return scatter_mean_ema_(codebook, features, index, 0.5)
+
+    leaf = torch.ones(4, 3, requires_grad=True)
+    whole, view, viewing = leaf[:2].detach().clone().requires_grad_(), leaf[1:3], torch.ones(4, 3)[:2].requires_grad_()
+    told = "leaf Variable that requires grad is being used in an in-place operation"
+    for refusing in (move, move_fused, lambda codebook: codebook.mul_(0.5)):
+        for codebook in (whole, view, viewing):
+            with pytest.raises(RuntimeError, match=told):
+                refusing(codebook)
+            assert (codebook == 1).all() and codebook._version == 0
+    with pytest.raises(RuntimeError, match=told):
+        torch.compile(move, backend="eager")(view)
+    for allowed in (move, move_fused):
+        computed = 1 * whole
+        assert allowed(computed) is computed and not (computed == 1).all(), "no leaf: torch allows it"
+        with torch.no_grad():
+            for codebook in (whole.clone().requires_grad_(), leaf.clone().requires_grad_()[1:3]):
+                assert allowed(codebook) is codebook and not (codebook == 1).all()
 
 
 def test_index_beyond_the_codebook_is_refused_on_a_cpu_and_not_counted_elsewhere(at_every_level):

@@ -51,6 +51,7 @@ ZERO12 = "deepspeed.runtime.zero.stage_1_and_2:DeepSpeedZeroOptimizer"
 ZERO3_OPTIMIZER = "deepspeed.runtime.zero.stage3:DeepSpeedZeroOptimizer_Stage3"
 PRIVATE = [
     Private("_apply", "overridden: buffers stay float32", MODULE),
+    Private("_base", "a codebook that is a view of a leaf is not moved in place", "torch:Tensor"),
     *(
         Private(name, "hooks make the packed encoder step aside", MODULE, (f"self.{name}",))
         for name in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")

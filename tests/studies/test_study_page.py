@@ -13,6 +13,7 @@ from scipy.stats import ttest_1samp
 
 from benchmarks.studies_page import PAGES, RESULTS, ROOT, rendered
 from soho_fast.studies.comparing import compare, composite_of, turn_signs
+from soho_fast.studies.comparing import logit as log_odds
 from soho_fast.studies.matrix import runs_of
 from soho_fast.studies.report import rows_by_cell
 from soho_fast.studies.study import find_study, read_study
@@ -378,6 +379,50 @@ def test_what_is_said_of_garments_is_of_its_rows():
     p = turn_signs([behind], [SEEDS[:6]])[0][2]
     told = f"in each seed too, by {min(behind):.1f} to {max(behind):.1f} points (p = {p:.3f} by itself)"
     assert min(behind) > 0 and told in text, told
+
+
+def test_what_is_said_of_both_studies_with_the_gate_is_of_their_rows():
+    studies = {name: (read_study(find_study(name)), _rows(name)) for name in ("demo", "garments")}
+    shares = [name.partition("/")[2] for name in studies["demo"][0].composite]
+
+    def differences(study, figure):
+        found = {(row["condition"], row["seed"]): figure(row["metrics"]) for row in studies[study][1]}
+        return [found["gate", seed] - found["none", seed] for seed in range(6)]
+
+    def tested(values):
+        return turn_signs([values], [[str(number) for number in range(len(values))]])[0][2]
+
+    figures = {
+        "loss of masked words": lambda metrics: metrics["mlm_loss"],
+        "loss of matching": lambda metrics: metrics["itm_loss"],
+        "all masked words": lambda metrics: log_odds(metrics["mlm_all"]),
+        "masked content words": lambda metrics: log_odds(metrics["mlm_content"]),
+        "matching": lambda metrics: log_odds(metrics["itm"]),
+        "matching, AUC": lambda metrics: log_odds(metrics["itm_auc"]),
+        "image to text, mean reciprocal rank": lambda metrics: log_odds(metrics["image_to_text_mrr"]),
+        "text to image, mean reciprocal rank": lambda metrics: log_odds(metrics["text_to_image_mrr"]),
+        "study demo's composite": lambda metrics: fmean(log_odds(metrics[name]) for name in shares),
+    }
+    text = " ".join(TEXT.split())
+    for label, figure in figures.items():
+        is_loss = label.startswith("loss")
+        pairs = differences("demo", figure) + differences("garments", figure)
+        behind, equal = sum(each > 0 if is_loss else each < 0 for each in pairs), sum(each == 0 for each in pairs)
+        unit, equally = "nats" if is_loss else "logits", f", {equal} equal" * (equal > 0)
+        told = f"| {label} | {fmean(pairs):+.3f} {unit} | {tested(pairs):.3f} | {behind} of {len(pairs)}{equally} |"
+        assert told in TEXT, told
+    of_garments = differences("garments", figures["study demo's composite"])
+    assert max(of_garments) < 0 and f"behind in 6 of 6 (p = {tested(of_garments):.3f})" in text
+    # Their intervals hold what the study of the levels calls a loss.
+    cost = re.search(r"\| composite \(logits\) \| one level \| none \| -(\S+) logits .* \| hurts \|", TEXT)[1]
+    assert f"a loss as large as the {cost} logits that one level costs" in text
+    for study_name, (study, rows) in studies.items():
+        cells, _ = rows_by_cell(study_name, runs_of(study), rows)
+        (found,) = (each for each in compare(study, cells) if each.declared and each.condition == "gate")
+        assert found.verdict == "none" and found.low < -float(cost) < found.high
+    for page in OTHERS:
+        told = " ".join((ROOT / page).read_text().split())
+        assert "a small loss" in told and "no gain" in told and "no loss" not in told, page
 
 
 def test_what_is_said_of_the_papers_losses_is_of_its_rows():

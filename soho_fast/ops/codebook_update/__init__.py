@@ -28,6 +28,13 @@ def _check_codebook(codebook: Tensor) -> None:
     if codebook.dim() != 2:
         raise ValueError(f"codebook: expected 2 dimensions (K, C), got shape {tuple(codebook.shape)}")
     checks.check_writable("codebook", codebook, "pass a copy")
+    # As torch itself refuses it, since the op does not see the gradient that `_writable` takes off.
+    leaf = codebook if codebook.is_leaf else codebook._base
+    if torch.is_grad_enabled() and leaf is not None and leaf.is_leaf and leaf.requires_grad:
+        raise RuntimeError(
+            f"codebook: a {'' if leaf is codebook else 'view of a '}leaf Variable that requires grad is being used in "
+            "an in-place operation; call under torch.no_grad(), or pass a tensor that requires none"
+        )
 
 
 def _writable(codebook: Tensor) -> Tensor:
@@ -89,7 +96,8 @@ def codebook_ema_(
 ) -> Tensor:
     """Move the codebook in place: `d_j <- decay d_j + (1 - decay) sums_j / counts_j` where counts_j > 0 (eq. 4).
 
-    A code to which no feature is assigned keeps its bits. In float32, rounded after each operation.
+    A code to which no feature is assigned keeps its bits. In float32, rounded after each operation. Not differentiable:
+    what the codebook was computed from gets the gradient that it had without the move.
 
     Args:
         codebook: float32 (K, C). counts: float32 (K,). sums: float32 (K, C). decay: in [0, 1]. What `codebook_stats`
@@ -102,6 +110,7 @@ def codebook_ema_(
     Raises:
         TypeError, ValueError: types, shapes, devices or a decay that do not fit, or a codebook whose elements share
             memory, as an expanded one's do.
+        RuntimeError: where gradients are recorded, a leaf that requires one, or a view of it, as torch refuses it.
     """
     _check_codebook(codebook)
     checks.check_type("counts", counts, (torch.float32,))
@@ -138,6 +147,7 @@ def scatter_mean_ema_(
         TypeError, ValueError: types, shapes, devices or a decay that do not fit, or a codebook whose elements share
             memory, as an expanded one's do; on a CPU also a counted index >= K, which the C++ op can only pass on as
             RuntimeError from torch 2.15 on.
+        RuntimeError: as `codebook_ema_`.
     """
     _check_codebook(codebook)
     _check_assigned(features, index, valid)

@@ -1,24 +1,38 @@
 """Whether codes point: do the patches that have a code lie on the object that the code stands for?
 
-A code stands for an object that its images have at least `LEAST_LIFT` times as often as all images do. That is found on
-some images, by what they show and not by where. On other images that show the object, patches of the code are then to
-touch it. Beside it stands what any patch of these images does.
+A code stands for an object that its images have at least `LEAST_LIFT` times as often as all images do, if at least
+`LEAST_IMAGES` images have both. That is found on training images, by what they show and not by where. On held-out
+images codes are then to point. A patch lies on an object if one of its pixels shows it. Of codes that stand for one:
 
-K codes, O objects, N images, h x w patches of an image.
+- `pointing`: of their tokens in images that show the object, the share that lies on it. Tokens in other images are not
+  counted, so a code loses nothing by being anywhere else too.
+- `pointing_all`: of their tokens in all images, the share that lies on it.
+- `pointing_found`: of all pairs of an object and a patch that lies on it, the share whose patch has a code that stands
+  for the object. Of a patch that lies on two objects one is found at most.
+
+`..._any_patch`: what the first two would be, were the tokens of each image put in its places at random. `..._k_means`:
+all three with codes that are made afterwards, by `KMeans` with as many clusters, of what the CNN gives for each token
+of the same training images: what the 1x1 convolution reads, and with a max-pool the mean of its window.
+
+K codes, O objects, N images, h x w patches of an image, T tokens, C channels.
 """
 
+import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from soho_fast.common.errors import CorruptImageError
 from soho_fast.common.workers import loaded_ahead
 from soho_fast.data.readers.records import ImageRef
 from soho_fast.model import SohoForPreTraining
+from soho_fast.model.visual_encoder import cut_features
 from soho_fast.tasks.evaluation.computing import Computing
 
 LEAST_LIFT = 5.0
@@ -33,17 +47,27 @@ Touched = Mapping[str, np.ndarray]
 
 
 class Pointing(NamedTuple):
-    """Shares between 0 and 1; NaN where nothing was counted.
+    """Shares between 0 and 1, see the module; NaN where nothing was counted.
 
-    share: of the tokens of codes that stand for an object, in images that have it, those whose patch touches it.
-    any_patch: what a patch drawn at random from the same image would do.
-    num_tokens: how many of these tokens there are. num_codes: codes that stand for an object.
+    share, any_patch: `pointing`, and what it would be at random. num_tokens: of how many tokens.
+    share_of_all, any_patch_of_all: `pointing_all`, and what it would be at random.
+    found: `pointing_found`.
+    num_codes: codes that stand for an object.
     """
 
     share: float
     any_patch: float
+    share_of_all: float
+    any_patch_of_all: float
+    found: float
     num_tokens: int
     num_codes: int
+
+    def metrics(self, of: str = "") -> dict[str, float]:
+        """By the names in the module; `of` ends those of k-means. Empty if there are no such tokens."""
+        by_chance = {} if of else {"_any_patch": self.any_patch, "_all_any_patch": self.any_patch_of_all}
+        shares = {f"{of}": self.share, f"_all{of}": self.share_of_all, f"_found{of}": self.found}
+        return {f"pointing{name}": share for name, share in (shares | by_chance).items()} if self.num_tokens else {}
 
 
 def objects_of_codes(codes: Sequence[np.ndarray], touched: Sequence[Touched], num_codes: int) -> list[str | None]:
@@ -81,18 +105,26 @@ def pointing(objects_K: Sequence[str | None], codes: Sequence[np.ndarray], touch
         codes: int (h, w) of each image, -1 where there is no token.
         touched: of each image.
     """
-    hits, by_chance, total = 0, 0.0, 0
+    hits, by_chance, num_shown, num_all, num_to_find = 0, 0.0, 0, 0, 0
     for code_hw, objects in zip(codes, touched, strict=True):
-        for code, count in zip(*np.unique(code_hw[code_hw >= 0], return_counts=True), strict=True):
-            touched_hw = objects.get(objects_K[code] or "")
+        real_hw = code_hw >= 0
+        num_to_find += sum(int(touched_hw[real_hw].sum()) for touched_hw in objects.values())
+        for code, count in zip(*np.unique(code_hw[real_hw], return_counts=True), strict=True):
+            name = objects_K[code]
+            num_all += int(count) * (name is not None)
+            touched_hw = objects.get(name or "")
             if touched_hw is not None:
                 hits += int(touched_hw[code_hw == code].sum())
-                by_chance += int(count) * float(touched_hw[code_hw >= 0].mean())
-                total += int(count)
-    num_codes = sum(name is not None for name in objects_K)
-    if not total:
-        return Pointing(float("nan"), float("nan"), 0, num_codes)
-    return Pointing(hits / total, by_chance / total, total, num_codes)
+                by_chance += int(count) * float(touched_hw[real_hw].mean())
+                num_shown += int(count)
+
+    def share(counted: float, total: int) -> float:
+        return counted / total if total else float("nan")
+
+    return Pointing(
+        share(hits, num_shown), share(by_chance, num_shown), share(hits, num_all), share(by_chance, num_all),
+        share(hits, num_to_find), num_shown, sum(name is not None for name in objects_K),
+    )  # fmt: skip
 
 
 def measure_pointing(task: Any, model: SohoForPreTraining, training: Sequence[ImageRef]) -> dict[str, float]:
@@ -104,7 +136,8 @@ def measure_pointing(task: Any, model: SohoForPreTraining, training: Sequence[Im
         training: images on which codes get their objects; some of them are taken, evenly spread.
 
     Returns:
-        `pointing` and `pointing_any_patch`, shares between 0 and 1; empty without codes, or without such images.
+        The metrics of the module, shares between 0 and 1; empty without codes, or without such images. Those of k-means
+        are left out where there are fewer tokens than codes, and with `visual_encoder="official"`.
     """
     heldout = [record.image for record in task.heldout_records]
     if not scenes_of(str(training[0].store)) or not scenes_of(str(heldout[0].store)):
@@ -112,18 +145,52 @@ def measure_pointing(task: Any, model: SohoForPreTraining, training: Sequence[Im
     if not (model.config.use_dictionary and model.config.use_dictionary_output):
         return {}
     spread = np.unique(np.linspace(0, len(training) - 1, min(_MOST_IMAGES, len(training))).round().astype(int))
-    chosen = [training[place] for place in spread.tolist()]
-    objects_K = objects_of_codes(*_look_up(task, model, chosen), model.config.num_codes)
-    found = pointing(objects_K, *_look_up(task, model, heldout))
-    return {"pointing": found.share, "pointing_any_patch": found.any_patch} if found.num_tokens else {}
+    known = _look_up(task, model, [training[place] for place in spread.tolist()])
+    asked = _look_up(task, model, heldout)
+    metrics: dict[str, float] = {}
+    num_codes = model.config.num_codes
+    codings = {"": (known.codes, asked.codes), "_k_means": _k_means(known, asked, num_codes)}
+    for name, (known_codes, asked_codes) in codings.items():
+        if known_codes:
+            objects_K = objects_of_codes(known_codes, known.touched, num_codes)
+            metrics |= pointing(objects_K, asked_codes, asked.touched).metrics(name)
+    return metrics if "pointing" in metrics else {}
+
+
+@dataclass
+class _Seen:
+    """Images whose objects are known: codes int (h, w), what their objects touch, and the CNN's features (h * w, C)."""
+
+    codes: list[np.ndarray] = field(default_factory=list)
+    touched: list[Touched] = field(default_factory=list)
+    features: list[torch.Tensor] = field(default_factory=list)
+
+
+def _k_means(known: _Seen, asked: _Seen, num_codes: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Codes of both as k-means of the features of the first gives them; none where it cannot."""
+    from soho_fast.cluster import KMeans
+
+    if not asked.features or sum(map(len, known.features)) < num_codes:
+        return [], []
+    # The start is named, since the default one takes minutes for thousands of clusters. This process is alone here.
+    means = KMeans(num_codes, init="mini-batch", random_state=0, distributed=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of clusters that stay empty, as codes may
+        means.fit(torch.cat(known.features))
+
+    def labels(seen: _Seen) -> list[np.ndarray]:
+        label_T = means.predict(torch.cat(seen.features)).numpy()
+        bounds = np.cumsum([code_hw.size for code_hw in seen.codes])[:-1]
+        parts = zip(np.split(label_T, bounds), seen.codes, strict=True)
+        return [label_t.reshape(code_hw.shape) for label_t, code_hw in parts]
+
+    return labels(known), labels(asked)
 
 
 @torch.no_grad()
-def _look_up(
-    task: Any, model: SohoForPreTraining, images: Sequence[ImageRef]
-) -> tuple[list[np.ndarray], list[Touched]]:
-    """The codes (h, w) of each image whose objects are known and that can be read, and what these touch."""
-    computing, processor = Computing(model, task.data.precision), task.processor
+def _look_up(task: Any, model: SohoForPreTraining, images: Sequence[ImageRef]) -> _Seen:
+    """Of each image whose objects are known and that can be read."""
+    computing, processor, encoder = Computing(model, task.data.precision), task.processor, model.base().visual_encoder
 
     def load(first: int) -> tuple[list[ImageRef], Any]:
         refs, pixels = [], []
@@ -135,23 +202,32 @@ def _look_up(
                 continue
         return refs, processor.image_processor.collate_bytes(pixels) if refs else None
 
-    codes, touched = [], []
+    seen = _Seen()
     for refs, batch in loaded_ahead(load, range(0, len(images), task.data.image_batch), workers=task.workers):
         if not refs:
             continue
         with computing():
-            visual = model.encode_images(**processor.image_processor.normalised(computing.on_device(batch)))
+            given = processor.image_processor.normalised(computing.on_device(batch))
+            maps: list[Any] = [None] * len(refs)
+            if model.config.visual_encoder == "paper":  # The released encoder's tokens need the pixels.
+                features_BChw, mask_Bhw = encoder.backbone_output(given["pixel_values"], given["pixel_mask"])
+                given = {"backbone_features": features_BChw, "backbone_mask": mask_Bhw}
+                maps = cut_features(features_BChw.float().cpu(), mask_Bhw)
+            visual = model.encode_images(**given)
         assert visual.index is not None, "the model has a dictionary"
-        shape = (len(refs), -1, visual.columns)
-        index_Bhw = visual.index.masked_fill(~visual.valid, -1).view(shape).cpu().numpy()
-        for ref, index_hw in zip(refs, index_Bhw, strict=True):
+        index_Bhw = visual.index.masked_fill(~visual.valid, -1).view(len(refs), -1, visual.columns).cpu().numpy()
+        for ref, index_hw, map_Chw in zip(refs, index_Bhw, maps, strict=True):
             # Without the padding, which lies at the right and below.
             rows, columns = (int((index_hw >= 0).any(axis).sum()) for axis in (1, 0))
             objects = objects_touched(str(ref.store), ref.name, rows, columns)
             if objects is not None:
-                codes.append(index_hw[:rows, :columns])
-                touched.append(objects)
-    return codes, touched
+                seen.codes.append(index_hw[:rows, :columns])
+                seen.touched.append(objects)
+                if map_Chw is not None:
+                    # A last window that is partly outside is a token too; its mean is of what is inside.
+                    pooled_Chw = F.avg_pool2d(map_Chw, encoder.pool, ceil_mode=True, count_include_pad=False)
+                    seen.features.append(pooled_Chw.flatten(1).T)
+    return seen
 
 
 def objects_touched(root: str, name: str, rows: int, columns: int) -> Touched | None:

@@ -422,6 +422,7 @@ def nothing_learnt(metrics: Mapping[str, float]) -> str:
     )
 
 
+_OF_POINTING = {"any_patch": "any patch of the images", "k_means": "k-means of the CNN's output"}
 # By metric what a reader calls it, and its baselines by what follows its name in theirs.
 _ROWS = {
     "mlm_content": ("MLM, masked content words", {"shuffled": "shuffled image"}),
@@ -430,7 +431,9 @@ _ROWS = {
         "MVM, masked visual tokens",
         {"most_frequent": "most frequent index", "shuffled": "shuffled caption", "no_caption": "no caption"},
     ),
-    "pointing": ("patches of codes on the object they stand for", {"any_patch": "any patch of these images"}),
+    "pointing": ("codes on the object they stand for, in images that show it", _OF_POINTING),
+    "pointing_all": ("codes on the object they stand for, in all images", _OF_POINTING),
+    "pointing_found": ("patches of objects found by such codes", _OF_POINTING),
     "itm": ("ITM, balanced pairs", {"majority": "majority", "shuffled": "shuffled image"}),
 }
 
@@ -441,18 +444,24 @@ def format_table(metrics: Mapping[str, float]) -> list[list[str]]:
     def percent(name: str) -> str:
         return f"{100 * metrics[name]:.1f} %"
 
-    rows = [
-        [label, percent(name), ", ".join(f"{percent(f'{name}_{other}')} {what}" for other, what in baselines.items())]
-        for name, (label, baselines) in _ROWS.items()
-        if name in metrics
-    ]
+    rows = []
+    for name, (label, baselines) in _ROWS.items():
+        if name in metrics:
+            beside = {f"{name}_{other}": what for other, what in baselines.items()}
+            told = ", ".join(f"{percent(other)} {what}" for other, what in beside.items() if other in metrics)
+            rows.append([label, percent(name), told])
     if "num_candidates" in metrics:
-        for direction, name in (("image_to_text", "image to text"), ("text_to_image", "text to image")):
-            for k in RECALL_KS:
-                label = f"{name} R@{k} of {metrics['num_candidates']:.0f}"
-                vectors = f"vectors_{direction}_r{k}"
-                alone = f", {percent(vectors)} by vectors alone" if vectors in metrics else ""
-                rows.append([label, percent(f"{direction}_r{k}"), f"{percent(f'chance_r{k}')} chance{alone}"])
+        heads = {"": " by the ITM head", "vectors_": " by the contrastive head"}
+        heads = heads if "vectors_image_to_text_r1" in metrics else {"": ""}
+        for head, by in heads.items():
+            for direction, name in (("image_to_text", "image to text"), ("text_to_image", "text to image")):
+                for k in RECALL_KS:
+                    label = f"{name} R@{k} of {metrics['num_candidates']:.0f}{by}"
+                    rows.append([label, percent(f"{head}{direction}_r{k}"), f"{percent(f'chance_r{k}')} chance"])
+        if len(heads) > 1:
+            ranks = {head: metrics[f"{head}image_to_text_mrr"] + metrics[f"{head}text_to_image_mrr"] for head in heads}
+            better = heads[max(heads, key=ranks.__getitem__)].removeprefix(" by the ")
+            rows.append(["head that ranks better, by mean reciprocal rank", better, ""])
     for where, name in (("heldout", "held-out images"), ("model", "running usage in training")):
         if f"{where}_active_codes" in metrics:
             codes = f"{metrics[f'{where}_active_codes']:.0f} (perplexity {metrics[f'{where}_perplexity']:.1f})"

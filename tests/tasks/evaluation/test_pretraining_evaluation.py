@@ -196,7 +196,17 @@ def test_where_there_are_vectors_they_retrieve_too(records, processor, tmp_path)
     assert {name: metrics[name] for name in names} == {name: seeing[name.removeprefix("vectors_")] for name in names}
     rows = {name: rest for name, *rest in format_table(metrics)}
     share = f"{100 * seeing['image_to_text_r1']:.1f} %"
-    assert rows["image to text R@1 of 11"][1] == f"9.1 % chance, {share} by vectors alone"
+    assert rows["image to text R@1 of 11 by the contrastive head"] == [share, "9.1 % chance"]
+    own = f"{100 * metrics['image_to_text_r1']:.1f} %"
+    assert rows["image to text R@1 of 11 by the ITM head"] == [own, "9.1 % chance"] != [share, "9.1 % chance"]
+    better = "head that ranks better, by mean reciprocal rank"
+    assert rows[better] == ["contrastive head", ""]
+    turned = {**metrics, "image_to_text_mrr": 1.0, "vectors_image_to_text_mrr": 0.0}
+    assert [better, "ITM head", ""] in format_table(turned | {"text_to_image_mrr": 1.0})
+    of_before = {name: value for name, value in seeing.items() if name != "mvm_no_caption"}
+    assert ["MVM, masked visual tokens", "100.0 %"] in [row[:2] for row in format_table(of_before)]
+    names = {name for name, *_ in format_table(seeing)}
+    assert "image to text R@1 of 11" in names and better not in names
 
 
 def test_without_a_dictionary_there_is_no_mvm(records, processor):
