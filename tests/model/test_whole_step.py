@@ -158,6 +158,29 @@ def test_a_survey_counts_the_tokens_that_are_masked_in_training(tiny_model, batc
     assert len(counts) > 1, "codes move"
 
 
+@pytest.mark.parametrize("reads", ["transformer", "embeddings"])
+def test_vectors_of_a_survey_are_those_of_the_forwards(tiny_model, batch, reads):
+    """With BatchNorm in the gate, weighted by the texts of each image, and dropout everywhere."""
+    dropout = {"backbone_dropout_prob": 0.3, "hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.2}
+    config = EVERYTHING | dropout | {"fusion": "gate", "dictionary_batch_norm": True, "contrastive_reads": reads}
+    model = tiny_model(**config).train()
+    micro_batches, seen = Seeded(divided(uneven(batch), 2)), []
+    head = model.contrastive_head.loss
+    model.contrastive_head.loss = lambda *given: (seen.append(given[:3]), head(*given))[1]
+    model.begin_step()
+    model.survey(micro_batches)
+    vectors = model.whole_step.vectors
+    places = list(vectors.places)
+    for inputs, (image, text) in zip(micro_batches, places, strict=True):
+        model(**inputs)
+        image_BE, text_TE, own_T = seen[-1]
+        for all_XE, own_XE, begin in ((vectors.image_AE, image_BE, image), (vectors.text_UE, text_TE, text)):
+            torch.testing.assert_close(own_XE, all_XE[begin : begin + len(own_XE)], rtol=1e-5, atol=1e-6)
+        own_U = vectors.own_image_U[text : text + len(own_T)]
+        assert torch.equal(own_U, torch.where(own_T < 0, own_T, own_T + image))
+    assert not vectors.places and (own_T < 0).any() and (own_T >= 0).any()
+
+
 def test_a_dictionary_that_moves_in_each_forward_makes_each_a_step(tiny_official, batch):
     model = tiny_official().train()
     state = copy.deepcopy(model.state_dict())
