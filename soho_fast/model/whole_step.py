@@ -98,12 +98,12 @@ def survey(model: Surveyed, micro_batches: MicroBatches) -> None:
     # Their BatchNorm's running statistics are moved by the forwards that are trained by, not by these.
     normed = [part for part in (base.visual_encoder, base.fusion) if part is not None and encodes]
     statistics = [(buffer, buffer.clone()) for part in normed for buffer in part.buffers()]
-    if encodes and base.config.use_dictionary_output and getattr(dictionary, "awaits_codes", bool)():
+    draws = encodes and base.config.use_dictionary_output and hasattr(dictionary, "awaits_codes")
+    if draws and dictionary.awaits_codes():
         for inputs in micro_batches:
             feat_BLD, grid_mask_BHW = base.encode_features(**_images(inputs))
             dictionary.offer(feat_BLD, grid_mask_BHW.flatten(1), inputs.get("mask_uniform"))
         dictionary.draw_codes()
-        model.begin_step()
     whole, vectors = WholeStep(len(micro_batches) * world_size()), []
     # In evaluation mode they look up as in training, and gather nothing.
     watched = [part for part in (dictionary, base.feature_watch) if part is not None and part.training]
