@@ -280,18 +280,21 @@ class SohoModel(SohoPreTrainedModel):
         if visual.embedding is None or mask_uniform is None:
             return visual.tokens, None
         assert visual.index is not None and self.mask_token is not None, "only a dictionary makes an embedding"
-        embed_BLD, valid_BL = visual.embedding, visual.valid
-        if self.config.mvm_masking == "lift":  # not the paper's
-            assert self.visual_dictionary is not None, "only a dictionary makes an index"
-            target_B = self.visual_dictionary.draw_by_lift(visual.index, valid_BL, mask_uniform)
-        else:
-            if self.config.mvm_masking == "position" and self.training:
-                # As the released code: one place for the batch, the first image's.
-                mask_uniform = mask_uniform[:1].expand_as(mask_uniform)
-            draw = parts.PARTS["mvm_masking"][self.config.mvm_masking]
-            target_B = draw(visual.index, valid=valid_BL, uniform=mask_uniform)
+        embed_BLD, target_B = visual.embedding, self.label_to_mask(visual, mask_uniform)
         # Not in place: `visual`, and its `codes`, may share this tensor and are read again.
-        return ops.group_mask(embed_BLD, visual.index, self.mask_token.to(embed_BLD.dtype), target_B, valid=valid_BL)
+        mask_token = self.mask_token.to(embed_BLD.dtype)
+        return ops.group_mask(embed_BLD, visual.index, mask_token, target_B, valid=visual.valid)
+
+    def label_to_mask(self, visual: VisualTokens, mask_uniform: Tensor) -> Tensor:
+        """The label of each image that `mask_one_label` masks, int64 (B,), -1 of an image without tokens."""
+        assert visual.index is not None and self.visual_dictionary is not None, "only a dictionary makes an index"
+        if self.config.mvm_masking == "lift":  # not the paper's
+            return self.visual_dictionary.draw_by_lift(visual.index, visual.valid, mask_uniform)
+        if self.config.mvm_masking == "position" and self.training:
+            # As the released code: one place for the batch, the first image's.
+            mask_uniform = mask_uniform[:1].expand_as(mask_uniform)
+        draw = parts.PARTS["mvm_masking"][self.config.mvm_masking]
+        return draw(visual.index, valid=visual.valid, uniform=mask_uniform)
 
 
 def real_places(visual: VisualTokens, texts: Texts) -> Tensor:
@@ -546,11 +549,11 @@ class SohoForPreTraining(ContrastiveVectors, SohoModelWithHeads):
         if visual is not None and visual.codes is not None:
             counts["commitment_loss"] = visual.valid.sum()
         if visual is not None and visual.embedding is not None and mask_uniform is not None:
-            _, labels_BL = self.soho.mask_one_label(visual, mask_uniform)
-            assert labels_BL is not None, "the dictionary gives labels"
+            # Not by masking: the mask vector may lie elsewhere, under ZeRO 3.
+            masked_BL = visual.valid & (visual.index == self.soho.label_to_mask(visual, mask_uniform).unsqueeze(1))
             counted_P = self._counted(texts, itm_labels)
             read_P = counted_P if mask_pairs is None else counted_P & mask_pairs
-            counts["mvm_loss"] = (texts.of_images((labels_BL != -100).sum(1)) * read_P).sum()
+            counts["mvm_loss"] = (texts.of_images(masked_BL.sum(1)) * read_P).sum()
         return counts
 
     def vectors_of(

@@ -121,8 +121,8 @@ def test_the_released_codes_model_and_half_precision_go_on_at_another_stage(laun
                     *[state[name] for state in states], rtol=1e-6, atol=1e-5, msg=f"{what}, {name}"
                 )
         else:
-            # Of the same float32 weights those in half are the same to the bit.
-            assert found[:4] == expected[:4], what
+            # Of the same float32 weights those in half are the same to the bit; a loss may have another last digit.
+            np.testing.assert_allclose(found[:4], expected[:4], rtol=2e-7, err_msg=what)
             scales = [[record["loss_scale"] for record in records(each)] for each in (through[key], request)]
             assert scales[0] == scales[1] and (key[0] == "bf16" or len(set(scales[0])) > 2), (what, scales)
 
