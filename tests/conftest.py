@@ -27,7 +27,7 @@ sys.path[:0] = [str(HERE / room) for room in ("data", "forked", "model/official"
 LEFT_OUT = "no time was left (--minutes)"
 
 # The files that take longest, longest first.
-LONG = ("test_docs.py", "test_study_runs.py", "test_triton.py", "test_elastic.py", "test_quickly.py")
+LONG = ("test_docs.py", "test_triton.py", "test_elastic.py", "test_quickly.py")
 
 # What a test may be skipped for under --strict-skips: this machine lacks what `make` cannot install.
 LACKING = re.compile(

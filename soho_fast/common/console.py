@@ -26,7 +26,6 @@ COMMANDS = {
     "tokenizer": ("soho_fast.data.tokenizer", "make a tokenizer of your texts"),
     "shards": ("soho_fast.data.shards.__main__", "index and check tar shards"),
     "corpus": ("soho_fast.data.mini.__main__", "build the demo corpus"),
-    "studies": ("soho_fast.studies.__main__", "run a study and report what it shows"),
     "env": ("soho_fast.common.environment", "versions, processor and backends, as a report of a bug needs them"),
     "convert": ("soho_fast.export.official", "convert a checkpoint of the authors"),
 }

@@ -1,11 +1,5 @@
 """Which fields of a recipe tell what is trained; nothing heavy is imported here."""
 
-from soho_fast.engine.changes import NOT_COMPARED as OF_EVERY_TASK
-
-OF_A_STUDY = (*OF_EVERY_TASK, "data_roots.*", "corpus.folder", "model.pretrained")
-"""Patterns of what does not tell one run of a study from another, since it is where things lie or how a run is carried
-out; the model that a run starts from is identified by that model's own run."""
-
 # By pattern of a recipe's field: why two runs that differ there train the same, or what is compared instead.
 NOT_COMPARED = {
     "data_roots.*": "where things lie; what is read from there is compared",

@@ -12,22 +12,20 @@ import sys
 import time
 from pathlib import Path
 
-import yaml
 from corruption import picture
 from tiny_runs import Bench, Finished, LostError, run, start, watch
 
-sys.path += [str(Path(__file__).resolve().parents[1] / room) for room in ("data", "studies")]
+sys.path += [str(Path(__file__).resolve().parents[1] / room) for room in ("data",)]
 
 from tiny_shards import write_karpathy_set
-from tiny_study import TINY
 
-COMMANDS = ("corpus", "many", "explore", "index", "train", "export", "studies")
+COMMANDS = ("corpus", "many", "explore", "index", "train", "export")
 WAYS = ("SIGHUP", "closed", "SIGKILL", "SIGINT")
 _EXPORTED = ("README.md", "SHA256SUMS", "about.json", "encode.pt2", "read.pt2", "run.py", "tokenizer.json")
 # What makes the same bytes each time; of the others the files' names are compared.
 _SAME_BYTES = ("corpus", "many")
 # So many changes of a folder are drawn from for the moment; a command with fewer is not struck, and comes to its end.
-_MOMENTS = {"corpus": 120, "many": 4, "explore": 60, "index": 12, "train": 70, "export": 6, "studies": 3}
+_MOMENTS = {"corpus": 120, "many": 4, "explore": 60, "index": 12, "train": 70, "export": 6}
 _SECONDS = 300
 
 
@@ -60,7 +58,7 @@ def attempt(bench: Bench, seed: int, folder: Path) -> int:
 def what(seed: int) -> tuple[str, str, list[int]]:
     """The command, the way it is ended, and before which change of its folder, one time after another."""
     draw, name = random.Random(seed), COMMANDS[seed % len(COMMANDS)]
-    times = 1 if name == "studies" else draw.choice((1, 1, 2))
+    times = draw.choice((1, 1, 2))
     moments = [draw.randint(1, _MOMENTS[name]) for _ in range(times)]
     # Each command in each way, whatever their numbers have in common.
     return name, WAYS[(seed % len(COMMANDS) + seed // len(COMMANDS)) % len(WAYS)], moments
@@ -188,10 +186,4 @@ def _command(bench: Bench, name: str, out: Path) -> list[str]:
         return ["explore", "build", str(bench.folder / "pretraining"), "--into", str(out / "explorer")]
     if name == "export":
         return ["export", str(bench.folder / "vqa"), str(out / "exported")]
-    if name == "studies":
-        study = bench.folder / "tiny.yaml"
-        overrides = {**TINY["overrides"], "data_roots.corpus": str(bench.folder / "study-corpus")}
-        if not study.exists():
-            study.write_text(yaml.safe_dump({**TINY, "overrides": overrides}, sort_keys=False))
-        return ["studies", str(study), "--into", str(out / "study"), "--conditions", "none", "--stages", "pretraining"]
     return bench.train("pretraining", out / "run")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import shards
 import yaml
-from commands import TINY, made
+from commands import made
 from corruption import without_checkpoints
 from own import COMMANDS, own_folder, reading_own
 from tiny_runs import Bench, LostError, run
@@ -17,7 +17,7 @@ _ODD = ("\x1b[2J", "\x1b]0;owned\x07", "\x07", "\x08\x08", "\r", "\x9b31m", "\u2
         "\x1bP1$r\x1b\\", "\u2028", "\ufeff", "\x00")  # fmt: skip
 # What no output may hold; progress bars begin lines anew by a carriage return, and move up and erase by some sequences.
 _RAW = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]|\r(?=odd)")
-_OTHERS = ("shards", "recipe", "study", "model", "figure", "arguments", "evaluate")
+_OTHERS = ("shards", "recipe", "model", "figure", "arguments", "evaluate")
 
 
 def attempt(bench: Bench, seed: int, folder: Path) -> int:
@@ -49,14 +49,13 @@ def _other(bench: Bench, command: str, folder: Path, name: str, text: str, draw:
         tars = sorted(there.glob("*.tar"))
         tars[1].write_bytes(tars[1].read_bytes()[:-4000])
         return ["shards", draw.choice(("index", "check")), *map(str, tars), "--workers", "1"]
-    if command in ("recipe", "study"):
-        content = yaml.safe_load(bench.recipes["vqa"].read_text() if command == "recipe" else json.dumps(TINY))
+    if command == "recipe":
+        content = yaml.safe_load(bench.recipes["vqa"].read_text())
         place = draw.choice([content, *(each for each in content.values() if isinstance(each, dict))])
         place[draw.choice((text, *place))] = draw.choice((text, {text: text}))
         path = folder / f"{name}.yaml"
         path.write_text(yaml.safe_dump(content))
-        run = ["train", "--recipe", str(path), "--max_steps", "1", "--output", str(folder / "run")]
-        return run if command == "recipe" else ["studies", str(path), "--list"]
+        return ["train", "--recipe", str(path), "--max_steps", "1", "--output", str(folder / "run")]
     if command == "figure":
         shutil.copytree(made(bench, "explore") / "explorer", there)
         (there / "SHA256SUMS").unlink()
@@ -76,7 +75,7 @@ def _other(bench: Bench, command: str, folder: Path, name: str, text: str, draw:
         path.write_text(json.dumps(content))
         return ["ask", "answer", str(source), str(next(bench.corpus.rglob("*.jpg"))), "what is it?"]
     return draw.choice((
-        ["ask", "answer", given, given, given], ["train", f"--{given}", "1"], ["check", given], ["studies", given],
+        ["ask", "answer", given, given, given], ["train", f"--{given}", "1"], ["check", given],
         ["explore", "build", given], ["tokenizer", given, given], ["import", "csv", given, given],
         ["corpus", f"--{given}"], ["export", given, given], ["suite", "aro", given, given, "--images", given],
     ))  # fmt: skip

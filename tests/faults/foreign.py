@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from commands import TINY, made
+from commands import made
 from corruption import without_checkpoints
 from pickles import reading
 from settings import mutated, put
@@ -35,9 +35,6 @@ KNOWN: tuple[tuple[str, str, str, Any], ...] = (
         ("log.trackers", ["planted"]), ("data_roots.corpus", "package:planted.sub/x"), ("task", "planted:Own"),
         ("model.config.backbone", "planted.sub:Own"), ("data_roots.corpus", "package:planted/x"),
     )),
-    ("_study", "*.yaml", "conditions.none.launcher", "planted-program"),
-    ("_study", "*.yaml", "overrides.log.trackers", ["planted"]),
-    ("_study", "*.yaml", "stages.pretraining.overrides.own", NAMES[8]),
     *(("_recipe", "*.yaml", "model.config.own", named) for named in (NAMES[8], json.dumps(NAMES[8]))),
     ("_model", "config.json", "auto_map", NAMES[-1]),
     ("_model", "tokenizer_config.json", "auto_map", NAMES[-1]),
@@ -137,15 +134,6 @@ def _run(bench: Bench, draw: random.Random, folder: Path) -> _Foreign:
     return [recipe], reading(bench, theirs, how, folder)
 
 
-def _study(bench: Bench, draw: random.Random, folder: Path) -> _Foreign:
-    theirs = folder / "theirs.yaml"
-    theirs.write_text(yaml.safe_dump({**TINY, "overrides": {**TINY["overrides"], "max_steps": 1}}, sort_keys=False))
-    # Most are refused, or are not found to make sense, before a run begins; a run takes a minute.
-    only = ["--conditions", "none", "--stages", "pretraining"] if draw.random() < 0.1 else ["--list"]
-    own = ["--data_roots.corpus", str(folder / "corpus"), "--into", str(folder / "study")]
-    return [theirs], ["studies", str(theirs), *own, *only]
-
-
 def _model(bench: Bench, draw: random.Random, folder: Path) -> _Foreign:
     how = draw.choice(("evaluate", "ask", "pretrained"))
     theirs = without_checkpoints(bench.folder / ("pretraining" if how == "pretrained" else "vqa"), folder / "source")
@@ -165,4 +153,4 @@ def _explorer(bench: Bench, draw: random.Random, folder: Path) -> _Foreign:
     return sorted(theirs.glob("data/*.js")), figure
 
 
-KINDS = (_recipe, _model, _run, _study, _explorer, _corpus)
+KINDS = (_recipe, _model, _run, _explorer, _corpus)

@@ -32,7 +32,7 @@ COMMANDS = {
     "train": "soho_fast.train", "evaluate": "soho_fast.evaluate", "ask": "soho_fast.ask.__main__",
     "corpus": "soho_fast.data.mini.__main__", "shards": "soho_fast.data.shards.__main__",
     "explore": "soho_fast.explore.__main__", "export": "soho_fast.export.__main__",
-    "studies": "soho_fast.studies.__main__", "check": "soho_fast.tasks.check", "import": "soho_fast.data.importing",
+    "check": "soho_fast.tasks.check", "import": "soho_fast.data.importing",
     "tokenizer": "soho_fast.data.tokenizer", "suite": "soho_fast.tasks.suites",
 }  # fmt: skip
 # What the commands import, at their start or later.

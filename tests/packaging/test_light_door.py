@@ -119,12 +119,10 @@ def test_a_module_says_which_extra_it_needs(torch_alone):
 
 
 def test_each_room_names_its_own_extra(torch_alone):
-    done = run("-c", TOLD, "explore", "explore.reading", "studies.report", "studies.__main__", path=torch_alone)
+    done = run("-c", TOLD, "explore", "explore.reading", path=torch_alone)
     assert {name: message for name, (message, _) in json.loads(done.stdout).items()} == {
         "explore": 'soho_fast.explore needs numpy; install it with: pip install "soho_fast[explore]"',
         "explore.reading": 'soho_fast.explore needs numpy; install it with: pip install "soho_fast[explore]"',
-        "studies.report": 'soho_fast.studies.study needs jsonargparse; install it with: pip install "soho_fast[train]"',
-        "studies.__main__": 'soho_fast.studies needs yaml; install it with: pip install "soho_fast[train]"',
     }
 
 

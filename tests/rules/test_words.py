@@ -22,7 +22,7 @@ WORDS: dict[str, tuple[str, tuple[str, ...]]] = {
     r"drawn codes?|codes? (is|are|were) drawn": ("data-initialised codes", ()),
     r"pictures?": ("image", ("soho_fast/data/mini/", "soho_fast/common/text.py", "soho_fast/explore/licences.py")),
     r"places? (of|in) (a|the|each) texts?": ("tokens, positions", ()),
-    r"cells?": ("patch, grid position", ("soho_fast/studies/", "soho_fast/common/tables.py")),
+    r"cells?": ("patch, grid position", ("soho_fast/common/tables.py",)),
     r"claims? (a|no|the|any|of) words?|claims? none|claimed words?": ("is associated with a word", ()),
     r"caption words \(the loss\)|the aid|MatchingHead": ("bag-of-words loss, auxiliary loss; ITM head", ()),
     r"kept outputs?|kept features?|the feed": ("feature cache", ()),

@@ -274,26 +274,6 @@ def object_map(scene: Scene, side: int) -> np.ndarray:
     return seen
 
 
-def objects_in_patches(scene: Scene, rows: int, columns: int, pixels_per_patch: int = 32) -> np.ndarray:
-    """What covers most of each patch: int8 (rows, columns), a number in ``scene.objects``, -1 for the background.
-
-    Args:
-        scene: the scene.
-        rows, columns: of the grid, which covers the whole image; alike, since images are square.
-        pixels_per_patch: how finely areas are counted. Of equal areas the background comes first, then the object that
-            was drawn first.
-
-    Raises:
-        ValueError: the grid is not square.
-    """
-    if rows != columns:
-        raise ValueError(f"rows, columns: expected as many of each, since images are square; got {rows} x {columns}")
-    seen = object_map(scene, rows * pixels_per_patch)
-    patches = seen.reshape(rows, pixels_per_patch, columns, pixels_per_patch).swapaxes(1, 2).reshape(rows, columns, -1)
-    areas = np.stack([(patches == number).sum(-1) for number in range(-1, len(scene.objects))])
-    return (areas.argmax(0) - 1).astype(np.int8)
-
-
 def objects_touching(scene: Scene, side: int, pixels_per_patch: int = 32) -> dict[str, np.ndarray]:
     """By the names of a scene's objects the patches of a grid in which some of one is seen: bool (side, side)."""
     seen = object_map(scene, side * pixels_per_patch)
