@@ -122,10 +122,10 @@ def read_study(name_or_path: str) -> tuple[str, Study]:
     try:
         parsed = parser.instantiate(parser.parse_object(content))
         study = Study(**{name: getattr(parsed, name) for name in Study.__dataclass_fields__})
-        before: list[str] = [""]
+        before: list[str] = []
         shares: list[str] = []
         for name, stage in study.stages.items():
-            known(f"stages.{name}.after", [stage.after], before)
+            known(f"stages.{name}.after", [stage.after] if stage.after else [], before)
             before.append(name)
             shares += [f"{name}/{metric}" for metric, label in stage.metrics.items() if not label.endswith(")")]
         for each in study.comparisons:
