@@ -118,7 +118,6 @@ SIZES = [
 
 # What a command says, where it is not to end well: it needs data that this machine does not have.
 REFUSED = {
-    "--heldout-styles": "style data/styles/noto: there is no such folder of drawings",
     "soho_r18": "there is no such file or folder",
     "--recipe official --data_roots": "/data/coco/",
     "--recipe paper": "/data/coco/dataset_coco.json",

@@ -3,6 +3,7 @@
 Of a built one it reports which object covers each patch of a grid: what the corpus knows and no caption says.
 """
 
+import dataclasses
 import functools
 import hashlib
 import json
@@ -23,19 +24,12 @@ from soho_fast.data.tokenizer import build_vocabulary, write_tokenizer
 
 from .captions import write_captions
 from .concepts import CONCEPTS
-from .drawing import check_sources, copy_style, draw_scene, load_cutout, load_photo, place_cutout
-from .options import DRAWINGS, CorpusOptions, style_name
+from .drawing import check_sources, draw_scene, load_cutout, load_photo, place_cutout
+from .options import CorpusOptions
 from .questions import write_vqa
-from .scenes import Scene, describe_scenes, photos_of
+from .scenes import PHOTOS, Scene, describe_scenes
 from .statements import link_or_copy, write_nlvr2, write_snli_ve
-from .writers import (
-    STYLES,
-    CorpusImage,
-    assign_images,
-    licences_of,
-    write_attribution,
-    write_karpathy,
-)
+from .writers import LICENCES, CorpusImage, assign_images, write_attribution, write_karpathy
 
 MANIFEST = "corpus.json"
 _KIND = "soho-mini corpus"
@@ -96,11 +90,9 @@ def _draw_images(folder: Path, images: Sequence[CorpusImage], options: CorpusOpt
     """Draw every image as JPEG, in threads: Pillow resamples and encodes outside the interpreter lock."""
     # Loaded before there are threads: `functools.cache` lets several that ask at once all load it.
     for name in CONCEPTS:
-        for style in (*options.styles, *options.heldout_styles):
-            load_cutout(name, style)
-    for held_out in (False, True):
-        for photo in photos_of(held_out, options.monuments):
-            load_photo(photo)
+        load_cutout(name)
+    for photo in (*PHOTOS[False], *PHOTOS[True]):
+        load_photo(photo)
     for name in sorted({image.folder for image in images}):
         (folder / name).mkdir()
 
@@ -126,20 +118,20 @@ def build_corpus(out_dir: str | os.PathLike, *, progress: bool = True, **given: 
     Args:
         out_dir: where the corpus goes. Either absent, empty, or a corpus written by this function.
         progress: print what happens and show a progress bar.
-        **given: fields of `CorpusOptions`: numbers of scenes, their size and seed (the same give the same bytes),
-            drawing styles, more objects, photographs, noise. Without any, the demo.
+        **given: fields of `CorpusOptions`: numbers of scenes, their size and seed. The same give the same bytes;
+            without any, the demo.
 
     Returns:
         The corpus folder.
 
     Raises:
         ValueError: an argument out of range, or ``out_dir`` holds something that is not a corpus of ours.
-        TypeError: a count, size or seed that is not an int, or an option of another type.
-        FileNotFoundError: a package or folder with the images is not there; the message says which.
+        TypeError: a count, size or seed that is not an int.
+        FileNotFoundError: a package with the images is not there; the message says which.
     """
     options = CorpusOptions(**given)
     out = Path(out_dir)
-    settings = {"source": _source_digest(), **options.settings()}
+    settings = {"source": _source_digest(), **dataclasses.asdict(options)}
 
     def tell(text: str) -> None:
         if progress:
@@ -157,7 +149,7 @@ def build_corpus(out_dir: str | os.PathLike, *, progress: bool = True, **given: 
                 "give another path or remove the folder yourself"
             )
         tell(f"demo corpus: {out} is incomplete or has other settings and is rebuilt")
-    check_sources(options)
+    check_sources()
     with scratch_beside(out) as building:
         (building / "new").mkdir(parents=True)
         counts = _write_corpus(building / "new", settings, options, progress)
@@ -165,7 +157,7 @@ def build_corpus(out_dir: str | os.PathLike, *, progress: bool = True, **given: 
     tell(
         f"demo corpus: {out} has {counts['images']} images of {counts['concepts']} concepts, "
         f"{counts['captions']} captions and a vocabulary of {counts['vocabulary']} tokens. "
-        f"Drawings: {', '.join(['Twemoji, CC-BY-4.0', *map(style_name, options.folders)])} (see ATTRIBUTION.txt)"
+        "Drawings: Twemoji, CC-BY-4.0 (see ATTRIBUTION.txt)"
     )
     return out
 
@@ -187,29 +179,26 @@ def _put_in_place(building: Path, out: Path, settings: dict) -> None:
 def _write_corpus(folder: Path, settings: dict, options: CorpusOptions, progress: bool) -> dict:
     """Write everything into an empty folder and its manifest last; return the counts."""
     seed = options.seed
-    licences = licences_of(options)
-    train, held_out = describe_scenes(options.num_train, options.num_heldout, seed, options)
+    train, held_out = describe_scenes(options.num_train, options.num_heldout, seed)
     images = assign_images(
         [(scene, write_captions(scene, seed)) for scene in train],
         [(scene, write_captions(scene, seed)) for scene in held_out],
     )
     texts = [caption for image in images for caption in image.captions]
     _draw_images(folder, images, options, progress)
-    for style in options.folders:
-        copy_style(style, folder / DRAWINGS / style_name(style))
     write_karpathy(folder / "dataset_coco.json", images, flickr=False)
     flickr = [image for image in images if image.split == "train"][:_MAX_FLICKR_TRAIN]
-    flickr += [image for image in images if image.split in ("val", "test", STYLES)]
+    flickr += [image for image in images if image.split in ("val", "test")]
     (folder / "flickr30k-images").mkdir()
     for image in flickr:
         link_or_copy(folder / image.folder / image.filename, folder / "flickr30k-images" / f"{image.flickr_id}.jpg")
     write_karpathy(folder / "dataset_flickr30k.json", flickr, flickr=True)
-    question_texts, num_questions = write_vqa(folder / "vqa", images, seed, options.texts)
-    statement_texts, num_statements = write_nlvr2(folder, images, seed, options.texts)
-    hypothesis_texts, num_hypotheses = write_snli_ve(folder / "snli_ve", flickr, seed, options.texts)
+    question_texts, num_questions = write_vqa(folder / "vqa", images, seed)
+    statement_texts, num_statements = write_nlvr2(folder, images, seed)
+    hypothesis_texts, num_hypotheses = write_snli_ve(folder / "snli_ve", flickr, seed)
     vocabulary = build_vocabulary([*texts, *question_texts, *statement_texts, *hypothesis_texts])
     write_tokenizer(folder / "tokenizer", vocabulary)
-    write_attribution(folder / "ATTRIBUTION.txt", licences)
+    write_attribution(folder / "ATTRIBUTION.txt")
     counts = {
         "images": len(images),
         "splits": dict(sorted(Counter(image.split for image in images).items())),
@@ -224,10 +213,9 @@ def _write_corpus(folder: Path, settings: dict, options: CorpusOptions, progress
         "kind": _KIND,
         "complete": True,
         "settings": settings,
-        "held_out": "pairs of concepts, backgrounds and placements; single concepts occur on both sides"
-        + ("; drawing styles in split styles" if options.heldout_styles else ""),
+        "held_out": "pairs of concepts, backgrounds and placements; single concepts occur on both sides",
         "counts": counts,
-        "licences": licences,
+        "licences": LICENCES,
         **_inventory(folder),
     }
     # Last: it lists all other files, and says that they are complete.
@@ -253,8 +241,7 @@ def corpus_images(folder: str | os.PathLike) -> list[CorpusImage]:
     manifest = read_manifest(Path(folder))
     if manifest is None or not manifest.get("complete"):
         raise FileNotFoundError(f"{folder} holds no demo corpus: its corpus.json is not there, or not complete")
-    options = CorpusOptions.of_corpus(Path(folder), manifest["settings"])
-    train, held_out = describe_scenes(options.num_train, options.num_heldout, options.seed, options)
+    train, held_out = describe_scenes(*(manifest["settings"][name] for name in ("num_train", "num_heldout", "seed")))
     return assign_images([(scene, ()) for scene in train], [(scene, ()) for scene in held_out])
 
 

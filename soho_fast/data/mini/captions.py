@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from .concepts import CATEGORY_PLURALS, CATEGORY_SYNONYMS, CONCEPTS, Concept, article_for
-from .scenes import Scene, SceneObject, photos_of
+from .scenes import PHOTOS, Scene, SceneObject
 
 NUMBER_WORDS = ("zero", "one", "two", "three", "four", "five", "six")
 _PLURAL_OF_WORD = {**CATEGORY_PLURALS, "thing": "things", "object": "objects"}
@@ -105,8 +105,7 @@ def is_surely_absent(scene: Scene, name: str) -> bool:
     """Whether a concept is neither drawn in the scene nor possibly shown by its background photograph."""
     if name in scene.counts:
         return False
-    # With all photographs: a scene's is found whatever options it was made by.
-    barred = photos_of(scene.held_out, monuments=True).get(scene.background.photo or "", ())
+    barred = PHOTOS[scene.held_out].get(scene.background.photo or "", ())
     return name not in barred and CONCEPTS[name].category not in barred
 
 

@@ -34,10 +34,10 @@ from .captions import (
 )
 from .concepts import CLOSED_CATEGORIES, COLOURS, CONCEPTS, Concept, article_for
 from .scenes import Scene
-from .writers import STYLES, CorpusImage, write_json_lines
+from .writers import CorpusImage, write_json_lines
 
 #: NLVR2 split -> (Karpathy split the images come from, number of sentences with four pairs each).
-NLVR2_SPLITS = {"train": ("train", 500), "dev": ("val", 100), "test1": ("test", 100), STYLES: (STYLES, 100)}
+NLVR2_SPLITS = {"train": ("train", 500), "dev": ("val", 100), "test1": ("test", 100)}
 PAIRS_PER_SENTENCE = 4
 # The published training images lie in numbered directories.
 _NUM_DIRECTORIES = 10
@@ -213,12 +213,8 @@ def link_or_copy(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def write_nlvr2(
-    root: Path, images: Sequence[CorpusImage], seed: int, texts_an_image: int = 1
-) -> tuple[list[str], dict[str, int]]:
+def write_nlvr2(root: Path, images: Sequence[CorpusImage], seed: int) -> tuple[list[str], dict[str, int]]:
     """Write ``nlvr2/{train,dev,test1}.json`` and ``nlvr2/images/`` under the corpus folder ``root``.
-
-    Where there are images of held-out styles, ``nlvr2/styles.json`` too. ``texts_an_image``: `CorpusOptions.texts`.
 
     Returns:
         (all sentences, split -> number of examples).
@@ -233,7 +229,7 @@ def write_nlvr2(
         pool = _Pool([image for image in images if image.split == source_split])
         if not pool.images:
             continue
-        num_sentences = min(num_sentences * texts_an_image, len(pool.images))
+        num_sentences = min(num_sentences, len(pool.images))
         rows: list[dict] = []
         seen: set[str] = set()
         tries = 0
@@ -276,7 +272,7 @@ def write_nlvr2(
 LABELS = ("entailment", "neutral", "contradiction")
 NUM_ANNOTATORS = 5
 #: SNLI-VE split -> (Karpathy split, hypotheses of each label an image).
-SNLI_VE_SPLITS = {"train": ("train", 2), "dev": ("val", 1), "test": ("test", 1), STYLES: (STYLES, 1)}
+SNLI_VE_SPLITS = {"train": ("train", 2), "dev": ("val", 1), "test": ("test", 1)}
 
 _ANIMAL_PROPERTIES = (
     "is hungry",
@@ -367,13 +363,8 @@ def write_hypotheses(scene: Scene, number_each: int, seed: int) -> list[tuple[st
     return [(label, text) for label, hypotheses in found.items() for text in list(hypotheses)[:number]]
 
 
-def write_snli_ve(
-    folder: Path, images: Sequence[CorpusImage], seed: int, texts_an_image: int = 1
-) -> tuple[list[str], dict[str, int]]:
+def write_snli_ve(folder: Path, images: Sequence[CorpusImage], seed: int) -> tuple[list[str], dict[str, int]]:
     """Write ``snli_ve_{train,dev,test}.jsonl`` into ``folder``; the images are those of the Flickr30K-style folder.
-
-    Where there are images of held-out styles, ``snli_ve_styles.jsonl`` too. ``texts_an_image`` is
-    `CorpusOptions.texts`.
 
     Returns:
         (all hypotheses, split -> number of rows).
@@ -385,11 +376,9 @@ def write_snli_ve(
         generator = random.Random(f"annotators-{seed}-{split}")
         rows: list[dict] = []
         of_split = [image for image in images if image.split == source_split]
-        if split == STYLES and not of_split:
-            continue
         for image in of_split:
             seen: dict[str, int] = {}
-            for label, hypothesis in write_hypotheses(image.scene, number_each * texts_an_image, seed):
+            for label, hypothesis in write_hypotheses(image.scene, number_each, seed):
                 sentence = generator.randrange(len(image.captions))
                 votes = [label] * NUM_ANNOTATORS
                 for _ in range(generator.choices((0, 1, 2), (0.7, 0.2, 0.1))[0]):

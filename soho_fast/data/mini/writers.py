@@ -7,14 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .drawing import read_licence
-from .options import TWEMOJI, CorpusOptions, style_name
-from .scenes import GCOMPRIS, Scene
+from .scenes import Scene
 
 #: Share of the training scenes that the Karpathy file calls "restval" (training images that lie in val2014).
 RESTVAL_SHARE = 0.075
-#: Split of the scenes that are drawn in held-out styles, in every format.
-STYLES = "styles"
 
 
 @dataclass(frozen=True)
@@ -47,7 +43,7 @@ def assign_images(
     """Give every scene its split, folder and number.
 
     Training scenes are train (train2014) or restval (val2014); the first half of the held-out scenes is val (val2014),
-    the second half test (test2015). Held-out scenes of held-out styles are `STYLES`, in a folder of that name.
+    the second half test (test2015).
 
     Returns:
         Training scenes first.
@@ -58,11 +54,9 @@ def assign_images(
         is_restval = index >= len(train) - num_restval
         split, folder = ("restval", "val2014") if is_restval else ("train", "train2014")
         images.append(CorpusImage(scene, captions, split, folder, len(images) + 1))
-    num_val = (sum(not scene.new_styles for scene, _ in held_out) + 1) // 2
+    num_val = (len(held_out) + 1) // 2
     for index, (scene, captions) in enumerate(held_out):
         split, folder = ("val", "val2014") if index < num_val else ("test", "test2015")
-        if scene.new_styles:
-            split = folder = STYLES
         images.append(CorpusImage(scene, captions, split, folder, len(images) + 1))
     return images
 
@@ -131,33 +125,14 @@ LICENCES: list[dict[str, str]] = [
 ]
 
 
-_MONUMENTS = {
-    "what": "background photographs of monuments: crops at lowered contrast",
-    "package": GCOMPRIS,
-    "credit": "GCompris, https://gcompris.net; /usr/share/doc/gcompris-qt-data/copyright of Debian's package names all",
-    "licence": "GPL-3.0-or-later, https://www.gnu.org/licenses/gpl-3.0.html",
-}
-
-
-def licences_of(options: CorpusOptions) -> list[dict[str, str]]:
-    """What a corpus of these options is composed of, the entry of a folder of drawings with its name as ``style``.
-
-    Raises:
-        ValueError: the licence file of a folder of drawings can't be read.
-    """
-    entries = LICENCES if TWEMOJI in (*options.styles, *options.heldout_styles) else LICENCES[1:]
-    folders = [{**read_licence(style), "style": style_name(style)} for style in options.folders]
-    return [*entries, *folders, *([_MONUMENTS] if options.monuments else [])]
-
-
-def write_attribution(path: Path, licences: Sequence[dict[str, str]]) -> None:
+def write_attribution(path: Path) -> None:
     """Write the attribution that the licences of the images ask for."""
     lines = [
         "SOHO-mini: composed pictures and template sentences, made for trying out image-text pre-training.",
         "Figures measured on it are not results on COCO, VQA v2, NLVR2 or SNLI-VE, whose file formats it borrows.",
         "",
     ]
-    for entry in licences:
+    for entry in LICENCES:
         lines += [
             f"{entry['what']}",
             f"  package: {entry['package']}",
