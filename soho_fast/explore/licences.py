@@ -119,6 +119,5 @@ def demo_licences(root: str) -> dict[str, list[dict[str, str]]] | None:
     for image in corpus_images(root):
         photo = image.scene.background.photo
         entries = [whose["twemoji"], *([whose[photo.partition("/")[0]]] if photo else [])]
-        # By both of its names, in the COCO files and in those like Flickr30K's.
-        found[Path(image.filename).stem] = found[image.flickr_id] = entries
+        found[Path(image.filename).stem] = entries
     return found

@@ -15,13 +15,12 @@ from .captions import (
     OPPOSITE,
     RELATION_WORDS,
     category_counts,
-    draw_absent,
     group_objects,
     place,
     related_pairs,
 )
-from .concepts import CATEGORY_PLURALS, CLOSED_CATEGORIES, COLOURS, CONCEPTS
-from .scenes import Scene
+from .concepts import CATEGORY_PLURALS, CLOSED_CATEGORIES, COLOURS, CONCEPTS, Concept
+from .scenes import PHOTOS, Scene
 from .writers import CorpusImage, write_json
 
 NUM_ANSWERS = 10
@@ -67,9 +66,18 @@ def _what_colour(noun: str, colour: str, generator: random.Random) -> Question:
     return Question(f"What color is the {noun}?", "what color is the", colour, "other", slips)
 
 
+def _draw_absent(scene: Scene, generator: random.Random) -> Concept:
+    """A random concept that is neither drawn in the scene nor possibly shown by its background photograph."""
+    shown = {*scene.counts, *PHOTOS[scene.held_out].get(scene.background.photo or "", ())}
+    while True:
+        concept = generator.choice(list(CONCEPTS.values()))
+        if concept.name not in shown and concept.category not in shown:
+            return concept
+
+
 def _exists(scene: Scene, generator: random.Random) -> Question:
     truth = generator.random() < 0.5
-    concept = generator.choice(group_objects(scene)).concept if truth else draw_absent(scene, generator)
+    concept = generator.choice(group_objects(scene)).concept if truth else _draw_absent(scene, generator)
     ending = generator.choice(("", " in the picture", " here"))
     return _yes_no(f"Is there {concept.article} {concept.name}{ending}?", f"is there {concept.article}", truth)
 
