@@ -8,10 +8,10 @@ from collections import Counter, defaultdict
 
 import pytest
 from PIL import Image
+from soho_fast.data.mini.statements import write_hypotheses
 
 from soho_fast.data.mini.concepts import CONCEPTS
 from soho_fast.data.mini.questions import ask_questions
-from soho_fast.data.mini.statements import write_hypotheses
 from soho_fast.data.mini.writers import words_of
 from soho_fast.data.readers.captions import read_karpathy
 

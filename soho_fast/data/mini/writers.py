@@ -112,7 +112,7 @@ def write_attribution(path: Path) -> None:
     """Write the attribution that the licences of the images ask for."""
     lines = [
         "SOHO-mini: composed pictures and template sentences, made for trying out image-text pre-training.",
-        "Figures measured on it are not results on COCO, VQA v2, NLVR2 or SNLI-VE, whose file formats it borrows.",
+        "Figures measured on it are not results on COCO or VQA v2, whose file formats it borrows.",
         "",
     ]
     for entry in LICENCES:
