@@ -20,7 +20,7 @@ COMMANDS = {
     "export": ("soho_fast.export.__main__", "compile a model into a folder that needs PyTorch alone"),
     "import": (
         "soho_fast.data.importing",
-        "make images.jsonl of a CSV, text files, COCO captions, Hugging Face datasets, packages",
+        "make images.jsonl of a CSV, text files, COCO captions, Hugging Face datasets",
     ),
     "check": ("soho_fast.tasks.check", "check your images and captions before training"),
     "tokenizer": ("soho_fast.data.tokenizer", "make a tokenizer of your texts"),

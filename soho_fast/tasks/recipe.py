@@ -52,7 +52,7 @@ ANNOTATION_FILES = ("annotations", "questions", "image_data", "exclude_coco_ids_
 
 @dataclass(frozen=True)
 class DemoCorpus(CorpusOptions):
-    """The demo corpus, built where it is absent, or a harder one.
+    """The demo corpus, built where it is absent.
 
     Args:
         folder: Where it is, or goes; empty uses none.
