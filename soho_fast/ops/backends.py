@@ -17,11 +17,10 @@ import torch
 from torch import Tensor
 
 from soho_fast.ops import self_check, triton_backend
-from soho_fast.ops.names import EXTENSION, NAMESPACE
 
 BACKENDS = ("reference", "cpu", "triton", "cuda")
 CPU_LEVELS = ("scalar", "neon", "avx2", "avx512", "avx512_bf16", "avx512_vnni", "amx")
-LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
+LIBRARY = torch.library.Library("soho_fast", "FRAGMENT")
 
 _BEST_FIRST = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}  # in turn, where none is named
 _SCREENED = {"codebook_lookup", "pack_codebook"}  # which go by _triton_first
@@ -36,16 +35,16 @@ _fallback_warned = False
 def _load_extension() -> tuple[ModuleType | None, str]:
     """The compiled module and "", or None and the reason why it is absent."""
     try:
-        return importlib.import_module(EXTENSION), ""
+        return importlib.import_module("soho_fast._C"), ""
     except ModuleNotFoundError as error:
         # Then the extension is there, and what it imports is missing.
-        if error.name != EXTENSION:
+        if error.name != "soho_fast._C":
             raise
         folder = os.path.dirname(os.path.dirname(__file__))  # a clone's, if Python starts there
         todo = "install a C++ compiler and reinstall the package, a clone with pip install -e"
-        return None, f"the compiled extension {EXTENSION} is not built in {folder} ({todo})"
+        return None, f"the compiled extension soho_fast._C is not built in {folder} ({todo})"
     except ImportError as error:
-        return None, f"the compiled extension {EXTENSION} does not load: {error}"
+        return None, f"the compiled extension soho_fast._C does not load: {error}"
 
 
 _extension, _extension_missing = _load_extension()
@@ -105,7 +104,7 @@ def define_op(
         # To register its op would import Triton.
         if backend == "triton" and triton_backend.MISSING:
             continue
-        qualified = f"{NAMESPACE}::{name}_{backend}"
+        qualified = f"soho_fast::{name}_{backend}"
         LIBRARY.define(f"{name}_{backend}{schema}", tags=(torch.Tag.pt2_compliant_tag,))
         if backend == "reference":
             # Explicit: below autograd, so that the registered gradient holds and not one traced through the body.
@@ -113,7 +112,7 @@ def define_op(
         elif backend == "triton":
             triton_backend.register(LIBRARY, name, home=reference.__module__.rpartition(".")[0])
         torch.library.register_fake(qualified, fake, lib=LIBRARY)
-        op = _OPS[name, backend] = getattr(getattr(torch.ops, NAMESPACE), f"{name}_{backend}").default
+        op = _OPS[name, backend] = getattr(torch.ops.soho_fast, f"{name}_{backend}").default
         torch.library.register_vmap(qualified, functools.partial(vmap, op), lib=LIBRARY)
         if backward is not None:
             torch.library.register_autograd(qualified, backward, setup_context=setup_context, lib=LIBRARY)

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from soho_fast.ops.forward_mode import in_transform
-from soho_fast.ops.names import NAMESPACE
 
 N, K, C, B, L = 70, 150, 256, 5, 14  # N = B * L features, K codes, C channels, B images of L tokens
 
@@ -71,7 +70,7 @@ runs._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _op(name: str, backend: str) -> Callable:
-    return getattr(getattr(torch.ops, NAMESPACE), f"{name}_{backend}").default
+    return getattr(torch.ops.soho_fast, f"{name}_{backend}").default
 
 
 def _difference(name: str, backend: str, device: torch.device, reference: Callable) -> str:

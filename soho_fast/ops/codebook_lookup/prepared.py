@@ -14,7 +14,6 @@ from soho_fast.ops.codebook_lookup.reference import METRICS, Metric
 from soho_fast.ops.codebook_lookup.subspace import check_subspace, codebook_subspace, paying_subspace, pays
 from soho_fast.ops.forward_mode import in_transform, without_gradient
 from soho_fast.ops.mapping import padded_dims
-from soho_fast.ops.names import NAMESPACE
 
 
 class PreparedCodebook:
@@ -124,7 +123,7 @@ class PreparedCodebook:
         # An exported program that was saved and loaded holds another tensor, whose versions are not ours to compare.
         if not torch.compiler.is_compiling() or torch.compiler.is_exporting():
             return results
-        zero = getattr(torch.ops, NAMESPACE).snapshot_check.default(self.codebook, self._version)
+        zero = torch.ops.soho_fast.snapshot_check.default(self.codebook, self._version)
         # Or a compiler would leave out a check whose result is not used.
         return tuple(result + zero for result in results)
 
@@ -215,6 +214,6 @@ LIBRARY.define(
 )
 LIBRARY.impl("snapshot_check", _snapshot_check, "CompositeExplicitAutograd")
 torch.library.register_fake(
-    f"{NAMESPACE}::snapshot_check", lambda codebook, version: codebook.new_empty((), dtype=torch.int64), lib=LIBRARY
+    "soho_fast::snapshot_check", lambda codebook, version: codebook.new_empty((), dtype=torch.int64), lib=LIBRARY
 )
 torch.serialization.add_safe_globals([PreparedCodebook])
