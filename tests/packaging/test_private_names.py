@@ -128,10 +128,6 @@ PRIVATE = [
     Private(
         "_codebook", "the layer that is accelerated", "vector_quantize_pytorch:VectorQuantize", ("self._codebook = ",)
     ),
-    Private(
-        "_embed", "codes that Mimi keeps are made anew when they change",
-        "transformers.models.mimi.modeling_mimi:MimiEuclideanCodebook", ("self._embed = None", "def embed("),
-    ),
 ]  # fmt: skip
 # Python's own.
 OTHERS = {"_exit", "_asdict", "_replace", "_actions"}
