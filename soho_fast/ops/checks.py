@@ -45,13 +45,6 @@ def is_finite(tensor: Tensor) -> bool:
     return values is not None and bool(values.sum().isfinite() or values.isfinite().all())
 
 
-def check_below(index: Tensor, num_codes: int) -> None:
-    """ValueError where an index that can be read is beyond the codes."""
-    # Not `>= num_codes`: that may be 2^63, which int64 does not hold.
-    if (values := values_of(index)) is not None and bool((values > num_codes - 1).any()):
-        raise ValueError(f"index: expected values below {num_codes} (codes), got {int(values.max())}")
-
-
 def check_uniform(uniform: Tensor) -> None:
     """ValueError where a value that can be read is outside of [0, 1)."""
     values = values_of(uniform)
