@@ -75,8 +75,7 @@ class Codebook(Keeping, core.Codebook):
                 x = x.unsqueeze(0)
             feat_HNC = x.flatten(1, -2)
             valid_HN = None if mask is None else _valid_of_heads(mask, feat_HNC)
-            if not torch.onnx.is_in_onnx_export():  # which takes the codes as they are
-                self.init_embed_(feat_HNC, mask=valid_HN)
+            self.init_embed_(feat_HNC, mask=valid_HN)
             codes_HKC = self.embed.float()
             index_HN = self._nearest(feat_HNC, codes_HKC)
             quantized = ops.straight_through(feat_HNC, codes_HKC, index_HN).reshape(x.shape)

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C import _AutoDispatchBelowAutograd as BelowAutograd
 
 from soho_fast.ops import self_check, triton_backend
 
@@ -27,7 +28,6 @@ _SCREENED = {"codebook_lookup", "pack_codebook"}  # which go by _triton_first
 _NATIVE_OPS: dict[str, set[str]] = {"cpu": set(), "triton": set(), "cuda": set()}
 _REFERENCES: dict[str, Callable] = {}
 _OPS: dict[tuple[str, str], Callable] = {}  # by name and backend
-_PLAIN: dict[str, Callable] = {}  # what graphs for ONNX get
 _NOTHING: Mapping[str, str] = MappingProxyType({})
 _fallback_warned = False
 
@@ -75,9 +75,7 @@ def define_op(
     *,
     reference: Callable,
     fake: Callable,
-    vmap: Callable,
     native: tuple[str, ...] = ("cpu", "triton", "cuda"),
-    plain: Callable | None = None,
     backward: Callable | None = None,
     setup_context: Callable | None = None,
 ) -> None:
@@ -88,16 +86,11 @@ def define_op(
         schema: argument list and returns, such as "(Tensor x) -> Tensor".
         reference: the plain torch implementation.
         fake: the shape function used by torch.compile and meta tensors.
-        vmap: the batching rule: function (op, info, in_dims, *arguments), with the op of the backend; the rest is as in
-            `torch.library.register_vmap`.
         native: backends that implement the op: `cpu` and `cuda` register their code when the extension loads, `triton`
             is the function `name` of the module `triton` beside the reference.
-        plain: what stands for the op in a graph for ONNX, in operations of torch whose shapes depend on no value.
         backward, setup_context: the gradient, as in `torch.library.register_autograd`.
     """
     _REFERENCES[name] = reference
-    if plain is not None:
-        _PLAIN[name] = plain
     for backend in native:
         _NATIVE_OPS[backend].add(name)
     for backend in ("reference", *native):
@@ -112,8 +105,7 @@ def define_op(
         elif backend == "triton":
             triton_backend.register(LIBRARY, name, home=reference.__module__.rpartition(".")[0])
         torch.library.register_fake(qualified, fake, lib=LIBRARY)
-        op = _OPS[name, backend] = getattr(torch.ops.soho_fast, f"{name}_{backend}").default
-        torch.library.register_vmap(qualified, functools.partial(vmap, op), lib=LIBRARY)
+        _OPS[name, backend] = getattr(torch.ops.soho_fast, f"{name}_{backend}").default
         if backward is not None:
             torch.library.register_autograd(qualified, backward, setup_context=setup_context, lib=LIBRARY)
 
@@ -195,13 +187,23 @@ def op_for(name: str, backend: str | None, device: torch.device) -> Callable:
 
 
 def op_of(name: str, chosen: str, device: torch.device) -> Callable:
-    """The registered op of the backend that `backend_for` chose, or what graphs for ONNX have in its place;
-    RuntimeError as `op_for`."""
-    if name in _PLAIN and torch.onnx.is_in_onnx_export():
-        return _PLAIN[name]
+    """The registered op of the backend that `backend_for` chose; RuntimeError as `op_for`."""
     if chosen in ("triton", "cuda"):
         self_check.require(name, chosen, device, _REFERENCES[name])
     return _OPS[name, chosen]
+
+
+def has_gradient(*tensors: Tensor) -> bool:
+    """Whether autograd records what is made of one of the tensors."""
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+
+
+def without_gradient(op: Callable, *arguments: Any) -> Any:
+    """`op(*arguments)`, of whose results none has a gradient: past autograd, whose Python takes as long as a lookup."""
+    if torch.compiler.is_compiling():
+        return op(*(value.detach() if isinstance(value, Tensor) else value for value in arguments))
+    with BelowAutograd():
+        return op(*arguments)
 
 
 def mark_changed(tensor: Tensor) -> None:

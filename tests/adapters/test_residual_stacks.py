@@ -58,7 +58,7 @@ def test_residual_vq(options, shape, calls):
 
 
 ONE_BY_ONE = {
-    "a mask": ({}, {"mask": torch.arange(L) < torch.tensor([L, 7])[:, None]}),
+    "a mask": ({}, {"mask": torch.arange(L) < torch.tensor([L, 7, 30, 1])[:, None]}),
     "cosine": ({"use_cosine_sim": True}, {}),
     "channels first": ({"channel_last": False}, {}),
     "sizes of their own": ({"codebook_size": (16, 32, 64)}, {}),

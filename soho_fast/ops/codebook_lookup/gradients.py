@@ -10,7 +10,6 @@ from torch import Tensor
 
 from soho_fast.ops.backends import op_for
 from soho_fast.ops.codebook_lookup import check_chosen
-from soho_fast.ops.forward_mode import has_tangent, pass_on
 
 
 def rotation_trick(features: Tensor, codebook: Tensor, index: Tensor, *, backend: str | None = None) -> Tensor:
@@ -35,23 +34,16 @@ def rotation_trick(features: Tensor, codebook: Tensor, index: Tensor, *, backend
     op = op_for("straight_through", backend, features.device)
     quantized = op(features.detach(), codebook.detach(), index)
     real = ((index >= 0) & (index < codebook.shape[-2])).unsqueeze(-1)
-    if has_tangent(features):
-        return pass_on(_turned(features.detach(), quantized, features, real), quantized)
     return _RotationTrick.apply(features, quantized, real)
 
 
 class _RotationTrick(torch.autograd.Function):
     """(features, quantized, real) -> quantized, whose gradient is turned back."""
 
-    generate_vmap_rule = True
-
     @staticmethod
-    def forward(features: Tensor, quantized: Tensor, real: Tensor) -> Tensor:
+    def forward(ctx: Any, features: Tensor, quantized: Tensor, real: Tensor) -> Tensor:
+        ctx.save_for_backward(features, quantized, real)
         return quantized.clone()
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
