@@ -36,7 +36,7 @@ LACKING = re.compile(
     "|it can run here|not enough free memory on this GPU|this Triton lacks the compiler"
     "|this processor has no instructions for (bfloat16|int8)|DeepSpeed's engine has no bfloat16 on this CPU"
     "|could not import '(kernels|webdataset|onnxscript|onnxruntime)'"
-    "|needs (dac|g\\+\\+-aarch64-linux-gnu|a device that is always full)"
+    "|needs (g\\+\\+-aarch64-linux-gnu|a device that is always full)"
     "|this user cannot mount a tmpfs|CUDA kernels are not compiled|needs nvdisasm|no node here"
     "|this torch has another OpenMP|no time was left"
 )

@@ -10,6 +10,7 @@ with from_extra("train"):
     from transformers import AutoConfig, AutoModel, AutoModelForPreTraining, AutoModelForVisualQuestionAnswering
 
     from .base import SohoPreTrainedModel
+    from .codebook.usage import CodeUsage
     from .config import SohoConfig
     from .downstream import (
         SohoForImageTextRetrieval,
@@ -19,7 +20,6 @@ with from_extra("train"):
     )
     from .fast.prepared import prepare_for_inference
     from .inputs import SohoInputs, Texts
-    from .learnt_quantiser import LearntQuantiser
     from .official.parts import PARTS as OFFICIAL_PARTS
     from .outputs import SohoForImageTextRetrievalOutput, SohoForPreTrainingOutput, SohoModelOutput, VisualTokens
     from .parts import add_parts
@@ -37,7 +37,7 @@ AutoModelForPreTraining.register(SohoConfig, SohoForPreTraining, exist_ok=True)
 AutoModelForVisualQuestionAnswering.register(SohoConfig, SohoForQuestionAnswering, exist_ok=True)
 
 __all__ = [
-    "LearntQuantiser",
+    "CodeUsage",
     "LoadReport",
     "Quantiser",
     "SohoConfig",

@@ -73,7 +73,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "ema_variant": ("paper", "vqvae"),
     "dictionary_init": ("random", "data"),
     "visual_encoder": ("paper", "official"),
-    "dictionary": ("paper", "official", "fsq", "lfq"),
+    "dictionary": ("paper", "official"),
     "fusion": ("none", "gate", "features"),
     "mvm_masking": ("label", "lift", "position"),
     "mlm_head": ("bert", "tied"),
@@ -109,27 +109,6 @@ _LIMITS: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("code_reset_interval", "code_reset_limit"), (1, math.inf)),
     **dict.fromkeys(_NOT_NEGATIVE, (0, math.inf)),
 }
-
-
-class _DefaultCodes(int):
-    """The number of codes where none was given."""
-
-
-def _codes_of_options(dictionary: str, options: dict[str, Any] | None) -> int | None:
-    """The number of codes of a quantiser that rounds channels; `None`: of another. ValueError: these are not its."""
-    if dictionary not in ("fsq", "lfq"):
-        return None
-    match options or {}:
-        case {"levels": [int(), *_] as levels, **others} if dictionary == "fsq" and not others:
-            # Not `isinstance`: True is an int.
-            if all(type(level) is int and level >= 2 for level in levels):
-                return math.prod(levels)
-        case {"bits": int(bits), **others} if dictionary == "lfq" and not others and 1 <= bits <= 63:
-            return 2**bits
-    example = "levels: [8, 8, 4]" if dictionary == "fsq" else "bits: 8"
-    raise ValueError(
-        f"dictionary_options: expected {{{example}}}, or other numbers, with {dictionary!r}, got {options}"
-    )
 
 
 @contextmanager
@@ -179,12 +158,9 @@ class SohoConfig(PreTrainedConfig):
             features, which the paper does in fine-tuning. No lookup is made then.
         dictionary (str): the quantiser. `"paper"`. `"official"`: a training forward moves the codes and answers with
             the moved ones; an image counts once for each of its texts; see `official/dictionary.py:
-            OfficialDictionary`. `"fsq"`, `"lfq"`: channels are rounded, see `lookup_free.py`; no field of eq. 4, the
-            start or resets has an effect then. Or any class by its import path, `my.module:MyQuantiser`, see
-            `quantiser.py`.
-        dictionary_options (dict): keywords of the quantiser's class: of `"fsq"` `levels`, how many values each channel
-            has, as `[8, 8, 4]`; of `"lfq"` `bits`, the number of channels.
-        num_codes (int): k of the paper. Of `"fsq"` and `"lfq"` it follows from the options.
+            OfficialDictionary`. Or any class by its import path, `my.module:MyQuantiser`, see `quantiser.py`.
+        dictionary_options (dict): keywords of such a class.
+        num_codes (int): k of the paper.
         num_levels (int): levels of k codes, each for what the ones before leave of a feature (residual quantisation);
             f(v) is the sum of a token's codes, its label the first. 1 in the paper.
         ema_decay (float): gamma of eq. 4.
@@ -280,7 +256,7 @@ class SohoConfig(PreTrainedConfig):
     use_dictionary_output: bool = True
     dictionary: str = "paper"
     dictionary_options: dict[str, Any] | None = None
-    num_codes: int = _DefaultCodes(2048)
+    num_codes: int = 2048
     num_levels: int = 1
     ema_decay: float = 0.9
     ema_variant: str = "paper"
@@ -318,15 +294,6 @@ class SohoConfig(PreTrainedConfig):
         # transformers keeps what is no field as an attribute, and a misspelt weight would weigh nothing.
         self.check_names(name for name in kwargs if name.endswith("_weight"))
         super().__post_init__(**kwargs)
-        num_codes = _codes_of_options(self.dictionary, self.dictionary_options)
-        # A default gives way to the options; a number that was given has to agree with them.
-        if isinstance(self.num_codes, _DefaultCodes):
-            self.num_codes = num_codes or int(self.num_codes)
-        if num_codes not in (None, self.num_codes):
-            raise ValueError(
-                f"num_codes: expected {num_codes:,}, which dictionary_options {self.dictionary_options} make, got "
-                f"{self.num_codes:,}"
-            )
         self.check()
 
     def check(self) -> None:
@@ -355,7 +322,7 @@ class SohoConfig(PreTrainedConfig):
         for name, is_wrong, expected in (
             ("dictionary_batch_norm", is_official and self.dictionary_batch_norm, f"False with {of_official}"),
             ("backbone_dropout_prob", is_official and self.backbone_dropout_prob, f"0 with {of_official}"),
-            ("num_levels", several and kind in ("official", "fsq", "lfq"), f"1 with dictionary={kind!r}"),
+            ("num_levels", several and kind == "official", "1 with dictionary='official'"),
             ("num_levels", several and self.dictionary_init != "data", "1, or dictionary_init='data' with it"),
             ("dictionary_options", given and kind in ("paper", "official"), f"none with dictionary={kind!r}"),
             ("recomputed_batch_norm", self.recomputed_batch_norm and not is_official, f"{of_official} with it"),

@@ -14,7 +14,6 @@ from soho_fast.common.import_path import is_import_path, load_imported
 
 from .config import SohoConfig
 from .heads import TokenHead
-from .lookup_free import FiniteScalar, SignBits
 from .normalization import TokenBatchNorm
 from .quantiser import Quantiser
 from .visual_dictionary import VisualDictionary
@@ -28,7 +27,7 @@ def _token_batch_norm(config: SohoConfig) -> TokenBatchNorm | None:
 PARTS: dict[str, dict[str, Callable[..., Any]]] = {
     "visual_encoder": {"paper": VisualEncoder},
     "feature_norm": {"paper": _token_batch_norm},
-    "dictionary": {"paper": VisualDictionary, "fsq": FiniteScalar, "lfq": SignBits},
+    "dictionary": {"paper": VisualDictionary},
     "fusion": {},
     "mlm_head": {"bert": TokenHead},
     "code_logits": {},

@@ -194,7 +194,6 @@ class VisualDictionary(CodeUsage):
                 self.codebook, self.cluster_size, self.cluster_sum, counts_QK, sums_QKC,
                 decay=self.config.ema_decay, eps=self.config.laplace_eps, num_levels=self.num_levels,
             )  # fmt: skip
-        self._counts_QK = counts_QK
         self.count(counts_QK)
         # As `count` has added to the buffer `step`.
         self._host_step += 1

@@ -248,7 +248,6 @@ class Share(nn.Module):
         {}, {"num_levels": 2, "fusion": "gate", "dictionary_batch_norm": True}, {"mvm_head": "cosine"},
         {"use_dictionary": False, "commitment_weight": 0.0, "mvm_margin": 0, "mvm_masking": "label"},
         {"bag_of_words_weight": 0.0}, {"contrastive_weight": 0.0},
-        {"dictionary": "lfq", "dictionary_options": {"bits": 4}, "num_codes": 16},
     ],
     ids=str,
 )  # fmt: skip

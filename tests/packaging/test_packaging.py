@@ -19,10 +19,10 @@ import soho_fast
 
 ROOT = Path(__file__).resolve().parents[2]
 # Imported only where they were asked for, or are there.
-OPTIONAL = {"triton", "vector-quantize-pytorch", "encodec", "moshi", "descript-audio-codec", "pillow-heif",
+OPTIONAL = {"triton", "vector-quantize-pytorch", "pillow-heif",
             "datasets", "timm"}  # fmt: skip
 # Distributions by the names they are imported by, where the two differ.
-DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml", "sklearn": "scikit-learn", "dac": "descript-audio-codec"}
+DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml", "sklearn": "scikit-learn"}
 
 
 def below(folder: Path, *suffixes: str) -> set[str]:

@@ -93,7 +93,6 @@ SIZES = [
     ("soho_fast.ask", ""),
     ("soho suite", "--workers 0"),
     ("soho_fast.export", "--help"),  # A compiler takes minutes; tests/ask/test_exported.py has one at work.
-    ("examples/explore_codec.py", ""),
     ("examples/explore_vector_quantize_pytorch.py", "--steps 10"),
     ("soho app", ""),
     ("soho_fast.explore", ""),
@@ -109,7 +108,6 @@ SIZES = [
     ),
     ("semantic_ids", "--items 300"),
     ("benchmarks.k_means", "--rows 300 --clusters 4 --channels 32"),
-    ("codec_encode", "--seconds 0.08 --rounds 1 --codec mimi"),
     ("profile_step", "--steps 1 --images 4 --data.shorter_edge 64 --data.longer_edge 64"),
 ]
 
@@ -144,14 +142,12 @@ SAYS = {
     "soho_fast.ask many": "results.jsonl: 5 lines",
     "soho_fast.explore build": "open runs/mini/explorer/index.html",
     "soho_fast.explore figure": "the codes as a figure: ",
-    "examples/explore_codec.py": "codec_explorer/index.html",
     "examples/explore_vector_quantize_pytorch.py": "vq_explorer/index.html",
     "benchmarks.inference": "wrote inference.json",
     "pytest tests/": " tests collected",
     "fuzz_lookup.py": "300 rows in 1 problems, 0 different",
     "build/example/kmeans": "of the true centres",
     "dictionary_life": "{dictionary_init: data, code_reset_threshold: 0.02}",
-    "codec_encode": "mimi soho_fast: 0 of 1 frames differ from float64",
     "benchmarks.studies": " runs are left",
     "own_loss:FocalLoss": " focal ",
     "own_task:OwnTask": "vqa score",
