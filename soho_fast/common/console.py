@@ -20,11 +20,10 @@ COMMANDS = {
     "export": ("soho_fast.export.__main__", "compile a model into a folder that needs PyTorch alone"),
     "import": (
         "soho_fast.data.importing",
-        "make images.jsonl of a CSV, text files, COCO captions, Hugging Face datasets, packages",
+        "make a folder of images with captions out of packages",
     ),
     "check": ("soho_fast.tasks.check", "check your images and captions before training"),
     "tokenizer": ("soho_fast.data.tokenizer", "make a tokenizer of your texts"),
-    "shards": ("soho_fast.data.shards.__main__", "index and check tar shards"),
     "corpus": ("soho_fast.data.mini.__main__", "build the demo corpus"),
     "studies": ("soho_fast.studies.__main__", "run a study and report what it shows"),
     "env": ("soho_fast.common.environment", "versions, processor and backends, as a report of a bug needs them"),
