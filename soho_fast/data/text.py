@@ -265,27 +265,28 @@ class PackedTexts:
 
     Attributes:
         flat: All texts, one list after the other.
+        first: int64 (lists + 1,), the number of texts before each list.
     """
 
     def __init__(self, texts_of: Sequence[Sequence[str]]) -> None:
         self.flat = FlatTexts(text for texts in texts_of for text in texts)
-        self._first = np.cumsum([0, *map(len, texts_of)], dtype=np.int64)
+        self.first = np.cumsum([0, *map(len, texts_of)], dtype=np.int64)
 
     def __len__(self) -> int:
-        return len(self._first) - 1
+        return len(self.first) - 1
 
     def count(self, index: int) -> int:
         """How many texts list `index` has."""
-        return int(self._first[index + 1] - self._first[index])
+        return int(self.first[index + 1] - self.first[index])
 
     def counts(self) -> np.ndarray:
         """How many texts each list has, int64."""
-        return np.diff(self._first)
+        return np.diff(self.first)
 
     def get(self, index: int, number: int) -> str:
         """Text `number` of list `index`."""
-        return self.flat[int(self._first[index]) + number]
+        return self.flat[self.first[index] + number]
 
     def all(self, index: int) -> list[str]:
         """All texts of list `index`."""
-        return [self.get(index, number) for number in range(self.count(index))]
+        return [self.flat[number] for number in range(self.first[index], self.first[index + 1])]

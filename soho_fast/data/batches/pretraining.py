@@ -159,13 +159,21 @@ class PairSampler:
         own = self._texts.all(index)
         own_texts = {_folded(text) for text in own}
         own_words = frozenset().union(*map(content_words, own))
-        return [self._negative(index, own_texts, own_words, rng) for _ in range(count)]
-
-    def _negative(self, index: int, own_texts: set[str], own_words: frozenset[str], rng: np.random.Generator) -> str:
-        fallback = ""
         first, end = self._data_set_of(index)
         if end - first == 1:  # There is no other image in its data set.
             first, end = 0, len(self._texts)
+        return [self._negative(index, (first, end), own_texts, own_words, rng) for _ in range(count)]
+
+    def _negative(
+        self,
+        index: int,
+        among: tuple[int, int],
+        own_texts: set[str],
+        own_words: frozenset[str],
+        rng: np.random.Generator,
+    ) -> str:
+        fallback = ""
+        first, end = among
         for _ in range(_MAX_DRAWS):
             other = first + int(rng.integers(end - first - 1))
             # Past the image itself.
