@@ -194,10 +194,11 @@ def _choose(schema: Any, columns: Sequence[str], path: str) -> tuple[str, list[s
     captions = list(columns[1:]) or next(filter(None, usual), [])
     for wanted, there, what in ((image, images, "an image"), *((each, texts, "texts") for each in captions or [""])):
         if wanted not in there:
-            no_column = f"no column {wanted!r} of {what}{did_you_mean(wanted, there)}" if wanted else f"none of {what}"
+            lacking = f"no column {wanted!r} of {what}" if wanted else f"no column of {what}"
             listed = ", ".join(f"{field.name} ({field.type})" for field in schema)
             raise ValueError(
-                f"{path}: {no_column} among {listed}; expected columns: the image's, then those of captions"
+                f"{path}: {lacking}; expected columns: the image's, then those of captions, among {listed}"
+                f"{did_you_mean(wanted, there)}"
             )
     return image, captions
 
@@ -255,7 +256,8 @@ def _rows_of_tars(tars: Sequence[tuple[str, int, int]], version: int) -> Iterato
                 for _, members in groupby(files, lambda member: re.match(r"(.*/)?[^.]*", member.name)[0]):  # type: ignore[index]
                     yield from _row_of_sample(archive, path, {m.name.lower(): m for m in members})
         except (tarfile.TarError, OSError, EOFError) as error:
-            raise ValueError(f"{path}: no whole tar without compression ({one_line(error)})") from error
+            name = os.path.basename(path)
+            raise ValueError(f"{name} is no whole tar without compression ({one_line(error)})") from error
 
 
 def _row_of_sample(archive: tarfile.TarFile, path: str, members: dict[str, tarfile.TarInfo]) -> list[dict[str, Any]]:
