@@ -13,7 +13,7 @@ from soho_fast.ask.pipeline import SohoPipeline, usable_tokens
 from soho_fast.ask.prompts import TEMPLATES, Prompts
 from soho_fast.common.errors import UserError, listed, print_line
 from soho_fast.common.hub import no_such_path
-from soho_fast.data.importing import images_below
+from soho_fast.data.stores import images_below
 
 
 def label_images(

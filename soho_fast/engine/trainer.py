@@ -70,7 +70,7 @@ class Run:
         self._skipped: list[str] = []
         self.data = task.training_data()
         plan = plan_batches(settings.batch, len(self.data), processes.world, settings.seed, task.samples_together)
-        self.plan = replace(plan, epoch_order=getattr(self.data, "epoch_order", None))
+        self.plan = plan
         self.total_steps = max(1, round(settings.epochs * plan.steps_per_epoch))
         if settings.max_steps:
             self.total_steps = min(self.total_steps, settings.max_steps)

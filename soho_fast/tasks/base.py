@@ -65,8 +65,6 @@ class BaseTask(ABC):
     """The metric by which the best model is chosen, larger is better; None keeps only the last."""
     logged: tuple[str, ...] = ()
     """Names of the output's scalars to log beside the loss; those of added losses come behind."""
-    corrupt_images: float = 0.01
-    """Largest share of unreadable images, as that of `BatchSettings`; here of what indexes of shards call broken."""
     workers: int = 0
     """Loader processes for each process that evaluates; 0 reads in these."""
     processes: Processes = Processes()

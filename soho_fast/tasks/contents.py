@@ -10,7 +10,6 @@ from transformers import PreTrainedTokenizerBase
 
 from soho_fast.data.overlap import content_of
 from soho_fast.data.readers.records import ImageRef
-from soho_fast.data.shards.records import ShardRecords
 
 # Images of a set that are read at each start, where all would take long. Replaced by ones of the same sizes, one in a
 # thousand is overlooked in one set of fifty.
@@ -26,8 +25,6 @@ _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
 def records_identity(records: Sequence[Any]) -> str:
     """Number and hash of records in their order: names of images, texts, labels; not where the images lie. What these
     show is `images_identity`."""
-    if isinstance(records, ShardRecords):
-        return records.identity()
     digest = hashlib.sha256()
     names: dict[type, list[str]] = {}
     for record in records:
@@ -38,17 +35,6 @@ def records_identity(records: Sequence[Any]) -> str:
         values = [getattr(record, name) for name in names[kind]]
         digest.update("\0".join(v.name if isinstance(v, ImageRef) else repr(v) for v in values).encode() + b"\1")
     return f"{len(records):,} records, {digest.hexdigest()[:12]}"
-
-
-def sets_identity(sets: Sequence[Sequence[Any]]) -> str:
-    """As `records_identity`, of sets that are read one after the other."""
-    if len(sets) == 1:
-        return records_identity(sets[0])
-    # As one list: the same records in the same order are the same data, however they are divided into sets.
-    if not any(isinstance(records, ShardRecords) for records in sets):
-        return records_identity([record for records in sets for record in records])
-    identities = [records_identity(records) for records in sets]
-    return f"{sum(map(len, sets)):,} records, {hashlib.sha256(repr(identities).encode()).hexdigest()[:12]}"
 
 
 def images_identity(images: Sequence[ImageRef]) -> str:

@@ -11,6 +11,7 @@ fields there are, so the file is read before the parser is made.
 from __future__ import annotations
 
 import dataclasses
+import glob
 import importlib.util
 import json
 import math
@@ -35,7 +36,6 @@ with from_extra("train"):
     from soho_fast.common.errors import UserError
     from soho_fast.common.hub import check_name, no_such_path
     from soho_fast.common.import_path import is_import_path, load
-    from soho_fast.common.path_ranges import expand_range, is_shards
     from soho_fast.common.spelling import did_you_mean
     from soho_fast.data.mini.options import CorpusOptions
     from soho_fast.engine.settings import TrainSettings
@@ -87,7 +87,7 @@ class Recipe(TrainSettings):
                 one alone.
         """
         task = find_task(self.task).load()(self.data, self.seed, self.model, say=say)
-        task.workers, task.corrupt_images = self.batch.workers, self.batch.corrupt_images
+        task.workers = self.batch.workers
         task.processes = processes or task.processes
         return task
 
@@ -343,13 +343,9 @@ def _check_files(recipe: Any) -> None:
     if recipe.model.backbone not in (None, "imagenet"):
         files.append(("model.backbone", recipe.model.backbone))
     for place, path in files:
-        try:
-            shards = expand_range(path) if is_shards(path) else [path]
-        except ValueError as error:
-            raise UserError(f"{place}: {error}") from None
-        for file in shards:
-            if not Path(file).is_file() and not is_built(file):
-                raise UserError(f"{place}: {file}: {no_such_path(file)}")
+        # A data set is a folder, or a pattern; what reads one file says so of a folder.
+        if not Path(path).exists() and not glob.glob(path) and not is_built(path):
+            raise UserError(f"{place}: {path}: {no_such_path(path)}")
 
 
 def write_recipe(recipe: Any, path: Path) -> None:
