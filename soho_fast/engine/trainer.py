@@ -3,6 +3,7 @@
 import hashlib
 import time
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -122,7 +123,8 @@ class Run:
             say=self._say,
         )
         try:
-            with StopRequest() as stop:
+            # Loader processes end within: the launcher's SIGTERM must not come before it is told which rank has failed.
+            with StopRequest() as stop, closing(batches):
                 self._begin()
                 while self.steps_left:
                     self._record_events()
@@ -168,7 +170,6 @@ class Run:
         except GradientOverflowError as error:
             raise self._diverged(progress.step + 1, str(error)) from error
         finally:
-            batches.close()
             if self.log is not None:
                 self.log.close()
                 self.log = None
