@@ -88,6 +88,8 @@ class Peers:
             lost = dict.fromkeys(silent, f"runs, but has not come within {self.timeout:g} s (engine.timeout_seconds)")
         if not lost:
             lost = dict.fromkeys(elsewhere, "has failed, or can no more be reached")
+        if not lost:  # All have waited, for this one.
+            return PROCESS_FAILED, None
         told = listed([self._name(rank) for rank in lost], between=" or ")
         speaks = self.rank == min(rank for rank in self._here if rank not in lost)
         return PROCESS_FAILED, f"{told} {next(iter(lost.values()))}" if speaks else None
