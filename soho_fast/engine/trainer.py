@@ -93,7 +93,7 @@ class Run:
             if resume_point.checkpoint is not None:
                 resume_point.restore(self.step.engine)
                 self._say(f"resumed from {resume_point.checkpoint} (step {self.progress.step} of {self.total_steps})")
-                for line in resume_point.lines():
+                for line in resume_point.events():
                     self._say(line)
             resume_point.begin()
             if self.progress.best is not None and not processes.gather(resume_point.has_best)[0]:

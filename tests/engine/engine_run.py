@@ -162,7 +162,7 @@ class StubTask:
     def identity(self) -> Any:
         from soho_fast.engine.changes import TaskIdentity
 
-        return TaskIdentity((), ("model.width",), (), (), lambda: {"model.width": self.options["width"]})
+        return TaskIdentity((), (), ("labels",), lambda: {"model.width": self.options["width"], "labels": 1})
 
     def build_model(self, device: torch.device) -> nn.Module:
         assert device.type == "cpu"
