@@ -3,6 +3,7 @@
 import hashlib
 import time
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -92,7 +93,7 @@ class Run:
             if resume_point.checkpoint is not None:
                 resume_point.restore(self.step.engine)
                 self._say(f"resumed from {resume_point.checkpoint} (step {self.progress.step} of {self.total_steps})")
-                for line in resume_point.lines():
+                for line in resume_point.events():
                     self._say(line)
             resume_point.begin()
             if self.progress.best is not None and not processes.gather(resume_point.has_best)[0]:
@@ -122,7 +123,8 @@ class Run:
             say=self._say,
         )
         try:
-            with StopRequest() as stop:
+            # Loader processes end within: the launcher's SIGTERM must not come before it is told which rank has failed.
+            with StopRequest() as stop, closing(batches):
                 self._begin()
                 while self.steps_left:
                     self._record_events()
@@ -168,7 +170,6 @@ class Run:
         except GradientOverflowError as error:
             raise self._diverged(progress.step + 1, str(error)) from error
         finally:
-            batches.close()
             if self.log is not None:
                 self.log.close()
                 self.log = None

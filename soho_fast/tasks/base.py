@@ -38,8 +38,7 @@ from soho_fast.tasks import describe
 from soho_fast.tasks.card import CARD, model_card
 from soho_fast.tasks.contents import output_identity, weights_identity, words_identity
 from soho_fast.tasks.evaluation.sharing import ReportProgress, Sharing
-from soho_fast.tasks.identity import EVALUATED_BY, FIXED, NOT_COMPARED, PLACES, STARTING
-from soho_fast.tasks.settings import AugmentationSettings
+from soho_fast.tasks.identity import FIXED, NOT_COMPARED, PLACES
 
 
 class BaseTask(ABC):
@@ -70,10 +69,6 @@ class BaseTask(ABC):
     processes: Processes = Processes()
     """Those that read training data together."""
 
-    absent: Mapping[str, Any] = MappingProxyType(
-        {f"data.augmentation.{name}": value for name, value in asdict(AugmentationSettings()).items()}
-    )
-    """See `TaskIdentity`."""
     unflippable: ClassVar[str] = ""
     """Why images must not be flipped; empty where they may."""
 
@@ -95,7 +90,7 @@ class BaseTask(ABC):
     @property
     def identity(self) -> TaskIdentity:
         """What is compared when a run is resumed."""
-        return TaskIdentity(NOT_COMPARED, FIXED, PLACES, EVALUATED_BY, self.contents, STARTING, self.absent)
+        return TaskIdentity(NOT_COMPARED, PLACES, FIXED, self.contents)
 
     def contents(self) -> dict[str, Any]:
         """What is trained beyond the recipe's fields: contents of what its paths name."""

@@ -1,65 +1,29 @@
 """Which fields of a recipe tell what is trained; nothing heavy is imported here."""
 
-# By pattern of a recipe's field: why two runs that differ there train the same, or what is compared instead.
+# Where things lie, on each machine its own place: by pattern of a recipe's field, what is compared instead, between two
+# starts of a run and between its ranks.
+PLACES = {
+    "data_roots.*": "what is read from there",
+    "corpus.folder": "what is read from there",
+    "data.sources.*": "the records read from there",
+    "data.heldout.*": "the records read from there",
+    "data.splits.*": "the records read from there",
+    "data.placeholders": "the records that are left",
+    "data.tokenizer": "its words, and what it makes of a text",
+    "model.pretrained": "its weights, and words other than the tokenizer's",
+    "model.text_encoder": "its weights",
+    "model.backbone": "its weights",
+}
+
+# By pattern: why two runs that differ there train the same, or what is compared instead.
 NOT_COMPARED = {
-    "data_roots.*": "where things lie; what is read from there is compared",
-    "corpus.folder": "where it lies",
-    "data.sources.*": "the records read from there are compared",
-    "data.heldout.*": "the records read from there are compared",
-    "data.splits.*": "the records read from there are compared",
-    "data.placeholders": "the records that are left are compared",
-    "data.missing_images": "the records that are left are compared",
-    "data.tokenizer": "its words, and what it makes of a text, are compared",
+    **PLACES,
+    "data.missing_images": "the records that are left",
     "data.quick_images": "how much is evaluated in mid-training, which chooses no best model",
     "data.image_batch": "how much is evaluated at a time",
     "data.text_batch": "how much is evaluated at a time",
     "data.pair_batch": "how much is evaluated at a time",
-    "model.pretrained": "its weights, and words other than the tokenizer's, are compared",
-    "model.text_encoder": "its weights are compared",
-    "model.backbone": "its weights are compared",
 }
 
-# Where things lie, on each machine its own place: what is read from there is compared, between two starts of a run and
-# between its ranks.
-PLACES = (
-    "data_roots.*", "corpus.folder", "data.sources.*", "data.heldout.*", "data.splits.*", "data.placeholders",
-    "data.tokenizer", "model.pretrained", "model.text_encoder", "model.backbone",
-)  # fmt: skip
-
-# Fields of SohoConfig that change which tensors there are.
-SIZES = (
-    "backbone",
-    "backbone_stride",
-    "use_dictionary",
-    "num_codes",
-    "num_levels",
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "intermediate_size",
-    "vocab_size",
-    "max_position_embeddings",
-    "ema_variant",
-    "dictionary_batch_norm",
-    "visual_layer_norm",
-    "visual_encoder",
-    "dictionary",
-    "dictionary_options",
-    "fusion",
-    "mlm_head",
-    "mvm_head",
-    "itm_bias",
-)
-FIXED = (
-    "data.tokenizer", "labels", "model.preset", "model.bag_of_words_head", "optim.frozen_parameters",
-    *(f"model.config.{name}" for name in SIZES),
-)  # fmt: skip
-
-# Where a run starts.
-STARTING = ("model.pretrained", "model.text_encoder", "model.backbone", "model.answer_bias", "model.config.*init*")
-
-# The best model is chosen by these metrics, so these are compared; but `evaluate` takes them without training.
-EVALUATED_BY = (
-    "held-out data", "held-out images", "data.heldout_images", "data.heldout_candidates", "data.validate", "data.folds",
-    "data.scoring", "data.max_loss", "data.choice_images", "data.precision", "data.measured_images",
-)  # fmt: skip
+# Words and labels are known by their numbers in a checkpoint's tensors.
+FIXED = ("data.tokenizer", "labels")

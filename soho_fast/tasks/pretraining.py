@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Final, Literal, NamedTuple
 
 import torch
@@ -161,18 +160,6 @@ class PretrainingTask(BaseTask):
         "step_perplexity", "code_error",
     )  # fmt: skip
     selection = None
-    # Fields since 0.1.
-    absent = MappingProxyType(
-        {
-            **BaseTask.absent,
-            # A default of the model is what models were before they had the field.
-            **{f"model.config.{name}": getattr(SohoConfig(), name) for name in SohoConfig.__annotations__},
-            "model.contrastive_head": False,
-            "data.mvm_from_epoch": 0,
-            "data.conditional_masking": False,
-        }
-    )
-
     _codebook_collapses = False
 
     @cached_property

@@ -19,7 +19,6 @@ import pickles
 import ranks
 import settings
 import shards
-import strangers
 import two_runs
 from campaign import FaultClass
 
@@ -31,7 +30,7 @@ CLASSES = {
         FaultClass("disk", "full and read-only disks, at each size and moment", disk.attempt, 6),
         FaultClass("corruption", "each file of runs, models, corpora damaged in seven ways", corruption.attempt, 4),
         FaultClass("pickles", "code planted wherever something is loaded", pickles.attempt, 2),
-        FaultClass("ranks", "one of two ranks killed, stopped, slow, set otherwise; foreigners", ranks.attempt, 2),
+        FaultClass("ranks", "one of two ranks killed, stopped, slow, set otherwise", ranks.attempt, 2),
         FaultClass("elastic", "killed, then on with other processes and ZeRO stages", elastic.attempt, 2),
         FaultClass("hosts", "one of two machines cut off, for good or for seconds", hosts.attempt, 2),
         FaultClass("shards", "torn tar shards, missing and damaged indexes, killed runs", shards.attempt, 2),
@@ -45,7 +44,6 @@ CLASSES = {
         FaultClass("bombs", "small images and texts that cost minutes or gigabytes", bombs.attempt, 2),
         FaultClass("controls", "names and texts that a terminal obeys", controls.attempt, 2),
         FaultClass("environments", "nonsense in the environment, python -OO", environments.attempt, 2),
-        FaultClass("strangers", "another user in a rank's place, at its port, at the heartbeat", strangers.attempt, 2),
         FaultClass("settings", "mistakes in recipes and arguments", settings.attempt, 2),
     )
 }

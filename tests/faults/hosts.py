@@ -25,7 +25,7 @@ def attempt(bench: Bench, seed: int, folder: Path) -> int:
     draw, output = random.Random(seed), folder / "run"
     for_good = seed % 2 == 0
     stages = ["--engine.zero_stage", draw.choice(("0", "1", "2", "3"))]
-    arguments = [*bench.train("pretraining", output), *stages]
+    arguments = [*bench.train("pretraining", output), *stages, "--engine.timeout_seconds", "30"]
     with _two_machines() as names:
         if not names:
             return 0

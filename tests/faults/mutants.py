@@ -25,7 +25,6 @@ import environments
 import kills
 import pickles
 import ranks
-import strangers
 from campaign import Campaign
 from classes import CLASSES
 from tiny_runs import STEPS, Bench, import_everything
@@ -116,18 +115,6 @@ def _ranks_need_not_agree() -> None:
     resume.refuse_disagreement = lambda processes, values: None
 
 
-def _anybody_is_heard() -> None:
-    from soho_fast.engine import watchdog
-
-    def greet(heartbeat: Any, stranger: Any) -> None:
-        del heartbeat._strangers[stranger]
-        heartbeat._selector.unregister(stranger)
-        heartbeat._add(stranger, 1, "anybody")
-
-    assert watchdog.Heartbeat._greet, "what asks foreigners for the secret has another name now"
-    watchdog.Heartbeat._greet = greet
-
-
 def _changes_are_not_seen() -> None:
     from soho_fast.engine import resume
 
@@ -159,13 +146,6 @@ def _launchers_are_believed() -> None:
 
     assert distributed.environment_number, "what reads a launcher's variables has another name now"
     distributed.environment_number = lambda name, default: int(os.environ.get(name, default))
-
-
-def _the_secret_is_in_the_store() -> None:
-    from soho_fast.engine import distributed
-
-    distributed._Place.publish = lambda place, text: place._store.set("heartbeat", text)
-    distributed._Place.look_up = lambda place: place._store.get("heartbeat").decode()
 
 
 def _seed_of_long_captions() -> int:
@@ -233,16 +213,12 @@ MUTANTS = {
     ),
     "folders are deleted in place": Mutant("kills", _seed_of_deletion, _folders_are_deleted_in_place),
     "ranks need not agree": Mutant("ranks", lambda bench: ranks.WAYS.index("disagreeing"), _ranks_need_not_agree),
-    "anybody is heard": Mutant("ranks", lambda bench: ranks.WAYS.index("foreign"), _anybody_is_heard),
     "changes are not seen": Mutant("contents", lambda bench: 0, _changes_are_not_seen),
     "files are trusted": Mutant("foreign", lambda bench: 0, _files_are_trusted),
     "refused models have stack traces": Mutant("models", lambda bench: 0, _errors_have_stack_traces),
     "texts have no end": Mutant("bombs", lambda bench: _seed_of_long_captions(), _texts_have_no_end),
     "all is printed raw": Mutant("controls", lambda bench: 0, _all_is_printed_raw),
     "launchers are believed": Mutant("environments", lambda bench: _seed_of_no_number(), _launchers_are_believed),
-    "the secret is in the store": Mutant(
-        "strangers", lambda bench: strangers.WAYS.index("joins"), _the_secret_is_in_the_store
-    ),
 }
 
 

@@ -1,5 +1,4 @@
-"""Two processes of which one is killed, stopped, slow, or started with another setting, or whom a foreigner speaks to;
-then both again to the end."""
+"""Two processes of which one is killed, stopped, slow, or started with another setting; then both again to the end."""
 
 import contextlib
 import os
@@ -9,7 +8,6 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,7 @@ from tiny_runs import Bench, Command, Finished, LostError, differing, digest, st
 
 _PATIENCE = 90  # seconds in which what is left of a run has to end
 LOST = os.EX_TEMPFAIL
-WAYS = ("killed", "foreign", "stopped", "disagreeing", "slow", "killed", "silent")
+WAYS = ("killed", "stopped", "disagreeing", "slow", "killed", "silent")
 
 
 def attempt(bench: Bench, seed: int, folder: Path) -> int:
@@ -38,18 +36,12 @@ def attempt(bench: Bench, seed: int, folder: Path) -> int:
 
     # Only the first rank changes much in the folder; the other one is struck by the clock.
     befores: list[Callable[[], Any] | None] = [None, None]
-    if way == "foreign":
-        befores[0] = partial(note_port, folder / "port")
-    elif way == "slow":
+    if way == "slow":
         befores[which] = slow_down
     elif which == 0:
         befores[0] = watch(output, strike)
     both = start_ranks([*arguments, *stages, *timeout], befores)
-    if way == "foreign":
-        wait_until_met(output, both)
-        while not any([command.poll() for command in both]):
-            _speak(folder / "port", draw)
-    elif way != "slow" and which == 1:
+    if way != "slow" and which == 1:
         wait_until_met(output, both)
         time.sleep(draw.uniform(0, 3))
         both[1].send(signal.SIGKILL if way == "killed" else signal.SIGSTOP)
@@ -93,30 +85,6 @@ def _disagreeing(bench: Bench, draw: random.Random, folder: Path) -> int:
     if not lines or not all(field in line and "rank" in line for line in lines):
         raise LostError(f"two ranks with another {field} said: {' | '.join(lines)[:200] or 'nothing'}")
     return 1
-
-
-def _speak(port: Path, draw: random.Random) -> None:
-    """A foreigner connects to the heartbeat and says something, among it all that a rank may say."""
-    said = draw.choice((b"", b"\x00\xff", b"0 1 7 here\n", b"GET / HTTP/1.1\r\n\r\n", draw.randbytes(2000)))
-    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", int(port.read_text())), 1) as foreigner:
-        foreigner.sendall(said + bytes(range(256)))
-        time.sleep(draw.uniform(0, 0.3))
-    time.sleep(0.05)
-
-
-def note_port(path: Path) -> None:
-    """Write down where the heartbeat listens; the ports of torch's store and of Gloo are not ours."""
-    from soho_fast.engine import watchdog
-
-    listen = watchdog._listen
-
-    def noted(host: str, world: int) -> socket.socket:
-        server = listen(host, world)
-        path.write_text(str(server.getsockname()[1]))
-        return server
-
-    watchdog._listen = noted
-    slow_down()
 
 
 def _is_stopped(pid: int) -> bool:

@@ -4,7 +4,7 @@ import json
 import os
 import re
 import shutil
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -575,16 +575,3 @@ def test_augmented_images_are_trained_on_and_not_cached(data):
     model = task.build_model()
     assert not task.caches_features(model) and plain.caches_features(model)
     assert said[-1] == "data.augmentation: images change in each epoch, so the feature cache is off"
-
-
-def test_a_checkpoint_without_the_names_was_trained_without_augmentation(data):
-    task, _ = make_task(data)
-    names = {f"data.augmentation.{name}": value for name, value in asdict(AugmentationSettings()).items()}
-    assert names and task.identity.absent.items() >= names.items()
-
-
-def test_a_checkpoint_without_a_later_field_of_the_model_is_one_of_its_default(data):
-    absent = make_task(data)[0].identity.absent
-    assert absent["model.config.backbone_dropout_prob"] == 0.0
-    assert absent["model.config.contrastive_reads"] == "transformer"
-    assert absent["model.config.backbone_stride"] == 32
