@@ -5,7 +5,6 @@ Letters: N rows, M rows of a batch, K clusters, C channels.
 
 from __future__ import annotations
 
-import math
 import operator
 import random
 import warnings
@@ -19,7 +18,6 @@ import torch
 from torch import Tensor
 
 from soho_fast import ops
-from soho_fast.cluster.balance import within_bound
 from soho_fast.cluster.estimator import Estimator
 from soho_fast.cluster.lloyd import Fitted, fit_centers
 from soho_fast.cluster.processes import Processes
@@ -119,13 +117,12 @@ class Clusterer(Estimator, ABC, Generic[Columns]):
     @overload
     def fit_transform(self, X: object, y: None = None, sample_weight: Any = None) -> Tensor | Columns: ...
     def fit_transform(self, X: Any, y: None = None, sample_weight: Any = None) -> Any:
-        """`fit(X)`, then `transform(X)`; of `ResidualKMeans` `labels_`, which differ from it with `balance`."""
-        self.fit(X, sample_weight=sample_weight)
-        return self._framed(X, self._columns_of(X, fitted=True))
+        """`fit(X)`, then `transform(X)`."""
+        return self.fit(X, sample_weight=sample_weight).transform(X)
 
     @abstractmethod
-    def _columns_of(self, X: Any, fitted: bool = False) -> Any:
-        """`transform` as X came; `fitted`: of the rows that were fitted."""
+    def _columns_of(self, X: Any) -> Any:
+        """`transform` as X came."""
 
     @abstractmethod
     def _labels_of(self, features_MC: Tensor, prepared: ops.PreparedCodebook) -> Tensor:
@@ -188,9 +185,6 @@ class KMeans(Clusterer["Floats"]):
             answered alike: pruned lookups, see `ops.codebook_lookup`.
         metric: "euclidean"; or "cosine", spherical k-means (Dhillon and Modha, 2001): rows are scaled to length 1, a
             centre is the direction of their mean, and distances are those of unit vectors, squared 2 - 2 cos.
-        balance: None, or a finite number from 1 on: in `labels_` no cluster has more than ceil(balance * N / K) rows.
-            After Lloyd's steps come steps whose labels have nearly the least inertia within that bound. `predict` gives
-            the nearest centre, whatever its size. For rows in memory of one process, without weights.
         distributed: False: this process fits alone, whatever torch.distributed says.
 
     Attributes:
@@ -210,7 +204,6 @@ class KMeans(Clusterer["Floats"]):
     copy_x: bool = True
     algorithm: str = "lloyd"
     metric: str = "euclidean"
-    balance: float | None = None
     distributed: bool = True
 
     def fit(self, X: Any, y: None = None, sample_weight: Any = None) -> Self:
@@ -235,7 +228,7 @@ class KMeans(Clusterer["Floats"]):
         self.inertia_, self.n_iter_ = fitted.inertia, fitted.num_steps
         return self
 
-    def _columns_of(self, X: Any, fitted: bool = False) -> Any:
+    def _columns_of(self, X: Any) -> Any:
         """From float64 products of what is left of rows and centres after the centres' mean."""
         self._check_fitted()
         features_NC, is_array = rows_in_memory(self, X)
@@ -300,11 +293,6 @@ def check_parameters(model: Any) -> None:
     check_count("n_init", model.n_init, or_auto=True)
     if isinstance(model.tol, bool) or not isinstance(model.tol, Real) or not float(model.tol) >= 0:
         raise ValueError(f"tol: expected a number of at least 0, got {model.tol!r}")
-    balance = model.balance
-    if balance is not None and (
-        isinstance(balance, bool) or not isinstance(balance, Real) or not 1 <= float(balance) < math.inf
-    ):
-        raise ValueError(f"balance: expected None or a finite number of at least 1, got {balance!r}")
     if isinstance(model.init, str) and model.init not in model.inits:
         raise ValueError(f"init: expected {', '.join(model.inits)} or the centres, got {model.init!r}")
     if model.metric not in METRICS:
@@ -349,8 +337,6 @@ def check_alike(model: Any, rows: Rows, processes: Processes, given: list[Tensor
         )
     if total < model.n_clusters:
         raise ValueError(f"n_samples={total} should be >= n_clusters={model.n_clusters}.")
-    if model.balance is not None and (processes.together or rows.memory is None or rows.memory.weight is not None):
-        raise ValueError("balance: expected rows in memory of one process, without sample_weight (distributed=False)")
     if not any(has_weight):
         raise ValueError("sample_weight: expected at least one weight above zero, all of them are zero")
 
@@ -395,10 +381,6 @@ def best_start(model: Any, rows: Rows, processes: Processes, seed: int, given: l
             tolerance=tolerance,
             tell=lambda line: tell(model, processes, line),
         )
-        if model.balance is not None:
-            # Rounded first: a product that lies just above a whole number would allow one row more.
-            most = math.ceil(round(model.balance * rows.num_rows / model.n_clusters, 6))
-            found = within_bound(rows, found, most, max_iter=model.max_iter)
         tell(model, processes, f"start {start + 1}: inertia {found.inertia:.6g} after {found.num_steps} steps")
         return found
 

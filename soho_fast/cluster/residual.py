@@ -53,7 +53,7 @@ class ResidualKMeans(Clusterer["Labels"]):
     Args:
         n_levels: L. n_clusters: K, of each level.
         init: "auto", "mini-batch", "k-means++", "k-means||" or "random".
-        n_init, max_iter, tol, verbose, random_state, balance, distributed: of each level, as in `KMeans`.
+        n_init, max_iter, tol, verbose, random_state, distributed: of each level, as in `KMeans`.
         metric: "euclidean" or "cosine".
 
     Attributes:
@@ -73,7 +73,6 @@ class ResidualKMeans(Clusterer["Labels"]):
     verbose: int = 0
     random_state: Any = None
     metric: str = "euclidean"
-    balance: float | None = None
     distributed: bool = True
 
     def fit(self, X: Any, y: None = None, sample_weight: Any = None) -> Self:
@@ -111,7 +110,7 @@ class ResidualKMeans(Clusterer["Labels"]):
     def partial_fit(self, X: Any, y: None = None, sample_weight: Any = None) -> Self:
         """One step by a batch, for rows that come as a stream: each centre becomes the mean of what was left of all
         rows that it was the nearest to so far. The first call takes the centres from its rows, level by level.
-        `labels_` and `inertias_` are those of X, before the step; `balance` does not bound them.
+        `labels_` and `inertias_` are those of X, before the step.
 
         Args:
             X: (N, C), in the first call at least K of them. sample_weight: (N,). y: not used.
@@ -160,8 +159,8 @@ class ResidualKMeans(Clusterer["Labels"]):
         sizes_K2 = self._sizes[level].to(device)
         return torch.cat([self._centers(device)[level] * sizes_K2[:, :1], sizes_K2], 1)
 
-    def _columns_of(self, X: Any, fitted: bool = False) -> Any:
-        return self.labels_ if fitted else self.predict(X)
+    def _columns_of(self, X: Any) -> Any:
+        return self.predict(X)
 
     @overload
     def inverse_transform(self, codes: Tensor) -> Tensor: ...
