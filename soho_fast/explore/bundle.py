@@ -101,9 +101,7 @@ data/sound-000000.js, of a clip of audio:
 
 from __future__ import annotations
 
-import base64
 import hashlib
-import html
 import itertools
 import json
 import os
@@ -297,23 +295,6 @@ class Bundle:
                 was = f"{self.folder} was built of the model of step {run['step']:,}"
                 return [f"{was}; {folder} is {other}of step {now['step']:,} by now"]
         return []
-
-    def _repr_html_(self) -> str:
-        """What a notebook shows: the codes of the figure, or the most frequent ones, each as its tile on the wall."""
-        wall = self.wall()
-        frequent = sorted(range(self.meta["num_codes"]), key=lambda code: -wall["tokens"][code])
-        tiles = []
-        for code in [code for code in self.meta["figure"] or frequent if wall["medoid"][code]][:12]:
-            image, _, _, _, *sizes = wall["medoid"][code]
-            y, x, high, wide = self.window_of(wall["medoid"][code])
-            fit = 'preserveAspectRatio="none"'
-            source = f"data:image/jpeg;base64,{base64.b64encode(self.content(image_path(image))).decode()}"
-            shown = f'<image href="{source}" width="{sizes[1]:g}" height="{sizes[0]:g}" {fit}/>'
-            svg = f'<svg width="96" height="96" viewBox="{x:g} {y:g} {wide:g} {high:g}" {fit}>{shown}</svg>'
-            name = html.escape(wall["label"][code] or wall["word"][code] or "")
-            tiles.append(f'<div style="width:96px">{svg}{self.name(code)} {name}</div>')
-        title = f"{self.meta['title']}: {self.meta['num_codes']:,} codes, {self.folder / 'index.html'}"
-        return f'<p>{html.escape(title)}</p><div style="display:flex;flex-wrap:wrap;gap:8px">{"".join(tiles)}</div>'
 
     def window_of(self, occurrence: Sequence[float]) -> tuple[float, float, float, float]:
         """What is shown around a patch, in patches: (top, left, height, width), moved into the image at its edge; a
