@@ -15,7 +15,6 @@ with from_extra("explore"):
 
 _HOMES = {
     "Bundle": "bundle",
-    "Clip": "sounds",
     "build_from_arrays": "from_arrays",
     "build_from_batches": "from_arrays",
     "codes_of_word": "reading",

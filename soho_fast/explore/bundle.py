@@ -12,7 +12,6 @@ fetch files. The value is JSON, so Python reads the same files.
     data/codes-0000.js       a list of CODES_PER_FILE codes, number // 64
     data/words.js            what each word of the captions has to do with codes
     data/images-0000.js      a list of IMAGES_PER_FILE images
-    data/sound-000000.js     what is heard of an image that is a clip of audio
     SHA256SUMS               checksums of all of these
 
 Statistics come from all images; a bounded number of them is shown, the gallery, numbered from 0. An occurrence is one
@@ -37,7 +36,6 @@ data/meta.js:
     has_captions: bool
     has_distances: bool; without, no patch is nearest: nearest and quantiles are empty
     has_decoded: bool, whether there is decoded/
-    has_sound: bool, whether the images are clips of audio, seen as spectrograms, of one row of patches
     maps: list of t-SNE and PCA, those that there are, the first shown first
     window: side of what tiles show around a patch, in patches
     sources: list of {name, num_images}: the data sets
@@ -93,10 +91,6 @@ data/images-0000.js, each image:
     index: the code of each patch, level by level and row by row; null where there is none
     masked: null, or {code, patches: [{patch, guesses: [[code, probability], ...]}]}: what masked visual modelling
         hides together, and what the model predicts there
-
-data/sound-000000.js, of a clip of audio:
-    rate: samples a second
-    samples: int16, little-endian, in base64
 """
 
 from __future__ import annotations
@@ -221,7 +215,6 @@ class Bundle:
         folder: Where it lies, or the folder of a run that has one.
 
     Attributes:
-        noun: "image", or "clip" where it is of clips of audio.
         sums: SHA-256 of its files by name; None where it has no SHA256SUMS.
 
     Raises:
@@ -245,7 +238,6 @@ class Bundle:
         self.meta: Mapping[str, Any] = self.read("meta")
         if wrong := [f"{name} {self.meta[name]}" for name in _SIZES if self.meta[name] <= 0]:
             raise BundleError(f"{self.folder / 'data' / 'meta.js'}: expected numbers above 0, got {', '.join(wrong)}")
-        self.noun = "clip" if self.meta.get("has_sound") else "image"
 
     def read(self, name: str) -> Any:
         """The value of data/<name>.js. Raises BundleError: it is missing or damaged."""
@@ -296,16 +288,14 @@ class Bundle:
                 return [f"{was}; {folder} is {other}of step {now['step']:,} by now"]
         return []
 
-    def window_of(self, occurrence: Sequence[float]) -> tuple[float, float, float, float]:
-        """What is shown around a patch, in patches: (top, left, height, width), moved into the image at its edge; a
-        square, or of a clip of audio all frequencies."""
+    def window_of(self, occurrence: Sequence[float]) -> tuple[float, float, float]:
+        """What is shown around a patch, in patches: (top, left, side), a square, moved into the image at its edge."""
         _, row, column, _, *sizes = occurrence
-        high, wide = (min(self.meta["window"], size if self.noun == "clip" else min(sizes)) for size in sizes)
+        side = min(self.meta["window"], *sizes)
         top, left = (
-            max(0.0, min(place + 0.5 - length / 2, size - length))
-            for place, length, size in zip((row, column), (high, wide), sizes, strict=True)
+            max(0.0, min(place + 0.5 - side / 2, size - side)) for place, size in zip((row, column), sizes, strict=True)
         )
-        return top, left, high, wide
+        return top, left, side
 
     def name(self, code: int) -> str:
         """As the pages call a code: 2.17 is code 17 of the second level."""

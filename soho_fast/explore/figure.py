@@ -136,7 +136,7 @@ def draw_figure(
     if codes is None:
         chosen = choose_codes(bundle, rows, columns)
         if not chosen:
-            raise UserError(f"columns: no code of {bundle.folder} has {columns} distinct {bundle.noun}s; give fewer")
+            raise UserError(f"columns: no code of {bundle.folder} has {columns} distinct images; give fewer")
     else:
         chosen = list(dict.fromkeys(codes))
     found = [_of_code(bundle, code) for code in chosen]
@@ -198,7 +198,7 @@ def _draw(
     credit = [_drawable("{what}: {credit}; {licence}".format_map(entry)) for entry in credits]
     step = (1 + _GAP) * _TILE_INCHES
     width = _LABEL_INCHES + columns * step + _EDGE_INCHES
-    lines = textwrap.wrap(f"{bundle.noun.capitalize()}s: " + " · ".join(credit), int(width * 19)) if credit else []
+    lines = textwrap.wrap("Images: " + " · ".join(credit), int(width * 19)) if credit else []
     below = _EDGE_INCHES + 0.12 * len(lines)
     height = _EDGE_INCHES + len(codes) * step + below
     pixels = max(width, height) * dpi, width * height * dpi**2
@@ -234,9 +234,9 @@ def _draw_tile(
     _, row, column, _, rows, columns = occurrence
     if not (0 <= row < rows and 0 <= column < columns):
         raise BundleError(f"row {row}, column {column} lies outside an image of {rows:g} x {columns:g} patches")
-    top, left, high, wide = window
+    top, left, side = window
     # The whole image, so placed and scaled that its window fills the tile; the rest is clipped.
-    extent = (x - left / wide, x + (columns - left) / wide, y + (rows - top) / high, y - top / high)
+    extent = (x - left / side, x + (columns - left) / side, y + (rows - top) / side, y - top / side)
     drawn = axes.imshow(image_HWC, extent=extent, interpolation="antialiased", aspect="auto")
     drawn.set_clip_path(Rectangle((x, y), 1, 1, transform=axes.transData))
     # The last patches may reach beyond the image. The lines lie around the patch, which is seen whole, but within the
@@ -244,8 +244,8 @@ def _draw_tile(
     right, below = min(column + 1, columns), min(row + 1, rows)
     for colour, points in (("black", 2.2), ("white", 1.2)):
         out = points / 2 / 72 / _TILE_INCHES
-        x0, x1 = max((column - left) / wide - out, out), min((right - left) / wide + out, 1 - out)
-        y0, y1 = max((row - top) / high - out, out), min((below - top) / high + out, 1 - out)
+        x0, x1 = max((column - left) / side - out, out), min((right - left) / side + out, 1 - out)
+        y0, y1 = max((row - top) / side - out, out), min((below - top) / side + out, 1 - out)
         corner, size = (x + x0, y + y0), (x1 - x0, y1 - y0)
         axes.add_patch(Rectangle(corner, *size, fill=False, ec=colour, lw=points, joinstyle="miter"))
 
@@ -254,16 +254,16 @@ def _label(bundle: Bundle, wall: Mapping[str, Any], code: Mapping[str, Any]) -> 
     """Four lines and their size and style: what the code is called, how much of the captions name it, its number."""
     number = code["code"]
     label, word, share = (wall[column][number] for column in ("label", "word", "precision"))
-    called, noun = f"code {bundle.name(number)}", f"{bundle.noun}s"
+    called = f"code {bundle.name(number)}"
     told = ["associated with no word" if code["words"] and word is None else "", ""]
     if word is not None and label is None:
         of_all = _percent(share / wall["lift"][number])
-        told = [f"in the captions of {_percent(share)}", f"of its {noun}, {of_all} of all"]
+        told = [f"in the captions of {_percent(share)}", f"of its images, {of_all} of all"]
     name = label or word or called
     return [
         (_drawable(name if len(name) <= 20 else name[:19] + "…"), 13 if len(name) <= 13 else 9, {"fontweight": "bold"}),
         *((line, 7.5, {"color": "0.2"}) for line in told),
-        (f"{called} · {code['images']:,} {noun}", 7, {"color": "0.4"}),
+        (f"{called} · {code['images']:,} images", 7, {"color": "0.4"}),
     ]
 
 

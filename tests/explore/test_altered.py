@@ -19,7 +19,7 @@ from soho_fast.explore.bundle import BundleError
 NUM_CODES = 70  # two files of codes
 PAGES = (
     "index.html", "app/style.css", "app/charts.js", "app/code.js", "app/data.js", "app/elements.js", "app/image.js",
-    "app/map.js", "app/patches.js", "app/router.js", "app/sound.js", "app/wall.js", "app/words.js",
+    "app/map.js", "app/patches.js", "app/router.js", "app/wall.js", "app/words.js",
 )  # fmt: skip
 DATA = (
     "data/meta.js", "data/wall.js", "data/words.js", "data/codes-0000.js",

@@ -92,7 +92,6 @@ SIZES = [
     ("soho_fast.ask", ""),
     ("soho suite", "--workers 0"),
     ("soho_fast.export", "--help"),  # A compiler takes minutes; tests/ask/test_exported.py has one at work.
-    ("examples/explore_codec.py", ""),
     ("examples/explore_vector_quantize_pytorch.py", "--steps 10"),
     ("soho app", ""),
     ("soho_fast.explore", ""),
@@ -147,7 +146,6 @@ SAYS = {
     "soho_fast.ask many": "results.jsonl: 5 lines",
     "soho_fast.explore build": "open runs/mini/explorer/index.html",
     "soho_fast.explore figure": "the codes as a figure: ",
-    "examples/explore_codec.py": "codec_explorer/index.html",
     "examples/explore_vector_quantize_pytorch.py": "vq_explorer/index.html",
     "soho_fast.explore measure": "codes associated with a word",
     "benchmarks.inference": "wrote inference.json",
