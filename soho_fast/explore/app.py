@@ -126,7 +126,7 @@ def names_of(run: str, weights: str | None) -> dict[int, str]:
         bundle = Bundle(default_folder(run))
         if bundle.meta["weights"] != weights or bundle.of_another_model():
             return {}
-        return {code: word for code, word in enumerate(bundle.wall()["word"]) if word}
+        return {code: word for code, word in enumerate(bundle.read("wall")["word"]) if word}
     except (FileNotFoundError, BundleError):
         return {}
 

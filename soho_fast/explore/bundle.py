@@ -118,44 +118,6 @@ KINDS = ("nearest", "quantiles", "random")
 CODES_PER_FILE = 64
 IMAGES_PER_FILE = 256
 
-# What Python reads of the files, as they are built: a type, or several; fields; [form] a list of any length, [form,
-# form, ...] one of this length.
-_NUMBER, _OR_NONE = (int, float), (int, float, type(None))
-_TEXT_OR_NONE = (str, type(None))
-_OCCURRENCE = [int, _NUMBER, _NUMBER, _OR_NONE, _NUMBER, _NUMBER]
-_SIZES = ("num_codes", "num_levels", "num_shown", "num_tokens", "window")  # above 0
-_FORMS: Mapping[str, Any] = {
-    "meta": {
-        **dict.fromkeys(("title", "model", "weights"), str), **dict.fromkeys(_SIZES, int), "window": _NUMBER,
-        "licences": [{"what": str, "credit": str, "licence": str}], "figure": [int], "sources": list, "measures": dict,
-    },
-    "wall": {
-        "tokens": [int], "images": [int], "word": [_TEXT_OR_NONE], "label": [_TEXT_OR_NONE],
-        **{name: [_OR_NONE] for name in ("lift", "lift_low", "precision")}, "medoid": [(_OCCURRENCE, type(None))],
-    },
-    "words": [{"word": str, "codes": [dict]}],
-    "codes": [{"code": int, "tokens": int, "words": [dict], **{kind: [_OCCURRENCE] for kind in KINDS}}],
-    "images": [{"licences": [int]}],
-}  # fmt: skip
-
-
-def _misfit(value: Any, form: Any, place: str = "") -> str | None:
-    """Where a value first differs from a form; None where it does not."""
-    if isinstance(form, tuple):
-        return None if any(_misfit(value, one) is None for one in form) else place
-    if isinstance(form, type):
-        return None if isinstance(value, form) else place
-    if not isinstance(value, type(form)):
-        return place
-    if isinstance(form, dict):
-        inner = ((f"{place}.{name}".lstrip("."), value.get(name), one) for name, one in form.items())
-    elif len(form) in (1, len(value)):
-        inner = ((f"{place}[{n}]", one, form[n % len(form)]) for n, one in enumerate(value))
-    else:
-        return place
-    return next((found for at, one, part in inner if (found := _misfit(one, part, at)) is not None), None)
-
-
 _FORM = re.compile(r'explorer\.receive\("([\w-]+)", (.*)\);\n', re.DOTALL)
 
 
@@ -236,8 +198,6 @@ class Bundle:
         except ValueError as error:
             raise BundleError(str(error)) from error
         self.meta: Mapping[str, Any] = self.read("meta")
-        if wrong := [f"{name} {self.meta[name]}" for name in _SIZES if self.meta[name] <= 0]:
-            raise BundleError(f"{self.folder / 'data' / 'meta.js'}: expected numbers above 0, got {', '.join(wrong)}")
 
     def read(self, name: str) -> Any:
         """The value of data/<name>.js. Raises BundleError: it is missing or damaged."""
@@ -248,16 +208,7 @@ class Bundle:
             raise BundleError(f"{path} can't be read ({error})") from error
         if name == "meta" and isinstance(value, dict) and value.get("schema") != SCHEMA:
             raise BundleError(f"{path}: expected schema {SCHEMA}, got {value.get('schema')!r}")
-        if (place := _misfit(value, _FORMS.get(name.partition("-")[0], object))) is not None:
-            raise BundleError(f"{path}: {place or 'the value'} is not as it is built")
         return value
-
-    def wall(self) -> Mapping[str, Sequence[Any]]:
-        """The columns of data/wall.js. Raises BundleError: it is missing or damaged."""
-        wall = self.read("wall")
-        if short := [name for name in _FORMS["wall"] if len(wall[name]) != self.meta["num_codes"]]:
-            raise BundleError(f"{self.folder / 'data' / 'wall.js'}: {short[0]} ends too early")
-        return wall
 
     def content(self, name: str) -> bytes:
         """A file, by its name in the bundle. Raises BundleError: it is missing, or was altered."""
@@ -319,6 +270,4 @@ class Bundle:
         values = self.read(name)
         if len(values) != min(per_file, count - file * per_file):
             raise BundleError(f"{self.folder / 'data' / name}.js ends too early")
-        if values[place].get(what) != number:
-            raise BundleError(f"{self.folder / 'data' / name}.js: [{place}].{what} is not {number}")
         return values[place]

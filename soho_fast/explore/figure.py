@@ -74,7 +74,7 @@ def choose_codes(bundle: Bundle, rows: int = ROWS, columns: int = COLUMNS) -> li
     Returns:
         At most `rows` codes, fewer where fewer have `columns` images.
     """
-    wall = bundle.wall()
+    wall = bundle.read("wall")
     order = sorted(
         range(bundle.meta["num_codes"]),
         key=lambda code: (-max(wall["lift_low"][code] or 0.0, 1.0), -wall["tokens"][code], code),
@@ -143,7 +143,7 @@ def draw_figure(
     try:
         tiles, licences = _tiles(bundle, found, columns, kind)
         credits = [bundle.meta["licences"][number] for number in licences]
-    except (OSError, IndexError, ImageError) as error:
+    except (OSError, IndexError, KeyError, TypeError, ImageError) as error:
         raise BundleError(f"{bundle.folder}: {error}") from error
     _draw(path, bundle, found, tiles, credits, columns, dpi)
     return path
@@ -194,7 +194,7 @@ def _draw(
     columns: int,
     dpi: int,
 ) -> None:
-    wall = bundle.wall()
+    wall = bundle.read("wall")
     credit = [_drawable("{what}: {credit}; {licence}".format_map(entry)) for entry in credits]
     step = (1 + _GAP) * _TILE_INCHES
     width = _LABEL_INCHES + columns * step + _EDGE_INCHES
