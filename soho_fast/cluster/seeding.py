@@ -70,8 +70,10 @@ class Nearer:
             self.left = [torch.cat(part) for part in zip(*parts, strict=True)]
 
     def _left(self, rows_MC: Tensor) -> tuple[Tensor, Tensor]:
-        """A quarter of what the mean leaves, whose products are within float32 where distances are, and no more than
-        its square (M,), whatever was rounded."""
+        """(rows - mean) / 4, and a lower bound on the squared lengths of these, (M,).
+
+        Quarters: their products fit float32 wherever the distances of the rows do.
+        """
         left_MC = (rows_MC - self.mean_C).mul_(0.25)
         return left_MC, left_MC.square().sum(1).mul_(1 - self.slack)
 
