@@ -5,8 +5,8 @@ Beside the images of a data set, in their folder or beside their .zip file, `lic
     [{"what": "photographs of the harbour", "credit": "Ada Example, https://example.org/harbour",
       "licence": "CC-BY-4.0", "images": ["harbour/*.jpg"]}]
 
-An entry without "images" (or "pictures", its older name) holds for all. An image names every entry that holds for it;
-if none does, its licence is said to be unknown. The demo corpus knows of each of its images what it was composed of.
+An entry without "images" holds for all. An image names every entry that holds for it; if none does, its licence is said
+to be unknown. The demo corpus knows of each of its images what it was composed of.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Licences:
                 raise ValueError(
                     f"{where}[{place}]: expected texts by the names what, credit, licence, got {entry!r:.80}"
                 )
-            patterns = entry.get("images", entry.get("pictures", ["*"]))
+            patterns = entry.get("images", ["*"])
             if not isinstance(patterns, list) or not all(isinstance(pattern, str) for pattern in patterns):
                 raise ValueError(f"{where}[{place}].images: expected a list of names or patterns, got {patterns!r:.80}")
             self._patterns.append((patterns, self.number({name: entry[name] for name in _FIELDS})))

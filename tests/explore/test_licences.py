@@ -24,8 +24,6 @@ def test_entries_hold_for_all_or_for_what_they_name():
     assert told(one, "sea.png") == ["CC-BY-4.0"] and told(one, "hill.jpg") == ["unknown"]
     assert told(Licences(), "hill.jpg") == ["unknown"]
     assert "images" not in both.entries[0]
-    older = {"pictures" if name == "images" else name: value for name, value in HARBOUR.items()}
-    assert told(Licences([older]), "hill.jpg") == ["unknown"]
 
 
 def test_they_stand_beside_the_images(tmp_path):

@@ -106,7 +106,6 @@ SIZES = [
         "--smallest-edge 1 --images 2 --views 1 --shorter-edge 64 --longer-edge 64 --codes 16 --channels 8 --tokens 2 "
         "--still 2 --moving 2",
     ),
-    ("semantic_ids", "--items 300"),
     ("benchmarks.k_means", "--rows 300 --clusters 4 --channels 32"),
     ("profile_step", "--steps 1 --images 4 --data.shorter_edge 64 --data.longer_edge 64"),
 ]

@@ -6,7 +6,7 @@ import pytest
 from tiny_corpus import draw, edit_json, write_zip
 
 from soho_fast.data.readers.records import ReadReport
-from soho_fast.data.readers.suites import read_suite
+from soho_fast.tasks.suites import read_suite
 
 CASE = {
     "image_path": "7.jpg", "image_id": 7, "bbox_x": 3, "bbox_y": 5, "bbox_w": 20, "bbox_h": 10,

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from soho_fast.tasks.evaluation.metrics.suites import RULES, suite_metrics
+from soho_fast.tasks.evaluation.suites import RULES, suite_metrics
 
 # Of one image: ties within and between, both signs, and a foil of exactly 0.
 ONE = [[2.0, 1.0], [1.0, 1.0], [-1.0, 2.0], [-1.0, -2.0], [3.0, 0.0], [0.0, -1.0], [-3.0, -3.0]]
