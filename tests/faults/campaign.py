@@ -124,7 +124,8 @@ class Campaign:
     def _tried(self, kind: FaultClass, seed: int, folder: Path) -> dict:
         name = ""
         try:
-            name, attempt = nth_case(kind, self.bench, seed)
+            cases = in_order(kind, self.bench)
+            name, attempt = cases[seed % len(cases)]
             return {"tried": attempt(folder, random.Random(seed)) or 1}
         except LostError as lost:
             return {"lost": f"{name}: {' '.join(str(lost).split())}", "tried": lost.tried}
@@ -154,10 +155,10 @@ class Campaign:
                 _delete(running.folder)
 
 
-def nth_case(kind: FaultClass, bench: Bench, seed: int) -> Case:
-    """The case of a seed; neighbours are of different kinds."""
+def in_order(kind: FaultClass, bench: Bench) -> list[Case]:
+    """The cases, by their seeds; neighbours are of different kinds."""
     cases = kind.cases(bench)
-    return random.Random(0).sample(cases, len(cases))[seed % len(cases)]
+    return random.Random(0).sample(cases, len(cases))
 
 
 def _end(pid: int, wait: bool = True) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import hostile
-from campaign import Campaign, nth_case, prepared
+from campaign import Campaign, in_order, prepared
 from classes import CLASSES
 from tiny_runs import STEPS, Bench
 
@@ -81,14 +81,14 @@ def _worsen(patches: dict[str, Any]) -> None:
 def _lost(bench: Bench, kind: str, like: str, patches: dict[str, Any]) -> int:
     sound = CLASSES[kind]
     cases = sound.cases(bench)
-    seeds = (seed for seed in range(len(cases)) if re.search(like, nth_case(sound, bench, seed)[0]))
+    seed = next(seed for seed, (name, _) in enumerate(in_order(sound, bench)) if re.search(like, name))
 
     def worse_cases(bench: Bench) -> list:
         _worsen(patches)
         return cases
 
     tried = replace(sound, cases=worse_cases, losses=[])
-    Campaign([tried], bench, seed=next(seeds), processes=1, keep=False).run(5, count=1)
+    Campaign([tried], bench, seed=seed, processes=1, keep=False).run(5, count=1)
     return len(tried.losses)
 
 
