@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import AutoModel
 
-from soho_fast.model import SohoForPreTraining, SohoModel, Texts
+from soho_fast.model import SohoForPreTraining, SohoModel, Texts, masking
 from soho_fast.model.fast.cpu import speed_up_on_cpu
 from soho_fast.model.heads import cross_entropy_sum, global_means
 
@@ -94,6 +94,7 @@ def test_tokens_within_the_margin_of_masked_ones_are_not_read(tiny_model, batch,
             rows, columns = (slice(max(at - margin, 0), at + margin + 1) for at in (row, column))
             expected_Bhw[image, rows, columns] = True
         around_BL = (expected_Bhw & ~masked_Bhw).flatten(1)
+        assert torch.equal(masking.margin(masked_Bhw.flatten(1), 7, margin), around_BL)
         assert margin == 0 or all(0 < int(each.sum()) < 50 for each in around_BL)
 
         def logits(changed_BL):

@@ -329,6 +329,16 @@ def test_a_step_in_one_part_is_a_forward_without_steps(tiny_config):
             assert torch.equal(stepped.state_dict()[name], value), name
 
 
+def test_images_without_a_key_are_numbered_through_the_step(tiny_config):
+    """By these they are drawn from: with the same numbers, the same places of each micro-batch would be."""
+    made, (feat, valid) = dictionary(tiny_config), features()
+    made.begin_step()
+    first = made._tokens(feat, valid, None).image_B
+    made(feat, valid)
+    second = made._tokens(feat, valid, None).image_B
+    assert len({*first.tolist(), *second.tolist()}) == 6
+
+
 def test_a_step_that_is_not_applied_moves_nothing(tiny_config):
     made = dictionary(tiny_config, code_reset_threshold=1.0, code_reset_patience=0)
     before = {name: value.clone() for name, value in made.state_dict().items()}
