@@ -135,6 +135,8 @@ def import_everything() -> None:
         os.environ.pop(name, None)
     for name in _IMPORTED:
         importlib.import_module(name)
+    # Of the commit that is there now, whatever is committed meanwhile.
+    importlib.import_module("soho_fast.common.versions").program()
 
 
 def start(arguments: list[str], *, before: Before = None, **environment: str) -> Command:
