@@ -104,29 +104,6 @@ def test_the_result_renders(finished, tmp_path):
     assert (tmp_path / "docs/benchmarks.png").stat().st_size > 10_000
 
 
-COLLECT = """
-import json, sys, pytest
-class Seen:
-    def pytest_collection_finish(self, session):
-        params = [(item.path.name, item.callspec.params) for item in session.items]
-        print(*(f"{name} {each.get('method')}" for name, each in params), sep="\\n", file=sys.stderr)
-sys.exit(pytest.main([*sys.argv[1:], "--collect-only", "-q"], plugins=[Seen()]))
-"""
-
-
-def test_by_default_every_op_stands_beside_each_of_its_baselines():
-    def collected(*options: str) -> set[str]:
-        command = [sys.executable, "-c", COLLECT, "benchmarks/ops", *options]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
-        assert done.returncode == 0, done.stdout + done.stderr
-        return set(done.stderr.splitlines())
-
-    short, full = collected(), collected("--full")
-    assert short < full
-    # The curves of the figure are of an op that has its competition in another file.
-    assert {line.split()[0] for line in full - short} == {"test_lookup_growth.py"}
-
-
 def test_a_wrong_result_of_ours_is_not_timed(tmp_path):
     """A lookup that answers wrongly makes its cases fail, and leaves no time behind."""
     program = tmp_path / "wrong.py"

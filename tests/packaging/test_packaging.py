@@ -125,7 +125,7 @@ def test_the_extension_names_no_folder_of_the_machine_that_built_it():
 
 
 def test_a_release_has_one_version():
-    """That of the package, in the changelog and the citation; tests/rules/test_workflow.py has the tag's."""
+    """That of the package, in the changelog and the citation."""
     version = soho_fast.__version__
     assert re.search(rf"^## {re.escape(version)}$", (ROOT / "CHANGELOG.md").read_text(), flags=re.MULTILINE)
     assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()

@@ -197,14 +197,6 @@ def test_a_killed_evaluation_goes_on_with_other_processes(tmp_path, tokenizer_di
     assert [row["answer"] for row in rows] == whole.answers
 
 
-@pytest.mark.parametrize("name", TASKS)
-def test_a_pretrained_model_that_is_not_there_is_named(name, tmp_path, tokenizer_dir):
-    model = QuestionAnsweringModel(pretrained=str(tmp_path / "nowhere"))
-    task, _ = make_task(name, tmp_path, tokenizer_dir, model=model)
-    with pytest.raises(FileNotFoundError, match=r"^model\.pretrained: .*nowhere; expected the folder of"):
-        task.training_data()
-
-
 @pytest.mark.parametrize("field", ["question", "image_id"])
 def test_parts_of_other_examples_are_not_used(field, tmp_path, tokenizer_dir):
     task, _ = make_task("vqa", tmp_path, tokenizer_dir)
@@ -580,11 +572,3 @@ def test_images_whose_texts_cannot_be_swapped_are_not_flipped(name, why, tmp_pat
         task.training_data()
     cropped, _ = make_task(name, tmp_path, tokenizer_dir, augmentation=AugmentationSettings(crop_scale=0.5))
     assert cropped.training_data().images.augmentation is not None
-
-
-def test_images_that_are_not_shown_are_not_augmented(tmp_path, tokenizer_dir):
-    task, _ = make_task(
-        "snli_ve", tmp_path, tokenizer_dir, augmentation=AugmentationSettings(colour=0.5), blank_images=True
-    )
-    with pytest.raises(ValueError, match=r"^data.augmentation: no image is shown \(data.blank_images\)"):
-        task.training_data()
