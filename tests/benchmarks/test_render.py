@@ -83,7 +83,7 @@ def root(tmp_path) -> Path:
     ]
     for page in (render.USERS, render.TARGETS):
         (folder / page).write_text("\n".join(["before", *blocks, "after", ""]))
-    (folder / "docs/training_images.md").write_text("<!-- decoding: begin -->\nold\n<!-- decoding: end -->\n")
+    (folder / "docs/training.md").write_text("<!-- decoding: begin -->\nold\n<!-- decoding: end -->\n")
     return folder
 
 
@@ -274,7 +274,7 @@ def test_the_decoding_benchmarks_have_a_block_of_their_own(root, tmp_path):
     (tmp_path / "decoding.json").write_text(json.dumps({"decoding": content}))
     pages = rendered([tmp_path / "decoding.json"], root)
     assert all("old" in page for page in pages) and not (root / "benchmarks/results").exists()
-    assert (root / "docs/training_images.md").read_text().splitlines() == [
+    assert (root / "docs/training.md").read_text().splitlines() == [
         "<!-- decoding: begin -->",
         "One core of an EPYC, 2026-01-02:",
         "",
