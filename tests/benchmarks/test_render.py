@@ -20,7 +20,7 @@ def root(tmp_path) -> Path:
     folder = tmp_path / "root"
     blocks = [f"<!-- {kind}: begin -->\nold\n<!-- {kind}: end -->" for kind in ("ops", "inference", "decoding")]
     text = "\n".join(["before", *blocks, "after", ""])
-    for page in (render.USERS, render.TARGETS, "docs/training_images.md"):
+    for page in (render.USERS, render.TARGETS, "docs/training.md"):
         (folder / page).parent.mkdir(parents=True, exist_ok=True)
         (folder / page).write_text(text)
     return folder
@@ -113,7 +113,7 @@ def test_the_decoding_benchmarks_have_a_block_of_their_own(root, tmp_path):
     content = {"machine": "EPYC", "datetime": "2026-01-02T03:04:05", "rows": decoding.rows_of(records)}
     (tmp_path / "decoding.json").write_text(json.dumps({"decoding": content}))
     rendered(root, tmp_path / "decoding.json")
-    assert (root / "docs/training_images.md").read_text().splitlines()[-8:-2] == [
+    assert (root / "docs/training.md").read_text().splitlines()[-8:-2] == [
         "",
         "|  | images a second | soho_fast | bytes an image |",
         "|---|---|---|---|",
