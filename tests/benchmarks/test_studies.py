@@ -264,7 +264,7 @@ def test_what_is_no_row_is_refused_with_its_file(text, tmp_path):
     (tmp_path / "rows.jsonl").write_text(text)
     with pytest.raises(UserError, match=r"rows.jsonl: expected a study's row on each line"):
         read_rows([tmp_path / "rows.jsonl"])
-    with pytest.raises(UserError, match="missing.jsonl"):
+    with pytest.raises(UserError, match=r"missing\.jsonl"):
         read_rows([tmp_path / "missing.jsonl"])
 
 
