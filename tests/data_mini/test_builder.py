@@ -65,7 +65,8 @@ def test_the_demo_corpus_is_as_it_was(corpus, full_scenes):
         digest.update(path.relative_to(corpus).as_posix().encode() + path.read_bytes())
     assert digest.hexdigest() == "0e1e524f45daf9ebd5a9ff41b1caff57"
     texts = [text for side in full_scenes for scene in side for text in write_captions(scene, 0)]
-    texts += [question.text for scene in full_scenes[0] for question in ask_questions(scene, 2, 0)]
+    asked = [(scene, 4 if scene.held_out else 2) for side in full_scenes for scene in side]
+    texts += [question.text for scene, number in asked for question in ask_questions(scene, number, 0)]
     vocabulary = build_vocabulary([*texts, builder._FURTHER_WORDS])
     assert len(vocabulary) == 477
     assert (
