@@ -22,17 +22,15 @@ from soho_fast.common.files import new_folder, read_json
 from soho_fast.data import tokenizer
 from soho_fast.data.tokenizer import build_vocabulary, write_tokenizer
 
-from .concepts import CONCEPTS
-from .drawing import check_sources, draw_scene, load_cutout, load_photo, place_cutout
+from .drawing import draw_scene, load_sources, place_cutout
 from .options import CorpusOptions
 from .questions import write_vqa
-from .scenes import PHOTOS, Scene, describe_scenes
+from .scenes import Scene, describe_scenes
 from .writers import LICENCES, CorpusImage, assign_images, write_attribution, write_karpathy
 
 MANIFEST = "corpus.json"
 _KIND = "soho-mini corpus"
 _JPEG_QUALITY = 92
-_IMAGE_SUFFIXES = (".jpg", ".png")
 # In the vocabulary beside the words of captions and questions: those of further texts that the corpus once had. With
 # another vocabulary the demo's weights, and so all its figures, would be others.
 _FURTHER_WORDS = (
@@ -59,8 +57,8 @@ def is_complete(folder: Path, settings: dict) -> bool:
     there = _inventory(folder)
     try:
         # Sizes, not contents: thousands of images are looked at before each run.
-        return all(found.get(name) == size for part, found in there.items() for name, size in manifest[part].items())
-    except (KeyError, TypeError, AttributeError):  # a manifest that somebody has edited
+        return all(there.get(name) == size for name, size in manifest["files"].items())
+    except (KeyError, AttributeError):  # a manifest that somebody has edited
         return False
 
 
@@ -73,29 +71,14 @@ def _source_digest() -> str:
     return digest.hexdigest()
 
 
-def _inventory(folder: Path) -> dict[str, dict[str, Any]]:
-    """The files of a corpus that are no images, and their bytes; of folders of images how many files, and their
-    bytes."""
-    found: dict[str, dict[str, Any]] = {"files": {}, "image_folders": {}}
-    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
-    image_folders = {path.parent for path in paths if path.suffix in _IMAGE_SUFFIXES}
-    for path in paths:
-        size = path.stat().st_size
-        if path.suffix not in _IMAGE_SUFFIXES:
-            found["files"][path.relative_to(folder).as_posix()] = size
-        if path.parent in image_folders:
-            total = found["image_folders"].setdefault(path.parent.relative_to(folder).as_posix(), [0, 0])
-            total[:] = total[0] + 1, total[1] + size
-    return found
+def _inventory(folder: Path) -> dict[str, int]:
+    """The files of a corpus, and their bytes."""
+    paths = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != MANIFEST)
+    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in paths}
 
 
 def _draw_images(folder: Path, images: Sequence[CorpusImage], side: int, progress: bool) -> None:
     """Draw every image as JPEG, in threads: Pillow resamples and encodes outside the interpreter lock."""
-    # Loaded before there are threads: `functools.cache` lets several that ask at once all load it.
-    for name in CONCEPTS:
-        load_cutout(name)
-    for photo in (*PHOTOS[False], *PHOTOS[True]):
-        load_photo(photo)
     for name in sorted({image.folder for image in images}):
         (folder / name).mkdir()
 
@@ -104,9 +87,9 @@ def _draw_images(folder: Path, images: Sequence[CorpusImage], side: int, progres
         draw_scene(image.scene, side).save(path, "JPEG", quality=_JPEG_QUALITY, subsampling=0)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        about: Any = {"desc": "drawing the demo corpus", "unit": "image", "disable": not progress}
+        drawn = pool.map(draw, images)
         try:
-            for _ in tqdm(pool.map(draw, images), total=len(images), **about):
+            for _ in tqdm(drawn, desc="drawing the demo corpus", total=len(images), unit="image", disable=not progress):
                 pass
         finally:
             pool.shutdown(cancel_futures=True)
@@ -152,7 +135,7 @@ def build_corpus(out_dir: str | os.PathLike, *, progress: bool = True, **given: 
                 "give another path or remove the folder yourself"
             )
         tell(f"demo corpus: {out} is incomplete or has other settings and is rebuilt")
-    check_sources()
+    load_sources()
     try:
         with new_folder(out) as folder:
             counts = _write_corpus(folder, settings, options, progress)
@@ -192,7 +175,7 @@ def _write_corpus(folder: Path, settings: dict, options: CorpusOptions, progress
         "held_out": "pairs of concepts, backgrounds and placements; single concepts occur on both sides",
         "counts": counts,
         "licences": LICENCES,
-        **_inventory(folder),
+        "files": _inventory(folder),
     }
     # Last: it lists all other files, and says that they are complete.
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")

@@ -8,8 +8,6 @@ Hearts and books come in several colours: there the colour must be seen, it does
 import re
 from dataclasses import dataclass
 
-_VOWELS = "aeiou"
-
 
 @dataclass(frozen=True)
 class Concept:
@@ -96,13 +94,10 @@ DRAWN_IN: dict[str, list[str]] = {
     }.items()
 }
 
-_AN_EXCEPTIONS = {"unicorn": "a"}
-
 
 def article_for(word: str) -> str:
     """Return ``"a"`` or ``"an"`` for a word or phrase."""
-    first = word.split()[0]
-    return _AN_EXCEPTIONS.get(first, "an" if first[0] in _VOWELS else "a")
+    return "an" if word[0] in "aeiou" and word != "unicorn" else "a"
 
 
 def _parse_table() -> dict[str, Concept]:

