@@ -62,11 +62,12 @@ def write_karpathy(path: Path, images: Sequence[CorpusImage], seed: int) -> list
     entries: list[dict[str, Any]] = []
     captions: list[str] = []
     for image_id, image in enumerate(images):
+        texts = write_captions(image.scene, seed)
         sentences = [
-            {"tokens": words_of(caption), "raw": caption, "imgid": image_id, "sentid": sentence_id}
-            for sentence_id, caption in enumerate(write_captions(image.scene, seed), len(captions))
+            {"tokens": words_of(text), "raw": text, "imgid": image_id, "sentid": sentence_id}
+            for sentence_id, text in enumerate(texts, len(captions))
         ]
-        captions += [sentence["raw"] for sentence in sentences]
+        captions += texts
         entries.append(
             {
                 "filepath": image.folder,
