@@ -61,7 +61,7 @@ class Runner:
         corpora = []
         for run in {(run.condition, run.stage): run for run in self.runs}.values():
             try:
-                recipe, *_ = [load_recipe([*run.fields, *fields]) for fields in ((), *run.splits.values())]
+                recipe, *_ = [load_recipe([*run.fields, *fields]) for fields in {(), *run.splits.values()}]
                 named = [split for split, fields in run.splits.items() if not fields]
                 known("splits", named, getattr(recipe.data, "splits", ()))
             except UserError as error:

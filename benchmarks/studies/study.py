@@ -152,10 +152,11 @@ def runs_of(study: Study, given: Mapping[str, Any]) -> list[Run]:
         given: Fields of all recipes by dotted name, over all else. Each recipe takes the data roots that it names.
     """
     runs: list[Run] = []
+    recipes = {stage.recipe: read_yaml(find_recipe(stage.recipe)) for stage in study.stages.values()}
     for seed, (name, condition) in product(study.seeds, study.conditions.items()):
         made: dict[str, Run] = {}
         for stage_name, stage in study.stages.items():
-            recipe, start = read_yaml(find_recipe(stage.recipe)), made.get(stage.after)
+            recipe, start = recipes[stage.recipe], made.get(stage.after)
             fields = {**study.overrides, **stage.overrides, **condition.overrides}
             named = json.dumps([recipe, fields, stage.splits])
             fields |= {key: value for key, value in given.items() if _is_of(key, named)}

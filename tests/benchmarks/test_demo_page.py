@@ -60,6 +60,6 @@ def test_the_page_of_the_demo_has_its_row_and_what_k_means_does_better():
     for name in ("pointing_all", "pointing_found"):
         assert RECORD["metrics"][name] < RECORD["metrics"][f"{name}_k_means"]
     assert "k-means is ahead of the dictionary" in told
-    numbers, explorer = " ".join((ROOT / "docs/explorer_numbers.md").read_text().split()), RECORD["explorer"]
+    numbers, explorer = " ".join((ROOT / "docs/explorer.md").read_text().split()), RECORD["explorer"]
     without = f"there {explorer['codes_without_a_word']} of the {explorer['codes']} codes"
     assert f"shows {explorer['images']:,} images and corrects for all words of all codes: {without}" in numbers
