@@ -15,7 +15,7 @@ from PIL import Image
 from torch import nn
 from vector_quantize_pytorch import VectorQuantize
 
-from soho_fast.explore import build_from_arrays, codes_of_word
+from soho_fast.explore import Bundle, build_from_arrays
 
 SIDE, CELL = 96, 12  # of a crop and of a cell, pixels
 PHOTOS = {
@@ -94,7 +94,7 @@ def main() -> int:
         licences=licences,
     )
     for word in ("cat", "coffee", "galaxies"):
-        print(f"{word}: codes {codes_of_word(explorer, word)['code'].tolist()}")
+        print(f"{word}: codes {[entry['code'] for entry in Bundle(explorer).word(word)['codes']]}")
     print(f"open {explorer / 'index.html'}")
     return 0
 

@@ -1,8 +1,8 @@
 """The dictionary explorer: what each code of a codebook means, from a model or from arrays, as pages to look at.
 
 From a model: `python -m soho_fast.explore build RUN`. From arrays of any codebook: `build_from_arrays`, or
-`build_from_batches` where they do not fit into memory. What an explorer holds as plain arrays: `occurrences`,
-`words_of_code`, `codes_of_word`. All of these need the extra `explore` alone.
+`build_from_batches` where they do not fit into memory. `Bundle` reads an explorer. All of these need the extra
+`explore` alone.
 """
 
 from importlib import import_module
@@ -17,9 +17,6 @@ _HOMES = {
     "Bundle": "bundle",
     "build_from_arrays": "from_arrays",
     "build_from_batches": "from_arrays",
-    "codes_of_word": "reading",
-    "occurrences": "reading",
-    "words_of_code": "reading",
 }
 
 __all__ = list(_HOMES)

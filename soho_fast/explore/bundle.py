@@ -107,6 +107,7 @@ from typing import Any
 
 from soho_fast.common.checksums import SUMS, altered_files, read_checksums
 from soho_fast.common.errors import UserError
+from soho_fast.common.spelling import did_you_mean
 from soho_fast.common.versions import read_run_of
 
 PAGES = Path(__file__).parent / "pages"
@@ -255,12 +256,19 @@ class Bundle:
         return f"{level + 1}.{number}" if levels > 1 else str(code)
 
     def code(self, number: int) -> Mapping[str, Any]:
-        """All of a code. Raises IndexError: there is no such code."""
+        """All of a code, as the top of this file describes it. Raises IndexError: there is no such code."""
         return self._item("code", number, self.meta["num_codes"], CODES_PER_FILE)
 
     def image(self, number: int) -> Mapping[str, Any]:
         """All of an image. Raises IndexError: there is no such image."""
         return self._item("image", number, self.meta["num_shown"], IMAGES_PER_FILE)
+
+    def word(self, spelling: str) -> Mapping[str, Any]:
+        """All of a word, in lower case. Raises KeyError: no caption has it, too few have, or it is a stop word."""
+        found = {entry["word"]: entry for entry in self.read("words")}
+        if spelling not in found:
+            raise KeyError(f"{spelling!r} is not among the {len(found)} words counted{did_you_mean(spelling, found)}")
+        return found[spelling]
 
     def _item(self, what: str, number: int, count: int, per_file: int) -> Mapping[str, Any]:
         if not 0 <= number < count:

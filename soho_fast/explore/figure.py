@@ -28,6 +28,7 @@ ROWS, COLUMNS, DPI = 12, 8, 150
 
 _ENDINGS = (".png", ".pdf")
 _GAP = 0.06  # between tiles, in tiles
+_MOST_PIXELS = 200_000_000
 _TILE_INCHES = 1.0
 _LABEL_INCHES = 1.85
 _EDGE_INCHES = 0.12
@@ -200,6 +201,11 @@ def _draw(
     lines = textwrap.wrap("Images: " + " · ".join(credit), int(width * 19)) if credit else []
     below = _EDGE_INCHES + 0.12 * len(lines)
     height = _EDGE_INCHES + len(codes) * step + below
+    if max(width, height) * dpi >= 2**16 or width * height * dpi**2 > _MOST_PIXELS:
+        raise UserError(
+            f"the figure would have {width * dpi:,.0f} x {height * dpi:,.0f} pixels, expected less than 65,536 a side "
+            f"and at most {_MOST_PIXELS:,}: give fewer rows or columns, or a smaller --dpi"
+        )
     with rc_context({"font.size": 8, "pdf.fonttype": 42, "text.parse_math": False}):
         # White, whatever the page or the reader's style: images and outlines look alike on light and dark pages.
         figure = Figure(figsize=(width, height), facecolor="white")
@@ -218,8 +224,6 @@ def _draw(
             figure.savefig(path, dpi=dpi, facecolor="white", metadata={"Title": _drawable(bundle.meta["title"])})
         except OSError as error:
             raise UserError(f"into: {path} can't be written ({error.strerror or error})") from error
-        except ValueError as error:  # 65,536 pixels or more a side
-            raise UserError(f"{error}; give fewer rows or columns, or a smaller --dpi") from error
 
 
 def _draw_tile(

@@ -11,7 +11,7 @@ from test_build import pretraining_task, write_run, write_tokenizer
 
 from soho_fast.common.checksums import write_checksums
 from soho_fast.common.versions import write_run_of
-from soho_fast.explore import Bundle, words_of_code
+from soho_fast.explore import Bundle
 from soho_fast.explore.__main__ import main
 from soho_fast.explore.assemble import assemble
 from soho_fast.explore.bundle import BundleError
@@ -85,8 +85,8 @@ def test_readers_refuse_what_was_altered(explorer, capsys):
     path = explorer / "data/codes-0001.js"
     path.write_bytes(another(path.read_bytes()))
     with pytest.raises(BundleError, match=r"data/codes-0001\.js has changed since it was built; build the explorer"):
-        words_of_code(explorer, 65)
-    words_of_code(explorer, 3)
+        Bundle(explorer).code(65)
+    Bundle(explorer).code(3)
     for number in range(5):
         image = explorer / f"images/0000/00000{number}.jpg"
         image.write_bytes(another(image.read_bytes()))

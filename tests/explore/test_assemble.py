@@ -11,7 +11,6 @@ from explore_made import WORDS, MadeSource, beside, codebook, described, patches
 
 from soho_fast.common.errors import UserError
 from soho_fast.explore import bundle as layout
-from soho_fast.explore import codes_of_word, occurrences, words_of_code
 from soho_fast.explore.assemble import assemble
 from soho_fast.explore.bundle import Bundle, BundleError
 
@@ -94,15 +93,14 @@ def test_words_on_both_sides(made):
     claimed = set()
     for code in range(NUM_CODES):
         of_code = {patch[0] for patch in patches[code]}
-        for word in words_of_code(bundle, code):
+        for word in bundle.code(code)["words"]:
             assert word["both"] == len(of_code & has[word["word"]])
             assert word["images"] == len(has[word["word"]]) == by_word[word["word"]]["images"]
             assert word["lift"] == pytest.approx(word["both"] / len(of_code) / (word["images"] / 60), rel=1e-5)
             assert word["low"] <= word["lift"] <= word["high"] * (1 + 1e-5)
             if word["low"] > 1:
                 claimed.add((word["word"], code))
-    assert claimed == {(word, int(code)) for word in WORDS for code in codes_of_word(bundle, word)["code"]}
-    assert occurrences(bundle.folder, 3)["distance"].tolist() == [patch[3] for patch in bundle.code(3)["nearest"]]
+    assert claimed == {(word, entry["code"]) for word in WORDS for entry in bundle.word(word)["codes"]}
 
 
 def test_a_word_that_a_code_means_is_claimed(tmp_path):
@@ -112,12 +110,12 @@ def test_a_word_that_a_code_means_is_claimed(tmp_path):
         image.index[image.index == 4] = 4 if number % 3 == 0 else 5
         image.captions = ["a zebra" if number % 3 == 0 else "a pond"]
     bundle = build(tmp_path / "explorer", images, 8)
-    (zebra,) = codes_of_word(bundle, "zebra")
+    (zebra,) = bundle.word("zebra")["codes"]
     assert (zebra["code"], zebra["both"], zebra["images"], zebra["lift"]) == (4, 20, 20, 3.0) and zebra["low"] > 1
     wall = bundle.read("wall")
     assert wall["word"][4] == "zebra" and wall["precision"][4] == 1.0 and wall["lift"][4] == 3.0
-    with pytest.raises(KeyError, match="'zebr' is not among the 2 words that were counted; did you mean zebra"):
-        codes_of_word(bundle, "zebr")
+    with pytest.raises(KeyError, match="'zebr' is not among the 2 words counted; did you mean zebra"):
+        bundle.word("zebr")
 
 
 def test_the_order_of_chunks_and_blocks_changes_nothing(tmp_path, monkeypatch, made):
@@ -285,23 +283,21 @@ def test_damage_is_told_with_the_file(made, tmp_path):
     path = folder / "data" / "codes-0001.js"
     path.write_text(path.read_text()[:-200])
     with pytest.raises(BundleError, match=r"codes-0001\.js can't be read .*; build the explorer again"):
-        words_of_code(folder, 65)
-    assert len(words_of_code(folder, 3)) >= 0, "other files are not concerned"
+        Bundle(folder).code(65)
+    assert Bundle(folder).code(3)["code"] == 3, "other files are not concerned"
     layout.write_value(folder, "codes-0001", [])
     with pytest.raises(BundleError, match=r"codes-0001\.js ends too early"):
-        occurrences(folder, 64)
+        Bundle(folder).code(64)
     layout.write_value(folder, "meta", {**made[1].meta, "schema": 99})
     with pytest.raises(BundleError, match=r"meta\.js: expected schema 4, got 99"):
-        occurrences(folder, 0)
+        Bundle(folder)
     with pytest.raises(FileNotFoundError, match="is no explorer"):
-        occurrences(tmp_path / "nowhere", 0)
+        Bundle(tmp_path / "nowhere")
 
 
-def test_mistakes_of_readers(made):
-    with pytest.raises(ValueError, match="kind: expected one of nearest, quantiles, random, got 'best'"):
-        occurrences(made[1], 0, "best")
+def test_a_code_that_is_not_there(made):
     with pytest.raises(IndexError, match="code: expected 0 to 69, got 70"):
-        words_of_code(made[1], 70)
+        made[1].code(70)
 
 
 def test_a_image_that_is_lost_meanwhile_is_left_out(tmp_path):

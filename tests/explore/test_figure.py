@@ -211,8 +211,8 @@ def _texts(explorer: Path, codes: list[int]) -> str:
         ({"rows": 0}, "rows: expected at least 1, got 0"),
         ({"dpi": 0}, "dpi: expected at least 1, got 0"),
         ({"columns": 5}, "columns: no code of"),
-        ({"codes": [1], "dpi": 100_000}, "pixels is too large"),
-        ({"codes": [1], "columns": 100_000}, "pixels is too large"),
+        ({"codes": [1], "dpi": 100_000}, "pixels, expected less than 65,536 a side"),
+        ({"codes": [1], "columns": 100_000}, "pixels, expected less than 65,536 a side"),
         ({"kind": "far"}, "kind: expected nearest or quantiles or random, got 'far'"),
     ],
 )

@@ -426,8 +426,8 @@ explore.build_from_arrays(
     rng.normal(size=(6, 2, 2, 3)), rng.normal(size=(4, 3)), rng.integers(256, size=(6, 8, 8, 3), dtype=np.uint8),
     sys.argv[1], captions=["a dog"] * 6,
 )
-print(len(explore.occurrences(sys.argv[1], 0)), len(explore.words_of_code(sys.argv[1], 0)),
-      len(explore.codes_of_word(sys.argv[1], "dog")))
+bundle = explore.Bundle(sys.argv[1])
+print(len(bundle.code(0)["nearest"]), bundle.word("dog")["images"])
 from soho_fast.explore.__main__ import main
 print(main(["figure", sys.argv[1]]), main(["build", "nowhere/at/all"]))
 """

@@ -118,10 +118,10 @@ def test_a_module_says_which_extra_it_needs(torch_alone):
 
 
 def test_each_room_names_its_own_extra(torch_alone):
-    done = run("-c", TOLD, "explore", "explore.reading", path=torch_alone)
+    done = run("-c", TOLD, "explore", "explore.bundle", path=torch_alone)
     assert {name: message for name, (message, _) in json.loads(done.stdout).items()} == {
         "explore": 'soho_fast.explore needs numpy; install it with: pip install "soho_fast[explore]"',
-        "explore.reading": 'soho_fast.explore needs numpy; install it with: pip install "soho_fast[explore]"',
+        "explore.bundle": 'soho_fast.explore needs numpy; install it with: pip install "soho_fast[explore]"',
     }
 
 
