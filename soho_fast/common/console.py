@@ -17,7 +17,7 @@ COMMANDS = {
     "ask": ("soho_fast.ask.__main__", "questions about images"),
     "app": ("soho_fast.explore.app_command", "ask a model in the browser; the codes and the attention of an image"),
     "explore": ("soho_fast.explore.__main__", "pages that show what each code means"),
-    "export": ("soho_fast.export.__main__", "compile a model into a folder that needs PyTorch alone"),
+    "export": ("soho_fast.export.__main__", "write a model as a folder that runs without this package"),
     "check": ("soho_fast.tasks.check", "check your images and captions before training"),
     "tokenizer": ("soho_fast.data.tokenizer", "make a tokenizer of your texts"),
     "corpus": ("soho_fast.data.mini.__main__", "build the demo corpus"),

@@ -1,1 +1,1 @@
-"""A model as a folder that runs where torch alone is installed: `python -m soho_fast.export MODEL OUT`."""
+"""A model as a folder that runs without this package: `soho export MODEL OUT`."""

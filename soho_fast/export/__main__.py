@@ -1,14 +1,14 @@
-"""Makes a folder of a model that runs where torch alone is installed, without this package and its Python.
+"""Makes a folder of a model that runs without this package.
 
-python -m soho_fast.export runs/mini exported
-python exported/run.py photo.ppm 101 2054 102
+soho export runs/mini exported
+python exported/run.py photo.jpg "a dog"
 """
 
 from __future__ import annotations
 
 import os
-import shutil
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 # Before torch loads OpenMP; see train.py.
@@ -30,11 +30,12 @@ def main(arguments: list[str] | None = None) -> int:
 def _run(arguments: list[str]) -> int:
     parser = Parser(
         prog="soho export",
-        description="Compile a model into a folder that needs torch alone, on this CPU.",
+        description="Write a model, in float32, as a folder that runs without this package.",
         epilog="example: soho export runs/mini exported",
     )
     parser.add_argument("model", help="Folder of a run or of a model, or a name on the hub.")
     parser.add_argument("output", help="Folder to create.")
+    parser.add_argument("--onnx", action="store_true", help="Graphs for ONNX in place of torch.export's.")
     parser.take_modules()
     options = parser.parse_args(arguments)
     check_name(options.model, needs_owner=True)
@@ -43,14 +44,14 @@ def _run(arguments: list[str]) -> int:
         raise UserError(f"output: {output} exists; give the name of a folder that is not there")
     if not output.parent.is_dir():
         raise UserError(f"output: {output} can't be made ({no_such_path(output.parent)})")
-    compiler = os.environ.get("CXX", "g++")  # as torch's compiler takes it
-    if shutil.which(compiler) is None:
-        raise UserError(f"there is no C++ compiler {compiler}; install g++, or set CXX to one")
+    missing = [name for name in ("onnx", "onnxscript") if options.onnx and not find_spec(name)]
+    if missing:
+        raise UserError(f"--onnx needs {' and '.join(missing)}: pip install onnx onnxscript")
     with from_extra("train"):
         from soho_fast.export.package import export_model
 
         quiet_transformers()
-    export_model(options.model, output)
+    export_model(options.model, output, onnx=options.onnx)
     return 0
 
 

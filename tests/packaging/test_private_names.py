@@ -77,8 +77,6 @@ PRIVATE = [
         Private(name, "asked of it", "torch._C:_functorch")
         for name in ("is_functorch_wrapped_tensor", "peek_interpreter_stack")
     ),
-    Private("aoti_compile_and_package", "a model is compiled into a file", "torch._inductor"),
-    Private("aoti_load_package", "and loaded from it", "torch._inductor"),
     Private("_init_weights", "overridden: starting values", HF),
     Private("_attn_implementation", "attentions that are not computed are refused", "transformers:PreTrainedConfig"),
     Private("_tied_weights_keys", "overridden: tied weights", HF),
