@@ -65,8 +65,7 @@ def ask_many(
         model: As of `SohoPipeline.from_pretrained`, as `precision` and `compile`.
         questions: The file of questions.
         results: The file that is written.
-        images: Folders, .zip files, .tar shards or ranges of them in which an image is looked for first; then in the
-            folder of `questions`.
+        images: Folders or .zip files in which an image is looked for first; then in the folder of `questions`.
         top_k: Number of answers to a question.
         batch_size: Images encoded at a time.
         workers: Processes that decode images ahead of the model; 0 decodes in this one.

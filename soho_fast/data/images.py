@@ -11,8 +11,9 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
-from typing import IO, Any, ClassVar, TypeVar, Unpack
+from typing import Any, ClassVar, TypeVar, Unpack
 
 import numpy as np
 import torch
@@ -59,6 +60,8 @@ _TURNED = (5, 6, 7, 8)
 
 # Most of the time goes into waiting, where the images lie on a disk of the network.
 _HEADER_THREADS = 16
+# So many that handing them to a thread costs little.
+_HEADERS = 64
 
 
 def decode_image(data: bytes, *, shorter_edge: int | None = None) -> torch.Tensor:
@@ -147,32 +150,35 @@ def image_to_pixels(image: Image.Image) -> torch.Tensor:
 
 
 def shapes_of(
-    images: Sequence[Any],
-    progress: Callable[[int, int], None] = lambda done, total: None,
-    *,
-    opened: Callable[[Any], IO[bytes]] = ImageRef.open,
+    images: Sequence[ImageRef], progress: Callable[[int, int], None] = lambda done, total: None
 ) -> np.ndarray:
     """The logarithm of width / height of each image, upright, from the beginning of its file: float64 (N,).
 
     What can't be read counts as square; reading its pixels will say why.
 
     Args:
-        images: `ImageRef`s, or what `opened` takes.
+        images: The images.
         progress: Called with how many are done, of how many.
-        opened: The file of an image.
     """
-    shape_of = functools.partial(_shape_of, opened=opened)
     with warnings.catch_warnings():
         # Of odd metadata and of large sizes, as in `decode_image`.
         warnings.simplefilter("ignore")
-        return np.array(list(_in_threads(shape_of, images, _HEADER_THREADS, progress)), np.float64)
+        return np.array(list(_in_threads(_shape_of, images, _HEADER_THREADS, progress, _HEADERS)), np.float64)
 
 
 def _in_threads(
-    work: Callable[[Any], T], images: Sequence[Any], threads: int | None, progress: Callable[[int, int], None]
+    work: Callable[[ImageRef], T],
+    images: Sequence[ImageRef],
+    threads: int | None,
+    progress: Callable[[int, int], None],
+    at_a_time: int = 1,
 ) -> Iterator[T]:
+    def of_share(first: int) -> list[T]:
+        return [work(images[number]) for number in range(first, min(first + at_a_time, len(images)))]
+
     with ThreadPoolExecutor(threads) as pool:
-        for number, each in enumerate(pool.map(work, images), start=1):
+        shares = pool.map(of_share, range(0, len(images), at_a_time))
+        for number, each in enumerate(chain.from_iterable(shares), start=1):
             yield each
             progress(number, len(images))
 
@@ -199,9 +205,9 @@ def look_at(
     return list(_in_threads(look, images, os.cpu_count(), progress))
 
 
-def _shape_of(image: Any, opened: Callable[[Any], IO[bytes]]) -> float:
+def _shape_of(image: ImageRef) -> float:
     try:
-        with opened(image) as file, Image.open(file, formats=FORMATS) as header:
+        with image.open() as file, Image.open(file, formats=FORMATS) as header:
             turned = bool(header.info.get("exif")) and _orientation(header) in _TURNED
             shape = math.log(header.width / header.height)
             return -shape if turned else shape

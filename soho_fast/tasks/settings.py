@@ -241,7 +241,7 @@ class CaptionSource:
             set with the images in it, a folder, file or pattern of .parquet, .arrow or .tar (dataset): "{cc3m}/*.tar".
         images: Folders or .zip files with the images; json_lines also looks beside the annotation file, a dataset has
             its own.
-        format: Format of the annotation file: as published, or json_lines or dataset (docs/own_data.md).
+        format: Format of the annotation file: as published, or json_lines or dataset (docs/datasets.md).
         columns: Of a dataset the column of the images, and those of captions; empty takes the usual ones.
         splits: Splits to use, karpathy (train, restval, val, test), json_lines and dataset only.
         heldout_share: Share of the images held out as split `val` where a json_lines file or a dataset names no splits.
@@ -348,7 +348,7 @@ class VqaSplit:
             (json_lines).
         images: Folders or .zip files with the images; json_lines also looks beside the questions.
         annotations: v2_mscoco_<split>_annotations.json, vqa only; null for a split whose answers are not published.
-        format: Format: that of VQA v2, of the package easy-vqa, or json_lines (docs/own_data.md).
+        format: Format: that of VQA v2, of the package easy-vqa, or json_lines (docs/datasets.md).
         splits: Splits of a json_lines file; empty takes all lines.
         heldout_share: Share of the images held out as split `val` where a json_lines file names no splits.
     """
@@ -410,7 +410,7 @@ class RetrievalSplit:
         annotations: dataset_coco.json or dataset_flickr30k.json (karpathy), JSON lines of one's own (json_lines).
         images: Folders or .zip files with the images; json_lines also looks beside the annotation file.
         splits: Any of the file's; karpathy: train, restval, val, test.
-        format: Format of the annotation file: as published, or json_lines (docs/own_data.md).
+        format: Format of the annotation file: as published, or json_lines (docs/datasets.md).
         heldout_share: Share of the images held out as split `val` where a json_lines file names no splits.
     """
 
