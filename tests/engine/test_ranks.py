@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from run_files import checkpoints
 
 from soho_fast.engine import watchdog
 from soho_fast.engine.watchdog import PROCESS_FAILED, Peers
@@ -154,7 +155,7 @@ def test_the_launcher_ends_a_run_of_which_a_rank_fails(
         for launcher in launchers:
             if launcher.poll() is None:
                 os.killpg(launcher.pid, signal.SIGKILL)
-    assert sorted(os.listdir(f"{run['output']}/checkpoints")) == ["step-00000003", "step-00000006"]
+    assert checkpoints(run) == ["step-00000003", "step-00000006"]
     told = [line for line in text.splitlines() if line.startswith("error")]
     why = {
         "SIGKILL": "has ended (killed, or out of memory)",
