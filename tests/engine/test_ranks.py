@@ -130,7 +130,7 @@ def test_the_launcher_ends_a_run_of_which_a_rank_fails(
     """In the eighth step; the launcher kills a rank that is suspended after half a minute."""
     fault = {"size": 400, "poison": [what, 8, rank]}
     run = request_for(
-        "run", task=fault, max_steps=1000, checkpoint={"every_steps": 3}, engine={"timeout_seconds": 5.0},
+        "run", task=fault, max_steps=1000, checkpoint={"every_steps": 3}, engine={"timeout_seconds": 10.0},
         batch={"workers": 1},
     )  # fmt: skip
     launchers = []
@@ -159,7 +159,7 @@ def test_the_launcher_ends_a_run_of_which_a_rank_fails(
     told = [line for line in text.splitlines() if line.startswith("error")]
     why = {
         "SIGKILL": "has ended (killed, or out of memory)",
-        "SIGSTOP": "is suspended, and has not come within 5 s (engine.timeout_seconds)",
+        "SIGSTOP": "is suspended, and has not come within 10 s (engine.timeout_seconds)",
     }
     if what == "error":
         assert told == [] and text.count(f"[rank{rank}]: KeyError: 'of this rank alone'") == 1, text
