@@ -270,10 +270,7 @@ class Checkpoints:
         identity, _ = self.about(path)
         saved_world, rank, device = identity["processes"], self.processes.rank, self.processes.device
         of_rank = reader.load(str(path / _rank_file(rank % saved_world)))
-        # An earlier version's optimiser may have had its parameters in other groups.
-        moved = [tuple(each) for each in of_rank["fragments"]] != list(map(tuple, fragments_of(engine)))
-        same = all(identity.get(name) == self.identity.get(name) for name in SHARDING)
-        if same and not self.processes.maximum([moved])[0]:
+        if all(identity.get(name) == self.identity.get(name) for name in SHARDING):
             engine.checkpoint_engine = reader
             # DeepSpeed reads what a run of this stage and this number of ranks would have written.
             engine.load_checkpoint(str(path.parent), tag=path.name, load_lr_scheduler_states=False)

@@ -136,37 +136,42 @@ def _watch(processes: Processes, timeout: float) -> None:
 
 def _meet() -> tuple[dist.Store, int, int]:
     """The store by which the processes find each other, this one's rank, and how many there are."""
+    port = environment_number("MASTER_PORT", int(_DEFAULT_PORT))
     try:
-        store, rank, world = _own_store() or next(iter(dist.rendezvous("env://", timeout=_PATIENCE)))
+        store, rank, world = _own_store(port) or next(iter(dist.rendezvous("env://", timeout=_PATIENCE)))
         # torchrun keeps its store when it starts the processes again, with what those before have left in it.
         store = dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
-        if store.add(f"rank {rank}", 1) > 1:
+        come = store.add(f"rank {rank}", 1)
+    except (OSError, dist.DistError) as error:
+        if getattr(error, "errno", None) == errno.EADDRINUSE or "EADDRINUSE" in str(error):
             raise UserError(
-                f"rank {rank}'s place is taken: another process has come as this rank; give each process a RANK of its "
-                "own, and another run another MASTER_PORT"
-            )
-        return store, rank, world
-    except dist.DistError as error:
-        world = os.environ["WORLD_SIZE"]
+                f"port {port}, by which the processes meet, is taken, perhaps by another run on this machine; give "
+                f"another: deepspeed --master_port {port + 1} ..."
+            ) from error
         raise UserError(
-            f"not all of the {world} processes have come within {_PATIENCE.seconds // 60} minutes to "
-            f"{os.environ.get('MASTER_ADDR', LOOPBACK)}:{os.environ.get('MASTER_PORT')}: {str(error).splitlines()[0]}"
+            f"not all of the {os.environ['WORLD_SIZE']} processes have come within {_PATIENCE.seconds // 60} minutes "
+            f"to {os.environ.get('MASTER_ADDR', LOOPBACK)}:{port}: {str(error).splitlines()[0]}"
         ) from error
+    if come > 1:
+        raise UserError(
+            f"rank {rank}'s place is taken: another process has come as this rank; give each process a RANK of its "
+            "own, and another run another MASTER_PORT"
+        )
+    return store, rank, world
 
 
-def _own_store() -> tuple[dist.Store, int, int] | None:
+def _own_store(port: int) -> tuple[dist.Store, int, int] | None:
     """Of processes of one machine: a store that no other machine reaches. None where there are others, or where
     torchrun has one."""
     if not _is_one_machine() or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         return None
-    rank, world, port = (environment_number(name, 0) for name in ("RANK", "WORLD_SIZE", "MASTER_PORT"))
+    rank, world = environment_number("RANK", 0), environment_number("WORLD_SIZE", 0)
     # What gloo and NCCL exchange goes the same way; "lo" is the loopback device's name on Linux.
     if "lo" in [name for _, name in socket.if_nameindex()]:
         for library in ("GLOO", "NCCL"):
             os.environ.setdefault(f"{library}_SOCKET_IFNAME", "lo")
-    with _told_if_taken(port):
-        # TCPStore opens a port to all interfaces; it is handed this one, which only this machine reaches.
-        listener = socket.create_server((LOOPBACK, port)).detach() if rank == 0 else None
+    # TCPStore opens a port to all interfaces; it is handed this one, which only this machine reaches.
+    listener = socket.create_server((LOOPBACK, port)).detach() if rank == 0 else None
     store = dist.TCPStore(LOOPBACK, port, world, rank == 0, _PATIENCE, master_listen_fd=listener)
     return store, rank, world
 
@@ -186,27 +191,6 @@ def _choose_port() -> None:
     if _is_one_machine() and os.environ.get("MASTER_PORT") == _DEFAULT_PORT:
         # Below 32768, from where on Linux by default gives ports to outgoing connections.
         os.environ["MASTER_PORT"] = str(10_000 + os.getppid() % 20_000)
-    port = environment_number("MASTER_PORT", int(_DEFAULT_PORT))
-    # The first rank alone listens there; the others' turn would find it taken by that one.
-    if environment_rank()[0]:
-        return
-    with socket.socket() as probe, _told_if_taken(port):
-        # A port that an earlier run has only just closed (TIME_WAIT) counts as free.
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        probe.bind(("", port))
-
-
-@contextlib.contextmanager
-def _told_if_taken(port: int) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno != errno.EADDRINUSE:
-            raise
-        raise UserError(
-            f"port {port}, by which the processes meet, is taken, perhaps by another run on this machine; give "
-            f"another: deepspeed --master_port {port + 1} ..."
-        ) from error
 
 
 def leave_processes() -> None:

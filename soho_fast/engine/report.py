@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-import shlex
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from soho_fast.common.errors import print_line
-from soho_fast.common.files import read_json, write_atomically
-from soho_fast.common.hub import RUN_MODELS
+from soho_fast.common.files import write_atomically
 from soho_fast.common.tables import print_table
 from soho_fast.common.versions import program, read_run_of
 from soho_fast.engine.changes import OF_THE_DATA, digest_of
@@ -52,8 +50,8 @@ def report_run(run: Run, metrics: Mapping[str, float] | None, code: Iterable[tup
         if metrics:
             print_table(task.table(metrics))
         print_line(
-            f"{folder}/ is finished at step {progress.step}: nothing is left to do. To train on, give more (as "
-            f"{_twice(run)}) and --resume changed; to train again, another --output"
+            f"{folder}/ is finished at step {progress.step}: nothing is left to do. To train on, give more --epochs, "
+            "--max_steps or --max_minutes, whichever ends it, and --resume changed; to train again, another --output"
         )
         sys.stdout.flush()
         return
@@ -81,19 +79,9 @@ def report_run(run: Run, metrics: Mapping[str, float] | None, code: Iterable[tup
     print_line(f"{progress.step} steps in {progress.seconds / 60:.1f} minutes of training; in {folder}/:")
     best = f"  best/ (step {progress.best_step})" if progress.best is not None else ""
     print_line(f"  metrics.json  log.jsonl  recipe.yaml  tensorboard/  checkpoints/  model/{best}")
-    for line in older_evaluations(folder):
-        print_line(line)
     print_line("next:")
-    quoted = shlex.quote(str(folder))
-    train = "deepspeed soho_fast/train.py" if Path("soho_fast/train.py").is_file() else "python -m soho_fast.train"
-    code, trackers = list(code), run.settings.log.trackers
-    trust = " --trust-file" if code or trackers else ""
-    for command in [
-        *(_with_code(each, code) for each in task.next_commands(folder)),
-        f"{train} --recipe {quoted}/recipe.yaml --output {quoted}-longer {_twice(run)}{trust}",
-        f"{train} --help",
-    ]:
-        print_line(f"  {command}")
+    for command in task.next_commands(folder):
+        print_line(f"  {_with_code(command, list(code))}")
     sys.stdout.flush()
 
 
@@ -108,42 +96,6 @@ def _with_code(command: str, code: list[tuple[str, str]]) -> str:
     elif "--model.pretrained " in command:
         command += "".join(f" --{name} {path}" for name, path in code if name.startswith("model.config."))
     return command + comment + words
-
-
-def older_evaluations(run: Path) -> list[str]:
-    """A line for each evaluation in a run's folder that is of another model than the one that has its name by now."""
-    lines = []
-    for path in sorted((run / "evaluation").glob("*/metrics.json")):
-        try:
-            about = read_json(path)
-            if about["checkpoint"] not in RUN_MODELS:
-                continue
-            # By its name in this folder: the run may have been moved since.
-            model, was = run / Path(about["model"]).name, [about["step"], about["identity"]]
-        except (OSError, ValueError, KeyError, TypeError):  # As of a model that is of no run.
-            continue
-        now = read_run_of(model)
-        if now and was != [now["step"], now["identity"]]:
-            lines.append(f"{path.parent} is of step {was[0]}; {model} is of step {now['step']} by now: evaluate again")
-    return lines
-
-
-def _twice(run: Run) -> str:
-    """Options that make the run twice as long, whatever ended it."""
-    settings, schedule = run.settings, run.settings.schedule
-    ended_by_time = run.progress.step < run.total_steps
-    # Where the clock ended it only the minutes have to grow: no limit below is less than `steps` then.
-    steps = run.total_steps if ended_by_time else 2 * run.total_steps
-    options = []
-    if round(settings.epochs * run.plan.steps_per_epoch) < steps:
-        options.append(f"--epochs {2 * settings.epochs:g}")
-    if 0 < settings.max_steps < steps:
-        options.append(f"--max_steps {2 * settings.max_steps}")
-    if settings.max_minutes:
-        options.append(f"--max_minutes {2 * settings.max_minutes:g}")
-    if schedule.decay == "step" and not ended_by_time:
-        options.append(f"--schedule.step_epochs '[{', '.join(f'{2 * epoch:g}' for epoch in schedule.step_epochs)}]'")
-    return " ".join(options)
 
 
 def report_evaluation(task: Any, evaluation: Any, about: Mapping[str, Any], folder: Path) -> None:

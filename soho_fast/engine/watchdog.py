@@ -22,7 +22,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator, MutableSequence, Sequence
+from collections.abc import Iterator, Sequence
+from mmap import mmap
 from types import FrameType
 
 import psutil
@@ -58,7 +59,7 @@ class Peers:
         timeout: seconds that a collective waits, for the message.
     """
 
-    def __init__(self, rank: int, ranks: Sequence[tuple[str, int, str]], board: MutableSequence[int], timeout: float):
+    def __init__(self, rank: int, ranks: Sequence[tuple[str, int, str]], board: mmap | list[int], timeout: float):
         self.rank, self.ranks, self.board, self.timeout = rank, ranks, board, timeout
         self._here = [each for each, (machine, _, _) in enumerate(ranks) if machine == ranks[rank][0]]
 

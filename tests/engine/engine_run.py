@@ -151,7 +151,6 @@ class StubTask:
             "bag_of_words_epochs": 0.0,
             "mvm_from_epoch": 0.0,
             "mask_pairs": False,
-            "parts": True,
         }
         self.options = {**defaults, **options}
         self.selection = self.options["selection"]
@@ -247,8 +246,6 @@ class SohoTask(StubTask):
         }  # fmt: skip
         model = SohoForPreTraining(SohoConfig.from_preset("paper", **{**config, **self.options["config"]}))
         speed_up_on_cpu(model)
-        if not self.options["parts"]:
-            model.part_of = lambda name: ""  # type: ignore[method-assign]
         return model
 
     def training_data(self) -> "SohoData":

@@ -4,6 +4,8 @@ import json
 import math
 from pathlib import Path
 
+from run_files import records
+
 SOHO = {"soho": True, "dropout": 0.0, "pixels": 32}
 STILL = {"freeze_batch_norm": True}
 # A save is due at step 9; the record of step 10 is never written.
@@ -12,11 +14,6 @@ SAVES = {"log": {"every_steps": 5}, "checkpoint": {"every_steps": 3, "keep": 2},
 
 def errors(text: str) -> list[str]:
     return [json.loads(line)["error"] for line in text.splitlines() if line.startswith('{"rank"') and "error" in line]
-
-
-def records(request: dict) -> list[dict]:
-    lines = (Path(request["output"]) / "log.jsonl").read_text().splitlines()
-    return [record for record in map(json.loads, lines) if record["kind"] == "train"]
 
 
 def assert_ended_well(request: dict, error: str, found: str) -> None:

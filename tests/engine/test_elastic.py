@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
+from run_files import records, weights
 from tiny_datasets import write_img2dataset
 
 from soho_fast.data.mini import build_corpus
@@ -112,7 +112,7 @@ def test_the_released_codes_model_and_half_precision_go_on_at_another_stage(laun
     assert done.code == 0, done.text
     for (key, stage), request in others.items():
         what, expected, found = f"{key} -> {stage}", losses(through[key]), losses(request)
-        states = [load_file(Path(each["output"]) / "model" / "model.safetensors") for each in (through[key], request)]
+        states = [weights(each) for each in (through[key], request)]
         if key[0] is None:
             np.testing.assert_allclose(found, expected, rtol=1e-6, err_msg=what)
             for name in states[0]:
@@ -163,30 +163,22 @@ def test_the_average_of_the_weights_is_evaluated_exported_and_resumed_at_each_st
         each["output"]: each["metrics"]["loss"] for each in done.results() + gone_on.results() if each["metrics"]
     }
 
-    def exported(request: dict) -> dict:
-        return load_file(Path(request["output"]) / "model" / "model.safetensors")
-
     # Of the weights after each step, as the checkpoints of stage 0 have them.
     files = sorted((Path(through[0]["output"]) / "checkpoints").glob("*/mp_rank_00_model_states.pt"))
     steps = [torch.load(file, weights_only=False)["module"] for file in files]
-    names = [name for name in exported(plain) if name.endswith("weight")]
+    names = [name for name in weights(plain) if name.endswith("weight")]
     expected = {name: steps[0][name].clone() for name in names if not torch.equal(steps[0][name], steps[1][name])}
-    for weights in steps[1:]:
+    for step in steps[1:]:
         for name, average in expected.items():
-            average.lerp_(weights[name], 0.4)
-    apart = [name for name in expected if not torch.allclose(exported(plain)[name], expected[name], atol=1e-5)]
+            average.lerp_(step[name], 0.4)
+    apart = [name for name in expected if not torch.allclose(weights(plain)[name], expected[name], atol=1e-5)]
     assert len(steps) == 4 and len(apart) > 10
     assert losses(through[0]) == losses(plain) and results[through[0]["output"]] != results[plain["output"]]
     for request in (*through.values(), *again):
         np.testing.assert_allclose(losses(request), losses(plain), rtol=1e-6, err_msg=request["output"])
         np.testing.assert_allclose(results[request["output"]], results[through[0]["output"]], rtol=1e-6)
         for name, average in expected.items():
-            torch.testing.assert_close(exported(request)[name], average, rtol=1e-6, atol=1e-5)
-
-
-def records(request: dict) -> list[dict]:
-    lines = (Path(request["output"]) / "log.jsonl").read_text().splitlines()
-    return [record for record in map(json.loads, lines) if record["kind"] == "train"]
+            torch.testing.assert_close(weights(request)[name], average, rtol=1e-6, atol=1e-5)
 
 
 def test_a_run_on_a_data_set_sees_the_same_samples_on_two_processes_and_then_on_one(
@@ -197,8 +189,8 @@ def test_a_run_on_a_data_set_sees_the_same_samples_on_two_processes_and_then_on_
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     corpus = tmp_path / "corpus"
     build_corpus(corpus, num_train=40, num_heldout=12, image_size=64)
-    records = read_karpathy(corpus / "dataset_coco.json", corpus, ["train", "restval"])
-    images = [(record.image.read(), record.captions[0]) for record in records]
+    described = read_karpathy(corpus / "dataset_coco.json", corpus, ["train", "restval"])
+    images = [(record.image.read(), record.captions[0]) for record in described]
     path = write_img2dataset(corpus / "set", images, "parquet", per_file=10)
     recipe = yaml.safe_load(small_recipe.read_text())
     recipe |= {"max_steps": 7, "checkpoint": {"every_steps": 2}, "evaluation": {"at_end": False}}

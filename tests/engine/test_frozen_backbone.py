@@ -1,11 +1,9 @@
 """The span of epochs in which the backbone is frozen while the rest trains on."""
 
-from pathlib import Path
-
 import pytest
 import torch
+from run_files import events, records, weights
 
-from soho_fast.common.files import read_log
 from soho_fast.tasks.recipe import read_recipe
 
 
@@ -70,10 +68,7 @@ def test_the_backbones_rate_begins_anew_where_it_is_unfrozen(launch, request_for
     ]  # fmt: skip
     done = launch(*runs)
     assert done.code == 0, done.text
-    rates = []
-    for run in runs:
-        records = read_log(Path(run["output"]) / "log.jsonl")[0]
-        rates.append([each["lr"]["backbone"] for each in records if each["kind"] == "train"])
+    rates = [[record["lr"]["backbone"] for record in records(run)] for run in runs]
     per_epoch = len(rates[0]) // 2
     thawed = [rate[-per_epoch:] for rate in rates]
     assert thawed[0] == pytest.approx(thawed[1], rel=1e-9)
@@ -117,14 +112,7 @@ def test_the_gradient_norm_is_logged_with_and_without_partitions(launch, request
     none, partitioned = (request_for(f"zero{stage}", max_steps=3, engine={"zero_stage": stage}) for stage in (0, 1))
     done = launch(none, partitioned)
     assert done.code == 0, done.text
-    norms = [
-        [
-            record["grad_norm"]
-            for record in read_log(Path(request["output"]) / "log.jsonl")[0]
-            if record["kind"] == "train"
-        ]
-        for request in (none, partitioned)
-    ]
+    norms = [[record["grad_norm"] for record in records(request)] for request in (none, partitioned)]
     assert len(norms[0]) == 3 and min(norms[0]) > 0
     assert norms[0] == pytest.approx(norms[1], rel=1e-4)
 
@@ -134,14 +122,3 @@ def test_impossible_span_is_refused(launch, request_for, span):
     done = launch(request_for("run", optim={"frozen_backbone_epochs": span}))
     assert done.code == 2
     assert f"optim.frozen_backbone_epochs: expected 0 <= from <= until, got [{span[0]}, {span[1]}]" in done.text
-
-
-def events(request: dict) -> list[tuple[int, str]]:
-    """What the log tells of."""
-    records, _ = read_log(Path(request["output"]) / "log.jsonl")
-    return [(record["step"], record["event"]) for record in records if record["kind"] == "event"]
-
-
-def weights(request: dict) -> dict[str, torch.Tensor]:
-    """The stub as exported."""
-    return torch.load(Path(request["output"]) / "model" / "weights.pt")

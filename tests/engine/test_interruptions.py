@@ -14,11 +14,12 @@ from types import SimpleNamespace
 import psutil
 import pytest
 import torch
+from run_files import checkpoints, evaluations, events, records, weights
 from safetensors import SafetensorError
 
 from soho_fast import train
 from soho_fast.common.errors import UserError
-from soho_fast.common.files import read_log, this_host, write_atomically
+from soho_fast.common.files import this_host, write_atomically
 from soho_fast.common.processes import Processes
 from soho_fast.engine import trainer as training
 from soho_fast.engine import watchdog as stopping
@@ -31,10 +32,6 @@ SCRIPT = Path(train.__file__)
 ENGINE_RUN = Path(__file__).with_name("engine_run.py")
 
 SOHO = {"soho": True, "dropout": 0.1, "pixels": 32}
-
-
-def _checkpoints(request: dict) -> list[str]:
-    return sorted(path.name for path in (Path(request["output"]) / "checkpoints").iterdir())
 
 
 def test_kill_and_resume_continues_the_same_losses(launch, request_for, losses):
@@ -50,7 +47,7 @@ def test_kill_and_resume_continues_the_same_losses(launch, request_for, losses):
     resumed = request_for("killed", task=SOHO, **every)
     done = launch(through, killed)
     assert done.code == -signal.SIGKILL, done.text
-    assert _checkpoints(killed) == ["step-00000008"]
+    assert checkpoints(killed) == ["step-00000008"]
     half_written = Path(killed["output"]) / "checkpoints" / "step-00000009.partial"
     half_written.mkdir()
     (half_written / "mp_rank_00_model_states.pt").write_bytes(b"half")
@@ -61,7 +58,7 @@ def test_kill_and_resume_continues_the_same_losses(launch, request_for, losses):
     assert "half-written, from a run that was cut off" in done.text
     assert "resumed from" in done.text and "step 8 of 12" in done.text
     assert losses(resumed) == losses(through)
-    assert _checkpoints(resumed) == ["step-00000012"]
+    assert checkpoints(resumed) == ["step-00000012"]
 
 
 def test_a_signal_saves_and_stops_at_the_next_step(launch, request_for, losses):
@@ -73,7 +70,7 @@ def test_a_signal_saves_and_stops_at_the_next_step(launch, request_for, losses):
     assert done.text.count("asked to stop: saved") == 3
     for request in asked:
         assert len(losses(request)) in (4, 5)
-        assert _checkpoints(request) == [f"step-0000000{len(losses(request))}"]
+        assert checkpoints(request) == [f"step-0000000{len(losses(request))}"]
         assert not (Path(request["output"]) / "model").exists()
 
 
@@ -91,7 +88,7 @@ def test_a_reader_of_the_output_that_ends_saves_and_stops(request_for, losses, c
     assert process.returncode == 128 + signal.SIGTERM, said
     assert "Traceback" not in said and "BrokenPipe" not in said
     assert said.splitlines().count("stopped: what read this command's output has ended") == 1, said
-    assert 0 < len(losses(request)) < 5000 and _checkpoints(request) == [f"step-{len(losses(request)):08d}"]
+    assert 0 < len(losses(request)) < 5000 and checkpoints(request) == [f"step-{len(losses(request)):08d}"]
 
 
 def test_a_stop_where_an_evaluation_is_due_leaves_the_same_best_model(launch, request_for, losses):
@@ -102,16 +99,16 @@ def test_a_stop_where_an_evaluation_is_due_leaves_the_same_best_model(launch, re
     resumed = request_for("stopped", task={"selection": "loss"}, **often)
     done = launch(through, stopped)
     assert done.code == 128 + signal.SIGTERM, done.text
-    assert [step for step, _ in _evaluations(stopped)] == [2]
+    assert [step for step, _ in evaluations(stopped)] == [2]
     assert launch(resumed).code == 0
     assert losses(resumed) == losses(through)
-    assert _events(through) == [] and _events(resumed) == [(4, "resumed")]
-    found = _evaluations(through)
-    assert [step for step, _ in found] == [2, 4, 6, 7] and _evaluations(resumed) == found
+    assert events(through) == [] and events(resumed) == [(4, "resumed")]
+    found = evaluations(through)
+    assert [step for step, _ in found] == [2, 4, 6, 7] and evaluations(resumed) == found
     best, worst = (choose(found, key=lambda evaluation: evaluation[1]["loss"])[0] for choose in (max, min))
     assert best != worst, "a best model that is no other than the last would show nothing"
-    weights = [torch.load(Path(run["output"]) / "best" / "weights.pt") for run in (through, resumed)]
-    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    one, two = (weights(run, "best") for run in (through, resumed))
+    assert all(torch.equal(one[name], two[name]) for name in one)
 
 
 def test_what_best_holds_is_the_best_however_a_run_ends_and_goes_on(launch, request_for):
@@ -123,12 +120,12 @@ def test_what_best_holds_is_the_best_however_a_run_ends_and_goes_on(launch, requ
     longer = request_for("killed", task={"selection": "random"}, max_steps=9, resume="changed", **options)
     done = launch(run)
     assert done.code == 0, done.text
-    of_step_5 = torch.load(Path(run["output"]) / "model" / "weights.pt")
+    of_step_5 = weights(run)
     done = launch(longer)
     assert done.code == 0, done.text
-    value = {step: metrics["random"] for step, metrics in _evaluations(longer)}
+    value = {step: metrics["random"] for step, metrics in evaluations(longer)}
     assert list(value) == [2, 4, 5, 6, 8, 9] and value[5] > value[8] > max(value[2], value[4]), value
-    best = torch.load(Path(run["output"]) / "best" / "weights.pt")
+    best = weights(run, "best")
     assert all(torch.equal(best[name], of_step_5[name]) for name in best), "of step 8: 5 was measured behind the save"
 
 
@@ -141,16 +138,6 @@ def test_a_best_model_that_was_deleted_is_told_and_another_takes_its_place(launc
     done = launch(request_for("run", task={"selection": "random"}, max_steps=6, resume="changed", **options))
     assert done.code == 0 and best.is_dir(), done.text
     assert len(re.findall(rf"{best}, of step [24], is not there any more: the best model from here on", done.text)) == 1
-
-
-def _events(request: dict) -> list[tuple[int, str]]:
-    lines = map(json.loads, (Path(request["output"]) / "log.jsonl").read_text().splitlines())
-    return [(line["step"], line["event"]) for line in lines if line["kind"] == "event"]
-
-
-def _evaluations(request: dict) -> list[tuple[int, dict]]:
-    lines = map(json.loads, (Path(request["output"]) / "log.jsonl").read_text().splitlines())
-    return [(line["step"], line["metrics"]) for line in lines if line["kind"] == "evaluation"]
 
 
 def test_machines_and_stops_under_the_launcher_leave_the_losses_as_they_are(start, small_recipe, losses):
@@ -190,7 +177,7 @@ def test_machines_and_stops_under_the_launcher_leave_the_losses_as_they_are(star
         steps = len(losses(stopped))
         assert f"stopped/checkpoints/step-{steps:08d}; the same command continues from here" in text, text
         assert not re.search('File ".*soho_fast', text), "a stack trace of ours"
-        assert f"step-{steps:08d}" in _checkpoints(stopped)
+        assert f"step-{steps:08d}" in checkpoints(stopped)
         assert not (folder / "stopped" / "model").exists()
     launcher = run("stopped")
     text = end(launcher)
@@ -281,7 +268,7 @@ def test_full_disk_on_one_rank_is_one_error_and_keeps_what_was_saved(launch, req
     assert len(errors) == 1, done.text
     assert "could not be written" in errors[0] and "File too large" in errors[0] and "step-00000004" in errors[0]
     assert "Traceback" not in done.text
-    assert _checkpoints(full) == ["step-00000004"]
+    assert checkpoints(full) == ["step-00000004"]
     again = request_for("full", task={"width": 64}, engine={"zero_stage": 2})
     done = launch(again, processes=2)
     assert done.code == 0, done.text
@@ -301,8 +288,8 @@ def test_full_disk_on_a_small_file_system(launch, request_for, tmp_path):
         done = launch(full)
         assert done.code == 2, done.text
         assert "could not be written" in done.text and "Traceback" not in done.text
-        assert "step-00000002" in _checkpoints(full)
-        assert not [name for name in _checkpoints(full) if name.endswith("partial")]
+        assert "step-00000002" in checkpoints(full)
+        assert not [name for name in checkpoints(full) if name.endswith("partial")]
     finally:
         subprocess.run(["umount", str(disk)], check=True)
 
@@ -320,7 +307,7 @@ def test_a_checkpoint_of_another_size_names_what_differs(launch, request_for):
     assert len(told) == 6 and changed in told[0] and "another --output, or --resume changed to go on from" in told[0]
     for line in told[1:]:
         assert "does not fit the changed settings (" in line and changed in line, line
-    assert all(_checkpoints(run) == ["step-00000002"] for run in small)
+    assert all(checkpoints(run) == ["step-00000002"] for run in small)
 
 
 def test_starting_anew_spares_an_existing_run(launch, request_for, losses):
@@ -384,8 +371,7 @@ def test_a_broken_file_is_one_however_often_it_is_met(launch, request_for):
     done = launch(run, {**run, "max_steps": 90, "resume": "changed"})
     assert done.code == 0, done.text
     assert done.text.count("skipped: ") == 1
-    records = read_log(Path(run["output"]) / "log.jsonl")[0]
-    assert {record["corrupt_images"] for record in records if record["kind"] == "train"} == {1}
+    assert {record["corrupt_images"] for record in records(run)} == {1}
 
 
 def test_a_run_that_diverged_stops_and_says_so(launch, request_for):
@@ -393,9 +379,9 @@ def test_a_run_that_diverged_stops_and_says_so(launch, request_for):
     done = launch(run)
     assert done.code == 2 and "Traceback" not in done.text, done.text
     assert "not finite: " in done.text and "lower optim.lr" in done.text
-    finite = _checkpoints(run)[-1]
+    finite = checkpoints(run)[-1]
     assert f"The newest checkpoint is {run['output']}/checkpoints/{finite}" in done.text
-    assert len(_checkpoints(run)) < 6, "nothing is saved of what is no model any more"
+    assert len(checkpoints(run)) < 6, "nothing is saved of what is no model any more"
 
 
 def test_a_model_that_a_full_disk_refuses_is_one_line(tmp_path, monkeypatch):

@@ -5,13 +5,11 @@ its batches do is another matter (docs/training.md).
 """
 
 import itertools
-import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from run_files import records, weights
 
 # Epochs of five steps. Words alone until step 6; then without visual labels until 12; the CNN is trained before 3 and
 # from 17 on.
@@ -50,22 +48,11 @@ def cell(request_for):
     return make
 
 
-def records(request: dict) -> list[dict]:
-    """What the log has of each step."""
-    lines = (Path(request["output"]) / "log.jsonl").read_text().splitlines()
-    return [record for record in map(json.loads, lines) if record["kind"] == "train"]
-
-
 LOSSES = (
     "loss", "mlm_loss", "mvm_loss", "itm_loss", "bag_of_words_loss", "contrastive_loss", "commitment_loss",
 )  # fmt: skip
 # By part of the model the steps in which it takes part: all, those after the words alone, those with visual labels.
 PARTS = {"": [24], "pairs": [18], "labels": [12]}
-
-
-def weights(request: dict) -> dict[str, torch.Tensor]:
-    """The exported model: the average of the weights, the dictionary, and statistics."""
-    return load_file(Path(request["output"]) / "model" / "model.safetensors")
 
 
 def differ(request: dict, expected: dict, rtol: float = 1e-5) -> str:
@@ -154,12 +141,3 @@ def test_a_run_goes_on_in_the_middle_of_each_phase_and_at_other_stages(launch, c
     assert [r["loss"] for r in records(cut)] == [r["loss"] for r in records(whole)]
     assert all(torch.equal(value, weights(whole)[name]) for name, value in weights(cut).items())
     assert not differ(cell("moved", 2, 0), expected)
-
-
-def test_a_checkpoint_of_an_optimiser_with_fewer_groups_goes_on(launch, cell):
-    """As earlier versions had them: at stage 0 each tensor has counted its own steps, so that nothing is lost."""
-    whole, cut = cell("whole", 1, 0), cell("cut", 1, 0)
-    done = launch(whole, {**cut, "task": {**TASK, "parts": False, "signal_at": 9}}, cut)
-    assert done.code in (0, 128 + 15) and done.text.count("resumed from") == 1, done.text
-    assert done.results()[-1]["steps_of_parts"] == PARTS
-    assert [r["loss"] for r in records(cut)] == [r["loss"] for r in records(whole)]

@@ -85,13 +85,16 @@ def test_a_port_that_was_given_and_is_taken_is_told():
     assert re.search(rf"UserError: port {port}, .* is taken, .* --master_port {port + 1}", said), said
 
 
-def test_one_that_is_taken_after_it_was_looked_at_too(monkeypatch):
-    with socket.create_server(("127.0.0.1", 0)) as holder:
+@pytest.mark.parametrize("local", ["2", "1"])
+def test_so_is_one_by_which_machines_meet(monkeypatch, local):
+    with socket.create_server(("", 0)) as holder:
         port = holder.getsockname()[1]
-        for name, value in as_launched(0, 2, port).items():
+        for name, value in {**as_launched(0, 2, port), "LOCAL_SIZE": local}.items():
             monkeypatch.setenv(name, value)
+        for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+            monkeypatch.setenv(name, "lo")
         with pytest.raises(UserError, match=f"port {port}, .* is taken, .* --master_port {port + 1}"):
-            distributed._own_store()
+            distributed._meet()
 
 
 def test_processes_of_one_machine_are_reached_from_no_other(tmp_path):

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from run_files import checkpoints
 
 from soho_fast.engine import watchdog
 from soho_fast.engine.watchdog import PROCESS_FAILED, Peers
@@ -118,7 +119,7 @@ def _of_run(output: str) -> list[psutil.Process]:
         (torchrun, "SIGKILL", 1, {1}),
         (torchrun, "error", 0, {1}),
         (deepspeed_twice, "SIGSTOP", 0, {75, 247}),
-        (deepspeed_twice, "error", 1, {1, 75}),
+        (deepspeed_twice, "error", 1, {1, 2}),  # 75 where machines share no memory
         (torchrun_twice, "SIGKILL", 0, {1}),
         (torchrun_twice, "SIGSTOP", 1, {1}),
     ],
@@ -129,7 +130,7 @@ def test_the_launcher_ends_a_run_of_which_a_rank_fails(
     """In the eighth step; the launcher kills a rank that is suspended after half a minute."""
     fault = {"size": 400, "poison": [what, 8, rank]}
     run = request_for(
-        "run", task=fault, max_steps=1000, checkpoint={"every_steps": 3}, engine={"timeout_seconds": 5.0},
+        "run", task=fault, max_steps=1000, checkpoint={"every_steps": 3}, engine={"timeout_seconds": 10.0},
         batch={"workers": 1},
     )  # fmt: skip
     launchers = []
@@ -154,11 +155,11 @@ def test_the_launcher_ends_a_run_of_which_a_rank_fails(
         for launcher in launchers:
             if launcher.poll() is None:
                 os.killpg(launcher.pid, signal.SIGKILL)
-    assert sorted(os.listdir(f"{run['output']}/checkpoints")) == ["step-00000003", "step-00000006"]
+    assert checkpoints(run) == ["step-00000003", "step-00000006"]
     told = [line for line in text.splitlines() if line.startswith("error")]
     why = {
         "SIGKILL": "has ended (killed, or out of memory)",
-        "SIGSTOP": "is suspended, and has not come within 5 s (engine.timeout_seconds)",
+        "SIGSTOP": "is suspended, and has not come within 10 s (engine.timeout_seconds)",
     }
     if what == "error":
         assert told == [] and text.count(f"[rank{rank}]: KeyError: 'of this rank alone'") == 1, text

@@ -176,7 +176,7 @@ def _struck(bench: Bench, way: str, which: int, folder: Path, draw: random.Rando
     before = _slow_down if way == "slow" else watch(output, strike) if which == 0 else None
     befores = [before if rank == which else None for rank in range(2)]
     both = _ranks(
-        bench, output, *(["--engine.timeout_seconds", "5"] if way == "silent" else []), stage=stage, befores=befores
+        bench, output, *(["--engine.timeout_seconds", "30"] if way == "silent" else []), stage=stage, befores=befores
     )
     if way != "slow" and which == 1:
         # A rank that is lost before they have met is the launcher's to notice.
