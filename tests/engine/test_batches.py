@@ -184,3 +184,29 @@ def test_an_unreadable_image_is_one_whether_its_batch_held_others_or_not():
     for line in ("0.jpg: truncated", f"0.jpg: truncated{_STAND_IN_NOTE}"):
         Run._count_skipped(run, [line])
     assert run.progress.corrupt_images == 1
+
+
+class _Broken(_Numbers):
+    """500 samples, of which the first 12 are corrupt."""
+
+    def __len__(self) -> int:
+        return 500
+
+    def __getitem__(self, index: int) -> SimpleNamespace:
+        return SimpleNamespace(index=index, corrupt="torn" if index < 12 else None)
+
+
+def _indices_of_usable(samples: list[SimpleNamespace]) -> list[int]:
+    return [sample.index for sample in samples if sample.corrupt is None]
+
+
+def test_each_batch_of_broken_images_has_a_stand_in_of_its_own_that_any_process_draws():
+    lone = [[(epoch, index)] for epoch in range(2) for index in range(12)]
+
+    def stand_ins(micro_batches):
+        batches = Batches(_Broken(), _indices_of_usable, micro_batches, BatchSettings(workers=0))
+        return [index for (index,) in batches]
+
+    drawn = stand_ins(lone)
+    assert len(set(drawn)) > 20, "by epoch and sample"
+    assert stand_ins(lone[::-1]) == drawn[::-1]
