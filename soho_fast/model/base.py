@@ -2,7 +2,8 @@
 
 from collections.abc import Callable
 from pickle import UnpicklingError
-from typing import Any, ClassVar, Self
+from pkgutil import resolve_name
+from typing import Any, Self
 
 import torch
 from safetensors import SafetensorError
@@ -30,8 +31,7 @@ _WITH_RESET = (RunningStatistics, BagOfWordsHead, ContrastiveHead)
 class SohoPreTrainedModel(PreTrainedModel):
     """A SOHO model of any kind; `config` is a `SohoConfig`.
 
-    Initial values are BERT's (`initializer_range`), He et al. 2015 for convolutions. With `initial_values="official"`
-    those of the mask vector are normal(0, 1), those of the classifiers of matching, VQA and NLVR2 He's too.
+    Initial values are BERT's (`initializer_range`), He et al. 2015 for convolutions.
     """
 
     config: SohoConfig
@@ -47,8 +47,6 @@ class SohoPreTrainedModel(PreTrainedModel):
     whole_step: WholeStep | None = None
     # How it was prepared for inference; `None`: not.
     prepared: dict[str, Any] | None = None
-    # Of `fast/prepared`, which is made of these models.
-    prepare_for_inference: ClassVar[Callable[..., Any]]
     _supports_sdpa = True
     _supports_attention_backend = True
     # transformers' own, which each model replaces by its own: no class variables.
@@ -150,6 +148,11 @@ class SohoPreTrainedModel(PreTrainedModel):
             init.zeros_(module.token_type_ids)
         else:
             super()._init_weights(module)
+
+    def prepare_for_inference(self, *args: Any, **kwargs: Any) -> Self:
+        """See `fast/prepared: prepare_for_inference`."""
+        # By its name: it is made of these models.
+        return resolve_name("soho_fast.model.fast.prepared:prepare_for_inference")(self, *args, **kwargs)
 
     def base(self) -> Any:
         """The `SohoModel` inside (itself, for one)."""

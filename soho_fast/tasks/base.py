@@ -85,7 +85,6 @@ class BaseTask(ABC):
     def __init__(self, data: Any, seed: int = 0, model: Any = None, *, say: Callable[[str], None] = print_line) -> None:
         self.data, self.seed, self._say = data, seed, say
         self.model = model or describe(type(self)).model_type()
-        SohoConfig.check_names(self.model.config)
         # On the instance: the class keeps its own, against which `added_losses` checks names.
         self.logged = (*self.logged, *self.model.losses)
 
@@ -155,17 +154,11 @@ class BaseTask(ABC):
         """The preset of the settings with their replacements and the tokenizer's vocabulary.
 
         Raises:
-            ValueError: a vocabulary smaller than the tokenizer's, or as `SohoConfig.from_preset`.
+            ValueError: as `SohoConfig.from_preset`.
         """
         tokenizer = self.processor.tokenizer
         vocabulary = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
-        # The recipe's own `vocab_size` counts before the tokenizer's, as long as it is not smaller.
-        config = SohoConfig.from_preset(self.model.preset, **{**vocabulary, **self.model.config})
-        if config.vocab_size < len(tokenizer):
-            raise ValueError(
-                f"model.config.vocab_size: {config.vocab_size} is smaller than the tokenizer's {len(tokenizer)}"
-            )
-        return config
+        return SohoConfig.from_preset(self.model.preset, **vocabulary, **self.model.changes())
 
     def fill_parts(self, model: SohoPreTrainedModel) -> None:
         """Fill the parts of a new model for which the settings name starting weights; says what was loaded."""
@@ -203,7 +196,7 @@ class BaseTask(ABC):
             ValueError: as `padding_leak`.
         """
         encoder = model.base().visual_encoder
-        if not is_other_backbone(model.config.backbone) or model.config.visual_encoder != "paper":
+        if not is_other_backbone(model.config.backbone) or encoder.padding_leaks:
             return
         if leak := padding_leak(encoder):
             encoder.padding_leaks = True
@@ -365,7 +358,7 @@ class BaseTask(ABC):
         if self._augments:
             self._say("data.augmentation: images change in each epoch, so the feature cache is off")
             return False
-        return model.config.visual_encoder == "paper" and not model.base().visual_encoder.padding_leaks
+        return not model.base().visual_encoder.padding_leaks
 
     def collate_images(self, samples: list[Sample]) -> Mapping[str, Any]:
         """Samples of one image each, of which some may be corrupt, to what `image_features` takes."""

@@ -186,7 +186,7 @@ class FineTuningTask(BaseTask):
                 settings.pretrained,
                 use_dictionary_output=settings.use_dictionary_output,
                 **self.label_keywords(),
-                **settings.config,
+                **settings.changes(),
             )
             self._say_loaded(report)
             check_vocabulary(self.processor.tokenizer, model.config, f"model.pretrained: {settings.pretrained}")

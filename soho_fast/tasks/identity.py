@@ -45,16 +45,11 @@ SIZES = (
     "intermediate_size",
     "vocab_size",
     "max_position_embeddings",
-    "ema_variant",
     "dictionary_batch_norm",
-    "visual_layer_norm",
-    "visual_encoder",
     "dictionary",
     "dictionary_options",
     "fusion",
-    "mlm_head",
-    "mvm_head",
-    "itm_bias",
+    "official",
 )
 FIXED = (
     "data.tokenizer", "labels", "model.preset", "model.bag_of_words_head", "optim.frozen_parameters",

@@ -32,6 +32,7 @@ from soho_fast.data.shards.records import read_shards
 from soho_fast.data.text import PackedTexts, load_tokenizer
 from soho_fast.model import SohoConfig, SohoForPreTraining
 from soho_fast.model.feature_watch import STEPS_UNTIL_LOST
+from soho_fast.model.parts import parts_of
 from soho_fast.tasks.base import BaseTask
 from soho_fast.tasks.contents import images_identity, records_identity, sets_identity, words_identity
 from soho_fast.tasks.evaluation.pointing import measure_pointing
@@ -159,7 +160,7 @@ class PretrainingTask(BaseTask):
     example = 'rank {run} IMAGE "ONE TEXT" "ANOTHER"'
     default_split = HELDOUT
     logged = (
-        "mlm_loss", "mvm_loss", "itm_loss", "commitment_loss", "bag_of_words_loss", "contrastive_loss",
+        "mlm_loss", "mvm_loss", "itm_loss", "bag_of_words_loss", "contrastive_loss",
         "step_perplexity", "code_error",
     )  # fmt: skip
     selection = None
@@ -168,7 +169,7 @@ class PretrainingTask(BaseTask):
         {
             **BaseTask.absent,
             # A default of the model is what models were before they had the field.
-            **{f"model.config.{name}": getattr(SohoConfig(), name) for name in SohoConfig.__annotations__},
+            **{f"model.config.{name}": getattr(SohoConfig(), name) for name in SohoConfig.field_names()},
             "model.contrastive_head": False,
             "data.mvm_from_epoch": 0,
             "data.conditional_masking": False,
@@ -236,7 +237,7 @@ class PretrainingTask(BaseTask):
             epoch=self.data.epoch,
             max_text_length=self.data.max_text_length,
             masking=asdict(self.data.masking),
-            predict_unmatched=self.model_config.losses_on == "all",
+            predict_unmatched=not parts_of(self.model_config).only_matched,
             mvm_probability=mvm_probability,
             unmask_from_epoch=self.data.mvm_from_epoch if self.data.conditional_masking else None,
         )
@@ -285,7 +286,7 @@ class PretrainingTask(BaseTask):
         return {
             **contents,
             **self._records.identity,
-            **{f"model.config.{name}": getattr(config, name) for name in SohoConfig.__annotations__},
+            **{f"model.config.{name}": getattr(config, name) for name in SohoConfig.field_names()},
             "model.bag_of_words_head": bool(config.bag_of_words_weight),
             "model.contrastive_head": bool(config.contrastive_weight),
         }
@@ -373,8 +374,8 @@ class PretrainingTask(BaseTask):
             return []
         self._codebook_collapses = True
         few = f"{int(active_codes):,} of {num:,} codes are active (perplexity {float(perplexity):.0f})"
-        if config.dictionary not in ("paper", "official"):  # The others have no resets.
-            return [f"{few}; fewer codes are used better (model.config.dictionary_options)"]
+        if config.dictionary != "paper":  # Another has no resets.
+            return [few]
         off = ["model.config.dictionary_init data"] * (config.dictionary_init != "data" and not self.model.pretrained)
         off += ["model.config.dictionary_batch_norm true"] * (model.base().feature_norm is None)
         return [

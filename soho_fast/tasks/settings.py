@@ -4,7 +4,7 @@ Nothing heavy is imported here, so that a mistake on the command line is reporte
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from jsonargparse.typing import (
@@ -16,6 +16,7 @@ from jsonargparse.typing import (
 )
 
 from soho_fast.engine.settings import Share, ShareBelowOne
+from soho_fast.model.values import ModelChanges
 
 if TYPE_CHECKING:  # which sees no type in what a function makes
     TextLength = int
@@ -144,8 +145,8 @@ class ModelSettings:
 
     Args:
         pretrained: Folder of a pre-trained model (a run's `model`), or its name on the hub, to start from.
-        config: Fields of SohoConfig to replace, by name.
-        preset: Values to start from; see SohoConfig.
+        config: Values of the model; null leaves what the preset, or the pre-trained model, has.
+        preset: Values to start from: paper, official or official_vqa (docs/official.md).
         text_encoder: A directory with a BERT, or its name on the hub, for the word embeddings and the Transformer;
             null starts from random values.
         backbone: imagenet, or a file of the backbone's weights; null starts from random values.
@@ -153,11 +154,15 @@ class ModelSettings:
     """
 
     pretrained: str | None = None
-    config: dict[str, Any] = field(default_factory=dict)
-    preset: str = "paper"
+    config: ModelChanges = field(default_factory=ModelChanges)
+    preset: Literal["paper", "official", "official_vqa"] = "paper"
     text_encoder: str | None = None
     backbone: str | None = None
     losses: dict[str, AddedLoss] = field(default_factory=dict)
+
+    def changes(self) -> dict[str, Any]:
+        """The values of `config` that are given, by name."""
+        return {name: value for name, value in asdict(self.config).items() if value is not None}
 
 
 @dataclass
@@ -167,7 +172,7 @@ class DownstreamModel(ModelSettings):
     Args:
         pretrained: Folder of a pre-trained model (a run's `model`), or its name on the hub; null starts from scratch,
             that is from `preset`, `text_encoder` and `backbone`.
-        config: Fields of SohoConfig to replace, by name, in the preset or in the pre-trained model's own.
+        config: Values of the model; null leaves what the preset, or the pre-trained model, has.
         use_dictionary_output: Feed the dictionary's output to the Transformer; false feeds its input features, which
             the paper found better in fine-tuning.
     """

@@ -137,7 +137,7 @@ def measure_pointing(task: Any, model: SohoForPreTraining, training: Sequence[Im
 
     Returns:
         The metrics of the module, shares between 0 and 1; empty without codes, or without such images. Those of k-means
-        are left out where there are fewer tokens than codes, and with `visual_encoder="official"`.
+        are left out where there are fewer tokens than codes, and of the released code.
     """
     heldout = [record.image for record in task.heldout_records]
     if not scenes_of(str(training[0].store)) or not scenes_of(str(heldout[0].store)):
