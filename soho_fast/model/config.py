@@ -210,7 +210,7 @@ class SohoConfig(ModelValues, PreTrainedConfig):
                 raise ValueError(
                     f"{name}: expected no name of the hub, whose code would be run, got {config_dict[name]!r}"
                 )
-        known = {*cls.field_names(), *(each.name for each in fields(PreTrainedConfig)), *_OF_TRANSFORMERS}
+        known = {*cls().to_dict(), *(each.name for each in fields(PreTrainedConfig)), *_OF_TRANSFORMERS}
         if unknown := [name for name in config_dict if name not in known and not name.startswith("_")]:
             raise ValueError(f"there is no field {', '.join(unknown)}; another version has written it")
         with _types_in_plain_words():
@@ -234,8 +234,8 @@ class SohoConfig(ModelValues, PreTrainedConfig):
         """The configuration of a preset, with some fields replaced.
 
         Args:
-            preset: `"paper"`: the values of the paper's text (sections 3 and 4.1). `"official"`, `"official_vqa"`: those
-                of the authors' released weights of pre-training and of question answering.
+            preset: `"paper"`: the values of the paper's text (sections 3 and 4.1). `"official"`, `"official_vqa"`:
+                those of the authors' released weights of pre-training and of question answering.
             overrides: fields of `SohoConfig` by name.
 
         Raises:

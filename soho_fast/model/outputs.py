@@ -22,8 +22,8 @@ class VisualTokens(ModelOutput):
         valid (B, L) bool: True at real tokens.
         position (B, L, D) float32: 2-D sine position.
         embedding (B, L, D): f(v), eq. 3, or what `fusion` makes of it; `None` without a dictionary output.
-        index (B, L) int64: the code of each token, -1 at padding (in the released code's model a code there too); `None`
-            without a dictionary.
+        index (B, L) int64: the code of each token, -1 at padding (in the released code's model a code there too);
+            `None` without a dictionary.
         columns: of the grid of tokens, whose rows follow one another.
     """
 

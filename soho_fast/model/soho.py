@@ -396,8 +396,8 @@ class SohoForPreTraining(ContrastiveVectors, SohoModelWithHeads):
             mlm_labels: (P, S) int64, the word at masked positions of matched pairs, -100 elsewhere.
             mlm_positions: (M,) int64, where in the flattened `mlm_labels` there are labels; `None`: looked up, and the
                 host waits for a GPU.
-            itm_labels: (P,) int64, 1 = the text belongs to the image, 0 = it does not. Masked visual modelling counts, with
-                the paper's parts, matched pairs only; without labels all pairs are taken as matched.
+            itm_labels: (P,) int64, 1 = the text belongs to the image, 0 = it does not. Masked visual modelling counts
+                matched pairs only (with the released code's parts all); without labels all are taken as matched.
             mask_uniform: (B,) float64 in [0, 1), for masked visual modelling; see `SohoModel.mask_one_label`.
             mask_pairs: (P,) bool, the texts whose image is masked; `None`: all.
             inputs: images and texts, see `SohoInputs`.

@@ -97,8 +97,8 @@ class ModelValues:
             leaves it and its head out (ours, for small corpora).
         contrastive_weight: Weight of the loss of vectors of images and texts, each made alone, which choose the pairs
             to score in retrieval; 0 leaves it and its projections out (ours).
-        contrastive_reads: What these vectors are made of: `transformer`, its last hidden states; `embeddings`, the means
-            of visual tokens and of word embeddings, which takes few images to learn (ours).
+        contrastive_reads: What these vectors are made of: `transformer`, its last hidden states; `embeddings`, the
+            means of visual tokens and of word embeddings, which takes few images to learn (ours).
         official: The authors' released model in the place of the paper's, as their `pretraining` or their `fine_tuning`
             computes it; null is the paper's (the released code's; docs/official.md).
     """

@@ -22,8 +22,7 @@ from soho_fast.tasks.recipe import read_recipe, with_data_roots
 SOHO = {"soho": True, "dropout": 0.0, "pixels": 32, "size": 34}
 STEPS = 12
 OFFICIAL = {
-    "visual_encoder": "official", "dictionary": "official", "fusion": "gate", "mvm_head": "cosine", "mlm_head": "tied",
-    "ema_variant": "vqvae", "backbone_frozen_stages": 1, "dictionary_batch_norm": False, "visual_dropout_prob": 0.0,
+    "official": "pretraining", "fusion": "gate", "backbone_frozen_stages": 1, "dictionary_batch_norm": False,
 }  # fmt: skip
 
 

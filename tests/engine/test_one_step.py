@@ -23,8 +23,8 @@ TASK = {
     "soho": True, "dropout": 0.0, "pixels": 64, "mask_pairs": True, **EPOCHS,
     "config": {
         "dictionary_batch_norm": False, "bag_of_words_weight": 0.05, "contrastive_weight": 1.0,
-        "contrastive_reads": "transformer", "commitment_weight": 0.25, "num_levels": 2, "mvm_masking": "lift",
-        "mvm_margin": 1, "code_reset_patience": 2,
+        "contrastive_reads": "transformer", "num_levels": 2, "mvm_masking": "lift",
+        "mvm_margin": 1,
     },
 }  # fmt: skip
 # Adam's epsilon: what has no gradient but rounding (a key's bias, say) would be moved by the sign of rounding.
@@ -57,7 +57,7 @@ def records(request: dict) -> list[dict]:
 
 
 LOSSES = (
-    "loss", "mlm_loss", "mvm_loss", "itm_loss", "bag_of_words_loss", "contrastive_loss", "commitment_loss",
+    "loss", "mlm_loss", "mvm_loss", "itm_loss", "bag_of_words_loss", "contrastive_loss",
 )  # fmt: skip
 # By part of the model the steps in which it takes part: all, those after the words alone, those with visual labels.
 PARTS = {"": [24], "pairs": [18], "labels": [12]}

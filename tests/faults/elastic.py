@@ -14,7 +14,7 @@ from tiny_runs import STEPS, Bench, Command, Finished, LostError, newest_step, s
 # What follows from the number of processes: dropout, and BatchNorm's statistics in training.
 _SAME = (
     "--engine.freeze_batch_norm", "true", "--model.config.hidden_dropout_prob", "0",
-    "--model.config.attention_probs_dropout_prob", "0", "--model.config.visual_dropout_prob", "0",
+    "--model.config.attention_probs_dropout_prob", "0",
 )  # fmt: skip
 _RTOL = 1e-5
 

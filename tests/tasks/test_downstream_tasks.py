@@ -23,7 +23,7 @@ from soho_fast.model.inputs import SohoInputs
 from soho_fast.tasks.evaluation import answering
 from soho_fast.tasks.evaluation.sharing import Sharing
 from soho_fast.tasks.recipe import read_recipe
-from soho_fast.tasks.settings import AugmentationSettings, DownstreamModel, QuestionAnsweringModel, VqaSplit
+from soho_fast.tasks.settings import AugmentationSettings, QuestionAnsweringModel, VqaSplit
 
 IMAGES_PER_EXAMPLE = {"vqa": 1, "nlvr2": 2, "snli_ve": 1}
 
@@ -331,12 +331,6 @@ def test_a_corrupt_image_is_skipped_in_training_and_stops_a_metric(tmp_path, tok
     (tmp_path / "flickr30k-images/6.jpg").write_bytes(b"corrupt 6")
     with pytest.raises(CorruptImageError, match=r"6\.jpg: .*every example must be answered"):
         task.evaluate(model)
-
-
-def test_a_vocabulary_smaller_than_the_tokenizers_is_refused(tmp_path, tokenizer_dir):
-    task, _ = make_task("nlvr2", tmp_path, tokenizer_dir, model=DownstreamModel(config={**SMALL, "vocab_size": 7}))
-    with pytest.raises(ValueError, match=r"^model\.config\.vocab_size: 7 is smaller than the tokenizer's \d+$"):
-        task.build_model()
 
 
 def test_a_corrupt_image_to_validate_on_is_named_before_the_training(tmp_path, tokenizer_dir):

@@ -17,6 +17,7 @@ from soho_fast.common.checksums import altered_files
 from soho_fast.data.processor import SohoProcessor
 from soho_fast.model import SohoConfig, SohoForPreTraining
 from soho_fast.model.outputs import VisualTokens
+from soho_fast.model.values import ModelChanges
 from soho_fast.tasks.card import model_card
 from soho_fast.tasks.evaluation.sharing import Sharing
 from soho_fast.tasks.pretraining import PretrainingTask
@@ -31,7 +32,6 @@ SMALL = {
     "num_attention_heads": 2,
     "intermediate_size": 64,
     "num_codes": 8,
-    "max_position_embeddings": 32,
 }
 
 
@@ -49,7 +49,7 @@ def data(tmp_path, tokenizer_dir):
 
 def make_task(data, **options):
     said = []
-    return PretrainingTask(data, 3, PretrainingModel(config=SMALL), say=said.append, **options), said
+    return PretrainingTask(data, 3, PretrainingModel(config=ModelChanges(**SMALL)), say=said.append, **options), said
 
 
 def test_says_what_it_holds(data):
@@ -183,7 +183,7 @@ def test_the_dictionary_moves_once_a_step_if_the_step_is_applied(data):
 def test_it_goes_on_from_a_pre_trained_model_with_another_dictionary_or_none(data, tmp_path):
     for name, changes in (("none", {"use_dictionary": False}), ("codes", {})):
         config = {**SMALL, **changes}
-        task = PretrainingTask(data, 3, PretrainingModel(config=config), say=lambda line: None)
+        task = PretrainingTask(data, 3, PretrainingModel(config=ModelChanges(**config)), say=lambda line: None)
         torch.manual_seed(5)
         model = task.build_model()
         task.export(model, model.state_dict(), tmp_path / name)
@@ -191,7 +191,7 @@ def test_it_goes_on_from_a_pre_trained_model_with_another_dictionary_or_none(dat
         config = {**SMALL, "num_levels": 2, "dictionary_init": "data"} if name == "none" else SMALL
         torch.manual_seed(6)
         again = PretrainingTask(
-            data, 3, PretrainingModel(config=config, pretrained=str(tmp_path / name)), say=said.append
+            data, 3, PretrainingModel(config=ModelChanges(**config), pretrained=str(tmp_path / name)), say=said.append
         )
         taken = again.build_model().state_dict()
         there = model.state_dict()
@@ -201,7 +201,7 @@ def test_it_goes_on_from_a_pre_trained_model_with_another_dictionary_or_none(dat
         assert bool(own) == (name == "none")
         assert ("not in the source, initial values kept" in said[-1]) == (name == "none"), said
         assert again.contents()["model.pretrained"].startswith("weights ")
-    wrong = PretrainingModel(config={**SMALL, "hidden_size": 16}, pretrained=str(tmp_path / "none"))
+    wrong = PretrainingModel(config=ModelChanges(**{**SMALL, "hidden_size": 16}), pretrained=str(tmp_path / "none"))
     with pytest.raises(ValueError, match="tensors have another size"):
         PretrainingTask(data, 3, wrong, say=lambda line: None).build_model()
 
@@ -213,7 +213,7 @@ def test_codes_that_a_pre_trained_model_has_learnt_are_kept(data, tmp_path):
         model.soho.visual_dictionary.age.fill_(float(learnt))
         task.export(model, model.state_dict(), tmp_path / "model")
         said, config = [], {**SMALL, "dictionary_init": "data"}
-        settings = PretrainingModel(config=config, pretrained=str(tmp_path / "model"))
+        settings = PretrainingModel(config=ModelChanges(**config), pretrained=str(tmp_path / "model"))
         PretrainingTask(data, 3, settings, say=said.append).build_model()
         assert ("model.pretrained: its codes have learnt and are kept" in said[-1]) == learnt, said
 
@@ -221,8 +221,8 @@ def test_codes_that_a_pre_trained_model_has_learnt_are_kept(data, tmp_path):
 def test_one_position_is_masked_in_a_batch_and_images_keep_their_keys(data):
     """By these the dictionary draws features: with one for all it would take the same positions of each image."""
     data.masking = replace(data.masking, at_least_one=True)
-    config = {**SMALL, "mvm_masking": "position", "losses_on": "all"}
-    task = PretrainingTask(data, 3, PretrainingModel(config=config), say=lambda line: None)
+    config = {**SMALL, "official": "pretraining"}
+    task = PretrainingTask(data, 3, PretrainingModel(config=ModelChanges(**config)), say=lambda line: None)
     samples, model = task.training_data(), task.build_model()
     batch = task.on_device(task.collate([samples[number] for number in range(4)]))
     assert len(set(batch["mask_uniform"].tolist())) == 4
@@ -237,7 +237,7 @@ def test_one_position_is_masked_in_a_batch_and_images_keep_their_keys(data):
 
 def test_words_of_a_pre_trained_model_are_found_by_their_spelling(data, tmp_path):
     config = {**SMALL, "bag_of_words_weight": 0.1}
-    model = PretrainingTask(data, 3, PretrainingModel(config=config), say=lambda line: None)
+    model = PretrainingTask(data, 3, PretrainingModel(config=ModelChanges(**config)), say=lambda line: None)
     first = model.build_model()
     torch.nn.init.normal_(first.mlm_head.decoder.bias)
     model.export(first, first.state_dict(), tmp_path / "model")
@@ -251,7 +251,7 @@ def test_words_of_a_pre_trained_model_are_found_by_their_spelling(data, tmp_path
     (tmp_path / "model" / "SHA256SUMS").unlink()
     said = []
     again = PretrainingTask(
-        data, 3, PretrainingModel(config=config, pretrained=str(tmp_path / "model")), say=said.append
+        data, 3, PretrainingModel(config=ModelChanges(**config), pretrained=str(tmp_path / "model")), say=said.append
     )
     identity = again.contents()["model.pretrained"]
     content["model"]["vocab"] = {**there, one: there[two], two: there[one]}
@@ -340,7 +340,7 @@ def test_images_that_were_drawn_again_are_other_contents(data, tmp_path):
 
 def test_visual_tokens_are_masked_from_an_epoch_on(data):
     task, _ = make_task(data)
-    task.model.config = {**SMALL, "bag_of_words_weight": 0.1}
+    task.model.config = ModelChanges(**{**SMALL, "bag_of_words_weight": 0.1})
     task.model.bag_of_words_epochs, task.data.mvm_from_epoch = 1.0, 2
     model = task.build_model()
     states = []
@@ -357,7 +357,7 @@ def test_without_a_dictionary_all_texts_have_masked_words(data):
     data.masking = replace(data.masking, probability=1.0)
     for use_dictionary in (True, False):
         config = SMALL | {"use_dictionary": use_dictionary, "mvm_margin": 1}
-        task = PretrainingTask(data, 3, PretrainingModel(config=config))
+        task = PretrainingTask(data, 3, PretrainingModel(config=ModelChanges(**config)))
         samples = task.training_data()
         samples.set_epoch(2)
         batch = task.collate([samples[i] for i in range(len(samples))])
@@ -519,7 +519,7 @@ def test_dying_codes_are_told_once_and_again_after_a_recovery(data):
 
 def test_a_run_without_codes_that_loses_its_features_says_what_is_seen(data):
     task, _ = make_task(data)
-    task.model.config = {**SMALL, "use_dictionary": False}
+    task.model.config = ModelChanges(**{**SMALL, "use_dictionary": False})
     model = task.build_model()
     watch = model.base().feature_watch
     valid = torch.ones(4, 8, dtype=torch.bool)
@@ -561,7 +561,7 @@ def test_nothing_is_told_of_codes_where_there_are_none(data, tmp_path, monkeypat
     (told,) = [command for command in task.next_commands(tmp_path) if "explore build" in command]
     assert told.endswith('# needs: pip install "soho_fast[explore]"')
     task, _ = make_task(data)
-    task.model.config = {**SMALL, "use_dictionary": False}
+    task.model.config = ModelChanges(**{**SMALL, "use_dictionary": False})
     assert not [command for command in task.next_commands(tmp_path) if "explore" in command]
     assert task.warnings(task.build_model()) == []
 

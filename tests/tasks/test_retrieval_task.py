@@ -12,6 +12,7 @@ from tiny_corpus import COLOURS, draw, write_karpathy
 from soho_fast.common.errors import CorruptImageError, UserError
 from soho_fast.engine.batches import Batches, plan_batches, split_batch
 from soho_fast.engine.settings import BatchSettings
+from soho_fast.model.values import ModelChanges
 from soho_fast.tasks.evaluation.metrics.recall import retrieval_recall
 from soho_fast.tasks.evaluation.sharing import Sharing
 from soho_fast.tasks.recipe import read_recipe
@@ -21,8 +22,8 @@ from soho_fast.tasks.settings import DownstreamModel, RetrievalData, RetrievalSp
 NAMES = list(COLOURS)
 SMALL = {
     "backbone": "resnet10", "visual_pool": 1, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
-    "intermediate_size": 64, "num_codes": 8, "max_position_embeddings": 32, "contrastive_weight": 0.5,
-    "contrastive_size": 16, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
+    "intermediate_size": 64, "num_codes": 8, "contrastive_weight": 0.5,
+    "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
 }  # fmt: skip
 
 
@@ -39,7 +40,9 @@ def make(tmp_path, tokenizer_dir):
         small = {"tokenizer": str(tokenizer_dir), "shorter_edge": 32, "longer_edge": 64, "image_batch": 2}
         data = RetrievalData(**{"splits": sources, "choice_images": 0, **small, **options})
         said = []
-        return RetrievalTask(data, 3, DownstreamModel(config={**SMALL, **(config or {})}), say=said.append), said
+        return RetrievalTask(
+            data, 3, DownstreamModel(config=ModelChanges(**{**SMALL, **(config or {})})), say=said.append
+        ), said
 
     return build
 

@@ -20,12 +20,12 @@ from released_model import (
     run_pretraining,
     run_vqa,
 )
-from soho_fast.model.official.visual_encoder import released_mask
 from torch import nn
 
 from soho_fast.model import SohoConfig
 from soho_fast.model.fast.cpu import speed_up_on_cpu
 from soho_fast.model.official.dictionary import OfficialDictionary
+from soho_fast.model.official.released_encoder import released_mask
 
 PROBE_TOLERANCE = 1e-6
 

@@ -1,6 +1,7 @@
 """A model that is wrong in one row of what the released code does differently fails the comparison with the fixture."""
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -11,8 +12,9 @@ from torch import nn
 from soho_fast import ops
 from soho_fast.model import SohoForPreTraining, Texts, VisualDictionary, VisualEncoder
 from soho_fast.model.backbones import grid_mask
-from soho_fast.model.official import visual_encoder
+from soho_fast.model.official import released_encoder
 from soho_fast.model.official.dictionary import OfficialDictionary
+from soho_fast.model.parts import Parts
 
 Patch = Callable[[SohoForPreTraining, pytest.MonkeyPatch], object]
 
@@ -45,7 +47,7 @@ def true_mask(model: SohoForPreTraining, patch: pytest.MonkeyPatch) -> None:
         pixel_mask = pretraining_inputs("eval_portrait")["pixel_mask"]
         return grid_mask(pixel_mask, 64)[:, :rows, :columns]
 
-    patch.setattr(visual_encoder, "released_mask", mask)
+    patch.setattr(released_encoder, "released_mask", mask)
 
 
 def frozen_batch_norm(model: SohoForPreTraining, patch: pytest.MonkeyPatch) -> None:
@@ -105,7 +107,7 @@ def all_pairs_masked(model: SohoForPreTraining, patch: pytest.MonkeyPatch) -> No
 
 
 def a_label_of_those_present(model: SohoForPreTraining, patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(model.config, "mvm_masking", "label")
+    patch.setattr(model.soho.parts, "label_to_mask", partial(Parts.label_to_mask, model.soho.parts))
 
 
 def position_zero_where_masked(model: SohoForPreTraining, patch: pytest.MonkeyPatch) -> None:
@@ -133,7 +135,7 @@ def a_bias_of_matching(model: SohoForPreTraining, patch: pytest.MonkeyPatch) -> 
 
 
 def losses_of_matched_pairs(model: SohoForPreTraining, patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(model.config, "losses_on", "matched")
+    patch.setattr(model.soho.parts, "only_matched", True)
 
 
 def statistics_move_once(model: SohoForPreTraining, patch: pytest.MonkeyPatch) -> None:
