@@ -38,6 +38,25 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 """What each preset has in the place of the defaults."""
 
+GROUPS = {
+    "Visual encoder (section 3.1)": (
+        "backbone", "backbone_stride", "backbone_frozen_stages", "backbone_dropout_prob", "visual_pool",
+    ),
+    "Visual dictionary (section 3.2, eq. 2 to 5)": (
+        "use_dictionary", "dictionary", "dictionary_options", "num_codes", "num_levels", "ema_decay", "dictionary_init",
+        "dictionary_batch_norm", "code_reset_threshold", "fusion",
+    ),
+    "Cross-modal Transformer (section 3.3), and the classifiers of tasks (section 4.2)": (
+        "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_dropout_prob",
+        "attention_probs_dropout_prob", "head_act", "head_dropout",
+    ),
+    "Masking and losses (section 3.3, eq. 6 to 9)": (
+        "mvm_masking", "mvm_margin", "mvm_weight", "bag_of_words_weight", "contrastive_weight", "contrastive_reads",
+    ),
+    "The authors' released model": ("official",),
+}  # fmt: skip
+"""The values of `ModelValues` as the paper is divided."""
+
 
 @dataclass
 class ModelValues:

@@ -40,9 +40,8 @@ def make(tmp_path, tokenizer_dir):
         small = {"tokenizer": str(tokenizer_dir), "shorter_edge": 32, "longer_edge": 64, "image_batch": 2}
         data = RetrievalData(**{"splits": sources, "choice_images": 0, **small, **options})
         said = []
-        return RetrievalTask(
-            data, 3, DownstreamModel(config=ModelChanges(**{**SMALL, **(config or {})})), say=said.append
-        ), said
+        model = DownstreamModel(config=ModelChanges(**{**SMALL, **(config or {})}))
+        return RetrievalTask(data, 3, model, say=said.append), said
 
     return build
 

@@ -122,10 +122,6 @@ def make_task(name: str, folder: Path, tokenizer: Path, /, *, model: DownstreamM
     """(the task, the list of what it says)."""
     said: list[str] = []
     kind, data = TASKS[name]
-    task = kind(
-        data(folder, tokenizer, **changes),
-        3,
-        model or KNOWN[name].model_type(config=ModelChanges(**SMALL)),
-        say=said.append,
-    )
+    model = model or KNOWN[name].model_type(config=ModelChanges(**SMALL))
+    task = kind(data(folder, tokenizer, **changes), 3, model, say=said.append)
     return task, said
