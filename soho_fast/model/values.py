@@ -63,10 +63,10 @@ class ModelValues:
     """What a recipe may set of a model, as `model.config`; each is a field of `SohoConfig`.
 
     Args:
-        backbone: CNN: `resnet10` (torchvision's ResNet class with one block a stage, for small corpora), `resnet18`,
-            `resnet34`, `resnet50`, `resnet101`, or `mobilenet_v2` (ours: ImageNet weights of it come with a package
-            index). `timm/NAME` is any network of timm that gives its stages' features, `my.module:Net` one of your own
-            (paper, section 4.1).
+        backbone: CNN: `resnet10`, `resnet18`, `resnet34`, `resnet50`, `resnet101` (paper, section 4.1), `mobilenet_v2`,
+            `timm/NAME`, or the import path of your own, `my.module:Net`. `resnet10` is torchvision's class with one
+            block a stage, for small corpora; of `mobilenet_v2` ImageNet weights come with a package index; of timm any
+            network that gives its stages' features.
         backbone_stride: Pixels between the CNN's features, 4, 8, 16 or 32, at each of which a stage ends; later stages
             are left out (paper, section 3.1). Smaller tokens see less of the image, and there are more of them.
         backbone_frozen_stages: Stages of the CNN, the stem with the first, that never learn, with their BatchNorm in

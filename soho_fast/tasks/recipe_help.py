@@ -1,6 +1,7 @@
 """What `soho train --help` prints: every setting of a recipe, the model's values first, in the order of the paper."""
 
 import dataclasses
+import re
 import shutil
 import textwrap
 from collections.abc import Iterator
@@ -16,7 +17,8 @@ from soho_fast.model.values import GROUPS, PRESETS, ModelChanges, ModelValues
 with from_extra("train"):
     from docstring_parser import parse
 
-# The parts of a recipe behind the model's values, in this order; what is named by none comes under the last but one.
+_OTHERS = "The run"
+# The parts of a recipe behind the model's values, in this order, by what its settings begin with.
 _PARTS = {
     "Optimiser (section 4.1)": ("optim.",),
     "Schedule (section 4.1)": ("schedule.", "epochs", "max_steps", "max_minutes"),
@@ -24,7 +26,7 @@ _PARTS = {
     "Starting weights, and losses of your own": ("model.",),
     "Data": ("data.", "data_roots", "corpus."),
     "Evaluation": ("evaluation.",),
-    "The run": ("",),
+    _OTHERS: (),
     "Checkpoints and logs": ("checkpoint.", "log."),
     "Engine": ("engine.",),
 }
@@ -51,7 +53,7 @@ class Setting:
     @property
     def summary(self) -> str:
         """The explanation's first sentence."""
-        return self.text.partition(". ")[0].rstrip(".")
+        return re.split(r"\. (?=[A-Z`])", self.text, maxsplit=1)[0].rstrip(".")
 
 
 @cache
@@ -60,9 +62,8 @@ def _explained(owner: type) -> dict[str, str]:
     found: dict[str, str] = {}
     for each in reversed(owner.__mro__):
         if dataclasses.is_dataclass(each) and each.__doc__:
-            found |= {
-                param.arg_name: " ".join((param.description or "").split()) for param in parse(each.__doc__).params
-            }
+            described = {param.arg_name: param.description or "" for param in parse(each.__doc__).params}
+            found |= {name: " ".join(text.split()) for name, text in described.items()}
     return found
 
 
@@ -145,12 +146,8 @@ def _grouped(settings: list[Setting]) -> dict[str, list[Setting]]:
     found: dict[str, list[Setting]] = {title: [] for title in (*GROUPS, *_PARTS)}
     title_of = {f"model.config.{name}": title for title, names in GROUPS.items() for name in names}
     for each in settings:
-        title = title_of.get(each.name)
-        if title is None:
-            title = next(
-                (t for t, parts in _PARTS.items() if any(p and each.name.startswith(p) for p in parts)), "The run"
-            )
-        found[title].append(each)
+        of_parts = (title for title, parts in _PARTS.items() if each.name.startswith(parts))
+        found[title_of.get(each.name) or next(of_parts, _OTHERS)].append(each)
     return found
 
 
