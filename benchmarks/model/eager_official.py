@@ -211,7 +211,7 @@ class EagerOfficialOptimizers:
         self.sgd = torch.optim.SGD(
             backbone,
             settings.backbone_lr * rate_factor,
-            momentum=settings.backbone_momentum,
+            momentum=0.9,
             weight_decay=settings.backbone_weight_decay,
             foreach=False,
         )
@@ -226,7 +226,7 @@ class EagerOfficialOptimizers:
             nn.utils.clip_grad_norm_(self.parameters, settings.clip, foreach=False)
         self.sgd.step()
         self.num_steps += 1
-        beta1, beta2 = settings.beta1, settings.beta2
+        beta1, beta2 = 0.9, settings.beta2
         rate = self.lr * math.sqrt(1.0 - beta2**self.num_steps) / (1.0 - beta1**self.num_steps)
         for parameter, (mean, square) in zip(self.rest, self.moments, strict=True):
             if parameter.grad is None:

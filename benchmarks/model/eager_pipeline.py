@@ -227,7 +227,7 @@ class EagerOptimizers:
         backbone = list(pipeline.visual_encoder.backbone.parameters())
         known = {id(parameter) for parameter in backbone}
         rest = [parameter for parameter in pipeline.parameters() if id(parameter) not in known]
-        betas = (settings.beta1, settings.beta2)
+        betas = (0.9, settings.beta2)
         adamw = {"betas": betas, "eps": settings.eps, "foreach": False}
         self.clip = settings.clip
         self.parameters = [parameter for parameter in [*backbone, *rest] if parameter.requires_grad]
@@ -235,7 +235,7 @@ class EagerOptimizers:
             of_backbone = torch.optim.SGD(
                 backbone,
                 settings.backbone_lr * rate_factor,
-                momentum=settings.backbone_momentum,
+                momentum=0.9,
                 weight_decay=settings.backbone_weight_decay,
                 foreach=False,
             )

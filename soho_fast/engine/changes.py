@@ -27,13 +27,11 @@ NOT_COMPARED = {
     "log.*": "what is shown and written",
     "evaluation.*": "when it is evaluated, after which the random state is set back",
     "batch.workers": "who loads a sample, which depends on (seed, epoch, index) alone",
-    "batch.prefetch": "how early it is loaded",
     "batch.corrupt_images": "when to give up",
     "engine.threads": "who computes",
     "engine.timeout_seconds": "when to give up",
     "engine.activation_checkpointing": "the same values, computed twice",
     "engine.feature_cache_*gb": "the same values, computed once",
-    "engine.end_when_lost": "when to give up",
     "engine.emulate_precision": "a permission; the precision itself is compared",
 }
 
@@ -45,14 +43,11 @@ OF_THE_DATA = (
 # Names that checkpoints of 0.1 do not have, and that are not compared with these.
 NEW = (*OF_THE_DATA[3:], "program.sources", "program.compiled ops")
 
-# What checkpoints that do not have these names were trained with.
-ABSENT = {"optim.average_decay": 0.0, "optim.layer_decay": 1.0}
-
 # What a run is trained with whose checkpoints have these names, which are settings no more.
 GONE = {"model.config.dictionary_follow": "none"}
 
 # By pattern of the name: what may differ between the ranks of a run, since machines have cores of their own.
-OF_A_RANK = ("engine.threads", "batch.workers", "batch.prefetch")
+OF_A_RANK = ("engine.threads", "batch.workers")
 
 # What no run can change, since the state of its checkpoints has this shape or their place in the data depends on it.
 FIXED = (
@@ -61,8 +56,6 @@ FIXED = (
     "engine.precision",
     "optim.backbone_rule",
     "optimiser's state",
-    "optim.decay_norm_and_bias",
-    "optim.layer_decay",
 )
 
 # What a checkpoint is resharded for: free to change from one start to the next.

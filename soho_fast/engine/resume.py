@@ -17,7 +17,6 @@ from soho_fast.common.import_path import is_import_path
 from soho_fast.common.processes import Processes
 from soho_fast.common.versions import program
 from soho_fast.engine.changes import (
-    ABSENT,
     OF_A_RANK,
     SHARDING,
     Change,
@@ -93,7 +92,7 @@ class ResumePoint:
         if self.checkpoint is not None:
             # Older checkpoints lack some names: what they were trained with there is filled in.
             before, self.progress = self.checkpoints.about(self.checkpoint)
-            self._before = {**ABSENT, **task.identity.absent, **before}
+            self._before = {**task.identity.absent, **before}
             # More is compared when the data are read; a change that is known now is refused before that takes its time.
             self._compare(self._before | self._recipe)
 

@@ -6,7 +6,7 @@ Another set of parts, as `official/` has one, is a class of these methods: nothi
 import inspect
 from collections.abc import Iterable
 from pkgutil import resolve_name
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -48,7 +48,7 @@ class Parts:
 
     def dictionary(self) -> Quantiser:
         """Section 3.2: features to codes."""
-        return VisualDictionary(self.config)
+        return cast(Quantiser, VisualDictionary(self.config))
 
     def fusion(self) -> nn.Module | None:
         """What makes of codes and features what the Transformer reads; the paper has nothing there."""

@@ -6,7 +6,7 @@ reported at once.
 """
 
 from dataclasses import dataclass, field, fields, make_dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "dictionary_init": ("random", "data"),
@@ -164,10 +164,12 @@ def _type_of(name: str, kind: Any) -> Any:
     return Literal[CHOICES[name]] if name in CHOICES else kind
 
 
-ModelChanges = make_dataclass(
-    "ModelChanges",
-    [(each.name, _type_of(each.name, each.type) | None, field(default=None)) for each in fields(ModelValues)],
-    namespace={"__doc__": ModelValues.__doc__},
-)
-"""`ModelValues` of a recipe; None leaves a value as it is in the preset, or in the pre-trained model."""
-ModelChanges.__module__ = __name__
+if TYPE_CHECKING:  # which sees no type in what a function makes
+    ModelChanges = Any
+else:
+    ModelChanges = make_dataclass(
+        "ModelChanges",
+        [(each.name, _type_of(each.name, each.type) | None, field(default=None)) for each in fields(ModelValues)],
+        namespace={"__doc__": ModelValues.__doc__, "__module__": __name__},
+    )
+    """`ModelValues` of a recipe; None leaves a value as it is in the preset, or in the pre-trained model."""

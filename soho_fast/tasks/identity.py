@@ -52,7 +52,7 @@ SIZES = (
     "official",
 )
 FIXED = (
-    "data.tokenizer", "labels", "model.preset", "model.bag_of_words_head", "optim.frozen_parameters",
+    "data.tokenizer", "labels", "model.preset", "model.bag_of_words_head",
     *(f"model.config.{name}" for name in SIZES),
 )  # fmt: skip
 

@@ -80,12 +80,13 @@ def settings_of(owner: type, values: Any = None, place: str = "") -> Iterator[Se
 
 
 def _settings(owner: type, values: Any, place: str, held: set[type]) -> Iterator[Setting]:
-    kinds = get_type_hints(owner)
+    kinds: dict[str, Any] = get_type_hints(owner)
     for each in dataclasses.fields(owner):
-        kind, name = kinds[each.name], f"{place}.{each.name}" if place else each.name
+        kind: Any = kinds[each.name]
+        name = f"{place}.{each.name}" if place else each.name
         value = getattr(values, each.name, None)
-        inner = [inside for inside in get_args(kind) if dataclasses.is_dataclass(inside)]
-        if dataclasses.is_dataclass(kind):
+        inner: list[Any] = [inside for inside in get_args(kind) if dataclasses.is_dataclass(inside)]
+        if isinstance(kind, type) and dataclasses.is_dataclass(kind):
             yield from _settings(kind, kind() if value is None else value, name, held)
         elif not inner or inner[0] in held:
             text = _explained(owner).get(each.name, "")

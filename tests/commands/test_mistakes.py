@@ -134,7 +134,7 @@ MISTAKES = [
     ("train --recipe unknown_field.yaml", "there is no field optim.lrr; did you mean lr?"),
     ("train --recipe unknown_split_field.yaml", "no field data.splits.val.question; did you mean questions?"),
     ("train --recipe dotted.yaml", "there is no field optim.lr; expected a section `optim:`"),
-    ("train --recipe value.yaml", "layer_decay, average_decay), got 'fast'"),
+    ("train --recipe value.yaml", "thawed_backbone_factor), got 'fast'"),
     ("train --recipe type.yaml", "recipe type.yaml: optim.lr: Not of type NonNegativeFloat: "),
     ("train --recipe task.yaml", "got 'vqaa'; did you mean vqa?"),
     ("train --recipe binary.yaml", "binary.yaml: not a text file"),

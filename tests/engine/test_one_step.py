@@ -29,7 +29,7 @@ TASK = {
 }  # fmt: skip
 # Adam's epsilon: what has no gradient but rounding (a key's bias, say) would be moved by the sign of rounding.
 OPTIM = {
-    "lr": 1e-2, "backbone_lr": 1e-2, "weight_decay": 1.0, "eps": 1e-3, "average_decay": 0.9,
+    "lr": 1e-2, "backbone_lr": 1e-2, "weight_decay": 1.0, "eps": 1e-3,
     "frozen_backbone_epochs": FROZEN,
 }  # fmt: skip
 

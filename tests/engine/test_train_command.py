@@ -125,10 +125,10 @@ def test_a_recipe_file_that_is_none(tmp_path, capsys, content, words):
 NO_LESS_THAN = {
     "mini": {
         "max_steps": 0, "max_minutes": 0, "seed": 0, "optim.lr": 0, "optim.clip": 0, "optim.beta2": 0,
-        "optim.backbone_momentum": 0, "schedule.warmup_steps": 0, "schedule.step_factor": 0, "schedule.end_factor": 0,
-        "batch.global_batch_size": 1, "batch.gradient_accumulation_steps": 1, "batch.workers": 0, "batch.prefetch": 1,
+        "schedule.warmup_steps": 0, "schedule.step_factor": 0, "schedule.end_factor": 0,
+        "batch.global_batch_size": 1, "batch.gradient_accumulation_steps": 1, "batch.workers": 0,
         "batch.corrupt_images": 0, "engine.threads": 0, "engine.loss_scale_power": 0, "checkpoint.every_steps": 0,
-        "checkpoint.every_minutes": 0, "checkpoint.keep": 0, "log.every_steps": 1, "log.line_seconds": 0,
+        "checkpoint.every_minutes": 0, "checkpoint.keep": 0, "log.every_steps": 1,
         "evaluation.every_epochs": 0, "evaluation.quick_every_steps": 0, "data.shorter_edge": 1,
         "data.longer_edge": 1, "data.pad_to_multiple": 1, "data.max_text_length": 3, "data.num_positive": 1,
         "data.num_negative": 0, "data.masking.probability": 0, "data.heldout_images": 0, "data.heldout_candidates": 0,
@@ -159,7 +159,7 @@ def test_a_number_that_cannot_be_used_is_refused_before_the_run(recipe, field):
     ("field", "value"),
     [
         ("epochs", 0),
-        ("optim.beta1", 1),
+        ("optim.beta2", 1),
         ("seed", 2**64),
         ("engine.threads", 100_000),
         ("batch.corrupt_images", 1.5),

@@ -1,5 +1,7 @@
 """What the released code has in the place of the paper's parts; `parts.py: parts_of` takes them by name."""
 
+from typing import cast
+
 from torch import Tensor, nn
 
 from ..all_token_batch_norm import AllTokenBatchNorm
@@ -32,12 +34,12 @@ class OfficialParts(Parts):
     def feature_norm(self) -> AllTokenBatchNorm:
         return AllTokenBatchNorm(self.config.hidden_size)
 
-    def dictionary(self) -> OfficialDictionary:
-        return OfficialDictionary(self.config)
+    def dictionary(self) -> Quantiser:
+        return cast(Quantiser, OfficialDictionary(self.config))
 
-    def fusion(self) -> GatedFusion | None:
+    def fusion(self) -> nn.Module | None:
         fusion = super().fusion()
-        if fusion is not None:
+        if isinstance(fusion, GatedFusion):
             fusion.align.initial_values = torchs_own  # type: ignore[assignment]  # modules take any attribute
         return fusion
 
