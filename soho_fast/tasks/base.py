@@ -3,7 +3,6 @@
 import shlex
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
@@ -17,8 +16,7 @@ from soho_fast.common.errors import print_line
 from soho_fast.common.hub import loading_options
 from soho_fast.common.import_path import load_imported
 from soho_fast.common.processes import Processes
-from soho_fast.data.batches.augmentation import Augmentation
-from soho_fast.data.batches.sample import Images, Sample, usable_samples
+from soho_fast.data.batches.sample import Sample, usable_samples
 from soho_fast.data.images import SohoImageProcessor
 from soho_fast.data.overlap import in_words
 from soho_fast.data.processor import SohoProcessor
@@ -39,7 +37,6 @@ from soho_fast.tasks.card import CARD, model_card
 from soho_fast.tasks.contents import output_identity, weights_identity, words_identity
 from soho_fast.tasks.evaluation.sharing import ReportProgress, Sharing
 from soho_fast.tasks.identity import EVALUATED_BY, FIXED, NOT_COMPARED, PLACES, STARTING
-from soho_fast.tasks.settings import AugmentationSettings
 
 
 class BaseTask(ABC):
@@ -69,15 +66,19 @@ class BaseTask(ABC):
     """Largest share of unreadable images, as that of `BatchSettings`; here of what indexes of shards call broken."""
     workers: int = 0
     """Loader processes for each process that evaluates; 0 reads in these."""
+    precision: str = "auto"
+    """Type of the products when evaluating: `auto` takes bf16 on a GPU that has it, and float32 elsewhere."""
+    image_batch: int = 32
+    """Images (in NLVR2 pairs) encoded at a time when evaluating."""
+    pair_batch: int = 256
+    """Texts read with their images at a time when evaluating."""
+    quick_images: int = 128
+    """Held-out images (in NLVR2 pairs) of a quick evaluation."""
     processes: Processes = Processes()
     """Those that read training data together."""
 
-    absent: Mapping[str, Any] = MappingProxyType(
-        {f"data.augmentation.{name}": value for name, value in asdict(AugmentationSettings()).items()}
-    )
+    absent: Mapping[str, Any] = MappingProxyType({})
     """See `TaskIdentity`."""
-    unflippable: ClassVar[str] = ""
-    """Why images must not be flipped; empty where they may."""
 
     _last_metrics: Mapping[str, float] = MappingProxyType({})
     """Those of the last full evaluation, until the next step; for the model card."""
@@ -138,8 +139,7 @@ class BaseTask(ABC):
     def load_processor(self, tokenizer: Any) -> SohoProcessor:
         """The image processor of the settings, with a tokenizer."""
         size = {"shortest_edge": self.data.shorter_edge, "longest_edge": self.data.longer_edge}
-        options = {"size_divisor": self.data.pad_to_multiple, "antialias": self.data.antialias}
-        return SohoProcessor(SohoImageProcessor(size=size, **options), tokenizer)
+        return SohoProcessor(SohoImageProcessor(size=size, antialias=self.data.antialias), tokenizer)
 
     def check_words(self, pretrained: str) -> None:
         """Raises ValueError: `data.tokenizer` has other words than a pre-trained model has learnt."""
@@ -257,31 +257,8 @@ class BaseTask(ABC):
         """The training samples, made at the first use: says what they hold, refuses what can't be trained on."""
 
     def training_data(self) -> Any:
-        """The training samples: `len`, `[index]`, `set_epoch`.
-
-        Raises:
-            ValueError: the settings change images that must not be, or that are not shown.
-        """
-        settings = self.data.augmentation
-        if not self._augments:
-            return self._training_data
-        if settings.flip and self.unflippable:
-            raise ValueError(f"data.augmentation.flip: expected 0, since {self.unflippable}, got {settings.flip:g}")
-        if getattr(self.data, "blank_images", False):
-            raise ValueError("data.augmentation: no image is shown (data.blank_images); leave one of them out")
-        images = getattr(self._training_data, "images", None)
-        if not isinstance(images, Images):
-            raise ValueError(
-                f"data.augmentation: the samples of task {self.name} have no images to change; leave it out"
-            )
-        # Set before loader processes are forked, which is how they come by it.
-        images.augmentation = Augmentation(self.seed, **asdict(settings))
+        """The training samples: `len`, `[index]`, `set_epoch`."""
         return self._training_data
-
-    @property
-    def _augments(self) -> bool:
-        settings = self.data.augmentation
-        return bool(settings.crop_scale < 1 or settings.flip or settings.rand_augment or settings.colour)
 
     @property
     @abstractmethod
@@ -353,11 +330,7 @@ class BaseTask(ABC):
         return None
 
     def caches_features(self, model: SohoPreTrainedModel) -> bool:
-        """Not where images change from epoch to epoch, which is said, where padding is part of the image, as in the
-        released code, or where it changes its features."""
-        if self._augments:
-            self._say("data.augmentation: images change in each epoch, so the feature cache is off")
-            return False
+        """Not where padding is part of the image, as in the released code, or where it changes its features."""
         return not model.base().visual_encoder.padding_leaks
 
     def collate_images(self, samples: list[Sample]) -> Mapping[str, Any]:

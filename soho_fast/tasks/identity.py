@@ -16,10 +16,6 @@ NOT_COMPARED = {
     "data.placeholders": "the records that are left are compared",
     "data.missing_images": "the records that are left are compared",
     "data.tokenizer": "its words, and what it makes of a text, are compared",
-    "data.quick_images": "how much is evaluated in mid-training, which chooses no best model",
-    "data.image_batch": "how much is evaluated at a time",
-    "data.text_batch": "how much is evaluated at a time",
-    "data.pair_batch": "how much is evaluated at a time",
     "model.pretrained": "its weights, and words other than the tokenizer's, are compared",
     "model.text_encoder": "its weights are compared",
     "model.backbone": "its weights are compared",
@@ -61,6 +57,5 @@ STARTING = ("model.pretrained", "model.text_encoder", "model.backbone", "model.a
 
 # The best model is chosen by these metrics, so these are compared; but `evaluate` takes them without training.
 EVALUATED_BY = (
-    "held-out data", "held-out images", "data.heldout_images", "data.heldout_candidates", "data.validate", "data.folds",
-    "data.scoring", "data.max_loss", "data.choice_images", "data.precision", "data.measured_images",
+    "held-out data", "held-out images", "data.validate", "data.folds", "data.scoring",
 )  # fmt: skip

@@ -65,13 +65,15 @@ _FORMATS_OF = {
 }
 
 
-def read_source(source: CaptionSource, report: ReadReport, where: str, max_broken: float) -> Sequence[ImageTextRecord]:
+def read_source(
+    source: CaptionSource, report: ReadReport, where: str, max_broken: float, missing_images: str
+) -> Sequence[ImageTextRecord]:
     """The images with captions of a set, which `where` names; see `read_sources`."""
     refuse_fields_of_other_formats(source, _FORMATS_OF, f"{where}.")
     reading: Any = {"max_captions": source.max_captions, "source": source.name, "report": report}
     if source.format == "webdataset":
         return read_shards(source.annotations, max_broken=max_broken, **reading)
-    reading["missing_images"] = source.missing_images
+    reading["missing_images"] = missing_images
     if source.format == "json_lines":
         share = source.heldout_share
         return read_json_lines(source.annotations, source.images, source.splits, heldout_share=share, **reading)
@@ -114,7 +116,7 @@ def read_sources(
     parts: list[Sequence[ImageTextRecord]] = []
     for number, source in enumerate(sources):
         report = ReadReport()
-        records = read_source(source, report, f"data.{purpose}[{number}]", max_broken)
+        records = read_source(source, report, f"data.{purpose}[{number}]", max_broken, data.missing_images)
         parts.append(without_copies(records, lambda record: (record.image,), data.placeholders, report))
         if reports is not None:
             reports.append(report)
@@ -175,6 +177,11 @@ class PretrainingTask(BaseTask):
             "data.conditional_masking": False,
         }
     )
+
+    heldout_images = 500
+    """Held-out images that are evaluated; 0 takes all."""
+    heldout_candidates = 200
+    """Images, each with one caption, in zero-shot retrieval; 0 leaves retrieval out."""
 
     _codebook_collapses = False
 
@@ -253,8 +260,7 @@ class PretrainingTask(BaseTask):
 
     def collate(self, samples: list[Sample]) -> Mapping[str, Any]:
         """The keywords of the model's forward, with "skipped" and "sample_ids"."""
-        pad_text_to = self.data.max_text_length if self.data.pad_text else None
-        return Collator(self.processor, pad_text_to=pad_text_to)(samples)
+        return Collator(self.processor)(samples)
 
     @cached_property
     def model_config(self) -> SohoConfig:

@@ -89,6 +89,7 @@ class Recipe(TrainSettings):
         """
         task = find_task(self.task).load()(self.data, self.seed, self.model, say=say)
         task.workers, task.corrupt_images = self.batch.workers, self.batch.corrupt_images
+        task.precision = self.engine.precision
         task.processes = processes or task.processes
         return task
 

@@ -190,11 +190,11 @@ def _k_means(known: _Seen, asked: _Seen, num_codes: int) -> tuple[list[np.ndarra
 @torch.no_grad()
 def _look_up(task: Any, model: SohoForPreTraining, images: Sequence[ImageRef]) -> _Seen:
     """Of each image whose objects are known and that can be read."""
-    computing, processor, encoder = Computing(model, task.data.precision), task.processor, model.base().visual_encoder
+    computing, processor, encoder = Computing(model, task.precision), task.processor, model.base().visual_encoder
 
     def load(first: int) -> tuple[list[ImageRef], Any]:
         refs, pixels = [], []
-        for ref in images[first : first + task.data.image_batch]:
+        for ref in images[first : first + task.image_batch]:
             try:
                 pixels.append(processor.image_processor.load(ref))
                 refs.append(ref)
@@ -203,7 +203,7 @@ def _look_up(task: Any, model: SohoForPreTraining, images: Sequence[ImageRef]) -
         return refs, processor.image_processor.collate_bytes(pixels) if refs else None
 
     seen = _Seen()
-    for refs, batch in loaded_ahead(load, range(0, len(images), task.data.image_batch), workers=task.workers):
+    for refs, batch in loaded_ahead(load, range(0, len(images), task.image_batch), workers=task.workers):
         if not refs:
             continue
         with computing():
