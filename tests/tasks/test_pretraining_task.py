@@ -4,7 +4,7 @@ import json
 import os
 import re
 import shutil
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,7 +21,7 @@ from soho_fast.model.values import ModelChanges
 from soho_fast.tasks.card import model_card
 from soho_fast.tasks.evaluation.sharing import Sharing
 from soho_fast.tasks.pretraining import PretrainingTask
-from soho_fast.tasks.settings import AugmentationSettings, CaptionSource, PretrainingData, PretrainingModel
+from soho_fast.tasks.settings import CaptionSource, PretrainingData, PretrainingModel
 
 NAMES = list(COLOURS)
 SMALL = {
@@ -71,7 +71,7 @@ def test_a_held_out_copy_is_refused_in_training_counted_in_evaluation_and_so_is_
     held, copied = path_of["val"][1], path_of["train"][2]
     shutil.copy(copied, held)
     path_of["restval"][0].unlink()
-    data.sources[0].missing_images = "skip"
+    data.missing_images = "skip"
     task, _ = make_task(data)
     with pytest.raises(ValueError, match=f"1 images are both in .* {copied} .held out as {held}."):
         task.training_data()
@@ -220,7 +220,7 @@ def test_codes_that_a_pre_trained_model_has_learnt_are_kept(data, tmp_path):
 
 def test_one_position_is_masked_in_a_batch_and_images_keep_their_keys(data):
     """By these the dictionary draws features: with one for all it would take the same positions of each image."""
-    data.masking = replace(data.masking, at_least_one=True)
+    data.masking = replace(data.masking, probability=1.0)
     config = {**SMALL, "official": "pretraining"}
     task = PretrainingTask(data, 3, PretrainingModel(config=ModelChanges(**config)), say=lambda line: None)
     samples, model = task.training_data(), task.build_model()
@@ -374,12 +374,12 @@ def test_settings_from_a_command_line_and_yaml(data, tmp_path):
     assert "become [MASK]" in text, "nested fields are explained too"
     source = {"annotations": "a.json", "images": ["i"], "splits": ["train"]}
     config = tmp_path / "recipe.json"
-    config.write_text(json.dumps({"data": {"sources": [source], "masking": {"whole_words": True}}}))
+    config.write_text(json.dumps({"data": {"sources": [source], "masking": {"random_special": True}}}))
     parsed = parser.parse_args([f"--data={json.dumps({'sources': [source]})}", "--model.config.num_codes=16"])
     built = parser.instantiate(parsed)
-    assert built.data.sources[0].annotations == "a.json" and built.model.config == {"num_codes": 16}
+    assert built.data.sources[0].annotations == "a.json" and built.model.changes() == {"num_codes": 16}
     loaded = parser.instantiate(parser.parse_path(config))
-    assert loaded.data.masking.whole_words and loaded.data.sources[0].splits == ["train"]
+    assert loaded.data.masking.random_special and loaded.data.sources[0].splits == ["train"]
 
 
 def test_bad_settings_name_the_field(data, tmp_path):
@@ -564,23 +564,6 @@ def test_nothing_is_told_of_codes_where_there_are_none(data, tmp_path, monkeypat
     task.model.config = ModelChanges(**{**SMALL, "use_dictionary": False})
     assert not [command for command in task.next_commands(tmp_path) if "explore" in command]
     assert task.warnings(task.build_model()) == []
-
-
-def test_augmented_images_are_trained_on_and_not_cached(data):
-    data.augmentation = AugmentationSettings(colour=0.9)
-    task, said = make_task(data)
-    plain, _ = make_task(replace(data, augmentation=AugmentationSettings()))
-    here, there = (each.training_data()[0].pixels[0] for each in (task, plain))
-    assert here.shape == there.shape and not torch.equal(here, there)
-    model = task.build_model()
-    assert not task.caches_features(model) and plain.caches_features(model)
-    assert said[-1] == "data.augmentation: images change in each epoch, so the feature cache is off"
-
-
-def test_a_checkpoint_without_the_names_was_trained_without_augmentation(data):
-    task, _ = make_task(data)
-    names = {f"data.augmentation.{name}": value for name, value in asdict(AugmentationSettings()).items()}
-    assert names and task.identity.absent.items() >= names.items()
 
 
 def test_a_checkpoint_without_a_later_field_of_the_model_is_one_of_its_default(data):

@@ -28,7 +28,7 @@ SMALL = {
     "intermediate_size": 64,
     "num_codes": 8,
 }
-SIZES = {"shorter_edge": 32, "longer_edge": 64, "image_batch": 2, "text_batch": 3}
+SIZES = {"shorter_edge": 32, "longer_edge": 64}
 
 
 def _vqa_split(folder: Path, subtype: str, first: int, count: int, answered: bool) -> VqaSplit:
@@ -124,4 +124,5 @@ def make_task(name: str, folder: Path, tokenizer: Path, /, *, model: DownstreamM
     kind, data = TASKS[name]
     model = model or KNOWN[name].model_type(config=ModelChanges(**SMALL))
     task = kind(data(folder, tokenizer, **changes), 3, model, say=said.append)
+    task.image_batch, task.pair_batch = 2, 3
     return task, said

@@ -158,7 +158,8 @@ def test_codes_and_k_means_afterwards_are_measured_alike(corpus, monkeypatch):
     task = SimpleNamespace(
         heldout_records=[SimpleNamespace(image=refs[name]) for name in heldout],
         processor=SimpleNamespace(image_processor=images),
-        data=SimpleNamespace(precision="float32", image_batch=3),
+        precision="float32",
+        image_batch=3,
         workers=0,
     )
     found = measure_pointing(task, model, [refs[name] for name in training])
