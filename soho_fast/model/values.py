@@ -79,7 +79,7 @@ class ModelValues:
             3.2).
         dictionary: The quantiser: `paper`, or a class of your own by its import path, `my.module:MyQuantiser`, see
             `model/quantiser.py` (paper, section 3.2).
-        dictionary_options: Keywords of a class of your own.
+        dictionary_options: Keywords of a class of your own (ours).
         num_codes: Codes, k (paper, section 4.1).
         num_levels: Levels of k codes, each for what the ones before leave of a feature (ours; the paper has one). f(v)
             is the sum of a token's codes, its label the first.

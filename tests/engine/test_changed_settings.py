@@ -65,16 +65,7 @@ def test_a_finished_run_is_left_as_it_is(again, small_recipe, tmp_path):
     assert code == 0, text
     before, corpus = contents(run), contents(tmp_path / "corpus")
     shutil.copytree(tmp_path / "corpus", tmp_path / "moved")
-    harmless = [
-        "--log.every_steps",
-        "2",
-        "--batch.workers",
-        "0",
-        "--checkpoint.keep",
-        "1",
-        "--data.missing_images",
-        "skip",
-    ]
+    harmless = ["--log.every_steps", "2", "--batch.workers", "0", "--checkpoint.keep", "1"]
     for options in ([], harmless, ["--data_roots.corpus", str(tmp_path / "moved")]):
         code, text = again(*command, *options)
         assert code == 0 and "nothing is left to do" in text and "ITM, balanced pairs" in text, text

@@ -44,21 +44,18 @@ def test_equals_torch():
         torch.testing.assert_close(mine, other, rtol=1e-6, atol=1e-7)
 
 
-@pytest.mark.parametrize(
-    ("name", "options"),
-    [("Adagrad", {"initial_accumulator_value": 0.2}), ("RMSprop", {"alpha": 0.8}), ("NAdam", {}), ("Rprop", {})],
-)
-def test_an_optimiser_by_import_path_is_that_of_torch(name, options):
+@pytest.mark.parametrize("name", ["Adagrad", "RMSprop", "NAdam", "Rprop"])
+def test_an_optimiser_by_import_path_is_that_of_torch(name):
     kind = getattr(torch.optim, name)
     decay = {} if name == "Rprop" else {"weight_decay": 0.05}
     ours, theirs = _parameters(0) + _parameters(1), _parameters(0) + _parameters(1)
     groups = [{"params": ours[:3]}, {"params": ours[3:], "backbone": True}]
     settings = {"kind": f"torch.optim:{name}", "lr": 0.1, "weight_decay": 0.0, **decay}
-    joint = SgdAdamW([{**group, **settings} for group in groups], options)
-    others = [kind(theirs[:3], lr=0.1, **decay, **options), kind(theirs[3:], lr=0.1, **decay)]
+    joint = SgdAdamW([{**group, **settings} for group in groups])
+    others = [kind(theirs[:3], lr=0.1, **decay), kind(theirs[3:], lr=0.1, **decay)]
     _train([joint], ours, 4)
     saved = copy.deepcopy(joint.state_dict())
-    joint = SgdAdamW([{**group, **settings} for group in groups], options)
+    joint = SgdAdamW([{**group, **settings} for group in groups])
     joint.load_state_dict(saved)
     _train([joint], ours, 3)
     _train(others, theirs, 4)

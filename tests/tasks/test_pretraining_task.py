@@ -124,7 +124,7 @@ def test_a_training_step_and_the_metrics(data):
     assert torch.isfinite(output.loss)
     logged = {name: getattr(output, name, None) for name in task.logged}
     assert all(value.numel() == 1 for value in logged.values() if value is not None)
-    off_or_the_steps = {"bag_of_words_loss", "contrastive_loss", "commitment_loss", "step_perplexity", "code_error"}
+    off_or_the_steps = {"bag_of_words_loss", "contrastive_loss", "step_perplexity", "code_error"}
     assert {name for name, value in logged.items() if value is None} == off_or_the_steps
     model.train()
     metrics = task.evaluate(model, quick=False)
@@ -422,7 +422,7 @@ def test_bad_settings_name_the_field(data, tmp_path):
     )
     refuse("tokenizer: .* can't be loaded", FileNotFoundError, tokenizer=str(tmp_path / "gone"))
     refuse("0 < shorter_edge <= longer_edge", shorter_edge=100)
-    refuse("max_text_length: 64 is more than the model's max_position_embeddings 32", max_text_length=64)
+    refuse("max_text_length: 640 is more than the model's max_position_embeddings 512", max_text_length=640)
 
 
 def test_visual_genome_drops_the_held_out_coco_images(data, tmp_path):

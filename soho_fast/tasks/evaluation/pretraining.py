@@ -30,7 +30,6 @@ from soho_fast.tasks.evaluation.computing import Computing
 from soho_fast.tasks.evaluation.metrics.recall import mean_reciprocal_rank, recall_at
 from soho_fast.tasks.evaluation.pair_scoring import ImageBlocks, PairScorer, score_pairs
 from soho_fast.tasks.evaluation.sharing import ReportProgress, Sharing
-from soho_fast.tasks.evaluation.two_stage import contrastive_scores
 
 RECALL_KS = (1, 5, 10)
 # Share of words masked for MLM.
@@ -355,6 +354,8 @@ def evaluate_pretraining(
             retrieval = _recalls(torch.stack(score_pairs(scorer, blocks, wanted, Sharing(progress=progress))))
             if getattr(model, "contrastive_head", None) is not None:
                 # Of all texts those of the candidates, in their order, as above.
+                from soho_fast.tasks.evaluation.two_stage import contrastive_scores
+
                 vectors = _recalls(contrastive_scores(scorer, blocks)[:, candidate_rows])
                 retrieval |= {f"vectors_{name}": value for name, value in vectors.items() if "_to_" in name}
     finally:
