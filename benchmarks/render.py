@@ -158,7 +158,7 @@ USERS, TARGETS = "docs/results.md", "benchmarks/README.md"
 KINDS = {
     "ops": (ops_texts, (USERS, TARGETS)),
     "inference": (inference_texts, (USERS, TARGETS)),
-    "decoding": (decoding_texts, ("docs/training_images.md",)),
+    "decoding": (decoding_texts, ("docs/training.md",)),
 }
 
 

@@ -7,7 +7,7 @@ from benchmarks.tables import as_text
 
 
 def pytest_benchmark_update_json(config, benchmarks, output_json) -> None:
-    """What the table of docs/training_images.md is rendered from."""
+    """What the table of docs/training.md is rendered from."""
     if rows := rows_of(output_json["benchmarks"]):
         machine = output_json["machine_info"].get("cpu", {}).get("brand_raw", "unnamed CPU")
         output_json["decoding"] = {"machine": machine, "datetime": output_json["datetime"], "rows": rows}

@@ -5,7 +5,6 @@
 #include <tuple>
 
 #include "torch/lookup_totals.h"
-#include "torch/names.h"
 #include "torch/tensors.h"
 #include "torch/threads.h"
 
@@ -159,7 +158,7 @@ Tensor straight_through_cpu(const Tensor& features, const Tensor& codebook, cons
   return gather(as_dense(same_type ? codebook : torch::stable::to(codebook, features.scalar_type())), index);
 }
 
-STABLE_TORCH_LIBRARY_IMPL(SOHO_NAMESPACE, CPU, library) {
+STABLE_TORCH_LIBRARY_IMPL(soho_fast, CPU, library) {
   library.impl("codebook_lookup_cpu", TORCH_BOX(&codebook_lookup_cpu));
   library.impl("pack_codebook_cpu", TORCH_BOX(&pack_codebook_cpu));
   library.impl("straight_through_cpu", TORCH_BOX(&straight_through_cpu));

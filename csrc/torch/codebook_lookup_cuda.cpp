@@ -4,7 +4,6 @@
 #include <tuple>
 
 #include "torch/cuda_call.h"
-#include "torch/names.h"
 
 namespace soho {
 namespace {
@@ -95,7 +94,7 @@ Tensor straight_through(const Tensor& features, const Tensor& codebook, const Te
   return gather(call, torch::stable::contiguous(codes), index);
 }
 
-STABLE_TORCH_LIBRARY_IMPL(SOHO_NAMESPACE, CUDA, library) {
+STABLE_TORCH_LIBRARY_IMPL(soho_fast, CUDA, library) {
   library.impl("codebook_lookup_cuda", TORCH_BOX(&codebook_lookup));
   library.impl("pack_codebook_cuda", TORCH_BOX(&pack_codebook));
   library.impl("straight_through_cuda", TORCH_BOX(&straight_through));

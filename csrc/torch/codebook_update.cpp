@@ -3,7 +3,6 @@
 #include <tuple>
 
 #include "common/cpu_level.h"
-#include "torch/names.h"
 #include "torch/tensors.h"
 #include "torch/threads.h"
 
@@ -84,7 +83,7 @@ void scatter_mean_ema_cpu(const Tensor& codebook, const Tensor& features, const 
   }
 }
 
-STABLE_TORCH_LIBRARY_IMPL(SOHO_NAMESPACE, CPU, library) {
+STABLE_TORCH_LIBRARY_IMPL(soho_fast, CPU, library) {
   library.impl("codebook_stats_cpu", TORCH_BOX(&codebook_stats_cpu));
   library.impl("codebook_ema__cpu", TORCH_BOX(&codebook_ema_cpu));
   library.impl("scatter_mean_ema__cpu", TORCH_BOX(&scatter_mean_ema_cpu));

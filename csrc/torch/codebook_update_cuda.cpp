@@ -3,7 +3,6 @@
 #include <tuple>
 
 #include "torch/cuda_call.h"
-#include "torch/names.h"
 
 namespace soho {
 namespace {
@@ -72,7 +71,7 @@ void scatter_mean_ema(const Tensor& codebook, const Tensor& features, const Tens
   write_back(codebook, moved);
 }
 
-STABLE_TORCH_LIBRARY_IMPL(SOHO_NAMESPACE, CUDA, library) {
+STABLE_TORCH_LIBRARY_IMPL(soho_fast, CUDA, library) {
   library.impl("codebook_stats_cuda", TORCH_BOX(&codebook_stats));
   library.impl("codebook_ema__cuda", TORCH_BOX(&move_by_stats));
   library.impl("scatter_mean_ema__cuda", TORCH_BOX(&scatter_mean_ema));

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <tuple>
 
-#include "torch/names.h"
 #include "torch/tensors.h"
 
 namespace soho {
@@ -63,7 +62,7 @@ Tensor sample_group_cpu(const Tensor& index, const std::optional<Tensor>& valid,
   return target;
 }
 
-STABLE_TORCH_LIBRARY_IMPL(SOHO_NAMESPACE, CPU, library) {
+STABLE_TORCH_LIBRARY_IMPL(soho_fast, CPU, library) {
   library.impl("group_mask_cpu", TORCH_BOX(&group_mask_cpu));
   library.impl("group_mask__cpu", TORCH_BOX(&group_mask_inplace_cpu));
   library.impl("sample_group_cpu", TORCH_BOX(&sample_group_cpu));

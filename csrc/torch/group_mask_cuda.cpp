@@ -3,7 +3,6 @@
 #include <tuple>
 
 #include "torch/cuda_call.h"
-#include "torch/names.h"
 
 namespace soho {
 namespace {
@@ -58,7 +57,7 @@ Tensor sample(const Tensor& index, const std::optional<Tensor>& valid, const Ten
   return target;
 }
 
-STABLE_TORCH_LIBRARY_IMPL(SOHO_NAMESPACE, CUDA, library) {
+STABLE_TORCH_LIBRARY_IMPL(soho_fast, CUDA, library) {
   library.impl("group_mask_cuda", TORCH_BOX(&mask_copy));
   library.impl("group_mask__cuda", TORCH_BOX(&mask_in_place));
   library.impl("sample_group_cuda", TORCH_BOX(&sample));

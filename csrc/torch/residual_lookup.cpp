@@ -2,7 +2,6 @@
 
 #include <tuple>
 
-#include "torch/names.h"
 #include "torch/tensors.h"
 #include "torch/threads.h"
 
@@ -48,7 +47,7 @@ std::tuple<Tensor, Tensor, Tensor> residual_lookup_cpu(const Tensor& features, c
   return {type == ScalarType::Float ? quantized : torch::stable::to(quantized, type), index, residual};
 }
 
-STABLE_TORCH_LIBRARY_IMPL(SOHO_NAMESPACE, CPU, library) {
+STABLE_TORCH_LIBRARY_IMPL(soho_fast, CPU, library) {
   library.impl("residual_lookup_cpu", TORCH_BOX(&residual_lookup_cpu));
 }
 

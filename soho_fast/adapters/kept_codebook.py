@@ -1,4 +1,4 @@
-"""A module's codebooks, looked up exactly, and packed once for as long as they stay as they are.
+"""A module's codebooks, looked up exactly, and prepared once for as long as they stay as they are.
 
 Letters: N features, L levels, K codes, C channels.
 """
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from soho_fast import ops
+from soho_fast.adapters.swapping import Swapped
 from soho_fast.ops.codebook_lookup import reference
 from soho_fast.ops.codebook_lookup.reference import Metric
 
@@ -19,15 +20,7 @@ def nearest_code(features_NC: Tensor, codebook_KC: Tensor, metric: Metric = "euc
     if torch.float64 in (features_NC.dtype, codebook_KC.dtype):
         number = reference.METRICS.index(metric)
         return reference.codebook_lookup(features_NC.detach(), codebook_KC.detach(), False, False, metric=number)[1]
-    (features_NC, codebook_KC), metric = _as_served((features_NC, codebook_KC), metric)
     return ops.codebook_lookup(features_NC, codebook_KC, metric=metric)
-
-
-def _as_served(vectors: tuple[Tensor, ...], metric: Metric) -> tuple[tuple[Tensor, ...], Metric]:
-    """What the device's kernels are given. Those of GPUs know distances alone: for a cosine float32 unit vectors."""
-    if metric != "cosine" or vectors[0].device.type == "cpu":
-        return vectors, metric
-    return tuple(nn.functional.normalize(vector.float(), dim=-1) for vector in vectors), "euclidean"
 
 
 def is_recorded(tensor: Tensor) -> bool:
@@ -79,8 +72,9 @@ def _place(tensor: Tensor) -> tuple[int, torch.dtype, torch.Size, tuple[int, ...
     return tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
 
 
-class _Kept:
-    """What is made of tensors, as long as they stay as they are. Copies and pickles of it are empty.
+class KeptCodebook:
+    """The lookup in the codebook of a module, or those of its levels, which are prepared when two calls in a row find
+    them unchanged. Copies and pickles of it are empty.
 
     Attributes:
         num_drops: how many reports came that they changed in a way that torch does not count.
@@ -89,22 +83,15 @@ class _Kept:
     __slots__ = ("_entry", "num_drops")
 
     def __init__(self) -> None:
-        self._entry: tuple[Watch, Any] | None = None
+        self._entry: tuple[Watch, ops.PreparedCodebook | None] | None = None
         self.num_drops = 0
 
-    def __reduce__(self) -> tuple[type["_Kept"], tuple[()]]:
+    def __reduce__(self) -> tuple[type["KeptCodebook"], tuple[()]]:
         return type(self), ()
 
     def drop(self) -> None:
         self._entry = None
         self.num_drops += 1
-
-
-class KeptCodebook(_Kept):
-    """The lookup in the codebook of a module, or those of its levels, which are prepared when two calls in a row find
-    them unchanged."""
-
-    __slots__ = ()
 
     @property
     def is_prepared(self) -> bool:
@@ -125,34 +112,21 @@ class KeptCodebook(_Kept):
             self._entry = watch, prepared
         return prepared
 
-    def nearest_code(self, features_NC: Tensor, codebook_KC: Tensor, metric: Metric) -> Tensor:
-        """Index int64 (N,) of the code nearest to each feature, by the one metric of the module.
-
-        Args:
-            features_NC: (N, C). codebook_KC: (K, C), as the module holds it. Or a batch of both, (H, N, C), (H, K, C).
-        """
-
-        def prepare() -> ops.PreparedCodebook:
-            (codes_KC,), served = _as_served((codebook_KC,), metric)
-            return ops.prepare_codebook(codes_KC, metric=served)
-
-        if is_recorded(features_NC) or torch.float64 in (features_NC.dtype, codebook_KC.dtype):
-            return nearest_code(features_NC, codebook_KC, metric)
-        prepared = self._prepared((codebook_KC,), prepare)
-        if prepared is None:
-            return nearest_code(features_NC, codebook_KC, metric)
-        (features_NC,), served = _as_served((features_NC,), metric)
-        return ops.codebook_lookup(features_NC, prepared, metric=served)
+    def nearest_code(self, features_HNC: Tensor, codebook_HKC: Tensor, metric: Metric) -> Tensor:
+        """Index int64 (H, N) of the code nearest to each feature, by the one metric of the module; the codebook as the
+        module holds it."""
+        prepared = self._prepared((codebook_HKC,), lambda: ops.prepare_codebook(codebook_HKC, metric=metric))
+        return ops.codebook_lookup(features_HNC, codebook_HKC if prepared is None else prepared, metric=metric)
 
     def residual_lookup(self, features: Tensor, codebooks: Sequence[Tensor]) -> tuple[Tensor, Tensor] | None:
-        """`ops.residual_lookup` of features (..., N, C) in the codebooks (K, C) or (1, K, C) of L levels: index int64
+        """`ops.residual_lookup` of float32 features (..., N, C) in the codebooks (1, K, C) of L levels: index int64
         (..., N, L), quantized (..., N, C). None where the caller has to go from level to level instead: before the
-        codebooks are prepared, and where what is left of the features would not be float32 or no kernel has all levels.
+        codebooks are prepared, and where no kernel has all levels.
         """
-        if len(codebooks) < 2 or features.device.type != "cpu" or features.dtype == torch.float64:
-            return None
         first = codebooks[0]
-        if is_recorded(features) or any(one.dtype != torch.float32 or one.shape != first.shape for one in codebooks):
+        if len(codebooks) < 2 or features.device.type != "cpu":
+            return None
+        if any(one.dtype != torch.float32 or one.shape != first.shape for one in codebooks):
             return None
 
         def prepare() -> ops.PreparedCodebook:
@@ -165,20 +139,17 @@ class KeptCodebook(_Kept):
         return ops.residual_lookup(features.detach(), prepared, num_levels=len(codebooks))
 
 
-class Made(_Kept):
-    """A tensor that is made of others, and made again when they change."""
+class Keeping(Swapped):
+    """A module's class that keeps what it prepares of codebooks, and drops it where it trains."""
 
-    __slots__ = ()
+    _kept: KeptCodebook
 
-    def of(self, make: Callable[..., Tensor], first: Tensor, second: Tensor, *others: Any) -> Tensor:
-        """`make(first, second, *others)`, or what it gave when the two tensors were last what they are now."""
-        if is_recorded(first):
-            return make(first, second, *others)
-        entry = self._entry
-        if entry is not None and entry[0].holds(first, second):
-            return entry[1]
-        seen = Watch.of(first, second)
-        with torch.inference_mode(False), torch.no_grad():  # an inference tensor would not count its versions
-            made = make(first, second, *others)
-        self._entry = None if seen is None else (seen, made)
-        return made
+    def begin(self) -> None:
+        self._kept = KeptCodebook()
+
+    def end(self) -> None:
+        del self._kept
+
+    def train(self, mode: bool = True) -> Any:
+        self._kept.drop()  # some optimisers write past the version counter
+        return super().train(mode)  # type: ignore[misc]

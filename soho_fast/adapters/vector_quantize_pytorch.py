@@ -11,13 +11,18 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from soho_fast import ops
-from soho_fast.adapters import swapping
-from soho_fast.adapters.kept_codebook import is_recorded, nearest_code
-from soho_fast.adapters.swapping import Keeping, KeepingLevels, Swapped, needs
+from soho_fast.adapters.kept_codebook import Keeping, is_recorded, nearest_code
+from soho_fast.adapters.swapping import Swapped
+from soho_fast.ops.codebook_lookup.reference import Metric
 
-with needs(__name__, "vector-quantize-pytorch>=1.32"):
+try:
     import vector_quantize_pytorch as library
     from vector_quantize_pytorch import vector_quantize_pytorch as core
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        f"soho_fast.adapters needs the package {error.name}: pip install 'vector-quantize-pytorch>=1.32'",
+        name=error.name,
+    ) from error
 
 # A layer that needs all the distances of a feature, or a gradient of the codes, is not one these ops can serve.
 _NEEDS_ALL_DISTANCES = "needs the distance of every feature to every code, which is never made here"
@@ -30,7 +35,7 @@ class Codebook(Keeping, core.Codebook):
     original = core.Codebook
 
     def update_ema(self) -> None:
-        self.forget()  # the original writes past the version counter
+        self._kept.drop()  # the original writes past the version counter
         super().update_ema()
 
     def init_embed_(self, data: Tensor, mask: Tensor | None = None) -> None:
@@ -42,7 +47,7 @@ class Codebook(Keeping, core.Codebook):
 
     def replace(self, batch_samples: Tensor, batch_mask: Tensor, seq_mask: Tensor | None = None) -> None:
         """As the original; a code that draws a feature which is not finite takes the place of the first code."""
-        self.forget()
+        self._kept.drop()
         finite = batch_samples.isfinite().all(-1, keepdim=True)
         super().replace(torch.where(finite, batch_samples, self.embed[:, :1]), batch_mask, seq_mask)
 
@@ -70,10 +75,9 @@ class Codebook(Keeping, core.Codebook):
                 x = x.unsqueeze(0)
             feat_HNC = x.flatten(1, -2)
             valid_HN = None if mask is None else _valid_of_heads(mask, feat_HNC)
-            if not torch.onnx.is_in_onnx_export():  # which takes the codes as they are
-                self.init_embed_(feat_HNC, mask=valid_HN)
+            self.init_embed_(feat_HNC, mask=valid_HN)
             codes_HKC = self.embed.float()
-            index_HN = self.found_nearest(feat_HNC, codes_HKC, "dot" if self.use_cosine_sim else "euclidean")
+            index_HN = self._nearest(feat_HNC, codes_HKC)
             quantized = ops.straight_through(feat_HNC, codes_HKC, index_HN).reshape(x.shape)
             if self.training and update_usage and not freeze_codebook:
                 self.update_codebook(
@@ -88,6 +92,16 @@ class Codebook(Keeping, core.Codebook):
         if not has_codebook_dim:
             quantized, index = quantized.squeeze(0), index.squeeze(0)
         return quantized, index, None
+
+    def _nearest(self, feat_HNC: Tensor, codes_HKC: Tensor) -> Tensor:
+        """Index int64 (H, N); nothing is kept of codes that train."""
+        metric: Metric = "dot" if self.use_cosine_sim else "euclidean"
+        if is_recorded(feat_HNC):
+            return nearest_code(feat_HNC, codes_HKC, metric)
+        if self.training:
+            self._kept.drop()
+            return nearest_code(feat_HNC, codes_HKC, metric)
+        return self._kept.nearest_code(feat_HNC, codes_HKC, metric)
 
     def track_cluster_size_and_embed_avg(
         self,
@@ -130,13 +144,22 @@ class VectorQuantize(Swapped, library.VectorQuantize):
         return super().forward(x, None, *args, **kwargs)
 
 
-class ResidualVQ(KeepingLevels, library.ResidualVQ):
+class ResidualVQ(Keeping, library.ResidualVQ):
     """A `ResidualVQ` whose levels are one op in evaluation, with the bits of the loop over them."""
 
     original = library.ResidualVQ
     layers: nn.ModuleList
     project_in: nn.Module
     project_out: nn.Module
+    _num_drops: tuple[int, ...]  # of the levels, when their codebooks were prepared
+
+    def begin(self) -> None:
+        super().begin()
+        self._num_drops = ()
+
+    def end(self) -> None:
+        super().end()
+        del self._num_drops
 
     def forward(
         self,
@@ -168,8 +191,13 @@ class ResidualVQ(KeepingLevels, library.ResidualVQ):
         if self.quant_grad_frac > 0 or not all(codebook.initted for codebook in codebooks):
             return None
         feat = self.project_in(x)
-        codes = [codebook.embed for codebook in codebooks]
-        return None if feat.dtype != torch.float32 else self.looked_up(feat, codebooks, codes)
+        if feat.dtype != torch.float32:
+            return None
+        num_drops = tuple(codebook._kept.num_drops for codebook in codebooks)
+        if num_drops != self._num_drops:
+            self._kept.drop()
+            self._num_drops = num_drops
+        return self._kept.residual_lookup(feat, [codebook.embed for codebook in codebooks])
 
     @staticmethod
     def serves(stack: library.ResidualVQ) -> bool:
@@ -210,9 +238,9 @@ class SimVQ(Swapped, library.SimVQ):
         return quantized, index_BN.reshape(x.shape[:-1]), loss * self.commitment_weight
 
 
-def find(module: nn.Module) -> tuple[list[swapping.Found], list[str]]:
-    """As `swapping.find`."""
-    found: list[swapping.Found] = []
+def find(module: nn.Module) -> tuple[list[tuple[nn.Module, type[Swapped]]], list[str]]:
+    """The modules to accelerate, each with its new class, and every reason why one cannot be."""
+    found: list[tuple[nn.Module, type[Swapped]]] = []
     reasons: list[str] = []
     parts: list[tuple[str, nn.Module]] = list(module.named_modules())
     for kind, base, refusals in (
@@ -222,15 +250,16 @@ def find(module: nn.Module) -> tuple[list[swapping.Found], list[str]]:
     ):
         for name, part in parts:
             if isinstance(part, base) and (why := refusals(part)):
-                reasons.append(swapping.told(kind, name, why))
-    for name, part in parts:
+                at = f" at {name!r}" if name else ""
+                reasons.append(f"the {kind}{at} cannot be accelerated: {'; '.join(why)}")
+    for _, part in parts:
         if type(part) is library.VectorQuantize:
             codebook: Any = part._codebook
-            found += [(name, part, VectorQuantize), (name, codebook, Codebook)]
+            found += [(part, VectorQuantize), (codebook, Codebook)]
         elif type(part) is library.SimVQ:
-            found.append((name, part, SimVQ))
+            found.append((part, SimVQ))
         elif type(part) is library.ResidualVQ and ResidualVQ.serves(part):
-            found.append((name, part, ResidualVQ))
+            found.append((part, ResidualVQ))
     return found, reasons
 
 

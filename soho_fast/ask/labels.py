@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from soho_fast.ask.pipeline import SohoPipeline, usable_tokens
-from soho_fast.ask.prompts import TEMPLATES, Prompts
+from soho_fast.ask.pipeline import TEMPLATES, Prompts, SohoPipeline, usable_tokens
 from soho_fast.common.errors import UserError, listed, print_line
 from soho_fast.common.hub import no_such_path
-from soho_fast.data.importing import images_below
+from soho_fast.data.stores import images_below
 
 
 def label_images(
@@ -52,8 +51,7 @@ def label_images(
     _check_apart(soho, prompts)
     say_unknown(soho, prompts.labels)
     shown, right, unusable = Counter[str](), 0, 0
-    answers = soho.rank(iter(paths), prompts, top_k=top_k, batch_size=batch_size, errors="return")
-    for path, answer in zip(paths, answers, strict=True):
+    for path, answer in zip(paths, _answers(soho, paths, prompts, top_k, batch_size), strict=True):
         unusable += isinstance(answer, ValueError)
         rows: Any = [] if isinstance(answer, ValueError) else answer
         if as_json:
@@ -73,6 +71,13 @@ def label_images(
         accuracy, always = (f"{100 * part / shown.total():.1f} %" for part in (right, count))
         said = f"accuracy {accuracy} of {shown.total():,} images in folders named as their label"
         print_line(f"{said}; always {most!r}: {always}", beside)
+
+
+def _answers(soho: SohoPipeline, paths: Sequence[Path], prompts: Prompts, top_k: int, batch_size: int) -> Iterator[Any]:
+    """The answers about some images at a time, to print them as they come."""
+    for first in range(0, len(paths), 4 * batch_size):
+        some = paths[first : first + 4 * batch_size]
+        yield from soho.rank(some, prompts, top_k=top_k, batch_size=batch_size, errors="return")
 
 
 def say_unknown(soho: SohoPipeline, texts: Sequence[str]) -> None:

@@ -13,6 +13,8 @@ and any others, which are handed on. A line of the results has its number, from 
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -30,7 +32,6 @@ from soho_fast.common.checksums import folder_digest
 from soho_fast.common.errors import CorruptImageError, UserError, print_line
 from soho_fast.common.files import read_json, write_atomically
 from soho_fast.common.hub import no_such_path
-from soho_fast.common.lock import lock_file
 from soho_fast.common.progress import ProgressLines
 from soho_fast.common.versions import in_words, program
 from soho_fast.common.workers import loaded_ahead
@@ -189,9 +190,15 @@ def _open_locked(path: Path) -> BinaryIO:
         file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "r+b", buffering=0)
     except OSError as error:
         raise UserError(f"results: {path} can't be written ({error.strerror})") from error
-    if not lock_file(file.fileno(), lambda reason: None):
-        file.close()
-        raise UserError(f"results: {path} is being written by another process; wait for its end, or stop it")
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        # POSIX leaves open which of the two says so; a file system without locks says something else.
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            file.close()
+            raise UserError(
+                f"results: {path} is being written by another process; wait for its end, or stop it"
+            ) from error
     return file
 
 

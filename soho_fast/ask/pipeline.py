@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any, Self
 
@@ -23,10 +22,9 @@ with from_extra("train"):
 
     from soho_fast import model as models
     from soho_fast.ask import MODELS
-    from soho_fast.ask.prompts import TEMPLATES, Prompts
     from soho_fast.common.hub import loading_options, model_folder
     from soho_fast.data.batches.sample import pad_texts
-    from soho_fast.data.images import is_image, load_any
+    from soho_fast.data.images import load_any
     from soho_fast.data.processor import SohoProcessor
     from soho_fast.data.readers.records import check_text
     from soho_fast.model import SohoConfig, VisualTokens
@@ -55,6 +53,35 @@ _TEXTS, _TEXTS_AHEAD = 4, 64
 _MOST_PADDING = 0.2
 
 
+TEMPLATES = ("a photo of a {}.",)
+"""What a label is put into, at `{}`, where the caller does not say."""
+
+
+class Prompts(list[str]):
+    """The texts of labels in templates, which an image is labelled by; all of the first label come first.
+
+    Args:
+        labels: At least two names, each once.
+        templates: Texts with `{}`, the place of the label, as open_clip's templates have it.
+
+    Raises:
+        ValueError: There are fewer labels, one comes twice or is empty, or a template has no `{}`.
+    """
+
+    def __init__(self, labels: Sequence[str], templates: Sequence[str] = TEMPLATES) -> None:
+        for name, given, least in (("labels", labels, 2), ("templates", templates, 1)):
+            if isinstance(given, str) or not all(isinstance(each, str) and each.strip() for each in given):
+                raise ValueError(f"{name}: expected a list of texts, got {given!r:.60}")
+            if len(given) < least:
+                raise ValueError(f"{name}: expected at least {least}, got {len(given)}")
+            if twice := [each for number, each in enumerate(given) if each in given[:number]]:
+                raise ValueError(f"{name}: {twice[0]!r:.60} comes twice; expected each once")
+        if without := [each for each in templates if "{}" not in each]:
+            raise ValueError(f"templates: {without[0]!r:.60} has no {{}}, the place of the label")
+        super().__init__(template.replace("{}", label) for label in labels for template in templates)
+        self.labels = list(labels)
+
+
 @dataclass(frozen=True)
 class Question:
     """Words that are read with one image, or with two; what equals is the same image.
@@ -68,10 +95,9 @@ class Question:
 
 @dataclass(eq=False)
 class LoadedImage:
-    """An image: its pixels, resized; what `encode` gave of it; or why it can't be used. And what it was given as."""
+    """An image: its pixels, resized; what `encode` gave of it; or why it can't be used."""
 
     content: Tensor | VisualTokens | ValueError
-    given: Any = None
 
 
 class SohoPipeline:
@@ -84,10 +110,9 @@ class SohoPipeline:
     An answer is a list of dicts, best first: what was chosen, and `score`, its probability by the model. The scores of
     `rank` are each text's probability to belong to the image; they do not sum to 1.
 
-    Images and texts may be given one or many at a time (many for `rank`: lists of texts). A list or a tuple gives a
-    list of answers; any other iterable gives an iterator, which reads some batches ahead. A single image or text is
-    used for every question. Answers come in the order of the questions. Images of like shape are encoded together, and
-    an image that comes again (the same path, or the same object of a list) is encoded once.
+    Images and texts may be given one or many at a time, in a list or a tuple (many for `rank`: lists of texts), which
+    gives a list of answers in the order of the questions. A single image or text is used for every question. Images of
+    like shape are encoded together, and an image that comes again (the same path, or the same object) is encoded once.
 
     All questions take `batch_size`, the number of images encoded at a time (of texts, four times as many are read);
     `progress`, which shows a bar; and `errors`: with "raise" the first error ends the call, with "return" the
@@ -169,37 +194,36 @@ class SohoPipeline:
         """The question of this model by its arguments' names, such as {"image": "a.jpg", "question": "what is it?"}.
 
         Args:
-            asked: a dict; a list of dicts; or any other iterable of them.
+            asked: a dict, or a list of dicts.
             top_k: as in the question's own method.
             options: see above.
         """
         names = FIELDS[self.action]
-        if isinstance(asked, Mapping):
+        if not isinstance(asked, (list, tuple)):
             return self._ask(self.action, _values(asked, names), top_k, **options)
-        is_list = isinstance(asked, (list, tuple))
-        rows = (_values(each, names) for each in asked)
-        answers = self._stream(rows, (is_list,) * len(names), top_k, _length(asked), is_one=False, **options)
-        return list(answers) if is_list else answers
+        return list(self._stream([_values(each, names) for each in asked], top_k, is_one=False, **options))
 
     def encode(self, images: Any, batch_size: int = 8, errors: str = "raise") -> Any:
         """Images for many questions: what may stand in the place of an image, and is not encoded again.
 
         Args:
-            images: one; a list; or any other iterable.
+            images: one, or a list.
             batch_size: Images that are encoded at a time.
             errors: "return" gives, of several images, the ValueError in the place of one that can't be used.
 
         Returns:
-            `VisualTokens` of an image, on the model's device; a list of them; or an iterator.
+            `VisualTokens` of an image, on the model's device; or a list of them.
 
         Raises:
             ValueError: an image can't be used.
         """
         _at_least_one("batch_size", batch_size)
-        if not _are_many(images):
+        if not isinstance(images, (list, tuple)):
             return self._encode([self._load(images)], 1)[0]
-        encoded = self._encode_many(images, batch_size, errors)
-        return list(encoded) if isinstance(images, (list, tuple)) else encoded
+        load, step, found = self._load if errors == "raise" else self._loaded, _WINDOW * batch_size, list[Any]()
+        for first in range(0, len(images), step):
+            found += self._encode([load(image) for image in images[first : first + step]], batch_size)
+        return found
 
     @torch.no_grad()
     def answer_together(
@@ -247,79 +271,65 @@ class SohoPipeline:
     def _ask(self, action: str, values: Sequence[Any], top_k: int | None, **options: Any) -> Any:
         self.check_action(action)
         *images, words = values
-        is_many = [*map(_are_many, images), _are_lists_of_texts(words) if action == "rank" else _are_many(words)]
+        # Of "rank" a list of texts is one question's.
+        texts_are_many = isinstance(words, (list, tuple)) and (
+            action != "rank" or any(isinstance(each, (list, tuple)) for each in words)
+        )
+        is_many = [*(isinstance(image, (list, tuple)) for image in images), texts_are_many]
         many = {name: value for name, value, of_many in zip(FIELDS[action], values, is_many, strict=True) if of_many}
         if not many:
-            (answer,) = self._stream([values], (True,) * len(values), top_k, None, **options)
+            (answer,) = self._stream([values], top_k, is_one=True, **options)
             return answer
-        lengths = {_length(value) for value in many.values()} - {None}
-        if len(lengths) > 1:
-            got = ", ".join(f"{len(value)} of {name}" for name, value in many.items() if _length(value) is not None)
+        if len({len(value) for value in many.values()}) > 1:
+            got = ", ".join(f"{len(value)} of {name}" for name, value in many.items())
             raise ValueError(f"{', '.join(many)}: expected as many of each, got {got}")
-        # What is a list, or the same for all, stays as it is while it is asked about.
-        steady = [name not in many or isinstance(many[name], (list, tuple)) for name in FIELDS[action]]
-        rows = _rows(FIELDS[action], values, many)
-        answers = self._stream(rows, steady, top_k, next(iter(lengths), None), is_one=False, **options)
-        return list(answers) if all(steady) else answers
+        single = dict(zip(FIELDS[action], values, strict=True))
+        each_of = zip(*many.values(), strict=True)
+        rows = [list((single | dict(zip(many, own, strict=True))).values()) for own in each_of]
+        return list(self._stream(rows, top_k, is_one=False, **options))
 
     def _stream(
         self,
-        rows: Iterable[Sequence[Any]],
-        steady: Sequence[bool],
+        rows: Sequence[Sequence[Any]],
         top_k: int | None,
-        total: int | None,
         *,
-        is_one: bool = True,
+        is_one: bool,
         batch_size: int = 8,
         progress: bool = False,
         errors: str = "raise",
     ) -> Iterator[Any]:
-        """The answers to rows of images and words, one by one.
-
-        Args:
-            rows: the arguments of each question.
-            steady: which arguments do not change while they are asked about: of those the same object is one image.
-            top_k: number of answers.
-            total: how many rows there are, where that is known.
-            is_one: there is one, and an error does not say which it is of.
-            batch_size, progress, errors: the options.
-        """
+        """The answers to rows of images and words, one by one; the error of one alone (`is_one`) has no number."""
         _at_least_one("batch_size", batch_size)
         if top_k is not None:
             _at_least_one("top_k", top_k)
         if errors not in ("raise", "return"):
             raise ValueError(f"errors: expected 'raise' or 'return', got {errors!r}")
-        answers = self._answers(rows, steady, top_k, batch_size)
-        answers = tqdm(answers, total=total, unit="question", dynamic_ncols=True) if progress else answers
-        return answers if errors == "return" else _raised(answers, is_one)
+        answers = self._answers(rows, top_k, batch_size)
+        shown = tqdm(answers, total=len(rows), unit="question", dynamic_ncols=True) if progress else answers
+        for number, answer in enumerate(shown):
+            if isinstance(answer, ValueError) and errors == "raise":
+                if is_one:
+                    raise answer
+                raise ValueError(f"question {number} (from 0): {answer}") from answer
+            yield answer
 
     def _answers(
-        self, rows: Iterable[Sequence[Any]], steady: Sequence[bool], top_k: int | None, batch_size: int
+        self, rows: Sequence[Sequence[Any]], top_k: int | None, batch_size: int
     ) -> Iterator[Answer | ValueError]:
         loaded: dict[Hashable, LoadedImage] = {}
 
-        def load(image: Any, is_steady: bool) -> LoadedImage:
-            # An object that a generator gives again may hold another image by now.
-            key = os.fspath(image) if isinstance(image, (str, os.PathLike)) else id(image) if is_steady else None
-            if key not in loaded or key is None:
-                # Kept with its object: as long as that is there, no other has its id.
-                loaded[key] = LoadedImage(self._loaded(image), image)
+        def load(image: Any) -> LoadedImage:
+            key = os.fspath(image) if isinstance(image, (str, os.PathLike)) else id(image)
+            if key not in loaded:
+                loaded[key] = LoadedImage(self._loaded(image))
             return loaded[key]
 
-        def questions() -> Iterator[Question]:
-            for *images, words in rows:
-                yield Question(tuple(map(load, images, steady)), words)
-
-        for window in windows(questions(), batch_size):
+        questions = (Question(tuple(map(load, images)), words) for *images, words in rows)
+        for window in windows(questions, batch_size):
             answered = {image for question in window for image in question.images}
             for key in [key for key, image in loaded.items() if image in answered]:
                 del loaded[key]
             yield from self.answer_together(window, top_k, batch_size)
-
-    def _encode_many(self, images: Iterable[Any], batch_size: int, errors: str) -> Iterator[VisualTokens | ValueError]:
-        loaded = map(self._load if errors == "raise" else self._loaded, images)
-        while ahead := list(islice(loaded, _WINDOW * batch_size)):
-            yield from self._encode(ahead, batch_size)
 
     @torch.no_grad()
     def _encode(self, images: Sequence[Tensor | VisualTokens | ValueError], batch_size: int) -> list[Any]:
@@ -545,48 +555,11 @@ def like_shapes(
     return batches
 
 
-def _are_many(value: Any) -> bool:
-    """Whether these are several images or texts."""
-    if is_image(value) or isinstance(value, Mapping):  # a path is a text too; `VisualTokens` are a mapping
-        return False
-    return hasattr(value, "__iter__") or hasattr(value, "__getitem__")
-
-
-def _are_lists_of_texts(value: Any) -> bool:
-    """Whether these are the texts of several images."""
-    if isinstance(value, (list, tuple)):
-        return any(isinstance(each, (list, tuple)) for each in value)
-    return _are_many(value)
-
-
-def _length(value: Any) -> int | None:
-    return len(value) if hasattr(value, "__len__") else None
-
-
-def _rows(names: Sequence[str], values: Sequence[Any], many: Mapping[str, Any]) -> Iterator[list[Any]]:
-    """The arguments of each question, what is single in each of them."""
-    single = dict(zip(names, values, strict=True))
-    end = object()
-    for number, each in enumerate(zip_longest(*many.values(), fillvalue=end)):
-        if any(value is end for value in each):
-            raise ValueError(f"{', '.join(many)}: expected as many of each, but one of them ends after {number}")
-        yield list((single | dict(zip(many, each, strict=True))).values())
-
-
 def _values(asked: Any, names: Sequence[str]) -> list[Any]:
     if not isinstance(asked, Mapping) or set(asked) != set(names):
         got = f"a dict with {', '.join(map(str, asked))}" if isinstance(asked, Mapping) else type(asked).__name__
         raise ValueError(f"expected a dict with {', '.join(names)}, got {got}")
     return [asked[name] for name in names]
-
-
-def _raised(answers: Iterable[Answer | ValueError], is_one: bool) -> Iterator[Answer]:
-    for number, answer in enumerate(answers):
-        if isinstance(answer, ValueError) and is_one:
-            raise answer
-        if isinstance(answer, ValueError):
-            raise ValueError(f"question {number} (from 0): {answer}") from answer
-        yield answer
 
 
 def _at_least_one(name: str, value: Any) -> None:

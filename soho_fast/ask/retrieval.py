@@ -77,7 +77,7 @@ class Retriever:
         read = chosen_TI.any(0).nonzero().flatten().tolist()
         texts_of = [chosen_TI[:, image].nonzero().flatten().tolist() for image in read]
         asked = [[texts[text] for text in own] for own in texts_of]
-        shown = (self.images[image] for image in read)
+        shown = [self.images[image] for image in read]
         answers = self.soho.rank(shown, asked, batch_size=self.batch_size, errors="return")
         progress = ProgressLines(self.say, "images matched")
         found: list[Answer] = [[] for _ in texts]

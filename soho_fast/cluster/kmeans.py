@@ -5,12 +5,11 @@ Letters: N rows, M rows of a batch, K clusters, C channels.
 
 from __future__ import annotations
 
-import math
 import operator
 import random
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import KW_ONLY, dataclass
 from numbers import Real
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar, overload
@@ -19,12 +18,10 @@ import torch
 from torch import Tensor
 
 from soho_fast import ops
-from soho_fast.cluster.balance import within_bound
 from soho_fast.cluster.estimator import Estimator
 from soho_fast.cluster.lloyd import Fitted, fit_centers
 from soho_fast.cluster.processes import Processes
 from soho_fast.cluster.rows import (
-    MemoryRows,
     Rows,
     are_batches,
     as_rows,
@@ -45,10 +42,10 @@ if TYPE_CHECKING:
 
     from soho_fast.cluster.rows import Centers, Floats, Labels  # noqa: F401  # Floats stands in a string
 
-INITS = ("auto", "mini-batch", "k-means++", "k-means||", "random")
+INITS = ("auto", "mini-batch", "k-means++", "random")
 ALGORITHMS = ("lloyd", "elkan")
 METRICS = ("euclidean", "cosine")
-_STARTS_OF_MANY = 10  # by chance or a function, as in scikit-learn
+_RANDOM_STARTS = 10  # as in scikit-learn
 _MANY_ROWS = 4096
 _PRODUCT_ELEMENTS = 1 << 21  # float64 scores held at a time
 
@@ -107,10 +104,10 @@ class Clusterer(Estimator, ABC, Generic[Columns]):
     def transform(self, X: np.ndarray) -> Columns: ...
     @overload
     def transform(self, X: object) -> Tensor | Columns: ...
+    @abstractmethod
     def transform(self, X: Any) -> Any:
         """The distance of each row to each centre, float32 (N, K); of `ResidualKMeans` its labels, int64 (N, L). In the
-        kind of X, or as `set_output` asks."""
-        return self._framed(X, self._columns_of(X))
+        kind of X."""
 
     @overload
     def fit_transform(self, X: Tensor, y: None = None, sample_weight: Any = None) -> Tensor: ...
@@ -119,13 +116,8 @@ class Clusterer(Estimator, ABC, Generic[Columns]):
     @overload
     def fit_transform(self, X: object, y: None = None, sample_weight: Any = None) -> Tensor | Columns: ...
     def fit_transform(self, X: Any, y: None = None, sample_weight: Any = None) -> Any:
-        """`fit(X)`, then `transform(X)`; of `ResidualKMeans` `labels_`, which differ from it with `balance`."""
-        self.fit(X, sample_weight=sample_weight)
-        return self._framed(X, self._columns_of(X, fitted=True))
-
-    @abstractmethod
-    def _columns_of(self, X: Any, fitted: bool = False) -> Any:
-        """`transform` as X came; `fitted`: of the rows that were fitted."""
+        """`fit(X)`, then `transform(X)`."""
+        return self.fit(X, sample_weight=sample_weight).transform(X)
 
     @abstractmethod
     def _labels_of(self, features_MC: Tensor, prepared: ops.PreparedCodebook) -> Tensor:
@@ -172,11 +164,8 @@ class KMeans(Clusterer["Floats"]):
         init: "auto" ("mini-batch" for 16 clusters or more, of 12 rows or more each; else "k-means++", and from 49,152
             rows on Lloyd's steps over a sample for fewer than 16 clusters), "mini-batch" (random rows after passes of
             `MiniBatchKMeans` over a sample of 128 K rows, at least 8,192), "k-means++" (the best of 2 + log K rows
-            drawn at each step), "k-means||" (five rounds of K / 2 rows; for large K), "random", the centres (K, C), or
-            a function
-            `init(X, n_clusters, random_state=int)` that gives them for each start (of several processes the first
-            one's hold).
-        n_init: starts of which the one with the lowest inertia is kept; "auto": 10 for "random" and a function, else 1.
+            drawn at each step), "random", or the centres (K, C).
+        n_init: starts of which the one with the lowest inertia is kept; "auto": 10 for "random", else 1.
             From given centres one start is made.
         max_iter: most steps of a start.
         tol: a start ends when the centres move by at most tol * mean variance of the channels (sum of squares), or
@@ -188,9 +177,6 @@ class KMeans(Clusterer["Floats"]):
             answered alike: pruned lookups, see `ops.codebook_lookup`.
         metric: "euclidean"; or "cosine", spherical k-means (Dhillon and Modha, 2001): rows are scaled to length 1, a
             centre is the direction of their mean, and distances are those of unit vectors, squared 2 - 2 cos.
-        balance: None, or a finite number from 1 on: in `labels_` no cluster has more than ceil(balance * N / K) rows.
-            After Lloyd's steps come steps whose labels have nearly the least inertia within that bound. `predict` gives
-            the nearest centre, whatever its size. For rows in memory of one process, without weights.
         distributed: False: this process fits alone, whatever torch.distributed says.
 
     Attributes:
@@ -210,7 +196,6 @@ class KMeans(Clusterer["Floats"]):
     copy_x: bool = True
     algorithm: str = "lloyd"
     metric: str = "euclidean"
-    balance: float | None = None
     distributed: bool = True
 
     def fit(self, X: Any, y: None = None, sample_weight: Any = None) -> Self:
@@ -228,15 +213,16 @@ class KMeans(Clusterer["Floats"]):
         """
         processes = Processes(self.distributed)
         seed = shared_seed(self.random_state, processes)
-        rows, given = self._centred(processes, lambda: self._checked(X, sample_weight, seed))
+        rows, given = processes.agree(lambda: self._checked(X, sample_weight))
+        given = centre_alike(rows, processes, given)
         check_alike(self, rows, processes, given)
         fitted = best_start(self, rows, processes, seed, given)
         self._keep(fitted.centers, fitted.labels, rows)
         self.inertia_, self.n_iter_ = fitted.inertia, fitted.num_steps
         return self
 
-    def _columns_of(self, X: Any, fitted: bool = False) -> Any:
-        """From float64 products of what is left of rows and centres after the centres' mean."""
+    def transform(self, X: Any) -> Any:
+        # From float64 products of what is left of rows and centres after the centres' mean.
         self._check_fitted()
         features_NC, is_array = rows_in_memory(self, X)
         codes = self._centers(features_NC.device).double()
@@ -261,36 +247,21 @@ class KMeans(Clusterer["Floats"]):
     def _labels_of(self, features_MC: Tensor, prepared: ops.PreparedCodebook) -> Tensor:
         return ops.codebook_lookup(features_MC, prepared)
 
-    def _checked(self, X: Any, sample_weight: Any, seed: int) -> tuple[Rows, list[Tensor] | None]:
-        """The rows, and the centres of each start where they are given."""
+    def _checked(self, X: Any, sample_weight: Any) -> tuple[Rows, Tensor | None]:
+        """The rows, and the centres where they are given."""
         check_parameters(self)
         if self.algorithm not in ALGORITHMS:
             raise ValueError(f"algorithm: expected {' or '.join(ALGORITHMS)}, got {self.algorithm!r}")
         rows = rows_of(X, sample_weight, self.metric == "cosine")
         if isinstance(self.init, str):
             return rows, None
-        if not callable(self.init):
-            return rows, [self._given(self.init, rows)]
-        starts = _STARTS_OF_MANY if isinstance(self.n_init, str) else self.n_init
-        # `Random` hashes a text: seeds of neighbouring starts have nothing in common.
-        seeds = [random.Random(f"{seed} {start}").getrandbits(32) for start in range(starts)]
-        return rows, [self._given(self.init(X, self.n_clusters, random_state=one), rows) for one in seeds]
-
-    def _centred(
-        self, processes: Processes, make: Callable[[], tuple[Rows, list[Tensor] | None]]
-    ) -> tuple[Rows, list[Tensor] | None]:
-        """What `_checked` gives, without the offset; of centres that a function gives, the first process's hold."""
-        rows, given = processes.agree(make)
-        return rows, centre_alike(rows, processes, processes.gather(given)[0] if callable(self.init) else given)
-
-    def _given(self, centers: Any, rows: Rows) -> Tensor:
-        centers_KC = as_rows("init", centers)[0]
+        centers_KC = as_rows("init", self.init)[0]
         if tuple(centers_KC.shape) != (self.n_clusters, rows.num_channels):
             raise ValueError(
                 f"init: expected centres of shape (n_clusters, features) = {(self.n_clusters, rows.num_channels)}, "
                 f"got {tuple(centers_KC.shape)}"
             )
-        return centers_KC.to(rows.device)
+        return rows, centers_KC.to(rows.device)
 
 
 def check_parameters(model: Any) -> None:
@@ -300,18 +271,13 @@ def check_parameters(model: Any) -> None:
     check_count("n_init", model.n_init, or_auto=True)
     if isinstance(model.tol, bool) or not isinstance(model.tol, Real) or not float(model.tol) >= 0:
         raise ValueError(f"tol: expected a number of at least 0, got {model.tol!r}")
-    balance = model.balance
-    if balance is not None and (
-        isinstance(balance, bool) or not isinstance(balance, Real) or not 1 <= float(balance) < math.inf
-    ):
-        raise ValueError(f"balance: expected None or a finite number of at least 1, got {balance!r}")
     if isinstance(model.init, str) and model.init not in model.inits:
         raise ValueError(f"init: expected {', '.join(model.inits)} or the centres, got {model.init!r}")
     if model.metric not in METRICS:
         raise ValueError(f"metric: expected {' or '.join(METRICS)}, got {model.metric!r}")
 
 
-def centre_alike(rows: Rows, processes: Processes, given: list[Tensor] | None = None) -> list[Tensor] | None:
+def centre_alike(rows: Rows, processes: Processes, given: Tensor | None = None) -> Tensor | None:
     """Rows, and the centres where they are given, less the offset of the first process that has one.
 
     Raises ValueError on every rank: their rows have other numbers of features."""
@@ -321,18 +287,18 @@ def centre_alike(rows: Rows, processes: Processes, given: list[Tensor] | None = 
     # One for all, since the sums of all ranks are added up. A rank without rows has none.
     offset_C = next((offset for offset in processes.gather(rows.offset) if offset is not None), None)
 
-    def centre() -> list[Tensor] | None:
+    def centre() -> Tensor | None:
         rows.centre(offset_C)
-        return given and [centred("init", one_KC, offset_C, rows.unit).float() for one_KC in given]
+        return None if given is None else centred("init", given, offset_C, rows.unit).float()
 
     return processes.agree(centre)
 
 
-def check_alike(model: Any, rows: Rows, processes: Processes, given: list[Tensor] | None = None) -> None:
+def check_alike(model: Any, rows: Rows, processes: Processes, given: Tensor | None = None) -> None:
     """What every rank sees alike, so that all of them refuse. Seeds may differ: the first one's holds."""
     own = {name: value for name, value in model.get_params().items() if name not in ("random_state", "verbose")}
-    # As one tensor, which `_equal` compares by value; `init` may be an array or a function.
-    own["init"] = model.init if given is None else torch.stack(given).cpu()
+    # As a tensor, which `_equal` compares by value.
+    own["init"] = model.init if given is None else given.cpu()
     for rank, other in enumerate(processes.gather(own)):
         for name, value in own.items():
             if not _equal(other[name], value):
@@ -349,8 +315,6 @@ def check_alike(model: Any, rows: Rows, processes: Processes, given: list[Tensor
         )
     if total < model.n_clusters:
         raise ValueError(f"n_samples={total} should be >= n_clusters={model.n_clusters}.")
-    if model.balance is not None and (processes.together or rows.memory is None or rows.memory.weight is not None):
-        raise ValueError("balance: expected rows in memory of one process, without sample_weight (distributed=False)")
     if not any(has_weight):
         raise ValueError("sample_weight: expected at least one weight above zero, all of them are zero")
 
@@ -366,25 +330,21 @@ def shared_seed(random_state: Any, processes: Processes) -> int:
     return processes.gather(random.SystemRandom().getrandbits(62) if seed is None else seed)[0]
 
 
-def best_start(model: Any, rows: Rows, processes: Processes, seed: int, given: list[Tensor] | None = None) -> Fitted:
+def best_start(model: Any, rows: Rows, processes: Processes, seed: int, given: Tensor | None = None) -> Fitted:
     """The start of lowest inertia, by the parameters of `model`; with given centres, those from these."""
     tolerance = model.tol * mean_variance(rows, processes) if model.tol > 0 else 0.0
     starts = model.n_init
     if isinstance(starts, str):  # "auto"
-        starts = _STARTS_OF_MANY if isinstance(model.init, str) and model.init == "random" else 1
-    # A function was asked once for each start.
-    if given is not None and callable(model.init):
-        starts = len(given)
-    elif given is not None and starts > 1:
+        starts = _RANDOM_STARTS if given is None and model.init == "random" else 1
+    if given is not None and starts > 1:
         message = f"n_init: one start is made from given centres, not {starts}"
         warnings.warn(message, RuntimeWarning, stacklevel=3)
         starts = 1
 
     def fitted(start: int) -> Fitted:
         tell(model, processes, f"start {start + 1}: {'given centres' if given is not None else model.init}")
-        if given is not None:
-            centers_KC = given[start]
-        else:
+        centers_KC = given
+        if centers_KC is None:
             seeding = Seeding(rows, processes, random.Random(f"{seed} {start}").getrandbits(62))
             centers_KC = seeding.centers(model.init, model.n_clusters)
         found = fit_centers(
@@ -395,10 +355,6 @@ def best_start(model: Any, rows: Rows, processes: Processes, seed: int, given: l
             tolerance=tolerance,
             tell=lambda line: tell(model, processes, line),
         )
-        if model.balance is not None:
-            # Rounded first: a product that lies just above a whole number would allow one row more.
-            most = math.ceil(round(model.balance * rows.num_rows / model.n_clusters, 6))
-            found = within_bound(rows, found, most, max_iter=model.max_iter)
         tell(model, processes, f"start {start + 1}: inertia {found.inertia:.6g} after {found.num_steps} steps")
         return found
 
@@ -411,39 +367,6 @@ def best_start(model: Any, rows: Rows, processes: Processes, seed: int, given: l
             stacklevel=3,
         )
     return best
-
-
-def begins(model: Any, processes: Processes) -> bool:
-    """Whether a call of `partial_fit` is the first; ValueError where it is only for some ranks."""
-    is_first = not model.__sklearn_is_fitted__()
-    if len(set(processes.gather(is_first))) > 1:
-        raise ValueError("partial_fit: expected the same centres so far on every rank, but some ranks have none")
-    return is_first
-
-
-def check_one_batch(rows: Rows) -> None:
-    if rows.memory is None:
-        raise TypeError("X: expected the rows of one batch; fit takes batches")
-
-
-def next_rows(model: Any, X: Any, sample_weight: Any, **so_far: Any) -> Rows:
-    """A batch of `partial_fit`, for a fitted model.
-
-    Raises:
-        TypeError, ValueError: rows or weights that do not fit, or parameters other than those of the centres so far.
-    """
-    # A bool as an index: euclidean or cosine.
-    for name, value in (so_far | {"metric": METRICS[model._unit]}).items():
-        if getattr(model, name) != value:
-            raise ValueError(
-                f"{name}: expected {value!r}, as in the centres so far, got {getattr(model, name)!r}; call fit to "
-                "start again"
-            )
-    rows = MemoryRows(X, sample_weight, model._unit)
-    model._check_columns(rows.num_channels, rows.names)
-    # Not those of this batch: its rows are compared with centres that are less the first one's offset.
-    rows.offset, rows.names = model._offset, list(getattr(model, "feature_names_in_", ()))
-    return rows
 
 
 def rows_in_memory(model: Any, value: Any) -> tuple[Tensor, bool]:

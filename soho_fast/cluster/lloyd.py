@@ -206,9 +206,12 @@ def one_pass(
 def _after_moves(
     features_MC: Tensor, prepared: ops.PreparedCodebook, label_M: Tensor, squared_M: Tensor, moved_K: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Labels and squared distances, from those before some centres moved. No other centre was nearer than a row's own:
-    a moved one that is nearer than that wins, and an own one that has not moved stays where no moved one is nearer.
-    Only the rows that this leaves are compared with all."""
+    """Labels and squared distances after some centres have moved, from those before.
+
+    Rows are compared with the moved centres first. If the nearest of these is nearer than the row's own centre was, it
+    is the new label. If it is farther and the row's own centre has not moved, the label stays. All other rows are
+    compared with every centre.
+    """
     moved_F = moved_K.nonzero()[:, 0]
     if not len(moved_F):
         return label_M, squared_M

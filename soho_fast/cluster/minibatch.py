@@ -11,19 +11,18 @@ from torch import Tensor
 from soho_fast import ops
 from soho_fast.cluster.kmeans import (
     INITS,
+    METRICS,
     KMeans,
-    begins,
+    centre_alike,
     check_alike,
     check_count,
-    check_one_batch,
-    next_rows,
     shared_seed,
     tell,
 )
 from soho_fast.cluster.lloyd import means, one_pass, sizes
 from soho_fast.cluster.moving import moved
 from soho_fast.cluster.processes import Processes
-from soho_fast.cluster.rows import Rows
+from soho_fast.cluster.rows import MemoryRows, Rows
 from soho_fast.cluster.seeding import Seeding
 
 _SEEDED = 3  # times 1,024 rows, or times the centres, in the sample for k-means++, as in scikit-learn
@@ -91,7 +90,8 @@ class MiniBatchKMeans(KMeans):
         """
         processes = Processes(self.distributed)
         seed = shared_seed(self.random_state, processes)
-        rows, given = self._centred(processes, lambda: self._checked(X, sample_weight, seed))
+        rows, given = processes.agree(lambda: self._checked(X, sample_weight))
+        given = centre_alike(rows, processes, given)
         check_alike(self, rows, processes, given)
         centers_KC, self.n_steps_ = moved(
             rows,
@@ -123,8 +123,11 @@ class MiniBatchKMeans(KMeans):
         """
         processes = Processes(self.distributed)
         seed = shared_seed(self.random_state, processes)
-        is_first = begins(self, processes)
-        rows, given = self._centred(processes, lambda: self._checked_part(X, sample_weight, seed, is_first))
+        is_first = not self.__sklearn_is_fitted__()
+        if len(set(processes.gather(is_first))) > 1:
+            raise ValueError("partial_fit: expected the same centres so far on every rank, but some ranks have none")
+        rows, given = processes.agree(lambda: self._checked_part(X, sample_weight, is_first))
+        given = centre_alike(rows, processes, given)
         if is_first:
             check_alike(self, rows, processes, given)
             centers_KC, self.n_steps_ = self._start(rows, processes, seed, given), 0
@@ -140,24 +143,32 @@ class MiniBatchKMeans(KMeans):
         self.n_iter_ = 1
         return self
 
-    def set_partial_fit_request(self, *, sample_weight: bool | str | None) -> Self:
-        """As `set_fit_request`, for `partial_fit`."""
-        self._requests = {**self._requests, "partial_fit": sample_weight}
-        return self
-
-    def _start(self, rows: Rows, processes: Processes, seed: int, given: list[Tensor] | None) -> Tensor:
+    def _start(self, rows: Rows, processes: Processes, seed: int, given: Tensor | None) -> Tensor:
         if given is not None:
-            return given[0]
+            return given
         sample = _SEEDED * max(_LEAST_SEEDED, self.n_clusters)
         return Seeding(rows, processes, seed).centers(self.init, self.n_clusters, sample)
 
-    def _checked(self, X: Any, sample_weight: Any, seed: int) -> tuple[Rows, list[Tensor] | None]:
+    def _checked(self, X: Any, sample_weight: Any) -> tuple[Rows, Tensor | None]:
         check_count("batch_size", self.batch_size, or_auto=True)
-        return KMeans._checked(self, X, sample_weight, seed)
+        return super()._checked(X, sample_weight)
 
-    def _checked_part(self, X: Any, sample_weight: Any, seed: int, is_first: bool) -> tuple[Rows, list[Tensor] | None]:
+    def _checked_part(self, X: Any, sample_weight: Any, is_first: bool) -> tuple[Rows, Tensor | None]:
+        """A batch of `partial_fit`, and the centres where it is the first and they are given."""
         if is_first:
-            rows, given = self._checked(X, sample_weight, seed)
-            check_one_batch(rows)
+            rows, given = self._checked(X, sample_weight)
+            if rows.memory is None:
+                raise TypeError("X: expected the rows of one batch; fit takes batches")
             return rows, given
-        return next_rows(self, X, sample_weight, n_clusters=len(self.cluster_centers_)), None
+        # A bool as an index: euclidean or cosine.
+        for name, value in (("n_clusters", len(self.cluster_centers_)), ("metric", METRICS[self._unit])):
+            if getattr(self, name) != value:
+                raise ValueError(
+                    f"{name}: expected {value!r}, as in the centres so far, got {getattr(self, name)!r}; call fit to "
+                    "start again"
+                )
+        rows = MemoryRows(X, sample_weight, self._unit)
+        self._check_columns(rows.num_channels, rows.names)
+        # Not those of this batch: its rows are compared with centres that are less the first one's offset.
+        rows.offset, rows.names = self._offset, list(getattr(self, "feature_names_in_", ()))
+        return rows, None

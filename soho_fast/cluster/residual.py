@@ -16,22 +16,17 @@ from soho_fast import ops
 from soho_fast.cluster.kmeans import (
     INITS,
     Clusterer,
-    begins,
     best_start,
     centre_alike,
     check_alike,
     check_count,
-    check_one_batch,
     check_parameters,
-    next_rows,
     rows_in_memory,
     shared_seed,
     tell,
 )
-from soho_fast.cluster.lloyd import means, one_pass
 from soho_fast.cluster.processes import Processes
 from soho_fast.cluster.rows import Batch, Rows, array_of, as_weights, give_back, rows_of
-from soho_fast.cluster.seeding import Seeding
 from soho_fast.cluster.statistics import exact_sum, weighted
 
 if TYPE_CHECKING:
@@ -52,15 +47,14 @@ class ResidualKMeans(Clusterer["Labels"]):
 
     Args:
         n_levels: L. n_clusters: K, of each level.
-        init: "auto", "mini-batch", "k-means++", "k-means||" or "random".
-        n_init, max_iter, tol, verbose, random_state, balance, distributed: of each level, as in `KMeans`.
+        init: "auto", "mini-batch", "k-means++" or "random".
+        n_init, max_iter, tol, verbose, random_state, distributed: of each level, as in `KMeans`.
         metric: "euclidean" or "cosine".
 
     Attributes:
         cluster_centers_: float32 (L, K, C), or float64 by the type of the rows. labels_: int64 (N, L). inertia_: what
             the last level leaves, the sum of weighted squared distances; inertias_: what each level leaves.
-        n_iter_: steps of all levels together. n_steps_: calls of `partial_fit` since the centres began with one or with
-            `fit`. n_features_in_, feature_names_in_: as of `KMeans`.
+        n_iter_: steps of all levels together. n_features_in_, feature_names_in_: as of `KMeans`.
     """
 
     n_levels: int = 8
@@ -73,7 +67,6 @@ class ResidualKMeans(Clusterer["Labels"]):
     verbose: int = 0
     random_state: Any = None
     metric: str = "euclidean"
-    balance: float | None = None
     distributed: bool = True
 
     def fit(self, X: Any, y: None = None, sample_weight: Any = None) -> Self:
@@ -102,66 +95,11 @@ class ResidualKMeans(Clusterer["Labels"]):
         self._keep(torch.stack([fitted.centers for fitted in found]), torch.stack(labels, 1), rows)
         self.inertias_ = [fitted.inertia for fitted in found]
         self.inertia_ = self.inertias_[-1]
-        self.n_iter_, self.n_steps_ = sum(fitted.num_steps for fitted in found), 0
-        # None yet: `_so_far` then begins with the centres and the sizes of their clusters.
-        self._totals: list[Tensor] = []
-        self._sizes = [fitted.sizes_K2 for fitted in found]
+        self.n_iter_ = sum(fitted.num_steps for fitted in found)
         return self
 
-    def partial_fit(self, X: Any, y: None = None, sample_weight: Any = None) -> Self:
-        """One step by a batch, for rows that come as a stream: each centre becomes the mean of what was left of all
-        rows that it was the nearest to so far. The first call takes the centres from its rows, level by level.
-        `labels_` and `inertias_` are those of X, before the step; `balance` does not bound them.
-
-        Args:
-            X: (N, C), in the first call at least K of them. sample_weight: (N,). y: not used.
-
-        Raises:
-            TypeError, ValueError: parameters, rows or weights that do not fit.
-        """
-        processes = Processes(self.distributed)
-        seed = shared_seed(self.random_state, processes)
-        is_first = begins(self, processes)
-        rows = processes.agree(lambda: self._checked_part(X, sample_weight, is_first))
-        centre_alike(rows, processes)
-        if is_first:
-            check_alike(self, rows, processes)
-        left, found, labels, inertias, totals = LeftRows(rows), [], [], [], []
-        for level in range(self.n_levels):
-            if is_first:
-                seeding = Seeding(left, processes, seed_of_level(seed, level))
-                centers_KC = seeding.centers(self.init, self.n_clusters)
-                total = centers_KC.new_zeros(self.n_clusters, rows.num_channels + 2, dtype=torch.float64)
-            else:
-                centers_KC, total = self._centers(rows.device)[level], self._so_far(level, rows.device)
-            label_N, _, inertia, of_batch = one_pass(left, ops.prepare_codebook(centers_KC), processes)
-            total = total + of_batch
-            total[:, -1] = of_batch[:, -1]  # a centre without a row in X stays
-            if level + 1 < self.n_levels:
-                left.subtract(centers_KC, label_N)
-            found.append(means(total, centers_KC, left.unit))
-            labels.append(label_N)
-            inertias.append(inertia)
-            totals.append(total)
-        self._keep(torch.stack(found), torch.stack(labels, 1), rows)
-        self.inertias_, self.inertia_, self._totals = inertias, inertias[-1], totals
-        self.n_iter_, self.n_steps_ = 1, 1 if is_first else self.n_steps_ + 1
-        return self
-
-    def set_partial_fit_request(self, *, sample_weight: bool | str | None) -> Self:
-        """As `set_fit_request`, for `partial_fit`."""
-        self._requests = {**self._requests, "partial_fit": sample_weight}
-        return self
-
-    def _so_far(self, level: int, device: torch.device) -> Tensor:
-        """The totals (K, C + 2) of the rows so far, after `fit` as its centres say."""
-        if self._totals:
-            return self._totals[level].to(device)
-        sizes_K2 = self._sizes[level].to(device)
-        return torch.cat([self._centers(device)[level] * sizes_K2[:, :1], sizes_K2], 1)
-
-    def _columns_of(self, X: Any, fitted: bool = False) -> Any:
-        return self.labels_ if fitted else self.predict(X)
+    def transform(self, X: Any) -> Any:
+        return self.predict(X)
 
     @overload
     def inverse_transform(self, codes: Tensor) -> Tensor: ...
@@ -218,14 +156,6 @@ class ResidualKMeans(Clusterer["Labels"]):
             raise ValueError(f"init: expected {', '.join(INITS)}, got {type(self.init).__name__}")
         check_parameters(self)
         return rows_of(X, sample_weight, self.metric == "cosine")
-
-    def _checked_part(self, X: Any, sample_weight: Any, is_first: bool) -> Rows:
-        if is_first:
-            rows = self._checked_rows(X, sample_weight)
-            check_one_batch(rows)
-            return rows
-        levels, clusters = self.cluster_centers_.shape[:2]
-        return next_rows(self, X, sample_weight, n_levels=levels, n_clusters=clusters)
 
 
 def _looked_up(features_NC: Tensor, prepared: ops.PreparedCodebook) -> tuple[Tensor, Tensor]:

@@ -18,12 +18,8 @@ from soho_fast.cluster.lloyd import fit_centers
 from soho_fast.cluster.moving import moved
 from soho_fast.cluster.processes import Processes
 from soho_fast.cluster.rows import Batch, MemoryRows, Rows, uniform
-from soho_fast.cluster.statistics import exact_sum, magnitude, mean_variance, totals_of, weighted
+from soho_fast.cluster.statistics import magnitude, mean_variance, weighted
 
-ROUNDS = 5  # of k-means||, as in its paper
-OVERSAMPLING = 0.5  # rows drawn in a round, in units of K; the paper's smallest that is enough with five rounds
-_MOST_ROUNDS = 20
-_CANDIDATE_STEPS = 10  # k-means over the candidates after they are thinned out
 _SAMPLE_A_CLUSTER = 64  # rows kept of batches for k-means++, in units of K
 _NEAR = 1 << 17  # elements of features compared together: they stay in the cache
 _PRODUCTS = 1 << 19  # of rows and trials, held at a time
@@ -74,8 +70,10 @@ class Nearer:
             self.left = [torch.cat(part) for part in zip(*parts, strict=True)]
 
     def _left(self, rows_MC: Tensor) -> tuple[Tensor, Tensor]:
-        """A quarter of what the mean leaves, whose products are within float32 where distances are, and no more than
-        its square (M,), whatever was rounded."""
+        """(rows - mean) / 4, and a lower bound on the squared lengths of these, (M,).
+
+        Quarters: their products fit float32 wherever the distances of the rows do.
+        """
         left_MC = (rows_MC - self.mean_C).mul_(0.25)
         return left_MC, left_MC.square().sum(1).mul_(1 - self.slack)
 
@@ -107,19 +105,6 @@ class Nearer:
         return Pairs([0, *starts], torch.cat(rows)[order_P], torch.cat(squares)[order_P])
 
 
-class Near(NamedTuple):
-    """Of the rows of a batch: the squared distance to the nearest candidate so far, float32 (M,), the weights, and the
-    position of the first. Kept for all rows, so that a round needs no reading of its own to draw from them."""
-
-    squared_M: Tensor
-    weight_M: Tensor | None
-    first: int
-
-    @property
-    def mass_M(self) -> Tensor:
-        return weighted(self.squared_M, self.weight_M)
-
-
 class Seeding:
     """The rows of all processes as one, from which rows are drawn.
 
@@ -146,8 +131,6 @@ class Seeding:
             return self._mini_batches(num_clusters)
         if init == "random":
             return self.take(self._lowest_keys(num_clusters))
-        if init == "k-means||":
-            return self._scalable(num_clusters)
         if self.rows.memory is not None and (sample is None or sample >= self.num_rows):
             return self._plus_plus(self.rows.memory, num_clusters)
         return self._plus_plus_alone(*self._sample(sample or _SAMPLE_A_CLUSTER * num_clusters), num_clusters)
@@ -234,12 +217,10 @@ class Seeding:
             kept = sorted([*kept, *zip(key_T.tolist(), position_M[row_T].tolist(), strict=True)])[:number]
         return sorted(itertools.chain(*self.processes.gather(kept)))[:number]
 
-    def _plus_plus_alone(
-        self, features_TC: Tensor, weight_T: Tensor, num_clusters: int, num_trials: int | None = None
-    ) -> Tensor:
+    def _plus_plus_alone(self, features_TC: Tensor, weight_T: Tensor, num_clusters: int) -> Tensor:
         """`_plus_plus` from rows that every process has: each seeds from them by itself, alike."""
         alone = Seeding(MemoryRows(features_TC), Processes(together=False), self.random.getrandbits(62))
-        return alone._plus_plus(Batch(features_TC, weight_T, 0), num_clusters, num_trials)
+        return alone._plus_plus(Batch(features_TC, weight_T, 0), num_clusters)
 
     def _plus_plus(self, rows: Batch, num_clusters: int, num_trials: int | None = None) -> Tensor:
         """k-means++ (Arthur and Vassilvitskii, 2007), of several rows drawn at each step the one that leaves the lowest
@@ -309,56 +290,3 @@ class Seeding:
         ]
         # A point lies in one process's span; the others have -1.
         return [max(drawn) for drawn in zip(*self.processes.gather(mine), strict=True)]
-
-    def _scalable(self, num_clusters: int) -> Tensor:
-        """k-means|| (Bahmani et al., 2012): rounds that each draw many rows, then k-means++ and a few steps of k-means
-        over what was drawn, each candidate with the weight of the rows nearest to it."""
-        candidates_TC = self.take(self._lowest_keys(1))
-        closest = self._closest(None, candidates_TC)
-        for number in range(_MOST_ROUNDS):
-            inertia = math.fsum(self.processes.gather(math.fsum(exact_sum(near.mass_M) for near in closest)))
-            if inertia <= 0 or (number >= ROUNDS and len(candidates_TC) >= num_clusters):
-                break
-            new_TC = self.take(self._coins(closest, OVERSAMPLING * num_clusters / inertia))
-            if len(new_TC):
-                closest = self._closest(closest, new_TC)
-                candidates_TC = torch.cat([candidates_TC, new_TC])
-        if len(candidates_TC) < num_clusters:  # so many rows coincide with others
-            return torch.cat([candidates_TC, self.take(self._lowest_keys(num_clusters - len(candidates_TC)))])
-        weight_T = self._weight_of(candidates_TC)
-        thinned = self._plus_plus_alone(candidates_TC, weight_T, num_clusters, num_trials=1)
-        for _ in range(_CANDIDATE_STEPS):
-            total = totals_of(candidates_TC, ops.codebook_lookup(candidates_TC, thinned), weight_T, num_clusters)
-            # 0 / 0 of a centre without candidates, which the next line leaves out.
-            moved = (total[:, :-2] / total[:, -2:-1]).float()
-            thinned = torch.where(total[:, -1:] > 0, moved, thinned)
-        return thinned
-
-    def _closest(self, before: list[Near] | None, codes_TC: Tensor) -> list[Near]:
-        """Of each batch; one pass."""
-        found = []
-        for number, (features_MC, weight_M, first) in enumerate(self.rows.batches()):
-            squared_M = ops.codebook_lookup(features_MC, codes_TC, return_distance=True)[1]
-            if before is not None:
-                squared_M = torch.minimum(before[number].squared_M, squared_M)
-            found.append(Near(squared_M, weight_M, first))
-        return found
-
-    def _coins(self, closest: list[Near], factor: float) -> list[int]:
-        """Positions of rows, each drawn by itself with probability factor * weight * squared distance."""
-        draw, drawn = next(self.draws), []
-        for near in closest:
-            position_M = self._positions(near.first, len(near.squared_M))
-            heads_M = uniform(self.seed, draw, position_M) < factor * near.mass_M.double()
-            drawn += position_M[heads_M].tolist()
-        return sorted(itertools.chain(*self.processes.gather(drawn)))
-
-    def _weight_of(self, codes_TC: Tensor) -> Tensor:
-        """Of the rows nearest to each code, but for a factor, float32 (T,)."""
-        total_T = torch.zeros(len(codes_TC), dtype=torch.float64, device=self.rows.device)
-        for batch in self.rows.batches():
-            label_M = ops.codebook_lookup(batch.features, codes_TC)
-            ones_M1 = batch.features.new_ones(len(label_M), 1)
-            total_T += totals_of(ones_M1, label_M, batch.weight, len(codes_TC))[:, -2]
-        total_T = self.processes.sum(total_T)
-        return (total_T / magnitude(total_T)).float()

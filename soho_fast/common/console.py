@@ -18,15 +18,9 @@ COMMANDS = {
     "app": ("soho_fast.explore.app_command", "ask a model in the browser; the codes and the attention of an image"),
     "explore": ("soho_fast.explore.__main__", "pages that show what each code means"),
     "export": ("soho_fast.export.__main__", "compile a model into a folder that needs PyTorch alone"),
-    "import": (
-        "soho_fast.data.importing",
-        "make images.jsonl of a CSV, text files, COCO captions, Hugging Face datasets, packages",
-    ),
     "check": ("soho_fast.tasks.check", "check your images and captions before training"),
     "tokenizer": ("soho_fast.data.tokenizer", "make a tokenizer of your texts"),
-    "shards": ("soho_fast.data.shards.__main__", "index and check tar shards"),
     "corpus": ("soho_fast.data.mini.__main__", "build the demo corpus"),
-    "studies": ("soho_fast.studies.__main__", "run a study and report what it shows"),
     "env": ("soho_fast.common.environment", "versions, processor and backends, as a report of a bug needs them"),
     "convert": ("soho_fast.export.official", "convert a checkpoint of the authors"),
 }

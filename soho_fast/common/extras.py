@@ -1,6 +1,5 @@
 """What comes with an extra, and the error where it is missing. The base installation is torch and the ops."""
 
-import json
 import os
 import shlex
 import signal
@@ -19,21 +18,11 @@ class MissingExtraError(ImportError):
 
 
 def install_command(extra: str) -> str:
-    """The command that installs an extra from where this package came from: a clone, a folder or file, an index."""
-    from importlib.metadata import PackageNotFoundError, distribution  # which takes a moment
-
+    """The command that installs an extra, of a clone or of what is installed (whose metadata pip reads)."""
     source = _PACKAGE.parent
     if (source / "pyproject.toml").is_file():
         return f"pip install -e {shlex.quote(f'{source}[{extra}]')}"
-    try:
-        origin = json.loads(distribution("soho_fast").read_text("direct_url.json") or "{}")
-    except (PackageNotFoundError, ValueError):
-        origin = {}
-    if "url" not in origin:
-        return f'pip install "soho_fast[{extra}]"'
-    repository = origin.get("vcs_info")
-    url = f"{repository['vcs']}+{origin['url']}@{repository['commit_id']}" if repository else origin["url"]
-    return f'pip install "soho_fast[{extra}] @ {url}"'
+    return f'pip install "soho_fast[{extra}]"'
 
 
 class from_extra:

@@ -61,7 +61,7 @@ class Processes:
                 result = call()
             except UserError as found:
                 error = str(found)
-        # All wait here for rank 0. An error of another kind ends it before; the heartbeat then ends those that wait.
+        # All wait here for rank 0. Where an error of another kind ends it, this fails on the others.
         error = self.gather(error)[0]
         if error is not None:
             raise UserError(error)

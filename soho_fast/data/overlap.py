@@ -14,13 +14,9 @@ from functools import partial
 from itertools import chain, islice
 from typing import Any, TypeVar
 
-import numpy as np
-
 from soho_fast.common.errors import listed
 from soho_fast.common.images import one_line
 from soho_fast.data.readers.records import ImageRef, ReadReport
-from soho_fast.data.shards.index import name_hash
-from soho_fast.data.shards.records import ShardRecords
 from soho_fast.data.stores import FolderStore, open_stores
 
 T = TypeVar("T")
@@ -67,7 +63,8 @@ def content_of(images: Iterable[ImageRef], every: int = 1) -> str:
 
 def _digest_of(image: ImageRef, every: int) -> tuple[bool, bytes]:
     # By its name: an image stays among those that are read when others are added.
-    whole = name_hash(image.name) % every == 0
+    hashed = hashlib.blake2b(image.name.lower().encode(), digest_size=8).digest()
+    whole = int.from_bytes(hashed, "big", signed=True) % every == 0
     try:
         content: Any = image.read() if whole else image.store.size(image.name)
     except OSError:  # whoever uses it says so
@@ -86,17 +83,17 @@ def in_words(shared: Sequence[tuple[ImageRef, ImageRef]]) -> list[str]:
 
 
 def without_copies(
-    records: Sequence[Any],
+    records: list[Any],
     images_of: Callable[[Any], Iterable[ImageRef]],
     files: Sequence[str],
     report: ReadReport | None = None,
-) -> Any:
+) -> list[Any]:
     """The records none of whose images has the same bytes as one of some files.
 
     Args:
-        records: Records, or `ShardRecords`.
+        records: The records.
         images_of: The images of a record.
-        files: Paths of `data.placeholders`; of a file in an archive as messages have it, `shard.tar!0.jpg`.
+        files: Paths of `data.placeholders`; of a file in an archive as messages have it, `images.zip!0.jpg`.
         report: The images that have are counted as missing there, each once.
 
     Raises:
@@ -107,21 +104,15 @@ def without_copies(
         return records
     sizes = set(map(len, contents))
 
-    def copies(images: Iterable[ImageRef]) -> set[tuple[int, str]]:
-        return {_key(image) for size, image in _sizes(images) if size in sizes and _content(image) in contents}
-
-    if isinstance(records, ShardRecords):
-        found = copies(map(records.image, range(len(records))))
-    else:
-        found = copies(chain.from_iterable(map(images_of, records)))
+    found = {
+        _key(image)
+        for size, image in _sizes(chain.from_iterable(map(images_of, records)))
+        if size in sizes and _content(image) in contents
+    }
     if not found:
         return records
-    kept: Sequence[Any]
-    if isinstance(records, ShardRecords):
-        kept = records.where(np.array([_key(records.image(number)) not in found for number in range(len(records))]))
-    else:
-        kept = [record for record in records if found.isdisjoint(map(_key, images_of(record)))]
-    if not len(kept):
+    kept = [record for record in records if found.isdisjoint(map(_key, images_of(record)))]
+    if not kept:
         raise ValueError(f"data.placeholders: all {len(records):,} records are of copies of {', '.join(files)}")
     report = report or ReadReport()
     report.num_placeholders += len(found)
@@ -134,7 +125,7 @@ def _key(image: ImageRef) -> tuple[int, str]:
 
 
 def _read_file(path: str) -> bytes:
-    in_archive = re.fullmatch(r"(.+?\.(?:zip|tar))!(.+)", path, re.IGNORECASE)
+    in_archive = re.fullmatch(r"(.+?\.zip)!(.+)", path, re.IGNORECASE)
     try:
         if in_archive and not os.path.exists(path):
             return open_stores(in_archive[1])[0].read(in_archive[2])

@@ -1,4 +1,4 @@
-"""Where the bytes of images live: a folder, a zip file or tar shards (or several of them).
+"""Where the bytes of images live: a folder or a zip file (or several of them).
 
 A store is small, picklable and safe to hand to worker processes: a zip file is opened on the first read of each
 process, because a file handle shared through fork has one common position and gives interleaved garbage.
@@ -14,8 +14,11 @@ from pathlib import Path, PurePosixPath
 from typing import IO, BinaryIO, Protocol
 
 from soho_fast.common.images import check_size, one_line
-from soho_fast.common.path_ranges import is_shards
-from soho_fast.data.shards.store import TarStore
+
+IMAGE_SUFFIXES = (
+    ".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".avif", ".heic", ".heif",
+)  # fmt: skip
+"""Of files that are taken for images where nothing names them."""
 
 # Those of which no more is unpacked than is asked for: a bomb stays small.
 _COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
@@ -24,10 +27,7 @@ _NO_FILE_NAME = re.compile("[\0\ud800-\udfff]")
 
 
 class ImageStore(Protocol):
-    """Something that holds image files under relative names with forward slashes."""
-
-    def existing(self, names: Iterable[str]) -> set[str]:
-        """The subset of `names` that this store holds, without reading any of the files."""
+    """Something that holds images under names."""
 
     def read(self, name: str) -> bytes:
         """The file's bytes. Raises OSError (FileNotFoundError when it is not there)."""
@@ -189,30 +189,50 @@ def check_name(name: str, stores: Sequence[ImageStore]) -> None:
     raise ValueError(f"image name {name!r:.100} {reason}")
 
 
-def open_stores(images: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> list[ImageStore]:
-    """Stores for one path or several: a folder, a file ending in .zip, or a .tar or a range of them.
+def open_stores(
+    images: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+) -> list[FolderStore | ZipStore]:
+    """Stores for one path or several: a folder, or a file ending in .zip.
 
-    Raises FileNotFoundError when a path does not exist and ValueError when it is neither or nothing was given, or as
-    `TarStore`.
+    Raises FileNotFoundError when a path does not exist and ValueError when it is neither or nothing was given.
     """
     paths = [images] if isinstance(images, (str, os.PathLike)) else list(images)
     if not paths:
-        raise ValueError("images: expected at least one folder, .zip or .tar file, got an empty list")
-    stores: list[ImageStore] = []
+        raise ValueError("images: expected at least one folder or .zip file, got an empty list")
+    stores: list[FolderStore | ZipStore] = []
     for path in map(str, paths):
         if os.path.isdir(path):
             stores.append(FolderStore(path))
-        elif is_shards(path):
-            stores.append(TarStore(path))
         elif not os.path.exists(path):
-            raise FileNotFoundError(
-                f"images: {path} does not exist; expected a folder or a .zip or .tar file of images"
-            )
+            raise FileNotFoundError(f"images: {path} does not exist; expected a folder or a .zip file of images")
         elif path.lower().endswith(".zip") and os.path.isfile(path):
             store = ZipStore(path)
             # Opens it: a damaged archive is refused here, and not by a loader process in the middle of training.
             store.existing(())
             stores.append(store)
         else:
-            raise ValueError(f"images: {path} is neither a folder nor a .zip or .tar file")
+            raise ValueError(f"images: {path} is neither a folder nor a .zip file")
     return stores
+
+
+def images_below(folder: Path) -> list[str]:
+    """The image files in a folder and in those below it or linked there, by their suffix: sorted paths relative to it.
+
+    Each folder once, by its own name where a link to it lies beside it. Raises OSError: a folder can't be listed.
+    """
+    found: list[str] = []
+    seen: set[str] = set()
+    for parent, folders, files in os.walk(folder, onerror=_refuse, followlinks=True):
+        # A link to a folder above would lead round and round.
+        if os.path.realpath(parent) in seen:
+            folders.clear()
+            continue
+        seen.add(os.path.realpath(parent))
+        links = {name for name in folders if os.path.islink(os.path.join(parent, name))}
+        folders[:] = [*sorted(set(folders) - links), *sorted(links)]
+        found += [os.path.join(parent, name) for name in files if name.lower().endswith(IMAGE_SUFFIXES)]
+    return sorted(Path(path).relative_to(folder).as_posix() for path in found)
+
+
+def _refuse(error: OSError) -> None:
+    raise error

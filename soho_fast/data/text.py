@@ -6,9 +6,9 @@ Shapes: S tokens of one text.
 import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -227,51 +227,52 @@ def mask_tokens(
     return ids, labels
 
 
-@runtime_checkable
-class TextLists(Protocol):
-    """Many lists of texts, wherever they lie: the base class of those that keep them."""
-
-    def __len__(self) -> int: ...
-
-    def count(self, index: int) -> int:
-        """How many texts list `index` has."""
-
-    def counts(self) -> np.ndarray:
-        """How many texts each list has, int64."""
-
-    def get(self, index: int, number: int) -> str:
-        """Text `number` of list `index`."""
-
-    def all(self, index: int) -> list[str]:
-        """All texts of list `index`."""
-        return [self.get(index, number) for number in range(self.count(index))]
-
-
-class PackedTexts(TextLists):
-    """Many lists of texts in two flat arrays.
+class FlatTexts(Sequence[str]):
+    """Texts in two flat arrays.
 
     Millions of Python strings in a forked worker are copied page by page, as their reference counts are touched; flat
     arrays stay shared.
     """
 
-    def __init__(self, texts_of: Sequence[Sequence[str]]) -> None:
-        encoded = [text.encode() for texts in texts_of for text in texts]
+    def __init__(self, texts: Iterable[str]) -> None:
+        encoded = [text.encode() for text in texts]
         self._bytes = np.frombuffer(b"".join(encoded), dtype=np.uint8)
         self._ends = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
-        self._first = np.cumsum([0, *map(len, texts_of)], dtype=np.int64)
 
     def __len__(self) -> int:
-        return len(self._first) - 1
+        return len(self._ends) - 1
+
+    def __getitem__(self, number: int) -> str:  # type: ignore[override]  # no slices are asked for
+        return self._bytes[self._ends[number] : self._ends[number + 1]].tobytes().decode()
+
+
+class PackedTexts:
+    """Many lists of texts.
+
+    Attributes:
+        flat: All texts, one list after the other.
+        first: int64 (lists + 1,), the number of texts before each list.
+    """
+
+    def __init__(self, texts_of: Sequence[Sequence[str]]) -> None:
+        self.flat = FlatTexts(text for texts in texts_of for text in texts)
+        self.first = np.cumsum([0, *map(len, texts_of)], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self.first) - 1
 
     def count(self, index: int) -> int:
         """How many texts list `index` has."""
-        return int(self._first[index + 1] - self._first[index])
+        return int(self.first[index + 1] - self.first[index])
 
     def counts(self) -> np.ndarray:
         """How many texts each list has, int64."""
-        return np.diff(self._first)
+        return np.diff(self.first)
 
     def get(self, index: int, number: int) -> str:
         """Text `number` of list `index`."""
-        position = int(self._first[index]) + number
-        return self._bytes[self._ends[position] : self._ends[position + 1]].tobytes().decode()
+        return self.flat[self.first[index] + number]
+
+    def all(self, index: int) -> list[str]:
+        """All texts of list `index`."""
+        return [self.flat[number] for number in range(self.first[index], self.first[index + 1])]

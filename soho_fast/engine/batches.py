@@ -54,8 +54,6 @@ class BatchPlan:
     """Of each sample: those of a global batch whose keys are close share micro-batches."""
     kinds: np.ndarray | None = field(default=None, compare=False, repr=False)
     """Of each sample, bool: samples of both kinds are never in one micro-batch."""
-    epoch_order: Callable[[np.random.Generator], np.ndarray] | None = field(default=None, compare=False, repr=False)
-    """The samples of an epoch in order, int64; None: all at random."""
 
     def micro_batches(self, rank: int, first_step: int, total_steps: int) -> Iterator[list[tuple[int, int]]]:
         """Micro-batches of `rank` from optimiser step `first_step` on, each a list of (epoch, sample index)."""
@@ -77,7 +75,7 @@ class BatchPlan:
         """The samples of an epoch. By kinds: each kind in micro-batches, the last one filled up from its own first
         samples, and these in random order; what the filling makes too many comes last and is left out."""
         rng = np.random.default_rng([1, self.seed, epoch])
-        order = rng.permutation(self.num_samples) if self.epoch_order is None else self.epoch_order(rng)
+        order = rng.permutation(self.num_samples)
         size = self.micro_batch_size
         if self.kinds is None:
             return order

@@ -1,7 +1,7 @@
-"""What a run was trained with, and what has changed since.
+"""What a run is trained with: one flat dict of names and JSON values, and what differs between two of them.
 
-Compared is every field of a recipe by its dotted name, unless it is named in `NOT_COMPARED` here or by the task: a new
-field therefore is compared from its first day.
+It holds every field of the recipe by its dotted name, unless it is named in `NOT_COMPARED` here or by the task (a new
+field therefore is compared from its first day), digests of what the recipe's paths hold, and versions of the program.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
@@ -40,12 +40,6 @@ OF_THE_DATA = (
     "training data", "held-out data", "data.tokenizer", "training images", "held-out images", "tokenizer's output",
 )  # fmt: skip
 
-# Names that checkpoints of 0.1 do not have, and that are not compared with these.
-NEW = (*OF_THE_DATA[3:], "program.sources", "program.compiled ops")
-
-# What a run is trained with whose checkpoints have these names, which are settings no more.
-GONE = {"model.config.dictionary_follow": "none"}
-
 # By pattern of the name: what may differ between the ranks of a run, since machines have cores of their own.
 OF_A_RANK = ("engine.threads", "batch.workers")
 
@@ -64,23 +58,17 @@ SHARDING = ("processes", "engine.zero_stage")
 
 @dataclass(frozen=True)
 class TaskIdentity:
-    """What of a task is compared when a run is resumed."""
+    """What of a task is compared when a run is resumed. Patterns are of recipe fields, or of names of contents."""
 
     not_compared: Collection[str]
-    """Patterns of recipe fields that do not change what is trained, or whose contents are among `contents`."""
-    fixed: Collection[str]
-    """Patterns of names that cannot change within a run, because a checkpoint's tensors depend on them."""
+    """Those that do not change what is trained, or whose contents are among `contents`."""
     places: Collection[str]
-    """Patterns of recipe fields that say where something lies; what is read from there is among `contents`."""
-    evaluated_by: Collection[str]
-    """Patterns of names by which a model is evaluated, but not trained."""
+    """Those that say where something lies, which may differ between ranks; what is read there is among `contents`."""
+    fixed: Collection[str]
+    """Those that cannot change within a run, because a checkpoint's tensors depend on them."""
     contents: Callable[[], dict[str, Any]]
-    """What is trained beyond the recipe's fields: JSON values by name, put over the fields of that name.
-    Contents of the data and of starting weights, which are read when it is called; sizes of the model."""
-    starting: Collection[str] = ()
-    """Patterns of names that say where a run starts: a run that goes on keeps what it has learnt."""
-    absent: Mapping[str, Any] = field(default_factory=dict)
-    """By name what a checkpoint of an earlier version, which does not have the name, was trained with."""
+    """What is trained beyond the recipe's fields, JSON values by name, put over the fields of that name: digests of the
+    data and of starting weights, which are read when it is called; sizes of the model."""
 
 
 @dataclass(frozen=True)
@@ -116,20 +104,19 @@ def all_fields(settings: Any) -> dict[str, Any]:
 
 
 def changes_between(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
-    """Every field that differs, in the order of `now`, but for `NEW` ones that were not there before."""
-    names = [name for name in {**now, **before} if name in before or name not in NEW]
-    pairs = ((name, before.get(name), now.get(name, GONE.get(name))) for name in names)
+    """Every name whose value differs, in the order of `now`."""
+    pairs = ((name, before.get(name), now.get(name)) for name in {**now, **before})
     return [Change(*pair) for pair in pairs if pair[1] != pair[2]]
 
 
-def refuse_changes(what: str, step: int, changes: list[Change], identity: TaskIdentity, *, allowed: bool) -> None:
+def refuse_changes(what: str, step: int, changes: list[Change], fixed: Collection[str], *, allowed: bool) -> None:
     """Refuse to go on with other settings.
 
     Args:
         what: names the checkpoint.
         step: its step.
         changes: what differs.
-        identity: the task's: which of them cannot change within a run, which only change how a model is evaluated.
+        fixed: patterns of what cannot change within a run, beside `FIXED`.
         allowed: changes of other fields were asked for.
 
     Raises:
@@ -137,19 +124,15 @@ def refuse_changes(what: str, step: int, changes: list[Change], identity: TaskId
     """
     # Hardly a field of another task is the same.
     changes = [change for change in changes if change.name == "task"] or changes
-    listed = "; ".join(map(str, changes))
-    impossible = [change.name for change in changes if matches(change.name, (*FIXED, *identity.fixed))]
-    if impossible:
+    told = f"{what}: this run has other settings: {'; '.join(map(str, changes))}."
+    if impossible := [change.name for change in changes if matches(change.name, (*FIXED, *fixed))]:
         raise UserError(
-            f"{what}: this run has other settings: {listed}. {', '.join(impossible)} cannot change within a run: give "
-            "the same values or another --output"
+            f"{told} {', '.join(impossible)} cannot change within a run: give the same values or another --output"
         )
     if changes and not allowed:
-        only_evaluated = all(matches(change.name, identity.evaluated_by) for change in changes)
-        instead = "; to evaluate its model by these, python -m soho_fast.evaluate --run FOLDER" * only_evaluated
         raise UserError(
-            f"{what}: this run has other settings: {listed}. Give the same values, another --output, or --resume "
-            f"changed to go on from step {step} with the new ones{instead}"
+            f"{told} Give the same values, another --output, or --resume changed to go on from step {step} with the "
+            "new ones"
         )
 
 

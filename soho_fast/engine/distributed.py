@@ -5,24 +5,25 @@ import contextlib
 import ctypes
 import errno
 import logging
+import mmap
 import os
 import socket
-import stat
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
-from typing import IO, Any
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed import distributed_c10d
 
 from soho_fast.common.errors import UserError, environment_number, environment_rank, listed
 from soho_fast.common.processes import Processes
+from soho_fast.common.shared_arrays import HAS_MEMORY_FILES, machine_name, memory_file, path_for_others
 from soho_fast.engine.settings import EngineSettings
-from soho_fast.engine.watchdog import LOOPBACK, start_heartbeat
+from soho_fast.engine.watchdog import Peers, watch_peers
 
 try:
     import deepspeed
@@ -31,12 +32,12 @@ except ValueError as error:  # of DS_ACCELERATOR
 from deepspeed import DeepSpeedEngine
 from deepspeed.accelerator import get_accelerator
 
+LOOPBACK = "127.0.0.1"
 # Of DeepSpeed's launcher, where none is given.
 _DEFAULT_PORT = "29500"
 # Machines may be started by hand, one after another.
 _PATIENCE = timedelta(minutes=10)
-# What the store has in the place of the heartbeat's file when all have come.
-_MET = "all have met"
+_NEVER = timedelta(days=365)
 _LETTING_GO = 0.2  # seconds
 # Of glibc's mallopt: how many blocks are mapped by themselves, and how much free memory the heap may end with.
 _MOST_MAPPED, _MOST_FREE = (-4, 0), (-1, 1 << 30)
@@ -56,7 +57,7 @@ def start_processes(threads: int = 0, timeout: float = 0) -> Processes:
 
     Args:
         threads: CPU threads of each process; 0 shares the machine's cores among its processes.
-        timeout: seconds without a sign of life after which a process counts as failed; 0: none does for that.
+        timeout: seconds that a collective waits for another process, which then counts as failed; 0: for good.
 
     Raises:
         UserError: the port by which several processes meet is taken, or some of them have not come, or the launcher's
@@ -93,18 +94,15 @@ def start_processes(threads: int = 0, timeout: float = 0) -> Processes:
     elif on_cpu and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_world))
     _, local_rank = environment_rank()
-    place = None
     if not dist.is_initialized():
         store: dist.Store = dist.HashStore()
         if not on_cpu:
             accelerator.set_device(local_rank)
         if together:
             store, rank, world = _meet()
-            place, host = _Place(store), LOOPBACK if _is_one_machine() else os.environ["MASTER_ADDR"]
-            # Before the group is formed: a rank that dies in its first collective is noticed too.
-            calls = {"publish": place.publish, "look_up": place.look_up}
-            # Of each machine one rank speaks; beside rank 0, which is the one that failed then, it is rank 1.
-            start_heartbeat(rank, world, host, **calls, timeout=timeout, speaks=rank == 1 or local_rank == 0)
+            # The default of all groups, since DeepSpeed makes some of its own and hands them none.
+            distributed_c10d.default_pg_timeout = timedelta(seconds=timeout) if timeout else _NEVER
+            distributed_c10d.default_pg_nccl_timeout = distributed_c10d.default_pg_timeout
         else:
             # DeepSpeed asks for LOCAL_RANK even in a group of one.
             for name, value in {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_SIZE": "1"}.items():
@@ -117,10 +115,23 @@ def start_processes(threads: int = 0, timeout: float = 0) -> Processes:
     if dist.get_world_size() > 1:
         # What is gathered are objects and CPU tensors, which NCCL cannot carry.
         group = dist.group.WORLD if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
-    if place is not None:
-        # All have looked it up: no rank is in the group before that.
-        place.close()
-    return Processes(dist.get_rank(), dist.get_world_size(), local_rank, device, group)
+    processes = Processes(dist.get_rank(), dist.get_world_size(), local_rank, device, group)
+    if group is not None and HAS_MEMORY_FILES:
+        _watch(processes, timeout)
+    return processes
+
+
+def _watch(processes: Processes, timeout: float) -> None:
+    """Let `Peers` tell which process has failed where a collective does."""
+    with memory_file() as file:
+        file.truncate(processes.world)
+        ranks = processes.gather((machine_name(), os.getpid(), socket.gethostname(), path_for_others(file)))
+        first = next(path for machine, _, _, path in ranks if machine == ranks[processes.rank][0])
+        with open(first, "r+b") as shared:
+            board = mmap.mmap(shared.fileno(), 0)
+        watch_peers(Peers(processes.rank, [each[:3] for each in ranks], board, timeout))
+        # Not closed before all have opened it.
+        processes.wait()
 
 
 def _meet() -> tuple[dist.Store, int, int]:
@@ -128,62 +139,19 @@ def _meet() -> tuple[dist.Store, int, int]:
     try:
         store, rank, world = _own_store() or next(iter(dist.rendezvous("env://", timeout=_PATIENCE)))
         # torchrun keeps its store when it starts the processes again, with what those before have left in it.
-        return dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store), rank, world
+        store = dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+        if store.add(f"rank {rank}", 1) > 1:
+            raise UserError(
+                f"rank {rank}'s place is taken: another process has come as this rank; give each process a RANK of its "
+                "own, and another run another MASTER_PORT"
+            )
+        return store, rank, world
     except dist.DistError as error:
         world = os.environ["WORLD_SIZE"]
         raise UserError(
             f"not all of the {world} processes have come within {_PATIENCE.seconds // 60} minutes to "
             f"{os.environ.get('MASTER_ADDR', LOOPBACK)}:{os.environ.get('MASTER_PORT')}: {str(error).splitlines()[0]}"
         ) from error
-
-
-class _Place:
-    """Where the heartbeat is, by the store, which every user of the machine can reach. Ranks of one machine therefore
-    find there but the name of a file that they alone can read, and that is gone when all have come."""
-
-    def __init__(self, store: dist.Store) -> None:
-        self._store = store
-        self._file: IO[str] | None = None
-
-    def publish(self, place: str) -> None:
-        """Called by the first rank, which tells it."""
-        if _is_one_machine():
-            self._file = tempfile.NamedTemporaryFile("w", prefix="soho_fast-")  # noqa: SIM115 - of mode 600
-            self._file.write(place)
-            self._file.flush()
-            place = self._file.name
-        self._store.set("heartbeat", place)
-
-    def close(self) -> None:
-        """Called when all have come."""
-        if self._file is not None:
-            self._store.set("heartbeat", _MET)
-            self._file.close()
-
-    def look_up(self) -> str:
-        """What the first rank told. Raises UserError: all have come without this process, or it was another user."""
-        place = self._store.get("heartbeat").decode()
-        if not _is_one_machine():
-            return place
-        if place == _MET:
-            raise UserError(
-                f"rank {os.environ['RANK']}'s place is taken: all processes of this run have met; give each process a "
-                "RANK of its own, and another run another MASTER_PORT"
-            )
-        try:
-            # Without blocking: another user may have put a pipe there, whose opening would wait for a writer.
-            with open(place, opener=lambda path, flags: os.open(path, flags | os.O_NONBLOCK)) as file:
-                # Of the open file: a look at the path could be of another one than is read.
-                status = os.fstat(file.fileno())
-                if (status.st_uid, stat.S_IMODE(status.st_mode)) == (os.getuid(), 0o600):
-                    return file.read()
-            why = "is not this user's alone"
-        except OSError as error:
-            why = f"cannot be read ({error.strerror})"
-        raise UserError(
-            f"{place}, by which rank 0 tells the others where it is, {why}; expected a file of mode 600 of this user, "
-            "in a temporary folder of all processes: another user may have come in rank 0's place; start again"
-        )
 
 
 def _own_store() -> tuple[dist.Store, int, int] | None:

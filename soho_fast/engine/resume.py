@@ -42,7 +42,6 @@ RUN_FILES = (
 _RESULTS = ("model", "metrics.json")
 
 _PROGRAM = "program."
-_OF_A_START = "; it says where a run starts: what this one has learnt is kept"
 
 
 class ResumePoint:
@@ -90,9 +89,7 @@ class ResumePoint:
         self._before: dict[str, Any] = {}
         self.checkpoint = self._choose_checkpoint()
         if self.checkpoint is not None:
-            # Older checkpoints lack some names: what they were trained with there is filled in.
-            before, self.progress = self.checkpoints.about(self.checkpoint)
-            self._before = {**task.identity.absent, **before}
+            self._before, self.progress = self.checkpoints.about(self.checkpoint)
             # More is compared when the data are read; a change that is known now is refused before that takes its time.
             self._compare(self._before | self._recipe)
 
@@ -148,15 +145,8 @@ class ResumePoint:
         """The changed settings, for an error."""
         return "; ".join(map(str, self.changes))
 
-    def lines(self) -> list[str]:
-        """What is said of the changes when the run goes on."""
-        start = self.task.identity.starting
-        lines = [f"changed: {change}{_OF_A_START * matches(change.name, start)}" for change in self.changes]
-        lines += [f"resharded: {change.event()}" for change in self.resharded]
-        return lines + [f"another version: {change.event()}" for change in self.versions]
-
     def events(self) -> list[str]:
-        """What the log gets of the changes."""
+        """What is said of the changes, and logged, when the run goes on."""
         kinds = (
             ("settings changed", self.changes), ("resharded", self.resharded), ("another version", self.versions)
         )  # fmt: skip
@@ -191,8 +181,8 @@ class ResumePoint:
         self.resharded = [change for change in changes if change.name in SHARDING]
         self.versions = [change for change in changes if change.name.startswith(_PROGRAM)]
         self.changes = [change for change in changes if change not in (*self.resharded, *self.versions)]
-        allowed = self.settings.resume == "changed"
-        refuse_changes(str(self.checkpoint), self.progress.step, self.changes, self.task.identity, allowed=allowed)
+        allowed, fixed = self.settings.resume == "changed", self.task.identity.fixed
+        refuse_changes(str(self.checkpoint), self.progress.step, self.changes, fixed, allowed=allowed)
         # Otherwise a step has the same samples however they are divided, so any number of processes may go on.
         sizes = [_micro_batch(values) for values in (self._before, now)]
         if self.settings.batch.group_by_aspect_ratio == "orientation" and sizes[0] != sizes[1]:

@@ -151,9 +151,9 @@ class EngineSettings:
             frozen. A backbone that learns by a BatchNorm which nothing centres can carry all features away together.
         loss_scale_power: fp16 starts with a loss scale of 2 to this power.
         threads: CPU threads of each process; 0 shares the cores among the processes of a machine.
-        timeout_seconds: A process that is alive but gives no sign of life for so long (stopped, say) counts as failed,
-            which ends all of them; 0 never. One that is killed, or whose machine is cut off, always does, at once or
-            after half a minute.
+        timeout_seconds: How long a process waits for another in a collective of gloo or NCCL before all end, as where
+            one is suspended or hangs; 0: for good. It must be longer than what one process does alone while the others
+            wait (reading the data, writing the model). One that is killed ends the others at once.
         feature_cache_gb: While the backbone is frozen (`optim.frozen_backbone_epochs`) for more than one pass over the
             images, its features of each are computed once and cached in memory, if all of them take at most so many GB
             on each machine; 0 never.
@@ -167,7 +167,7 @@ class EngineSettings:
     freeze_batch_norm: bool = False
     loss_scale_power: NonNegativeInt = 16
     threads: Threads = 0
-    timeout_seconds: NonNegativeFloat = 300.0
+    timeout_seconds: NonNegativeFloat = 1800.0
     feature_cache_gb: NonNegativeFloat = 4.0
 
 

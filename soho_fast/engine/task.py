@@ -58,9 +58,6 @@ class Task(Protocol):
         the recipe asks) only those of positive keys or only the others; `progress` is called with what is read of how
         much.
 
-        Where it has `data.epoch_order(rng)`, int64 (samples,), samples come in that order, each once, instead of at
-        random; it depends on the generator alone.
-
         A sample that can't be used says why in its attribute `corrupt`, a text; otherwise that is None or not there.
         Where it has `data.images`, samples share images, and as many as there are images can be corrupt.
         """

@@ -3,6 +3,7 @@
 import hashlib
 import time
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -69,7 +70,7 @@ class Run:
         self._skipped: list[str] = []
         self.data = task.training_data()
         plan = plan_batches(settings.batch, len(self.data), processes.world, settings.seed, task.samples_together)
-        self.plan = replace(plan, epoch_order=getattr(self.data, "epoch_order", None))
+        self.plan = plan
         self.total_steps = max(1, round(settings.epochs * plan.steps_per_epoch))
         if settings.max_steps:
             self.total_steps = min(self.total_steps, settings.max_steps)
@@ -91,7 +92,7 @@ class Run:
             if resume_point.checkpoint is not None:
                 resume_point.restore(self.step.engine)
                 self._say(f"resumed from {resume_point.checkpoint} (step {self.progress.step} of {self.total_steps})")
-                for line in resume_point.lines():
+                for line in resume_point.events():
                     self._say(line)
             resume_point.begin()
             if self.progress.best is not None and not processes.gather(resume_point.has_best)[0]:
@@ -121,7 +122,8 @@ class Run:
             say=self._say,
         )
         try:
-            with StopRequest() as stop:
+            # Loader processes end within: the launcher's SIGTERM must not come before it is told which rank has failed.
+            with StopRequest() as stop, closing(batches):
                 self._begin()
                 while self.steps_left:
                     self._record_events()
@@ -167,7 +169,6 @@ class Run:
         except GradientOverflowError as error:
             raise self._diverged(progress.step + 1, str(error)) from error
         finally:
-            batches.close()
             if self.log is not None:
                 self.log.close()
                 self.log = None

@@ -2,8 +2,7 @@
 
 From a model: `python -m soho_fast.explore build RUN`. From arrays of any codebook: `build_from_arrays`, or
 `build_from_batches` where they do not fit into memory. What an explorer holds as plain arrays: `occurrences`,
-`words_of_code`, `codes_of_word`. All of these need the extra `explore` alone,
-`serve_explorer` also `app`.
+`words_of_code`, `codes_of_word`. All of these need the extra `explore` alone.
 """
 
 from importlib import import_module
@@ -16,12 +15,10 @@ with from_extra("explore"):
 
 _HOMES = {
     "Bundle": "bundle",
-    "Clip": "sounds",
     "build_from_arrays": "from_arrays",
     "build_from_batches": "from_arrays",
     "codes_of_word": "reading",
     "occurrences": "reading",
-    "serve_explorer": "app",
     "words_of_code": "reading",
 }
 

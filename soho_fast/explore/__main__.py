@@ -2,7 +2,6 @@
 
 python -m soho_fast.explore build runs/mini
 python -m soho_fast.explore figure runs/mini --codes 191,107
-python -m soho_fast.explore measure runs/mini
 """
 
 from __future__ import annotations
@@ -22,7 +21,6 @@ with from_extra("explore"):
 COMMANDS = {
     "build": ("soho_fast.explore.build", "Make the explorer of a model and its data."),
     "figure": ("soho_fast.explore.figure", "Draw rows of codes, as the paper's figures, as PNG and PDF."),
-    "measure": ("soho_fast.explore.codes", "Measure whether codes mean something."),
 }
 """Each sub-command's module, which has `add_arguments(parser)` and `run(options) -> exit code`.
 

@@ -1,8 +1,6 @@
 """A model in the browser, by Gradio: its question, and the codes and the attention of an image; `soho app` shows it.
 
-`serve_explorer` is the page of codes over any encoder. Only this machine can reach either.
-
-h x w patches of an image of H x W pixels.
+Only this machine can reach it. h x w patches of an image of H x W pixels.
 """
 
 from __future__ import annotations
@@ -10,7 +8,6 @@ from __future__ import annotations
 import argparse
 import colorsys
 import functools
-import io
 import os
 import sys
 import tempfile
@@ -31,8 +28,6 @@ from soho_fast.common.hub import model_folder
 from soho_fast.common.versions import cautions
 from soho_fast.explore.build import default_folder, open_model
 from soho_fast.explore.bundle import Bundle, BundleError
-from soho_fast.explore.from_arrays import Array, Metric, check_batch, check_codebook, check_metric, look_up
-from soho_fast.explore.sources import as_array, digest_of, open_image
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 with from_extra("app"):
@@ -58,8 +53,6 @@ _BLOCKS: dict[str, Any] = {"analytics_enabled": False, "delete_cache": (3600, 36
 _MOST_CODES = 48  # of an image that get a colour each, those with the most patches
 _LARGEST_SHOWN = 640  # pixels, of an image that codes or attention are painted on
 _ONE_CALL = threading.Lock()
-
-Encode = Callable[[Image.Image], Any]
 
 
 @dataclass(frozen=True)
@@ -88,7 +81,7 @@ def serve_model(run: str, port: int | None = None) -> None:
 
     Args:
         run: Folder of a run or of a model, or a name on the hub.
-        port: See `serve_explorer`.
+        port: The first free one from 7860 on if not given.
 
     Raises:
         FileNotFoundError, ValueError: it is no model that can be used.
@@ -133,15 +126,9 @@ def names_of(run: str, weights: str | None) -> dict[int, str]:
         bundle = Bundle(default_folder(run))
         if bundle.meta["weights"] != weights or bundle.of_another_model():
             return {}
-        return _names_in(bundle)
+        return {code: word for code, word in enumerate(bundle.read("wall")["word"]) if word}
     except (FileNotFoundError, BundleError):
         return {}
-
-
-def _names_in(bundle: Bundle) -> dict[int, str]:
-    wall = bundle.wall()
-    names = (label or word for label, word in zip(wall["label"], wall["word"], strict=True))
-    return {code: name for code, name in enumerate(names) if name}
 
 
 def examples_of(run: str, folder: Path) -> list[Example]:
@@ -330,78 +317,3 @@ def _colour(code: int) -> str:
     """Of neighbouring numbers, hues that lie apart."""
     red, green, blue = colorsys.hls_to_rgb(0.618034 * code % 1, 0.4 + 0.2 * (0.7548 * code % 1), 0.85)
     return "#" + "".join(f"{round(255 * part):02x}" for part in (red, green, blue))
-
-
-def serve_explorer(
-    explorer: str | os.PathLike[str],
-    encode: Encode,
-    *,
-    codebook: Array | None = None,
-    metric: Metric = "euclidean",
-    port: int | None = None,
-) -> None:
-    """Show, in the browser, which codes an image has by a function of yours, until Ctrl-C; needs the extra `app`.
-
-    In a notebook it runs until the kernel is interrupted. Only this machine can reach it.
-
-    Args:
-        explorer: Folder of an explorer of images, which says what codes are called.
-        encode: Takes an image, PIL in RGB, as large as it was uploaded, and gives its codes, integers (h, w) or of Q
-            levels (h, w, Q), -1 where a patch has none, or its features, floating point (h, w, C), whose nearest codes
-            are looked up. It is called for one image at a time; codes of the first level are shown.
-        codebook, metric: What the explorer was built with, see `build_from_arrays`, where `encode` gives features.
-        port: The first free one from 7860 on if not given.
-
-    Raises:
-        FileNotFoundError, BundleError: there is no explorer, or a damaged one.
-        UserError: it is of clips, or of another codebook; or the port can't be used.
-        TypeError, ValueError: `encode` is no function, or `codebook` no codebook.
-    """
-    show(encoder_app(explorer, encode, codebook=codebook, metric=metric), port)
-
-
-def encoder_app(
-    explorer: str | os.PathLike[str], encode: Encode, *, codebook: Array | None = None, metric: Metric = "euclidean"
-) -> gr.Blocks:
-    """The app of `serve_explorer`, not yet served, such as to mount it in another."""
-    bundle = Bundle(explorer)
-    meta = bundle.meta
-    if meta.get("has_sound"):
-        raise UserError("explorer: expected one of images, whose codes `encode` finds, got one of clips")
-    if not callable(encode):
-        raise TypeError(f"encode: expected a function of an image, got {type(encode).__name__}")
-    check_metric(metric)
-    shape = meta["num_levels"], meta["num_codes"] // meta["num_levels"]
-    # Of an unknown codebook what an index can be is known all the same.
-    levels = np.empty((*shape, 0), np.float32) if codebook is None else check_codebook(codebook, metric)
-    if codebook is not None and not meta["weights"]:
-        raise UserError("codebook: expected none, as the explorer was built without one; encode must give codes")
-    if codebook is not None and digest_of(levels[0]) != meta["weights"]:
-        has = f"which has {meta['num_codes']:,} codes in all"
-        raise UserError(f"codebook: not that of the explorer, {has}, or not as it is by metric {metric!r}")
-    names = _names_in(bundle)
-
-    def codes(file: str) -> Any:
-        image = open_image(io.BytesIO(_content(file)), "image", least=None)
-        try:
-            index_hw = _encoded(encode(image), image, levels, metric)
-        except Exception as error:  # The function may fail with errors of any kind.
-            raise ValueError(f"encode: {one_line(error)}") from error
-        return code_map(np.asarray(image), index_hw, index_hw.shape, names)
-
-    with gr.Blocks(title=" ".join(meta["title"].split()), **_BLOCKS) as app:
-        gr.Markdown(f"# {app.title}")
-        _codes_tab(codes, [])
-    return app
-
-
-def _encoded(given: Any, image: Image.Image, levels: np.ndarray, metric: Metric) -> np.ndarray:
-    """int32 (h, w), the codes of the first level of what a function gave of an image."""
-    found = as_array(given)
-    kind = "features" if found.dtype.kind == "f" else "index"
-    if kind == "features" and not levels.size:
-        raise ValueError("expected codes, integers (rows, columns); features need codebook=")
-    batch: dict[str, Any] = dict.fromkeys(("features", "index", "captions", "names"))
-    batch |= {"images": [image], kind: [found]}
-    ((index_Qhw, _),) = look_up(check_batch(batch, levels, 0, {}), levels, metric)
-    return index_Qhw[0]

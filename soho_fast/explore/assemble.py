@@ -22,10 +22,10 @@ from soho_fast.common.files import new_folder
 from soho_fast.common.progress import ProgressLines
 from soho_fast.common.versions import program
 from soho_fast.explore import bundle as layout
-from soho_fast.explore import gallery, sounds, statistics, words
+from soho_fast.explore import gallery, statistics, words
 from soho_fast.explore.bundle import Bundle
 from soho_fast.explore.figure import choose_codes
-from soho_fast.explore.sources import ImageError, Source, digest_of, small_copy
+from soho_fast.explore.sources import ImageError, Source, digest_of
 from soho_fast.explore.spool import Spool
 
 with from_extra("explore"):
@@ -114,11 +114,8 @@ def _look(source: Source, spool: Spool, say: Callable[[str], None]) -> words.Wor
     return vocabulary.choose(spool.words(first, min(first + _IMAGES_AT_A_TIME, len(spool))) for first in begins)
 
 
-def window_of(spool: Spool, patch_seconds: Sequence[float] = ()) -> float:
-    """The side, in patches, of what is recognised: five patches or 45 % of the median image's shorter edge; of clips of
-    audio, whose patches last so long, half a second."""
-    if patch_seconds:
-        return round(max(1.0, sounds.WINDOW_SECONDS / float(np.median(patch_seconds))), 2)
+def window_of(spool: Spool) -> float:
+    """The side, in patches, of what is recognised: five patches or 45 % of the median image's shorter edge."""
     return round(max(5.0, 0.45 * float(np.median(np.minimum(spool.rows_N, spool.columns_N)))), 2)
 
 
@@ -172,22 +169,14 @@ class _Writer:
         """Those of the gallery's images; one that can't be read any more is left out of it."""
         readable: list[int] = []
         self.sizes_G: list[dict[str, Any]] = []
-        self.patch_seconds: list[float] = []  # of clips
         progress = ProgressLines(self.say, "images")
         for done, number in enumerate(self.images_G.tolist()):
             try:
                 text = self.spool.texts(number)
-                copy = self.source.small_copy(text["place"])
+                jpeg, width, height = self.source.small_copy(text["place"])
             except ImageError as error:
                 self.say(f"left out: {error}")
                 continue
-            if isinstance(copy, sounds.Clip):
-                layout.write_value(self.folder, f"sound-{len(readable):06d}", copy.value())
-                patches = int(self.spool.columns_N[number])
-                self.patch_seconds.append(len(copy.samples) / copy.rate / patches)
-                image = sounds.spectrogram(copy, patches)
-                copy = small_copy(image, max(image.size))
-            jpeg, width, height = copy
             path = self.folder / layout.image_path(len(readable))
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(jpeg)
@@ -373,8 +362,7 @@ class _Writer:
             "has_distances": self.spool.has_distances,
             **about,
             "maps": self.maps,
-            "has_sound": bool(self.patch_seconds),
-            "window": self.window or window_of(self.spool, self.patch_seconds),
+            "window": self.window or window_of(self.spool),
             "sources": _dicts("name num_images", zip(names, counts.tolist(), strict=True)),
             "licences": self.source.licences,
             "position_rows": self.usage.position_rows,

@@ -12,7 +12,6 @@ fetch files. The value is JSON, so Python reads the same files.
     data/codes-0000.js       a list of CODES_PER_FILE codes, number // 64
     data/words.js            what each word of the captions has to do with codes
     data/images-0000.js      a list of IMAGES_PER_FILE images
-    data/sound-000000.js     what is heard of an image that is a clip of audio
     SHA256SUMS               checksums of all of these
 
 Statistics come from all images; a bounded number of them is shown, the gallery, numbered from 0. An occurrence is one
@@ -37,7 +36,6 @@ data/meta.js:
     has_captions: bool
     has_distances: bool; without, no patch is nearest: nearest and quantiles are empty
     has_decoded: bool, whether there is decoded/
-    has_sound: bool, whether the images are clips of audio, seen as spectrograms, of one row of patches
     maps: list of t-SNE and PCA, those that there are, the first shown first
     window: side of what tiles show around a patch, in patches
     sources: list of {name, num_images}: the data sets
@@ -93,17 +91,11 @@ data/images-0000.js, each image:
     index: the code of each patch, level by level and row by row; null where there is none
     masked: null, or {code, patches: [{patch, guesses: [[code, probability], ...]}]}: what masked visual modelling
         hides together, and what the model predicts there
-
-data/sound-000000.js, of a clip of audio:
-    rate: samples a second
-    samples: int16, little-endian, in base64
 """
 
 from __future__ import annotations
 
-import base64
 import hashlib
-import html
 import itertools
 import json
 import os
@@ -125,44 +117,6 @@ KINDS = ("nearest", "quantiles", "random")
 """Of the occurrences of a code."""
 CODES_PER_FILE = 64
 IMAGES_PER_FILE = 256
-
-# What Python reads of the files, as they are built: a type, or several; fields; [form] a list of any length, [form,
-# form, ...] one of this length.
-_NUMBER, _OR_NONE = (int, float), (int, float, type(None))
-_TEXT_OR_NONE = (str, type(None))
-_OCCURRENCE = [int, _NUMBER, _NUMBER, _OR_NONE, _NUMBER, _NUMBER]
-_SIZES = ("num_codes", "num_levels", "num_shown", "num_tokens", "window")  # above 0
-_FORMS: Mapping[str, Any] = {
-    "meta": {
-        **dict.fromkeys(("title", "model", "weights"), str), **dict.fromkeys(_SIZES, int), "window": _NUMBER,
-        "licences": [{"what": str, "credit": str, "licence": str}], "figure": [int], "sources": list, "measures": dict,
-    },
-    "wall": {
-        "tokens": [int], "images": [int], "word": [_TEXT_OR_NONE], "label": [_TEXT_OR_NONE],
-        **{name: [_OR_NONE] for name in ("lift", "lift_low", "precision")}, "medoid": [(_OCCURRENCE, type(None))],
-    },
-    "words": [{"word": str, "codes": [dict]}],
-    "codes": [{"code": int, "tokens": int, "words": [dict], **{kind: [_OCCURRENCE] for kind in KINDS}}],
-    "images": [{"licences": [int]}],
-}  # fmt: skip
-
-
-def _misfit(value: Any, form: Any, place: str = "") -> str | None:
-    """Where a value first differs from a form; None where it does not."""
-    if isinstance(form, tuple):
-        return None if any(_misfit(value, one) is None for one in form) else place
-    if isinstance(form, type):
-        return None if isinstance(value, form) else place
-    if not isinstance(value, type(form)):
-        return place
-    if isinstance(form, dict):
-        inner = ((f"{place}.{name}".lstrip("."), value.get(name), one) for name, one in form.items())
-    elif len(form) in (1, len(value)):
-        inner = ((f"{place}[{n}]", one, form[n % len(form)]) for n, one in enumerate(value))
-    else:
-        return place
-    return next((found for at, one, part in inner if (found := _misfit(one, part, at)) is not None), None)
-
 
 _FORM = re.compile(r'explorer\.receive\("([\w-]+)", (.*)\);\n', re.DOTALL)
 
@@ -223,7 +177,6 @@ class Bundle:
         folder: Where it lies, or the folder of a run that has one.
 
     Attributes:
-        noun: "image", or "clip" where it is of clips of audio.
         sums: SHA-256 of its files by name; None where it has no SHA256SUMS.
 
     Raises:
@@ -245,9 +198,6 @@ class Bundle:
         except ValueError as error:
             raise BundleError(str(error)) from error
         self.meta: Mapping[str, Any] = self.read("meta")
-        if wrong := [f"{name} {self.meta[name]}" for name in _SIZES if self.meta[name] <= 0]:
-            raise BundleError(f"{self.folder / 'data' / 'meta.js'}: expected numbers above 0, got {', '.join(wrong)}")
-        self.noun = "clip" if self.meta.get("has_sound") else "image"
 
     def read(self, name: str) -> Any:
         """The value of data/<name>.js. Raises BundleError: it is missing or damaged."""
@@ -258,16 +208,7 @@ class Bundle:
             raise BundleError(f"{path} can't be read ({error})") from error
         if name == "meta" and isinstance(value, dict) and value.get("schema") != SCHEMA:
             raise BundleError(f"{path}: expected schema {SCHEMA}, got {value.get('schema')!r}")
-        if (place := _misfit(value, _FORMS.get(name.partition("-")[0], object))) is not None:
-            raise BundleError(f"{path}: {place or 'the value'} is not as it is built")
         return value
-
-    def wall(self) -> Mapping[str, Sequence[Any]]:
-        """The columns of data/wall.js. Raises BundleError: it is missing or damaged."""
-        wall = self.read("wall")
-        if short := [name for name in _FORMS["wall"] if len(wall[name]) != self.meta["num_codes"]]:
-            raise BundleError(f"{self.folder / 'data' / 'wall.js'}: {short[0]} ends too early")
-        return wall
 
     def content(self, name: str) -> bytes:
         """A file, by its name in the bundle. Raises BundleError: it is missing, or was altered."""
@@ -298,33 +239,14 @@ class Bundle:
                 return [f"{was}; {folder} is {other}of step {now['step']:,} by now"]
         return []
 
-    def _repr_html_(self) -> str:
-        """What a notebook shows: the codes of the figure, or the most frequent ones, each as its tile on the wall."""
-        wall = self.wall()
-        frequent = sorted(range(self.meta["num_codes"]), key=lambda code: -wall["tokens"][code])
-        tiles = []
-        for code in [code for code in self.meta["figure"] or frequent if wall["medoid"][code]][:12]:
-            image, _, _, _, *sizes = wall["medoid"][code]
-            y, x, high, wide = self.window_of(wall["medoid"][code])
-            fit = 'preserveAspectRatio="none"'
-            source = f"data:image/jpeg;base64,{base64.b64encode(self.content(image_path(image))).decode()}"
-            shown = f'<image href="{source}" width="{sizes[1]:g}" height="{sizes[0]:g}" {fit}/>'
-            svg = f'<svg width="96" height="96" viewBox="{x:g} {y:g} {wide:g} {high:g}" {fit}>{shown}</svg>'
-            name = html.escape(wall["label"][code] or wall["word"][code] or "")
-            tiles.append(f'<div style="width:96px">{svg}{self.name(code)} {name}</div>')
-        title = f"{self.meta['title']}: {self.meta['num_codes']:,} codes, {self.folder / 'index.html'}"
-        return f'<p>{html.escape(title)}</p><div style="display:flex;flex-wrap:wrap;gap:8px">{"".join(tiles)}</div>'
-
-    def window_of(self, occurrence: Sequence[float]) -> tuple[float, float, float, float]:
-        """What is shown around a patch, in patches: (top, left, height, width), moved into the image at its edge; a
-        square, or of a clip of audio all frequencies."""
+    def window_of(self, occurrence: Sequence[float]) -> tuple[float, float, float]:
+        """What is shown around a patch, in patches: (top, left, side), a square, moved into the image at its edge."""
         _, row, column, _, *sizes = occurrence
-        high, wide = (min(self.meta["window"], size if self.noun == "clip" else min(sizes)) for size in sizes)
+        side = min(self.meta["window"], *sizes)
         top, left = (
-            max(0.0, min(place + 0.5 - length / 2, size - length))
-            for place, length, size in zip((row, column), (high, wide), sizes, strict=True)
+            max(0.0, min(place + 0.5 - side / 2, size - side)) for place, size in zip((row, column), sizes, strict=True)
         )
-        return top, left, high, wide
+        return top, left, side
 
     def name(self, code: int) -> str:
         """As the pages call a code: 2.17 is code 17 of the second level."""
@@ -348,6 +270,4 @@ class Bundle:
         values = self.read(name)
         if len(values) != min(per_file, count - file * per_file):
             raise BundleError(f"{self.folder / 'data' / name}.js ends too early")
-        if values[place].get(what) != number:
-            raise BundleError(f"{self.folder / 'data' / name}.js: [{place}].{what} is not {number}")
         return values[place]

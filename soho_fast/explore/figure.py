@@ -28,7 +28,6 @@ ROWS, COLUMNS, DPI = 12, 8, 150
 
 _ENDINGS = (".png", ".pdf")
 _GAP = 0.06  # between tiles, in tiles
-_MOST_PIXELS = 200_000_000
 _TILE_INCHES = 1.0
 _LABEL_INCHES = 1.85
 _EDGE_INCHES = 0.12
@@ -74,7 +73,7 @@ def choose_codes(bundle: Bundle, rows: int = ROWS, columns: int = COLUMNS) -> li
     Returns:
         At most `rows` codes, fewer where fewer have `columns` images.
     """
-    wall = bundle.wall()
+    wall = bundle.read("wall")
     order = sorted(
         range(bundle.meta["num_codes"]),
         key=lambda code: (-max(wall["lift_low"][code] or 0.0, 1.0), -wall["tokens"][code], code),
@@ -136,14 +135,14 @@ def draw_figure(
     if codes is None:
         chosen = choose_codes(bundle, rows, columns)
         if not chosen:
-            raise UserError(f"columns: no code of {bundle.folder} has {columns} distinct {bundle.noun}s; give fewer")
+            raise UserError(f"columns: no code of {bundle.folder} has {columns} distinct images; give fewer")
     else:
         chosen = list(dict.fromkeys(codes))
     found = [_of_code(bundle, code) for code in chosen]
     try:
         tiles, licences = _tiles(bundle, found, columns, kind)
         credits = [bundle.meta["licences"][number] for number in licences]
-    except (OSError, IndexError, ImageError) as error:
+    except (OSError, IndexError, KeyError, TypeError, ImageError) as error:
         raise BundleError(f"{bundle.folder}: {error}") from error
     _draw(path, bundle, found, tiles, credits, columns, dpi)
     return path
@@ -194,19 +193,13 @@ def _draw(
     columns: int,
     dpi: int,
 ) -> None:
-    wall = bundle.wall()
+    wall = bundle.read("wall")
     credit = [_drawable("{what}: {credit}; {licence}".format_map(entry)) for entry in credits]
     step = (1 + _GAP) * _TILE_INCHES
     width = _LABEL_INCHES + columns * step + _EDGE_INCHES
-    lines = textwrap.wrap(f"{bundle.noun.capitalize()}s: " + " · ".join(credit), int(width * 19)) if credit else []
+    lines = textwrap.wrap("Images: " + " · ".join(credit), int(width * 19)) if credit else []
     below = _EDGE_INCHES + 0.12 * len(lines)
     height = _EDGE_INCHES + len(codes) * step + below
-    pixels = max(width, height) * dpi, width * height * dpi**2
-    if pixels[0] >= 2**16 or pixels[1] > _MOST_PIXELS:
-        raise UserError(
-            f"the figure would have {width * dpi:,.0f} x {height * dpi:,.0f} pixels, expected less than 65,536 a side "
-            f"and at most {_MOST_PIXELS:,}: give fewer rows or columns, or a smaller --dpi"
-        )
     with rc_context({"font.size": 8, "pdf.fonttype": 42, "text.parse_math": False}):
         # White, whatever the page or the reader's style: images and outlines look alike on light and dark pages.
         figure = Figure(figsize=(width, height), facecolor="white")
@@ -225,6 +218,8 @@ def _draw(
             figure.savefig(path, dpi=dpi, facecolor="white", metadata={"Title": _drawable(bundle.meta["title"])})
         except OSError as error:
             raise UserError(f"into: {path} can't be written ({error.strerror or error})") from error
+        except ValueError as error:  # 65,536 pixels or more a side
+            raise UserError(f"{error}; give fewer rows or columns, or a smaller --dpi") from error
 
 
 def _draw_tile(
@@ -234,9 +229,9 @@ def _draw_tile(
     _, row, column, _, rows, columns = occurrence
     if not (0 <= row < rows and 0 <= column < columns):
         raise BundleError(f"row {row}, column {column} lies outside an image of {rows:g} x {columns:g} patches")
-    top, left, high, wide = window
+    top, left, side = window
     # The whole image, so placed and scaled that its window fills the tile; the rest is clipped.
-    extent = (x - left / wide, x + (columns - left) / wide, y + (rows - top) / high, y - top / high)
+    extent = (x - left / side, x + (columns - left) / side, y + (rows - top) / side, y - top / side)
     drawn = axes.imshow(image_HWC, extent=extent, interpolation="antialiased", aspect="auto")
     drawn.set_clip_path(Rectangle((x, y), 1, 1, transform=axes.transData))
     # The last patches may reach beyond the image. The lines lie around the patch, which is seen whole, but within the
@@ -244,8 +239,8 @@ def _draw_tile(
     right, below = min(column + 1, columns), min(row + 1, rows)
     for colour, points in (("black", 2.2), ("white", 1.2)):
         out = points / 2 / 72 / _TILE_INCHES
-        x0, x1 = max((column - left) / wide - out, out), min((right - left) / wide + out, 1 - out)
-        y0, y1 = max((row - top) / high - out, out), min((below - top) / high + out, 1 - out)
+        x0, x1 = max((column - left) / side - out, out), min((right - left) / side + out, 1 - out)
+        y0, y1 = max((row - top) / side - out, out), min((below - top) / side + out, 1 - out)
         corner, size = (x + x0, y + y0), (x1 - x0, y1 - y0)
         axes.add_patch(Rectangle(corner, *size, fill=False, ec=colour, lw=points, joinstyle="miter"))
 
@@ -254,16 +249,16 @@ def _label(bundle: Bundle, wall: Mapping[str, Any], code: Mapping[str, Any]) -> 
     """Four lines and their size and style: what the code is called, how much of the captions name it, its number."""
     number = code["code"]
     label, word, share = (wall[column][number] for column in ("label", "word", "precision"))
-    called, noun = f"code {bundle.name(number)}", f"{bundle.noun}s"
+    called = f"code {bundle.name(number)}"
     told = ["associated with no word" if code["words"] and word is None else "", ""]
     if word is not None and label is None:
         of_all = _percent(share / wall["lift"][number])
-        told = [f"in the captions of {_percent(share)}", f"of its {noun}, {of_all} of all"]
+        told = [f"in the captions of {_percent(share)}", f"of its images, {of_all} of all"]
     name = label or word or called
     return [
         (_drawable(name if len(name) <= 20 else name[:19] + "…"), 13 if len(name) <= 13 else 9, {"fontweight": "bold"}),
         *((line, 7.5, {"color": "0.2"}) for line in told),
-        (f"{called} · {code['images']:,} {noun}", 7, {"color": "0.4"}),
+        (f"{called} · {code['images']:,} images", 7, {"color": "0.4"}),
     ]
 
 

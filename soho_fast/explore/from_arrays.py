@@ -23,7 +23,6 @@ from soho_fast.common.errors import print_line
 from soho_fast.common.extras import from_extra
 from soho_fast.explore.assemble import assemble, check_folder
 from soho_fast.explore.licences import Licences, licence_of_all
-from soho_fast.explore.sounds import MOST_PATCHES, Clip, is_sound
 from soho_fast.explore.sources import SeenImage, as_array, by_level, open_image, small_copy
 
 with from_extra("explore"):
@@ -40,7 +39,7 @@ _BIDI_CONTROLS = re.compile("[\u202a-\u202e\u2066-\u2069]")
 
 Array = np.ndarray | torch.Tensor
 Arrays = Array | Sequence[Array]
-Images = Array | Sequence[Array | Image.Image | Clip | str | os.PathLike[str] | bytes]
+Images = Array | Sequence[Array | Image.Image | str | os.PathLike[str] | bytes]
 Captions = Sequence[str | Sequence[str]]
 LicenceEntries = str | Licences | Sequence[Mapping[str, Any]] | None
 Metric = Literal["euclidean", "cosine"]
@@ -76,9 +75,7 @@ def build_from_arrays(
         codebook: Floating point (K, C), or of Q levels (Q, K, C): each codes what those before it leave of a feature
             (residual); or (Q, K, C / Q): each codes its part of the channels (grouped). Where it is None and there
             are features and an index of one level, the mean of each code's features stands for it.
-        images: uint8 (N, H, W, 3), or N of (H, W, 3), of any size, or N PIL images, paths or contents of image files;
-            or N clips of audio, `Clip` or paths of WAV files, whose patches are one row, (N, 1, w, ...), that divide
-            them evenly.
+        images: uint8 (N, H, W, 3), or N of (H, W, 3), of any size, or N PIL images, paths or contents of image files.
         folder: Where the explorer goes; one that is there is replaced, anything else is not overwritten.
         index: Integers (N, h, w) or of Q levels (N, h, w, Q), or N of them, 0 to K - 1; -1 where a patch has no code.
         num_codes: K where there is no codebook; as many as there are labels or images decoded, else up to the highest
@@ -90,7 +87,7 @@ def build_from_arrays(
         labels: What each code is called, Q K of them, None where it has no name.
         decoded: uint8 (Q K, H, W, 3): what a decoder makes of each code.
         window: How much of an image a tile shows around a patch, such as the receptive field of a feature: its side in
-            patches. If not given, 5 patches or 45 % of the images' shorter edge; of a clip half a second.
+            patches. If not given, 5 patches or 45 % of the images' shorter edge.
         title: What the pages are headed by.
         licences: Licence and credit of all images, or a list of {what, credit, licence}, with "images", patterns of
             names, where an entry does not hold for all. The licence is said to be unknown if not given.
@@ -194,7 +191,7 @@ _OF_A_BATCH = ("features", "images", "captions", "names", "index")
 
 
 class _Copies:
-    """Small copies of images that are gone when their batch is, in a file; paths and clips as they are."""
+    """Small copies of images that are gone when their batch is, in a file; paths as they are."""
 
     def __init__(self, file: Any) -> None:
         self._file, self._begins = file, list[int]()
@@ -204,8 +201,8 @@ class _Copies:
         place = len(self._begins)
         # At the end, since reading one moves the position.
         self._begins.append(self._file.seek(0, os.SEEK_END))
-        is_small = is_sound(image) or isinstance(image, (str, os.PathLike))
-        pickle.dump(image if is_small else small_copy(_opened(image, place)), self._file)
+        is_path = isinstance(image, (str, os.PathLike))
+        pickle.dump(image if is_path else small_copy(_opened(image, place)), self._file)
 
     def __getitem__(self, place: int) -> Any:
         self._file.seek(self._begins[place])
@@ -285,11 +282,10 @@ class ArraySource:
         check_metric(self.metric)
         self.num_levels, self.num_codes = self.shape[0], self.shape[0] * self.shape[1]
         self.codebook = None if self.levels is None else self.levels.reshape(self.num_codes, -1)
-        self.data_sets = ["images"]  # Or clips, as the first of them says.
+        self.data_sets = ["images"]
         given = licence_of_all(self.given) if isinstance(self.given, str) else self.given
         self._licences = given if isinstance(given, Licences) else Licences(given or [])
         self.licences = self._licences.entries  # That of what has none comes with the first such image.
-        self._kind = ""
 
     def images(self) -> Iterator[SeenImage]:
         first, sizes = 0, dict[str, int]()
@@ -298,11 +294,10 @@ class ArraySource:
             images, captions, names = batch["images"], batch["captions"], batch["names"]
             for number, (index, distance) in enumerate(look_up(batch, self.levels, self.metric)):
                 image = images[number]
-                kind = self._check_kind(image, first + number, index.shape[1:])
                 if isinstance(self.shown, _Copies):
                     self.shown.add(image)
                 is_path = isinstance(image, (str, os.PathLike))
-                path = Path(image).as_posix() if is_path else f"{kind} {first + number}"
+                path = Path(image).as_posix() if is_path else f"image {first + number}"
                 # A folder that is sent away does not tell where the images lie on this machine.
                 name = names[number] if names is not None else "/".join(path.split("/")[-2:])
                 texts = () if captions is None else captions[number]
@@ -313,24 +308,10 @@ class ArraySource:
                 )
             first += len(images)
 
-    def _check_kind(self, image: Any, number: int, grid: tuple[int, ...]) -> str:
-        """Whether it is an "image" or a "clip". Raises ValueError: it is not what the first is, or of other patches."""
-        kind = "clip" if is_sound(image) else "image"
-        self._kind = self._kind or kind
-        self.data_sets = [f"{self._kind}s"]
-        name = f" ({os.fspath(image)})" if isinstance(image, (str, os.PathLike)) else ""
-        _expect(kind == self._kind, f"images[{number}]{name}", f"{self._kind}s only, like the first", f"one {kind}")
-        is_row = kind == "image" or (grid[0] == 1 and grid[1] <= MOST_PATCHES)
-        told = f"one row of at most {MOST_PATCHES:,} patches of a clip, (1, patches) or (1, patches, levels)"
-        _expect(is_row, f"index[{number}]", told, f"{grid[0]} x {grid[1]}")
-        return kind
-
-    def small_copy(self, place: int) -> Any:
+    def small_copy(self, place: int) -> tuple[bytes, int, int]:
         image: Any = self.shown[place]
         if isinstance(image, tuple):
             return image  # It was made when its batch came.
-        if is_sound(image):
-            return image if isinstance(image, Clip) else Clip.read(image)
         return small_copy(_opened(image, place))
 
     def masked(self, places: Sequence[int], captions: Sequence[str]) -> Iterator[None]:
@@ -470,13 +451,13 @@ def _check_index(index: Any, levels: np.ndarray | None, where: str) -> np.ndarra
     return np.ascontiguousarray(array, dtype=np.int32)
 
 
-def _check_image(image: Any, where: str, others: tuple[type, ...] = (Image.Image, Clip, bytes)) -> None:
+def _check_image(image: Any, where: str, others: tuple[type, ...] = (Image.Image, bytes)) -> None:
     """An array, or, where there are `others`, one of these or a file."""
     if others and isinstance(image, (str, os.PathLike)):
         if not os.path.isfile(image):
             raise FileNotFoundError(f"{where}: there is no file {os.fspath(image)}")
     elif not isinstance(image, others):
-        array = _array(where, image, f"a uint8 array{', PIL image, Clip, path or bytes' if others else ''}")
+        array = _array(where, image, f"a uint8 array{', PIL image, path or bytes' if others else ''}")
         _expect(array.dtype == np.uint8, where, "uint8", array.dtype, TypeError)
         is_shape = array.ndim == 3 and array.shape[2] == 3 and 0 not in array.shape
         _expect(is_shape, where, "(height, width, 3)", f"shape {array.shape}")

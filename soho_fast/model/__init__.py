@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .base import SohoPreTrainedModel as SohoPreTrainedModel
+    from .codebook.usage import CodeUsage as CodeUsage
     from .config import SohoConfig as SohoConfig
     from .downstream import SohoForImageTextRetrieval as SohoForImageTextRetrieval
     from .downstream import SohoForQuestionAnswering as SohoForQuestionAnswering
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from .downstream import SohoForVisualReasoning as SohoForVisualReasoning
     from .inputs import SohoInputs as SohoInputs
     from .inputs import Texts as Texts
-    from .learnt_quantiser import LearntQuantiser as LearntQuantiser
     from .outputs import SohoForImageTextRetrievalOutput as SohoForImageTextRetrievalOutput
     from .outputs import SohoForPreTrainingOutput as SohoForPreTrainingOutput
     from .outputs import SohoModelOutput as SohoModelOutput
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from .visual_encoder import VisualEncoder as VisualEncoder
 
 _HOMES = {
-    "LearntQuantiser": "learnt_quantiser",
+    "CodeUsage": "codebook.usage",
     "LoadReport": "pretrained",
     "ModelValues": "values",
     "Quantiser": "quantiser",

@@ -1,7 +1,7 @@
 """What the model, its tasks, the explorer, an export and the fast paths ask of a quantiser: features to codes.
 
-`config.dictionary` chooses one: `VisualDictionary` (the paper's), `official/dictionary.py: OfficialDictionary`, one of
-`lookup_free.py`, or any class that has what is listed here. `learnt_quantiser.py: LearntQuantiser` lacks two of these.
+`config.dictionary` chooses one: `VisualDictionary` (the paper's), `official/dictionary.py: OfficialDictionary`, or any
+class by its import path that has what is listed here, most of it by `CodeUsage`: docs/extending.md has an example.
 
 B images, L tokens per image, C channels, Q levels of K codes; codes of all levels follow one another: QK.
 """

@@ -162,7 +162,7 @@ class SohoModel(SohoPreTrainedModel):
             seen_BL = self.visual_encoder.counted(valid_BL)
             embed_BLD, index_BL = self.visual_dictionary(feat_BLD, seen_BL, sample_key, num_texts)
         if self.feature_watch is not None:
-            # Where codes do not lie among the features (FSQ, LFQ) their distance from these says nothing.
+            # Where codes do not lie among the features (as FSQ's) their distance from these says nothing.
             near = self.visual_dictionary is not None and self.visual_dictionary.near_features
             self.feature_watch.see(feat_BLD, valid_BL, embed_BLD if near else None)
         if embed_BLD is not None:

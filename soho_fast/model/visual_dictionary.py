@@ -183,7 +183,6 @@ class VisualDictionary(CodeUsage):
             packed = all_reduce_sum_(torch.cat([sums_QKC, counts_QK.unsqueeze(1)], dim=1))
             counts_QK, sums_QKC = packed[:, -1].contiguous(), packed[:, :-1].contiguous()
         self.move(counts_QK, sums_QKC)
-        self._counts_QK = counts_QK
         self.count(counts_QK)
         # As `count` has added to the buffer `step`.
         self._host_step += 1

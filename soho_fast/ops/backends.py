@@ -15,20 +15,19 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C import _AutoDispatchBelowAutograd as BelowAutograd
 
 from soho_fast.ops import self_check, triton_backend
-from soho_fast.ops.names import EXTENSION, NAMESPACE
 
 BACKENDS = ("reference", "cpu", "triton", "cuda")
 CPU_LEVELS = ("scalar", "neon", "avx2", "avx512", "avx512_bf16", "avx512_vnni", "amx")
-LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
+LIBRARY = torch.library.Library("soho_fast", "FRAGMENT")
 
 _BEST_FIRST = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}  # in turn, where none is named
 _SCREENED = {"codebook_lookup", "pack_codebook"}  # which go by _triton_first
 _NATIVE_OPS: dict[str, set[str]] = {"cpu": set(), "triton": set(), "cuda": set()}
 _REFERENCES: dict[str, Callable] = {}
 _OPS: dict[tuple[str, str], Callable] = {}  # by name and backend
-_PLAIN: dict[str, Callable] = {}  # what graphs for ONNX get
 _NOTHING: Mapping[str, str] = MappingProxyType({})
 _fallback_warned = False
 
@@ -36,16 +35,16 @@ _fallback_warned = False
 def _load_extension() -> tuple[ModuleType | None, str]:
     """The compiled module and "", or None and the reason why it is absent."""
     try:
-        return importlib.import_module(EXTENSION), ""
+        return importlib.import_module("soho_fast._C"), ""
     except ModuleNotFoundError as error:
         # Then the extension is there, and what it imports is missing.
-        if error.name != EXTENSION:
+        if error.name != "soho_fast._C":
             raise
         folder = os.path.dirname(os.path.dirname(__file__))  # a clone's, if Python starts there
         todo = "install a C++ compiler and reinstall the package, a clone with pip install -e"
-        return None, f"the compiled extension {EXTENSION} is not built in {folder} ({todo})"
+        return None, f"the compiled extension soho_fast._C is not built in {folder} ({todo})"
     except ImportError as error:
-        return None, f"the compiled extension {EXTENSION} does not load: {error}"
+        return None, f"the compiled extension soho_fast._C does not load: {error}"
 
 
 _extension, _extension_missing = _load_extension()
@@ -76,9 +75,7 @@ def define_op(
     *,
     reference: Callable,
     fake: Callable,
-    vmap: Callable,
     native: tuple[str, ...] = ("cpu", "triton", "cuda"),
-    plain: Callable | None = None,
     backward: Callable | None = None,
     setup_context: Callable | None = None,
 ) -> None:
@@ -89,23 +86,18 @@ def define_op(
         schema: argument list and returns, such as "(Tensor x) -> Tensor".
         reference: the plain torch implementation.
         fake: the shape function used by torch.compile and meta tensors.
-        vmap: the batching rule: function (op, info, in_dims, *arguments), with the op of the backend; the rest is as in
-            `torch.library.register_vmap`.
         native: backends that implement the op: `cpu` and `cuda` register their code when the extension loads, `triton`
             is the function `name` of the module `triton` beside the reference.
-        plain: what stands for the op in a graph for ONNX, in operations of torch whose shapes depend on no value.
         backward, setup_context: the gradient, as in `torch.library.register_autograd`.
     """
     _REFERENCES[name] = reference
-    if plain is not None:
-        _PLAIN[name] = plain
     for backend in native:
         _NATIVE_OPS[backend].add(name)
     for backend in ("reference", *native):
         # To register its op would import Triton.
         if backend == "triton" and triton_backend.MISSING:
             continue
-        qualified = f"{NAMESPACE}::{name}_{backend}"
+        qualified = f"soho_fast::{name}_{backend}"
         LIBRARY.define(f"{name}_{backend}{schema}", tags=(torch.Tag.pt2_compliant_tag,))
         if backend == "reference":
             # Explicit: below autograd, so that the registered gradient holds and not one traced through the body.
@@ -113,8 +105,7 @@ def define_op(
         elif backend == "triton":
             triton_backend.register(LIBRARY, name, home=reference.__module__.rpartition(".")[0])
         torch.library.register_fake(qualified, fake, lib=LIBRARY)
-        op = _OPS[name, backend] = getattr(getattr(torch.ops, NAMESPACE), f"{name}_{backend}").default
-        torch.library.register_vmap(qualified, functools.partial(vmap, op), lib=LIBRARY)
+        _OPS[name, backend] = getattr(torch.ops.soho_fast, f"{name}_{backend}").default
         if backward is not None:
             torch.library.register_autograd(qualified, backward, setup_context=setup_context, lib=LIBRARY)
 
@@ -196,13 +187,23 @@ def op_for(name: str, backend: str | None, device: torch.device) -> Callable:
 
 
 def op_of(name: str, chosen: str, device: torch.device) -> Callable:
-    """The registered op of the backend that `backend_for` chose, or what graphs for ONNX have in its place;
-    RuntimeError as `op_for`."""
-    if name in _PLAIN and torch.onnx.is_in_onnx_export():
-        return _PLAIN[name]
+    """The registered op of the backend that `backend_for` chose; RuntimeError as `op_for`."""
     if chosen in ("triton", "cuda"):
         self_check.require(name, chosen, device, _REFERENCES[name])
     return _OPS[name, chosen]
+
+
+def has_gradient(*tensors: Tensor) -> bool:
+    """Whether autograd records what is made of one of the tensors."""
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+
+
+def without_gradient(op: Callable, *arguments: Any) -> Any:
+    """`op(*arguments)`, of whose results none has a gradient: past autograd, whose Python takes as long as a lookup."""
+    if torch.compiler.is_compiling():
+        return op(*(value.detach() if isinstance(value, Tensor) else value for value in arguments))
+    with BelowAutograd():
+        return op(*arguments)
 
 
 def mark_changed(tensor: Tensor) -> None:

@@ -5,14 +5,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-
-from soho_fast.ops.forward_mode import unwrapped
+from torch._C._functorch import is_functorch_wrapped_tensor
+from torch.autograd import forward_ad
 
 FLOAT_TYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def check_type(name: str, value: object, types: tuple[torch.dtype, ...] = FLOAT_TYPES, why: str = "") -> Tensor:
-    """`value`; TypeError unless it is a dense tensor of one of the `types`. `why` explains them in the message."""
+    """`value`; TypeError unless it is a dense tensor of one of the `types`, `why` explains them in the message;
+    NotImplementedError as `check_untransformed`."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__}")
     if value.dtype not in types:
@@ -20,7 +21,20 @@ def check_type(name: str, value: object, types: tuple[torch.dtype, ...] = FLOAT_
         raise TypeError(f"{name}: expected {expected}{why}, got {str(value.dtype).removeprefix('torch.')}")
     if value.layout != torch.strided:
         raise TypeError(f"{name}: expected a dense tensor, got one of layout {value.layout}")
+    check_untransformed(name, value)
     return value
+
+
+def check_untransformed(name: str, value: Tensor) -> None:
+    """NotImplementedError where forward mode differentiates `value`, or a transform of `torch.func` wraps it:
+    torch.library has no forward derivative of an op, and would drop the tangent without a word."""
+    # A graph that is being compiled can't ask whether it is wrapped.
+    is_wrapped = not torch.compiler.is_compiling() and is_functorch_wrapped_tensor(value)
+    if is_wrapped or (value.is_floating_point() and forward_ad.unpack_dual(value).tangent is not None):
+        raise NotImplementedError(
+            f"{name}: the ops have neither forward mode nor torch.func's transforms (vmap, jvp, grad), within which it "
+            "is; take torch.autograd, and a batch dimension in the place of vmap"
+        )
 
 
 def check_index(name: str, value: object, shape: tuple[int, ...], meaning: str) -> None:
@@ -29,11 +43,10 @@ def check_index(name: str, value: object, shape: tuple[int, ...], meaning: str) 
 
 
 def values_of(tensor: Tensor) -> Tensor | None:
-    """What a check can read: a tensor on a CPU, of a map all slices; None in a graph that is being compiled, and of a
-    class with operations of its own, as fake tensors are."""
+    """What a check can read: a tensor on a CPU; None in a graph that is being compiled, and of a class with operations
+    of its own, as fake tensors are."""
     if tensor.device.type != "cpu" or torch.compiler.is_compiling():
         return None
-    tensor = unwrapped(tensor)
     # A fake tensor's class overrides this; a Parameter's does not.
     return tensor if type(tensor).__torch_dispatch__ is Tensor.__torch_dispatch__ else None
 
@@ -43,13 +56,6 @@ def is_finite(tensor: Tensor) -> bool:
     values = values_of(tensor)
     # One sum is quick, but may overflow though all are finite.
     return values is not None and bool(values.sum().isfinite() or values.isfinite().all())
-
-
-def check_below(index: Tensor, num_codes: int) -> None:
-    """ValueError where an index that can be read is beyond the codes."""
-    # Not `>= num_codes`: that may be 2^63, which int64 does not hold.
-    if (values := values_of(index)) is not None and bool((values > num_codes - 1).any()):
-        raise ValueError(f"index: expected values below {num_codes} (codes), got {int(values.max())}")
 
 
 def check_uniform(uniform: Tensor) -> None:

@@ -5,55 +5,26 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import ModelCard, ModelCardData
+
 from soho_fast.common.versions import in_words, program
 
 CARD = "README.md"
 
-_TEXT = """---
-library_name: soho_fast
-license: other
-tags: [soho, vision-language, vector-quantization]
----
-# {kind}, trained by task {task}
-
-{sizes}. Method: [SOHO](https://arxiv.org/abs/2104.03135). Made with {program}.
-
-```python
+_START = """```python
 from soho_fast.model import {kind}
 
 model = {kind}.from_pretrained("FOLDER_OR_NAME")
-```
+```"""
+_LIMITS = """It knows the words and the kinds of images of its training data, and takes over their biases. It was not
+tested for decisions about people."""
 
-## Base
-
-{base}
-
-## Data
-
-{data}
-
-Licence of the images:
-
-{licences}
-
-## Metrics
-
-{metrics}
-
-## Intended use
-
-Research on vision-language models, and images and texts of the kind that it was trained on. The metrics above, beside
-their baselines, say how good it is there; nothing else has been measured.
-
-## Limits
-
-The model knows the words and the kinds of images of its training data, and takes over their biases. It writes no
-captions and finds no boxes. It was not tested for decisions about people.
-"""
+# What a model may start from; the first one replaces the others.
+_BASE = ("pretrained", "text_encoder", "backbone")
 
 
 def model_card(task: Any, model: Any, metrics: Mapping[str, float]) -> str:
-    """The text of a model card, Markdown with the head that the hub reads.
+    """The text of a model card by the hub's template, in which whoever publishes the model fills in the rest.
 
     Args:
         task: What the model was trained by, a `BaseTask`.
@@ -62,37 +33,32 @@ def model_card(task: Any, model: Any, metrics: Mapping[str, float]) -> str:
     """
     config, kind = model.config, type(model).__name__
     sets = [(name, each) for name in ("sources", "heldout", "splits") for each in _sets(task.data, name)]
-    images = dict.fromkeys(folder for _, each in sets for folder in each.images)
-    data = [f"- {name}: {_short(_file(each))}, format {getattr(each, 'format', task.name)}" for name, each in sets]
-    licences = dict.fromkeys(line for folder in images for line in _licences(Path(folder)))
-    base = [f"- {name}: {_short(getattr(task.model, name))}" for name in _BASE if getattr(task.model, name, None)]
-    if getattr(task.model, "pretrained", None):
-        base = base[:1]
+    files = [(name, getattr(each, "questions", None) or each.annotations, each) for name, each in sets]
+    data = [f"- {name}: {_short(file)}, format {getattr(each, 'format', task.name)}" for name, file, each in files]
+    folders = dict.fromkeys(folder for _, each in sets for folder in each.images)
+    licences = list(dict.fromkeys(line for folder in folders for line in _licences(Path(folder))))
+    base = [f"{name}: {_short(getattr(task.model, name))}" for name in _BASE if getattr(task.model, name, None)]
+    millions = sum(each.numel() for each in model.parameters()) / 1e6
     codes = f"{config.num_codes:,} codes" if config.use_dictionary else "no visual dictionary"
-    return _TEXT.format(
-        kind=kind,
-        task=task.name,
-        sizes=f"{sum(each.numel() for each in model.parameters()) / 1e6:.1f} M parameters: {config.backbone}, "
-        f"{config.num_hidden_layers} layers of {config.hidden_size}, {codes}, {config.vocab_size:,} tokens",
-        program=in_words(program()),
-        base="\n".join(base) or "Random values.",
-        data="\n".join(data),
-        licences="\n".join(licences) or "Not recorded. State it, and the licence of this model, before you publish.",
-        metrics="\n".join(_table(task, metrics)),
+    card = ModelCard.from_template(
+        ModelCardData(library_name="soho_fast", license="other", tags=["soho", "vision-language"]),
+        model_id=f"{kind}, trained by task {task.name}",
+        model_description=f"{millions:.1f} M parameters: {config.backbone}, {config.num_hidden_layers} layers of "
+        f"{config.hidden_size}, {codes}, {config.vocab_size:,} tokens.",
+        base_model=", ".join(base[:1] if getattr(task.model, "pretrained", None) else base) or "random values",
+        paper="[SOHO](https://arxiv.org/abs/2104.03135)",
+        bias_risks_limitations=_LIMITS,
+        get_started_code=_START.format(kind=kind),
+        training_data="\n".join([*data, "\nLicence of the images:\n", *(licences or ["Not recorded."])]),
+        results="\n".join(_table(task, metrics)),
+        software=in_words(program()),
     )
-
-
-# The first one replaces the others.
-_BASE = ("pretrained", "text_encoder", "backbone")
+    return str(card)
 
 
 def _sets(data: Any, name: str) -> list[Any]:
     found = getattr(data, name, [])
     return list(found.values()) if isinstance(found, dict) else found
-
-
-def _file(source: Any) -> str:
-    return str(getattr(source, "questions", None) or source.annotations)
 
 
 def _short(path: str) -> str:

@@ -22,7 +22,6 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 from soho_fast.common.command_line import Parser, exit_code
 from soho_fast.common.errors import UserError, listed, print_line
-from soho_fast.common.path_ranges import is_shards
 from soho_fast.common.progress import ProgressLines
 from soho_fast.tasks.recipe import Recipe, load_recipe
 
@@ -75,9 +74,10 @@ def check(folder: Path, recipe: Recipe, say: Callable[[str], None] = print_line)
     findings = Findings(say)
     if not recipe.data.sources:
         raise UserError("data.sources: empty; expected at least one")
-    annotations = Path(recipe.data.sources[0].annotations)
-    if not annotations.is_file() and not is_shards(annotations):
-        findings.error(f"{annotations} does not exist; write it (docs/own_data.md), or see soho import --help")
+    source = recipe.data.sources[0]
+    annotations = Path(source.annotations)
+    if not annotations.is_file() and source.format != "dataset":
+        findings.error(f"{annotations} does not exist; write it (docs/own_data.md)")
         return findings.num_errors
     training, held_out = (_read(findings, recipe, name) for name in ("sources", "heldout"))
     if training and (held_out or not recipe.data.heldout):  # Otherwise it has been told what can't be read.
@@ -105,15 +105,15 @@ def _read(findings: Findings, recipe: Recipe, purpose: str) -> list[ImageTextRec
 
     records: list[ImageTextRecord] = []
     for number, source in enumerate(getattr(recipe.data, purpose)):
-        report, where = ReadReport(), (f"data.{purpose}[{number}]", recipe.batch.corrupt_images)
+        report, where = ReadReport(), f"data.{purpose}[{number}]"
         try:
-            found = read_source(source, report, *where, recipe.data.missing_images)
+            found = read_source(source, report, where, recipe.data.missing_images)
         except (ValueError, FileNotFoundError) as error:
             findings.error(error)
             try:
                 report = ReadReport()
                 # Once more without the missing ones, to find what else is wrong.
-                found = read_source(source, report, *where, "skip")
+                found = read_source(source, report, where, "skip")
             except (ValueError, FileNotFoundError):
                 continue
         try:
@@ -129,7 +129,7 @@ def _read(findings: Findings, recipe: Recipe, purpose: str) -> list[ImageTextRec
 
 
 def _check_unnamed(findings: Findings, folder: Path, records: Sequence[ImageTextRecord]) -> None:
-    from soho_fast.data.importing import images_below
+    from soho_fast.data.stores import images_below
 
     named = {os.path.realpath(str(record.image)) for record in records}
     try:

@@ -10,15 +10,13 @@ from transformers import PreTrainedTokenizerBase
 
 from soho_fast.data.overlap import content_of
 from soho_fast.data.readers.records import ImageRef
-from soho_fast.data.shards.records import ShardRecords
 
 # Images of a set that are read at each start, where all would take long. Replaced by ones of the same sizes, one in a
 # thousand is overlooked in one set of fifty.
 _MOST_READ = 4000
 
-# What tokenizers treat each in its own way: case, accents, scripts, punctuation, numbers, spaces, and long words.
+# What tokenizers treat each in its own way: case, accents, scripts, punctuation, numbers, spaces.
 _TEXT = "A Man's CAFE\u0301 caf\u00e9, 3,000.5 \u4eba\u7269 \u0645\u0631\u062d \U0001f600!\u00a0a\tb\n[MASK]"
-_LONG_WORDS = " ".join("a" * length for length in range(1, 256))
 
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
 
@@ -26,8 +24,6 @@ _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
 def records_identity(records: Sequence[Any]) -> str:
     """Number and hash of records in their order: names of images, texts, labels; not where the images lie. What these
     show is `images_identity`."""
-    if isinstance(records, ShardRecords):
-        return records.identity()
     digest = hashlib.sha256()
     names: dict[type, list[str]] = {}
     for record in records:
@@ -38,17 +34,6 @@ def records_identity(records: Sequence[Any]) -> str:
         values = [getattr(record, name) for name in names[kind]]
         digest.update("\0".join(v.name if isinstance(v, ImageRef) else repr(v) for v in values).encode() + b"\1")
     return f"{len(records):,} records, {digest.hexdigest()[:12]}"
-
-
-def sets_identity(sets: Sequence[Sequence[Any]]) -> str:
-    """As `records_identity`, of sets that are read one after the other."""
-    if len(sets) == 1:
-        return records_identity(sets[0])
-    # As one list: the same records in the same order are the same data, however they are divided into sets.
-    if not any(isinstance(records, ShardRecords) for records in sets):
-        return records_identity([record for records in sets for record in records])
-    identities = [records_identity(records) for records in sets]
-    return f"{sum(map(len, sets)):,} records, {hashlib.sha256(repr(identities).encode()).hexdigest()[:12]}"
 
 
 def images_identity(images: Sequence[ImageRef]) -> str:
@@ -75,7 +60,7 @@ def output_identity(tokenizer: PreTrainedTokenizerBase) -> str:
     """A hash of what a tokenizer makes of a fixed text, and of its own words in capitals and with accents: by
     themselves they do not tell it."""
     words = sorted(tokenizer.get_vocab())
-    texts = [_TEXT, _LONG_WORDS, " ".join(words), " ".join(words).upper(), "\u0301 ".join(words)]
+    texts = [_TEXT, " ".join(words), " ".join(words).upper(), "\u0301 ".join(words)]
     ids = tokenizer(texts, verbose=False)["input_ids"]  # which would warn of their lengths
     return f"hash {hashlib.sha256(repr(ids).encode()).hexdigest()[:12]}"
 

@@ -3,7 +3,6 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
@@ -20,7 +19,7 @@ from soho_fast.engine.changes import TaskIdentity
 from soho_fast.model.visual_encoder import pad_features
 from soho_fast.tasks import describe
 from soho_fast.tasks.contents import output_identity, weights_identity, words_identity
-from soho_fast.tasks.identity import EVALUATED_BY, FIXED, NOT_COMPARED, PLACES, STARTING
+from soho_fast.tasks.identity import FIXED, NOT_COMPARED, PLACES
 
 
 class LearningTask(ABC):
@@ -37,15 +36,10 @@ class LearningTask(ABC):
     """The task's name in recipes."""
     logged: tuple[str, ...] = ()
     """Names of the output's scalars to log beside the loss; those of added losses come behind."""
-    corrupt_images: float = 0.01
-    """Largest share of unreadable images, as that of `BatchSettings`; here of what indexes of shards call broken."""
     workers: int = 0
     """Loader processes for each process that evaluates; 0 reads in these."""
     processes: Processes = Processes()
     """Those that read training data together."""
-
-    absent: Mapping[str, Any] = MappingProxyType({})
-    """See `TaskIdentity`."""
 
     def __init__(self, data: Any, seed: int = 0, model: Any = None, *, say: Callable[[str], None] = print_line) -> None:
         self.data, self.seed, self._say = data, seed, say
@@ -129,7 +123,7 @@ class LearningTask(ABC):
     @property
     def identity(self) -> TaskIdentity:
         """What is compared when a run is resumed."""
-        return TaskIdentity(NOT_COMPARED, FIXED, PLACES, EVALUATED_BY, self.contents, STARTING, self.absent)
+        return TaskIdentity(NOT_COMPARED, PLACES, FIXED, self.contents)
 
     def contents(self) -> dict[str, Any]:
         """What is trained beyond the recipe's fields: contents of what its paths name."""

@@ -3,10 +3,9 @@
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Final, Literal, NamedTuple
 
 import torch
@@ -15,7 +14,7 @@ from soho_fast.common.errors import print_line
 from soho_fast.common.shared_arrays import read_once_a_machine
 from soho_fast.common.tables import Table
 from soho_fast.data.batches.pretraining import PretrainingDataset, check_negatives
-from soho_fast.data.batches.record_table import FlatTexts, RecordTable
+from soho_fast.data.batches.record_table import RecordTable
 from soho_fast.data.batches.sample import Collator, Sample
 from soho_fast.data.overlap import shared_images, without_copies
 from soho_fast.data.processor import SohoProcessor
@@ -26,15 +25,15 @@ from soho_fast.data.readers.captions import (
     read_karpathy,
     read_visual_genome,
 )
+from soho_fast.data.readers.dataset import read_dataset
 from soho_fast.data.readers.json_lines import read_json_lines
 from soho_fast.data.readers.records import ImageRef, ImageTextRecord, ReadReport
-from soho_fast.data.shards.records import read_shards
 from soho_fast.data.text import PackedTexts, load_tokenizer
 from soho_fast.model import SohoConfig, SohoForPreTraining
 from soho_fast.model.feature_watch import STEPS_UNTIL_LOST
 from soho_fast.model.parts import parts_of
 from soho_fast.tasks.base import BaseTask
-from soho_fast.tasks.contents import images_identity, records_identity, sets_identity, words_identity
+from soho_fast.tasks.contents import images_identity, records_identity, words_identity
 from soho_fast.tasks.evaluation.pointing import measure_pointing
 from soho_fast.tasks.evaluation.pretraining import evaluate_pretraining, format_table, nothing_learnt
 from soho_fast.tasks.evaluation.sharing import Sharing
@@ -57,25 +56,24 @@ HELDOUT: Final = "heldout"
 # The formats that take a field, of those fields that not all sets have.
 _FORMATS_OF = {
     "images": ("karpathy", "coco_captions", "visual_genome", "json_lines"),
-    "splits": ("karpathy", "json_lines"),
-    "heldout_share": ("json_lines",),
+    "columns": ("dataset",),
+    "splits": ("karpathy", "json_lines", "dataset"),
+    "heldout_share": ("json_lines", "dataset"),
     "image_data": ("visual_genome",),
     "exclude_coco_ids_from": ("coco_captions", "visual_genome"),
     "exclude_flickr_ids_from": ("visual_genome",),
 }
 
 
-def read_source(
-    source: CaptionSource, report: ReadReport, where: str, max_broken: float, missing_images: str
-) -> Sequence[ImageTextRecord]:
+def read_source(source: CaptionSource, report: ReadReport, where: str, missing_images: str) -> list[ImageTextRecord]:
     """The images with captions of a set, which `where` names; see `read_sources`."""
     refuse_fields_of_other_formats(source, _FORMATS_OF, f"{where}.")
     reading: Any = {"max_captions": source.max_captions, "source": source.name, "report": report}
-    if source.format == "webdataset":
-        return read_shards(source.annotations, max_broken=max_broken, **reading)
+    share = source.heldout_share
+    if source.format == "dataset":
+        return read_dataset(source.annotations, source.columns, source.splits, heldout_share=share, **reading)
     reading["missing_images"] = missing_images
     if source.format == "json_lines":
-        share = source.heldout_share
         return read_json_lines(source.annotations, source.images, source.splits, heldout_share=share, **reading)
     if source.format == "karpathy":
         return read_karpathy(source.annotations, source.images, source.splits, **reading)
@@ -95,17 +93,14 @@ def read_sources(
     purpose: Literal["sources", "heldout"],
     say: Callable[[str], None] = print_line,
     reports: list[ReadReport] | None = None,
-    *,
-    max_broken: float,
-) -> list[Sequence[ImageTextRecord]]:
-    """Read sets one after another, and say what each holds; records in shards are made when they are asked for.
+) -> list[ImageTextRecord]:
+    """Read sets one after another, and say what each holds.
 
     Args:
         data: What names the sets.
         purpose: Which of them: "sources" (to train on) or "heldout".
         say: Called with each line.
         reports: Gets what was found of each set.
-        max_broken: As that of `read_shards`.
 
     Raises:
         ValueError, FileNotFoundError: As the readers; ValueError when no set was given.
@@ -113,11 +108,11 @@ def read_sources(
     sources: Sequence[CaptionSource] = getattr(data, purpose)
     if not sources:
         raise ValueError(f"data.{purpose}: no data set was given; expected at least one (see --help)")
-    parts: list[Sequence[ImageTextRecord]] = []
+    found: list[ImageTextRecord] = []
     for number, source in enumerate(sources):
         report = ReadReport()
-        records = read_source(source, report, f"data.{purpose}[{number}]", max_broken, data.missing_images)
-        parts.append(without_copies(records, lambda record: (record.image,), data.placeholders, report))
+        records = read_source(source, report, f"data.{purpose}[{number}]", data.missing_images)
+        found += without_copies(records, lambda record: (record.image,), data.placeholders, report)
         if reports is not None:
             reports.append(report)
         for line in report.lines():
@@ -129,7 +124,7 @@ def read_sources(
                         f"{purpose}: {report.source}: {field} is not set, so {name}'s val and test images may be among "
                         f"these; results on {name} would be too good"
                     )
-    return parts
+    return found
 
 
 @dataclass
@@ -166,18 +161,6 @@ class PretrainingTask(BaseTask):
         "step_perplexity", "code_error",
     )  # fmt: skip
     selection = None
-    # Fields since 0.1.
-    absent = MappingProxyType(
-        {
-            **BaseTask.absent,
-            # A default of the model is what models were before they had the field.
-            **{f"model.config.{name}": getattr(SohoConfig(), name) for name in SohoConfig.field_names()},
-            "model.contrastive_head": False,
-            "data.mvm_from_epoch": 0,
-            "data.conditional_masking": False,
-        }
-    )
-
     heldout_images = 500
     """Held-out images that are evaluated; 0 takes all."""
     heldout_candidates = 200
@@ -196,11 +179,9 @@ class PretrainingTask(BaseTask):
 
     def _read_records(self) -> _Read:
         reports: dict[str, list[ReadReport]] = {"sources": [], HELDOUT: []}
-        read = partial(read_sources, self.data, say=self._say, max_broken=self.corrupt_images)
-        training_sets = read("sources", reports=reports["sources"])
-        training = RecordTable(training_sets)
-        heldout_sets = read(HELDOUT, reports=reports[HELDOUT]) if self.data.heldout else []
-        heldout = [record for records in heldout_sets for record in records]
+        records = read_sources(self.data, "sources", self._say, reports["sources"])
+        training = RecordTable(records)
+        heldout = read_sources(self.data, HELDOUT, self._say, reports[HELDOUT]) if self.data.heldout else []
         # The shuffled-image baseline needs another image.
         if len(heldout) == 1:
             raise ValueError(
@@ -213,13 +194,13 @@ class PretrainingTask(BaseTask):
             check_negatives(PackedTexts([record.captions for record in heldout]), "data.heldout: ")
         held_out = [record.image for record in heldout]
         identity = {
-            "training data": sets_identity(training_sets),
+            "training data": records_identity(records),
             "held-out data": records_identity(heldout),
             "training images": images_identity(training),
             "held-out images": images_identity(held_out),
         }
         shared = shared_images(training, held_out)
-        missing = {name: sum(each.num_missing + each.num_broken for each in those) for name, those in reports.items()}
+        missing = {name: sum(each.num_missing for each in those) for name, those in reports.items()}
         return _Read(training, heldout, identity, shared, missing)
 
     @property
@@ -231,7 +212,7 @@ class PretrainingTask(BaseTask):
     def _training_data(self) -> PretrainingDataset:
         training = self._records.training
         self.refuse_shared("sources", HELDOUT, self._records.shared)
-        self.say_fit(FlatTexts(training.texts))
+        self.say_fit(training.texts.flat)
         # Without a dictionary no visual token is masked: all texts have their masked words and are asked to match.
         mvm_probability = self.data.mvm_probability if self.model_config.use_dictionary else 1.0
         dataset = PretrainingDataset(

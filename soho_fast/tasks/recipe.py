@@ -11,6 +11,7 @@ fields there are, so the file is read before the parser is made.
 from __future__ import annotations
 
 import dataclasses
+import glob
 import importlib.util
 import json
 import math
@@ -35,7 +36,6 @@ with from_extra("train"):
     from soho_fast.common.errors import UserError
     from soho_fast.common.hub import check_name, no_such_path
     from soho_fast.common.import_path import is_import_path, load
-    from soho_fast.common.path_ranges import expand_range, is_shards
     from soho_fast.common.spelling import did_you_mean
     from soho_fast.data.mini.options import CorpusOptions
     from soho_fast.engine.settings import TrainSettings
@@ -53,7 +53,7 @@ ANNOTATION_FILES = ("annotations", "questions", "image_data", "exclude_coco_ids_
 
 @dataclass(frozen=True)
 class DemoCorpus(CorpusOptions):
-    """The demo corpus, built where it is absent, or a harder one.
+    """The demo corpus, built where it is absent.
 
     Args:
         folder: Where it is, or goes; empty uses none.
@@ -88,8 +88,7 @@ class Recipe(TrainSettings):
                 one alone.
         """
         task = find_task(self.task).load()(self.data, self.seed, self.model, say=say)
-        task.workers, task.corrupt_images = self.batch.workers, self.batch.corrupt_images
-        task.precision = self.engine.precision
+        task.workers, task.precision = self.batch.workers, self.engine.precision
         task.processes = processes or task.processes
         return task
 
@@ -349,13 +348,9 @@ def _check_files(recipe: Any) -> None:
     if recipe.model.backbone not in (None, "imagenet"):
         files.append(("model.backbone", recipe.model.backbone))
     for place, path in files:
-        try:
-            shards = expand_range(path) if is_shards(path) else [path]
-        except ValueError as error:
-            raise UserError(f"{place}: {error}") from None
-        for file in shards:
-            if not Path(file).is_file() and not is_built(file):
-                raise UserError(f"{place}: {file}: {no_such_path(file)}")
+        # A data set is a folder, or a pattern; what reads one file says so of a folder.
+        if not Path(path).exists() and not glob.glob(path) and not is_built(path):
+            raise UserError(f"{place}: {path}: {no_such_path(path)}")
 
 
 def write_recipe(recipe: Any, path: Path) -> None:

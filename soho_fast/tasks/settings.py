@@ -51,7 +51,7 @@ class InputData:
         missing_images: error refuses a set with missing image files; skip leaves their examples out and counts them.
         max_text_length: Longest text in tokens, [CLS] and [SEP] included; longer ones are cut.
         placeholders: Image files that stand in the place of missing ones ("image not available"): images with the same
-            bytes are left out of all sets, and counted with the missing ones. In an archive: `shard.tar!0.jpg`.
+            bytes are left out of all sets, and counted with the missing ones. In an archive: `images.zip!0.jpg`.
     """
 
     tokenizer: str | None = None
@@ -182,13 +182,14 @@ class CaptionSource:
 
     Args:
         annotations: Annotation file: dataset_coco.json or dataset_flickr30k.json (karpathy), captions_*.json
-            (coco_captions), region_descriptions.json (visual_genome), JSON lines of one's own (json_lines), tar shards
-            with captions in them (webdataset): "{cc3m}/{00000..00331}.tar".
-        images: Folders, .zip files or tar shards with the images; json_lines also looks beside the annotation file,
-            webdataset has none but those of `annotations`.
-        format: Format of the annotation file: as published, or json_lines or webdataset (docs/own_data.md).
-        splits: Splits to use, karpathy (train, restval, val, test) and json_lines only.
-        heldout_share: Share of the images held out as split `val` where a json_lines file names no splits.
+            (coco_captions), region_descriptions.json (visual_genome), JSON lines of one's own (json_lines); or a data
+            set with the images in it, a folder, file or pattern of .parquet, .arrow or .tar (dataset): "{cc3m}/*.tar".
+        images: Folders or .zip files with the images; json_lines also looks beside the annotation file, a dataset has
+            its own.
+        format: Format of the annotation file: as published, or json_lines or dataset (docs/own_data.md).
+        columns: Of a dataset the column of the images, and those of captions; empty takes the usual ones.
+        splits: Splits to use, karpathy (train, restval, val, test), json_lines and dataset only.
+        heldout_share: Share of the images held out as split `val` where a json_lines file or a dataset names no splits.
         image_data: Visual Genome's image_data.json, visual_genome only.
         exclude_coco_ids_from: A Karpathy COCO file whose val and test images are left out, for coco_captions and
             visual_genome (half of Visual Genome is COCO).
@@ -200,7 +201,8 @@ class CaptionSource:
 
     annotations: str
     images: list[str] = field(default_factory=list)
-    format: Literal["karpathy", "coco_captions", "visual_genome", "json_lines", "webdataset"] = "karpathy"
+    format: Literal["karpathy", "coco_captions", "visual_genome", "json_lines", "dataset"] = "karpathy"
+    columns: list[str] = field(default_factory=list)
     splits: list[str] = field(default_factory=list)
     heldout_share: ShareBelowOne = 0.0
     image_data: str | None = None

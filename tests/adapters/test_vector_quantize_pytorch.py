@@ -4,26 +4,16 @@ Letters: B sequences, L tokens, C channels, K codes.
 """
 
 import copy
-import pickle
 
 import pytest
 import torch
+from quantizers import B, C, K, L, assert_same_state, pair
 from torch import nn
-from vector_quantize_pytorch import GroupedResidualVQ, ResidualVQ, SimVQ, VectorQuantize
+from vector_quantize_pytorch import ResidualVQ
 
 from soho_fast.adapters import accelerate
 
 STEPS = 50
-B, L, C, K = 4, 60, 16, 32
-
-
-def pair(**options) -> tuple[VectorQuantize, VectorQuantize]:
-    """An original and its accelerated copy."""
-    torch.manual_seed(1)
-    original = VectorQuantize(**{"dim": C, "codebook_size": K, **options})
-    accelerated = copy.deepcopy(original)
-    assert accelerate(accelerated) is accelerated
-    return original, accelerated
 
 
 def both(original, accelerated, features, **arguments) -> tuple:
@@ -32,13 +22,6 @@ def both(original, accelerated, features, **arguments) -> tuple:
     expected = original(features, **arguments)
     torch.manual_seed(2)
     return expected, accelerated(features, **arguments)
-
-
-def assert_same_state(original, accelerated) -> None:
-    expected, state = original.state_dict(), accelerated.state_dict()
-    assert expected.keys() == state.keys()
-    for name in expected:
-        torch.testing.assert_close(state[name], expected[name], rtol=1e-5, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
 
 
 OPTIONS = {
@@ -235,81 +218,9 @@ def test_no_matrix_of_distances_is_made():
     assert largest_allocation(accelerated) < 1024 * 1024
 
 
-def test_the_names_of_classes_stay():
-    """Wrapping policies go by them."""
-    for original in (ResidualVQ(dim=C, codebook_size=K, num_quantizers=2), SimVQ(dim=C, codebook_size=K)):
-        assert repr(accelerate(copy.deepcopy(original))) == repr(original)
-
-
-def test_it_survives_pickle_and_deepcopy():
-    _, accelerated = pair()
-    features = torch.randn(B, L, C)
-    again = pickle.loads(pickle.dumps(copy.deepcopy(accelerated)))
-    assert torch.equal(again(features)[1], accelerated(features)[1])
-    assert type(again._codebook) is type(accelerated._codebook)
-
-
-REFUSED = {
-    "affine_param=True": {"affine_param": True},
-    "learnable_codebook": {"learnable_codebook": True, "ema_update": False},
-    "orthogonal_reg_weight": {"orthogonal_reg_weight": 1.0},
-    "stochastic_sample_codes=True": {"stochastic_sample_codes": True},
-    "straight_through=True": {"straight_through": True, "rotation_trick": False},
-    "commitment_use_cross_entropy_loss=True": {"commitment_use_cross_entropy_loss": True},
-    "codebook_diversity_loss_weight": {"codebook_diversity_loss_weight": 0.1},
-}
-
-
-@pytest.mark.parametrize("reason", REFUSED)
-def test_options_that_are_refused(reason):
-    layer = VectorQuantize(dim=C, codebook_size=K, **REFUSED[reason])
-    model = nn.Sequential(VectorQuantize(dim=C, codebook_size=K), layer)
-    with pytest.raises(ValueError, match=f"model: the VectorQuantize at '1' cannot be accelerated: .*{reason}"):
-        accelerate(model)
-    assert type(model[0]) is VectorQuantize, "changed although another was refused"
-
-
-OF_RESIDUAL_VQ = {
-    "beam_size=4": {"beam_size": 4},
-    "eval_beam_size=3": {"beam_size": 1, "eval_beam_size": 3},
-    "implicit_neural_codebook=True": {"implicit_neural_codebook": True},
-    "diveq=True": {"diveq": True},
-}
-
-
-@pytest.mark.parametrize("grouped", [False, True])
-@pytest.mark.parametrize("option", OF_RESIDUAL_VQ)
-def test_options_of_a_residual_vq_that_are_refused_by_their_own_name(option, grouped):
-    options = {"dim": C, "codebook_size": K, "num_quantizers": 2, **OF_RESIDUAL_VQ[option]}
-    residual = GroupedResidualVQ(groups=2, **options) if grouped else ResidualVQ(**options)
-    model = nn.Sequential(VectorQuantize(dim=C, codebook_size=K), residual)
-    place = "1.rvqs.0" if grouped else "1"
-    with pytest.raises(ValueError, match=f"model: the ResidualVQ at '{place}' cannot be accelerated: {option}: "):
-        accelerate(model)
-    assert type(model[0]) is VectorQuantize, "changed although another was refused"
-
-
 def test_a_residual_vq_with_a_beam_of_one_is_served():
     torch.manual_seed(6)
     original = ResidualVQ(dim=C, codebook_size=K, num_quantizers=3, beam_size=1)
     accelerated = accelerate(copy.deepcopy(original))
     expected, got = both(original, accelerated, torch.randn(B, L, C))
     assert torch.equal(got[1], expected[1])
-
-
-def test_arguments_that_are_refused():
-    _, accelerated = pair()
-    features = torch.randn(B, L, C)
-    with pytest.raises(ValueError, match="indices: expected None"):
-        accelerated(features, torch.zeros(B, L, dtype=torch.int64))
-    with pytest.raises(ValueError, match="topk: expected None"):
-        accelerated(features, topk=2)
-    residual = accelerate(ResidualVQ(dim=C, codebook_size=K, num_quantizers=2))
-    with pytest.raises(ValueError, match=r"topk: expected None.* beam_size of a ResidualVQ"):
-        residual(features, beam_size=2)
-    with pytest.raises(ValueError, match="codebook_transform_fn: expected None"):
-        accelerated(features, codebook_transform_fn=lambda codes: codes)
-    with pytest.raises(TypeError, match=r"model: expected a torch.nn.Module, got str"):
-        accelerate("layer")
-    with pytest.raises(ValueError, match=r"model: expected one with a quantiser of .*, got Linear"):
-        accelerate(nn.Linear(2, 2))

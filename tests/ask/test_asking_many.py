@@ -144,22 +144,6 @@ def test_what_is_of_something_else_is_refused_and_left(run, folder_of, asked, im
     refused("holds something, and results.jsonl.about.json does not say what")
 
 
-def test_an_image_that_was_drawn_again_in_a_format_of_one_size_is_another(run, asked, image_folder, tmp_path, capsys):
-    """As BMP and PPM are, whose files differ but behind their beginnings."""
-    from PIL import Image
-
-    image = image_folder[0] / read(asked)[30]["image"]
-    drawing = Image.new("RGB", (64, 64), "red")
-    drawing.save(image, "PPM")
-    assert run() == 0
-    results = tmp_path / "results.jsonl"
-    results.write_bytes(kept := results.read_bytes()[:500])
-    drawing.paste("blue", (0, 40, 64, 64))
-    drawing.save(image, "PPM")
-    assert run() == 2 and "was made with another set of images;" in capsys.readouterr().err
-    assert results.read_bytes() == kept
-
-
 def test_the_fast_path_is_another_result(run, tmp_path, capsys):
     assert run("--precision", "float32") == 0 and run(results="plain.jsonl") == 0
     for one, other in zip(read(tmp_path / "results.jsonl"), read(tmp_path / "plain.jsonl"), strict=True):

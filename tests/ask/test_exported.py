@@ -24,7 +24,6 @@ from soho_fast.export.__main__ import main as export_main
 from soho_fast.export.graphs import EncodeImages, PlainLookup, ReadTexts
 from soho_fast.export.package import _about
 from soho_fast.export.run import read_ppm
-from soho_fast.tasks.card import _TEXT
 
 TEXTS = ["a red", "there is a man and a woman .", "blue", "the man"]
 # Runs run.py's `Model` on saved calls, where nothing but torch can be imported of what could help it.
@@ -153,7 +152,11 @@ def test_the_example_prints_the_answer(answers, soho_of):
     assert codes.split()[1:] == [str(code) for code in found[0][3].flatten().tolist()]
 
 
-_SNIPPET = re.search("```python.*?```", _TEXT.replace("{kind}", "SohoForPreTraining"), re.DOTALL)[0]
+_SNIPPET = """```python
+from soho_fast.model import SohoForPreTraining
+
+model = SohoForPreTraining.from_pretrained("FOLDER_OR_NAME")
+```"""
 
 
 def test_the_model_card_goes_with_it(folder_of, tmp_path, monkeypatch):

@@ -35,7 +35,7 @@ def inputs(processor, question):
 @pytest.mark.parametrize("action", list(FIELDS))
 def test_it_is_the_prepared_model_by_these_ranges(folder_of, image_folder, processor, action):
     questions = asked(action, image_folder)
-    soho = SohoPipeline.from_pretrained(folder_of(action), precision="int8", calibration=iter(questions))
+    soho = SohoPipeline.from_pretrained(folder_of(action), precision="int8", calibration=questions)
     assert soho.model.prepared == {"precision": "int8", "compile": False}
     assert {"Int8Conv2d", "Int8Linear"} <= {type(module).__name__ for module in soho.model.modules()}
     model, _ = load_model(folder_of(action))

@@ -7,7 +7,7 @@ import torch
 from tiny_corpus import draw
 
 from soho_fast.ask.__main__ import main
-from soho_fast.ask.prompts import Prompts
+from soho_fast.ask.pipeline import Prompts
 
 LABELS = ["red", "blue", "man"]
 TEMPLATES = ["there is a {}", "the {} is a {}"]

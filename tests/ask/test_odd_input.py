@@ -105,11 +105,6 @@ def test_what_is_no_image_is_reported_in_a_line(soho_of, image, words):
     assert str(caught.value).startswith("image: ") and "\n" not in str(caught.value)
 
 
-def test_grey_pixels_are_those_of_a_grey_image(soho_of):
-    grey = np.random.default_rng(0).integers(0, 256, (64, 64), dtype=np.uint8)
-    assert soho_of("answer").answer(grey, TEXT) == soho_of("answer").answer(Image.fromarray(grey), TEXT)
-
-
 TEXTS = [
     ("", "text: expected words, got ''"),
     (" \n", r"text: expected words, got ' \n'"),
@@ -152,27 +147,6 @@ def test_the_command_answers_all_of_them(folder_of, files, expected, tmp_path, c
         assert words in line["error"]
     said = capsys.readouterr()
     assert "14 have no answer but an error, the first is line 18" in said.out and said.err == ""
-
-
-@pytest.mark.parametrize(
-    "name", ["20000 x 10.png", "cmyk.jpg", "truncated.jpg", "bomb.png", "folder.jpg", "nowhere.jpg"]
-)
-def test_the_command_about_one(folder_of, files, expected, name, capsys):
-    code = main(["answer", str(folder_of("answer")), str(files / name), TEXT, "--json"])
-    said = capsys.readouterr()
-    if name in odd_images():
-        assert code == 0
-        assert [(row["answer"], row["score"]) for row in json.loads(said.out)] == as_pairs(expected[name])
-    else:
-        (line,) = said.err.splitlines()
-        assert code == 2 and line.startswith("error: image: ") and name in line and said.out == ""
-
-
-@pytest.mark.parametrize(("text", "words"), TEXTS[:3])
-def test_the_command_about_an_odd_text(folder_of, files, text, words, capsys):
-    assert main(["answer", str(folder_of("answer")), str(files / "one pixel.png"), text]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert words in line
 
 
 def test_an_animation_shows_the_frame_that_it_stands_at(soho_of, files):

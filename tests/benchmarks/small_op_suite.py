@@ -26,7 +26,6 @@ SMALL = {
     "UPDATE_NKC": [(400, 30, 24)],
     "RESIDUAL_NLKC": [(200, 3, 20, 16)],
     "GROUP_MASK_BLC": [(4, 16, 24)],
-    "FINITE_N": [50],
     "DICTIONARY_BLC": (2, 50, 24),
     "DICTIONARY_K": 30,
     "KMEANS": [("photo windows", (600, 20, 24))],

@@ -5,8 +5,7 @@ import torch
 from deepspeed.accelerator import get_accelerator
 
 from benchmarks.model.comparison import Comparison
-from benchmarks.model.eager_pipeline import EagerPretraining
-from benchmarks.model.training_batches import TimedShape, build_model, make_batch
+from benchmarks.model.training_batches import TimedShape
 from soho_fast.engine.settings import OptimSettings
 from soho_fast.model import SohoConfig
 
@@ -61,16 +60,6 @@ def test_losses_codebook_and_gradients_agree(overrides):
 
 
 @pytest.mark.parametrize("preset", ["paper", "official"])
-def test_the_pipelines_agree_after_optimiser_steps(preset):
-    both = Comparison(small_shape(preset))
-    for _ in range(3):
-        both.timed("soho_fast")
-        both.timed("eager")
-    ours, theirs = both.model(**both.batch), both.eager(both.padded)
-    torch.testing.assert_close(ours.loss, theirs.loss, rtol=1e-3, atol=0.0)
-
-
-@pytest.mark.parametrize("preset", ["paper", "official"])
 def test_another_codebook_is_refused(preset):
     both = Comparison(small_shape(preset))
     both.eager.codebook[3] += 1.0
@@ -84,17 +73,6 @@ def test_other_weights_are_refused():
         both.eager.parts.itm_head.classifier.weight.mul_(1.5)
     with pytest.raises(AssertionError, match="itm loss"):
         both.check()
-
-
-def test_padding_and_dropout_are_refused():
-    shape = small_shape(hidden_dropout_prob=0.1)
-    with pytest.raises(ValueError, match="dropout"):
-        EagerPretraining(build_model(shape))
-    shape = small_shape()
-    batch = make_batch(shape, seed=0)
-    batch["pixel_mask"][0, -1] = False
-    with pytest.raises(ValueError, match="pixel_mask"):
-        EagerPretraining(build_model(shape))(batch)
 
 
 def test_other_gradients_are_refused():

@@ -8,11 +8,10 @@ from torch import nn
 from torchvision.models.detection.roi_heads import RoIHeads
 
 from benchmarks.inference import baselines, measure, region_pipeline
-from benchmarks.inference.baselines import EXACT, HALVED, REGION, SMALL, SOHO, Method, make_methods, make_regions
+from benchmarks.inference.baselines import EXACT, HALVED, REGION, SMALL, SOHO, Method, make_regions
 from benchmarks.inference.clock import Clock
 from benchmarks.inference.random_inputs import noise_images, taking_statistics
 from benchmarks.inference.region_pipeline import CLASS_NMS, MIN_SCORE, nms_batched, nms_by_class
-from benchmarks.inference.targets import BATCHED, BY_CLASS, Row, verdicts
 from soho_fast.model.outputs import VisualTokens
 
 
@@ -74,21 +73,6 @@ def test_the_batched_one_keeps_what_torchvisions_detector_keeps(boxes_and_scores
         torch.testing.assert_close(scores[same].max(), best_N[number])
 
 
-def test_proposals_are_torchvisions_where_no_box_is_small(pipeline):
-    boxes_A4 = torch.tensor([[0.0, 0.0, 40.0, 40.0]]) + torch.rand(300, 1, generator=torch.manual_seed(0)) * 60
-    logit_A = torch.randn(1, 300)
-    ours, theirs = (
-        method(pipeline.proposals, boxes_A4[None], logit_A, [(96, 160)], [300])[0][0]
-        for method in (type(pipeline.proposals).filter_proposals, type(pipeline.proposals).__mro__[1].filter_proposals)
-    )
-    torch.testing.assert_close(ours, theirs)
-    entered, left = pipeline.proposals.seen
-    assert entered == SMALL.region.pre_nms and 0 < left < entered
-    boxes_A4[::2, 2] = boxes_A4[::2, 0] + 15
-    (kept,), _ = pipeline.proposals.filter_proposals(boxes_A4[None], logit_A, [(96, 160)], [300])
-    assert (kept[:, 2] - kept[:, 0]).min() >= 16
-
-
 def test_res5_keeps_the_size_of_a_region_as_published():
     for halved, size in ((False, 14), (True, 7)):
         res5 = region_pipeline.RegionPipeline(replace(SMALL.region, halved=halved)).res5
@@ -109,19 +93,6 @@ def test_folding_changes_nothing():
         pipeline.calibrate(images)
         assert not any(isinstance(each, nn.BatchNorm2d) for module in plain for each in module.modules())
         torch.testing.assert_close(pipeline.cnn(images), before, rtol=1e-4, atol=1e-4)
-
-
-def test_scores_spread_so_that_boxes_reach_the_threshold(pipeline):
-    pixels, words = SMALL.inputs(2, seed=3)
-    clock = Clock()
-    with torch.inference_mode():
-        logits = pipeline(pixels, words, clock)
-    assert logits.shape == (2, 2)
-    assert list(clock.seconds()) == ["CNN", "proposals", "features of boxes", BY_CLASS, BATCHED, "Transformer"]
-    assert min(clock.seconds().values()) > 0
-    entered, _ = pipeline.boxes_seen[BY_CLASS]
-    assert entered == SMALL.region.num_proposals * SMALL.region.num_classes
-    assert SMALL.region.num_boxes <= pipeline.boxes_seen[BATCHED][0] < entered / 4
 
 
 def test_two_kinds_that_choose_different_boxes_are_not_timed(pipeline, monkeypatch):
@@ -172,29 +143,3 @@ def test_a_result_and_its_targets(monkeypatch):
     assert result["operations"][REGION]["features of boxes"] > result["operations"][HALVED]["features of boxes"] > 0
     assert result["operations"][SOHO]["visual tokens"] > 0
     assert result["agreement"].keys() == {f"{SOHO} prepared, float32"}
-
-
-def test_what_a_missed_target_says():
-    rows = [
-        Row(f"{REGION}, float32", REGION, "float32", 1, {"CNN": 1.0, BY_CLASS: 3.0, BATCHED: 0.5, "Transformer": 1.0}),
-        Row(f"{SOHO} eager, float32", SOHO, "float32", 1, {"visual tokens": 1.1, "Transformer": 0.2}),
-        Row(f"{SOHO} prepared, float32", SOHO, "float32", 1, {"visual tokens": 0.8, "Transformer": 0.2}),
-        Row(f"{SOHO} prepared, bf16", SOHO, "bf16", 1, {"visual tokens": 0.3, "Transformer": 0.1}),
-        Row(f"{SOHO} compiled, bf16", SOHO, "bf16", 1, {"visual tokens": 0.2, "Transformer": 0.1}),
-        Row(f"{SOHO} compiled, bf16", SOHO, "bf16", 8, {"visual tokens": 0.1, "Transformer": 0.0}),
-    ]
-    operations = {SOHO: {"visual tokens": 100, "Transformer": 20}, REGION: {"CNN": 240}}
-    found = {each.claim: each for each in verdicts(rows, operations, {"float32": 250.0, "bf16": 1000.0})}
-    published = found["SOHO in bf16 against regions in float32, NMS by class"]
-    assert published.met and published.measured.startswith("16.67x (SOHO compiled, bf16: 0.300 s, 5.000 s)")
-    equal = found["SOHO in float32 against regions in float32, batched NMS"]
-    assert equal.met is False and equal.measured == (
-        "2.50x (SOHO prepared, float32: 1.000 s, 2.500 s); visual tokens 80% of ours, at 50% of the float32 product; "
-        "the baseline does 2.0x the operations"
-    )
-    assert found["SOHO in bf16 against SOHO eager in float32"].met
-
-
-def test_methods_of_another_name_are_refused():
-    with pytest.raises(ValueError, match=r"methods: expected some of 'regions, float32'.*, got 'resnet'"):
-        make_methods(["resnet"], SMALL)

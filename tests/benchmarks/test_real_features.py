@@ -6,7 +6,7 @@ import torchvision
 from PIL import Image
 
 from benchmarks.ops import real_features
-from benchmarks.ops.real_features import kmeans_codes, learnt
+from benchmarks.ops.real_features import kmeans_codes
 from soho_fast.data.images import image_to_pixels
 from soho_fast.model import SohoConfig, SohoForPreTraining
 from soho_fast.model.pretrained import backbone_state
@@ -65,14 +65,6 @@ def test_mobilenet_features_are_those_of_torchvision():
     torch.testing.assert_close(real_features.mobilenet_v2(100, 48), expected_NC, atol=1e-3, rtol=1e-3)
 
 
-def test_pictures_are_by_turns_photographs_and_scenes_and_differ():
-    drawn = [image_to_pixels(picture) for picture in real_features.pictures(30, 64)]
-    assert {picture.shape for picture in drawn} == {(3, 64, 64)}
-    assert len({picture.numpy().tobytes() for picture in drawn}) == 30
-    fewer = [image_to_pixels(picture) for picture in real_features.pictures(3, 64)]
-    assert all(torch.equal(a, b) for a, b in zip(fewer, drawn, strict=False))
-
-
 def test_a_run_gives_what_its_dictionary_gets(tmp_path, monkeypatch):
     torch.manual_seed(1)
     sizes = dict(hidden_size=24, num_attention_heads=2, num_hidden_layers=1, intermediate_size=16, vocab_size=8)
@@ -94,12 +86,6 @@ def test_a_run_gives_what_its_dictionary_gets(tmp_path, monkeypatch):
         real_features.demo_model(32, 256)
 
 
-def test_without_the_pictures_the_reason_says_what_to_install(monkeypatch):
-    assert real_features.absent("photo windows") is None
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert "skimage" in real_features.absent("photo windows")
-
-
 def test_codes_are_those_of_plain_steps_of_kmeans():
     generator = torch.Generator().manual_seed(3)
     feat_NC = torch.randn(300, 5, generator=generator).repeat(2, 1)
@@ -114,14 +100,6 @@ def test_codes_are_those_of_plain_steps_of_kmeans():
         torch.testing.assert_close(kmeans_codes(feat_NC, 20, steps=steps).double(), expected_KC, atol=1e-5, rtol=0)
     with pytest.raises(ValueError, match="num_codes: expected at most the 300 different rows, got 301"):
         kmeans_codes(feat_NC, 301)
-
-
-def test_codes_learn_from_rows_that_are_not_looked_up(monkeypatch):
-    rows = torch.cat([torch.full((50, 2), 1.0) + torch.rand(50, 2), torch.full((70, 2), 9.0) + torch.rand(70, 2)])
-    monkeypatch.setitem(real_features.FEATURES, "made", lambda num_rows, num_channels: rows[:num_rows])
-    new_NC, codebook_KC = learnt("made", 50, 10, 2, 70)
-    assert torch.equal(new_NC, rows[:50]) and codebook_KC.shape == (10, 2)
-    assert (codebook_KC >= 9).all()
 
 
 def test_what_was_made_is_kept_while_the_module_is_the_same(cache, tmp_path, monkeypatch):

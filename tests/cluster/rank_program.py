@@ -10,7 +10,7 @@ import torch.distributed as dist
 
 from soho_fast.cluster import KMeans, MiniBatchKMeans, ResidualKMeans
 
-INITS = ("mini-batch", "k-means++", "k-means||", "random", "given")
+INITS = ("mini-batch", "k-means++", "random", "given")
 
 
 def main(rank: int, num_ranks: int, rendezvous: str, rows_file: str, output: str) -> None:
@@ -28,7 +28,7 @@ def main(rank: int, num_ranks: int, rendezvous: str, rows_file: str, output: str
             model = KMeans(30, init=start, n_init=1, tol=0, random_state=3)
             model.fit(rows[mine], sample_weight=weight[mine] if weighted else None)
             found[init, weighted] = (model.cluster_centers_, model.labels_, model.inertia_, model.n_iter_)
-    batched = KMeans(30, init="k-means||", tol=0, random_state=3).fit(lambda: iter(rows[mine].split(77)))
+    batched = KMeans(30, init="mini-batch", tol=0, random_state=3).fit(lambda: iter(rows[mine].split(77)))
     found["batched", False] = (batched.cluster_centers_, batched.labels_, batched.inertia_, batched.n_iter_)
     residual = ResidualKMeans(3, 10, random_state=3).fit(rows[mine])
     found["residual", False] = (residual.cluster_centers_, residual.labels_, residual.inertia_, residual.n_iter_)
@@ -46,10 +46,6 @@ def main(rank: int, num_ranks: int, rendezvous: str, rows_file: str, output: str
     heavy = MiniBatchKMeans(30, init="random", batch_size=200, random_state=3)
     heavy.fit(far[share], sample_weight=torch.where(torch.arange(3000) < 10, 1e4, 1.0)[share])
     found["heavy", True] = (heavy.cluster_centers_, heavy.labels_, heavy.inertia_, heavy.n_iter_)
-    function = MiniBatchKMeans(2, init=lambda X, number, random_state: X[:number] if len(X) else rows[:number])
-    for _ in range(2):
-        function.partial_fit(rows[mine])
-    found["function", False] = (function.cluster_centers_, function.labels_, function.inertia_, function.n_iter_)
     alone = KMeans(4, random_state=0, distributed=False).fit(rows[mine] if len(rows[mine]) else rows)
     found["alone", False] = (alone.cluster_centers_, alone.labels_, alone.inertia_, alone.n_iter_)
     refused = []

@@ -1,7 +1,6 @@
 """scikit-learn's interface without scikit-learn, its own checks, and refusals."""
 
 import pickle
-import random
 import subprocess
 import sys
 
@@ -9,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from soho_fast.cluster import KMeans, MiniBatchKMeans, NotFittedError, ResidualKMeans
+from soho_fast.cluster import KMeans, MiniBatchKMeans, ResidualKMeans
 from soho_fast.cluster.processes import Processes
 
 # Each check that cannot pass, and why.
@@ -54,33 +53,6 @@ def test_it_works_in_a_pipeline_and_a_search(make_features):
     assert clone(KMeans(7, tol=0)).get_params() == KMeans(7, tol=0).get_params()
 
 
-@pytest.mark.parametrize("kind", [KMeans, MiniBatchKMeans, ResidualKMeans])
-def test_weights_are_routed_as_requested(kind, make_features):
-    sklearn = pytest.importorskip("sklearn")
-    from sklearn.base import clone
-    from sklearn.exceptions import UnsetMetadataPassedError
-    from sklearn.model_selection import cross_validate
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import MinMaxScaler
-
-    rows, weight = make_features(300), np.arange(300.0)
-    model = kind(n_clusters=4, random_state=0)
-    with sklearn.config_context(enable_metadata_routing=True):
-        with pytest.raises(UnsetMetadataPassedError, match="sample_weight"):
-            cross_validate(model, rows, params={"sample_weight": weight})
-        asked = clone(model.set_fit_request(sample_weight=True).set_score_request(sample_weight="importance"))
-        found = cross_validate(
-            asked, rows, params={"sample_weight": weight, "importance": 2 * weight}, cv=2, return_estimator=True
-        )
-        piped = make_pipeline(MinMaxScaler(), asked).fit(rows, sample_weight=weight)
-    first = found["estimator"][0]
-    expected = clone(asked).fit(rows[150:], sample_weight=weight[150:])
-    np.testing.assert_array_equal(first.cluster_centers_, expected.cluster_centers_)
-    assert found["test_score"][0] == expected.score(rows[:150], sample_weight=2 * weight[:150])
-    scaled = MinMaxScaler().fit_transform(rows)
-    np.testing.assert_array_equal(piped[-1].labels_, clone(asked).fit(scaled, sample_weight=weight).labels_)
-
-
 def test_scikit_learn_and_numpy_are_not_loaded():
     """Tensors in, tensors out, by torch alone, and Triton where torch is built for GPUs."""
     program = (
@@ -112,77 +84,13 @@ def test_a_fitted_model_can_be_pickled(make_features):
         np.testing.assert_array_equal(pickle.loads(pickle.dumps(fitted)).predict(rows), fitted.predict(rows))
 
 
-@pytest.mark.parametrize("method", ["predict", "transform", "score"])
-@pytest.mark.parametrize("kind", [KMeans, ResidualKMeans])
-def test_not_fitted(kind, method):
-    with pytest.raises((NotFittedError, ValueError), match="is not fitted yet: call fit"):
-        getattr(kind(), method)(torch.zeros(2, 2))
-
-
-@pytest.mark.parametrize(
-    ("params", "said"),
-    [
-        ({"n_clusters": 0}, "n_clusters: expected a whole number of at least 1, got 0"),
-        ({"n_clusters": 2.5}, "n_clusters: expected a whole number of at least 1, got 2.5"),
-        ({"n_clusters": True}, "n_clusters: expected a whole number of at least 1, got True"),
-        ({"max_iter": -1}, "max_iter: expected a whole number of at least 1, got -1"),
-        ({"n_init": "all"}, "n_init: expected a whole number of at least 1, got 'all'"),
-        ({"tol": -1.0}, "tol: expected a number of at least 0, got -1.0"),
-        ({"tol": float("nan")}, "tol: expected a number of at least 0, got nan"),
-        (
-            {"init": "kmeans"},
-            "init: expected auto, mini-batch, k-means++, k-means||, random or the centres, got 'kmeans'",
-        ),
-        ({"init": np.zeros((3, 4))}, "init: expected centres of shape (n_clusters, features) = (8, 4), got (3, 4)"),
-        ({"init": np.full((8, 4), 1e19)}, "init: expected magnitudes of at most 4.61e+18"),
-        ({"init": np.full((8, 4), np.nan)}, "init: expected finite values"),
-        ({"n_clusters": 21}, "n_samples=20 should be >= n_clusters=21"),
-    ],
-)
-def test_refused_parameters(params, said):
-    with pytest.raises(ValueError) as refused:
-        KMeans(**params).fit(torch.randn(20, 4))
-    assert str(refused.value).startswith(said)
-
-
-@pytest.mark.parametrize("init", ["k-means++", "k-means||", "random"])
+@pytest.mark.parametrize("init", ["k-means++", "random"])
 def test_numpys_numbers_are_parameters(init):
     options = {"init": init, "random_state": 0}
     model = KMeans(np.int64(3), tol=np.float32(0.1), max_iter=np.int32(4), n_init=np.int64(2), **options)
     expected = KMeans(3, tol=float(np.float32(0.1)), max_iter=4, n_init=2, **options)
     rows = torch.randn(50, 4)
     assert torch.equal(model.fit(rows).cluster_centers_, expected.fit(rows).cluster_centers_)
-
-
-@pytest.mark.parametrize(
-    ("rows", "weight", "kind", "said"),
-    [
-        (torch.zeros(9), None, ValueError, "X: expected 2 dimensions"),
-        (torch.zeros(9, 0), None, ValueError, "X: Found array with 0 feature"),
-        (torch.zeros(0, 3), None, ValueError, "X: Found array with 0 sample"),
-        (np.repeat([[1e300], [-1e300]], 9, 0), None, ValueError, "X: expected finite values in float32, got infinity"),
-        (np.array([[1, 2], [3, np.nan]]), None, ValueError, "X: expected finite values in float32, got NaN in row 1"),
-        (torch.full((9, 4), -5e18), None, ValueError, "X: expected magnitudes of at most 4.61e+18"),
-        (torch.eye(9).to_sparse(), None, TypeError, "X: expected dense rows, got a sparse Tensor"),
-        (torch.zeros(9, 2, dtype=torch.complex64), None, ValueError, "X: Complex data not supported"),
-        (torch.zeros(9, 2), torch.ones(8), ValueError, "sample_weight: expected shape (9,)"),
-        (torch.zeros(9, 2), -torch.ones(9), ValueError, "sample_weight: expected no weight below zero"),
-        (torch.zeros(9, 2), torch.zeros(9), ValueError, "sample_weight: expected at least one weight above zero"),
-        (torch.zeros(9, 2), torch.full((9,), torch.inf), ValueError, "sample_weight: expected finite values"),
-        ([["a", "b"]], None, ValueError, "X: expected numbers, got a list: could not convert string to float"),
-        ([[{}, 1]], None, TypeError, "X: expected numbers, got a list: float() argument must be a string or a real"),
-    ],
-)
-def test_refused_rows(rows, weight, kind, said):
-    with pytest.raises(kind) as refused:
-        KMeans(1).fit(rows, sample_weight=weight)
-    assert str(refused.value).startswith(said)
-
-
-def test_refused_states():
-    for state in ("now", 1.5, random.Random(0)):
-        with pytest.raises(TypeError, match=r"random_state: expected None, an int, a torch\.Generator"):
-            KMeans(1, random_state=state).fit(torch.zeros(3, 2))
 
 
 def test_one_weight_for_all_rows(make_features):
@@ -193,7 +101,7 @@ def test_one_weight_for_all_rows(make_features):
         assert plain.score(rows, sample_weight=weight) == 2 * plain.score(rows)
 
 
-@pytest.mark.parametrize("init", ["mini-batch", "k-means++", "k-means||", "random"])
+@pytest.mark.parametrize("init", ["mini-batch", "k-means++", "random"])
 @pytest.mark.parametrize("size", [2.0**125, 2.0**-145])
 def test_huge_and_tiny_weights_do_as_others_do(size, init, make_features):
     """Also where a weight times its row is beyond float32 or rounds to zero."""
@@ -222,56 +130,12 @@ def test_other_numbers_become_float32_or_float64():
         assert torch.equal(KMeans(4, random_state=0).fit(given).cluster_centers_, torch.from_numpy(wide))
 
 
-def test_a_function_gives_the_centres_of_each_start(make_features):
-    rows, seeds = make_features(200), []
-
-    def init(X, n_clusters, random_state):
-        assert X is rows
-        seeds.append(random_state)
-        return X[np.random.RandomState(random_state).permutation(len(X))[:n_clusters]]
-
-    fitted = KMeans(6, init=init, n_init=3, random_state=0).fit(rows)
-    assert len(set(seeds)) == 3
-    single = [KMeans(6, init=rows[np.random.RandomState(seed).permutation(200)[:6]]).fit(rows) for seed in seeds]
-    assert fitted.inertia_ == min(model.inertia_ for model in single)
-    KMeans(6, init=init, random_state=0).fit(rows)
-    assert len(seeds) == 3 + 10 and seeds[3:6] == seeds[:3]
-    with pytest.raises(ValueError, match=r"init: expected centres of shape \(n_clusters, features\) = \(6, 12\)"):
-        KMeans(6, init=lambda X, n_clusters, random_state: X[:5]).fit(rows)
-
-
 def test_what_scikit_learns_programs_pass(make_features):
     rows = make_features(200)
     plain = KMeans(5, random_state=0).fit(rows)
     for algorithm in ("lloyd", "elkan"):
         same = KMeans(5, random_state=0, algorithm=algorithm, copy_x=False).fit(rows)
         np.testing.assert_array_equal(same.cluster_centers_, plain.cluster_centers_)
-    with pytest.raises(ValueError, match="algorithm: expected lloyd or elkan, got 'full'"):
-        KMeans(5, algorithm="full").fit(rows)
-
-
-@pytest.mark.parametrize("kind", [KMeans, ResidualKMeans])
-def test_names_and_data_frames(kind, make_features, monkeypatch):
-    rows = make_features(50)
-    model = kind(n_clusters=3, random_state=0)
-    with pytest.raises((NotFittedError, ValueError), match="is not fitted yet"):
-        model.get_feature_names_out()
-    columns = model.fit_transform(rows)
-    names = [f"{kind.__name__.lower()}{column}" for column in range(columns.shape[1])]
-    assert model.get_feature_names_out().tolist() == names
-    with pytest.raises(ValueError, match="transform: expected default, pandas, polars or None, got 'arrow'"):
-        model.set_output(transform="arrow")
-    with monkeypatch.context() as without:
-        without.setitem(sys.modules, "pandas", None)
-        with pytest.raises(ImportError, match="transform: expected an installed library, but pandas is not there"):
-            model.set_output(transform="pandas")
-    pandas = pytest.importorskip("pandas")
-    frame = pandas.DataFrame(rows, index=range(100, 150))
-    framed = model.set_output(transform="pandas").set_output().transform(frame)
-    assert framed.columns.tolist() == names and framed.index.tolist() == list(range(100, 150))
-    np.testing.assert_array_equal(framed.to_numpy(), columns)
-    assert isinstance(model.predict(frame), np.ndarray)
-    assert isinstance(model.transform(torch.from_numpy(rows)), pandas.DataFrame)
 
 
 class Frame:
@@ -327,12 +191,3 @@ def test_columns_in_another_order_on_another_rank_are_refused(make_features, mon
     for kind in (KMeans, MiniBatchKMeans, ResidualKMeans):
         with pytest.raises(ValueError, match="X: expected columns of the same names, in the same order, on every rank"):
             kind(n_clusters=4).fit(frame)
-
-
-def test_a_clone_gives_what_set_output_asked_for(make_features):
-    sklearn = pytest.importorskip("sklearn")
-    from sklearn.base import clone
-
-    rows, model = make_features(50), KMeans(3, random_state=0).set_output(transform="default")
-    with sklearn.config_context(transform_output="pandas"):
-        assert isinstance(clone(model).fit_transform(rows), np.ndarray)

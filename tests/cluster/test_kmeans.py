@@ -187,7 +187,7 @@ def test_predict_transform_and_score(make_features):
     np.testing.assert_array_equal(KMeans(17, random_state=0).fit_predict(rows), fitted.labels_)
 
 
-@pytest.mark.parametrize("init", ["auto", "mini-batch", "k-means++", "k-means||", "random", "array"])
+@pytest.mark.parametrize("init", ["auto", "mini-batch", "k-means++", "random", "array"])
 def test_the_same_bits_at_any_number_of_threads(init, make_features, threads):
     number = 50_000 if init == "auto" else 40_000  # more rows than torch's grain size in every sum, and than a sample's
     rows = torch.from_numpy(make_features(number, 9, groups=300))

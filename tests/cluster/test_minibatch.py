@@ -211,33 +211,6 @@ def test_partial_fit_goes_on_after_fit(weighted, make_features):
     np.testing.assert_array_equal(np.delete(model.cluster_centers_, k, 0), np.delete(before, k, 0).astype(np.float32))
 
 
-def test_refusals(make_features):
-    rows = make_features(100)
-    with pytest.raises(ValueError, match="batch_size: expected a whole number of at least 1, got 0"):
-        MiniBatchKMeans(4, batch_size=0).fit(rows)
-    with pytest.raises(ValueError, match="batch_size: expected a whole number of at least 1, got 'all'"):
-        MiniBatchKMeans(4, batch_size="all").fit(rows)
-    with pytest.raises(ValueError, match=r"init: expected k-means\+\+, k-means\|\|, random or the .*, got 'auto'"):
-        MiniBatchKMeans(4, init="auto").fit(rows)
-    with pytest.raises(TypeError, match="X: expected the rows of one batch; fit takes batches"):
-        MiniBatchKMeans(4).partial_fit(lambda: iter([rows]))
-    with pytest.raises(ValueError, match="n_samples=3 should be >= n_clusters=4"):
-        MiniBatchKMeans(4).partial_fit(rows[:3])
-    with pytest.raises(ValueError, match="X has 5 features, but MiniBatchKMeans is expecting 12 features as input"):
-        MiniBatchKMeans(4).partial_fit(rows).partial_fit(rows[:, :5])
-    model = MiniBatchKMeans(4, random_state=0).partial_fit(rows).set_params(n_clusters=5)
-    with pytest.raises(ValueError, match="n_clusters: expected 4, as in the centres so far, got 5; call fit"):
-        model.partial_fit(rows)
-    assert len(model.fit(rows).cluster_centers_) == 5 and model.partial_fit(rows).n_clusters == 5
-    labels = model.predict(rows)
-    with pytest.raises(ValueError, match="X: expected finite values in float32, got NaN in row 7"):
-        model.partial_fit(np.where(np.arange(100)[:, None] == 7, np.nan, rows))
-    model.set_params(metric="cosine")
-    with pytest.raises(ValueError, match="metric: expected 'euclidean', as in the centres so far, got 'cosine'"):
-        model.partial_fit(rows)
-    np.testing.assert_array_equal(model.predict(rows), labels)
-
-
 def test_one_cluster_is_the_mean(make_features):
     rows, weight = make_features(900), np.random.default_rng(0).pareto(1.0, size=900)
     model = MiniBatchKMeans(1, batch_size=100, random_state=0).fit(rows, sample_weight=weight)

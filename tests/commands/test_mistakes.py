@@ -160,7 +160,7 @@ MISTAKES = [
     ("evaluate --run", "run: expected one argument"),
     ("ask", "the following arguments are required: answer|rank|entails|compare|label|retrieve|many"),
     ("ask anwser", "invalid choice: 'anwser' (choose from 'answer', 'rank', 'entails', 'compare', 'label', 'retrieve'"),
-    ("import cvs", "invalid choice: 'cvs' (choose from 'csv', 'text', 'coco', 'datasets', 'packages')"),
+    ("import cvs", "invalid choice: 'cvs' (choose from 'csv', 'text', 'coco', 'datasets')"),
     ("ask anwser runs/vqa photo.jpg what", "answer|rank|entails|compare|label|retrieve|many: invalid choice: 'anwser'"),
     ("ask answer runs/vqa photo.jpg", "the following arguments are required: question"),
     ("ask answer runs/vqaa photo.jpg what", "runs/vqaa: there is no such file or folder; did you mean vqa?"),

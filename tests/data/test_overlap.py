@@ -5,12 +5,9 @@ import shutil
 import zipfile
 
 import pytest
-from tiny_shards import write_tar
 
 from soho_fast.data.overlap import content_of, in_words, shared_images, without_copies
 from soho_fast.data.readers.records import ImageRef, ReadReport
-from soho_fast.data.shards.indexing import build_index
-from soho_fast.data.shards.records import read_shards
 from soho_fast.data.stores import FolderStore, ZipStore
 
 CONTENTS = {f"{number}.jpg": bytes([number]) * (5000 + number // 2) for number in range(8)}
@@ -111,11 +108,10 @@ def test_a_file_that_is_held_out_often_is_told_once_with_how_often(folder):
     assert told == [f"{folder}/1.jpg (held out as {folder}/1.jpg and 2 more)", f"{folder}/2.jpg"]
 
 
-@pytest.mark.parametrize("place", ["{}/train/1.jpg", "{}/held.zip!a/1.jpg", "{}/held.tar!1.jpg"])
+@pytest.mark.parametrize("place", ["{}/train/1.jpg", "{}/held.zip!a/1.jpg"])
 def test_copies_of_named_files_are_left_out(folder, tmp_path, place):
     with zipfile.ZipFile(tmp_path / "held.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("a/1.jpg", CONTENTS["1.jpg"])
-    build_index(str(write_tar(tmp_path / "held.tar", [("1.jpg", CONTENTS["1.jpg"]), ("1.txt", b"a dog")])))
     (folder / "like.jpg").write_bytes(CONTENTS["1.jpg"][:-1] + b"x")
     shutil.copy(folder / "1.jpg", folder / "copy.jpg")
     refs = images(folder, *CONTENTS, "like.jpg", "copy.jpg", "missing.jpg")
@@ -127,23 +123,6 @@ def test_copies_of_named_files_are_left_out(folder, tmp_path, place):
     assert report.lines()[1:] == [
         "nlvr2: 1 images left out: no file", "nlvr2: 2 of these images left out: placeholders (data.placeholders)",
     ]  # fmt: skip
-
-
-def test_copies_are_left_out_of_shards(folder, tmp_path):
-    contents = [CONTENTS["1.jpg"], CONTENTS["2.jpg"], CONTENTS["1.jpg"], CONTENTS["3.jpg"]]
-    for shard in (0, 1):
-        members = [
-            (f"{shard}{n}.{end}", part) for n, c in enumerate(contents) for end, part in (("jpg", c), ("txt", b"a"))
-        ]
-        build_index(str(write_tar(tmp_path / f"{shard}.tar", members)))
-    records = read_shards(str(tmp_path / "{0..1}.tar"))
-    report = ReadReport()
-    kept = without_copies(records, lambda record: (record.image,), [str(folder / "1.jpg")], report)
-    assert [record.image_id for record in kept] == ["01", "03", "11", "13"] and report.num_placeholders == 4
-    assert kept.bounds.tolist() == [0, 2, 4] and list(kept.texts.counts()) == [1] * 4
-    assert [str(kept.image(number)) for number in range(4)] == list(kept.locations()) and len(kept.shapes(print)) == 4
-    same = without_copies(records, lambda record: (record.image,), [str(folder / "7.jpg")])
-    assert kept.identity() != records.identity() == same.identity()
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
 import os
@@ -11,12 +12,19 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from soho_fast.common.extras import install_command
 from soho_fast.common.files import this_host
 from soho_fast.data.mini import build_corpus, builder, drawing
 from soho_fast.data.mini.__main__ import main
+from soho_fast.data.mini.captions import write_captions
+from soho_fast.data.mini.drawing import draw_scene
+from soho_fast.data.mini.questions import ask_questions
+from soho_fast.data.mini.scenes import describe_scenes
+from soho_fast.data.tokenizer import build_vocabulary
 
 TINY = {"num_train": 12, "num_heldout": 6, "image_size": 32, "seed": 5, "progress": False}
 
@@ -49,9 +57,23 @@ def test_another_process_gives_the_same_bytes(tiny, tmp_path):
     assert _bytes(tiny) == _bytes(tmp_path / "other")
 
 
-def test_another_seed_gives_another_corpus(tiny, tmp_path):
-    other = build_corpus(tmp_path / "other", **{**TINY, "seed": 6})
-    assert (tiny / "dataset_coco.json").read_bytes() != (other / "dataset_coco.json").read_bytes()
+def test_the_demo_corpus_is_as_it_was(corpus, full_scenes):
+    """Its texts byte by byte, its scenes, and at full size its vocabulary, on which the weights depend; images' bytes
+    also depend on the release of Pillow."""
+    digest = hashlib.blake2b(digest_size=16)
+    for path in [corpus / "dataset_coco.json", *sorted(corpus.glob("vqa/*.json"))]:
+        digest.update(path.relative_to(corpus).as_posix().encode() + path.read_bytes())
+    assert digest.hexdigest() == "0e1e524f45daf9ebd5a9ff41b1caff57"
+    texts = [text for side in full_scenes for scene in side for text in write_captions(scene, 0)]
+    texts += [question.text for scene in full_scenes[0] for question in ask_questions(scene, 2, 0)]
+    vocabulary = build_vocabulary([*texts, builder._FURTHER_WORDS])
+    assert len(vocabulary) == 477
+    assert (
+        hashlib.blake2b(" ".join(vocabulary).encode(), digest_size=16).hexdigest() == "4d9f2348a0acf222d5969f82e6d6ada9"
+    )
+    (scene,) = describe_scenes(1, 0, 0)[0]
+    seen = np.asarray(draw_scene(scene, 64).resize((2, 2), Image.Resampling.BOX)).reshape(-1).astype(int)
+    assert np.abs(seen - [242, 216, 121, 244, 214, 94, 243, 229, 121, 237, 210, 109]).max() <= 2
 
 
 def test_complete_corpus_is_kept(tiny, capsys):
@@ -67,50 +89,25 @@ def test_kept_corpus_needs_no_image_packages(tiny, monkeypatch):
     build_corpus(tiny, **TINY)
 
 
-def _truncate_captions(corpus: Path):
-    path = corpus / "dataset_coco.json"
-    path.write_bytes(path.read_bytes()[:-10])
-
-
-def _remove_an_image(corpus: Path):
-    next((corpus / "train2014").iterdir()).unlink()
-
-
-def _truncate_an_image(corpus: Path):
-    path = next((corpus / "val2014").iterdir())
-    path.unlink()
-    path.write_bytes(b"\xff\xd8")
-
-
-def _remove_tokenizer(corpus: Path):
-    shutil.rmtree(corpus / "tokenizer")
-
-
-def _mark_unfinished(corpus: Path):
+def _with_manifest(corpus: Path, **changes):
     manifest = json.loads((corpus / "corpus.json").read_text())
-    (corpus / "corpus.json").write_text(json.dumps({**manifest, "complete": False}))
+    (corpus / "corpus.json").write_text(json.dumps(manifest | changes))
 
 
-def _other_source(corpus: Path):
-    manifest = json.loads((corpus / "corpus.json").read_text())
-    manifest["settings"]["source"] = "0" * 16
-    (corpus / "corpus.json").write_text(json.dumps(manifest))
+DAMAGE = {
+    "captions cut off": lambda corpus: os.truncate(corpus / "dataset_coco.json", 1000),
+    "an image gone": lambda corpus: next((corpus / "train2014").iterdir()).unlink(),
+    "an image cut off": lambda corpus: os.truncate(next((corpus / "val2014").iterdir()), 2),
+    "no tokenizer": lambda corpus: shutil.rmtree(corpus / "tokenizer"),
+    "unfinished": lambda corpus: _with_manifest(corpus, complete=False),
+    "of another source": lambda corpus: _with_manifest(corpus, settings={"source": "0" * 16}),
+}
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [
-        _truncate_captions,
-        _remove_an_image,
-        _truncate_an_image,
-        _remove_tokenizer,
-        _mark_unfinished,
-        _other_source,
-    ],
-)
+@pytest.mark.parametrize("damage", DAMAGE)
 def test_damaged_corpus_is_rebuilt(tiny, tmp_path, capsys, damage):
     whole = _bytes(tiny)
-    damage(tiny)
+    DAMAGE[damage](tiny)
     build_corpus(tiny, **{**TINY, "progress": True})
     assert _bytes(tiny) == whole
     assert "is rebuilt" in capsys.readouterr().out
@@ -121,10 +118,10 @@ def test_damaged_corpus_is_rebuilt(tiny, tmp_path, capsys, damage):
     ("part", "value"), [("files", 5), ("files", None), ("image_folders", {"train2014": 5}), ("image_folders", ["x"])]
 )
 def test_a_corpus_of_others_whose_manifest_is_of_other_types_is_incomplete(tiny, part, value):
-    manifest = json.loads((tiny / "corpus.json").read_text())
-    assert builder.is_complete(tiny, manifest["settings"])
-    (tiny / "corpus.json").write_text(json.dumps(manifest | {part: value}))
-    assert not builder.is_complete(tiny, manifest["settings"])
+    settings = json.loads((tiny / "corpus.json").read_text())["settings"]
+    assert builder.is_complete(tiny, settings)
+    _with_manifest(tiny, **{part: value})
+    assert not builder.is_complete(tiny, settings)
     (tiny / "corpus.json").write_text("[" * 100_000)
     assert builder.read_manifest(tiny) is None
 
@@ -145,19 +142,13 @@ def test_foreign_folder_is_refused_and_untouched(tmp_path):
         build_corpus(tmp_path / "photos" / "holiday.jpg", **TINY)
 
 
-def test_empty_folder_is_used(tmp_path):
-    (tmp_path / "corpus").mkdir()
-    build_corpus(tmp_path / "corpus", **TINY)
-    assert (tmp_path / "corpus" / "dataset_coco.json").is_file()
-
-
 def test_failed_build_leaves_the_old_corpus_and_no_rest(tiny, tmp_path, monkeypatch):
     whole = _bytes(tiny)
 
     def fail(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(builder, "write_snli_ve", fail)
+    monkeypatch.setattr(builder, "write_vqa", fail)
     with pytest.raises(OSError, match="No space left"):
         build_corpus(tiny, **{**TINY, "seed": 9})
     assert _bytes(tiny) == whole
@@ -167,6 +158,7 @@ def test_failed_build_leaves_the_old_corpus_and_no_rest(tiny, tmp_path, monkeypa
 def test_rest_of_a_killed_build_is_removed(tmp_path):
     killed = subprocess.Popen([sys.executable, "-c", "pass"])
     killed.wait()
+    (tmp_path / "corpus").mkdir()  # an empty one is used
     for host in (this_host(), "another"):
         (tmp_path / f".corpus.{host}.{killed.pid}.partial" / "new").mkdir(parents=True)
     build_corpus(tmp_path / "corpus", **TINY)
@@ -193,6 +185,7 @@ def test_missing_package_says_what_to_install(tmp_path, monkeypatch, capsys, pac
         ({"image_size": 16}, ValueError, "image_size: expected 32 to 1024, got 16"),
         ({"seed": -1}, ValueError, "seed: expected 0 to"),
         ({"num_train": 10.0}, TypeError, "num_train: expected a whole number, got 10.0"),
+        ({"styles": ["noto"]}, TypeError, "styles"),
     ],
 )
 def test_bad_arguments(tmp_path, bad, error, words):

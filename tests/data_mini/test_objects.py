@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from soho_fast.data.mini.builder import corpus_scenes, object_map, objects_in_patches
+from soho_fast.data.mini.builder import corpus_scenes, object_map, objects_touching
 from soho_fast.data.mini.drawing import draw_scene
 from soho_fast.data.mini.scenes import Background, Scene, SceneObject
 
@@ -25,10 +25,12 @@ def test_a_scene_made_by_hand():
         SceneObject("blue book", 0.75, 0.75, 0.5, 0.0, False),
         SceneObject("red heart", 0.75, 0.75, 0.5, 0.0, False),
     )
-    assert objects_in_patches(scene, 2, 2).tolist() == [[-1, 0], [-1, 2]], "the heart was drawn last"
-    found = objects_in_patches(scene, 4, 4)
-    assert (found[:2, 2:] == 0).all() and (found[:, :2] == -1).all()
-    assert 2 in found[2:, 2:] and set(found[2:, 2:].ravel()) <= {-1, 1, 2}
+    seen = object_map(scene, 64)
+    assert (seen[:, :32] == -1).all() and seen[16, 48] == 0
+    assert seen[48, 48] == 2, "the heart was drawn last"
+    touched = objects_touching(scene, 2)
+    assert touched["soccer ball"].tolist() == [[False, True], [False, False]]
+    assert touched["red heart"].tolist() == touched["blue book"].tolist() == [[False, False], [False, True]]
 
 
 @pytest.mark.parametrize(("angle", "mirrored"), [(0.0, False), (11.5, False), (-9.0, True)])
@@ -55,8 +57,6 @@ def test_scenes_are_found_by_the_names_of_their_images(corpus, scenes_by_id):
         assert path.is_file()
 
 
-def test_what_is_no_corpus_or_no_square_grid_is_refused(tmp_path):
+def test_what_is_no_corpus_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="holds no demo corpus"):
         corpus_scenes(tmp_path)
-    with pytest.raises(ValueError, match="got 2 x 3"):
-        objects_in_patches(_scene(), 2, 3)

@@ -3,7 +3,6 @@
 python tests/engine/engine_run.py '[{"output": ..., "optim": {...}, "task": {"soho": true, "dropout": 0}}, ...]'
 """
 
-import contextlib
 import copy
 import hashlib
 import json
@@ -162,7 +161,7 @@ class StubTask:
     def identity(self) -> Any:
         from soho_fast.engine.changes import TaskIdentity
 
-        return TaskIdentity((), ("model.width",), (), (), lambda: {"model.width": self.options["width"]})
+        return TaskIdentity((), (), ("labels",), lambda: {"model.width": self.options["width"], "labels": 1})
 
     def build_model(self, device: torch.device) -> nn.Module:
         assert device.type == "cpu"
@@ -380,8 +379,13 @@ def partition_small_weights(config_of: Callable[..., dict]) -> Callable[..., dic
 
 
 def poison(engine: Any, what: str) -> None:
-    """Put a NaN or Inf into what a run trains by, as a divergence does."""
+    """Put a NaN or Inf into what a run trains by, as a divergence does; or send this process a signal, or raise."""
     module = engine.module
+    if what.startswith("SIG"):
+        os.kill(os.getpid(), getattr(signal, what))
+        return
+    if what == "error":
+        raise KeyError("of this rank alone")
     last = list(module.parameters())[-1]
     if what == "weights":
         getattr(last, "ds_tensor", last).data.view(-1)[0] = torch.nan
@@ -478,29 +482,25 @@ def run_one(request: dict[str, Any], processes: Any) -> int:
 
 
 def main() -> int:
-    from soho_fast.common.errors import UserError, fail
-    from soho_fast.engine.distributed import environment_rank, leave_processes, start_processes
-    from soho_fast.engine.watchdog import leave_heartbeat
+    from soho_fast.common.errors import UserError
+    from soho_fast.engine.distributed import leave_processes, start_processes
+    from soho_fast.engine.watchdog import run_command
 
     requests = json.loads(sys.argv[-1])
     code = 0
-    try:
-        with contextlib.ExitStack() as held:
-            held.push(lambda kind, error, trace: leave_heartbeat(error))
-            processes = start_processes(threads=1, timeout=requests[0].get("engine", {}).get("timeout_seconds", 0))
-            for request in requests:
-                if request.pop("fails", False):
-                    try:
-                        run_one(request, processes)
-                    except UserError as error:
-                        sys.stdout.write(json.dumps({"rank": processes.rank, "error": str(error)}) + "\n")
-                        sys.stdout.flush()
-                else:
-                    code = run_one(request, processes) or code
-            leave_processes()
-    except UserError as error:
-        return fail(str(error), environment_rank()[0])
-    return code
+    with run_command("the same command continues from the newest checkpoint") as command:
+        processes = start_processes(threads=1, timeout=requests[0].get("engine", {}).get("timeout_seconds", 0))
+        for request in requests:
+            if request.pop("fails", False):
+                try:
+                    run_one(request, processes)
+                except UserError as error:
+                    sys.stdout.write(json.dumps({"rank": processes.rank, "error": str(error)}) + "\n")
+                    sys.stdout.flush()
+            else:
+                code = run_one(request, processes) or code
+        leave_processes()
+    return command.code or code
 
 
 if __name__ == "__main__":

@@ -12,10 +12,10 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from tiny_shards import write_karpathy_set
+from tiny_datasets import write_img2dataset
 
 from soho_fast.data.mini import build_corpus
-from soho_fast.tasks.recipe import read_recipe, with_data_roots
+from soho_fast.data.readers.captions import read_karpathy
 
 # No dropout: its random numbers are each process's own. BatchNorm of the backbone stands still: in training its
 # statistics are of each process's own images.
@@ -149,18 +149,21 @@ def records(request: dict) -> list[dict]:
     return [record for record in map(json.loads, lines) if record["kind"] == "train"]
 
 
-def test_a_run_on_shards_sees_the_same_samples_on_two_processes_and_then_on_one(launch, small_recipe, tmp_path):
-    """Shards of ten, eight a step: two processes are killed within a shard, one goes on from there to the next epoch.
-
-    The order is the shards' own, which the trainer has to ask for.
-    """
+def test_a_run_on_a_data_set_sees_the_same_samples_on_two_processes_and_then_on_one(
+    launch, small_recipe, tmp_path, monkeypatch
+):
+    """Eight of forty images a step: two processes are killed within an epoch, one goes on from there to the next. Each
+    image comes once in an epoch."""
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     corpus = tmp_path / "corpus"
     build_corpus(corpus, num_train=40, num_heldout=12, image_size=64)
-    path = write_karpathy_set(corpus / "shards", corpus, ["train", "restval"], per_shard=10)
+    records = read_karpathy(corpus / "dataset_coco.json", corpus, ["train", "restval"])
+    images = [(record.image.read(), record.captions[0]) for record in records]
+    path = write_img2dataset(corpus / "set", images, "parquet", per_file=10)
     recipe = yaml.safe_load(small_recipe.read_text())
-    source = {"annotations": path, "format": "webdataset"}
     recipe |= {"max_steps": 7, "checkpoint": {"every_steps": 2}, "evaluation": {"at_end": False}}
-    recipe["data"]["sources"], recipe["batch"]["workers"] = [source], 0
+    recipe["data"]["sources"] = [{"annotations": path, "format": "dataset"}]
+    recipe["batch"]["workers"] = 0
     small_recipe.write_text(yaml.safe_dump(recipe))
     noting, command = Path(__file__).with_name("train_noting.py"), ["--recipe", str(small_recipe)]
     seen = []
@@ -170,14 +173,10 @@ def test_a_run_on_shards_sees_the_same_samples_on_two_processes_and_then_on_one(
         done = launch(script=noting, arguments=[str(notes), str(kill_at), *command], processes=processes)
         assert (done.code == code) if code is not None else done.code, done.text
         files = [path.read_text().splitlines() for path in sorted(notes.glob("*.jsonl"))]
+        assert len(files) == processes
         seen.append([sorted(itertools.chain(*map(json.loads, parts))) for parts in zip(*files, strict=True)])
     assert "resharded: processes 2 -> 1" in done.text and "(step 2 of 7)" in done.text, done.text
 
-    data = with_data_roots(read_recipe(command)).make_task(print).training_data()
-    assert path.endswith("{00000..00003}.tar") and len(data) == 40
-    expected = []
-    for step in range(7):
-        order = data.epoch_order(np.random.default_rng([1, 0, step // 5]))[step % 5 * 8 :][:8]
-        data.set_epoch(step // 5)
-        expected.append(sorted(sample_id for index in order for sample_id in data[int(index)].sample_ids))
+    orders = np.concatenate([np.random.default_rng([1, 0, epoch]).permutation(40) for epoch in (0, 1)])
+    expected = [sorted(f"set/{row}" for row in orders[8 * step :][:8]) for step in range(7)]
     assert seen == [expected[:3], expected[2:]]

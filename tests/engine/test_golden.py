@@ -18,8 +18,10 @@ import torch
 
 from soho_fast import ops
 from soho_fast.common.environment import processor_name
+from soho_fast.data.tokenizer import build_vocabulary, write_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
+WORDS = Path(__file__).with_name("golden_words.txt")
 RECORD, MEASURED = Path(__file__).with_name("golden_demo.json"), ROOT / "build" / "golden_demo.json"
 OPTIONS = (
     "--corpus.num_train", "40", "--corpus.num_heldout", "4", "--max_steps", "80", "--log.every_steps", "1",
@@ -36,8 +38,19 @@ def kind() -> str:
 
 
 def test_losses_of_all_phases_are_those_on_record(tmp_path):
-    run = tmp_path / "run"
-    command = [sys.executable, "-m", "soho_fast.train", *OPTIONS, "--output", str(run)]
+    run, tokenizer = tmp_path / "run", tmp_path / "tokenizer"
+    # As it was when the losses were recorded: the weights at the start depend on its size.
+    write_tokenizer(tokenizer, build_vocabulary([WORDS.read_text()]))
+    command = [
+        sys.executable,
+        "-m",
+        "soho_fast.train",
+        *OPTIONS,
+        "--output",
+        str(run),
+        "--data.tokenizer",
+        str(tokenizer),
+    ]
     launched = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_SIZE")  # of a process group that an earlier test left
     environment = {name: value for name, value in os.environ.items() if name not in launched}
     done = subprocess.run(

@@ -2,13 +2,11 @@
 
 import errno
 import fcntl
-import multiprocessing
 import os
 import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,7 +14,6 @@ import pytest
 import torch
 
 from soho_fast import evaluate, train
-from soho_fast.common import lock
 from soho_fast.common.errors import UserError
 from soho_fast.common.lock import LOCK, only_user
 from soho_fast.common.processes import Processes
@@ -54,37 +51,12 @@ def test_a_second_process_is_refused_until_the_first_is_dead(holder, tmp_path):
             pass
         words = f"{run} is in use by process {holder.pid} on {socket.gethostname()} since 20"
         assert words in str(refused.value) and "\n" not in str(refused.value)
-    assert sorted(os.listdir(run)) == [LOCK, "recipe.yaml"] and lines == []
+    assert sorted(os.listdir(run)) == [LOCK, "recipe.yaml"]
     holder.send_signal(signal.SIGKILL)
     holder.wait()
     with only_user(run, ALONE, lines.append):
-        assert f"process {os.getpid()} on " in (run / LOCK).read_text()
-    assert len(lines) == 1 and f"taken over from process {holder.pid} on " in lines[0]
-    assert os.listdir(run) == ["recipe.yaml"]
-
-
-def test_a_holder_that_has_not_written_its_name_yet_is_waited_for(tmp_path, monkeypatch):
-    """Two runs started at once: the second may look between the first one's lock and its line."""
-    slow = HOLD.replace("import signal, sys", "import os, signal, sys\nwrite = os.pwrite").replace(
-        "with only",
-        "os.pwrite = lambda *a: (print('locked', flush=True), sys.stdin.readline(), write(*a))[2]\nwith only",
-    )
-    looks = []
-
-    def sleep(seconds: float) -> None:
-        """It has looked once: now the name is written."""
-        if not looks:
-            print(file=first.stdin, flush=True)
-        looks.append(time.sleep(seconds))
-        assert len(looks) < 6000
-
-    monkeypatch.setattr(lock, "time", SimpleNamespace(monotonic=lambda: 0.0, sleep=sleep))
-    piped = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    with subprocess.Popen([sys.executable, "-c", slow, str(tmp_path)], text=True, **piped) as first:
-        assert first.stdout.readline() == "locked\n"
-        with pytest.raises(UserError, match=f"is in use by process {first.pid} on "), only_user(tmp_path, ALONE, print):
-            pass
-        first.kill()
+        assert (run / LOCK).read_text().startswith(f"process {os.getpid()} on ")
+    assert os.listdir(run) == ["recipe.yaml"] and lines == []
 
 
 def test_a_second_evaluation_into_one_folder_is_refused(holder, tmp_path, monkeypatch, capsys):
@@ -113,45 +85,30 @@ def test_a_folder_is_free_again_after_an_error_and_is_not_left_behind(tmp_path):
     assert os.listdir(tmp_path / "run") == ["log.jsonl"]
 
 
-def test_a_file_that_its_holder_deletes_at_its_end_is_no_lock(tmp_path, monkeypatch):
-    """Another run may end between the opening of its file and the lock."""
-    path, lock, asked = tmp_path / LOCK, fcntl.lockf, []
-
-    def late(file, how):
-        if not asked:
-            path.unlink()
-        asked.append(file)
-        lock(file, how)
-
-    monkeypatch.setattr("fcntl.lockf", late)
-    with only_user(tmp_path, ALONE, print):
-        assert len(asked) == 2 and f"process {os.getpid()} on " in path.read_text()
-    assert os.listdir(tmp_path) == []
-
-
-def test_forked_loader_processes_do_not_hold_on(tmp_path):
+def test_forked_loader_processes_do_not_hold_on(holder, tmp_path):
     """A loader process of a run that was killed lives on for seconds."""
-
-    def wait(pipe) -> None:
-        pipe.recv()
-
-    ours, theirs = multiprocessing.Pipe()
-    with only_user(tmp_path / "run", ALONE, print):
-        loader = multiprocessing.get_context("fork").Process(target=wait, args=(theirs,))
-        loader.start()
-    probe = [sys.executable, "-c", HOLD.replace("signal.pause()", ""), str(tmp_path / "run")]
+    forks = HOLD.replace("    print(", "    os.fork()\n    print(").replace("import signal", "import os, signal")
+    first = subprocess.Popen(
+        [sys.executable, "-c", forks, str(tmp_path / "forked")], stdout=subprocess.PIPE, text=True,
+        start_new_session=True,
+    )  # fmt: skip
     try:
-        assert subprocess.run(probe, capture_output=True, text=True).stdout == "held\n"
+        assert first.stdout.readline() == first.stdout.readline() == "held\n"
+        with pytest.raises(UserError, match=f"is in use by process {first.pid} on "):
+            only_user(tmp_path / "forked", ALONE, print).__enter__()
+        os.kill(first.pid, signal.SIGKILL)
+        first.wait()
+        with only_user(tmp_path / "forked", ALONE, print):
+            pass
     finally:
-        ours.send(None)
-        loader.join()
+        os.killpg(first.pid, signal.SIGKILL)
 
 
 def test_a_file_system_without_locks_is_told(tmp_path, monkeypatch):
     def none(*_):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(fcntl, "lockf", none)
+    monkeypatch.setattr(fcntl, "flock", none)
     lines = []
     with only_user(tmp_path / "run", ALONE, lines.append):
         pass

@@ -20,14 +20,12 @@ from soho_fast.engine.watchdog import run_command
 
 ROOT = Path(__file__).resolve().parents[2]
 RANK = """
-from soho_fast.engine.watchdog import leave_heartbeat
 from soho_fast.engine.distributed import leave_processes, start_processes
 import deepspeed
 assert "__compatible_ops__" not in vars(deepspeed.ops), "an import leaves DeepSpeed as it is, for others that use it"
 processes = start_processes(1)
 print("TOTAL", processes.world, processes.total([processes.rank + 1.0]))
 leave_processes()
-leave_heartbeat(None)
 """
 
 
@@ -51,20 +49,6 @@ def as_launched(rank: int, world: int, port: int) -> dict[str, str]:
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu",
         "PYTHONPATH": str(ROOT),
     }  # fmt: skip
-
-
-def test_who_comes_when_all_have_met_reads_that_its_place_is_taken(monkeypatch):
-    for name, value in as_launched(1, 2, 0).items():
-        monkeypatch.setenv(name, value)
-    store = dist.HashStore()
-    first, late = distributed._Place(store), distributed._Place(store)
-    first.publish("7 secret")
-    assert late.look_up() == "7 secret"
-    late.close()  # which is not its file
-    assert late.look_up() == "7 secret"
-    first.close()
-    with pytest.raises(UserError, match="rank 1's place is taken: all processes of this run have met"):
-        late.look_up()
 
 
 @pytest.mark.parametrize("world", [1, 2])
@@ -111,9 +95,9 @@ def test_one_that_is_taken_after_it_was_looked_at_too(monkeypatch):
 
 
 def test_processes_of_one_machine_are_reached_from_no_other(tmp_path):
-    """Nothing that they listen at, store, heartbeat or gloo, has another address than this machine's own."""
+    """Nothing that they listen at, store or gloo, has another address than this machine's own."""
     code = RANK.replace(
-        "leave_processes()\nleave",
+        "\nleave_processes()\n",
         """
 import os, psutil
 listening = [each.laddr.ip for each in psutil.Process().net_connections("tcp") if each.status == psutil.CONN_LISTEN]
@@ -121,7 +105,7 @@ print("LISTENS", sorted(set(listening)), flush=True)
 print("NCCL at", os.environ["NCCL_SOCKET_IFNAME"], flush=True)
 processes.wait()
 leave_processes()
-leave""",
+""",
     )
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -141,55 +125,17 @@ leave""",
     )
 
 
-# Another user's process: it joins the store in rank 1's place, reads what is there, says to the heartbeat that it is
-# rank 1, if it has learnt enough for that, and goes.
-IMPOSTOR = """
-import datetime, os, socket, stat, sys, torch.distributed as dist
-store = dist.TCPStore("127.0.0.1", int(sys.argv[1]), 2, False, datetime.timedelta(seconds=100))
-place = store.get("start 0/heartbeat").decode()
-for words in (place.split(), " ".join(map(str, store.list_keys())).split()):
-    if len(words) == 2 and words[0].isdigit():
-        with socket.create_connection(("127.0.0.1", int(words[0]))) as rank_0:
-            rank_0.sendall(f"{words[1]} 1 99 elsewhere\\n".encode())
-            rank_0.recv(1)
-if os.path.exists(place):
-    print("MODE", oct(stat.S_IMODE(os.stat(place).st_mode)), place)
-"""
-
-
-def test_another_user_in_the_place_of_rank_1_learns_nothing_by_which_the_run_ends(port):
-    def start(code: str, *arguments: str, rank: int = 1) -> subprocess.Popen:
-        return subprocess.Popen(
-            [sys.executable, "-c", code, *arguments], env=os.environ | as_launched(rank, 2, port),
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )  # fmt: skip
-
-    first = start(RANK, rank=0)
-    said = start(IMPOSTOR, str(port)).communicate(timeout=300)[0]
-    ranks = [first, start(RANK)]
-    try:
-        told = [rank.communicate(timeout=300)[0] for rank in ranks]
-    finally:
-        for rank in ranks:
-            rank.kill()
-    assert [rank.returncode for rank in ranks] == [0, 0], told
-    assert all("TOTAL 2 [3.0]" in text for text in told) and "MODE 0o600" in said, said
-    assert not Path(said.split()[-1]).exists()
-
-
-def test_a_place_that_another_rank_0_names_is_refused(monkeypatch, tmp_path):
-    """Who is in the store first can name a file of his own."""
-    monkeypatch.setenv("WORLD_SIZE", "2"), monkeypatch.setenv("LOCAL_SIZE", "2")
-    store = dist.HashStore()
-    place = distributed._Place(store)
-    place.publish("1 secret")
-    assert distributed._Place(store).look_up() == "1 secret"
-    os.chmod(store.get("heartbeat").decode(), 0o644)
-    with pytest.raises(UserError, match=r"rank 0 tells the others where it is, is not this user's alone; expected a"):
-        place.look_up()
-    store.set("heartbeat", str(tmp_path / "none"))
-    with pytest.raises(UserError, match=r"none, by which rank 0 .* cannot be read \(No such file"):
-        place.look_up()
+def test_a_second_process_of_a_rank_is_told_that_its_place_is_taken(monkeypatch, port):
+    store = dist.TCPStore("127.0.0.1", port, 2, True, wait_for_workers=False)
+    for name, value in as_launched(1, 2, port).items():
+        monkeypatch.setenv(name, value)
+    for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+        monkeypatch.setenv(name, "lo")
+    rank_0 = dist.PrefixStore("start 0", store)
+    assert rank_0.add("rank 0", 1) == 1
+    assert distributed._meet()[1:] == (1, 2)
+    with pytest.raises(UserError, match="rank 1's place is taken: another process has come as this rank; give each"):
+        distributed._meet()
 
 
 @pytest.mark.parametrize("name", ["RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_SIZE"])

@@ -19,7 +19,7 @@ from soho_fast.explore.bundle import BundleError
 NUM_CODES = 70  # two files of codes
 PAGES = (
     "index.html", "app/style.css", "app/charts.js", "app/code.js", "app/data.js", "app/elements.js", "app/image.js",
-    "app/map.js", "app/patches.js", "app/router.js", "app/sound.js", "app/wall.js", "app/words.js",
+    "app/map.js", "app/patches.js", "app/router.js", "app/wall.js", "app/words.js",
 )  # fmt: skip
 DATA = (
     "data/meta.js", "data/wall.js", "data/words.js", "data/codes-0000.js",
@@ -78,15 +78,6 @@ def test_the_list_itself_is_noticed(explorer, damage):
     sums.unlink() if damage is None else sums.write_bytes(damage(sums.read_bytes()))
     with pytest.raises(BundleError):
         Bundle(explorer).check()
-
-
-def test_many_altered_files_are_one_short_line(explorer):
-    bundle = Bundle(explorer)
-    for name in DATA[1:]:
-        (explorer / name).write_bytes(b"")
-    with pytest.raises(BundleError, match="and 4 more") as error:
-        bundle.check()
-    assert len(str(error.value)) < len(str(explorer)) + 230
 
 
 def test_readers_refuse_what_was_altered(explorer, capsys):

@@ -7,11 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 from test_build import pretraining_task, write_run, write_tokenizer
 
 from soho_fast.ask import SohoPipeline
-from soho_fast.explore import Bundle, Clip, build_from_arrays
+from soho_fast.explore import Bundle
 from soho_fast.explore.__main__ import main as explore
 from soho_fast.explore.app_command import main
 
@@ -19,8 +18,6 @@ gr = pytest.importorskip("gradio", reason="the extra `app` is not installed")
 
 from soho_fast.explore import app as apps  # noqa: E402 - which needs gradio
 from soho_fast.explore.attention import SeeingPipeline  # noqa: E402
-
-CODEBOOK = np.array([[0, 0, 0], [255, 0, 0], [0, 255, 0], [0, 0, 255]], np.float32)
 
 
 def asked_of(app):
@@ -215,82 +212,3 @@ def test_a_port_that_is_taken_is_said(shown):
         port = taken.getsockname()[1]
         with pytest.raises(ValueError, match=f"port: {port} can't be used"):
             apps.show(shown[2], port)
-
-
-@pytest.fixture
-def given():
-    """Squares of 8 x 8 pixels, black, red, green and blue."""
-    index = np.random.default_rng(0).integers(4, size=(3, 2, 5))
-    return index, CODEBOOK.astype(np.uint8)[index].repeat(8, 1).repeat(8, 2)
-
-
-def means(image):
-    """(rows, columns, 3), the mean colour of each square."""
-    assert isinstance(image, Image.Image) and image.mode == "RGB"
-    return np.asarray(image, np.float32).reshape(image.height // 8, 8, image.width // 8, 8, 3).mean((1, 3))
-
-
-def explorer_of(images, folder, codebook=CODEBOOK):
-    features = np.stack([means(Image.fromarray(image)) for image in images])
-    labels = ["black", "red", *[None] * (codebook.size // 3 - 2)]
-    return build_from_arrays(features, codebook, images, folder, labels=labels, say=lambda line: None)
-
-
-@pytest.mark.parametrize("kind", ["features", "codes", "levels"])
-def test_codes_are_those_of_the_function(given, tmp_path, kind):
-    index, images = given
-    codebook = np.stack([CODEBOOK, CODEBOOK / 2]) if kind == "levels" else CODEBOOK
-    folder = explorer_of(images, tmp_path / "explorer", codebook)
-
-    def encode(image):
-        nearest = np.square(means(image)[..., None, :] - CODEBOOK).sum(-1).argmin(-1)
-        if kind == "levels":
-            return np.stack([nearest, 0 * nearest], -1)
-        return means(image) if kind == "features" else np.where(nearest == 3, -1, nearest)
-
-    app = apps.encoder_app(folder, encode, codebook=codebook if kind == "features" else None)
-    larger = np.concatenate([index[0], index[1], index[2][:, ::-1]])  # of no image of the explorer's size
-    Image.fromarray(CODEBOOK.astype(np.uint8)[larger].repeat(8, 0).repeat(8, 1)).save(tmp_path / "photo.png")
-    shown, grid = asked_of(app)["codes"](str(tmp_path / "photo.png"))
-    expected = np.where((larger == 3) & (kind == "codes"), -1, larger)
-    assert grid == {"rows": 6, "columns": 5, "codes": expected.ravel().tolist()}
-    labels = {annotation["label"]: annotation["image"]["path"] for annotation in shown.value["annotations"]}
-    assert {"0 black", "1 red", "2"} <= set(labels)
-    mask = np.asarray(Image.open(labels["1 red"]))[..., 3] > 0
-    assert np.array_equal(mask, (larger == 1).repeat(8, 0).repeat(8, 1))
-
-
-def test_a_function_that_fails_or_gives_something_else_says_so(given, tmp_path):
-    _, images = given
-    folder = explorer_of(images, tmp_path / "explorer")
-    Image.fromarray(images[0]).save(tmp_path / "photo.png")
-    for encode, told in (
-        (lambda image: 1 / 0, "encode: ZeroDivisionError: division by zero"),
-        (means, "encode: expected codes, integers (rows, columns); features need codebook="),
-        (lambda image: np.full((2, 2), 4), "encode: index[0]: expected codes of -1 to 3, got 4 to 4"),
-        (lambda image: np.zeros((2, 2, 2), int), "encode: index[0]: expected 1 levels, as the codebook has, got 2"),
-        (lambda image: None, "encode: TypeError: index[0]: expected integers, got object"),
-    ):
-        with pytest.raises(gr.Error) as error:
-            asked_of(apps.encoder_app(folder, encode))["codes"](str(tmp_path / "photo.png"))
-        assert error.value.message == told
-
-
-def test_what_cannot_be_shown_is_refused_by_name(given, tmp_path):
-    index, images = given
-    folder = explorer_of(images, tmp_path / "explorer")
-    without = build_from_arrays(index=index, images=images, folder=tmp_path / "without", say=lambda line: None)
-    clips = [Clip(np.zeros(8000), 8000)] * 3
-    heard = build_from_arrays(index=index[:, :1], images=clips, folder=tmp_path / "clips", say=lambda line: None)
-    for explorer, encode, options, told in (
-        (folder, means, {"codebook": CODEBOOK + 1}, "codebook: not that of the explorer, which has 4 codes in all"),
-        (folder, means, {"codebook": CODEBOOK, "metric": "cosine"}, r"codebook: not that of .* by metric 'cosine'"),
-        (without, means, {"codebook": CODEBOOK}, "codebook: expected none, as the explorer was built without one"),
-        (folder, means, {"metric": "dot"}, "metric: expected euclidean or cosine, got 'dot'"),
-        (folder, means, {"port": "8000"}, "port: expected 1 to 65535, got '8000'"),
-        (tmp_path / "nowhere", means, {}, "is no explorer"),
-        (folder, CODEBOOK, {}, "encode: expected a function of an image, got ndarray"),
-        (heard, means, {}, "explorer: expected one of images, whose codes `encode` finds, got one of clips"),
-    ):
-        with pytest.raises((ValueError, TypeError, FileNotFoundError), match=told):
-            apps.serve_explorer(explorer, encode, **options)

@@ -2,18 +2,14 @@
 
 import dataclasses
 import errno
-import json
 import os
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 from explore_made import WORDS, MadeSource, beside, codebook, described, patches_of, seen_images, with_second_level
 
 from soho_fast.common.errors import UserError
-from soho_fast.common.files import this_host
 from soho_fast.explore import bundle as layout
 from soho_fast.explore import codes_of_word, occurrences, words_of_code
 from soho_fast.explore.assemble import assemble
@@ -210,11 +206,6 @@ def test_features_that_are_not_finite_are_refused(tmp_path):
     assert list(tmp_path.iterdir()) == [], "nothing is left"
 
 
-def test_no_image_at_all(tmp_path):
-    with pytest.raises(ValueError, match="images: no image; expected at least one"):
-        build(tmp_path / "explorer", [], 6)
-
-
 def test_what_came_into_the_folder_while_it_was_built_is_not_lost(tmp_path):
     folder = tmp_path / "explorer"
     build(folder, seen_images(4, 6), 6)
@@ -278,21 +269,6 @@ def test_what_was_there_stays_until_the_end(tmp_path, error):
     assert [path.name for path in tmp_path.iterdir()] == ["explorer"]
 
 
-def test_what_a_killed_build_left_is_cleared_away(tmp_path):
-    ended = subprocess.Popen([sys.executable, "-c", ""])
-    ended.wait()
-    host = this_host()
-    left, going_on, of_others = (
-        f".explorer.{host}.{ended.pid}.partial",
-        f".explorer.{host}.{os.getppid()}.partial",
-        ".explorer.elsewhere.1.partial",
-    )
-    for name in (left, going_on, of_others):
-        (tmp_path / name / "new").mkdir(parents=True)
-    build(tmp_path / "explorer", seen_images(5, 6), 6)
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([going_on, of_others, "explorer"])
-
-
 def test_what_is_no_explorer_is_not_overwritten(tmp_path):
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.txt").write_text("all I have")
@@ -314,17 +290,7 @@ def test_damage_is_told_with_the_file(made, tmp_path):
     layout.write_value(folder, "codes-0001", [])
     with pytest.raises(BundleError, match=r"codes-0001\.js ends too early"):
         occurrences(folder, 64)
-    codes = [{**made[1].code(number)} for number in range(64, made[1].meta["num_codes"])][:64]
-    del codes[1]["words"]
-    layout.write_value(folder, "codes-0001", codes)
-    with pytest.raises(BundleError, match=r"codes-0001\.js: \[1\]\.words is not as it is built"):
-        words_of_code(folder, 65)
-    credited = {**made[1].meta, "licences": [{"what": "photo", "credit": ["me"], "licence": "CC0"}]}
-    layout.write_value(folder, "meta", credited)
-    with pytest.raises(BundleError, match=r"meta\.js: licences\[0\]\.credit is not as it is built"):
-        occurrences(folder, 0)
-    meta = json.loads(json.dumps(made[1].meta)) | {"schema": 99}
-    layout.write_value(folder, "meta", meta)
+    layout.write_value(folder, "meta", {**made[1].meta, "schema": 99})
     with pytest.raises(BundleError, match=r"meta\.js: expected schema 4, got 99"):
         occurrences(folder, 0)
     with pytest.raises(FileNotFoundError, match="is no explorer"):

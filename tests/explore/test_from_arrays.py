@@ -326,7 +326,7 @@ MISTAKES = [
         "images",
         lambda x: [None] * N,
         TypeError,
-        r"images\[0\]: expected a uint8 array, PIL image, Clip, path or bytes, got NoneType",
+        r"images\[0\]: expected a uint8 array, PIL image, path or bytes, got NoneType",
     ),
     ("metric", "manhattan", ValueError, "metric: expected euclidean or cosine, got 'manhattan'"),
     ("index", np.zeros((N, ROWS, COLUMNS)), TypeError, r"index\[0\]: expected integers, got float64"),

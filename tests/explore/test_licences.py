@@ -24,8 +24,6 @@ def test_entries_hold_for_all_or_for_what_they_name():
     assert told(one, "sea.png") == ["CC-BY-4.0"] and told(one, "hill.jpg") == ["unknown"]
     assert told(Licences(), "hill.jpg") == ["unknown"]
     assert "images" not in both.entries[0]
-    older = {"pictures" if name == "images" else name: value for name, value in HARBOUR.items()}
-    assert told(Licences([older]), "hill.jpg") == ["unknown"]
 
 
 def test_they_stand_beside_the_images(tmp_path):
@@ -57,13 +55,10 @@ def test_the_demo_corpus_knows_what_each_image_was_composed_of(tmp_path):
     corpus = build_corpus(tmp_path / "corpus", num_train=60, num_heldout=20, image_size=32, seed=3)
     found = demo_licences(str(corpus))
     pictures = {path.stem for path in corpus.rglob("COCO_*.jpg")}
-    flickr = {path.stem for path in (corpus / "flickr30k-images").iterdir()}
-    assert len(pictures) == 80 and len(flickr) > 20
-    assert pictures == {name for name in found if name.startswith("COCO")} and flickr <= set(found)
+    assert len(pictures) == 80 and pictures == set(found)
     kinds = set()
     for image in json.loads((corpus / "dataset_coco.json").read_text())["images"]:
         entries = found[image["filename"].removesuffix(".jpg")]
-        assert entries == found[str(1_000_000 + image["cocoid"])]
         assert "Twemoji" in entries[0]["what"] and entries[0]["licence"].startswith("CC-BY-4.0")
         kinds.add(len(entries))
         # A caption that tells the background's colour is of a picture without a photograph.

@@ -9,13 +9,17 @@ from soho_fast.explore.words import (
     MIN_IMAGES,
     Vocabulary,
     count_both,
-    is_associated,
     lifts,
     phrases_of,
     rank_words,
     singulars_of,
     words_of,
 )
+
+
+def is_associated(ranked: np.ndarray) -> bool:
+    """The interval of the best of a code's words lies above 1."""
+    return len(ranked) > 0 and bool(ranked["low"][0] > 1)
 
 
 @pytest.mark.parametrize(

@@ -1,21 +1,35 @@
-"""Faults by class, each in a fork of its own, for so many minutes; what was tried, held and lost."""
+"""A campaign of faults against training, evaluating, asking and reading, on tiny runs of the real commands.
 
+python tests/faults --minutes 60
+python tests/faults --only kills,disk --seed 17 --count 1     one fault again
+
+Exit code 1 when anything was lost. Faults are given by their class and seed alone.
+"""
+
+import argparse
 import contextlib
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import tiny_runs
 from tiny_runs import PATIENCE, Bench, LostError
 
-Attempt = Callable[[Bench, int, Path], int]
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+Case = tuple[str, Callable[[Path, random.Random], int | None]]
+"""Its name, and what tries it in a folder, by draws; returns how many faults that was (None: one), raises LostError."""
+
 _HANGS = 900 * PATIENCE  # seconds after which a fault counts as lost
 _SHOWN = 3
 
@@ -27,14 +41,14 @@ class FaultClass:
     Args:
         name: Its name on the command line.
         about: What is tried, for the table.
-        attempt: Tries the fault of a seed in a folder; returns how many faults that was, raises LostError.
         share: Its share of the time.
+        cases: What is tried, on a bench: seed n tries case n, modulo their number.
     """
 
     name: str
     about: str
-    attempt: Attempt
     share: float
+    cases: Callable[[Bench], list[Case]]
     started: int = 0
     tried: int = 0
     seconds: float = 0.0
@@ -57,16 +71,15 @@ class Campaign:
         self._running: dict[int, _Running] = {}
 
     def run(self, minutes: float, count: int | None = None) -> None:
-        """Try them; Ctrl-C ends it early and leaves what was found."""
+        """Try them; Ctrl-C or SIGTERM ends it early and leaves what was found."""
         began = told = time.monotonic()
         end = began + 60 * minutes
-        # Asked to end, it ends as by Ctrl-C.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
             while True:
-                open_classes = [kind for kind in self.classes if count is None or kind.started < count]
-                if time.monotonic() < end and open_classes and len(self._running) < self.processes:
-                    self._start(min(open_classes, key=self._spent))
+                still_open = [kind for kind in self.classes if count is None or kind.started < count]
+                if time.monotonic() < end and still_open and len(self._running) < self.processes:
+                    self._start(min(still_open, key=self._spent))
                     continue
                 if not self._running:
                     return
@@ -74,7 +87,9 @@ class Campaign:
                 now = time.monotonic()
                 if now - told >= 30:
                     told = now
-                    self._tell(now - began, end - now)
+                    counts = ", ".join(f"{kind.name} {kind.tried:,}" for kind in self.classes)
+                    lost = sum(len(kind.losses) for kind in self.classes)
+                    print(f"{(now - began) / 60:.1f} minutes: {counts}; lost {lost}", flush=True)
                 time.sleep(0.01)
         except KeyboardInterrupt:
             print("\nended early", flush=True)
@@ -94,8 +109,7 @@ class Campaign:
         folder.mkdir()
         kind.started += 1
         sys.stdout.flush()
-        pid = os.fork()
-        if pid:
+        if pid := os.fork():
             self._running[pid] = _Running(kind, seed, folder, time.monotonic())
             return
         try:
@@ -103,15 +117,20 @@ class Campaign:
             os.environ["FAULTS_FOLDER"] = str(folder)
             # Libraries warn of damaged files there.
             os.dup2(os.open(folder / "stderr.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
-            try:
-                found = {"tried": kind.attempt(self.bench, seed, folder)}
-            except LostError as lost:
-                found = {"lost": " ".join(str(lost).split()), "tried": lost.tried}
-            except BaseException:
-                found = {"lost": "the campaign itself: " + " | ".join(traceback.format_exc().splitlines()[-4:])}
-            (folder / "found.json").write_text(json.dumps(found))
+            (folder / "found.json").write_text(json.dumps(self._tried(kind, seed, folder)))
         finally:
             os._exit(0)
+
+    def _tried(self, kind: FaultClass, seed: int, folder: Path) -> dict:
+        name = ""
+        try:
+            cases = in_order(kind, self.bench)
+            name, attempt = cases[seed % len(cases)]
+            return {"tried": attempt(folder, random.Random(seed)) or 1}
+        except LostError as lost:
+            return {"lost": f"{name}: {' '.join(str(lost).split())}", "tried": lost.tried}
+        except BaseException:
+            return {"lost": f"the campaign itself: {name}: {' | '.join(traceback.format_exc().splitlines()[-4:])}"}
 
     def _reap(self) -> None:
         for pid, running in list(self._running.items()):
@@ -126,7 +145,7 @@ class Campaign:
             try:
                 found = json.loads((running.folder / "found.json").read_text())
             except (OSError, ValueError):
-                found = {"lost": f"no end within {_HANGS} seconds" if not ended else "the process that tried it died"}
+                found = {"lost": "the process that tried it died" if ended else f"no end within {_HANGS} seconds"}
             kind.tried += found.get("tried", 1)
             if "lost" in found:
                 kind.losses.append((running.seed, found["lost"]))
@@ -135,10 +154,11 @@ class Campaign:
             if not (self.keep and "lost" in found):
                 _delete(running.folder)
 
-    def _tell(self, seconds: float, left: float) -> None:
-        counts = ", ".join(f"{kind.name} {kind.tried:,}" for kind in self.classes)
-        lost = sum(len(kind.losses) for kind in self.classes)
-        print(f"{_clock(seconds)} done, {_clock(max(left, 0))} left: {counts}; lost {lost}", flush=True)
+
+def in_order(kind: FaultClass, bench: Bench) -> list[Case]:
+    """The cases, by their seeds; neighbours are of different kinds."""
+    cases = kind.cases(bench)
+    return random.Random(0).sample(cases, len(cases))
 
 
 def _end(pid: int, wait: bool = True) -> None:
@@ -153,14 +173,9 @@ def _end(pid: int, wait: bool = True) -> None:
 def _delete(folder: Path) -> None:
     """Delete a fault's folder, and what a killed fault left mounted there."""
     for line in Path("/proc/self/mounts").read_text().splitlines():
-        place = line.split()[1]
-        if place.startswith(f"{folder}/"):
+        if (place := line.split()[1]).startswith(f"{folder}/"):
             subprocess.run(["umount", "-l", place], check=False)
     shutil.rmtree(folder, ignore_errors=True)
-
-
-def _clock(seconds: float) -> str:
-    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
 
 
 def again(name: str, seed: int) -> str:
@@ -171,18 +186,61 @@ def again(name: str, seed: int) -> str:
 def table(classes: list[FaultClass]) -> str:
     """Markdown: a row a class, and the first losses of each below."""
     lines = ["| class | what is tried | tried | held | lost |", "|---|---|---:|---:|---:|"]
-    for kind in classes:
-        lost = len(kind.losses)
-        lines.append(f"| `{kind.name}` | {kind.about} | {kind.tried:,} | {kind.tried - lost:,} | {lost:,} |")
-    tried, lost = sum(kind.tried for kind in classes), sum(len(kind.losses) for kind in classes)
-    lines.append(f"| all | | {tried:,} | {tried - lost:,} | {lost:,} |")
+    rows = [(f"`{kind.name}`", kind.about, kind.tried, len(kind.losses)) for kind in classes]
+    rows.append(("all", "", sum(row[2] for row in rows), sum(row[3] for row in rows)))
+    lines += [f"| {name} | {about} | {tried:,} | {tried - lost:,} | {lost:,} |" for name, about, tried, lost in rows]
     for kind in classes:
         for seed, reason in kind.losses[:_SHOWN]:
             lines += ["", f"{kind.name}, seed {seed}: {reason}", f"    {again(kind.name, seed)}"]
-        if len(kind.losses) > _SHOWN:
-            lines += ["", f"{kind.name}: {len(kind.losses) - _SHOWN} more: seeds {_seeds(kind)}"]
+        if more := [str(seed) for seed, _ in kind.losses[_SHOWN:]]:
+            lines += ["", f"{kind.name}: {len(more)} more: seeds {', '.join(more[:20])}"]
     return "\n".join(lines)
 
 
-def _seeds(kind: FaultClass) -> str:
-    return ", ".join(str(seed) for seed, _ in kind.losses[_SHOWN:][:20])
+@contextlib.contextmanager
+def prepared(parent: str | None = None, *, keep: bool = False) -> Iterator[Bench]:
+    """A bench in a folder of its own, which is the working directory meanwhile."""
+    folder = Path(tempfile.mkdtemp(prefix="faults-", dir=parent))
+    os.environ["FAULTS_FOLDER"] = str(folder)
+    os.chdir(folder)
+    try:
+        tiny_runs.import_everything()
+        bench = Bench(folder)
+        bench.prepare()
+        yield bench
+    finally:
+        if not keep:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def main() -> int:
+    from classes import CLASSES
+
+    parser = argparse.ArgumentParser(prog="tests/faults", description=__doc__.splitlines()[0])
+    parser.add_argument("--minutes", type=float, default=60)
+    parser.add_argument("--seed", type=int, default=0, help="Seed of each class's first fault; the others follow.")
+    parser.add_argument("--only", default="", help=f"Classes, with commas: {', '.join(CLASSES)}.")
+    parser.add_argument("--count", type=int, help="At most so many faults of each class.")
+    parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)), help="Faults at a time.")
+    parser.add_argument("--folder", help="Where the runs go; a temporary folder, deleted afterwards, by default.")
+    parser.add_argument("--markdown", type=Path, help="Write the table to this file.")
+    parser.add_argument("--keep", action="store_true", help="Keep the folders of what was lost.")
+    options = parser.parse_args()
+    names = [name for name in options.only.split(",") if name] or list(CLASSES)
+    if unknown := sorted({*names} - {*CLASSES}):
+        parser.error(f"--only: expected some of {', '.join(CLASSES)}, got {', '.join(unknown)}")
+    began, classes = time.monotonic(), [CLASSES[name] for name in names]
+    with prepared(options.folder, keep=options.keep) as bench:
+        print(
+            f"the undisturbed runs are made ({time.monotonic() - began:.0f} s); {options.minutes:g} minutes", flush=True
+        )
+        campaign = Campaign(classes, bench, seed=options.seed, processes=options.processes, keep=options.keep)
+        campaign.run(options.minutes, options.count)
+    print(text := table(classes))
+    if options.markdown is not None:
+        options.markdown.write_text(text + "\n")
+    return int(any(kind.losses for kind in classes))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,51 +1,24 @@
-"""The classes of faults, by name."""
+"""The classes of faults, by name: what each tries, its share of the time, and what makes its cases."""
 
-import archives
-import bombs
-import commands
-import contents
-import controls
-import corruption
-import decoding
-import disk
-import divergence
-import elastic
-import environments
-import foreign
-import hosts
-import kills
-import models
-import pickles
-import ranks
-import settings
-import shards
-import strangers
-import two_runs
+import files
+import hostile
+import runs
 from campaign import FaultClass
 
 CLASSES = {
-    kind.name: kind
-    for kind in (
-        FaultClass("kills", "`kill -9` while training, saving, pruning, exporting, evaluating", kills.attempt, 4),
-        FaultClass("commands", "each command killed, stopped by signals, or read no more", commands.attempt, 6),
-        FaultClass("disk", "full and read-only disks, at each size and moment", disk.attempt, 6),
-        FaultClass("corruption", "each file of runs, models, corpora damaged in seven ways", corruption.attempt, 4),
-        FaultClass("pickles", "code planted wherever something is loaded", pickles.attempt, 2),
-        FaultClass("ranks", "one of two ranks killed, stopped, slow, set otherwise; foreigners", ranks.attempt, 2),
-        FaultClass("elastic", "killed, then on with other processes and ZeRO stages", elastic.attempt, 2),
-        FaultClass("hosts", "one of two machines cut off, for good or for seconds", hosts.attempt, 2),
-        FaultClass("shards", "torn tar shards, missing and damaged indexes, killed runs", shards.attempt, 2),
-        FaultClass("two_runs", "two commands at once on one folder", two_runs.attempt, 1),
-        FaultClass("divergence", "NaN and infinity in weights, pixels, gradients, codebook", divergence.attempt, 1),
-        FaultClass("images", "damaged and hostile images, decoded", decoding.attempt, 4),
-        FaultClass("archives", "damaged, encrypted, lying archives; names outside them", archives.attempt, 0.5),
-        FaultClass("contents", "contents replaced between two starts, or on a rank", contents.attempt, 3),
-        FaultClass("foreign", "folders of others that name modules, paths, commands", foreign.attempt, 3),
-        FaultClass("models", "models whose JSON files hold other values", models.attempt, 2),
-        FaultClass("bombs", "small images and texts that cost minutes or gigabytes", bombs.attempt, 2),
-        FaultClass("controls", "names and texts that a terminal obeys", controls.attempt, 2),
-        FaultClass("environments", "nonsense in the environment, python -OO", environments.attempt, 2),
-        FaultClass("strangers", "another user in a rank's place, at its port, at the heartbeat", strangers.attempt, 2),
-        FaultClass("settings", "mistakes in recipes and arguments", settings.attempt, 2),
+    each[0]: FaultClass(*each)
+    for each in (
+        ("kills", "`kill -9` while training, saving, pruning, evaluating", 4, runs.kills),
+        ("disk", "full and read-only disks, at each size and moment", 6, runs.disks),
+        ("two_runs", "two commands at once on one folder", 1, runs.twice),
+        ("ranks", "one of two ranks killed, stopped, slow, set otherwise", 3, runs.ranks),
+        ("damage", "each file of runs, models, corpora damaged in seven ways", 4, files.damaged),
+        ("pickles", "code planted wherever something is loaded", 2, files.pickles),
+        ("foreign", "files of others that name modules, paths, programs", 3, files.foreign),
+        ("settings", "mistakes in recipes, models' files and arguments", 2, files.settings),
+        ("images", "damaged and hostile images, decoded", 4, hostile.images),
+        ("archives", "damaged, encrypted, lying archives; names outside them", 0.5, hostile.archives),
+        ("bombs", "small images and texts that cost minutes or gigabytes", 2, hostile.bombs),
+        ("controls", "names and texts that a terminal obeys", 2, hostile.controls),
     )
 }

@@ -1,279 +1,105 @@
-"""Does the campaign see what it is for? Products made worse on purpose; a class of faults must lose with each.
+"""Does the campaign see what it is for? Products made worse on purpose; a case of a class must be lost with each.
 
 python tests/faults/mutants.py [NAME ...]   prints a line a mutant: how many faults were lost without it, and with it
 """
 
+import importlib
 import json
-import os
-import random
+import re
 import shutil
 import sys
-import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-import bombs
-import commands
-import corruption
-import decoding
-import environments
-import kills
-import pickles
-import ranks
-import strangers
-from campaign import Campaign
+import hostile
+from campaign import Campaign, in_order, prepared
 from classes import CLASSES
-from tiny_runs import STEPS, Bench, import_everything
+from tiny_runs import STEPS, Bench
+
+_SAVED = f"checkpoints/step-{STEPS - 2:08d}"
 
 
-@dataclass
-class Mutant:
-    """A worse product.
-
-    Args:
-        kind: The class of faults that must notice it.
-        seed: The seed of a fault that shows it.
-        patch: Makes the product worse in this process.
-    """
-
-    kind: str
-    seed: Callable[[Bench], int]
-    patch: Callable[[], Any]
+def _nothing(*_: Any, **__: Any) -> None:
+    return None
 
 
-def _random_states_are_lost() -> None:
-    import torch
-
-    torch.set_rng_state = lambda state: None
-
-
-def _everything_is_unpickled() -> None:
-    import torch
-
-    torch.load = partial(_load_all, torch.load)
-    torch.serialization.get_unsafe_globals_in_checkpoint = lambda path: []
-
-
-def _load_all(load: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+def _load_all(load: Callable, *arguments: Any, **options: Any) -> Any:
     return load(*arguments, **{**options, "weights_only": False})
 
 
-def _every_format_is_opened() -> None:
-    from PIL import Image
-
-    opened = Image.open
-    Image.open = lambda file, mode="r", formats=None: opened(file, mode)
+def _open_all(opened: Callable, file: Any, mode: str = "r", formats: Any = None) -> Any:
+    return opened(file, mode)
 
 
-def _errors_have_stack_traces() -> None:
-    from soho_fast.common import errors
-
-    errors.UserError.__str__ = lambda error: "Traceback (most recent call last)"
-
-
-def _checksums_say_nothing() -> None:
-    from soho_fast.engine import checkpoint
-
-    assert checkpoint._altered, "what compares a checkpoint's files with their checksums has another name now"
-    checkpoint._altered = lambda path: None
-
-
-def _signals_are_not_heard() -> None:
-    from soho_fast.common import command_line
-
-    assert command_line.Stopping.__enter__, "what hears signals has another name now"
-    command_line.Stopping.__enter__ = lambda stopping: stopping
-
-
-def _closed_pipes_are_mistakes() -> None:
-    from soho_fast.common import command_line
-
-    command_line._is_of_output = lambda error: False
-
-
-def _what_the_killed_leave_stays() -> None:
-    from soho_fast.common import files
-
-    files.process_is_alive = lambda process_id: True
-
-
-def _folders_are_deleted_in_place() -> None:
-    from soho_fast.engine import checkpoint
-
-    assert checkpoint.delete, "what deletes a checkpoint has another name now"
-    checkpoint.delete = partial(shutil.rmtree, ignore_errors=True)
-
-
-def _ranks_need_not_agree() -> None:
-    from soho_fast.engine import resume
-
-    assert resume.refuse_disagreement, "what compares the ranks has another name now"
-    resume.refuse_disagreement = lambda processes, values: None
-
-
-def _anybody_is_heard() -> None:
-    from soho_fast.engine import watchdog
-
-    def greet(heartbeat: Any, stranger: Any) -> None:
-        del heartbeat._strangers[stranger]
-        heartbeat._selector.unregister(stranger)
-        heartbeat._add(stranger, 1, "anybody")
-
-    assert watchdog.Heartbeat._greet, "what asks foreigners for the secret has another name now"
-    watchdog.Heartbeat._greet = greet
-
-
-def _changes_are_not_seen() -> None:
-    from soho_fast.engine import resume
-
-    assert resume.changes_between, "what compares a run with its checkpoint has another name now"
-    resume.changes_between = lambda before, now: []
-
-
-def _files_are_trusted() -> None:
-    from soho_fast.tasks import recipe
-
-    assert recipe._refuse_foreign_code, "what asks what a recipe's file would import has another name now"
-    recipe._refuse_foreign_code = lambda *_: None
-
-
-def _texts_have_no_end() -> None:
-    from soho_fast.data.readers import records
-
-    records.MOST_CHARACTERS = 10**9
-
-
-def _all_is_printed_raw() -> None:
-    from soho_fast.common import errors
-
-    errors.printable = lambda text: text
-
-
-def _launchers_are_believed() -> None:
-    from soho_fast.engine import distributed
-
-    assert distributed.environment_number, "what reads a launcher's variables has another name now"
-    distributed.environment_number = lambda name, default: int(os.environ.get(name, default))
-
-
-def _the_secret_is_in_the_store() -> None:
-    from soho_fast.engine import distributed
-
-    distributed._Place.publish = lambda place, text: place._store.set("heartbeat", text)
-    distributed._Place.look_up = lambda place: place._store.get("heartbeat").decode()
-
-
-def _seed_of_long_captions() -> int:
-    return next(
-        seed for seed in range(1000) if bombs.bomb(seed)[0] == "tokenizer" and len(bombs.bomb(seed)[3].strip()) == 10**6
-    )
-
-
-def _seed_of_no_number() -> int:
-    """The number of processes is a word."""
-    seeds = (seed for seed in range(10**6) if seed % 3 < 2)
-    return next(
-        seed for seed in seeds if environments.launched(random.Random(seed)) == ("train", {"WORLD_SIZE": "abc"})
-    )
-
-
-def _seed_of_corpus(way: str) -> int:
-    """A corpus is drawn and ended once that way, while its first images are written."""
-    return next(seed for seed in range(10**6) if commands.what(seed) == ("corpus", way, [4]))
-
-
-def _seed_of_a_step_again(bench: Bench) -> int:
-    """A run is killed once, while it saves its last checkpoint but one, so that it goes on from the one before."""
-    for seed in range(100_000):
-        task, at = kills.only_event(bench, seed)
-        if task == "vqa" and at and f"/step-{STEPS - 2:08d}" in bench.events[task][at - 1][1]:
-            return seed
-    raise AssertionError("no seed kills a run while a checkpoint is saved")
-
-
-def _seed_of_deletion(bench: Bench) -> int:
-    """A run is killed once, between two deletions in a checkpoint."""
-    for seed in range(100_000):
-        task, at = kills.only_event(bench, seed)
-        around = bench.events[task][at - 2 : at + 1] if at > 1 else []
-        if len(around) == 3 and all(event == "remove" and "/step-" in path for event, path in around):
-            return seed
-    raise AssertionError("no seed kills a run while a checkpoint is deleted")
-
-
-def _seed_of_planted_code(bench: Bench) -> int:
-    return next(
-        seed
-        for seed, place in enumerate(pickles.places(bench))
-        if place.func.__name__ == "_in_checkpoints" and place.args[1].endswith("model_states.pt") and place.args[2]
-    )
-
-
-def _seed_of_weights(bench: Bench) -> int:
-    return corruption.seed_of(bench, "vqa-half", f"checkpoints/step-{STEPS - 2:08d}/", ".pt", "zeroed")
-
-
-MUTANTS = {
-    "random states are lost": Mutant("kills", _seed_of_a_step_again, _random_states_are_lost),
-    "everything is unpickled": Mutant("pickles", _seed_of_planted_code, _everything_is_unpickled),
-    "checksums say nothing": Mutant("corruption", _seed_of_weights, _checksums_say_nothing),
-    "every format is opened": Mutant("images", lambda bench: 0, _every_format_is_opened),
-    "errors have stack traces": Mutant("settings", lambda bench: 2, _errors_have_stack_traces),
-    "signals are not heard": Mutant("commands", lambda bench: _seed_of_corpus("SIGHUP"), _signals_are_not_heard),
-    "closed pipes are mistakes": Mutant(
-        "commands", lambda bench: _seed_of_corpus("closed"), _closed_pipes_are_mistakes
+# Name: the class that must notice it, which of its cases (the first whose name is like this), what is replaced where,
+# and by what; a `partial` gets what was there as its first argument.
+MUTANTS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "random states are lost": ("kills", f"^vqa, killed before .* open {_SAVED}", {"torch:set_rng_state": _nothing}),
+    "folders are deleted in place": (
+        "kills", "^vqa, killed before .* remove .*step-",
+        {"soho_fast.engine.checkpoint:delete": lambda path: shutil.rmtree(path, ignore_errors=True)},
     ),
-    "what the killed leave stays": Mutant(
-        "commands", lambda bench: _seed_of_corpus("SIGKILL"), _what_the_killed_leave_stays
+    "checksums say nothing": (
+        "damage", rf"^vqa-half, {_SAVED}.*model_states\.pt zeroed", {"soho_fast.engine.checkpoint:_altered": _nothing}
     ),
-    "folders are deleted in place": Mutant("kills", _seed_of_deletion, _folders_are_deleted_in_place),
-    "ranks need not agree": Mutant("ranks", lambda bench: ranks.WAYS.index("disagreeing"), _ranks_need_not_agree),
-    "anybody is heard": Mutant("ranks", lambda bench: ranks.WAYS.index("foreign"), _anybody_is_heard),
-    "changes are not seen": Mutant("contents", lambda bench: 0, _changes_are_not_seen),
-    "files are trusted": Mutant("foreign", lambda bench: 0, _files_are_trusted),
-    "refused models have stack traces": Mutant("models", lambda bench: 0, _errors_have_stack_traces),
-    "texts have no end": Mutant("bombs", lambda bench: _seed_of_long_captions(), _texts_have_no_end),
-    "all is printed raw": Mutant("controls", lambda bench: 0, _all_is_printed_raw),
-    "launchers are believed": Mutant("environments", lambda bench: _seed_of_no_number(), _launchers_are_believed),
-    "the secret is in the store": Mutant(
-        "strangers", lambda bench: strangers.WAYS.index("joins"), _the_secret_is_in_the_store
+    "everything is unpickled": (
+        "pickles", r"^checkpoints, .*model_states\.pt",
+        {"torch:load": partial(_load_all), "torch.serialization:get_unsafe_globals_in_checkpoint": lambda path: []},
     ),
-}
+    "ranks need not agree": ("ranks", "^another optim.lr", {"soho_fast.engine.resume:refuse_disagreement": _nothing}),
+    "files are trusted": (
+        "foreign", "^recipe, log.trackers = .'planted.sub'", {"soho_fast.tasks.recipe:_refuse_foreign_code": _nothing}
+    ),
+    "errors have stack traces": (
+        "settings", "^a recipe's text",
+        {"soho_fast.common.errors:UserError.__str__": lambda _: "Traceback (most recent call last)"},
+    ),
+    "every format is opened": ("images", "^batch 0$", {"PIL.Image:open": partial(_open_all)}),
+    "texts have no end": (
+        "bombs", "^tokenizer, 'a dog and ' of 1,000,000", {"soho_fast.data.readers.records:MOST_CHARACTERS": 10**9}
+    ),
+    "all is printed raw": ("controls", r"^check, '.x1b\[2J'", {"soho_fast.common.errors:printable": lambda text: text}),
+}  # fmt: skip
+
+
+def _worsen(patches: dict[str, Any]) -> None:
+    for place, worse in patches.items():
+        module, _, name = place.partition(":")
+        holder: Any = importlib.import_module(module)
+        *outer, last = name.split(".")
+        for each in outer:
+            holder = getattr(holder, each)
+        there = getattr(holder, last)  # It has another name now where this fails.
+        setattr(holder, last, partial(worse.func, there) if isinstance(worse, partial) else worse)
+
+
+def _lost(bench: Bench, kind: str, like: str, patches: dict[str, Any]) -> int:
+    sound = CLASSES[kind]
+    cases = sound.cases(bench)
+    seed = next(seed for seed, (name, _) in enumerate(in_order(sound, bench)) if re.search(like, name))
+
+    def worse_cases(bench: Bench) -> list:
+        _worsen(patches)
+        return cases
+
+    tried = replace(sound, cases=worse_cases, losses=[])
+    Campaign([tried], bench, seed=seed, processes=1, keep=False).run(5, count=1)
+    return len(tried.losses)
 
 
 def main() -> int:
-    folder = Path(tempfile.mkdtemp(prefix="faults-"))
-    os.environ["FAULTS_FOLDER"] = str(folder)
-    os.chdir(folder)
-    try:
-        import_everything()
-        decoding.BATCH = 200
-        bench = Bench(folder)
-        bench.prepare()
+    hostile.BATCH = 200
+    with prepared() as bench:
         for name in sys.argv[1:] or MUTANTS:
-            mutant = MUTANTS[name]
-            lost = [_lost(bench, mutant, patch) for patch in (lambda: None, mutant.patch)]
+            kind, like, patches = MUTANTS[name]
+            lost = [_lost(bench, kind, like, each) for each in ({}, patches)]
             print(json.dumps({"mutant": name, "lost": lost}), flush=True)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
     return 0
-
-
-def _lost(bench: Bench, mutant: Mutant, patch: Callable[[], Any]) -> int:
-    sound = CLASSES[mutant.kind]
-
-    def attempt(*arguments: Any) -> int:
-        patch()
-        return sound.attempt(*arguments)
-
-    kind = replace(sound, attempt=attempt, losses=[])
-    Campaign([kind], bench, seed=mutant.seed(bench), processes=1, keep=False).run(5, count=1)
-    return len(kind.losses)
 
 
 if __name__ == "__main__":

@@ -9,22 +9,24 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_the_page_has_each_class():
-    tried = (ROOT / "docs/faults.md").read_text().partition("## What is not promised")[0]
-    told = subprocess.run(
-        [sys.executable, "tests/faults", "--help"], cwd=ROOT, capture_output=True, text=True, check=True
+def printed(*command, seconds=900):
+    done = subprocess.run(
+        [sys.executable, *command], cwd=ROOT, capture_output=True, text=True, timeout=seconds, check=False
     )
-    classes = re.search(r"Classes, with commas: ([\w, ]+)\.", " ".join(told.stdout.split()))
-    assert sorted(re.findall(r"^\| `(\w+)` \|", tried, re.MULTILINE)) == sorted(classes[1].split(", "))
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_the_page_has_each_class_and_one_fault_of_each_loses_nothing():
+    page = (ROOT / "docs/faults.md").read_text().partition("\n## ")[0]
+    rows = [line for line in printed("tests/faults", "--count", "1").splitlines() if line.startswith("| `")]
+    of_page = re.findall(r"^\| `\w+` \|", page, re.MULTILINE)
+    assert of_page == [re.match(r"\| `\w+` \|", row)[0] for row in rows]
+    assert all(row.endswith("| 0 |") for row in rows), rows
 
 
 def test_the_campaign_notices_worse_products():
-    done = subprocess.run(
-        [sys.executable, "tests/faults/mutants.py"], cwd=ROOT, capture_output=True, text=True, timeout=1800, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    assert len(found) >= 18, done.stdout
-    for mutant in found:
-        without, with_it = mutant["lost"]
-        assert without == 0 and with_it > 0, done.stdout
+    lines = printed("tests/faults/mutants.py", seconds=1800).splitlines()
+    found = [json.loads(line) for line in lines if line.startswith("{")]
+    assert len(found) >= 10, lines
+    assert all(without == 0 and with_it > 0 for without, with_it in (mutant["lost"] for mutant in found)), lines

@@ -2,7 +2,7 @@
 
 Everything heavy is imported once, by the campaign; a command is then a fork that calls its `main`, which takes a second
 or two instead of ten. What happens in a run's folder (files opened to write, renamed, deleted, synced) is counted by an
-audit hook: an `at` is the number of such an event, the same in each run of the same command, where a fault strikes.
+audit hook: an event has the same number in each run of the same command.
 """
 
 import contextlib
@@ -17,9 +17,8 @@ import signal
 import sys
 import time
 import traceback
-from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,16 +29,14 @@ PATIENCE = float(os.environ.get("FAULTS_PATIENCE", "1"))
 """Times longer than usual that a command may take until it counts as one that hangs: for a busy machine."""
 COMMANDS = {
     "train": "soho_fast.train", "evaluate": "soho_fast.evaluate", "ask": "soho_fast.ask.__main__",
-    "corpus": "soho_fast.data.mini.__main__", "shards": "soho_fast.data.shards.__main__",
-    "explore": "soho_fast.explore.__main__", "export": "soho_fast.export.__main__",
-    "studies": "soho_fast.studies.__main__", "check": "soho_fast.tasks.check", "import": "soho_fast.data.importing",
-    "tokenizer": "soho_fast.data.tokenizer", "suite": "soho_fast.tasks.suites",
+    "corpus": "soho_fast.data.mini.__main__", "explore": "soho_fast.explore.__main__",
+    "check": "soho_fast.tasks.check", "tokenizer": "soho_fast.data.tokenizer",
 }  # fmt: skip
 # What the commands import, at their start or later.
 _IMPORTED = (
     *COMMANDS.values(), "soho_fast.engine.trainer", "soho_fast.tasks.recipe", "soho_fast.data.mini",
-    "soho_fast.model.fast.cpu", "soho_fast.ask.many", "soho_fast.explore.build",
-    "soho_fast.engine.report", "matplotlib.pyplot", "torch.utils.data._utils.worker",
+    "soho_fast.model.fast.cpu", "soho_fast.ask.many", "soho_fast.explore.build", "soho_fast.engine.report",
+    "matplotlib.pyplot", "torch.utils.data._utils.worker",
 )  # fmt: skip
 _SMALL = {
     "corpus": {"num_train": 24, "num_heldout": 8, "image_size": 32},
@@ -60,6 +57,11 @@ _TASKS = {
 # What two runs of the same seed may differ in: how long things took.
 _TIMES = ("images_per_second", "milliseconds", "seconds", "training_seconds")
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+
+Before = Callable[[], Any] | None
+"""Called in a command's process before it begins; may change anything there."""
+Act = Callable[[int, str, str], None]
+"""Called with number, kind and path of an event."""
 
 
 class LostError(Exception):
@@ -94,16 +96,13 @@ class Finished:
         return self
 
 
-@dataclass
 class Command:
-    """A command that runs in a process of its own."""
+    """A command that runs in a process of its own; `used`: the resources that it took, once it has ended."""
 
-    arguments: list[str]
-    output: Path
-    pid: int
-    began: float = field(default_factory=time.monotonic)
-    code: int | None = None
-    used: resource.struct_rusage | None = None
+    def __init__(self, output: Path, pid: int) -> None:
+        self.output, self.pid = output, pid
+        self.code: int | None = None
+        self.used: Any = None
 
     def poll(self) -> bool:
         """Whether it has ended."""
@@ -121,16 +120,12 @@ class Command:
                 hung = True
                 self.send(signal.SIGKILL)
             time.sleep(0.01)
-        return Finished(None if hung else self.code, self.said())
+        return Finished(None if hung else self.code, self.output.read_text(errors="replace"))
 
     def send(self, number: int) -> None:
         """Send it a signal, if it is still there."""
         if not self.poll():
             os.kill(self.pid, number)
-
-    def said(self) -> str:
-        """What it has said so far."""
-        return self.output.read_text(errors="replace")
 
 
 def import_everything() -> None:
@@ -144,16 +139,15 @@ def import_everything() -> None:
     importlib.import_module("soho_fast.common.versions").program()
 
 
-def start(arguments: list[str], *, before: Callable[[], Any] | None = None, **environment: str) -> Command:
-    """Start one of `COMMANDS` in a fork; `before` is called there first, and may change anything there."""
+def start(arguments: list[str], *, before: Before = None, **environment: str) -> Command:
+    """Start one of `COMMANDS` in a fork."""
     output = Path(os.environ["FAULTS_FOLDER"]) / f"said-{time.monotonic_ns()}.txt"
     sys.stdout.flush()
     sys.stderr.flush()
     file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    pid = os.fork()
-    if pid:
+    if pid := os.fork():
         os.close(file)
-        return Command(arguments, output, pid)
+        return Command(output, pid)
     code: Any = 1
     try:
         os.dup2(file, 1)
@@ -178,15 +172,13 @@ def start(arguments: list[str], *, before: Callable[[], Any] | None = None, **en
         os._exit((code or 0) & 0xFF)
 
 
-def run(
-    arguments: list[str], *, before: Callable[[], Any] | None = None, timeout: float = 120, **environment: str
-) -> Finished:
+def run(arguments: list[str], *, before: Before = None, timeout: float = 120) -> Finished:
     """Start a command and wait for its end."""
-    return start(arguments, before=before, **environment).wait(timeout)
+    return start(arguments, before=before).wait(timeout)
 
 
-def watch(folder: Path, act: Callable[[int, str, str], None]) -> Callable[[], None]:
-    """A `before` that calls `act(number, event, path)` before each event that changes something below `folder`."""
+def watch(folder: Path, act: Act) -> Callable[[], None]:
+    """A `before` that calls `act` before each event that changes something below `folder`."""
     prefix, seen, within = str(folder), [0], [False]
 
     def happened(event: str, path: Any) -> None:
@@ -201,12 +193,9 @@ def watch(folder: Path, act: Callable[[int, str, str], None]) -> Callable[[], No
             within[0] = False
 
     def hook(event: str, arguments: tuple) -> None:
-        if event == "open":
-            if isinstance(arguments[2], int) and arguments[2] & _WRITES:
-                happened("open", arguments[0])
-        elif event == "os.rename":
-            happened("rename", arguments[0])
-        elif event in ("os.mkdir", "os.truncate"):
+        if event == "open" and isinstance(arguments[2], int) and arguments[2] & _WRITES:
+            happened("open", arguments[0])
+        elif event in ("os.rename", "os.mkdir", "os.truncate"):
             happened(event.removeprefix("os."), arguments[0])
         elif event in ("os.remove", "os.rmdir"):
             path, folder = arguments
@@ -228,19 +217,34 @@ def watch(folder: Path, act: Callable[[int, str, str], None]) -> Callable[[], No
     return before
 
 
+def at_event(at: int, act: Callable[[], Any]) -> Act:
+    """Calls `act` at event number `at`."""
+    return lambda number, event, path: act() if number == at else None
+
+
+def kill_self() -> None:
+    """As by `kill -9`."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 class Bench:
-    """A corpus, recipes of two tasks on it, and runs of them that nothing disturbed."""
+    """A corpus, recipes of two tasks on it, and runs of them that nothing disturbed.
+
+    Attributes:
+        events: (kind, path in the folder) of what happens in the folder of a training or an evaluation, in order.
+        seconds: that these take.
+        digests: of the two trainings.
+    """
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.corpus = folder / "corpus"
-        self.recipes: dict[str, Path] = {}
+        self.folder, self.corpus = folder, folder / "corpus"
+        self.recipes = {task: folder / f"{task}.yaml" for task in _TASKS}
         self.events: dict[str, list[tuple[str, str]]] = {}
         self.seconds: dict[str, float] = {}
         self.digests: dict[str, dict[str, Any]] = {}
 
     def prepare(self) -> None:
-        """Build the corpus and make the undisturbed runs."""
+        """Build the corpus, make the undisturbed runs, and of each one that was killed after its second checkpoint."""
         from soho_fast.tasks.recipe import RECIPES
 
         for task, (name, data, evaluation) in _TASKS.items():
@@ -248,86 +252,76 @@ class Bench:
             for part, values in _SMALL.items():
                 recipe[part] = {**recipe.get(part, {}), **values}
             recipe["data"] |= {"shorter_edge": 32, "longer_edge": 32, **data}
-            recipe["model"] = {"config": _MODEL}
-            recipe["evaluation"] = evaluation
-            recipe |= {"data_roots": {"corpus": str(self.corpus)}, "max_steps": STEPS, "epochs": 2}
-            self.recipes[task] = self.folder / f"{task}.yaml"
+            recipe |= {"model": {"config": _MODEL}, "evaluation": evaluation, "max_steps": STEPS, "epochs": 2}
+            recipe["data_roots"] = {"corpus": str(self.corpus)}
             self.recipes[task].write_text(yaml.safe_dump(recipe, sort_keys=False))
-            output, events = self.folder / task, self.folder / f"{task}.events"
-            note = self._note(events, output)
-            began = time.monotonic()
-            run(self.train(task, output), before=note).expect(0, where=f"the undisturbed run of {task}")
-            self.seconds[task] = time.monotonic() - began
-            self.events[task] = self._events(events)
-            self.digests[task] = digest(output)
-            self._leave_half(task)
-        events, into = self.folder / "evaluate.events", self.folder / "evaluated"
-        note = self._note(events, into)
-        began = time.monotonic()
-        run(self.evaluate(self.folder / "vqa", into), before=note).expect(0, where="the undisturbed evaluation")
-        self.seconds["evaluate"] = time.monotonic() - began
-        self.events["evaluate"] = self._events(events)
+            self._note(task, self.command(task, self.folder / task), self.folder / task)
+            self.digests[task] = digest(self.folder / task)
+            half, last = self.folder / f"{task}-half", f"checkpoints/step-{STEPS:08d}"
+            at = next(number for number, (_, path) in enumerate(self.events[task], 1) if path.startswith(last))
+            killed = run(self.command(task, half), before=watch(half, at_event(at, kill_self)))
+            assert killed.code == -signal.SIGKILL, killed.text
+            assert newest_step(half) == STEPS - 2, sorted((half / "checkpoints").iterdir())
+        self._note("evaluate", self.command("evaluate", self.folder / "evaluated"), self.folder / "evaluated")
 
-    def _note(self, events: Path, folder: Path) -> Callable[[], None]:
-        def act(number: int, event: str, path: str) -> None:
-            with events.open("a") as file:
-                file.write(json.dumps([event, os.path.relpath(path, folder)]) + "\n")
-
-        return watch(folder, act)
-
-    def _events(self, path: Path) -> list[tuple[str, str]]:
-        return [tuple(json.loads(line)) for line in path.read_text().splitlines()]
-
-    def _leave_half(self, task: str) -> None:
-        """A run that was killed after its second checkpoint."""
-        folder = self.folder / f"{task}-half"
+    def _note(self, what: str, arguments: list[str], folder: Path) -> None:
+        file, began = self.folder / f"{what}.events", time.monotonic()
 
         def act(number: int, event: str, path: str) -> None:
-            if event == "open" and path.startswith(f"{folder}/checkpoints/step-{STEPS:08d}"):
-                os.kill(os.getpid(), signal.SIGKILL)
+            with file.open("a") as events:
+                events.write(json.dumps([event, os.path.relpath(path, folder)]) + "\n")
 
-        killed = run(self.train(task, folder), before=watch(folder, act))
-        assert killed.code == -signal.SIGKILL, killed.text
-        assert newest_step(folder) == STEPS - 2, sorted((folder / "checkpoints").iterdir())
+        run(arguments, before=watch(folder, act)).expect(0, where=f"the undisturbed {what}")
+        self.seconds[what] = time.monotonic() - began
+        self.events[what] = [tuple(json.loads(line)) for line in file.read_text().splitlines()]
 
     def private(self, folder: Path) -> "Bench":
         """A copy of the corpus, the recipes and what question answering came to, for faults that may write anywhere."""
         own = Bench(folder)
         shutil.copytree(self.corpus, own.corpus)
-        shutil.copytree(self.folder / "vqa", folder / "vqa", ignore=shutil.ignore_patterns("checkpoints"))
-        own.recipes = {task: folder / path.name for task, path in self.recipes.items()}
+        self.copy("vqa", folder / "vqa", checkpoints=False)
         for name in (*(path.name for path in self.recipes.values()), "vqa/recipe.yaml"):
             text = (self.folder / name).read_text()
             (folder / name).write_text(text.replace(str(self.corpus), str(own.corpus)))
         return own
 
-    def train(self, task: str, output: Path, *more: str) -> list[str]:
-        """The command that trains."""
-        return ["train", "--recipe", str(self.recipes[task]), "--output", str(output), *more]
+    def command(self, what: str, output: Path, *more: str) -> list[str]:
+        """That trains a task, or evaluates (`evaluate`) the run of question answering."""
+        if what == "evaluate":
+            return ["evaluate", "--run", str(self.folder / "vqa"), "--into", str(output), *more]
+        return ["train", "--recipe", str(self.recipes[what]), "--output", str(output), *more]
 
-    def evaluate(self, run_folder: Path, into: Path, *more: str) -> list[str]:
-        """The command that evaluates a run of question answering."""
-        return ["evaluate", "--run", str(run_folder), "--into", str(into), *more]
-
-    def copy(self, name: str, target: Path) -> Path:
+    def copy(self, name: str, target: Path, *, checkpoints: bool = True) -> Path:
         """A copy of an undisturbed run, or of one that was killed (`<task>-half`)."""
-        shutil.copytree(self.folder / name, target)
-        return target
+        leave_out = () if checkpoints else ("checkpoints",)
+        return Path(shutil.copytree(self.folder / name, target, ignore=shutil.ignore_patterns(*leave_out)))
 
-    def resume(self, task: str, output: Path, *more: str, before: Callable[[], Any] | None = None) -> None:
-        """Run to the end, from the newest checkpoint there is. Raises LostError: another end than undisturbed."""
+    def once(self, name: str, make: Callable[[Path], Any]) -> Path:
+        """What is made in a folder by the first fault that asks for it."""
+        known = self.folder / name
+        if not known.exists():
+            make(new := Path(os.environ["FAULTS_FOLDER"]) / "undisturbed")
+            with contextlib.suppress(OSError):  # made by another fault meanwhile
+                new.rename(known)
+        return known
+
+    @property
+    def picture(self) -> Path:
+        """One of the corpus."""
+        return min(self.corpus.rglob("*.jpg"))
+
+    def finish(self, what: str, output: Path, *more: str, before: Before = None) -> None:
+        """The same command to its end. Raises LostError: another end than undisturbed, or not from the newest
+        checkpoint on."""
         newest = newest_step(output)
-        done = run(self.train(task, output, *more), before=before).expect(0, where=f"resumed from step {newest}")
+        done = run(self.command(what, output, *more), before=before).expect(0, where=f"again, from step {newest}")
+        if what == "evaluate":
+            same_folders(self.folder / "evaluated", output)
+            return
         told = re.search(r"resumed from .*\(step (\d+) of", done.text)
         if newest and (int(told[1]) if told else 0) < newest and not (told is None and newest == STEPS):
             raise LostError(f"resumed from step {told[1] if told else 0}, the newest checkpoint was of step {newest}")
-        self.compare(task, output)
-
-    def compare(self, task: str, output: Path) -> None:
-        """Raises LostError: the run does not look as the undisturbed one does."""
-        differences = differing(self.digests[task], digest(output))
-        if differences:
-            raise LostError("another end than undisturbed: " + "; ".join(differences)[:300])
+        same(self.digests[what], digest(output))
 
 
 def newest_step(output: Path) -> int:
@@ -338,47 +332,41 @@ def newest_step(output: Path) -> int:
 
 def digest(output: Path) -> dict[str, Any]:
     """What must be the same in each run of a recipe: losses and measures, weights to the bit, and the files' names."""
-    records = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
-    for record in records:
+    lines = map(json.loads, (output / "log.jsonl").read_text().splitlines())
+    records = [line for line in lines if line["kind"] != "event"]
+    metrics = json.loads((output / "metrics.json").read_text())
+    for record in (*records, metrics):
         for name in _TIMES:
             record.pop(name, None)
-    metrics = json.loads((output / "metrics.json").read_text())
-    weights = {}
-    for name in ("model", "best"):
-        for path in sorted((output / name).glob("*")):
-            weights[f"{name}/{path.name}"] = hashlib.blake2b(path.read_bytes()).hexdigest()[:12]
-    files = sorted(str(path.relative_to(output)) for path in output.rglob("*") if path.is_file())
+    weights = [path for name in ("model", "best") for path in sorted((output / name).glob("*"))]
     return {
-        **{
-            f"log of step {record['step']}, {record['kind']}": record for record in records if record["kind"] != "event"
-        },
-        "log": [f"{record['kind']} {record['step']}" for record in records if record["kind"] != "event"],
-        "metrics.json": {name: value for name, value in metrics.items() if name not in _TIMES},
-        "files": files,
-        **weights,
+        **{f"log of step {record['step']}, {record['kind']}": record for record in records},
+        "log": [f"{record['kind']} {record['step']}" for record in records],
+        "metrics.json": metrics,
+        "files": sorted(str(path.relative_to(output)) for path in output.rglob("*") if path.is_file()),
+        **{str(path.relative_to(output)): hashlib.blake2b(path.read_bytes()).hexdigest()[:12] for path in weights},
     }
 
 
-def differing(expected: dict[str, Any], found: dict[str, Any]) -> list[str]:
-    """One text for each part that differs."""
-    lines = []
-    for name in [*expected, *(name for name in found if name not in expected)]:
-        ours, theirs = expected.get(name), found.get(name)
-        if ours == theirs:
-            continue
-        if isinstance(ours, list) and isinstance(theirs, list):
-            counts, others = Counter(ours), Counter(theirs)
-            more, less = list((others - counts).elements()), list((counts - others).elements())
-            lines.append(f"{name}: left over {more}, missing {less}, or another order")
-        elif isinstance(ours, dict) and isinstance(theirs, dict):
-            keys = [key for key in {**ours, **theirs} if ours.get(key) != theirs.get(key)]
-            lines.append(f"{name}: " + ", ".join(f"{key} {ours.get(key)} -> {theirs.get(key)}" for key in keys[:3]))
-        else:
-            lines.append(f"{name}: {str(ours)[:80]} -> {str(theirs)[:80]}")
-    return lines
+def same(expected: dict[str, Any], found: dict[str, Any]) -> None:
+    """Raises LostError: parts of two digests differ, by name and by how they begin to differ."""
+    odd = [name for name in {**expected, **found} if expected.get(name) != found.get(name)]
+    if odd:
+        one, other = (str(each.get(odd[0])) for each in (expected, found))
+        at = next((n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), 0)
+        apart = f"{one[max(0, at - 40) : at + 40]!r} -> {other[max(0, at - 40) : at + 40]!r}"
+        raise LostError(f"another end than undisturbed: {', '.join(odd[:5])}: {apart}")
 
 
-def limit_memory(gigabytes: float) -> None:
+def same_folders(expected: Path, found: Path) -> None:
+    """Raises LostError: files of two folders differ, by name or content."""
+    same(*(
+        {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+        for root in (expected, found)
+    ))  # fmt: skip
+
+
+def limit_memory(gigabytes: float = 12) -> None:
     """Let this process take so much address space beyond what it has."""
     taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (taken + int(gigabytes * 2**30),) * 2)

@@ -124,16 +124,6 @@ def test_the_same_answers_in_float32(build, name, padded):
     assert all(torch.equal(inputs[key], before[key]) for key in inputs), "what the caller gave was written to"
 
 
-@pytest.mark.parametrize("name", ["answers", "official"])
-def test_autocast_around_it_changes_nothing(build, name):
-    model = build(name).prepare_for_inference("float32")
-    inputs = inputs_of(type(model))
-    wanted = logits_of(model(**inputs))
-    with torch.autocast("cpu", torch.bfloat16):
-        got = logits_of(model(**inputs))
-    torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-6)
-
-
 @torch.no_grad()
 def test_autocast_changes_neither_scores_of_pairs_nor_losses(build, batch):
     model = build("retrieval").prepare_for_inference("float32")
@@ -225,15 +215,6 @@ def test_nothing_is_drawn_and_nothing_moves(tiny_config):
     assert torch.equal(model.soho.visual_dictionary.codebook, codebook) and not model.training
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
-def test_a_model_in_another_type_is_prepared_from_its_own_values(build, dtype):
-    model = build("pre-training").to(dtype)
-    inputs = inputs_of(type(model))
-    with torch.no_grad():
-        wanted = copy.deepcopy(model).float()(**inputs).itm_logits
-        torch.testing.assert_close(model.prepare_for_inference("float32")(**inputs).itm_logits, wanted)
-
-
 def test_a_copy_answers_alike_without_the_original(build, tmp_path):
     model = build("pre-training").prepare_for_inference("float32")
     inputs = inputs_of(type(model))
@@ -246,32 +227,6 @@ def test_a_copy_answers_alike_without_the_original(build, tmp_path):
             parameter.zero_()
         torch.testing.assert_close(other(**inputs).itm_logits, wanted)
         torch.testing.assert_close(other.to("cpu")(**inputs).itm_logits, wanted)
-
-
-def test_speed_up_before_and_a_second_call_change_nothing(build):
-    model, inputs = build("pre-training"), None
-    inputs = inputs_of(type(model))
-    with torch.no_grad():
-        wanted = model(**inputs).itm_logits
-        model = speed_up_on_cpu(model).prepare_for_inference("float32")
-        first = model(**inputs).itm_logits
-        assert torch.equal(model.prepare_for_inference("float32")(**inputs).itm_logits, first)
-    torch.testing.assert_close(first, wanted)
-
-
-def test_the_base_model_alone(tiny_config):
-    from soho_fast.model import Texts
-
-    torch.manual_seed(1)
-    model = lived(SohoModel(tiny_config()))
-    inputs = inputs_of(type(model))
-    texts = Texts(inputs["input_ids"], inputs["attention_mask"], inputs["image_index"])
-    with torch.no_grad():
-        wanted = model(model.encode_images(inputs["pixel_values"], inputs["pixel_mask"]), texts).last_hidden_state
-        model.prepare_for_inference("float32")
-        got = model(model.encode_images(inputs["pixel_values"], inputs["pixel_mask"]), texts).last_hidden_state
-    real_PS = inputs["attention_mask"].bool()
-    torch.testing.assert_close(got[:, :9][real_PS], wanted[:, :9][real_PS], rtol=1e-4, atol=1e-5)
 
 
 def test_what_it_refuses(build, tmp_path):
@@ -389,14 +344,6 @@ def test_changed_weights_change_the_answer(prepared, precision, part):
     assert torch.equal(after, answer(forget_layouts(model)))
 
 
-def test_a_weight_in_anothers_place_is_read(prepared):
-    model = prepared()
-    before, dense = answer(model), model.soho.encoder.layer[0].output.dense
-    dense.weight = dense.weight * 0.5
-    after = answer(model)
-    assert not torch.equal(after, before) and torch.equal(after, answer(forget_layouts(model)))
-
-
 def test_a_changed_codebook_is_looked_up_in(prepared):
     model = prepared()
     answer(model)
@@ -410,13 +357,6 @@ def test_a_changed_codebook_is_looked_up_in(prepared):
     assert torch.equal(found.embedding[valid_BL], dictionary.codebook[found.index[valid_BL]])
 
 
-def test_weights_made_under_inference_mode_are_packed_too(tiny_model):
-    with torch.inference_mode():
-        model = lived(tiny_model()).prepare_for_inference("float32")
-        first = answer(model)
-    assert torch.equal(answer(model), first)
-
-
 @pytest.mark.parametrize("part", ["encoder", "encoder.layer.1", "visual_encoder.projection"])
 def test_a_part_takes_no_other_weights(prepared, tiny_model, part):
     model = prepared()
@@ -424,14 +364,6 @@ def test_a_part_takes_no_other_weights(prepared, tiny_model, part):
     with pytest.raises(ValueError, match=r"load_state_dict: .* was prepared for inference; expected weights to be"):
         model.base().get_submodule(part).load_state_dict(other)
     assert torch.equal(answer(model), before)
-
-
-@pytest.mark.skipif(not HAS_INT8, reason=NO_INT8)
-def test_a_part_in_int8_takes_no_other_weights(tiny_model, prepared):
-    model = prepared("int8", calibration=[inputs_of(SohoForPreTraining)])
-    state = model.base().encoder.state_dict()
-    with pytest.raises(ValueError, match=r"load_state_dict: .* was prepared for inference"):
-        model.base().encoder.load_state_dict(state)
 
 
 def test_the_dictionary_takes_other_codes(prepared):
@@ -483,13 +415,6 @@ def test_a_text_has_from_one_token_to_as_many_as_there_are_positions(tiny_model,
         with pytest.raises(ValueError, match=said):
             model.matching_logits(images, ids, torch.arange(4), index)
         model(pixel_values=pixels, input_ids=torch.full((4, 16), 7), image_index=index)
-
-
-def test_a_vector_of_a_text_has_the_same_bounds(tiny_config):
-    model = SohoForImageTextRetrieval(tiny_config(contrastive_weight=0.5)).eval()
-    for length in (0, 17):
-        with pytest.raises(ValueError, match=rf"input_ids: expected texts of 1 to 16 tokens .* got {length}"):
-            model.text_vectors(torch.full((4, length), 7))
 
 
 def test_adapters_are_to_be_merged_before(tiny_model, batch):

@@ -171,28 +171,6 @@ def _size(tensor):
     return float(tensor.abs().max())
 
 
-def test_a_step_of_the_bag_of_words_loss_alone(tiny_model, batch, packed):
-    steps = []
-    for fast in (False, True):
-        model = tiny_model(bag_of_words_weight=0.5).train()
-        model.bag_of_words_only = True
-        steps.append(step(speed_up_on_cpu(model) if fast else model, batch()))
-    assert_same(*steps)
-    assert steps[1][0].itm_logits is None and not packed
-
-
-def test_words_that_are_looked_up_and_classified_by_nobody(tiny_model, batch):
-    """A call without words to classify leaves nothing behind for the next one."""
-    model, inputs = speed_up_on_cpu(tiny_model().train()), batch()
-    model.freeze_batch_norm()
-    without = {name: value for name, value in inputs.items() if name != "mlm_labels"}
-    model(**without)
-    with pytest.raises(ValueError, match="image_index: expected"):
-        model(**{**inputs, "image_index": inputs["image_index"][:5]})
-    model.eval()(**inputs).loss.backward()
-    assert model.get_input_embeddings().weight.grad is not None
-
-
 # Dropout.
 
 
@@ -265,11 +243,6 @@ def test_each_dropout_spreads_as_in_the_plain_model(tiny_model, packed, which):
     assert len(logits[1].unique()) > 0.8 * len(logits[0].unique())
 
 
-def test_evaluation_has_no_dropout(tiny_model, batch):
-    plain, fast = (tiny_model(**PAPER_DROPOUT).eval() for _ in range(2))
-    torch.testing.assert_close(speed_up_on_cpu(fast)(**batch()).itm_logits, plain(**batch()).itm_logits)
-
-
 # What stays as it is.
 
 
@@ -304,15 +277,6 @@ def test_a_copy_is_fast_and_its_own(tiny_model, batch, packed, duplicate):
     got = step(twin, batch())
     assert len(packed) == 1
     assert_same(expected, got)
-    assert all(parameter.grad is None for parameter in model.parameters())
-
-
-def test_a_downstream_copy_reads_its_own_weights(tiny_config, packed):
-    model = speed_up_on_cpu(SohoForVisualEntailment(tiny_config())).train()
-    twin = copy.deepcopy(model)
-    inputs = {"pixel_values": torch.randn(2, 3, 64, 64), "input_ids": torch.randint(5, 60, (2, 4))}
-    twin(**inputs, labels=torch.tensor([0, 1])).loss.backward()
-    assert len(packed) == 1 and packed[0][0] is twin.soho
     assert all(parameter.grad is None for parameter in model.parameters())
 
 

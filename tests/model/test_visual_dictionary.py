@@ -104,6 +104,14 @@ def test_usage_perplexity_and_active_codes(tiny_config, tuned):
     torch.testing.assert_close(made.statistics()[2][:4], torch.tensor([0.5, 0.25, 0.25, 2.0]) * 12 / 3)
 
 
+def test_usage_of_a_code_is_a_mean_over_its_own_updates(tiny_config):
+    made = dictionary(tiny_config, usage_decay=0.5)
+    made.step.fill_(9)
+    made.usage.fill_(0.75)
+    made.age.copy_(torch.tensor([0.0, 1.0] + [2.0] * 10))
+    assert made.unbiased_usage().tolist() == [0.0, 1.5] + [1.0] * 10
+
+
 def test_a_batch_of_padding_only_changes_no_code(tiny_config):
     made = dictionary(tiny_config)
     old = made.codebook.clone()
@@ -319,6 +327,16 @@ def test_a_step_in_one_part_is_a_forward_without_steps(tiny_config, tuned):
         assert all(torch.equal(a, b) for a, b in zip(*answers, strict=True))
         for name, value in plain.state_dict().items():
             assert torch.equal(stepped.state_dict()[name], value), name
+
+
+def test_images_without_a_key_are_numbered_through_the_step(tiny_config):
+    """By these they are drawn from: with the same numbers, the same places of each micro-batch would be."""
+    made, (feat, valid) = dictionary(tiny_config), features()
+    made.begin_step()
+    first = made._tokens(feat, valid, None).image_B
+    made(feat, valid)
+    second = made._tokens(feat, valid, None).image_B
+    assert len({*first.tolist(), *second.tolist()}) == 6
 
 
 def test_a_step_that_is_not_applied_moves_nothing(tiny_config, tuned):

@@ -1,4 +1,4 @@
-"""Second derivatives and forward mode: what plain torch's own formulas give, by every way torch has of asking."""
+"""Second derivatives, which are those of plain torch's own formulas; forward mode and torch.func, which are refused."""
 
 import pytest
 import torch
@@ -7,7 +7,19 @@ from torch.autograd.gradcheck import gradgradcheck
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
-from soho_fast.ops import codebook_lookup, codebook_stats, group_mask, straight_through, triton_backend
+from soho_fast.ops import (
+    MovingSubspace,
+    codebook_ema_,
+    codebook_lookup,
+    codebook_stats,
+    group_mask,
+    prepare_codebook,
+    residual_lookup,
+    rotation_trick,
+    scatter_mean_ema_,
+    straight_through,
+    triton_backend,
+)
 
 # The formulas are at most quadratic: with whole numbers and a power of two as a step, differences have no error.
 EXACT = {"eps": 0.125, "atol": 1e-6, "rtol": 0.0}
@@ -105,123 +117,6 @@ def test_the_codebook_may_move_before_a_second_backward(backend):
     assert torch.equal(second, 4 * first.detach())
 
 
-def _tangents(batch):
-    return _whole(*batch, 5, 3, seed=3), _whole(*batch, 6, 3, seed=4)
-
-
-@pytest.mark.parametrize("batch", BATCHES, ids=str)
-@pytest.mark.parametrize("of", ["features", "codebook", "both"])
-def test_forward_mode_of_the_distance(batch, of, backend):
-    inputs, tangents = _problem(batch), list(_tangents(batch))
-    for position, name in enumerate(("features", "codebook")):
-        if of not in (name, "both"):
-            tangents[position].zero_()
-    index, _ = codebook_lookup(*inputs, return_distance=True, backend=backend)
-    got = torch.func.jvp(_distance(backend), inputs, tuple(tangents))
-    expected = torch.func.jvp(_formula(index), inputs, tuple(tangents))
-    assert expected[1].any() and torch.equal(got[0], expected[0]) and torch.equal(got[1], expected[1])
-
-
-def test_forward_mode_has_the_bits_of_the_distance(backend):
-    features, codebook = torch.randn(40, 19), torch.randn(30, 19)
-    distance = _distance(backend)(features, codebook)
-    dual, _ = torch.func.jvp(_distance(backend), (features, codebook), (features, codebook))
-    assert torch.equal(dual, distance)
-
-
-def test_forward_mode_over_reverse_mode(backend):
-    """Hessian times vector, of a function of the distance."""
-    features, codebook = _problem(())
-    tangents = _tangents(())
-    index = codebook_lookup(features, codebook, backend=backend)
-    results = []
-    for of in (_distance(backend), _formula(index)):
-        inputs = [t.clone().requires_grad_() for t in (features, codebook)]
-        with forward_ad.dual_level():
-            duals = [forward_ad.make_dual(t, v) for t, v in zip(inputs, tangents, strict=True)]
-            grads = torch.autograd.grad(of(*duals).square().sum(), inputs, create_graph=True)
-            results.append([forward_ad.unpack_dual(grad).tangent for grad in grads])
-    for got, expected in zip(*results, strict=True):
-        assert expected.any() and torch.equal(got, expected)
-
-
-def test_reverse_mode_over_forward_mode(backend):
-    features, codebook = _problem(())
-    index = codebook_lookup(features, codebook, backend=backend)
-    grads = []
-    for of in (_distance(backend), _formula(index)):
-        inputs = [t.clone().requires_grad_() for t in (features, codebook)]
-        _, tangent = torch.func.jvp(lambda *x, of=of: of(*x).square().sum(), tuple(inputs), _tangents(()))
-        grads.append(torch.autograd.grad(tangent, inputs))
-    for got, expected in zip(*grads, strict=True):
-        assert expected.any() and torch.equal(got, expected)
-
-
-def test_straight_through_in_forward_mode(backend):
-    features, codebook = _problem(())
-    index, tangent = torch.tensor([1, 4, -1, 0, 2]), _tangents(())[0]
-    codes = straight_through(features, codebook, index, backend=backend)
-    value, moved = torch.func.jvp(
-        lambda x: straight_through(x, codebook, index, backend=backend), (features,), (tangent,)
-    )
-    assert torch.equal(value, codes) and torch.equal(moved, tangent)
-    value, moved = torch.func.jvp(
-        lambda d: straight_through(features, d, index, backend=backend), (codebook,), (_tangents(())[1],)
-    )
-    assert torch.equal(value, codes) and not moved.any(), "a codebook gets no derivative"
-
-
-def _nested(of, x, along, weight):
-    """The derivative of x along `along` of a derivative of another variable."""
-    inner = lambda x: torch.func.jvp(lambda w: (w * of(x)).square(), (weight,), (torch.ones_like(weight),))[1]  # noqa: E731
-    return torch.func.jvp(inner, (x,), (along,))[1]
-
-
-def test_forward_mode_within_forward_mode(backend):
-    """The outer derivative is of a variable that the inner one does not know."""
-    features, codebook = _problem(())
-    index, (along, along_codes) = torch.tensor([1, 4, 4, 0, 2]), _tangents(())
-    distance, formula = _distance(backend), _formula(index)
-    weight = _whole(5, seed=7)
-    for variable, moved, of, expected in (
-        (features, along, lambda x: distance(x, codebook), lambda x: formula(x, codebook)),
-        (codebook, along_codes, lambda d: distance(features, d), lambda d: formula(features, d)),
-    ):
-        wanted = _nested(expected, variable, moved, weight)
-        assert wanted.any() and torch.equal(_nested(of, variable, moved, weight), wanted)
-    image, label, token, target = _whole(2, 5, 3, seed=8), torch.tensor([[0, 1, 0, 1, 1]] * 2), _whole(3, seed=9), TWO
-    hit = (label == target[:, None])[..., None]
-    wanted = _nested(lambda x: torch.where(hit, token, x), image, image, torch.ones(()))
-    got = _nested(lambda x: group_mask(x, label, token, target, backend=backend)[0], image, image, torch.ones(()))
-    assert wanted.any() and torch.equal(got, wanted)
-
-
-TWO = torch.tensor([0, 1])
-
-
-def test_straight_through_in_forward_mode_twice(backend):
-    """d/dt of codes(x)^2 along v is 2 codes v, and its derivative along v is 2 v^2."""
-    features, codebook = _problem(())
-    index, along = torch.tensor([1, 4, 4, 0, 2]), _tangents(())[0]
-    square = lambda x: straight_through(x, codebook, index, backend=backend).square()  # noqa: E731
-    first = lambda x: torch.func.jvp(square, (x,), (along,))[1]  # noqa: E731
-    value, second = torch.func.jvp(first, (features,), (along,))
-    assert torch.equal(value, 2 * codebook[index] * along) and torch.equal(second, 2 * along.square())
-
-
-def test_derivatives_by_torch_func(backend):
-    features, codebook = _problem(())
-    distance, formula = _distance(backend), _formula(torch.tensor([1, 4, 4, 0, 2]))
-    for derivative in (torch.func.grad, torch.func.hessian):
-        got, expected = (
-            derivative(lambda x, of=of: of(x, codebook).square().sum())(features) for of in (distance, formula)
-        )
-        assert expected.any() and torch.equal(got, expected)
-    index = torch.tensor([1, 4, 4, 0, 2])
-    got = torch.func.grad(lambda x: straight_through(x, codebook, index, backend=backend).square().sum())(features)
-    assert torch.equal(got, 2 * codebook[index])
-
-
 def test_straight_through_twice(backend):
     features, codebook = _problem(())
     features.requires_grad_()
@@ -231,11 +126,6 @@ def test_straight_through_twice(backend):
     assert torch.equal(first, 2 * quantized * weight)
     (second,) = torch.autograd.grad(first.sum(), features)
     assert torch.equal(second, 2 * weight)
-    with forward_ad.dual_level():
-        dual = forward_ad.make_dual(features, _tangents(())[0])
-        quantized = straight_through(dual, codebook, index, backend=backend)
-        (grad,) = torch.autograd.grad((quantized.square() * weight).sum(), features, create_graph=True)
-        assert torch.equal(forward_ad.unpack_dual(grad).tangent, 2 * _tangents(())[0] * weight)
 
 
 MASK_INDEX, MASK_TARGET = torch.tensor([[0, 1, 1, 2], [2, 2, 0, -1]]), torch.tensor([1, 2])
@@ -262,33 +152,75 @@ def test_second_derivatives_of_the_mask(inplace, backend):
         assert all(map(torch.equal, rows, expected_rows)) and any(block.any() for block in expected_rows)
 
 
-@pytest.mark.parametrize("inplace", [False, True])
-@pytest.mark.parametrize("of", ["features", "token", "both"])
-def test_forward_mode_of_the_mask(inplace, of, backend):
-    inputs = _whole(2, 4, 3, seed=6), _whole(3, seed=7)
-    tangents = _whole(2, 4, 3, seed=8), _whole(3, seed=9) + 9
-    tangents = tuple(
-        t if of in (name, "both") else t * 0 for t, name in zip(tangents, ("features", "token"), strict=True)
-    )
-    got = torch.func.jvp(_masked(backend, inplace), inputs, tangents)
-    expected = torch.func.jvp(_masked_formula, inputs, tangents)
-    assert expected[1].any() and all(map(torch.equal, got, expected))
-
-
-def test_forward_mode_in_a_compiled_graph():
-    features, codebook = _problem(())
-    index = codebook_lookup(features, codebook)
-    tangents = _tangents(())
-    compiled = torch.compile(
-        lambda *x: torch.func.jvp(_distance(None), x, tangents), backend="aot_eager", fullgraph=True
-    )
-    got, expected = compiled(features, codebook), torch.func.jvp(_formula(index), (features, codebook), tangents)
-    assert all(map(torch.equal, got, expected))
-
-
 def test_a_distance_within_activation_checkpointing(backend):
     features, codebook = (value.requires_grad_() for value in _problem(()))
     expected = torch.autograd.grad(_distance(backend)(features, codebook).sum(), (features, codebook))
     distance = checkpoint(_distance(backend), features, codebook, use_reentrant=False)
     for one, other in zip(torch.autograd.grad(distance.sum(), (features, codebook)), expected, strict=True):
         assert torch.equal(one, other)
+
+
+# torch would drop a tangent that enters an op: a wrong derivative, without a word.
+FEATURES, CODES = _problem(())
+CHOSEN, TOKEN, LABEL = torch.tensor([1, 4, 4, 0, 2]), torch.ones(3), torch.tensor([[0, 1, 0, 1, 1]])
+PREPARED = prepare_codebook(CODES)
+TRANSFORMS = {
+    "vmap": lambda of, x: torch.vmap(of)(x[None]),
+    "jvp": lambda of, x: torch.func.jvp(of, (x,), (x,)),
+    "grad": lambda of, x: torch.func.grad(lambda x: of(x).sum())(x),
+    "vmap of jvp": lambda of, x: torch.vmap(lambda x: torch.func.jvp(of, (x,), (x,)))(x[None]),
+}
+USES = {
+    "lookup": (lambda x: codebook_lookup(x, CODES, return_distance=True)[1], FEATURES),
+    "lookup's codes": (lambda d: codebook_lookup(FEATURES, d, return_distance=True)[1], CODES),
+    "index": (lambda x: codebook_lookup(x, CODES) * x[0, 0], FEATURES),
+    "prepared": (lambda x: codebook_lookup(x, PREPARED, return_distance=True)[1], FEATURES),
+    "prepared index": (lambda x: codebook_lookup(x, PREPARED) * x[0, 0], FEATURES),
+    "prepare": (lambda d: codebook_lookup(FEATURES, prepare_codebook(d), return_distance=True)[1], CODES),
+    "moving subspace": (lambda d: (MovingSubspace().of(d), d)[1], torch.randn(256, 128)),
+    "straight through": (lambda x: straight_through(x, CODES, CHOSEN), FEATURES),
+    "rotation trick": (lambda x: rotation_trick(x, CODES, CHOSEN), FEATURES),
+    "residual": (lambda x: residual_lookup(x, CODES[None])[1], FEATURES),
+    "statistics": (lambda x: codebook_stats(x, CHOSEN, 6)[1], FEATURES),
+    "moving average": (lambda d: codebook_ema_(d * 1, torch.ones(6), CODES, 0.5), CODES),
+    "fused": (lambda d: scatter_mean_ema_(d * 1, FEATURES, CHOSEN, 0.5), CODES),
+    "mask": (lambda x: group_mask(x[None], LABEL, TOKEN, LABEL[:, 0])[0], FEATURES),
+    "mask's token": (lambda t: group_mask(FEATURES[None], LABEL, t, LABEL[:, 0])[0], TOKEN),
+    "mask in place": (lambda x: group_mask(x[None] * 1, LABEL, TOKEN, LABEL[:, 0], inplace=True)[0], FEATURES),
+}
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS)
+@pytest.mark.parametrize("use", USES)
+def test_forward_mode_and_transforms_are_refused(use, transform):
+    of, at = USES[use]
+    with pytest.raises(NotImplementedError, match=r"^\w+: the ops have neither forward mode nor torch.func"):
+        TRANSFORMS[transform](of, at.clone())
+
+
+def test_a_tangent_that_enters_a_backward_is_refused_as_well():
+    codebook = CODES.clone().requires_grad_()
+    distance = codebook_lookup(FEATURES, codebook, return_distance=True)[1]
+    with forward_ad.dual_level(), pytest.raises(NotImplementedError, match=r"^grad: the ops have neither forward mode"):
+        torch.autograd.grad(distance, codebook, forward_ad.make_dual(torch.ones(5), torch.ones(5)))
+
+
+def test_without_tangents_ops_run_beside_forward_mode():
+    expected = codebook_lookup(FEATURES, CODES)
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(FEATURES, FEATURES)
+        assert torch.equal(codebook_lookup(dual.detach(), CODES), expected)
+
+
+def test_transforms_in_a_compiled_graph_are_right_or_refused():
+    """torch maps an op by a loop there."""
+
+    def compiled(function):
+        torch._dynamo.reset()
+        return torch.compile(function, backend="aot_eager", fullgraph=True)
+
+    of, features = USES["lookup"][0], torch.stack([FEATURES, FEATURES + 1])
+    assert torch.equal(compiled(torch.vmap(of))(features), of(features))
+    for transform in (lambda x: torch.func.jvp(of, (x,), (x,)), torch.func.grad(lambda x: of(x).sum())):
+        with pytest.raises(Exception, match=r"neither forward mode nor|setup_context"):
+            compiled(transform)(FEATURES)

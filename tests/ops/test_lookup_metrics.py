@@ -128,22 +128,6 @@ def test_gradient_where_squares_leave_float32(at_every_level):
     torch.testing.assert_close(at_every_level(gradient, 1e25), expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("metric", METRICS)
-def test_forward_mode(metric, at_every_level):
-    features, codebook = _random(9, 5), _random(12, 5, seed=1)
-    tangents = _random(9, 5, seed=2), _random(12, 5, seed=3)
-    index, value = at_every_level(codebook_lookup, features, codebook, return_distance=True, metric=metric)
-
-    def moved(backend):
-        options = {"return_distance": True, "metric": metric, "backend": backend}
-        return torch.func.jvp(lambda x, d: codebook_lookup(x, d, **options)[1], (features, codebook), tangents)
-
-    got = at_every_level(moved)
-    expected = torch.func.jvp(lambda x, d: _value(metric, x, d[index]), (features, codebook), tangents)
-    assert torch.equal(got[0], value)
-    torch.testing.assert_close(got[1], expected[1])
-
-
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("metric", METRICS)
 def test_compiled_in_one_graph(metric, backend, family):

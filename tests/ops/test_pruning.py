@@ -357,20 +357,6 @@ def test_no_codebooks_at_all():
     assert ops.codebook_lookup(torch.zeros(0, 5, 128), ops.prepare_codebook(none)).shape == (0, 5)
 
 
-def test_a_moving_subspace_keeps_out_of_transforms():
-    """What a transform of torch.func wraps must not outlive it, and vmap refuses random numbers."""
-    moving, features = ops.MovingSubspace(interval=1), _normal(3, 40, 128, seed=1)
-    codebook = _normal(256, 20) @ _normal(20, 128, seed=2)
-    expected = ops.codebook_lookup(features, codebook, backend="reference")
-
-    def lookup(features_NC):
-        return ops.codebook_lookup(features_NC, codebook, subspace=moving.of(codebook))
-
-    assert torch.equal(torch.func.vmap(lookup)(features), expected)
-    torch.func.grad(lambda codes: (moving.of(codes), codes.sum())[1])(codebook)
-    assert torch.equal(lookup(features), expected)
-
-
 def test_a_moving_subspace_follows_its_codebook():
     moving, codebook = ops.MovingSubspace(interval=3), _normal(256, 6) @ _normal(6, 128, seed=1)
     first = moving.of(codebook)

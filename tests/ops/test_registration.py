@@ -165,9 +165,6 @@ def test_compile_in_place_mask_with_gradient(backend_name):
     [
         (lambda x, d, index: ops.codebook_lookup(x, d, topk=2), (7, 2)),
         (lambda x, d, index: ops.rotation_trick(x, d, index), (7, 5)),
-        (lambda x, d, index: ops.diveq(x, d, index), (7, 5)),
-        (lambda x, d, index: ops.fsq_codes(index, [8, 5]), (7, 2)),
-        (lambda x, d, index: ops.lfq_codes(index, 4), (7, 4)),
         (lambda x, d, index: ops.sample_group(index[None], uniform=x[:1, 0].double()), (1,)),
     ],
 )

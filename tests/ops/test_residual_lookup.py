@@ -149,16 +149,6 @@ def test_the_gradient_goes_straight_through(at_every_level):
     assert torch.equal(of_features, weight) and of_codebooks is None
 
 
-def test_forward_mode(at_every_level):
-    features, codebooks, tangent = _random(9, 5), _random(3, 12, 5, seed=1), _random(9, 5, seed=2)
-
-    def moved(backend):
-        return torch.func.jvp(lambda x: residual_lookup(x, codebooks, backend=backend)[1], (features,), (tangent,))
-
-    value, moved = at_every_level(moved)
-    assert torch.equal(value, _loop(features, codebooks, 3)[1]) and torch.equal(moved, tangent)
-
-
 @pytest.mark.parametrize("of", ["tensor", "prepared"])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_compiled_in_one_graph_without_recompiling(of, backend, family):

@@ -14,7 +14,6 @@ RIGHT = """
 import torch
 from torch import Tensor
 from soho_fast import ops
-from soho_fast.adapters.pylibraft import fused_l2_nn_argmin
 
 features, codebook = torch.randn(4, 9, 8), torch.randn(5, 8)
 index: Tensor = ops.codebook_lookup(features, codebook)
@@ -28,7 +27,6 @@ masked, labels = ops.group_mask(quantized, index, torch.zeros(8), target, inplac
 names: list[str] = ops.available_backends()
 built: dict = ops.build_info()
 ops.set_cpu_level(None)
-nearest = fused_l2_nn_argmin(distance, masked)
 """
 
 # A wrong line, and what of it is named.

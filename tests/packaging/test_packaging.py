@@ -19,10 +19,10 @@ import soho_fast
 
 ROOT = Path(__file__).resolve().parents[2]
 # Imported only where they were asked for, or are there.
-OPTIONAL = {"triton", "vector-quantize-pytorch", "encodec", "moshi", "descript-audio-codec", "resvg-py", "pillow-heif",
+OPTIONAL = {"triton", "vector-quantize-pytorch", "pillow-heif",
             "datasets", "timm"}  # fmt: skip
 # Distributions by the names they are imported by, where the two differ.
-DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml", "sklearn": "scikit-learn", "dac": "descript-audio-codec"}
+DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml", "sklearn": "scikit-learn"}
 
 
 def below(folder: Path, *suffixes: str) -> set[str]:
@@ -125,7 +125,7 @@ def test_the_extension_names_no_folder_of_the_machine_that_built_it():
 
 
 def test_a_release_has_one_version():
-    """That of the package, in the changelog and the citation; tests/rules/test_workflow.py has the tag's."""
+    """That of the package, in the changelog and the citation."""
     version = soho_fast.__version__
     assert re.search(rf"^## {re.escape(version)}$", (ROOT / "CHANGELOG.md").read_text(), flags=re.MULTILINE)
     assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()

@@ -71,11 +71,11 @@ PRIVATE = [
         Private(name, "layers in int8, as Inductor calls them", "torch:ops.onednn")
         for name in ("qconv_prepack", "qconv2d_pointwise", "qlinear_prepack", "qlinear_pointwise")
     ),
-    Private("_functorch", "no tangent is lost in an op", "torch:_C"),
+    Private("_functorch", "transforms of torch.func are refused", "torch:_C"),
     Private("_AutoDispatchBelowAutograd", "an index has no gradient", "torch:_C"),
     *(
         Private(name, "asked of it", "torch._C:_functorch")
-        for name in ("get_unwrapped", "is_batchedtensor", "is_functorch_wrapped_tensor", "peek_interpreter_stack")
+        for name in ("is_functorch_wrapped_tensor", "peek_interpreter_stack")
     ),
     Private("aoti_compile_and_package", "a model is compiled into a file", "torch._inductor"),
     Private("aoti_load_package", "and loaded from it", "torch._inductor"),
@@ -127,10 +127,6 @@ PRIVATE = [
     ),
     Private(
         "_codebook", "the layer that is accelerated", "vector_quantize_pytorch:VectorQuantize", ("self._codebook = ",)
-    ),
-    Private(
-        "_embed", "codes that Mimi keeps are made anew when they change",
-        "transformers.models.mimi.modeling_mimi:MimiEuclideanCodebook", ("self._embed = None", "def embed("),
     ),
 ]  # fmt: skip
 # Python's own.

@@ -22,12 +22,11 @@ ROOMS = {
     "ask": {"model", "data", "common"},
     "export": {"ask", "model", "data", "ops", "common"},
     "explore": {"tasks", "ask", "model", "data", "ops", "common"},
-    "studies": {"tasks", "common"},
     "train": {"tasks", "engine", "common"},
     "evaluate": {"tasks", "engine", "common"},
 }
 # Rooms without which the rest is whole: nothing imports them.
-REMOVABLE = {"explore", "studies", "adapters", "export"}
+REMOVABLE = {"explore", "adapters", "export"}
 
 
 def tracked(*suffixes: str) -> list[Path]:

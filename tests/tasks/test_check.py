@@ -1,6 +1,5 @@
 """`soho check FOLDER`: what training would meet; the exit code says whether something must be mended."""
 
-import itertools
 import json
 import os
 import shutil
@@ -8,9 +7,8 @@ import shutil
 import pytest
 import yaml
 from tiny_corpus import COLOURS, draw, write_tokenizer
-from tiny_shards import write_tar
+from tiny_datasets import write_as
 
-from soho_fast.data.shards.indexing import build_index
 from soho_fast.tasks.check import Findings, _read, main
 from soho_fast.tasks.recipe import RECIPES, load_recipe
 
@@ -179,16 +177,14 @@ def test_a_source_of_any_format_is_read_as_training_reads_it(folder, capsys, rec
     assert starting(said, "error: ")[0] == (
         "data.sources[0].image_data: expected the path of Visual Genome's image_data.json"
     )
-    shards = tmp_path_factory.mktemp("shards")
-    lines = [line for line in read(folder) if line["split"] == "train"]
-    members = [(line["file"], (folder / line["file"]).read_bytes()) for line in lines]
-    texts = [(line["file"].replace(".jpg", ".txt"), line["captions"][0].encode()) for line in lines]
-    write_tar(shards / "00000.tar", itertools.chain(*zip(members, texts, strict=True)))
-    build_index(str(shards / "00000.tar"))
-    source = {"annotations": str(shards / "00000.tar"), "format": "webdataset", "name": "mine"}
+    rows = [
+        ((folder / line["file"]).read_bytes(), line["captions"]) for line in read(folder) if line["split"] == "train"
+    ]
+    path = write_as(tmp_path_factory.mktemp("set"), "saved", rows)
+    source = {"annotations": path, "format": "dataset", "name": "mine"}
     recipe = load_recipe(["--recipe", recipe_with(sources=[source])[0], "--data_roots.images", str(folder)])
     assert len(_read(Findings(print), recipe, "sources")) == 9
     assert capsys.readouterr().out.endswith("mine: 9 images, 9 captions\n")
-    (shards / "00000.tar.index").unlink()
+    shutil.rmtree(path)
     said = run(folder, capsys, code=1, recipe=recipe_with(sources=[source], heldout=held_out)[0])
-    assert "00000.tar: has no index; make it with: " in starting(said, "error: ")[0]
+    assert "saved: holds no data set; expected " in starting(said, "error: ")[0]

@@ -6,7 +6,6 @@ import shutil
 import pytest
 
 from soho_fast.data.text import load_tokenizer
-from soho_fast.engine.changes import changes_between
 from soho_fast.tasks.contents import output_identity, words_identity
 
 
@@ -28,9 +27,3 @@ def test_a_tokenizer_of_the_same_words_that_behaves_otherwise_is_another(tokeniz
     (other / "tokenizer.json").write_text(json.dumps(content))
     otherwise = load_tokenizer(other)
     assert words_identity(one) == words_identity(otherwise) and output_identity(one) != output_identity(otherwise)
-
-
-def test_what_an_older_checkpoint_does_not_name_is_not_compared():
-    before = {"optim.lr": 1, "training images": "a"}
-    now = {"optim.lr": 1, "training images": "b", "held-out images": "c", "program.sources": "d", "seed": 0}
-    assert [change.name for change in changes_between(before, now)] == ["training images", "seed"]

@@ -196,14 +196,6 @@ def test_a_killed_evaluation_goes_on_with_other_processes(tmp_path, tokenizer_di
     assert [row["answer"] for row in rows] == whole.answers
 
 
-@pytest.mark.parametrize("name", TASKS)
-def test_a_pretrained_model_that_is_not_there_is_named(name, tmp_path, tokenizer_dir):
-    model = QuestionAnsweringModel(pretrained=str(tmp_path / "nowhere"))
-    task, _ = make_task(name, tmp_path, tokenizer_dir, model=model)
-    with pytest.raises(FileNotFoundError, match=r"^model\.pretrained: .*nowhere; expected the folder of"):
-        task.training_data()
-
-
 @pytest.mark.parametrize("field", ["question", "image_id"])
 def test_parts_of_other_examples_are_not_used(field, tmp_path, tokenizer_dir):
     task, _ = make_task("vqa", tmp_path, tokenizer_dir)

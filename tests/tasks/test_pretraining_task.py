@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from jsonargparse import ArgumentParser
 from tiny_corpus import COLOURS, draw, write_karpathy
 from transformers import AutoConfig, AutoModelForPreTraining, AutoProcessor
@@ -50,17 +51,6 @@ def data(tmp_path, tokenizer_dir):
 def make_task(data, **options):
     said = []
     return PretrainingTask(data, 3, PretrainingModel(config=ModelChanges(**SMALL)), say=said.append, **options), said
-
-
-def test_says_what_it_holds(data):
-    task, said = make_task(data)
-    assert task.training_data() is task.training_data() and len(task.training_data()) == 8, "read and said once"
-    assert said == [
-        "sources: coco: 8 images, 16 captions (train 6, restval 2)",
-        "heldout: coco: 4 images, 8 captions (val 4)",
-        "training on 8 images with 16 captions: 8 samples an epoch, each an image with 2 positive and 2 negative "
-        f"texts; vocabulary of {len(task.processor.tokenizer)}",
-    ]
 
 
 def test_a_held_out_copy_is_refused_in_training_counted_in_evaluation_and_so_is_what_is_missing(data, tmp_path):
@@ -267,19 +257,6 @@ def test_words_of_a_pre_trained_model_are_found_by_their_spelling(data, tmp_path
             assert torch.equal(taken[name][row], rows[there[token if same else "##unheard"]]) == same, (name, token)
 
 
-def test_cached_tokens_score_as_pixels_do(data):
-    task, _ = make_task(data)
-    model = task.build_model().eval()
-    samples = task.training_data()
-    batch = task.on_device(task.collate([samples[index] for index in range(3)]))
-    texts = {key: batch[key] for key in ("input_ids", "attention_mask", "image_index")}
-    with torch.no_grad():
-        direct = model(pixel_values=batch["pixel_values"], pixel_mask=batch["pixel_mask"], **texts)
-        visual = model.encode_images(batch["pixel_values"], batch["pixel_mask"])
-        cached = model(visual_tokens=visual, **texts)
-    torch.testing.assert_close(direct.itm_logits, cached.itm_logits)
-
-
 def test_export_loads_again(data, tmp_path):
     task, _ = make_task(data)
     model = task.build_model()
@@ -304,7 +281,7 @@ def test_an_exported_model_has_a_card(data, tmp_path):
     metrics = task.evaluate(model.eval())
     task.export(model, model.state_dict(), tmp_path / "model")
     card = (tmp_path / "model" / "README.md").read_text()
-    assert card.startswith("---\nlibrary_name: soho_fast\nlicense: other\n")
+    assert ModelCard(card).data.library_name == "soho_fast"
     assert "- flat colours: CC0; Ada, Grace\n" in card and "Not recorded" not in card
     assert str(tmp_path) not in card, "no path of this machine"
     for name, value, baseline in task.table(metrics).rows:
@@ -313,20 +290,13 @@ def test_an_exported_model_has_a_card(data, tmp_path):
     task.export(model, model.state_dict(), tmp_path / "later")
     assert "Not measured." in (tmp_path / "later" / "README.md").read_text(), "those were another step's"
     task.model.pretrained, task.model.backbone = str(tmp_path / "model"), "imagenet"
-    assert f"## Base\n\n- pretrained: {tmp_path.name}/model\n\n" in model_card(task, model, {})
+    assert f"{tmp_path.name}/model\n" in model_card(task, model, {}) and "imagenet" not in model_card(task, model, {})
     snippet = re.search("```python\n(.*?)```", card, re.DOTALL)[1]
     exec(snippet.replace("FOLDER_OR_NAME", str(tmp_path / "model")), found := {})
     assert type(found["model"]) is SohoForPreTraining
     # Who publishes it completes the card; the model is what it was.
     (tmp_path / "model" / "README.md").write_text("mine")
     assert altered_files(tmp_path / "model") == ""
-
-
-def test_identity_is_json_and_follows_the_sizes(data):
-    task, _ = make_task(data)
-    identity = json.loads(json.dumps(task.contents()))
-    assert identity["model.config.num_codes"] == 8
-    assert identity["model.config.vocab_size"] == len(task.processor.tokenizer)
 
 
 def test_images_that_were_drawn_again_are_other_contents(data, tmp_path):
@@ -536,38 +506,3 @@ def test_a_run_without_codes_that_loses_its_features_says_what_is_seen(data):
     watch.begin_step()
     watch.end_step(applied=False)
     assert task.lost(model) == "", "a step that was left out tells nothing"
-
-
-def test_the_next_commands_ask_the_model_and_train_it_on_the_questions_of_own_images(data, tmp_path):
-    task, _ = make_task(data)
-    assert f'python -m soho_fast.ask rank {tmp_path} IMAGE "ONE TEXT" "ANOTHER"' in task.next_commands(tmp_path)
-    assert "own_vqa" not in "".join(task.next_commands(tmp_path))
-    task.data.sources = [CaptionSource("my images/images.jsonl", format="json_lines")]
-    told = (
-        "python -m soho_fast.train --recipe own_vqa --data_roots.images 'my images' "
-        f'--model.pretrained {tmp_path}/model  # where lines have "questions"'
-    )
-    assert told in task.next_commands(tmp_path)
-    spaced = Path("my runs/own")
-    assert all("'my runs/own" in command for command in task.next_commands(spaced)), task.next_commands(spaced)
-    task.data.sources = [CaptionSource("my images/other.jsonl", format="json_lines")]  # own_vqa reads images.jsonl
-    assert "own_vqa" not in "".join(task.next_commands(tmp_path))
-
-
-def test_nothing_is_told_of_codes_where_there_are_none(data, tmp_path, monkeypatch):
-    task, _ = make_task(data)
-    assert f"python -m soho_fast.explore build {tmp_path}" in task.next_commands(tmp_path)
-    monkeypatch.setattr("soho_fast.tasks.pretraining.find_spec", lambda name: None)
-    (told,) = [command for command in task.next_commands(tmp_path) if "explore build" in command]
-    assert told.endswith('# needs: pip install "soho_fast[explore]"')
-    task, _ = make_task(data)
-    task.model.config = ModelChanges(**{**SMALL, "use_dictionary": False})
-    assert not [command for command in task.next_commands(tmp_path) if "explore" in command]
-    assert task.warnings(task.build_model()) == []
-
-
-def test_a_checkpoint_without_a_later_field_of_the_model_is_one_of_its_default(data):
-    absent = make_task(data)[0].identity.absent
-    assert absent["model.config.backbone_dropout_prob"] == 0.0
-    assert absent["model.config.contrastive_reads"] == "transformer"
-    assert absent["model.config.backbone_stride"] == 32

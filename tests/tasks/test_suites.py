@@ -12,11 +12,10 @@ from tiny_tasks import SMALL
 from soho_fast.ask.pipeline import SohoPipeline
 from soho_fast.data.images import SohoImageProcessor
 from soho_fast.data.processor import SohoProcessor
-from soho_fast.data.readers.suites import read_suite
 from soho_fast.data.text import load_tokenizer
 from soho_fast.model import SohoConfig, SohoForPreTraining, SohoForQuestionAnswering
 from soho_fast.tasks.evaluation.suites import load_image
-from soho_fast.tasks.suites import main
+from soho_fast.tasks.suites import main, read_suite
 
 TEXTS = ["a red man is there", "there is a blue woman"]
 

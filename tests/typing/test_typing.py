@@ -15,7 +15,6 @@ PROGRAM = Path(__file__).with_name("user_program.py")
 WRONG = {
     'ops.codebook_lookup(rows_NC, codebook, metric="euclid")': "No overload variant",
     'ops.prepare_codebook(codebook, metric="euclid")': r"expected \"Literal\['euclidean', 'cosine', 'dot'\]\"",
-    'rows[0]["arm"]': 'TypedDict "Row" has no key "arm"',
     "kmeans.predict(rows_NC).labels": '"Tensor" has no attribute "labels"',
 }
 

@@ -1,6 +1,5 @@
 """What a user may write; `test_typing.py` has a type checker read it, nothing runs it."""
 
-from pathlib import Path
 from typing import reveal_type
 
 import numpy as np
@@ -9,7 +8,6 @@ import torch
 from soho_fast import ops
 from soho_fast.ask.pipeline import SohoPipeline
 from soho_fast.cluster import KMeans, ResidualKMeans
-from soho_fast.studies.results import read_rows
 
 # A pipeline; what it answers depends on what it is asked.
 soho = SohoPipeline.from_pretrained("runs/mini_vqa")
@@ -33,10 +31,3 @@ reveal_type(index)
 reveal_type(ops.codebook_lookup(rows_NC, ops.prepare_codebook(codebook), return_distance=True))
 reveal_type(ops.prepare_codebook(codebook).metric)
 reveal_type(ops.codebook_stats(rows_NC, index, 5))
-
-# The rows of a study.
-rows = read_rows([Path("results.jsonl")])
-reveal_type(rows)
-reveal_type(rows[0]["condition"])
-reveal_type(rows[0]["metrics"]["mvm"])
-reveal_type(rows[0].get("peak_memory_gb"))

@@ -13,13 +13,10 @@ from soho_fast.data.batches.record_table import RecordTable
 from soho_fast.data.batches.sample import CAPTION_STREAM, SAMPLE_STREAM, Images, Sample, SampleDataset
 from soho_fast.data.processor import SohoProcessor
 from soho_fast.data.readers.records import ImageTextRecord
-from soho_fast.data.shards.records import epoch_order
-from soho_fast.data.shards.store import part_of
 from soho_fast.data.text import (
     IGNORED_LABEL,
     EncodedText,
     PackedTexts,
-    TextLists,
     content_words,
     encode_texts,
     mask_tokens,
@@ -30,11 +27,23 @@ from soho_fast.data.text import (
 _MAX_DRAWS = 20
 
 
+def _part_of(bounds: np.ndarray, number: int) -> tuple[int, int]:
+    """Of parts that lie one after the other the one with item `number` of all, and the item's number in it.
+
+    Args:
+        bounds: int64 (parts + 1,), the number of items before each part.
+        number: Less than the number of items.
+    """
+    # "right": bounds of empty parts are equal, and the last of these is the part that has the item.
+    part = int(np.searchsorted(bounds, number, side="right")) - 1
+    return part, number - int(bounds[part])
+
+
 def _folded(text: str) -> str:
     return " ".join(text.lower().split())
 
 
-def check_negatives(captions_of: TextLists, where: str = "") -> None:
+def check_negatives(captions_of: PackedTexts, where: str = "") -> None:
     """Raises ValueError, which begins with `where`: fewer than two images, or one that has every caption of the data
     set."""
     if len(captions_of) < 2:
@@ -59,7 +68,7 @@ class PairSampler:
 
     def __init__(
         self,
-        captions_of: Sequence[Sequence[str]] | TextLists,
+        captions_of: Sequence[Sequence[str]] | PackedTexts,
         sources: Sequence[str] | np.ndarray | None = None,
         *,
         negatives: bool = True,
@@ -68,7 +77,7 @@ class PairSampler:
         """Keep the captions of all images.
 
         Args:
-            captions_of: For every image its captions, at least one each; `TextLists` are kept as they are.
+            captions_of: For every image its captions, at least one each; `PackedTexts` are kept as they are.
             sources: For every image the data set it is of, whose images stand together: negatives are drawn within it,
                 or their style would tell them apart. None: all are of one.
             negatives: Whether negatives will be drawn too.
@@ -78,7 +87,7 @@ class PairSampler:
             ValueError: There is nothing to draw negatives from: fewer than two images, or one that has every caption
                 of the data set. Or there is no replacement: a data set with one image.
         """
-        self._texts = captions_of if isinstance(captions_of, TextLists) else PackedTexts(captions_of)
+        self._texts = captions_of if isinstance(captions_of, PackedTexts) else PackedTexts(captions_of)
         if negatives:
             check_negatives(self._texts)
         starts = [0]
@@ -127,7 +136,7 @@ class PairSampler:
 
     def _data_set_of(self, index: int) -> tuple[int, int]:
         """The first image of an image's data set, and the one after the last."""
-        data_set, _ = part_of(self._bounds, index)
+        data_set, _ = _part_of(self._bounds, index)
         return int(self._bounds[data_set]), int(self._bounds[data_set + 1])
 
     def replacement(self, index: int, rng: np.random.Generator) -> str:
@@ -138,7 +147,7 @@ class PairSampler:
         group = first + rng.integers(end - first - (own_end - own_first))
         # Drawn among the others alone, then moved past the own groups: each other group is equally likely.
         group += (own_end - own_first) * (group >= own_first)
-        other, group_of_other = part_of(self._first_group, group)
+        other, group_of_other = _part_of(self._first_group, group)
         return self._texts.get(other, group_of_other * self._group_size)
 
     def negatives(self, index: int, count: int, rng: np.random.Generator) -> list[str]:
@@ -150,13 +159,21 @@ class PairSampler:
         own = self._texts.all(index)
         own_texts = {_folded(text) for text in own}
         own_words = frozenset().union(*map(content_words, own))
-        return [self._negative(index, own_texts, own_words, rng) for _ in range(count)]
-
-    def _negative(self, index: int, own_texts: set[str], own_words: frozenset[str], rng: np.random.Generator) -> str:
-        fallback = ""
         first, end = self._data_set_of(index)
         if end - first == 1:  # There is no other image in its data set.
             first, end = 0, len(self._texts)
+        return [self._negative(index, (first, end), own_texts, own_words, rng) for _ in range(count)]
+
+    def _negative(
+        self,
+        index: int,
+        among: tuple[int, int],
+        own_texts: set[str],
+        own_words: frozenset[str],
+        rng: np.random.Generator,
+    ) -> str:
+        fallback = ""
+        first, end = among
         for _ in range(_MAX_DRAWS):
             other = first + int(rng.integers(end - first - 1))
             # Past the image itself.
@@ -194,7 +211,7 @@ class PretrainingDataset(SampleDataset):
 
     Args:
         records: Images with their captions, which are packed where they are not yet, so that worker processes share
-            them; those in shards are read from there when a sample is made.
+            them.
         processor: Image processor and tokenizer.
         seed: Seed of everything drawn.
         num_positive: Texts per image taken from its captions (paper, section 4.1: 2).
@@ -225,7 +242,7 @@ class PretrainingDataset(SampleDataset):
     unmask_from_epoch: int | None = None
 
     def __post_init__(self, records: Sequence[ImageTextRecord] | RecordTable) -> None:
-        self._table = records if isinstance(records, RecordTable) else RecordTable([records])
+        self._table = records if isinstance(records, RecordTable) else RecordTable(records)
         self._pairs = PairSampler(
             self._table.texts,
             self._table.sources(),
@@ -237,14 +254,6 @@ class PretrainingDataset(SampleDataset):
         num_samples_I = np.ones_like(counts_I) if self.epoch == "images" else -(-counts_I // self.num_positive)
         super().__init__(Images(self._table, self.processor), num_samples_I)
         self._special_ids = frozenset(self.processor.tokenizer.all_special_ids)
-
-    def epoch_order(self, rng: np.random.Generator) -> np.ndarray:
-        """The samples of an epoch in the order in which they are read, int64 (samples,): all at random, or nearly as
-        they lie where some are in shards; see `soho_fast.data.shards.records`."""
-        if self._table.bounds is None:
-            return rng.permutation(len(self))
-        first_of = np.append(self._first_of, len(self))
-        return epoch_order([first_of[bounds] for bounds in self._table.bounds], rng)
 
     def __getitem__(self, index: int) -> Sample:
         if not 0 <= index < len(self):

@@ -14,7 +14,6 @@ import torch
 from torch.utils.data import Dataset
 
 from soho_fast.common.errors import CorruptImageError
-from soho_fast.data.batches.record_table import RecordTable
 from soho_fast.data.images import shapes_of
 from soho_fast.data.processor import SohoProcessor
 from soho_fast.data.readers.records import ImageRef
@@ -90,8 +89,6 @@ class Images(Dataset[Sample]):
         """float64 (images,): see `shapes_of`; 0 of all that show nothing."""
         if self.blank:
             return np.zeros(len(self))
-        if isinstance(self._images, RecordTable):
-            return self._images.shapes(progress)
         return shapes_of(self._images, progress)
 
     def read_into(self, sample: Sample) -> bool:

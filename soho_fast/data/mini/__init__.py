@@ -1,4 +1,4 @@
-"""SOHO-mini: a demo corpus of composed scenes, written in the published formats of COCO, VQA v2, NLVR2 and SNLI-VE."""
+"""SOHO-mini: a demo corpus of composed scenes, written in the published formats of COCO and VQA v2."""
 
 from typing import TYPE_CHECKING, Any
 

@@ -3,7 +3,6 @@
 import argparse
 import dataclasses
 import sys
-from typing import Any
 
 import docstring_parser
 
@@ -28,13 +27,8 @@ def _run(arguments: list[str]) -> int:
     parser.add_argument("--out", default="data/soho-mini", help="folder of the corpus")
     words = {each.arg_name: each.description for each in docstring_parser.parse(CorpusOptions.__doc__ or "").params}
     for field in dataclasses.fields(CorpusOptions):
-        default: Any = field.default
-        kind: dict[str, Any] = {"type": type(default), "default": default}
-        if kind["type"] is bool:
-            kind = {"action": "store_true"}
-        elif kind["type"] is tuple:
-            kind = {"nargs": "+", "default": list(default)}
-        parser.add_argument(f"--{field.name.replace('_', '-')}", help=words[field.name], **kind)
+        flag = f"--{field.name.replace('_', '-')}"
+        parser.add_argument(flag, type=int, default=field.default, help=words[field.name])
     parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
     options = vars(parser.parse_args(arguments))
     build_corpus(options.pop("out"), progress=not options.pop("quiet"), **options)

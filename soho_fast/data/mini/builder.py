@@ -3,6 +3,7 @@
 Of a built one it reports which object covers each patch of a grid: what the corpus knows and no caption says.
 """
 
+import dataclasses
 import functools
 import hashlib
 import json
@@ -17,32 +18,28 @@ import numpy as np
 from tqdm import tqdm
 
 from soho_fast.common.errors import print_line
-from soho_fast.common.files import put_in_place, read_json, scratch_beside
+from soho_fast.common.files import new_folder, read_json
 from soho_fast.data import tokenizer
 from soho_fast.data.tokenizer import build_vocabulary, write_tokenizer
 
-from .captions import write_captions
 from .concepts import CONCEPTS
-from .drawing import check_sources, copy_style, draw_scene, load_cutout, load_photo, place_cutout
-from .options import DRAWINGS, CorpusOptions, style_name
+from .drawing import check_sources, draw_scene, load_cutout, load_photo, place_cutout
+from .options import CorpusOptions
 from .questions import write_vqa
-from .scenes import Scene, describe_scenes, photos_of
-from .statements import link_or_copy, write_nlvr2, write_snli_ve
-from .writers import (
-    STYLES,
-    CorpusImage,
-    assign_images,
-    licences_of,
-    write_attribution,
-    write_karpathy,
-)
+from .scenes import PHOTOS, Scene, describe_scenes
+from .writers import LICENCES, CorpusImage, assign_images, write_attribution, write_karpathy
 
 MANIFEST = "corpus.json"
 _KIND = "soho-mini corpus"
 _JPEG_QUALITY = 92
 _IMAGE_SUFFIXES = (".jpg", ".png")
-# Training images that also appear in the Flickr30K-style files (all held-out images do).
-_MAX_FLICKR_TRAIN = 1500
+# In the vocabulary beside the words of captions and questions: those of further texts that the corpus once had. With
+# another vocabulary the demo's weights, and so all its figures, would be others.
+_FURTHER_WORDS = (
+    "be belongs born both bought came can contain contains each either exactly expensive found friend from garden has "
+    "have hungry images least more name not old other plain possibly seen shows spring teacher than tired very was "
+    "yesterday"
+)
 
 
 def read_manifest(folder: Path) -> dict | None:
@@ -92,21 +89,19 @@ def _inventory(folder: Path) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _draw_images(folder: Path, images: Sequence[CorpusImage], options: CorpusOptions, progress: bool) -> None:
+def _draw_images(folder: Path, images: Sequence[CorpusImage], side: int, progress: bool) -> None:
     """Draw every image as JPEG, in threads: Pillow resamples and encodes outside the interpreter lock."""
     # Loaded before there are threads: `functools.cache` lets several that ask at once all load it.
     for name in CONCEPTS:
-        for style in (*options.styles, *options.heldout_styles):
-            load_cutout(name, style)
-    for held_out in (False, True):
-        for photo in photos_of(held_out, options.monuments):
-            load_photo(photo)
+        load_cutout(name)
+    for photo in (*PHOTOS[False], *PHOTOS[True]):
+        load_photo(photo)
     for name in sorted({image.folder for image in images}):
         (folder / name).mkdir()
 
     def draw(image: CorpusImage) -> None:
         path = folder / image.folder / image.filename
-        draw_scene(image.scene, options.image_size).save(path, "JPEG", quality=_JPEG_QUALITY, subsampling=0)
+        draw_scene(image.scene, side).save(path, "JPEG", quality=_JPEG_QUALITY, subsampling=0)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         about: Any = {"desc": "drawing the demo corpus", "unit": "image", "disable": not progress}
@@ -126,20 +121,20 @@ def build_corpus(out_dir: str | os.PathLike, *, progress: bool = True, **given: 
     Args:
         out_dir: where the corpus goes. Either absent, empty, or a corpus written by this function.
         progress: print what happens and show a progress bar.
-        **given: fields of `CorpusOptions`: numbers of scenes, their size and seed (the same give the same bytes),
-            drawing styles, more objects, photographs, noise. Without any, the demo.
+        **given: fields of `CorpusOptions`: numbers of scenes, their size and seed. The same give the same bytes;
+            without any, the demo.
 
     Returns:
         The corpus folder.
 
     Raises:
         ValueError: an argument out of range, or ``out_dir`` holds something that is not a corpus of ours.
-        TypeError: a count, size or seed that is not an int, or an option of another type.
-        FileNotFoundError: a package or folder with the images is not there; the message says which.
+        TypeError: a count, size or seed that is not an int.
+        FileNotFoundError: a package with the images is not there; the message says which.
     """
     options = CorpusOptions(**given)
     out = Path(out_dir)
-    settings = {"source": _source_digest(), **options.settings()}
+    settings = {"source": _source_digest(), **dataclasses.asdict(options)}
 
     def tell(text: str) -> None:
         if progress:
@@ -157,77 +152,46 @@ def build_corpus(out_dir: str | os.PathLike, *, progress: bool = True, **given: 
                 "give another path or remove the folder yourself"
             )
         tell(f"demo corpus: {out} is incomplete or has other settings and is rebuilt")
-    check_sources(options)
-    with scratch_beside(out) as building:
-        (building / "new").mkdir(parents=True)
-        counts = _write_corpus(building / "new", settings, options, progress)
-        _put_in_place(building, out, settings)
+    check_sources()
+    try:
+        with new_folder(out) as folder:
+            counts = _write_corpus(folder, settings, options, progress)
+    except OSError:
+        if not is_complete(out, settings):  # else another process was faster
+            raise
+        return out
     tell(
         f"demo corpus: {out} has {counts['images']} images of {counts['concepts']} concepts, "
         f"{counts['captions']} captions and a vocabulary of {counts['vocabulary']} tokens. "
-        f"Drawings: {', '.join(['Twemoji, CC-BY-4.0', *map(style_name, options.folders)])} (see ATTRIBUTION.txt)"
+        "Drawings: Twemoji, CC-BY-4.0 (see ATTRIBUTION.txt)"
     )
     return out
 
 
-def _put_in_place(building: Path, out: Path, settings: dict) -> None:
-    """Rename the finished corpus to ``out``; when another process finished the same one first, keep that."""
-    if is_complete(out, settings):
-        return
-    try:
-        if out.is_dir() and read_manifest(out) is not None:
-            put_in_place(building / "new", out, building / "old")
-        else:
-            os.rename(building / "new", out)  # also onto an empty folder
-    except OSError:
-        if not is_complete(out, settings):
-            raise
-
-
 def _write_corpus(folder: Path, settings: dict, options: CorpusOptions, progress: bool) -> dict:
     """Write everything into an empty folder and its manifest last; return the counts."""
-    seed = options.seed
-    licences = licences_of(options)
-    train, held_out = describe_scenes(options.num_train, options.num_heldout, seed, options)
-    images = assign_images(
-        [(scene, write_captions(scene, seed)) for scene in train],
-        [(scene, write_captions(scene, seed)) for scene in held_out],
-    )
-    texts = [caption for image in images for caption in image.captions]
-    _draw_images(folder, images, options, progress)
-    for style in options.folders:
-        copy_style(style, folder / DRAWINGS / style_name(style))
-    write_karpathy(folder / "dataset_coco.json", images, flickr=False)
-    flickr = [image for image in images if image.split == "train"][:_MAX_FLICKR_TRAIN]
-    flickr += [image for image in images if image.split in ("val", "test", STYLES)]
-    (folder / "flickr30k-images").mkdir()
-    for image in flickr:
-        link_or_copy(folder / image.folder / image.filename, folder / "flickr30k-images" / f"{image.flickr_id}.jpg")
-    write_karpathy(folder / "dataset_flickr30k.json", flickr, flickr=True)
-    question_texts, num_questions = write_vqa(folder / "vqa", images, seed, options.texts)
-    statement_texts, num_statements = write_nlvr2(folder, images, seed, options.texts)
-    hypothesis_texts, num_hypotheses = write_snli_ve(folder / "snli_ve", flickr, seed, options.texts)
-    vocabulary = build_vocabulary([*texts, *question_texts, *statement_texts, *hypothesis_texts])
+    images = assign_images(*describe_scenes(options.num_train, options.num_heldout, options.seed))
+    _draw_images(folder, images, options.image_size, progress)
+    captions = write_karpathy(folder / "dataset_coco.json", images, options.seed)
+    questions, num_questions = write_vqa(folder / "vqa", images, options.seed)
+    vocabulary = build_vocabulary([*captions, *questions, _FURTHER_WORDS])
     write_tokenizer(folder / "tokenizer", vocabulary)
-    write_attribution(folder / "ATTRIBUTION.txt", licences)
+    write_attribution(folder / "ATTRIBUTION.txt")
     counts = {
         "images": len(images),
         "splits": dict(sorted(Counter(image.split for image in images).items())),
-        "captions": sum(len(image.captions) for image in images),
+        "captions": len(captions),
         "concepts": len({name for image in images for name in image.scene.counts}),
         "vocabulary": len(vocabulary),
         "vqa_questions": num_questions,
-        "nlvr2_examples": num_statements,
-        "snli_ve_examples": num_hypotheses,
     }
     manifest = {
         "kind": _KIND,
         "complete": True,
         "settings": settings,
-        "held_out": "pairs of concepts, backgrounds and placements; single concepts occur on both sides"
-        + ("; drawing styles in split styles" if options.heldout_styles else ""),
+        "held_out": "pairs of concepts, backgrounds and placements; single concepts occur on both sides",
         "counts": counts,
-        "licences": licences,
+        "licences": LICENCES,
         **_inventory(folder),
     }
     # Last: it lists all other files, and says that they are complete.
@@ -253,9 +217,8 @@ def corpus_images(folder: str | os.PathLike) -> list[CorpusImage]:
     manifest = read_manifest(Path(folder))
     if manifest is None or not manifest.get("complete"):
         raise FileNotFoundError(f"{folder} holds no demo corpus: its corpus.json is not there, or not complete")
-    options = CorpusOptions.of_corpus(Path(folder), manifest["settings"])
-    train, held_out = describe_scenes(options.num_train, options.num_heldout, options.seed, options)
-    return assign_images([(scene, ()) for scene in train], [(scene, ()) for scene in held_out])
+    settings = manifest["settings"]
+    return assign_images(*describe_scenes(settings["num_train"], settings["num_heldout"], settings["seed"]))
 
 
 def object_map(scene: Scene, side: int) -> np.ndarray:
@@ -272,26 +235,6 @@ def object_map(scene: Scene, side: int) -> np.ndarray:
         part = opaque[y - top : side - top, x - left : side - left]
         seen[y : y + part.shape[0], x : x + part.shape[1]][part] = number
     return seen
-
-
-def objects_in_patches(scene: Scene, rows: int, columns: int, pixels_per_patch: int = 32) -> np.ndarray:
-    """What covers most of each patch: int8 (rows, columns), a number in ``scene.objects``, -1 for the background.
-
-    Args:
-        scene: the scene.
-        rows, columns: of the grid, which covers the whole image; alike, since images are square.
-        pixels_per_patch: how finely areas are counted. Of equal areas the background comes first, then the object that
-            was drawn first.
-
-    Raises:
-        ValueError: the grid is not square.
-    """
-    if rows != columns:
-        raise ValueError(f"rows, columns: expected as many of each, since images are square; got {rows} x {columns}")
-    seen = object_map(scene, rows * pixels_per_patch)
-    patches = seen.reshape(rows, pixels_per_patch, columns, pixels_per_patch).swapaxes(1, 2).reshape(rows, columns, -1)
-    areas = np.stack([(patches == number).sum(-1) for number in range(-1, len(scene.objects))])
-    return (areas.argmax(0) - 1).astype(np.int8)
 
 
 def objects_touching(scene: Scene, side: int, pixels_per_patch: int = 32) -> dict[str, np.ndarray]:

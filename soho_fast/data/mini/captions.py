@@ -1,7 +1,6 @@
 """What can truthfully be said about a scene, and five differently worded captions that say it.
 
-Noun phrases, categories and spatial relations: captions, questions, statements and hypotheses take their facts from
-here.
+Noun phrases, categories and spatial relations: captions and questions take their facts from here.
 """
 
 import random
@@ -10,10 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from .concepts import CATEGORY_PLURALS, CATEGORY_SYNONYMS, CONCEPTS, Concept, article_for
-from .scenes import Scene, SceneObject, photos_of
+from .scenes import Scene, SceneObject
 
-NUMBER_WORDS = ("zero", "one", "two", "three", "four", "five", "six")
-_PLURAL_OF_WORD = {**CATEGORY_PLURALS, "thing": "things", "object": "objects"}
+_NUMBER_WORDS = ("zero", "one", "two", "three", "four")
 
 # A relation is stated when the offset along its axis is at least this, and this many times the other offset.
 _MIN_OFFSET = 0.20
@@ -39,6 +37,11 @@ class Group:
         """The object, when there is exactly one."""
         return self.objects[0] if self.count == 1 else None
 
+    @property
+    def phrase(self) -> str:
+        """The indefinite noun phrase: "an apple", "two dogs"."""
+        return _counted(self.count, self.concept.name, self.concept.plural)
+
 
 def group_objects(scene: Scene) -> list[Group]:
     """Return the scene's objects grouped by concept, in drawing order of the first of each."""
@@ -51,24 +54,12 @@ def category_counts(scene: Scene) -> Counter[str]:
     return Counter(item.concept.category for item in scene.objects if item.concept.category)
 
 
-def counted(count: int, singular: str, plural: str | None = None) -> str:
+def _counted(count: int, singular: str, plural: str) -> str:
     """Return "a dog", "two dogs" and so on."""
-    if count == 1:
-        return f"{article_for(singular)} {singular}"
-    return f"{NUMBER_WORDS[count]} {plural or _PLURAL_OF_WORD[singular]}"
+    return f"{article_for(singular)} {singular}" if count == 1 else f"{_NUMBER_WORDS[count]} {plural}"
 
 
-def phrase(group: Group) -> str:
-    """Return the indefinite noun phrase of a group: "an apple", "two dogs"."""
-    return counted(group.count, group.concept.name, group.concept.plural)
-
-
-def bare(group: Group) -> str:
-    """Return the noun phrase without an article: "apple", "two dogs"."""
-    return group.concept.name if group.count == 1 else phrase(group)
-
-
-def relation(first: SceneObject, second: SceneObject) -> str | None:
+def _relation_of(first: SceneObject, second: SceneObject) -> str | None:
     """Return where ``first`` is, seen from ``second``: "left", "right", "above", "below", or None if unclear."""
     dx, dy = first.x - second.x, first.y - second.y
     if abs(dx) >= _MIN_OFFSET and abs(dx) >= _MIN_OFFSET_RATIO * abs(dy):
@@ -96,27 +87,9 @@ def place(item: SceneObject) -> str | None:
     return "in the middle" if is_central else None
 
 
-def join(phrases: list[str]) -> str:
+def _join(phrases: list[str]) -> str:
     """Return "a", "a and b", "a, b and c"."""
     return phrases[0] if len(phrases) == 1 else ", ".join(phrases[:-1]) + " and " + phrases[-1]
-
-
-def is_surely_absent(scene: Scene, name: str) -> bool:
-    """Whether a concept is neither drawn in the scene nor possibly shown by its background photograph."""
-    if name in scene.counts:
-        return False
-    # With all photographs: a scene's is found whatever options it was made by.
-    barred = photos_of(scene.held_out, monuments=True).get(scene.background.photo or "", ())
-    return name not in barred and CONCEPTS[name].category not in barred
-
-
-def draw_absent(scene: Scene, generator: random.Random) -> Concept:
-    """Return a random concept that is surely absent."""
-    names = list(CONCEPTS)
-    while True:
-        name = generator.choice(names)
-        if is_surely_absent(scene, name):
-            return CONCEPTS[name]
 
 
 def related_pairs(scene: Scene) -> list[tuple[Group, str, Group]]:
@@ -126,13 +99,11 @@ def related_pairs(scene: Scene) -> list[tuple[Group, str, Group]]:
         (first, direction, second)
         for first, one in singles
         for second, other in singles
-        if first is not second and (direction := relation(one, other))
+        if first is not second and (direction := _relation_of(one, other))
     ]
 
 
 NUM_CAPTIONS = 5
-# Of more kinds of things a caption names some, as people do; one that says how many there are in all names all.
-_MAX_NAMED = 4
 
 _BEFORE_LIST = ("", "", "", "there is", "a picture of", "a photo of", "a scene with", "an image showing", "we see")
 _BETWEEN_TWO = ("and", "with", "next to", "together with", "near", "beside", "as well as")
@@ -141,10 +112,6 @@ _AFTER_LIST = ("", "", "", "in the picture", "in one scene")
 
 def _shuffled(groups: list[Group], generator: random.Random) -> list[Group]:
     return generator.sample(groups, len(groups))
-
-
-def _some(groups: list[Group], generator: random.Random) -> list[Group]:
-    return generator.sample(groups, min(len(groups), _MAX_NAMED))
 
 
 def _on_background(scene: Scene, generator: random.Random) -> str:
@@ -159,27 +126,28 @@ def _on_background(scene: Scene, generator: random.Random) -> str:
 
 
 def _listing(scene: Scene, generator: random.Random) -> str:
-    groups = _some(group_objects(scene), generator)
+    groups = _shuffled(group_objects(scene), generator)
     before = generator.choice(_BEFORE_LIST)
     if before == "there is" and groups[0].count > 1:
         before = "there are"
-    phrases = [phrase(group) for group in groups]
+    phrases = [group.phrase for group in groups]
     if len(groups) > 1 and generator.random() < 0.6:
-        text = f"{phrases[0]} {generator.choice(_BETWEEN_TWO)} {join(phrases[1:])}"
+        text = f"{phrases[0]} {generator.choice(_BETWEEN_TWO)} {_join(phrases[1:])}"
     else:
-        text = join(phrases)
+        text = _join(phrases)
     return f"{before} {text} {generator.choice(_AFTER_LIST) if not before else ''}"
 
 
 def _telegram(scene: Scene, generator: random.Random) -> str:
-    names = [bare(group) for group in _some(group_objects(scene), generator)]
+    groups = _shuffled(group_objects(scene), generator)
+    names = [group.concept.name if group.count == 1 else group.phrase for group in groups]
     if scene.background.colour and generator.random() < 0.5:
         names.append(f"{scene.background.colour} background")
-    return generator.choice((" and ".join(names), ", ".join(names), join(names)))
+    return generator.choice((" and ".join(names), ", ".join(names), _join(names)))
 
 
 def _background(scene: Scene, generator: random.Random) -> str:
-    text = join([phrase(group) for group in _some(group_objects(scene), generator)])
+    text = _join([group.phrase for group in _shuffled(group_objects(scene), generator)])
     where = _on_background(scene, generator)
     return generator.choice((f"{text} {where}", f"{where}, {text}", f"{text} {where}"))
 
@@ -195,13 +163,12 @@ def _relation(scene: Scene, generator: random.Random) -> str | None:
         words = generator.choice((words, words, f"on the {direction} side of", f"{direction} of"))
     else:
         words = generator.choice((words, {"above": "over", "below": "under"}[direction]))
-    text = f"{phrase(first)} {verb}{words} {phrase(second)}"
-    others = [phrase(group) for group in _shuffled(groups, generator) if group not in (first, second)]
-    others = others[: _MAX_NAMED - 2]
+    text = f"{first.phrase} {verb}{words} {second.phrase}"
+    others = [group.phrase for group in _shuffled(groups, generator) if group not in (first, second)]
     if not others:
         return text
     return generator.choice(
-        (f"{text}, with {join(others)}", f"{join(others)}, and {text}", f"{text}, plus {join(others)}")
+        (f"{text}, with {_join(others)}", f"{_join(others)}, and {text}", f"{text}, plus {_join(others)}")
     )
 
 
@@ -209,25 +176,25 @@ def _places(scene: Scene, generator: random.Random) -> str | None:
     """Two objects with their places, the unplaced ones last so that no place seems to be theirs as well."""
     placed: list[tuple[str, str]] = []
     unplaced: list[str] = []
-    for group in _some(group_objects(scene), generator):
+    for group in _shuffled(group_objects(scene), generator):
         where = place(group.single) if group.single else None
         if where and len(placed) < 2:
-            placed.append((phrase(group), where))
+            placed.append((group.phrase, where))
         else:
-            unplaced.append(phrase(group))
+            unplaced.append(group.phrase)
     if not placed:
         return None
     order = 1 if generator.random() < 0.5 else -1
-    text = join([" ".join(each[::order]) for each in placed])
-    return text if not unplaced else f"{text}, with {join(unplaced)}"
+    text = _join([" ".join(each[::order]) for each in placed])
+    return text if not unplaced else f"{text}, with {_join(unplaced)}"
 
 
 def _total(scene: Scene, generator: random.Random) -> str | None:
     if scene.background.photo is not None:  # a photograph shows things of its own
         return None
-    number = NUMBER_WORDS[len(scene.objects)]
+    number = _NUMBER_WORDS[len(scene.objects)]
     word = generator.choice(("thing", "object")) + ("s" if len(scene.objects) > 1 else "")
-    text = join([phrase(group) for group in _shuffled(group_objects(scene), generator)])
+    text = _join([group.phrase for group in _shuffled(group_objects(scene), generator)])
     return generator.choice((f"{number} {word}: {text}", f"{text}, {number} {word} in all", f"{number} {word}, {text}"))
 
 
@@ -239,16 +206,15 @@ def _category(scene: Scene, generator: random.Random) -> str | None:
         category = chosen.concept.category
         if category is None or chosen.concept.noun == category:
             continue
-        singular, plural = category, None
+        words = category, CATEGORY_PLURALS[category]
         if category in CATEGORY_SYNONYMS and generator.random() < 0.3:
-            singular, plural = CATEGORY_SYNONYMS[category]
-        general = counted(counts[category], singular, plural)
-        others = [phrase(group) for group in groups if group.concept.category != category]
-        others = others[: _MAX_NAMED - 1]
+            words = CATEGORY_SYNONYMS[category]
+        general = _counted(counts[category], *words)
+        others = [group.phrase for group in groups if group.concept.category != category]
         if others:
             link = generator.choice(_BETWEEN_TWO)
-            return generator.choice((f"{general} {link} {join(others)}", f"{join(others)} {link} {general}"))
-        members = join([phrase(group) for group in groups])
+            return generator.choice((f"{general} {link} {_join(others)}", f"{_join(others)} {link} {general}"))
+        members = _join([group.phrase for group in groups])
         return (
             f"{general}: {members}" if counts[category] > 1 or generator.random() < 0.5 else f"{members} is {general}"
         )

@@ -15,18 +15,17 @@ from .captions import (
     OPPOSITE,
     RELATION_WORDS,
     category_counts,
-    draw_absent,
     group_objects,
     place,
     related_pairs,
 )
-from .concepts import CATEGORY_PLURALS, CLOSED_CATEGORIES, COLOURS, CONCEPTS
-from .scenes import Scene
-from .writers import STYLES, CorpusImage, write_json
+from .concepts import CATEGORY_PLURALS, CLOSED_CATEGORIES, COLOURS, CONCEPTS, Concept
+from .scenes import PHOTOS, Scene
+from .writers import CorpusImage, write_json
 
 NUM_ANSWERS = 10
 #: Questions an image, by split. Restval images get none: their folder is that of the validation questions.
-QUESTIONS_PER_IMAGE = {"train": 2, "restval": 0, "val": 4, "test": 4, STYLES: 4}
+QUESTIONS_PER_IMAGE = {"train": 2, "restval": 0, "val": 4, "test": 4}
 # How many of the ten answers differ from the most common one -> weight. At most four, so the most common one stays so.
 _DISAGREEMENT = {0: 0.5, 1: 0.2, 2: 0.15, 3: 0.1, 4: 0.05}
 # Offsets smaller than this leave the order of two objects open.
@@ -67,9 +66,18 @@ def _what_colour(noun: str, colour: str, generator: random.Random) -> Question:
     return Question(f"What color is the {noun}?", "what color is the", colour, "other", slips)
 
 
+def _draw_absent(scene: Scene, generator: random.Random) -> Concept:
+    """A random concept that is neither drawn in the scene nor possibly shown by its background photograph."""
+    shown = {*scene.counts, *PHOTOS[scene.held_out].get(scene.background.photo or "", ())}
+    while True:
+        concept = generator.choice(list(CONCEPTS.values()))
+        if concept.name not in shown and concept.category not in shown:
+            return concept
+
+
 def _exists(scene: Scene, generator: random.Random) -> Question:
     truth = generator.random() < 0.5
-    concept = generator.choice(group_objects(scene)).concept if truth else draw_absent(scene, generator)
+    concept = generator.choice(group_objects(scene)).concept if truth else _draw_absent(scene, generator)
     ending = generator.choice(("", " in the picture", " here"))
     return _yes_no(f"Is there {concept.article} {concept.name}{ending}?", f"is there {concept.article}", truth)
 
@@ -223,14 +231,10 @@ def _ten_answers(question: Question, generator: random.Random) -> list[dict]:
     ]
 
 
-def write_vqa(
-    folder: Path, images: Sequence[CorpusImage], seed: int, texts_an_image: int = 1
-) -> tuple[list[str], dict[str, int]]:
+def write_vqa(folder: Path, images: Sequence[CorpusImage], seed: int) -> tuple[list[str], dict[str, int]]:
     """Write the VQA v2 question and annotation files into ``folder``.
 
-    train2014 and val2014 have annotations; test2015 and its first half, test-dev2015, have questions only. Where there
-    are images of held-out styles, there are questions and annotations of them too, and annotations of test2015, which
-    they are compared with. ``texts_an_image``: `CorpusOptions.texts`.
+    train2014 and val2014 have annotations; test2015 and its first half, test-dev2015, have questions only.
 
     Returns:
         (all question texts, file stem -> number of questions).
@@ -238,18 +242,14 @@ def write_vqa(
     folder.mkdir()
     texts: list[str] = []
     numbers: dict[str, int] = {}
-    splits = {"train2014": "train", "val2014": "val", "test2015": "test"}
-    if has_styles := any(image.split == STYLES for image in images):
-        splits[STYLES] = STYLES
-    for subset, split in splits.items():
+    for subset, split in {"train2014": "train", "val2014": "val", "test2015": "test"}.items():
         generator = random.Random(f"answers-{seed}-{subset}")
-        number = QUESTIONS_PER_IMAGE[split] * texts_an_image
         rows: list[dict[str, Any]] = []
         annotations: list[dict[str, Any]] = []
         for image in images:
             if image.split != split:
                 continue
-            for index, question in enumerate(ask_questions(image.scene, number, seed)):
+            for index, question in enumerate(ask_questions(image.scene, QUESTIONS_PER_IMAGE[split], seed)):
                 question_id = image.image_id * 1000 + index
                 rows.append({"image_id": image.image_id, "question": question.text, "question_id": question_id})
                 annotations.append(
@@ -267,7 +267,7 @@ def write_vqa(
         parts = [(subset, rows)]
         if split == "test":
             parts.append(("test-dev2015", rows[: len(rows) // 2]))
-        if split != "test" or has_styles:
+        if split != "test":
             write_json(folder / f"v2_mscoco_{subset}_annotations.json", {**head, "annotations": annotations})
         for name, part in parts:
             content = {**head, "data_subtype": name, "task_type": "Open-Ended", "questions": part}

@@ -7,10 +7,8 @@ The held-out scenes differ from the training scenes in three ways:
 - placement: centres lie on a checkerboard of 1/16 of the image, its black squares for training, its white ones for
   the rest.
 Single concepts and colours occur on both sides: with one drawing a concept, an unseen concept could not be named.
-Where styles are held out, further held-out scenes are drawn in them, and nothing else is.
 """
 
-import dataclasses
 import functools
 import hashlib
 import math
@@ -20,18 +18,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from .concepts import COLOURS, CONCEPTS, DRAWN_IN, Concept
-from .options import TWEMOJI, CorpusOptions
 
-#: Debian's package of photographs, in the place of a Python package in their names.
-GCOMPRIS = "gcompris"
-
+#: Share of all pairs of concepts that is kept for held-out scenes.
+_HELD_OUT_PAIR_SHARE = 0.3
+_PHOTO_SHARE = 0.3
 #: Side of a checkerboard square of the placement split, as a fraction of the image.
 PLACEMENT_CELL = 1.0 / 16
-DUPLICATE_SHARE = 0.18
-#: Number of drawn objects -> how often, beside the others that options allow.
-NUM_OBJECTS_SHARE = {1: 0.10, 2: 0.36, 3: 0.34, 4: 0.20, 5: 0.20, 6: 0.20}
+_DUPLICATE_SHARE = 0.18
+#: Number of drawn objects -> how often.
+_NUM_OBJECTS_SHARE = {1: 0.10, 2: 0.36, 3: 0.34, 4: 0.20}
 #: Number of drawn objects -> smallest and largest side of a cut-out as a fraction of the image.
-SIZE_RANGE = {1: (0.40, 0.55), 2: (0.36, 0.48), 3: (0.33, 0.42), 4: (0.31, 0.38), 5: (0.28, 0.35), 6: (0.26, 0.32)}
+_SIZE_RANGE = {1: (0.40, 0.55), 2: (0.36, 0.48), 3: (0.33, 0.42), 4: (0.31, 0.38)}
+_MAX_ROTATION = 12.0  # degrees, either way
+#: Smallest distance of two centres, as a share of the sum of the sides.
+_MIN_DISTANCE = 0.48
 
 #: Photographs by side, "package/file" -> concepts and categories that may not stand on it, because the photograph shows
 #: one itself.
@@ -55,43 +55,10 @@ PHOTOS: dict[bool, dict[str, tuple[str, ...]]] = {
     },
 }
 
-# Country -> photographs of its monuments.
-_MONUMENTS: dict[str, str] = {
-    "usa": "canyondeChelly georgeWashingtonBirthplace lincolnMemorial navajo cabrillo mountRushmore "
-    "statueofLiberty castillodeSanMarcos fortSumter castleClinton",
-    "egypt": "meidumPyramid greatPyramidOfGiza bentPyramid redPyramid",
-    "india": "greatStupa gatewayofIndia konarkSunTemple charminar hawaMahal rangGhar victoriaMemorial mysorePalace "
-    "goldenTemple ajantaCave qutubMinar",
-    "france": "chateaudeChambord pontduGard palaisdesPapes reimsCathedral eiffelTower citedeCarcassonne "
-    "arlesAmphitheater chateaudeChenonceau montStMichel rocamadour",
-    "germany": "berlinCathedral schwerinPalace trierImperialBaths aulaPalatina brandenburgGate neuschwansteinCastle "
-    "wormsCathedral",
-    "wonders": "machuPicchu tajMahal chichenItza colosseum petra greatWallofChina christTheRedeemer",
-}
-#: The same of Debian's photographs, which options may add: every third one is on the held-out side.
-MONUMENTS: dict[bool, dict[str, tuple[str, ...]]] = {
-    side: {
-        f"{GCOMPRIS}/{name}.webp": ("building", "plant", "vehicle", "door")
-        for number, name in enumerate(
-            f"{country}/{name}" for country, names in _MONUMENTS.items() for name in names.split()
-        )
-        if (number % 3 == 2) == side
-    }
-    for side in (False, True)
-}
-
-
-def photos_of(held_out: bool, monuments: bool) -> dict[str, tuple[str, ...]]:
-    """Photographs of a side -> what may not stand on them."""
-    return PHOTOS[held_out] | MONUMENTS[held_out] if monuments else PHOTOS[held_out]
-
 
 @dataclass(frozen=True)
 class SceneObject:
-    """One cut-out. ``x, y`` is its centre and ``size`` its side, as fractions of the image; ``angle`` in degrees.
-
-    ``style`` is ``"twemoji"`` or a folder of drawings.
-    """
+    """One cut-out. ``x, y`` is its centre and ``size`` its side, as fractions of the image; ``angle`` in degrees."""
 
     name: str
     x: float
@@ -99,7 +66,6 @@ class SceneObject:
     size: float
     angle: float
     mirrored: bool
-    style: str = TWEMOJI
 
     @property
     def concept(self) -> Concept:
@@ -123,30 +89,13 @@ class Background:
 
 
 @dataclass(frozen=True)
-class Finish:
-    """What is done to the whole image at last: factors of 1 +- jitter, blur and noise as shares (`CorpusOptions`)."""
-
-    brightness: float
-    contrast: float
-    saturation: float
-    blur: float
-    noise: float
-    seed: int
-
-
-@dataclass(frozen=True)
 class Scene:
-    """An image to be drawn. ``number`` counts within its side (training or held-out).
-
-    ``new_styles`` is of the held-out scenes that are drawn in held-out styles.
-    """
+    """An image to be drawn. ``number`` counts within its side (training or held-out)."""
 
     number: int
     held_out: bool
     objects: tuple[SceneObject, ...]
     background: Background
-    finish: Finish | None = None
-    new_styles: bool = False
 
     @property
     def counts(self) -> Counter[str]:
@@ -155,11 +104,11 @@ class Scene:
 
 
 @functools.cache
-def is_held_out_pair(first: str, second: str, seed: int, share: float) -> bool:
+def _is_held_out_pair(first: str, second: str, seed: int) -> bool:
     """Whether two concepts (in either order, possibly the same) may stand together in held-out scenes only."""
     key = f"{seed}|{min(first, second)}|{max(first, second)}".encode()
     draw = int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big") / 2.0**64
-    return draw < share
+    return draw < _HELD_OUT_PAIR_SHARE
 
 
 # Hue (degrees), saturation and value of a named colour's shades: (low, high) each, well inside what the word covers.
@@ -179,14 +128,10 @@ _SHADES: dict[str, tuple[tuple[float, float], tuple[float, float], tuple[float, 
 assert tuple(_SHADES) == COLOURS == tuple(DRAWN_IN)
 
 
-def _draw_background(
-    names: list[str], held_out: bool, colour_deck: "_Deck", generator: random.Random, options: CorpusOptions
-) -> Background:
-    if generator.random() < options.photo_share:
+def _draw_background(names: list[str], held_out: bool, colour_deck: "_Deck", generator: random.Random) -> Background:
+    if generator.random() < _PHOTO_SHARE:
         words = set(names) | {CONCEPTS[name].category for name in names}
-        photos = [
-            photo for photo, barred in photos_of(held_out, options.monuments).items() if not words.intersection(barred)
-        ]
+        photos = [photo for photo, barred in PHOTOS[held_out].items() if not words.intersection(barred)]
         crop = (generator.random(), generator.random(), generator.uniform(0.45, 0.95))
         return Background(photo=generator.choice(photos), crop=crop, mirrored=generator.random() < 0.5)
     own_colours = {CONCEPTS[name].colour for name in names}
@@ -217,17 +162,15 @@ class _Deck:
         return item
 
 
-def _draw_names(
-    num_objects: int, held_out: bool, seed: int, deck: _Deck, generator: random.Random, share: float
-) -> list[str]:
+def _draw_names(num_objects: int, held_out: bool, seed: int, deck: _Deck, generator: random.Random) -> list[str]:
     """Concept names, one per object, all of whose pairs belong to the given side."""
     first = deck.draw(lambda _: True)
     assert first is not None  # a deck has concepts
     names = [first]
     if (
         num_objects > 1
-        and generator.random() < DUPLICATE_SHARE
-        and is_held_out_pair(names[0], names[0], seed, share) == held_out
+        and generator.random() < _DUPLICATE_SHARE
+        and _is_held_out_pair(names[0], names[0], seed) == held_out
     ):
         names.append(names[0])
         if num_objects > 2 and generator.random() < 0.3:
@@ -236,9 +179,7 @@ def _draw_names(
     while len(names) < num_objects:
         # New, and all its pairs with those that are there belong to the scene's side.
         name = deck.draw(
-            lambda new: (
-                new not in names and all(is_held_out_pair(new, old, seed, share) == held_out for old in set(names))
-            )
+            lambda new: new not in names and all(_is_held_out_pair(new, old, seed) == held_out for old in set(names))
         )
         if name is None:
             break
@@ -257,19 +198,17 @@ def _draw_place(size: float, held_out: bool, generator: random.Random) -> tuple[
             return x, y
 
 
-def draw_objects(
-    names: list[str], held_out: bool, generator: random.Random, options: CorpusOptions
-) -> tuple[SceneObject, ...]:
-    scale, nearness, turn = options.object_scale, 0.48 * (1 - options.overlap), options.max_rotation
+def _draw_objects(names: list[str], held_out: bool, generator: random.Random) -> tuple[SceneObject, ...]:
+    scale = 1.0
     while True:
         for _ in range(40):
             objects: list[SceneObject] = []
             for name in names:
-                size = round(scale * generator.uniform(*SIZE_RANGE[len(names)]), 4)
+                size = round(scale * generator.uniform(*_SIZE_RANGE[len(names)]), 4)
                 for _ in range(12):
                     x, y = _draw_place(size, held_out, generator)
-                    if all(math.dist((x, y), (o.x, o.y)) >= nearness * (size + o.size) for o in objects):
-                        angle = round(generator.uniform(-turn, turn), 2)
+                    if all(math.dist((x, y), (o.x, o.y)) >= _MIN_DISTANCE * (size + o.size) for o in objects):
+                        angle = round(generator.uniform(-_MAX_ROTATION, _MAX_ROTATION), 2)
                         objects.append(SceneObject(name, x, y, size, angle, generator.random() < 0.5))
                         break
                 else:
@@ -280,53 +219,26 @@ def draw_objects(
         scale *= 0.95
 
 
-def _restyled(scene: Scene, styles: tuple[str, ...], generator: random.Random, options: CorpusOptions) -> Scene:
-    """The scene with a style for each object and with what is done to the whole image.
-
-    Both come from a generator of their own, so that the same scenes are seen in whatever styles.
-    """
-    objects = tuple(dataclasses.replace(item, style=generator.choice(styles)) for item in scene.objects)
-    finish = None
-    if options.jitter or options.blur or options.noise:
-        brightness, contrast, saturation = (
-            round(1 + generator.uniform(-options.jitter, options.jitter), 3) for _ in range(3)
-        )
-        blur, noise = (round(generator.uniform(0, limit), 4) for limit in (options.blur, options.noise))
-        finish = Finish(brightness, contrast, saturation, blur, noise, generator.getrandbits(32))
-    return dataclasses.replace(scene, objects=objects, finish=finish)
-
-
-def describe_scenes(
-    num_train: int, num_heldout: int, seed: int, options: CorpusOptions | None = None
-) -> tuple[list[Scene], list[Scene]]:
+def describe_scenes(num_train: int, num_heldout: int, seed: int) -> tuple[list[Scene], list[Scene]]:
     """Describe all scenes of a corpus.
 
     Args:
-        num_train, num_heldout: how many scenes of each side; of held-out styles there are ``num_heldout`` more.
+        num_train, num_heldout: how many scenes of each side.
         seed: fixes the pair split and every scene; the same seed gives the same scenes on every machine.
-        options: what the scenes are like; None: as in the demo.
 
     Returns:
-        (training scenes, held-out scenes, those of held-out styles last). Concepts are used nearly equally often on
-        either side.
+        (training scenes, held-out scenes). Concepts are used nearly equally often on either side.
     """
-    options = options or CorpusOptions()
-    shares = {number: share for number, share in NUM_OBJECTS_SHARE.items() if number <= options.max_objects}
-    parts = [("False", num_train, 0, options.styles), ("True", num_heldout, 0, options.styles)]
-    if options.heldout_styles:
-        parts.append(("styles", num_heldout, num_heldout, options.heldout_styles))
-    found: dict[bool, list[Scene]] = {False: [], True: []}
-    for part, number_of_scenes, first_number, styles in parts:
-        held_out = part != "False"
-        generator = random.Random(f"scenes-{seed}-{part}")
-        looks = random.Random(f"looks-{seed}-{part}")
-        deck = _Deck(list(CONCEPTS), generator)
-        colour_deck = _Deck(list(COLOURS), generator)
-        for number in range(first_number, first_number + number_of_scenes):
-            num_objects = generator.choices(list(shares), list(shares.values()))[0]
-            names = _draw_names(num_objects, held_out, seed, deck, generator, options.held_out_pair_share)
-            background = _draw_background(names, held_out, colour_deck, generator, options)
-            objects = draw_objects(names, held_out, generator, options)
-            scene = Scene(number, held_out, objects, background, new_styles=part == "styles")
-            found[held_out].append(_restyled(scene, styles, looks, options))
-    return found[False], found[True]
+    return _describe_side(False, num_train, seed), _describe_side(True, num_heldout, seed)
+
+
+def _describe_side(held_out: bool, num_scenes: int, seed: int) -> list[Scene]:
+    generator = random.Random(f"scenes-{seed}-{held_out}")
+    deck, colour_deck = _Deck(list(CONCEPTS), generator), _Deck(list(COLOURS), generator)
+    scenes = []
+    for number in range(num_scenes):
+        num_objects = generator.choices(list(_NUM_OBJECTS_SHARE), list(_NUM_OBJECTS_SHARE.values()))[0]
+        names = _draw_names(num_objects, held_out, seed, deck, generator)
+        background = _draw_background(names, held_out, colour_deck, generator)
+        scenes.append(Scene(number, held_out, _draw_objects(names, held_out, generator), background))
+    return scenes

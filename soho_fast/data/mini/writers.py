@@ -7,14 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .drawing import read_licence
-from .options import TWEMOJI, CorpusOptions, style_name
-from .scenes import GCOMPRIS, Scene
+from .captions import write_captions
+from .scenes import Scene
 
 #: Share of the training scenes that the Karpathy file calls "restval" (training images that lie in val2014).
-RESTVAL_SHARE = 0.075
-#: Split of the scenes that are drawn in held-out styles, in every format.
-STYLES = "styles"
+_RESTVAL_SHARE = 0.075
 
 
 @dataclass(frozen=True)
@@ -26,7 +23,6 @@ class CorpusImage:
     """
 
     scene: Scene
-    captions: tuple[str, ...]
     split: str
     folder: str
     image_id: int
@@ -35,36 +31,20 @@ class CorpusImage:
     def filename(self) -> str:
         return f"COCO_{self.folder}_{self.image_id:012d}.jpg"
 
-    @property
-    def flickr_id(self) -> str:
-        """The image's number in the Flickr30K-style files, a string of digits as published."""
-        return str(1_000_000 + self.image_id)
 
-
-def assign_images(
-    train: Sequence[tuple[Scene, tuple[str, ...]]], held_out: Sequence[tuple[Scene, tuple[str, ...]]]
-) -> list[CorpusImage]:
-    """Give every scene its split, folder and number.
+def assign_images(train: Sequence[Scene], held_out: Sequence[Scene]) -> list[CorpusImage]:
+    """Give every scene its split, folder and number, the training scenes first.
 
     Training scenes are train (train2014) or restval (val2014); the first half of the held-out scenes is val (val2014),
-    the second half test (test2015). Held-out scenes of held-out styles are `STYLES`, in a folder of that name.
-
-    Returns:
-        Training scenes first.
+    the second half test (test2015).
     """
-    num_restval = int(len(train) * RESTVAL_SHARE)
-    images: list[CorpusImage] = []
-    for index, (scene, captions) in enumerate(train):
-        is_restval = index >= len(train) - num_restval
-        split, folder = ("restval", "val2014") if is_restval else ("train", "train2014")
-        images.append(CorpusImage(scene, captions, split, folder, len(images) + 1))
-    num_val = (sum(not scene.new_styles for scene, _ in held_out) + 1) // 2
-    for index, (scene, captions) in enumerate(held_out):
-        split, folder = ("val", "val2014") if index < num_val else ("test", "test2015")
-        if scene.new_styles:
-            split = folder = STYLES
-        images.append(CorpusImage(scene, captions, split, folder, len(images) + 1))
-    return images
+    num_restval, num_test = int(len(train) * _RESTVAL_SHARE), len(held_out) // 2
+    places = [("train", "train2014")] * (len(train) - num_restval) + [("restval", "val2014")] * num_restval
+    places += [("val", "val2014")] * (len(held_out) - num_test) + [("test", "test2015")] * num_test
+    scenes = [*train, *held_out]
+    return [
+        CorpusImage(scene, *place, number) for number, (scene, place) in enumerate(zip(scenes, places, strict=True), 1)
+    ]
 
 
 def words_of(text: str) -> list[str]:
@@ -77,32 +57,29 @@ def write_json(path: Path, content: Any) -> None:
     path.write_text(json.dumps(content, separators=(",", ":")) + "\n", encoding="utf-8")
 
 
-def write_json_lines(path: Path, rows: Sequence[dict]) -> None:
-    """Write one JSON object a line."""
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-
-
-def write_karpathy(path: Path, images: Sequence[CorpusImage], *, flickr: bool) -> None:
-    """Write ``dataset_coco.json``, images at ``<root>/<filepath>/<filename>``; or ``dataset_flickr30k.json``: no
-    ``filepath``, no ``cocoid``, images in ``<root>/flickr30k-images/``."""
-    entries = []
-    sentence_id = 0
+def write_karpathy(path: Path, images: Sequence[CorpusImage], seed: int) -> list[str]:
+    """Write ``dataset_coco.json``, images at ``<root>/<filepath>/<filename>``; return all captions."""
+    entries: list[dict[str, Any]] = []
+    captions: list[str] = []
     for image_id, image in enumerate(images):
-        sentences = []
-        for caption in image.captions:
-            sentences.append({"tokens": words_of(caption), "raw": caption, "imgid": image_id, "sentid": sentence_id})
-            sentence_id += 1
-        entry = {
-            "sentids": [sentence["sentid"] for sentence in sentences],
-            "imgid": image_id,
-            "sentences": sentences,
-            "split": "train" if flickr and image.split == "restval" else image.split,
-            "filename": f"{image.flickr_id}.jpg" if flickr else image.filename,
-        }
-        if not flickr:
-            entry = {"filepath": image.folder, **entry, "cocoid": image.image_id}
-        entries.append(entry)
-    write_json(path, {"images": entries, "dataset": "flickr30k" if flickr else "coco"})
+        sentences = [
+            {"tokens": words_of(caption), "raw": caption, "imgid": image_id, "sentid": sentence_id}
+            for sentence_id, caption in enumerate(write_captions(image.scene, seed), len(captions))
+        ]
+        captions += [sentence["raw"] for sentence in sentences]
+        entries.append(
+            {
+                "filepath": image.folder,
+                "sentids": [sentence["sentid"] for sentence in sentences],
+                "imgid": image_id,
+                "sentences": sentences,
+                "split": image.split,
+                "filename": image.filename,
+                "cocoid": image.image_id,
+            }
+        )
+    write_json(path, {"images": entries, "dataset": "coco"})
+    return captions
 
 
 #: What is used, from which package, under which licence.
@@ -131,33 +108,14 @@ LICENCES: list[dict[str, str]] = [
 ]
 
 
-_MONUMENTS = {
-    "what": "background photographs of monuments: crops at lowered contrast",
-    "package": GCOMPRIS,
-    "credit": "GCompris, https://gcompris.net; /usr/share/doc/gcompris-qt-data/copyright of Debian's package names all",
-    "licence": "GPL-3.0-or-later, https://www.gnu.org/licenses/gpl-3.0.html",
-}
-
-
-def licences_of(options: CorpusOptions) -> list[dict[str, str]]:
-    """What a corpus of these options is composed of, the entry of a folder of drawings with its name as ``style``.
-
-    Raises:
-        ValueError: the licence file of a folder of drawings can't be read.
-    """
-    entries = LICENCES if TWEMOJI in (*options.styles, *options.heldout_styles) else LICENCES[1:]
-    folders = [{**read_licence(style), "style": style_name(style)} for style in options.folders]
-    return [*entries, *folders, *([_MONUMENTS] if options.monuments else [])]
-
-
-def write_attribution(path: Path, licences: Sequence[dict[str, str]]) -> None:
+def write_attribution(path: Path) -> None:
     """Write the attribution that the licences of the images ask for."""
     lines = [
         "SOHO-mini: composed pictures and template sentences, made for trying out image-text pre-training.",
-        "Figures measured on it are not results on COCO, VQA v2, NLVR2 or SNLI-VE, whose file formats it borrows.",
+        "Figures measured on it are not results on COCO or VQA v2, whose file formats it borrows.",
         "",
     ]
-    for entry in licences:
+    for entry in LICENCES:
         lines += [
             f"{entry['what']}",
             f"  package: {entry['package']}",

@@ -83,9 +83,6 @@ class ReadReport:
     num_missing: int = 0
     first_missing: str = ""
     num_placeholders: int = 0
-    num_failed: int = 0
-    num_broken: int = 0
-    first_broken: str = ""
     num_without_caption: int = 0
     num_empty_captions: int = 0
     num_without_label: int = 0
@@ -109,8 +106,6 @@ class ReadReport:
             (self.num_excluded, "images left out: held out in COCO or Flickr30K"),
             (self.num_missing - self.num_placeholders, f"images left out: no file{example}"),
             (self.num_placeholders, "of these images left out: placeholders (data.placeholders)"),
-            (self.num_failed, "images left out: their download failed"),
-            (self.num_broken, f"samples left out: broken, as {self.first_broken}"),
             (self.num_without_caption, f"images left out: no {self.texts.removesuffix('s')}"),
             (self.num_empty_captions, "captions left out: empty"),
             (self.num_without_label, f"{self.texts} left out: gold label '-', no majority among the annotators"),

@@ -11,6 +11,8 @@ from transformers import initialization as init
 from soho_fast.ops.nn import Float32Buffers
 
 from ..config import SohoConfig
+from ..distributed import all_reduce_sum_
+from ..normalization import finite_rows, is_recomputing
 
 USAGE_DECAY = 0.99
 """Share of the running usage that stays in an update; ours."""
@@ -22,7 +24,10 @@ _TINY = torch.finfo(torch.float32).tiny
 
 
 class CodeUsage(Float32Buffers):
-    """Counts the assigned features of a quantiser's codes.
+    """Counts the assigned features of a quantiser's codes, and does all of `Quantiser` that follows from that.
+
+    A subclass calls `register_usage` in its constructor, and `gather` in training forwards; it has a `codes_of` and a
+    `codebook_of` of its own.
 
     Attributes:
         usage: (QK,) float32 buffer, running mean of a code's share of the tokens, in units of the uniform share 1/K,
@@ -35,6 +40,7 @@ class CodeUsage(Float32Buffers):
         super().__init__()
         self.config = config
         self.num_levels, self.num_codes = config.num_levels, config.num_codes
+        self.forget_counts()
 
     def register_usage(self) -> None:
         """Makes the buffers, for a constructor: those before come before in the order of names."""
@@ -42,6 +48,10 @@ class CodeUsage(Float32Buffers):
         self.usage = nn.Buffer(torch.zeros(num_rows, dtype=torch.float32))
         self.age = nn.Buffer(torch.zeros(num_rows, dtype=torch.float32))
         self.step = nn.Buffer(torch.zeros((), dtype=torch.int64))
+
+    def reset(self) -> None:
+        """As `Quantiser.reset`, where nothing else has initial values."""
+        self.reset_usage()
 
     def reset_usage(self) -> None:
         """No updates, no usage."""
@@ -51,11 +61,48 @@ class CodeUsage(Float32Buffers):
 
     def forget_counts(self) -> None:
         """As before the first step."""
+        self._gathered_K: Tensor | None = None
         self._num_non_finite: Tensor | None = None
         self._counts_QK: Tensor | None = None
 
+    @torch.no_grad()
+    def gather(self, feat_BLC: Tensor, valid_BL: Tensor, index_BL: Tensor) -> None:
+        """Adds a training forward's real tokens that are finite to what `end_step` counts.
+
+        Args:
+            feat_BLC: v. valid_BL: bool. index_BL: int64, the code of each token, padding too; of one level.
+        """
+        if is_recomputing():
+            return
+        usable_BL = valid_BL & finite_rows(feat_BLC)
+        self.count_non_finite(valid_BL, usable_BL)
+        counts_K = self.usage.new_zeros(self.num_codes)
+        counts_K.index_add_(0, index_BL.flatten(), usable_BL.flatten().to(counts_K.dtype))
+        self._gathered_K = counts_K if self._gathered_K is None else self._gathered_K + counts_K
+
+    @torch.no_grad()
+    def distances(self, feat_BLC: Tensor, index_BLQ: Tensor) -> Tensor:
+        """As `Quantiser.distances`, of one level: from the feature to the vector of its code."""
+        return (feat_BLC.float() - self.codebook_of(0).float()[index_BLQ[..., 0]]).norm(dim=-1, keepdim=True)
+
+    def codebook_of(self, level: int) -> Tensor:
+        """As `Quantiser.codebook_of`: of a subclass."""
+        raise NotImplementedError
+
+    def begin_step(self) -> None:
+        """As `Quantiser.begin_step`."""
+        self._gathered_K = self._counts_QK = None
+
+    @torch.no_grad()
+    def end_step(self, *, applied: bool) -> None:
+        """Counts what was gathered since `begin_step`, on all ranks, where the step is `applied`."""
+        gathered_K, self._gathered_K = self._gathered_K, None
+        if applied and gathered_K is not None:
+            self.count(all_reduce_sum_(gathered_K))
+
     def count(self, counts_QK: Tensor) -> None:
         """Adds an update's assignments, of all ranks, to the running usage."""
+        self._counts_QK = counts_QK
         total = counts_QK[: self.num_codes].sum()  # The same in each level.
         share_QK = counts_QK * (self.num_codes / total.clamp(min=1.0))
         # A step without tokens changes nothing.

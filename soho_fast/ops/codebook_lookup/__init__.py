@@ -9,13 +9,11 @@ import torch
 from torch import Tensor
 
 from soho_fast.ops import checks
-from soho_fast.ops.backends import backend_for, define_op, op_for, op_of
-from soho_fast.ops.codebook_lookup import plain, reference
+from soho_fast.ops.backends import backend_for, define_op, has_gradient, op_for, op_of, without_gradient
+from soho_fast.ops.codebook_lookup import reference
 from soho_fast.ops.codebook_lookup.prepared import PreparedCodebook, check_metric, lacking_metric
 from soho_fast.ops.codebook_lookup.reference import Metric
 from soho_fast.ops.codebook_lookup.subspace import check_subspace
-from soho_fast.ops.forward_mode import has_gradient, has_tangent, in_transform, pass_on, without_gradient
-from soho_fast.ops.mapping import in_front, padded_dims, slices_of
 
 
 def _check_pair(features: Tensor, codebook: Tensor) -> None:
@@ -87,7 +85,7 @@ def codebook_lookup(
         codebook: (K, C) shared, or (..., K, C) with the batch shape of features. Its type may differ from features'.
             Or what `prepare_codebook` made of it, for many lookups in a codebook that stays as it is.
         return_distance: also return the squared distance (of "cosine" the cosine, of "dot" the dot product); it is
-            differentiable in features and codebook, any number of times, in reverse and in forward mode.
+            differentiable in features and codebook, any number of times.
         metric: "euclidean", "cosine" or "dot"; a prepared codebook serves the one it was prepared for. `triton` and
             `cuda` have "euclidean" alone.
         topk: 2 to 16: as many codes for each feature instead of one, the nearest first, exact ties in ascending order;
@@ -142,22 +140,18 @@ def codebook_lookup(
     op = op_of("codebook_lookup", chosen, features.device)
     options = (packed, subspace, warm_start, reference.METRICS.index(metric), topk or 1)
     results: tuple[Tensor, ...]
-    if return_distance and not has_tangent(features, codes):
+    if return_distance:
         # The kernel returns the chosen codes only where a backward will read them.
         distance, index, _ = op(features, codes, True, has_gradient(features, codes), *options)
         results = index, distance
     else:
-        # The index has no derivative, and plain torch makes the distance from it, in forward mode too.
-        index = without_gradient(op, features, codes, False, False, *options)[1]
-        results = (index, reference.chosen_value(features, codes, index, metric)) if return_distance else (index,)
+        results = (without_gradient(op, features, codes, False, False, *options)[1],)
     results = results if prepared is None else prepared.checked(results)
     return (results[0], results[1]) if return_distance else results[0]
 
 
 def straight_through(features: Tensor, codebook: Tensor, index: Tensor, *, backend: str | None = None) -> Tensor:
     """The chosen codes with the straight-through gradient: forward `d_{h_i}`, backward identity to features (eq. 5).
-
-    In forward mode, too, the derivative is that of features.
 
     Args:
         features: (..., N, C) float32, bfloat16 or float16.
@@ -174,8 +168,6 @@ def straight_through(features: Tensor, codebook: Tensor, index: Tensor, *, backe
     """
     check_chosen(features, codebook, index)
     op = op_for("straight_through", backend, features.device)
-    if has_tangent(features):
-        return pass_on(features, op(features.detach(), codebook.detach(), index))
     return op(features, codebook.detach(), index)
 
 
@@ -230,7 +222,8 @@ def _sum_by_code(values: Tensor, index: Tensor, codebook_shape: torch.Size) -> T
         # Of several codebooks one of G * K codes.
         first = torch.arange(0, num_codes, codebook_shape[-2], device=index.device)
         index = index + first.reshape(*codebook_shape[:-2], 1)
-    if in_transform() or has_tangent(values) or (torch.is_grad_enabled() and values.requires_grad):
+    checks.check_untransformed("grad", values)
+    if has_gradient(values):
         # Differentiated once more: plain torch, in the same order; on a GPU index_add races and index_put sorts.
         zeros, place, rows = values.new_zeros(num_codes, values.shape[-1]), index.flatten(), values.flatten(0, -2)
         on_cpu = values.device.type == "cpu"
@@ -269,57 +262,12 @@ def _straight_through_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, No
     return grad, None, None
 
 
-def _lookup_vmap(
-    op: Any,
-    info: Any,
-    in_dims: tuple,
-    features: Tensor,
-    codebook: Tensor,
-    return_distance: bool,
-    return_codes: bool,
-    packed: Tensor | None = None,
-    subspace: Tensor | None = None,
-    warm_start: Tensor | None = None,
-    metric: int = 0,
-    topk: int = 1,
-) -> tuple:
-    of_features, of_codebook, _, _, of_packed, of_subspace, of_warm_start, _, _ = padded_dims(in_dims, 9)
-    rows = in_front(info.batch_size, features, of_features)
-    slices = slices_of(info.batch_size, rows.shape[1:-1], codebook, of_codebook)
-    if warm_start is not None:
-        warm_start = slices.merge(in_front(info.batch_size, warm_start, of_warm_start))
-    # What was made of a codebook fits where it is mapped over as that is; a subspace for all of them does as well.
-    if packed is not None:
-        # (V, G, bytes) to a row for each codebook of all slices.
-        packed = packed if of_packed is None else packed.movedim(of_packed, 0).flatten(0, 1)
-        packed = packed if (of_packed is None) == (of_codebook is None) else None
-    if subspace is not None:
-        alike = (of_subspace is None) == (of_codebook is None) and subspace.dim() == codebook.dim()
-        subspace = subspace if of_subspace is None else subspace.movedim(of_subspace, 0)
-        subspace = subspace if alike or (of_subspace is None and subspace.dim() == 2) else None
-    options = (packed, subspace, warm_start, metric, topk)
-    results = op(slices.merge(rows), slices.codebook, return_distance, return_codes, *options)
-    asked = (return_distance, True, return_codes)  # of the others there is an empty one
-    split = (slices.split(result) if one else result for result, one in zip(results, asked, strict=True))
-    return tuple(split), tuple(slices.out_dim if one else None for one in asked)
-
-
-def _straight_through_vmap(
-    op: Any, info: Any, in_dims: tuple, features: Tensor, codebook: Tensor, index: Tensor
-) -> tuple:
-    rows, index = in_front(info.batch_size, features, in_dims[0]), in_front(info.batch_size, index, in_dims[2])
-    slices = slices_of(info.batch_size, index.shape[1:], codebook, in_dims[1])
-    return slices.split(op(slices.merge(rows), slices.codebook, slices.merge(index))), slices.out_dim
-
-
 define_op(
     "codebook_lookup",
     "(Tensor features, Tensor codebook, bool return_distance, bool return_codes, Tensor? packed=None,"
     " Tensor? subspace=None, Tensor? warm_start=None, int metric=0, int topk=1) -> (Tensor, Tensor, Tensor)",
     reference=reference.codebook_lookup,
     fake=_lookup_fake,
-    vmap=_lookup_vmap,
-    plain=plain.codebook_lookup,
     backward=_lookup_backward,
     setup_context=_lookup_setup,
 )
@@ -328,7 +276,5 @@ define_op(
     "(Tensor features, Tensor codebook, Tensor index) -> Tensor",
     reference=reference.straight_through,
     fake=lambda features, codebook, index: features.new_empty(features.shape),
-    vmap=_straight_through_vmap,
-    plain=plain.straight_through,
     backward=_straight_through_backward,
 )

@@ -1,18 +1,15 @@
-"""Gradients of a lookup other than straight-through's.
+"""A gradient of the lookup other than straight-through's.
 
 Letters: N features, K codes, C channels.
 """
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from soho_fast.ops import checks
 from soho_fast.ops.backends import op_for
-from soho_fast.ops.codebook_lookup import check_chosen, reference
-from soho_fast.ops.forward_mode import has_tangent, in_transform, pass_on
+from soho_fast.ops.codebook_lookup import check_chosen
 
 
 def rotation_trick(features: Tensor, codebook: Tensor, index: Tensor, *, backend: str | None = None) -> Tensor:
@@ -37,23 +34,16 @@ def rotation_trick(features: Tensor, codebook: Tensor, index: Tensor, *, backend
     op = op_for("straight_through", backend, features.device)
     quantized = op(features.detach(), codebook.detach(), index)
     real = ((index >= 0) & (index < codebook.shape[-2])).unsqueeze(-1)
-    if has_tangent(features):
-        return pass_on(_turned(features.detach(), quantized, features, real), quantized)
     return _RotationTrick.apply(features, quantized, real)
 
 
 class _RotationTrick(torch.autograd.Function):
     """(features, quantized, real) -> quantized, whose gradient is turned back."""
 
-    generate_vmap_rule = True
-
     @staticmethod
-    def forward(features: Tensor, quantized: Tensor, real: Tensor) -> Tensor:
+    def forward(ctx: Any, features: Tensor, quantized: Tensor, real: Tensor) -> Tensor:
+        ctx.save_for_backward(features, quantized, real)
         return quantized.clone()
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
@@ -80,53 +70,3 @@ def _turned(start: Tensor, end: Tensor, vectors: Tensor, real: Tensor, back: boo
     of_feature = end_length if back else length
     turned = torch.where(of_feature > 0, turned, moving)
     return torch.where(real & of_feature.isfinite(), turned, 0.0).to(vectors.dtype)
-
-
-def diveq(
-    features: Tensor,
-    codebook: Tensor,
-    index: Tensor,
-    *,
-    variance: float = 1e-3,
-    generator: torch.Generator | None = None,
-) -> Tensor:
-    """Near the chosen codes, differentiable in features and codebook: DiVeQ (Vali et al., ICLR 2026, arXiv 2509.26469).
-
-    `x + |d - x| u`, where u is the direction of `d - x` plus normal noise, and constant for the gradient. The codebook
-    learns by it: neither a moving average nor a loss of its own is needed. For training; in evaluation take
-    `straight_through`.
-
-    Args:
-        features: (..., N, C) float32, bfloat16 or float16.
-        codebook: (K, C) or (..., K, C).
-        index: int64 (..., N); a negative index (padding) gives a row of zeros, with no gradient.
-        variance: of the noise in each channel; the paper's is 1e-3. 0 gives the codes but for rounding.
-        generator: of the noise.
-
-    Returns:
-        quantized (..., N, C) in the type of features, computed in float32.
-
-    Raises:
-        TypeError, ValueError: types, shapes, devices or a variance that do not fit.
-    """
-    check_chosen(features, codebook, index)
-    if isinstance(variance, bool) or not isinstance(variance, (int, float)) or not 0 <= variance < math.inf:
-        raise ValueError(f"variance: expected a finite number of at least 0, got {variance!r}")
-    num_codes = codebook.shape[-2]
-    checks.check_below(index, num_codes)
-    real = ((index >= 0) & (index < num_codes)).unsqueeze(-1)
-    # Read where that is cheap and allowed; without padding two passes are saved.
-    padded = in_transform() or checks.values_of(index) is None or not real.all()
-    moving = features.float()
-    place = index.clamp(0, num_codes - 1) if padded else index
-    # The gradient of `embedding` is many times as fast as that of an index.
-    codes = torch.embedding(codebook, place) if codebook.dim() == 2 else reference.gather(codebook, place)
-    apart = codes.float() - moving
-    if padded:
-        apart = torch.where(real, apart, 0.0)  # a NaN of padding must not reach the codebook's gradient
-    noise = torch.empty_like(apart.detach()).normal_(std=variance**0.5, generator=generator)
-    toward = noise.add_(apart.detach())
-    # In place: made of detached values, it is constant for the gradient.
-    direction = toward.div_(torch.linalg.vector_norm(toward, dim=-1, keepdim=True).clamp_min(1e-12))
-    quantized = torch.addcmul(moving, torch.linalg.vector_norm(apart, dim=-1, keepdim=True), direction)
-    return (torch.where(real, quantized, 0.0) if padded else quantized).to(features.dtype)

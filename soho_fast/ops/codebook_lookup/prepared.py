@@ -3,18 +3,14 @@
 Letters: K codes, C channels.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
 
 from soho_fast.ops import checks
-from soho_fast.ops.backends import LIBRARY, backend_for, define_op, lookup_level, op_for, op_of
+from soho_fast.ops.backends import LIBRARY, backend_for, define_op, lookup_level, op_for, op_of, without_gradient
 from soho_fast.ops.codebook_lookup.reference import METRICS, Metric
 from soho_fast.ops.codebook_lookup.subspace import check_subspace, codebook_subspace, paying_subspace, pays
-from soho_fast.ops.forward_mode import in_transform, without_gradient
-from soho_fast.ops.mapping import padded_dims
-from soho_fast.ops.names import NAMESPACE
 
 
 class PreparedCodebook:
@@ -96,9 +92,9 @@ class PreparedCodebook:
         if (
             torch.compiler.is_compiling()
             or torch.jit.is_tracing()
-            or in_transform()
             or not self._serves_at_once
             or type(features) is not Tensor
+            or is_functorch_wrapped_tensor(features)
             or not features.is_cpu
             or features.layout != torch.strided
             or features.dtype not in checks.FLOAT_TYPES
@@ -124,7 +120,7 @@ class PreparedCodebook:
         # An exported program that was saved and loaded holds another tensor, whose versions are not ours to compare.
         if not torch.compiler.is_compiling() or torch.compiler.is_exporting():
             return results
-        zero = getattr(torch.ops, NAMESPACE).snapshot_check.default(self.codebook, self._version)
+        zero = torch.ops.soho_fast.snapshot_check.default(self.codebook, self._version)
         # Or a compiler would leave out a check whose result is not used.
         return tuple(result + zero for result in results)
 
@@ -180,27 +176,11 @@ def _pack_fake(codebook: Tensor, subspace: Tensor | None = None, metric: int = 0
     return codebook.new_empty((codebook.shape[:-2].numel(), size), dtype=torch.uint8)
 
 
-def _pack_vmap(
-    op: Any, info: Any, in_dims: tuple, codebook: Tensor, subspace: Tensor | None = None, metric: int = 0
-) -> tuple:
-    of_codebook, of_subspace, _ = padded_dims(in_dims, 3)
-    if of_codebook is None:  # a subspace may be left out
-        return op(codebook, None, metric), None
-    codebook = codebook.movedim(of_codebook, 0)
-    if subspace is not None and of_subspace is not None:
-        subspace = subspace.movedim(of_subspace, 0)
-    if subspace is not None and subspace.dim() not in (2, codebook.dim()):
-        subspace = None
-    packed = op(codebook, subspace, metric)
-    return packed.unflatten(0, (info.batch_size, codebook.shape[1:-2].numel())), 0
-
-
 define_op(
     "pack_codebook",
     "(Tensor codebook, Tensor? subspace=None, int metric=0) -> Tensor",
     reference=lambda codebook, *_: codebook.new_empty((codebook.shape[:-2].numel(), 0), dtype=torch.uint8),
     fake=_pack_fake,
-    vmap=_pack_vmap,
 )
 
 
@@ -215,6 +195,6 @@ LIBRARY.define(
 )
 LIBRARY.impl("snapshot_check", _snapshot_check, "CompositeExplicitAutograd")
 torch.library.register_fake(
-    f"{NAMESPACE}::snapshot_check", lambda codebook, version: codebook.new_empty((), dtype=torch.int64), lib=LIBRARY
+    "soho_fast::snapshot_check", lambda codebook, version: codebook.new_empty((), dtype=torch.int64), lib=LIBRARY
 )
 torch.serialization.add_safe_globals([PreparedCodebook])

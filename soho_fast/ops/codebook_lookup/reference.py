@@ -253,16 +253,6 @@ def gather(codebook: Tensor, index: Tensor) -> Tensor:
     return codebook.gather(-2, place.expand(*place.shape[:-1], num_channels)).reshape(*index.shape, num_channels)
 
 
-def chosen_value(features: Tensor, codebook: Tensor, index: Tensor, metric: str) -> Tensor:
-    """The metric of each feature and its chosen code, float32 (..., N), or codes (..., N, k), with the bits of
-    `codebook_lookup`."""
-    codes = gather(codebook, index)
-    if index.dim() == features.dim():
-        # topk: the feature beside each of its codes.
-        features = features.unsqueeze(-2).expand(codes.shape)
-    return metric_value(features.flatten(0, -2), codes.flatten(0, -2), metric).float().reshape(index.shape)
-
-
 def codebook_lookup(
     features: Tensor,
     codebook: Tensor,

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from soho_fast.ops import checks
-from soho_fast.ops.forward_mode import in_transform
 
 MOST_DIMENSIONS = 128
 _MOST_SAMPLED = 4096  # codes that make a subspace
@@ -169,9 +168,10 @@ class MovingSubspace:
     def of(self, codebook: Tensor) -> Tensor | None:
         """What to pass to the next `codebook_lookup(..., subspace=)` in this codebook; None where pruning cannot pay:
         few codes or channels, codes that vary in all dimensions alike, another device than a CPU, a graph that is being
-        compiled, a transform of torch.func, which what it wraps must not outlive."""
-        if torch.compiler.is_compiling() or in_transform():
+        compiled."""
+        if torch.compiler.is_compiling():
             return None
+        checks.check_untransformed("codebook", codebook)  # what a transform wraps must not outlive it
         if codebook.device.type != "cpu" or not pays(*codebook.shape[-2:]):
             return None
         if self._wide is None or self._wide.shape[:-1] != (*codebook.shape[:-2], codebook.shape[-1]):

@@ -3,15 +3,12 @@
 Letters: N features, K codes, C channels.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from soho_fast.ops import checks
 from soho_fast.ops.backends import define_op, mark_changed, op_for
 from soho_fast.ops.codebook_update import reference
-from soho_fast.ops.mapping import in_front, index_apart, write_through
 
 
 def _check_assigned(features: Tensor, index: Tensor, valid: Tensor | None) -> None:
@@ -179,79 +176,21 @@ def _stats_fake(
     return counts_K, features.new_empty((num_codes, features.shape[-1]), dtype=dtype)
 
 
-# Slices of a map have codes of their own in one long codebook: those of a code stay in ascending position.
-def _assigned_apart(
-    size: int, dims: tuple, features: Tensor, index: Tensor, valid: Tensor | None, num_codes: int
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Features, index and valid of all slices, `dims` being the mapped dimension of each."""
-    valid = None if valid is None else in_front(size, valid, dims[2])
-    return in_front(size, features, dims[0]), index_apart(in_front(size, index, dims[1]), num_codes), valid
-
-
-def _stats_vmap(
-    op: Any,
-    info: Any,
-    in_dims: tuple,
-    features: Tensor,
-    index: Tensor,
-    num_codes: int,
-    valid: Tensor | None,
-    wide: bool = False,
-) -> tuple:
-    size, dims = info.batch_size, (in_dims[0], in_dims[1], in_dims[3])
-    features, index, valid = _assigned_apart(size, dims, features, index, valid, num_codes)
-    counts, sums = op(features, index, size * num_codes, valid, wide)
-    return (counts.unflatten(0, (size, num_codes)), sums.unflatten(0, (size, num_codes))), (0, 0)
-
-
-def _slices_to_move(codebook: Tensor, of_codebook: int | None) -> tuple[Tensor, Tensor]:
-    """The codebooks (V, K, C) to write into, and as one of V * K codes."""
-    if of_codebook is None:
-        raise ValueError("codebook: expected to be mapped over as the features are, got one for all slices of a vmap")
-    slices = codebook.movedim(of_codebook, 0)
-    return slices, slices.flatten(0, 1)
-
-
-def _ema_vmap(
-    op: Any, info: Any, in_dims: tuple, codebook: Tensor, counts: Tensor, sums: Tensor, decay: float
-) -> tuple:
-    slices, moved = _slices_to_move(codebook, in_dims[0])
-    counts, sums = in_front(info.batch_size, counts, in_dims[1]), in_front(info.batch_size, sums, in_dims[2])
-    op(moved, counts.flatten(), sums.flatten(0, 1), decay)
-    write_through(moved, slices)
-    mark_changed(codebook)
-    return None, None
-
-
-def _scatter_vmap(op: Any, info: Any, in_dims: tuple, codebook: Tensor, *others: Any) -> tuple:
-    features, index, decay, valid = others
-    slices, moved = _slices_to_move(codebook, in_dims[0])
-    dims = (in_dims[1], in_dims[2], in_dims[4])
-    features, index, valid = _assigned_apart(info.batch_size, dims, features, index, valid, slices.shape[1])
-    op(moved, features, index, decay, valid)
-    write_through(moved, slices)
-    mark_changed(codebook)
-    return None, None
-
-
 define_op(
     "codebook_stats",
     "(Tensor features, Tensor index, SymInt num_codes, Tensor? valid, bool wide=False) -> (Tensor, Tensor)",
     reference=reference.codebook_stats,
     fake=_stats_fake,
-    vmap=_stats_vmap,
 )
 define_op(
     "codebook_ema_",
     "(Tensor(a!) codebook, Tensor counts, Tensor sums, float decay) -> ()",
     reference=reference.codebook_ema_,
     fake=lambda codebook, counts, sums, decay: None,
-    vmap=_ema_vmap,
 )
 define_op(
     "scatter_mean_ema_",
     "(Tensor(a!) codebook, Tensor features, Tensor index, float decay, Tensor? valid) -> ()",
     reference=reference.scatter_mean_ema_,
     fake=lambda codebook, features, index, decay, valid: None,
-    vmap=_scatter_vmap,
 )

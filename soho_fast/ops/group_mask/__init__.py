@@ -9,10 +9,8 @@ import torch
 from torch import Tensor
 
 from soho_fast.ops import checks
-from soho_fast.ops.backends import define_op, mark_changed, op_for
-from soho_fast.ops.forward_mode import has_gradient, has_tangent, in_transform
+from soho_fast.ops.backends import define_op, has_gradient, mark_changed, op_for
 from soho_fast.ops.group_mask import reference
-from soho_fast.ops.mapping import in_front, write_through
 
 
 def sample_group(
@@ -72,7 +70,7 @@ def group_mask(
     """Replace every token of image b whose index equals `target[b]` by `mask_token`.
 
     Differentiable in features (zero at the masked tokens) and mask_token (the sum over the masked tokens), any
-    number of times, in reverse and in forward mode.
+    number of times.
 
     Args:
         features: (B, L, C) float32, bfloat16 or float16.
@@ -104,10 +102,7 @@ def group_mask(
     # Before the op, so that autograd takes the gradient back through the cast.
     mask_token = mask_token.to(features.dtype)
     if not inplace:
-        op = op_for("group_mask", backend, features.device)
-        # An op of torch.library drops tangents; plain torch keeps them.
-        op = reference.group_mask if has_tangent(features, mask_token) else op
-        return op(features, index, mask_token, target, valid)
+        return op_for("group_mask", backend, features.device)(features, index, mask_token, target, valid)
     checks.check_writable("features", features, "pass inplace=False or a copy")
     op = op_for("group_mask_", backend, features.device)
     differentiable = has_gradient(features, mask_token)
@@ -116,8 +111,6 @@ def group_mask(
             "features: a leaf that requires a gradient cannot be masked in place; pass inplace=False or a tensor "
             "computed from it"
         )
-    if has_tangent(features, mask_token) or (differentiable and in_transform()):
-        return features, reference.group_mask_(features, index, mask_token, target, valid)
     if differentiable:
         return _GroupMaskInPlace.apply(features, index, mask_token, target, valid, backend)
     labels = op(features, index, mask_token, target, valid)
@@ -171,65 +164,17 @@ class _GroupMaskInPlace(torch.autograd.Function):
         return *_backward(ctx, grad_masked, grad_labels), None
 
 
-def _all_images(info: Any, dims: tuple, *tensors: Tensor | None) -> list:
-    """What there is of each image, with the images of all slices of a map in a row."""
-    pairs = zip(tensors, dims, strict=True)
-    return [None if each is None else in_front(info.batch_size, each, dim).flatten(0, 1) for each, dim in pairs]
-
-
-def _sample_vmap(op: Any, info: Any, in_dims: tuple, index: Tensor, valid: Tensor | None, uniform: Tensor) -> tuple:
-    target = op(*_all_images(info, in_dims, index, valid, uniform))
-    return target.unflatten(0, (info.batch_size, target.shape[0] // info.batch_size)), 0
-
-
-def _own_tokens(masked_BLC: Tensor, labels_BL: Tensor, token_VC: Tensor) -> Tensor:
-    """The token of each slice in the place of the first one's, which the kernel has written."""
-    token_BLC = token_VC.repeat_interleave(masked_BLC.shape[0] // token_VC.shape[0], 0).unsqueeze(1)
-    return torch.where((labels_BL >= 0).unsqueeze(-1), token_BLC, masked_BLC)
-
-
-def _mapped(info: Any, in_dims: tuple, features: Tensor, index: Tensor, mask_token: Tensor, *others: Any) -> list:
-    """The token of each slice (V, C), or of all (1, C), and `_all_images` of the rest."""
-    dims = (*in_dims[:2], *in_dims[3:])
-    token_VC = mask_token.unsqueeze(0) if in_dims[2] is None else mask_token.movedim(in_dims[2], 0)
-    return [token_VC, *_all_images(info, dims, features, index, *others)]
-
-
-def _mask_vmap(op: Any, info: Any, in_dims: tuple, *inputs: Any) -> tuple:
-    token_VC, images, index, target, valid = _mapped(info, in_dims, *inputs)
-    masked, labels = op(images, index, token_VC[0], target, valid)
-    if in_dims[2] is not None:
-        masked = _own_tokens(masked, labels, token_VC)
-    shape = (info.batch_size, images.shape[0] // info.batch_size)
-    return (masked.unflatten(0, shape), labels.unflatten(0, shape)), (0, 0)
-
-
-def _mask_inplace_vmap(op: Any, info: Any, in_dims: tuple, features: Tensor, *others: Any) -> tuple:
-    if in_dims[0] is None:
-        raise ValueError("features: expected to be mapped over to be masked in place, got one for all slices of a vmap")
-    token_VC, images, index, target, valid = _mapped(info, in_dims, features, *others)
-    labels = op(images, index, token_VC[0], target, valid)
-    if in_dims[2] is not None:
-        images.copy_(_own_tokens(images, labels, token_VC))
-    slices = features.movedim(in_dims[0], 0)
-    write_through(images, slices)
-    mark_changed(features)
-    return labels.unflatten(0, slices.shape[:2]), 0
-
-
 define_op(
     "sample_group",
     "(Tensor index, Tensor? valid, Tensor uniform) -> Tensor",
     reference=reference.sample_group,
     fake=lambda index, valid, uniform: index.new_empty(index.shape[:1]),
-    vmap=_sample_vmap,
 )
 define_op(
     "group_mask",
     "(Tensor features, Tensor index, Tensor mask_token, Tensor target, Tensor? valid) -> (Tensor, Tensor)",
     reference=reference.group_mask,
     fake=_fake,
-    vmap=_mask_vmap,
     backward=_backward,
     setup_context=_setup,
 )
@@ -238,5 +183,4 @@ define_op(
     "(Tensor(a!) features, Tensor index, Tensor mask_token, Tensor target, Tensor? valid) -> Tensor",
     reference=reference.group_mask_,
     fake=_fake_inplace,
-    vmap=_mask_inplace_vmap,
 )

@@ -3,7 +3,6 @@
 Letters: N features, L levels, K codes, C channels.
 """
 
-import functools
 from typing import Any, Literal, overload
 
 import torch
@@ -11,10 +10,7 @@ from torch import Tensor
 
 from soho_fast.ops import checks
 from soho_fast.ops.backends import backend_for, define_op, op_of
-from soho_fast.ops.codebook_lookup import plain
 from soho_fast.ops.codebook_lookup.prepared import PreparedCodebook
-from soho_fast.ops.forward_mode import has_tangent, pass_on
-from soho_fast.ops.mapping import in_front, padded_dims
 from soho_fast.ops.residual_lookup import reference
 
 
@@ -97,11 +93,7 @@ def residual_lookup(
     chosen = backend_for("residual_lookup", backend, features.device)
     packed = None if prepared is None else prepared.packed_for(chosen)
     op = op_of("residual_lookup", chosen, features.device)
-    if has_tangent(features):
-        quantized, index, residual = op(features.detach(), books.detach(), levels, return_residual, packed)
-        quantized = pass_on(features, quantized)
-    else:
-        quantized, index, residual = op(features, books.detach(), levels, return_residual, packed)
+    quantized, index, residual = op(features, books.detach(), levels, return_residual, packed)
     results = (index, quantized, residual) if return_residual else (index, quantized)
     return results if prepared is None else prepared.checked(results)
 
@@ -123,40 +115,13 @@ def _backward(ctx: Any, grad_quantized: Tensor | None, grad_index: None, grad_re
     return grad_quantized, None, None, None, None
 
 
-def _vmap(
-    op: Any,
-    info: Any,
-    in_dims: tuple,
-    features: Tensor,
-    codebooks: Tensor,
-    num_levels: int,
-    return_residual: bool,
-    packed: Tensor | None = None,
-) -> tuple:
-    of_features, of_codebooks, _, _, of_packed = padded_dims(in_dims, 5)
-    rows = in_front(info.batch_size, features, of_features)
-    out_dims = (0, 0, 0 if return_residual else None)
-    # Slices of rows are more rows of one quantiser.
-    if of_codebooks is None and of_packed is None:
-        return op(rows, codebooks, num_levels, return_residual, packed), out_dims
-    # The kernel takes the codebooks of one quantiser.
-    books = in_front(info.batch_size, codebooks, of_codebooks)
-    blocks = [None] * info.batch_size if packed is None else in_front(info.batch_size, packed, of_packed)
-    slices = [op(*each[:2], num_levels, return_residual, each[2]) for each in zip(rows, books, blocks, strict=True)]
-    quantized, index, residuals = (list(each) for each in zip(*slices, strict=True))
-    residual = torch.stack(residuals) if return_residual else residuals[0]
-    return (torch.stack(quantized), torch.stack(index), residual), out_dims
-
-
 define_op(
     "residual_lookup",
     "(Tensor features, Tensor codebooks, int num_levels, bool return_residual, Tensor? packed=None)"
     " -> (Tensor, Tensor, Tensor)",
     reference=reference.residual_lookup,
     fake=_fake,
-    vmap=_vmap,
     native=("cpu",),
-    plain=functools.partial(reference.residual_lookup, lookup=plain.codebook_lookup),
     backward=_backward,
     setup_context=_setup,
 )

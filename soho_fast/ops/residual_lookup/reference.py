@@ -3,12 +3,10 @@
 Letters: N features, L levels, K codes, C channels.
 """
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
-from soho_fast.ops.codebook_lookup import reference as lookup_reference
+from soho_fast.ops.codebook_lookup.reference import codebook_lookup
 
 
 def residual_lookup(
@@ -17,7 +15,6 @@ def residual_lookup(
     num_levels: int,
     return_residual: bool,
     packed: Tensor | None = None,
-    lookup: Callable = lookup_reference.codebook_lookup,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Look up the nearest code, subtract it, look up what is left in the next codebook, and so on.
 
@@ -25,8 +22,7 @@ def residual_lookup(
     once.
 
     Args:
-        features: (..., N, C). codebooks: (L, K, C), or one (K, C) for all levels. packed: not used here. lookup: that
-            of each level.
+        features: (..., N, C). codebooks: (L, K, C), or one (K, C) for all levels. packed: not used here.
 
     Returns:
         the sum of the chosen codes (..., N, C) in the type of features, index int64 (..., N, L), and what is left,
@@ -38,7 +34,7 @@ def residual_lookup(
     indices = []
     for level in range(num_levels):
         codebook_KC = codebooks if codebooks.dim() == 2 else codebooks[level]
-        indices.append(lookup(residual, codebook_KC, False, False)[1])
+        indices.append(codebook_lookup(residual, codebook_KC, False, False)[1])
         codes = codebook_KC[indices[-1]].float()
         # Rounded to float32 at each level, as a loop over the levels would: later lookups see these very bits.
         residual, total = residual - codes, total + codes

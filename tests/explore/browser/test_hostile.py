@@ -1,7 +1,5 @@
 """Texts, addresses and pictures that mean harm or are odd: nothing is executed, no page breaks, nothing leaks."""
 
-import shutil
-
 import pytest
 from bundle_by_rule import NUM_CODES, write_bundle
 
@@ -83,13 +81,6 @@ def test_a_long_address_is_answered_shortly(small, open_window):
     assert len(alert.inner_text()) < 500 and alert.inner_text().startswith("code: expected a number from 0 to 69")
 
 
-def test_a_share_that_is_not_all_is_not_called_so(small, open_window):
-    window = open_window(small)
-    window.visit()
-    told = window.page.evaluate("[1, 0.9996, 0.995, 0.96, 0.05, 0, null].map(explorer.formatPercent)")
-    assert told == ["100 %", "99.9 %", "99.5 %", "96 %", "5.0 %", "0.0 %", "\N{EN DASH}"]
-
-
 @pytest.mark.parametrize("shape", [(1, 40), (40, 1)])
 def test_long_images_are_seen_in_some_windows(tmp_path, open_window, shape):
     rows, columns = shape
@@ -102,83 +93,3 @@ def test_long_images_are_seen_in_some_windows(tmp_path, open_window, shape):
     box = window.page.locator(".patches").first.bounding_box()
     assert box["width"] / box["height"] == pytest.approx(columns / rows, rel=0.02)
     assert 80 <= box["width"] <= 1200 and box["height"] < 4 * 900
-
-
-def test_pages_that_were_left_keep_nothing(small, open_window):
-    """Scripts of data, and maps with their pictures, go when they have served."""
-    window = open_window(small)
-    window.visit()
-    session = window.page.context.new_cdp_session(window.page)
-    session.send("Performance.enable")
-
-    def count() -> int:
-        session.send("HeapProfiler.collectGarbage")
-        metrics = session.send("Performance.getMetrics")["metrics"]
-        return next(metric["value"] for metric in metrics if metric["name"] == "JSEventListeners")
-
-    def wander() -> None:
-        for page in ("map", "code/3", "code/66", "image/1"):
-            window.page.evaluate("page => { location.hash = `#/${page}`; }", page)
-            window.wait()
-            window.page.wait_for_timeout(100)
-
-    wander()
-    before = count()
-    for _ in range(6):
-        wander()
-    assert count() < before + 60, "a map has that many pictures"
-    assert window.page.locator("script[src^='data/']").count() == 0
-
-
-def test_colours_that_the_system_forces_leave_charts_and_lit_cells(small, open_window):
-    window = open_window(small, forced_colors="active")
-    for address, selector in (("#/code/3", ".interval-range"), ("#/code/3", ".heat[style*='opacity: 1']")):
-        window.visit(address)
-        one = window.page.locator(selector).first
-        colour = one.evaluate("one => getComputedStyle(one).backgroundColor")
-        assert colour != window.page.evaluate("getComputedStyle(document.body).backgroundColor"), selector
-    window.visit("#/image/12?code=62")
-    dark = window.page.locator(".patch:not(.lit)").first
-    assert dark.evaluate("patch => getComputedStyle(patch).backgroundColor") == "rgba(0, 0, 0, 0.58)"
-
-
-def test_from_the_first_key_to_the_last_link_and_out_again(small, open_window):
-    """The tabulator comes to all that can be used, sees where it is, and leaves the page."""
-    window = open_window(small)
-    for address in ("#/code/3", "#/image/12", "#/words/dolphin", "#/map"):
-        window.visit(address)
-        stops = window.page.evaluate(
-            "[...document.querySelectorAll('a[href], button, input, select, textarea, canvas, summary')]"
-            ".filter((one) => one.tabIndex >= 0 && one.checkVisibility()).length"
-        )
-        seen = set()
-        for _ in range(stops + 3):
-            window.page.keyboard.press("Tab")
-            found = window.page.evaluate(
-                "(() => { const one = document.activeElement; if (one === document.body) return null;"
-                " one.dataset.stop ??= String(Math.random());"
-                " return [one.dataset.stop, getComputedStyle(one).outlineStyle, one.tagName]; })()"
-            )
-            if found:
-                seen.add(found[0])
-                assert found[1] != "none" or found[2] == "INPUT", f"{address}: {found}"
-        assert len(seen) == stops, address
-
-
-def test_a_copy_with_wrong_kinds_of_values_says_that_it_is_damaged(small, tmp_path, open_window):
-    copy = shutil.copytree(small.folder, tmp_path / "copy", ignore=shutil.ignore_patterns("*.jpg"))
-    window = open_window(copy)
-    damage = {
-        "#/wall": ("meta", {**small.meta, "licences": None}),
-        "#/code/3": ("codes-0000", [{**small.code(number), "nearest": None} for number in range(64)]),
-        "#/image/1": ("images-0000", [{**small.image(number), "captions": None} for number in range(256)]),
-        "#/words": ("words", {"word": 1}),
-    }
-    for address, (name, value) in damage.items():
-        before = (copy / "data" / f"{name}.js").read_text()
-        bundle.write_value(copy, name, value)
-        window.visit(address)
-        text = window.page.locator("main [role=alert]").inner_text()
-        assert text.startswith("the data of this page are damaged (") and text.endswith("build the explorer again")
-        (copy / "data" / f"{name}.js").write_text(before)
-    window.complaints[:] = [text for text in window.complaints if "Failed to load resource" not in text]

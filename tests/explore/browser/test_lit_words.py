@@ -1,11 +1,6 @@
 """Words light up their patches, whether they are pointed at, have the focus or are touched; codes have colours."""
 
 import re
-import shutil
-
-import pytest
-
-from soho_fast.explore import bundle
 
 CHIPS = "chips => chips.map(chip => [chip.children[1].textContent, chip.firstChild.style.background])"
 COLOURS = """patches => patches.map(({ dataset, style }, place) =>
@@ -170,38 +165,3 @@ def test_the_legend_has_the_colours_of_the_patches_and_lights_them(small, window
         likes = [lch(colour_of[picture["index"][patch]]) for patch in groups[name]]
         assert lch(colour) in likes
         assert chip.inner_text().split("\n")[-1].endswith("patch" if len(groups[name]) == 1 else "patches")
-
-
-def test_without_words_an_image_is_shown_all_the_same(small, tmp_path, open_window):
-    folder = shutil.copytree(small.folder, tmp_path / "copy")
-    (folder / "data/words.js").unlink()
-    window = open_window(folder)
-    window.visit("#/image/12")
-    assert not window.page.locator(".error").count() and not window.page.locator(".said").count()
-    window.complaints.clear()
-    # Without captions no code has a word: colours follow the map, none is grey.
-    wall = small.read("wall")
-    nothing = [None] * len(wall["tokens"])
-    bundle.write_value(folder, "wall", {**wall, "word": nothing, "lift_low": nothing})
-    bundle.write_value(folder, "meta", {**small.meta, "has_captions": False})
-    window.visit("#/image/12?word=dolphin")
-    codes = list(dict.fromkeys(small.image(12)["index"]))
-    assert {name for name, _ in window.page.eval_on_selector_all(".chips .chip", CHIPS)} == {
-        f"code {code}" for code in codes
-    }
-    colours = window.page.eval_on_selector_all(".code-map .patch", COLOURS)
-    assert all(lch(colour)[1] > 0.1 for _, colour, _ in colours)
-    assert window.lit() == []
-    window.complaints.clear()
-
-
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_what_is_not_lit_on_the_code_map_steps_back(small, open_window, scheme):
-    window = open_window(small, color_scheme=scheme)
-    window.visit("#/image/12")
-    before = window.page.eval_on_selector_all(".code-map .patch", COLOURS)
-    window.page.locator(".captions .said").hover()
-    after = window.page.eval_on_selector_all(".code-map .patch", COLOURS)
-    lit = window.lit(".code-map")
-    same = [patch for patch, (one, other) in enumerate(zip(before, after, strict=True)) if one == other]
-    assert same == lit != []

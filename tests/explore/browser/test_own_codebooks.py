@@ -1,7 +1,6 @@
 """Codebooks of others: levels, decoded codes, labels, no distances, no codebook, on a real explorer of tiny arrays."""
 
 import csv
-import re
 
 import numpy as np
 import pytest
@@ -49,25 +48,6 @@ def test_each_level_has_its_pages(levels, arrays, open_window):
     window.page.locator("header input").fill("1.8")
     window.press("Enter")
     assert window.address() == "#/words?search=1.8", "not code 2.2"
-
-
-def test_a_level_of_fewer_codes_and_tokens(arrays, tmp_path, open_window):
-    pytest.importorskip("sklearn")
-    index = np.random.default_rng(3).integers(10, size=(20, 4, 4, 2))
-    index[..., 1] %= 3  # Too few for t-SNE.
-    index[:, 1:, :, 1] = -1
-    codebook = np.random.default_rng(1).normal(size=(2, 10, 3))
-    more = {"folder": tmp_path / "explorer", "say": lambda line: None}
-    window = open_window(build_from_arrays(np.zeros((20, 4, 4, 3)), codebook, arrays[1], index=index, **more))
-    for address, maps in (("#/map", ["t-SNE", "PCA"]), ("#/map?level=2&by=t-SNE", [])):
-        window.visit(address)
-        assert window.page.locator("option", has_text=re.compile("^(t-SNE|PCA)$")).all_inner_texts() == maps
-        assert ("rings are" in window.text()) == (not maps), "PCA is the only choice; t-SNE shows no unused codes"
-    window.visit("#/map?code=12")
-    assert not window.page.locator("canvas").get_attribute("data-selected"), "a code of another level"
-    window.visit("#/code/11")
-    share = (index[..., 1] == 1).sum() / (20 * 4)
-    assert f"{100 * share:.0f}" in window.page.locator(".facts").inner_text().split("share of tokens")[1][:6]
 
 
 def test_the_wall_shows_a_level_labels_and_decoded_codes(levels, open_window):

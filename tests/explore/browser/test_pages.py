@@ -3,7 +3,7 @@
 import itertools
 
 import pytest
-from bundle_by_rule import EDGES, LICENCES, NUM_CODES, NUM_SHOWN, UNCLAIMED, WORDS, is_dead
+from bundle_by_rule import EDGES, LICENCES, NUM_CODES, NUM_SHOWN, UNCLAIMED, is_dead
 
 PAGES = {
     "#/wall": "Wall",
@@ -99,15 +99,6 @@ def test_a_tile_and_a_code_show_where_in_the_whole_image_it_lies(small, window):
             assert float(width.rstrip("px")) == pytest.approx(side * min(1, columns / rows), abs=1e-2)
             shares = [float(part.rstrip("%")) / 100 for part in patch]
             assert shares == pytest.approx([column / columns, row / rows, 1 / columns, 1 / rows], abs=1e-4)
-
-
-def test_patches_alone_or_with_what_is_around(window):
-    window.visit()
-    outlines = window.page.locator(".tile .crop:first-child .crop-patch")
-    assert outlines.count() > 20
-    window.page.get_by_label("patches alone").check()
-    assert outlines.count() == 0 < window.page.locator(".tile .crop").count()
-    assert window.address() == "#/wall?patches=alone"
 
 
 def test_the_wall_sorts_filters_and_remembers(small, window):
@@ -323,20 +314,3 @@ def test_the_gallery_has_every_picture(window):
     assert window.page.locator(".gallery a").count() == NUM_SHOWN
     window.click('.gallery a[data-image="12"]')
     assert window.page.title().startswith("Image 12 ")
-
-
-def test_questions_answered_by_clicks(window):
-    """Which code is a dolphin's, what is code 40, which words have no code: clicks only."""
-    window.visit()
-    window.click("nav >> text=Words")
-    window.click('.word[data-word="dolphin"]')
-    assert window.page.locator(".word-code strong").first.inner_text() == "code 0"
-
-    window.visit()
-    window.click('.tile[data-code="40"]')
-    assert f"Its best word is {WORDS[40 % 6]}" in window.text()
-
-    window.visit()
-    window.click("nav >> text=Words")
-    window.click("text=without a code")
-    assert sorted(window.page.locator(".word-text").all_inner_texts()) == sorted(UNCLAIMED)

@@ -78,20 +78,6 @@ def test_the_first_page_and_a_code_after_the_click(timed, plain, capsys):
     assert min(clicks) < 0.6 * min(plains), (clicks, plains)
 
 
-def test_the_other_pages(timed, plain, capsys):
-    figures, plains = {}, []
-    for address in ("#/words", "#/words/dolphin", "#/map", "#/image", "#/image/12"):
-        times = []
-        for _ in range(3):
-            plains.append(plain())
-            timed.visit(address)
-            times.append(timed.page.evaluate(PAINTED))
-        figures[address] = min(times)
-    with capsys.disabled():
-        print("\n" + ", ".join(f"{address} {time:.0f} ms" for address, time in figures.items()))
-    assert max(figures.values()) < 2 * min(plains), (figures, plains)
-
-
 def test_images_are_fetched_when_they_are_seen(big, open_window):
     window = open_window(big)
     asked = []

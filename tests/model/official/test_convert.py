@@ -12,25 +12,16 @@ import torch
 from official_parity_rule import weight
 from published_file import words_file, write
 from safetensors.torch import save_file
-from tiny_corpus import write_images
 from torch.torch_version import TorchVersion
 
-from soho_fast.common.checksums import SUMS, check_checksums
-from soho_fast.common.files import this_host
 from soho_fast.data.images import SohoImageProcessor
 from soho_fast.data.processor import SohoProcessor
 from soho_fast.data.text import load_tokenizer
-from soho_fast.explore.__main__ import main as explore
-from soho_fast.explore.bundle import Bundle
-from soho_fast.export import conversion as command
 from soho_fast.export.official import main
 from soho_fast.model import (
     SohoConfig,
-    SohoForImageTextRetrieval,
     SohoForPreTraining,
     SohoForQuestionAnswering,
-    SohoForVisualEntailment,
-    SohoForVisualReasoning,
 )
 from soho_fast.model.official import keys
 from soho_fast.model.official.convert import convert, read_checkpoint
@@ -352,73 +343,3 @@ def small(tmp_path_factory, states, tokenizer_dir):
     path = write(tmp_path_factory.mktemp("small") / "soho.pth", states["official"])
     images = SohoImageProcessor(size={"shortest_edge": 64, "longest_edge": 128}, antialias=False)
     return convert(read_checkpoint(path), **SMALL).model, SohoProcessor(images, load_tokenizer(tokenizer_dir))
-
-
-def names_in(folder: Path) -> set[str]:
-    return {path.name for path in folder.iterdir()}
-
-
-def test_a_folder_is_whole_or_not_there(tmp_path, small, monkeypatch):
-    out = tmp_path / "out"
-    left = tmp_path / f".out.{this_host()}.{os.getpid()}.partial/new"  # As a kill leaves it.
-    left.mkdir(parents=True)
-    (left / "junk").touch()
-    command.write_model(*small, out)
-    assert names_in(tmp_path) == {"out"}
-    assert names_in(out) >= {"config.json", "model.safetensors", "tokenizer.json", "processor_config.json", SUMS}
-    check_checksums(out)
-    assert "junk" not in names_in(out)
-
-    def stop(folder: Path) -> None:
-        raise KeyboardInterrupt
-
-    (out / "kept").touch()
-    monkeypatch.setattr(command, "write_checksums", stop)
-    with pytest.raises(KeyboardInterrupt):
-        command.write_model(*small, out)
-    assert names_in(tmp_path) == {"out"} and "kept" in names_in(out)
-    with pytest.raises(KeyboardInterrupt):
-        command.write_model(*small, tmp_path / "new")
-    assert names_in(tmp_path) == {"out"}
-    monkeypatch.undo()
-    command.write_model(*small, out)
-    assert names_in(tmp_path) == {"out"} and "kept" not in names_in(out)
-
-
-def test_a_full_disk_is_told(tmp_path, small, monkeypatch):
-    def full(folder: Path) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(command, "write_checksums", full)
-    with pytest.raises(ValueError, match=r"^output: .*out could not be written: No space left on device$"):
-        command.write_model(*small, tmp_path / "out")
-    assert not names_in(tmp_path)
-
-
-def test_the_explorer_opens_it(tmp_path, small, capsys):
-    command.write_model(*small, tmp_path / "soho")
-    write_images(tmp_path / "images")
-    arguments = [str(tmp_path / "soho"), "--recipe", "own", "--data_roots.images", str(tmp_path / "images")]
-    assert explore(["build", *arguments, "--into", str(tmp_path / "explorer")]) == 0, capsys.readouterr().err
-    assert Bundle(tmp_path / "explorer").meta["num_codes"] == SMALL["num_codes"]
-
-
-@pytest.mark.parametrize(
-    ("kind", "labels", "targets"),
-    [
-        (SohoForQuestionAnswering, {"answers": ["yes", "no"]}, {"answer_scores": torch.eye(2)}),
-        (SohoForVisualReasoning, {}, {"labels": torch.tensor([0, 1]), "image_index": torch.tensor([[0, 1], [1, 0]])}),
-        (SohoForVisualEntailment, {}, {"labels": torch.tensor([0, 2])}),
-        (SohoForImageTextRetrieval, {}, {"itm_labels": torch.tensor([0, 1])}),
-    ],
-)
-def test_every_task_starts_from_it(tmp_path, small, kind, labels, targets):
-    command.write_model(*small, tmp_path / "soho")
-    model, report = kind.from_pretraining(str(tmp_path / "soho"), **labels)
-    texts = {"input_ids": torch.tensor([[2, 7, 9, 3], [2, 8, 11, 3]]), "attention_mask": torch.ones(2, 4).long()}
-    loss = model.train()(pixel_values=torch.randn(2, 3, 128, 192), **texts, **targets).loss
-    loss.backward()
-    assert bool(loss.isfinite()) and float(model.soho.visual_encoder.projection.weight.grad.norm()) > 0
-    before = small[0].state_dict()
-    assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters() if name in before)
-    assert len(report.loaded) > 100

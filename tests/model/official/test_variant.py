@@ -16,7 +16,6 @@ from soho_fast.model import (
 )
 from soho_fast.model.fast.cpu import packed_encoder, speed_up_on_cpu
 from soho_fast.model.fast.cpu.classifier import classify_on_cpu
-from soho_fast.model.fast.gpu import speed_up_on_gpu
 
 SIZE = (160, 128)  # five rows of the CNN's cells: the last one is dropped
 
@@ -121,11 +120,6 @@ def test_what_was_packed_equals_what_was_not(tiny_official, inputs, monkeypatch)
     torch.testing.assert_close(fast.eval()(**inputs).loss, plain.eval()(**inputs).loss, rtol=1e-5, atol=1e-5)
 
 
-def test_the_layout_for_a_gpu_changes_nothing(tiny_official, inputs):
-    plain, fast = tiny_official().eval(), speed_up_on_gpu(tiny_official()).eval()
-    torch.testing.assert_close(fast(**inputs).loss, plain(**inputs).loss, rtol=1e-5, atol=1e-5)
-
-
 def test_activation_checkpointing_moves_statistics_as_without(tiny_official, inputs):
     plain, checkpointed = tiny_official(backbone="resnet18").train(), tiny_official(backbone="resnet18").train()
     checkpointed.activation_checkpointing_enable()
@@ -150,18 +144,6 @@ def test_what_is_saved_is_what_is_loaded(tiny_official, inputs, tmp_path):
     base = SohoModel.from_pretrained(tmp_path).eval()
     pixels = inputs["pixel_values"], inputs["pixel_mask"]
     assert torch.equal(base.encode_images(*pixels).tokens, model.encode_images(*pixels).tokens)
-
-
-def test_kept_tokens_serve_as_pixels_do(tiny_official, inputs):
-    model = tiny_official().eval()
-    visual = model.encode_images(inputs.pop("pixel_values"), inputs.pop("pixel_mask"))
-    kept = model(visual_tokens=visual, **inputs)
-    assert kept.mvm_logits.shape[0] > 0
-    embedded = model.embed_images(visual)
-    pairs = torch.arange(len(inputs["input_ids"]))
-    plain = model(visual_tokens=visual, input_ids=inputs["input_ids"], image_index=torch.zeros_like(pairs)).itm_logits
-    scores = model.matching_logits(embedded[:1], inputs["input_ids"], pairs, torch.zeros_like(pairs))
-    torch.testing.assert_close(scores, plain[:, 1] - plain[:, 0], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("with_output", [False, True])
@@ -207,30 +189,6 @@ def test_half_precision_by_autocast(tiny_official, inputs, dtype):
     torch.testing.assert_close(output.loss, expected.loss, rtol=0.03, atol=0.03)
     assert visual.features.dtype == visual.embedding.dtype == torch.float32
     assert all(bool(p.grad.isfinite().all()) for p in model.parameters() if p.grad is not None)
-
-
-def test_half_precision_of_the_model(tiny_official, inputs):
-    model = tiny_official().to(torch.bfloat16).train()
-    dictionary = model.soho.visual_dictionary
-    output = model(**{**inputs, "pixel_values": inputs["pixel_values"].to(torch.bfloat16)})
-    output.loss.backward()
-    kept = (
-        dictionary.codebook,
-        dictionary.total,
-        model.soho.feature_norm.running_var,
-        model.soho.fusion.norm.running_mean,
-    )
-    assert {tensor.dtype for tensor in kept} == {torch.float32} and bool(output.loss.isfinite())
-
-
-def test_compiled_by_torch(tiny_official, inputs):
-    model = tiny_official().eval()
-    with torch.no_grad():
-        expected = model.encode_images(inputs["pixel_values"], inputs["pixel_mask"])
-        compiled = torch.compile(model.encode_images, backend="aot_eager")
-        output = compiled(inputs["pixel_values"], inputs["pixel_mask"])
-    torch.testing.assert_close(output.embedding, expected.embedding)
-    assert torch.equal(output.index, expected.index)
 
 
 def test_a_step_that_is_left_out_moves_the_codes_all_the_same(tiny_official, inputs):

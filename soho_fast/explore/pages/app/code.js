@@ -17,8 +17,8 @@
   const tilesOf = (code, list, hasDistances = true) =>
     list.map((occurrence) => {
       const [image, row, column, distance] = occurrence;
-      const where = `${explorer.noun} ${image}, row ${row + 1}, column ${column + 1}`;
-      const tile = element(
+      const where = `image ${image}, row ${row + 1}, column ${column + 1}`;
+      return element(
         "a",
         {
           class: "occurrence",
@@ -29,8 +29,6 @@
         explorer.crop(occurrence, null, explorer.around),
         hasDistances ? formatNumber(distance) : null,
       );
-      if (!explorer.isSound) return tile;
-      return element("div", {}, tile, explorer.playButton(`play ${where}`, [explorer.partOf(occurrence)]));
     });
 
   // The patches of a kind, each from another image.
@@ -44,7 +42,6 @@
       "section",
       { class: "kind", "aria-label": heading, dataset: { kind } },
       element("h3", {}, heading),
-      explorer.isSound && explorer.playButton(`play all: ${heading}`, list.map(explorer.partOf)),
       element("p", { class: "hint" }, meaning),
       row,
       more,
@@ -56,7 +53,7 @@
     const greatest = 1.1 * rows.reduce((most, { high }) => Math.max(most, high), 4);
     const lines = rows.map((row) => {
       const { word, both, images, lift, low } = row;
-      const counts = `${both} of the ${images} ${explorer.noun}s whose captions have the word have the code`;
+      const counts = `${both} of the ${images} images whose captions have the word have the code`;
       return element(
         "tr",
         { class: low > 1 ? null : "unproven" },
@@ -69,7 +66,7 @@
     const first = Math.max(FIRST_SHOWN, rows.filter(({ low }) => low > 1).length);
     const body = element("tbody");
     const more = explorer.fold(body, lines, first);
-    return [explorer.table("lifts", ["word", `its ${explorer.noun}s with the code`, "lift", "interval"], body), more];
+    return [explorer.table("lifts", ["word", "its images with the code", "lift", "interval"], body), more];
   };
 
   const wordCard = (code, meta) => {
@@ -77,7 +74,7 @@
     const { level, num_tests: numTests } = meta.interval;
     return card(
       "Words",
-      `How many times likelier a word is in the captions of ${explorer.noun}s that have this code. Intervals at ` +
+      "How many times likelier a word is in the captions of images that have this code. Intervals at " +
         `${formatPercent(level)}, corrected for ${formatPlural(numTests, "test")}; the dashed line is 1, as often as ` +
         "elsewhere, and what is grey may be chance.",
       code.words.length ? wordTable(code.words) : element("p", { class: "nothing" }, "No word is common enough here."),
@@ -137,7 +134,7 @@
   const positionCard = (code, meta) =>
     card(
       "Positions",
-      `Where in the ${explorer.noun}s it lies; the stronger the colour, the more tokens.`,
+      "Where in the images it lies; the stronger the colour, the more tokens.",
       charts.heatMap({
         values: code.positions,
         rows: meta.position_rows,
@@ -150,7 +147,7 @@
   const besideCard = (code, wall) => {
     const tell = ({ count, lift }) => `${formatCount(count)}, × ${formatNumber(lift, 2)}`;
     return card(
-      `Beside it in ${explorer.noun}s`,
+      "Beside it in images",
       "Codes of the patches next to its patches: how often, and how many times more often than expected from their " +
         "usage.",
       code.neighbours.length
@@ -170,7 +167,7 @@
   const showUnused = (root, code, wall) => {
     root.append(
       explorer.notice(
-        `This code is unused: no patch of any ${explorer.noun} here is nearest to it. It has no ${explorer.noun}s, ` +
+        "This code is unused: no patch of any image here is nearest to it. It has no images, " +
           "words or neighbours.",
       ),
       element("div", { class: "cards" }, element("div", {}, nearCard(code, wall))),
@@ -180,7 +177,6 @@
   const showLive = (root, code, wall, meta) => {
     const number = code.code;
     const says = wall.word[number];
-    const nouns = `${explorer.noun}s`;
     const [share, ofAll] = [wall.precision[number], wall.precision[number] / wall.lift[number]].map(formatPercent);
     const meaning =
       says === null
@@ -188,7 +184,7 @@
         : [
             "Its best word is ",
             explorer.wordLink(says),
-            `: it is named in the captions of ${share} of its ${nouns} (${ofAll} of all ${nouns}).`,
+            `: it is named in the captions of ${share} of its images (${ofAll} of all images).`,
           ];
     const distances = `${formatNumber(wall.mean_distance[number])} ± ${formatNumber(wall.spread[number], 2)}`;
     root.append(
@@ -199,7 +195,7 @@
           "a",
           {
             href: explorer.address("image", String(wall.medoid[number][0]), { code: number }),
-            "aria-label": `the ${explorer.noun} of its most typical patch`,
+            "aria-label": "the image of its most typical patch",
           },
           explorer.whole(wall.medoid[number], 240),
         ),
@@ -210,7 +206,7 @@
           element("p", { class: "meaning" }, meaning),
           facts([
             ["tokens", formatCount(code.tokens)],
-            [nouns, formatCount(code.images)],
+            ["images", formatCount(code.images)],
             ["rank by usage", `${formatCount(code.rank)} of ${formatCount(meta.num_codes / meta.num_levels)}`],
             ["share of tokens", formatPercent(code.tokens / tokensOfLevel(number, wall, meta))],
             ...(meta.has_distances ? [["distance of its patches", distances]] : []),
@@ -225,10 +221,10 @@
           "p",
           { class: "hint" },
           meta.has_distances
-            ? `Each piece is from another ${explorer.noun}, its patch outlined, its distance below. The nearest ` +
+            ? "Each piece is from another image, its patch outlined, its distance below. The nearest " +
                 "alone mislead: they look purer than the code is. "
-            : `Each piece is from another ${explorer.noun}, its patch outlined. `,
-          `A click shows the whole ${explorer.noun} with all its patches of this code.`,
+            : "Each piece is from another image, its patch outlined. ",
+          "A click shows the whole image with all its patches of this code.",
         ),
         KINDS.map(([kind, heading, meaning]) => occurrences(code, kind, heading, meaning, meta)),
       ),

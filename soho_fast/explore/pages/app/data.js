@@ -53,7 +53,7 @@ const explorer = { pages: new Map() };
   explorer.loadCode = async (code) =>
     loadItem("codes", "code", code, CODES_PER_FILE, (await explorer.load("meta")).num_codes);
   explorer.loadImage = async (image) =>
-    loadItem("images", explorer.noun, image, IMAGES_PER_FILE, (await explorer.load("meta")).num_shown);
+    loadItem("images", "image", image, IMAGES_PER_FILE, (await explorer.load("meta")).num_shown);
 
   // A promise of the wall, whose columns are all there and K long.
   explorer.loadWall = async () => {
@@ -75,8 +75,6 @@ const explorer = { pages: new Map() };
   explorer.readLevels = (meta) => {
     levelCodes = meta.num_levels > 1 ? meta.num_codes / meta.num_levels : null;
     explorer.around = (meta.window - 1) / 2;
-    explorer.isSound = meta.has_sound ?? false; // Then images are clips of audio, seen as spectrograms.
-    explorer.noun = explorer.isSound ? "clip" : "image";
   };
   explorer.codeName = (code) =>
     levelCodes === null ? String(code) : `${Math.floor(code / levelCodes) + 1}.${code % levelCodes}`;

@@ -155,8 +155,7 @@
       const { what, credit, licence } = meta.licences[number];
       return explorer.element("li", { dir: "auto" }, explorer.linkedText(`${what}: ${credit}; ${licence}`));
     });
-    const what = explorer.isSound ? "Clips: " : "Images: ";
-    if (!texts.length) return explorer.element("footer", { class: "licences" }, what, "no licence is known.");
-    return explorer.element("footer", { class: "licences" }, what, explorer.element("ul", {}, texts));
+    if (!texts.length) return explorer.element("footer", { class: "licences" }, "Images: no licence is known.");
+    return explorer.element("footer", { class: "licences" }, "Images: ", explorer.element("ul", {}, texts));
   };
 })();

@@ -119,23 +119,19 @@
     };
 
     const caption = image.captions.find((text) => text.trim() !== "");
-    const title = `${explorer.isSound ? "Clip" : "Image"} ${number}`;
-    const label = caption === undefined ? `${explorer.noun} ${number}` : caption.slice(0, 200);
+    const title = `Image ${number}`;
+    const label = caption === undefined ? `image ${number}` : caption.slice(0, 200);
     const onPoint = (code) => show(code === null ? kept : ofCode(code));
     const shown = { ...image, index };
     const view = explorer.imageWithPatches(shown, source, label, onPoint);
     const colourOf = explorer.codeColours(wall);
-    const map = explorer.imageWithPatches(shown, null, `the codes of ${explorer.noun} ${number} as colours`, onPoint);
+    const map = explorer.imageWithPatches(shown, null, `the codes of image ${number} as colours`, onPoint);
     for (const patch of map.patches.filter((one) => one !== null)) {
       const code = Number(patch.dataset.code);
       patch.style.setProperty("--colour", colourOf(code));
       patch.append(element("span", { class: "patch-code" }, explorer.codeName(code)));
     }
-    const views = element("div", { class: explorer.isSound ? "strip" : "image-views" }, view.root, map.root);
-    if (explorer.isSound) {
-      views.style.setProperty("--least", `${12 * image.columns}px`); // A long clip is scrolled.
-      map.root.style.aspectRatio = `${image.columns} / 2`;
-    }
+    const views = element("div", { class: "image-views" }, view.root, map.root);
 
     // The legend: codes by their word; without captions, and where a code has a name, each by itself.
     const isAlone = (key) => typeof key === "number";
@@ -163,7 +159,7 @@
       ? element("ul", { class: "captions" }, texts)
       : element("p", { class: "nothing" }, "It has none.");
     const from = meta.sources[image.source]?.name ?? "an unknown data set";
-    const origin = `${image.name}, of ${from}; shown ${explorer.isSound ? "as its spectrogram" : "smaller"}.`;
+    const origin = `${image.name}, of ${from}; shown smaller.`;
     show(kept);
     root.append(
       element("div", { class: "title" }, element("h1", {}, title), walk),
@@ -175,7 +171,6 @@
           { class: "image-stage" },
           views,
           status,
-          explorer.isSound && explorer.playButton("play the clip", [[number, 0, 1]]),
           explorer.levelBox(meta, level, (chosen) => {
             location.hash = explorer.address("image", String(number), { level: chosen });
           }),
@@ -209,19 +204,18 @@
       element("a", {
         href: explorer.address("image", String(number)),
         dataset: { image: number },
-        "aria-label": `${explorer.noun} ${number}`,
+        "aria-label": `image ${number}`,
       }),
     );
     links.forEach(fillWhenNear);
-    const nouns = `${explorer.noun}s`;
-    const title = explorer.isSound ? "Clips" : "Images";
+    const title = "Images";
     const rest = meta.num_images - meta.num_shown;
     root.append(
       element("h1", {}, title),
       explorer.lead(
         rest > 0
-          ? `${formatCount(meta.num_shown)} of the ${formatCount(meta.num_images)} ${nouns} that statistics come from.`
-          : `All ${formatCount(meta.num_images)} ${nouns} that statistics come from.`,
+          ? `${formatCount(meta.num_shown)} of the ${formatCount(meta.num_images)} images that statistics come from.`
+          : `All ${formatCount(meta.num_images)} images that statistics come from.`,
       ),
       element("div", { class: "gallery", dataset: { content: "" } }, links),
       explorer.licenceLine(meta),
@@ -234,7 +228,7 @@
     show: async (root, argument, parameters, meta) => {
       if (argument === "") return showAll(root, meta);
       if (!/^\d+$/.test(argument)) {
-        throw new Error(`${explorer.noun}: expected a number from 0 to ${meta.num_shown - 1}, got "${argument}"`);
+        throw new Error(`image: expected a number from 0 to ${meta.num_shown - 1}, got "${argument}"`);
       }
       return showImage(root, Number(argument), parameters, meta);
     },

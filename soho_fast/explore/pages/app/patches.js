@@ -8,24 +8,18 @@
     tile.style.backgroundImage = `url("${tile.dataset.image}")`;
   });
 
+  // Where a tile of `span` patches begins around the one at `place`.
   const startOf = (place, length, span, around) =>
     around > 0 ? Math.max(0, Math.min(place + 0.5 - span / 2, length - span)) : Math.min(place, length);
-
-  // Where a tile of an occurrence begins, and how wide it is, in patches.
-  explorer.spanOf = ([, , column, , rows, columns], around = explorer.around) => {
-    const wide = around > 0 ? Math.min(2 * around + 1, columns, explorer.isSound ? Infinity : rows) : 1;
-    return [startOf(column, columns, wide, around), wide];
-  };
 
   // A patch of an image as a square tile. occurrence: [image, row, column, distance, rows, columns]; `size` in
   // pixels, null to fill the width it is given; `around`: how many patches on each side are shown too, the patch
   // outlined. At the edge of the image the tile shows more of the other side.
   explorer.crop = (occurrence, size, around = 0) => {
     const [image, row, column, , rows, columns] = occurrence;
-    const [left, wide] = explorer.spanOf(occurrence, around);
-    // Of a clip all frequencies are shown, of an image a square.
-    const high = explorer.isSound ? rows : wide;
-    const top = startOf(row, rows, high, around);
+    const span = around > 0 ? Math.min(2 * around + 1, columns, rows) : 1;
+    const left = startOf(column, columns, span, around);
+    const top = startOf(row, rows, span, around);
     // A percentage of what the image is larger than the tile.
     const percent = (place, length, span) => (length === span ? 0 : (100 * place) / (length - span));
     const tile = element("div", {
@@ -33,14 +27,13 @@
       dataset: { image: explorer.imagePath(image) },
       style: {
         width: size === null ? "100%" : `${size}px`,
-        backgroundSize: `${(100 * columns) / wide}% ${(100 * rows) / high}%`,
-        backgroundPosition: `${percent(left, columns, wide)}% ${percent(top, rows, high)}%`,
+        backgroundSize: `${(100 * columns) / span}% ${(100 * rows) / span}%`,
+        backgroundPosition: `${percent(left, columns, span)}% ${percent(top, rows, span)}%`,
       },
     });
     if (around > 0) {
-      const place = (number, span) => `${(100 * number) / span}%`;
-      const [width, height] = [place(1, wide), place(1, high)];
-      const style = { left: place(column - left, wide), top: place(row - top, high), width, height };
+      const place = (number) => `${(100 * number) / span}%`;
+      const style = { left: place(column - left), top: place(row - top), width: place(1), height: place(1) };
       tile.append(element("div", { class: "crop-patch", style }));
     }
     showWhenNear(tile);
@@ -49,7 +42,7 @@
 
   // The whole image of an occurrence, its patch lit, so many pixels wide or high, whichever is more.
   explorer.whole = ([image, row, column, , rows, columns], size) => {
-    const ratio = explorer.isSound ? 2 : columns / rows;
+    const ratio = columns / rows;
     const [left, top, width, height] = [column / columns, row / rows, 1 / columns, 1 / rows].map((n) => `${100 * n}%`);
     const tile = element(
       "div",

@@ -68,11 +68,7 @@
     const links = [...pages]
       .filter(([name, { inHeader = true }]) => inHeader && (name === page || !(meta && EMPTY[name]?.(meta))))
       .map(([name, { title }]) =>
-        element(
-          "a",
-          { href: explorer.address(name), "aria-current": name === page ? "page" : null },
-          name === "image" && meta?.has_sound ? "Clips" : title,
-        ),
+        element("a", { href: explorer.address(name), "aria-current": name === page ? "page" : null }, title),
       );
     document
       .getElementById("header")

@@ -92,7 +92,7 @@
       ([name, value]) => `${name}: ${name.startsWith("share") ? formatPercent(value) : formatNumber(value)}`,
     );
     const associated =
-      ` A code is associated with a word that the captions of its ${explorer.noun}s have more often than chance ` +
+      " A code is associated with a word that the captions of its images have more often than chance " +
       "explains.";
     if (!shown.length) return "";
     return element("p", { class: "measures" }, `${shown.join("; ")}.`, meta.has_captions && associated);
@@ -100,16 +100,12 @@
 
   const summary = (meta) => {
     const unused = meta.num_codes - meta.num_active;
-    const images = formatPlural(meta.num_images, explorer.noun);
+    const images = formatPlural(meta.num_images, "image");
     return explorer.lead(
-      explorer.isSound
-        ? "The model describes each clip of audio by a row of numbers: each number, a code, stands for how a moment " +
-            "of the clip sounds. This page shows what each code stands for, as spectrograms, the lowest tones at the " +
-            "bottom; a code's page plays them. "
-        : "The model describes each image by a grid of numbers: each number, a code, stands for what a small patch " +
-            "of the image looks like. This page shows what each code stands for. ",
-      `A tile shows the most typical patch of a code, outlined, and below it where in its ${explorer.noun} it lies. `,
-      meta.has_captions && `The word is the one most specific to the captions of the code's ${explorer.noun}s. `,
+      "The model describes each image by a grid of numbers: each number, a code, stands for what a small patch " +
+        "of the image looks like. This page shows what each code stands for. ",
+      "A tile shows the most typical patch of a code, outlined, and below it where in its image it lies. ",
+      meta.has_captions && "The word is the one most specific to the captions of the code's images. ",
       meta.num_levels > 1
         ? `A patch has a code of each of ${meta.num_levels} levels: code 2.17 is code 17 of the second level. `
         : null,
@@ -133,8 +129,7 @@
     const nameOf = (code) => explorer.codeName(code).split(".");
     const named = codes.map((code) => [...nameOf(code), ...columns.map((name) => wall[name][code])]);
     const heads = nameOf(0).length > 1 ? ["level", "code"] : ["code"];
-    const titles = columns.map((name) => (name === "images" ? `${explorer.noun}s` : name));
-    return [[...heads, ...titles], ...named].map((row) => row.map(field).join(",")).join("\r\n");
+    return [[...heads, ...columns], ...named].map((row) => row.map(field).join(",")).join("\r\n");
   };
   const saveTable = (wall, codes) => {
     const address = URL.createObjectURL(new Blob([`\ufeff${csvOf(wall, codes)}`], { type: "text/csv" }));

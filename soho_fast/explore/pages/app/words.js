@@ -30,7 +30,7 @@
   };
   const fillRow = (row, { word, images, codes }, wall) => {
     const crops = codes.slice(0, 4).map(({ code }) => explorer.codeCrop(wall, code, 40));
-    const counts = [formatPlural(images, explorer.noun), codes.length ? formatPlural(codes.length, "code") : "no code"];
+    const counts = [formatPlural(images, "image"), codes.length ? formatPlural(codes.length, "code") : "no code"];
     row.append(
       element("span", { class: "word-crops" }, crops),
       element("span", { class: "word-text foreign", dir: "auto" }, word),
@@ -74,14 +74,14 @@
       input: ({ target }) => change("search", target.value),
       keydown: ({ key }) => key === "Enter" && list.querySelector("a")?.click(),
     });
-    const sorts = Object.keys(SORTS).map((value) => [value, value === "images" ? `${explorer.noun}s` : value]);
+    const sorts = Object.keys(SORTS).map((value) => [value, value]);
     fill();
     root.append(
       element("h1", {}, "Words"),
       explorer.lead(
-        `Words of the captions, and the codes with whose ${explorer.noun}s they are associated: more frequent there ` +
+        "Words of the captions, and the codes with whose images they are associated: more frequent there " +
           "than chance explains. ",
-        `No label and no other model names a code: only what people wrote about its ${explorer.noun}s.`,
+        "No label and no other model names a code: only what people wrote about its images.",
       ),
       element(
         "div",
@@ -109,7 +109,7 @@
         const size = image.rows * image.columns;
         const level = Math.floor(Math.max(0, image.index.findIndex((code) => codes.includes(code))) / size);
         const index = image.index.slice(level * size, (level + 1) * size);
-        const name = `${explorer.noun} ${number}`;
+        const name = `image ${number}`;
         const view = explorer.imageWithPatches({ ...image, index }, explorer.imagePath(number), name, onPoint);
         const link = element("a", { href: explorer.address("image", String(number), { word: label }) }, name);
         return { light: view.light, root: element("div", {}, view.root, link) };
@@ -129,17 +129,17 @@
         element("a", { class: "button", href: explorer.address("words") }, "all words"),
       ),
       explorer.lead(
-        `In the captions of ${formatPlural(word.images, explorer.noun)} of ${formatCount(meta.num_images)}.`,
+        `In the captions of ${formatPlural(word.images, "image")} of ${formatCount(meta.num_images)}.`,
         word.codes.length
           ? ` Lit are the patches of the codes associated with it. Beside each code: how many times as often as ` +
-              `elsewhere its ${explorer.noun}s have the word, with an interval; the dashed line is 1.`
+              "elsewhere its images have the word, with an interval; the dashed line is 1."
           : null,
       ),
     );
     if (!word.codes.length) {
       root.append(
         explorer.notice(
-          `No code is associated with this word: in no code's ${explorer.noun}s is it more frequent than elsewhere ` +
+          "No code is associated with this word: in no code's images is it more frequent than elsewhere " +
             "by more than chance makes.",
         ),
       );
@@ -173,7 +173,7 @@
           element(
             "span",
             { class: "hint" },
-            `${formatCount(row.both)} of its ${formatPlural(row.images, explorer.noun)}`,
+            `${formatCount(row.both)} of its ${formatPlural(row.images, "image")}`,
             ` (${formatPercent(row.both / row.images)})`,
           ),
         ),
@@ -194,7 +194,7 @@
       if (!meta.has_captions) {
         root.append(
           element("h1", {}, "Words"),
-          explorer.notice(`These ${explorer.noun}s have no captions, so nothing names the codes.`),
+          explorer.notice("These images have no captions, so nothing names the codes."),
         );
         return "Words";
       }

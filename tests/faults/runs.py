@@ -1,0 +1,266 @@
+"""Runs that are killed, whose disk fills up, that are started twice, or of whose two ranks one fails; then the same
+command to its end.
+
+Held: losses, metrics, weights and files are those of a run that nothing disturbed, bit for bit, or one line refuses.
+"""
+
+import contextlib
+import errno
+import os
+import random
+import resource
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from campaign import Case
+from tiny_runs import (
+    Act,
+    Before,
+    Bench,
+    Command,
+    Finished,
+    LostError,
+    at_event,
+    digest,
+    kill_self,
+    run,
+    same,
+    start,
+    watch,
+)  # fmt: skip
+
+LOST = os.EX_TEMPFAIL
+_RANKS_END = 90  # seconds in which what is left of a run has to end
+_ROOM, _NEEDED, _NUM_SIZES = 400, {"pretraining": 250, "vqa": 250, "evaluate": 1}, 24  # megabytes
+
+
+def kills(bench: Bench) -> list[Case]:
+    """At each event, at some time, or in the middle of a write; perhaps more than once."""
+    every = []
+    for what, events in bench.events.items():
+        ways = [(f"before {at}, {' '.join(event)}", at) for at, event in enumerate(events, 1)]
+        ways += [(way, way) for way in ("time", "write") for _ in range(len(events) // 2)]
+        every += [(f"{what}, killed {name}", partial(_killed, bench, what, way)) for name, way in ways]
+    return every
+
+
+def _killed(bench: Bench, what: str, way: int | str, folder: Path, draw: random.Random) -> int:
+    output, struck = folder / "run", 0
+    for number in range(draw.choice((1, 1, 2, 3))):
+        struck += _kill(bench, what, draw.choice((way, "time", "write")) if number else way, output, draw)
+    bench.finish(what, output, before=draw.choice((None, lambda: _set_clock_back(output))))
+    return max(struck, 1)
+
+
+def _kill(bench: Bench, what: str, way: int | str, output: Path, draw: random.Random) -> bool:
+    arguments = bench.command(what, output)
+    if way == "write":
+        size = int(2 ** draw.uniform(6, 26))
+        return run(arguments, before=lambda: kill_beyond(size)).code == -signal.SIGXFSZ
+    if isinstance(way, int):
+        return run(arguments, before=watch(output, at_event(way, kill_self))).code == -signal.SIGKILL
+    command, deadline = start(arguments), time.monotonic() + draw.uniform(0.1, 1.1) * bench.seconds[what]
+    while time.monotonic() < deadline and not command.poll():
+        time.sleep(0.002)
+    command.send(signal.SIGKILL)
+    return command.wait().code == -signal.SIGKILL
+
+
+def kill_beyond(size: int) -> None:
+    """The kernel kills in the middle of a write: the one that would make a file longer than this many bytes."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+
+def _set_clock_back(output: Path) -> None:
+    """It is yesterday, and all files are of next week."""
+    now = time.time
+    time.time = lambda: now() - 86400
+    for path in output.rglob("*"):
+        os.utime(path, (now() + 7 * 86400,) * 2)
+
+
+def disks(bench: Bench) -> list[Case]:
+    """A disk that fills up, or turns read-only, at each event; a disk of each size."""
+    return [
+        (f"{what}, {kind} {number}", partial(_on_a_disk, bench, what, kind, number))
+        for what, events in bench.events.items()
+        for kind, numbers in (
+            ("full", range(1, len(events) + 1)), ("read-only", range(1, len(events) + 1)), ("size", range(_NUM_SIZES)),
+        )
+        for number in numbers
+    ]  # fmt: skip
+
+
+def _on_a_disk(bench: Bench, what: str, kind: str, number: int, folder: Path, draw: random.Random) -> None:
+    disk = folder / "disk"
+    disk.mkdir()
+    size = f"{max(4, 1024 * _NEEDED[what] * number // _NUM_SIZES)}k" if kind == "size" else f"{_ROOM}m"
+    with _mounted(disk, size) as is_mounted:
+        act: Act | None = _refuse_from(number, errno.EROFS if kind == "read-only" else errno.ENOSPC)
+        if is_mounted and kind != "read-only":
+            act = at_event(number, lambda: _fill(disk / "filler")) if kind == "full" else None
+        done = run(bench.command(what, disk / "run"), before=watch(disk, act) if act else None)
+        done.expect(0, 2, where="with the fault")
+        (disk / "filler").unlink(missing_ok=True)
+        if is_mounted:
+            subprocess.run(["mount", "-o", f"remount,size={_ROOM}m", str(disk)], check=True)
+        bench.finish(what, disk / "run")
+
+
+@contextlib.contextmanager
+def _mounted(folder: Path, size: str) -> Iterator[bool]:
+    """A file system of this size there, where this user can mount one; says whether."""
+    command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+    is_mounted = subprocess.run(command, capture_output=True).returncode == 0
+    try:
+        yield is_mounted
+    finally:
+        if is_mounted:
+            subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def _fill(path: Path) -> None:
+    with path.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        for size in (2**20, 4096):
+            with contextlib.suppress(OSError):
+                while True:
+                    file.write(bytes(size))
+
+
+def _refuse_from(at: int, number: int) -> Act:
+    def act(count: int, event: str, path: str) -> None:
+        if count >= at and (number == errno.EROFS or event in ("open", "mkdir")):
+            raise OSError(number, os.strerror(number), path)
+
+    return act
+
+
+def twice(bench: Bench) -> list[Case]:
+    """Two commands at once on one folder: one does the work, the other refuses."""
+
+    def both(what: str, folder: Path, draw: random.Random) -> None:
+        arguments = bench.command(what, folder / "run")
+        first = start(arguments)
+        time.sleep(draw.choice((0, 1)) * draw.uniform(0, 1.2) * bench.seconds[what])
+        codes = [each.wait().expect(0, 2, where="one of two").code for each in (first, start(arguments))]
+        if codes == [2, 2]:
+            raise LostError("both refused")
+        bench.finish(what, folder / "run")
+
+    return [(what, partial(both, what)) for what in bench.events]
+
+
+def ranks(bench: Bench) -> list[Case]:
+    """One of two ranks killed, stopped for a while or for good, slow, or set otherwise."""
+    every = [
+        (f"rank {which} {way}", partial(_struck, bench, way, which))
+        for way in ("killed", "stopped", "silent", "slow")
+        for which in range(2)
+    ]
+    others = (("optim.lr", "0.5"), ("seed", "7"), ("batch.global_batch_size", "8"), ("epochs", "3"))
+    return every + [(f"another {name}", partial(_disagreeing, bench, name, value)) for name, value in others]
+
+
+def _struck(bench: Bench, way: str, which: int, folder: Path, draw: random.Random) -> None:
+    output, stage = folder / "run", draw.choice("0123")
+    number = signal.SIGKILL if way == "killed" else signal.SIGSTOP
+    strike = at_event(draw.randint(1, len(bench.events["pretraining"])), lambda: os.kill(os.getpid(), number))
+    # Only the first rank changes much in the folder; the other one is struck by the clock.
+    before = _slow_down if way == "slow" else watch(output, strike) if which == 0 else None
+    befores = [before if rank == which else None for rank in range(2)]
+    both = _ranks(
+        bench, output, *(["--engine.timeout_seconds", "5"] if way == "silent" else []), stage=stage, befores=befores
+    )
+    if way != "slow" and which == 1:
+        # A rank that is lost before they have met is the launcher's to notice.
+        _wait(lambda: (output / "log.jsonl").exists(), both)
+        time.sleep(draw.uniform(0, 3))
+        both[1].send(number)
+    if way == "stopped":
+        _wait(lambda: _is_stopped(both[which].pid), [both[which]])
+        time.sleep(draw.uniform(1, 5))
+        both[which].send(signal.SIGCONT)
+    if way == "silent":
+        both[1 - which].wait(_RANKS_END).expect(0, LOST, where=f"rank {1 - which}, whose partner stood still")
+        both[which].send(signal.SIGKILL)
+        both[which].wait()
+    else:
+        for rank, finished in enumerate(_end(both)):
+            if (way, rank) != ("killed", which):
+                finished.expect(*((0, LOST) if way == "killed" else (0,)), where=f"rank {rank}")
+    for rank, finished in enumerate(_end(_ranks(bench, output, stage=stage))):
+        finished.expect(0, where=f"rank {rank}, again")
+    same(digest(_two_ranks(bench, stage)), digest(output))
+
+
+def _disagreeing(bench: Bench, name: str, value: str, folder: Path, draw: random.Random) -> None:
+    """Both end at once, in one line that names the field."""
+    own = draw.choice((([f"--{name}", value], []), ([], [f"--{name}", value])))
+    done = [each.expect(2, where="one of two") for each in _end(_ranks(bench, folder / "run", own=own))]
+    lines = [line for finished in done for line in finished.errors]
+    if not all(name in line and "rank" in line for line in lines):
+        raise LostError(f"said: {' | '.join(lines)[:200]}")
+
+
+def _two_ranks(bench: Bench, stage: str = "0") -> Path:
+    """What two ranks come to at a ZeRO stage when nothing disturbs them."""
+
+    def make(new: Path) -> None:
+        for rank, finished in enumerate(_end(_ranks(bench, new, stage=stage))):
+            finished.expect(0, where=f"rank {rank}, undisturbed")
+
+    return bench.once(f"two-ranks-{stage}", make)
+
+
+def _ranks(
+    bench: Bench,
+    output: Path,
+    *more: str,
+    stage: str = "0",
+    own: tuple[list[str], list[str]] = ([], []),
+    befores: list[Before] | tuple[None, None] = (None, None),
+) -> list[Command]:
+    """Start two ranks of a training; each may have arguments of its own, and something called before."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    arguments = bench.command("pretraining", output, "--engine.zero_stage", stage, *more)
+    common = {"WORLD_SIZE": "2", "LOCAL_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    return [
+        start([*arguments, *own[rank]], before=befores[rank], RANK=str(rank), LOCAL_RANK=str(rank), **common)
+        for rank in range(2)
+    ]
+
+
+def _wait(is_so: Callable[[], bool], commands: list[Command]) -> None:
+    """Wait for it, or until one of them has ended."""
+    while not is_so() and not any([command.poll() for command in commands]):
+        time.sleep(0.02)
+
+
+def _is_stopped(pid: int) -> bool:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+
+
+def _end(commands: list[Command]) -> list[Finished]:
+    """Wait for them; nobody ends the one when the other is gone."""
+    deadline = time.monotonic() + _RANKS_END
+    return [command.wait(max(1.0, deadline - time.monotonic())) for command in commands]
+
+
+def _slow_down() -> None:
+    """Each forward of the model waits from now on."""
+    import torch
+
+    def wait(module: Any, inputs: Any) -> None:
+        if type(module).__name__.startswith("SohoFor"):
+            time.sleep(0.4)
+
+    torch.nn.modules.module.register_module_forward_pre_hook(wait)
