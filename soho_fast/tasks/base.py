@@ -28,6 +28,14 @@ class BaseTask(WeighingTask):
     """What asks a model of `{run}`, of `python -m soho_fast.ask`; empty where nothing there does."""
     selection: ClassVar[str | None]
     """The metric by which the best model is chosen, larger is better; None keeps only the last."""
+    precision: str = "auto"
+    """Type of the products when evaluating: `auto` takes bf16 on a GPU that has it, and float32 elsewhere."""
+    image_batch: int = 32
+    """Images (in NLVR2 pairs) encoded at a time when evaluating."""
+    pair_batch: int = 256
+    """Texts read with their images at a time when evaluating."""
+    quick_images: int = 128
+    """Held-out images (in NLVR2 pairs) of a quick evaluation."""
 
     @property
     @abstractmethod

@@ -104,8 +104,9 @@ def test_usage_perplexity_and_active_codes(tiny_config, tuned):
     torch.testing.assert_close(made.statistics()[2][:4], torch.tensor([0.5, 0.25, 0.25, 2.0]) * 12 / 3)
 
 
-def test_usage_of_a_code_is_a_mean_over_its_own_updates(tiny_config):
-    made = dictionary(tiny_config, usage_decay=0.5)
+def test_usage_of_a_code_is_a_mean_over_its_own_updates(tiny_config, tuned):
+    tuned(decay=0.5)
+    made = dictionary(tiny_config)
     made.step.fill_(9)
     made.usage.fill_(0.75)
     made.age.copy_(torch.tensor([0.0, 1.0] + [2.0] * 10))
