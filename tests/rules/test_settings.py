@@ -16,9 +16,11 @@ OTHERS = {
     "log.tensorboard": "tests and timed runs switch it off",
     "engine.loss_scale_power": "a run in fp16 whose first steps overflow",
     "checkpoint.every_steps": "tests stop a run at a step",
+    "max_minutes": "a machine that is lent for some minutes",
+    "evaluation.at_end": "timed runs switch it off",
     **dict.fromkeys(("corpus.num_train", "corpus.num_heldout", "corpus.image_size"), "a small corpus for a test"),
 }
-MOST = 155
+MOST = 140
 
 
 def every_setting() -> dict[str, Setting]:
