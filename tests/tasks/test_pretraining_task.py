@@ -367,11 +367,11 @@ def test_bad_settings_name_the_field(data, tmp_path):
     )
     refuse("expected a list of split names", sources=[CaptionSource(source.annotations, source.images)])
     refuse(
-        r"data\.sources\[0\]\.splits: only for format karpathy or json_lines, this is coco_captions",
-        sources=[CaptionSource(source.annotations, source.images, "coco_captions", ["train"])],
+        r"data\.sources\[0\]\.splits: only for format karpathy or json_lines or dataset, this",
+        sources=[CaptionSource(source.annotations, source.images, "coco_captions", splits=["train"])],
     )
     refuse(
-        r"data\.sources\[0\]\.heldout_share: only for format json_lines, this is karpathy",
+        r"data\.sources\[0\]\.heldout_share: only for format json_lines or dataset, this is karpathy",
         sources=[CaptionSource(source.annotations, source.images, splits=["train"], heldout_share=0.2)],
     )
     refuse(
