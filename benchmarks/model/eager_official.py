@@ -11,7 +11,7 @@ that bear the names of the published checkpoint; what is slow is what the releas
 - texts are padded to a fixed length; transformers' BERT runs with eager attention and an additive mask;
 - word and code logits are computed at every position and the losses ignore unlabelled ones;
 - the optimisers go parameter by parameter;
-- with `recomputed_batch_norm` each residual block whose input needs a gradient runs again in the backward pass, its
+- with `official="pretraining"` each residual block whose input needs a gradient runs again in the backward pass, its
   BatchNorm included, as the released configuration has it to save memory.
 
 Images must fill their tensor and be at least as wide as high, where the released mask is right.
@@ -151,7 +151,7 @@ class EagerOfficial(nn.Module):
         net = self.backbone
         x = net.layer1(net.maxpool(net.relu(net.bn1(net.conv1(pixels_B3HW)))))
         for block in (*net.layer2, *net.layer3, *net.layer4):
-            again = self.config.recomputed_batch_norm and x.requires_grad
+            again = self.config.official == "pretraining" and x.requires_grad
             x = checkpoint(block, x, use_reentrant=False) if again else block(x)
         return x
 
@@ -161,7 +161,7 @@ class EagerOfficial(nn.Module):
             distance_NK = feat_NC.square().sum(1, keepdim=True) - 2.0 * feat_NC @ vq.embed.T + vq.embed.square().sum(1)
             index_N = distance_NK.argmin(1)
             onehot_NK = F.one_hot(index_N, self.config.num_codes).float()
-            decay, eps = self.config.ema_decay, self.config.laplace_eps
+            decay, eps = self.config.ema_decay, 1e-5
             vq.cluster_size.mul_(decay).add_(onehot_NK.sum(0), alpha=1.0 - decay)
             vq.embed_avg.mul_(decay).add_(onehot_NK.T @ feat_NC, alpha=1.0 - decay)
             total = vq.cluster_size.sum()
@@ -211,7 +211,7 @@ class EagerOfficialOptimizers:
         self.sgd = torch.optim.SGD(
             backbone,
             settings.backbone_lr * rate_factor,
-            momentum=settings.backbone_momentum,
+            momentum=0.9,
             weight_decay=settings.backbone_weight_decay,
             foreach=False,
         )
@@ -226,7 +226,7 @@ class EagerOfficialOptimizers:
             nn.utils.clip_grad_norm_(self.parameters, settings.clip, foreach=False)
         self.sgd.step()
         self.num_steps += 1
-        beta1, beta2 = settings.beta1, settings.beta2
+        beta1, beta2 = 0.9, settings.beta2
         rate = self.lr * math.sqrt(1.0 - beta2**self.num_steps) / (1.0 - beta1**self.num_steps)
         for parameter, (mean, square) in zip(self.rest, self.moments, strict=True):
             if parameter.grad is None:

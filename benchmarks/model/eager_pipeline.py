@@ -32,6 +32,7 @@ from torch import Tensor, nn
 
 from soho_fast.engine.settings import OptimSettings
 from soho_fast.model import SohoForPreTraining
+from soho_fast.model.codebook.usage import USAGE_DECAY
 from soho_fast.model.embeddings import sine_position
 
 
@@ -60,8 +61,8 @@ class EagerPretraining(nn.Module):
     def __init__(self, model: SohoForPreTraining) -> None:
         super().__init__()
         config = model.config
-        if not (config.use_dictionary and config.use_dictionary_output and config.ema_variant == "paper"):
-            raise ValueError("model: expected a dictionary whose output is used and ema_variant 'paper'")
+        if not (config.use_dictionary and config.use_dictionary_output and config.official is None):
+            raise ValueError("model: expected a dictionary whose output is used, and the paper's parts")
         if config.hidden_dropout_prob or config.attention_probs_dropout_prob:
             raise ValueError("model: expected dropout 0, so that losses can be compared")
         # The copy serves as a container of modules and weights; its forward is never called.
@@ -166,7 +167,7 @@ class EagerPretraining(nn.Module):
             mean_KC = (onehot_NK.T @ feat_NC) / count_K1.clamp(min=1.0)
             moved_KC = self.config.ema_decay * self.codebook + (1.0 - self.config.ema_decay) * mean_KC
             self.codebook.copy_(torch.where(count_K1 > 0, moved_KC, self.codebook))
-            self.usage.lerp_(count_K1[:, 0] * (self.config.num_codes / len(index_N)), 1.0 - self.config.usage_decay)
+            self.usage.lerp_(count_K1[:, 0] * (self.config.num_codes / len(index_N)), 1.0 - USAGE_DECAY)
             self.age += 1
         return output_NC.view_as(feat_PLC), index_N.view(feat_PLC.shape[:2])
 
@@ -191,7 +192,7 @@ class EagerPretraining(nn.Module):
             present, counts = index_L.unique(return_counts=True)
             weights = torch.ones(len(present), dtype=torch.float64)
             if self.config.mvm_masking == "lift":
-                usage = self.usage[present] / (1.0 - self.config.usage_decay ** self.age[present])
+                usage = self.usage[present] / (1.0 - USAGE_DECAY ** self.age[present])
                 weights = (counts / usage.clamp(min=0.05)).square().double()
             ends = weights.cumsum(0)
             chosen_L = index_L == present[int((ends <= uniform * ends[-1]).sum())]
@@ -226,7 +227,7 @@ class EagerOptimizers:
         backbone = list(pipeline.visual_encoder.backbone.parameters())
         known = {id(parameter) for parameter in backbone}
         rest = [parameter for parameter in pipeline.parameters() if id(parameter) not in known]
-        betas = (settings.beta1, settings.beta2)
+        betas = (0.9, settings.beta2)
         adamw = {"betas": betas, "eps": settings.eps, "foreach": False}
         self.clip = settings.clip
         self.parameters = [parameter for parameter in [*backbone, *rest] if parameter.requires_grad]
@@ -234,7 +235,7 @@ class EagerOptimizers:
             of_backbone = torch.optim.SGD(
                 backbone,
                 settings.backbone_lr * rate_factor,
-                momentum=settings.backbone_momentum,
+                momentum=0.9,
                 weight_decay=settings.backbone_weight_decay,
                 foreach=False,
             )

@@ -28,6 +28,7 @@ if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from soho_fast.data.mini import build_corpus
+from soho_fast.data.text import load_tokenizer
 from soho_fast.engine.batches import Batches, plan_batches, split_batch
 from soho_fast.engine.optimizer import SgdAdamW, optimizer_groups
 from soho_fast.engine.settings import BatchSettings
@@ -148,7 +149,9 @@ def stand_in_data(recipe: Recipe, folder: Path) -> None:
     recipe.data.sources = [CaptionSource(str(folder / "dataset_coco.json"), [str(folder)], splits=["train", "restval"])]
     recipe.data.heldout = []
     if recipe.data.tokenizer == "bert-base-uncased":
-        recipe.model.config = {"vocab_size": _BERT_VOCABULARY, **recipe.model.config}
+        tokenizer = load_tokenizer(str(folder / "tokenizer"))
+        tokenizer.add_tokens([f"[unused{number}]" for number in range(_BERT_VOCABULARY - len(tokenizer))])
+        tokenizer.save_pretrained(folder / "tokenizer")
     recipe.data.tokenizer = str(folder / "tokenizer")
     recipe.model.backbone = recipe.model.text_encoder = None
 

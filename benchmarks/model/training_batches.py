@@ -40,7 +40,7 @@ class TimedShape:
 def mini_shape() -> TimedShape:
     """The sizes of recipe `mini`, read from the recipe."""
     recipe = read_recipe([])
-    config = SohoConfig.from_preset(recipe.model.preset, **{"vocab_size": 477, **recipe.model.config})
+    config = SohoConfig.from_preset(recipe.model.preset, vocab_size=477, **recipe.model.changes())
     return TimedShape(
         name="mini",
         config=config,
@@ -77,7 +77,7 @@ def official_shape(recomputed: bool = True) -> TimedShape:
     """
     recipe = read_recipe(["--recipe", "official"])
     dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    values = {**recipe.model.config, **dropout, "recomputed_batch_norm": recomputed}
+    values = {**recipe.model.changes(), **dropout, "official": "pretraining" if recomputed else "fine_tuning"}
     return TimedShape(
         name="official" if recomputed else "official, no block run again",
         config=SohoConfig.from_preset(recipe.model.preset, **values),
@@ -122,7 +122,7 @@ def make_batch(shape: TimedShape, seed: int) -> dict[str, Tensor]:
     chosen_PS = word_PS & (uniform(P, S) < shape.masking)
     chosen_PS[:, 1] = True
     itm_labels_P = (torch.arange(P) % shape.texts < shape.texts // 2).long()
-    if shape.config.losses_on == "matched":
+    if shape.config.official is None:
         labels_PS = torch.where(chosen_PS & (itm_labels_P == 1)[:, None], ids_PS, -100)
     else:
         labels_PS = torch.where(chosen_PS, ids_PS, -100)

@@ -338,7 +338,7 @@ class SohoPipeline:
         places = [place for place, image in enumerate(images) if isinstance(image, Tensor)]
         pixel_images = [image for image in images if isinstance(image, Tensor)]
         sizes, most_padding = [(image.shape[-2], image.shape[-1]) for image in pixel_images], _MOST_PADDING
-        if self.model.config.visual_encoder == "official":  # whose tokens feel how far their batch is padded
+        if self.model.base().visual_encoder.padding_leaks:  # then tokens feel how far their batch is padded
             edge, most_padding = self.processor.image_processor.size_divisor, 0.0
             sizes = [(-(-height // edge) * edge, -(-width // edge) * edge) for height, width in sizes]
         for batch in like_shapes(sizes, batch_size, most_padding):

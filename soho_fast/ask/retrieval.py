@@ -95,7 +95,7 @@ class Retriever:
     def _image_vectors(self) -> Tensor:
         """Float32 (I, E) on the CPU, zeros of an image that can't be used."""
         model, step = self.soho.model, _WINDOW * self.batch_size
-        image_IE = torch.zeros(len(self.images), model.config.contrastive_size)
+        image_IE = torch.zeros(len(self.images), model.contrastive_head.image_projection.out_features)
         progress = ProgressLines(self.say, "vectors of images")
         for first in range(0, len(self.images), step):
             window = self.soho.encode(list(self.images[first : first + step]), self.batch_size, errors="return")

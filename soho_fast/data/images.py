@@ -290,25 +290,24 @@ class SohoImageProcessor(TorchvisionBackend):
             if not is_usable:
                 raise ValueError(f"{name}: expected {count} number(s) above 0, got {value!r:.60}")
 
-    def load(self, image: ImageRef, resize: Callable[[torch.Tensor], torch.Tensor] | None = None) -> torch.Tensor:
+    def load(self, image: ImageRef) -> torch.Tensor:
         """Read, decode and resize one image to a uint8 tensor (3, height, width), not yet normalised or padded.
 
         Args:
             image: Where it is.
-            resize: In the place of `resize_one`.
 
         Raises:
             CorruptImageError: The file can't be read or decoded; the message names it.
         """
         try:
-            return self.decode(image.read(), resize)
+            return self.decode(image.read())
         except (OSError, ValueError) as error:
             raise CorruptImageError(f"{image}: {error}") from error
 
-    def decode(self, data: bytes, resize: Callable[[torch.Tensor], torch.Tensor] | None = None) -> torch.Tensor:
+    def decode(self, data: bytes) -> torch.Tensor:
         """An image's bytes as `load` gives it. Raises CorruptImageError: as `decode_image`."""
         pixels_3HW = decode_image(data, shorter_edge=self.size.shortest_edge if self.antialias else None)
-        return (resize or self.resize_one)(pixels_3HW)
+        return self.resize_one(pixels_3HW)
 
     def resize_one(self, pixels_3HW: torch.Tensor) -> torch.Tensor:
         """Resize a uint8 image (3, height, width) to this processor's size; the same tensor when it already fits."""

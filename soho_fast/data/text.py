@@ -187,17 +187,12 @@ def mask_tokens(
     vocab_size: int,
     special_ids: frozenset[int],
     probability: float = 0.15,
-    mask_share: float = 0.8,
-    random_share: float = 0.1,
     random_special: bool = False,
-    whole_words: bool = False,
-    at_least_one: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
     """BERT masking (Devlin et al. 2019, section 3.1).
 
-    Each token is chosen with `probability`; a chosen one becomes [MASK] with `mask_share`, a random token of the
-    vocabulary with `random_share`, and stays as it is otherwise. Special tokens are never chosen, and never drawn but
-    with `random_special`.
+    Each token is chosen with `probability`; eight of ten chosen ones become [MASK], one a random token of the
+    vocabulary, and one stays as it is. Special tokens are never chosen, and never drawn but with `random_special`.
 
     Args:
         text: The text.
@@ -205,12 +200,8 @@ def mask_tokens(
         mask_token_id: Id of [MASK].
         vocab_size: Random tokens are drawn from [0, vocab_size).
         special_ids: Ids never drawn as a replacement, without `random_special`.
-        probability: Share of tokens (words with `whole_words`) to choose.
-        mask_share: Share of the chosen that become [MASK].
-        random_share: Share of the chosen that become a random token.
+        probability: Share of tokens to choose.
         random_special: Draw random tokens from the whole vocabulary, as BERT's first PyTorch code.
-        whole_words: Choose words instead of tokens: all pieces of a word are chosen together.
-        at_least_one: Choose one at random when chance chose none.
 
     Returns:
         `ids` int64 (S,) after masking and `labels` int64 (S,), the original id where chosen and -100 elsewhere.
@@ -218,22 +209,17 @@ def mask_tokens(
     ids = text.ids.copy()
     labels = np.full_like(ids, IGNORED_LABEL)
     maskable = text.word_ids >= 0
-    # Tokens counted from 0 without the special ones.
-    units = text.word_ids if whole_words else np.where(maskable, np.cumsum(maskable) - 1, -1)
-    num_units = int(units.max(initial=-1)) + 1
-    if not num_units:
+    positions = np.flatnonzero(maskable)
+    if not len(positions):
         return ids, labels
-    chosen_units = rng.random(num_units) < probability
-    # Drawn in any case, so that `at_least_one` changes no other draw.
-    spare = int(rng.integers(num_units))
-    if at_least_one and not chosen_units.any():
-        chosen_units[spare] = True
-    # -1, at special tokens, reads the last unit: `maskable` takes these out again.
-    positions = np.flatnonzero(maskable & chosen_units[units])
+    chosen = rng.random(len(positions)) < probability
+    # Nothing reads it: without it all draws behind it would be others than those of earlier versions.
+    rng.integers(len(positions))
+    positions = positions[chosen]
     labels[positions] = ids[positions]
     fate = rng.random(len(positions))
-    ids[positions[fate < mask_share]] = mask_token_id
-    for position in positions[(fate >= mask_share) & (fate < mask_share + random_share)]:
+    ids[positions[fate < 0.8]] = mask_token_id
+    for position in positions[(fate >= 0.8) & (fate < 0.9)]:
         draw = int(rng.integers(vocab_size))
         while draw in special_ids and not random_special:
             draw = int(rng.integers(vocab_size))

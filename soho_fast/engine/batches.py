@@ -35,6 +35,9 @@ _PART_STREAM = 6
 _MOST_STAND_INS = 100
 _STAND_IN_NOTE = "; its batch held nothing else, so another image is taken in its place"
 
+# Micro-batches that each loader process prepares ahead.
+_PREFETCHED = 4
+
 
 @dataclass(frozen=True)
 class BatchPlan:
@@ -206,7 +209,7 @@ class Batches:
         collate: list of samples -> mapping of the model's keyword arguments, with `SIDE_KEYS` beside them, of which
             "image_keys", the numbers of the batch's images, each once, comes from the samples themselves.
         micro_batches: (epoch, index) of the samples of each, as `BatchPlan.micro_batches` gives them.
-        settings: workers and prefetch.
+        settings: workers.
         seed: of the loader's own generator.
         pin: pin memory (for copies to a GPU).
     """
@@ -227,7 +230,7 @@ class Batches:
             batch_sampler=micro_batches,
             collate_fn=partial(_collate, collate),
             num_workers=workers,
-            prefetch_factor=settings.prefetch if workers else None,
+            prefetch_factor=_PREFETCHED if workers else None,
             worker_init_fn=begin_worker,
             pin_memory=pin,
             # Without its own generator the loader would draw from the global one, which dropout reads.

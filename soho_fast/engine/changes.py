@@ -27,13 +27,11 @@ NOT_COMPARED = {
     "log.*": "what is shown and written",
     "evaluation.*": "when it is evaluated, after which the random state is set back",
     "batch.workers": "who loads a sample, which depends on (seed, epoch, index) alone",
-    "batch.prefetch": "how early it is loaded",
     "batch.corrupt_images": "when to give up",
     "engine.threads": "who computes",
     "engine.timeout_seconds": "when to give up",
     "engine.activation_checkpointing": "the same values, computed twice",
     "engine.feature_cache_*gb": "the same values, computed once",
-    "engine.end_when_lost": "when to give up",
     "engine.emulate_precision": "a permission; the precision itself is compared",
 }
 
@@ -43,7 +41,7 @@ OF_THE_DATA = (
 )  # fmt: skip
 
 # By pattern of the name: what may differ between the ranks of a run, since machines have cores of their own.
-OF_A_RANK = ("engine.threads", "batch.workers", "batch.prefetch")
+OF_A_RANK = ("engine.threads", "batch.workers")
 
 # What no run can change, since the state of its checkpoints has this shape or their place in the data depends on it.
 FIXED = (
@@ -52,9 +50,6 @@ FIXED = (
     "engine.precision",
     "optim.backbone_rule",
     "optimiser's state",
-    "optim.decay_norm_and_bias",
-    "optim.layer_decay",
-    "optim.frozen_parameters",
 )
 
 # What a checkpoint is resharded for: free to change from one start to the next.

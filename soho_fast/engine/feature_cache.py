@@ -1,20 +1,18 @@
 """The batches of a run, and the feature cache: while the backbone is frozen, its features of each training image are
 computed once, and read in every later pass.
 
-Each process computes a share of the images and writes the features into a file without a name, in memory or on the disk
-of the output folder. Such a file is gone with the last process that has it open, however that ends, and no other run
-can take it for its own. The processes of a machine read each other's; machines share nothing.
+Each process computes a share of the images and writes the features into a file without a name, in memory. Such a file
+is gone with the last process that has it open, however that ends, and no other run can take it for its own. The
+processes of a machine read each other's; machines share nothing.
 """
 
 from __future__ import annotations
 
 import math
-import tempfile
 import time
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, closing, suppress
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -35,7 +33,7 @@ class TrainingBatches:
     """The micro-batches of a rank, from any step on.
 
     While the backbone is frozen for more than one pass over the images, its features of each are computed once and take
-    the image's place in every batch, as far as `engine.feature_cache_gb` and `engine.feature_cache_disk_gb` allow.
+    the image's place in every batch, as far as `engine.feature_cache_gb` allows.
 
     Args:
         task: what is trained; see `FeatureCacheTask`.
@@ -122,7 +120,7 @@ class TrainingBatches:
         """Whether the backbone is frozen for more than one pass over the images from this step on, and its features can
         be cached; says if not."""
         engine, num_images = self.settings.engine, len(self.data.images)
-        if step not in self._frozen or not (engine.feature_cache_gb or engine.feature_cache_disk_gb):
+        if step not in self._frozen or not engine.feature_cache_gb:
             return False
         if not task.caches_features(model):
             self.say("the backbone's features of an image differ between batches: they are computed in each step")
@@ -170,10 +168,10 @@ class TrainingBatches:
                     sizes = [sum(feature.nbytes for feature in features.values()), len(features)]
                     num_bytes, num_images = processes.total(sizes)
                     needed = num_bytes / max(num_images, 1) * images.num_images
-                    folder, budget = self._choose(needed, images.num_images)
+                    budget = self._budget(needed, images.num_images)
                     if not budget:
                         return None, 0
-                    cache.open(folder)
+                    cache.open()
                 cache.write(features)
                 # All ranks leave the loop together: one that left alone would be waited for in the next collective. The
                 # peers of a machine write about as much as this rank.
@@ -195,24 +193,16 @@ class TrainingBatches:
         say(f"feature cache: filled for {images.num_images:,} images{corrupt} ({time.monotonic() - began:.0f} s)")
         return cache, 0
 
-    def _choose(self, needed: float, num_images: int) -> tuple[Path | None, float]:
-        """Where so many bytes are cached, None is memory, and how many may be at most; 0: nowhere. Says which."""
-        engine, output = self.settings.engine, self.settings.output
-        memory, disk = engine.feature_cache_gb * _GB, engine.feature_cache_disk_gb * _GB
-        if not HAS_MEMORY_FILES:
-            memory = 0.0
+    def _budget(self, needed: float, num_images: int) -> float:
+        """How many bytes may be cached at most where so many are needed; 0: none. Says which."""
+        memory = self.settings.engine.feature_cache_gb * _GB if HAS_MEMORY_FILES else 0.0
         what = f"the backbone is frozen: its features of {num_images:,} images take {needed / _GB:.3g} GB"
-        if needed <= memory:
-            self.say(f"{what}, computed once and cached in memory (engine.feature_cache_gb {memory / _GB:g})")
-            return None, memory
-        if needed <= disk:
-            self.say(f"{what}, computed once and cached in {output} (engine.feature_cache_disk_gb {disk / _GB:g})")
-            return Path(output), disk
-        self.say(
-            f"{what}, more than engine.feature_cache_gb ({memory / _GB:g}) and engine.feature_cache_disk_gb "
-            f"({disk / _GB:g}) allow: they are computed in each step"
-        )
-        return None, 0.0
+        limit = f"engine.feature_cache_gb {memory / _GB:g}"
+        if needed > memory:
+            self.say(f"{what}, more than {limit} allows: they are computed in each step")
+            return 0.0
+        self.say(f"{what}, computed once and cached in memory ({limit})")
+        return memory
 
 
 def _collate(collate_images: Callable[[list], Mapping[str, Any]], samples: list[Any]) -> dict[str, Any]:
@@ -278,13 +268,12 @@ class FeatureCache:
         rank, offset, shape = self._locations[number]
         return self._parts[rank][offset : offset + shape.numel()].view(shape)
 
-    def open(self, folder: Path | None) -> None:
-        """Begin the file: in memory, or on a folder's disk."""
+    def open(self) -> None:
+        """Begin the file."""
         try:
-            # Closed with this object.
-            self._file = memory_file() if folder is None else tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
+            self._file = memory_file()  # Closed with this object.
         except OSError as error:
-            self.error = f"{folder or 'memory'}: {error.strerror}"
+            self.error = f"memory: {error.strerror}"
 
     def write(self, features: Mapping[Hashable, torch.Tensor]) -> None:
         """Keep features, all of one type."""
@@ -324,6 +313,6 @@ class FeatureCache:
     def close(self) -> None:
         """Let go of the file; what was joined stays."""
         if self._file is not None:
-            # What a full disk did not take is tried once more here; `error` has said it.
+            # What full memory did not take is tried once more here; `error` has said it.
             with suppress(OSError):
                 self._file.close()

@@ -68,7 +68,7 @@ class Trackers:
         runs = {}
         for name in settings.log.trackers:
             module = load_tracker(name)
-            options = {"project": settings.log.project, "name": folder.name, "config": config, "dir": str(folder)}
+            options = {"project": "soho_fast", "name": folder.name, "config": config, "dir": str(folder)}
             if name in known:
                 # A tracker without these keywords starts another run: `_accepted` leaves them out.
                 options |= {**known[name], "resume": "allow"}
@@ -122,6 +122,7 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 
+_SECONDS_BETWEEN_LINES = 15.0
 PHASES = ("wait", "copy", "forward", "backward", "optimizer")
 
 
@@ -168,7 +169,7 @@ class RunLog:
             self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1)
         self._total = total_steps
         self._bar = None
-        if settings.bar and sys.stderr.isatty():
+        if sys.stderr.isatty():
             self._bar = tqdm(initial=first_step, total=total_steps, unit="step", dynamic_ncols=True)
         self._last_line = 0.0
         if num_skipped:
@@ -195,7 +196,7 @@ class RunLog:
         if self._bar is not None:
             self._bar.update(step - self._bar.n)
             self._bar.set_postfix_str(f"{text} | {images_per_second:.1f} images/s", refresh=False)
-        elif time.monotonic() - self._last_line >= self.settings.line_seconds or step == self._total:
+        elif time.monotonic() - self._last_line >= _SECONDS_BETWEEN_LINES or step == self._total:
             self._last_line = time.monotonic()
             left = f"{int(seconds_left) // 60}:{int(seconds_left) % 60:02d}"
             self.say(f"step {step}/{self._total}  {text}  {images_per_second:.1f} images/s  {left} left")
@@ -238,10 +239,9 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, float]
 
 
 class PhaseTimer:
-    """Time spent in each phase of a step. On a GPU the phases are launch times unless `synchronize` waits for it."""
+    """Time spent in each phase of a step. On a GPU the phases are launch times."""
 
-    def __init__(self, synchronize: Any = None) -> None:
-        self._synchronize = synchronize
+    def __init__(self) -> None:
         self._seconds = dict.fromkeys(PHASES, 0.0)
         self._mark = time.perf_counter()
 
@@ -251,8 +251,6 @@ class PhaseTimer:
 
     def stop(self, phase: str) -> None:
         """End `phase`, which began at the last `start` or `stop`."""
-        if self._synchronize is not None:
-            self._synchronize()
         now = time.perf_counter()
         self._seconds[phase] += now - self._mark
         self._mark = now

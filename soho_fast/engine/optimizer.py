@@ -8,25 +8,18 @@ pure function of the step, so that a resumed run needs no schedule state.
 
 import inspect
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
-from types import MappingProxyType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim.adamw import adamw
 from torch.optim.sgd import sgd
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from soho_fast.common.errors import UserError
 from soho_fast.common.import_path import is_import_path, load_imported
-from soho_fast.common.spelling import did_you_mean
 from soho_fast.engine.settings import OptimSettings, ScheduleSettings
-
-AVERAGE = "average"
-"""What the state of a tensor has the average of its values under."""
 
 
 class SgdAdamW(torch.optim.Optimizer):
@@ -47,26 +40,14 @@ class SgdAdamW(torch.optim.Optimizer):
     Args:
         params: parameter groups; each may hold `kind` (sgd, adamw, bert_adamw or an import path), `lr`, `weight_decay`
             (L2 for SGD, decoupled for AdamW), `momentum` (SGD only), `betas` and `eps` (both AdamW only).
-        options: keywords, beside `lr` and `weight_decay`, of an optimiser that groups name by import path.
-        backbone_options: the same for groups that are `backbone`.
-        average_decay: the state also has an exponential moving average of each tensor, which begins as its value after
-            its first step and of which a step keeps so much; 0: none.
 
     Raises:
         UserError: there is no such optimiser, or it does not take its keywords, the tensors or a weight decay.
     """
 
-    def __init__(
-        self,
-        params: Iterable[dict],
-        options: Mapping[str, Any] = MappingProxyType({}),
-        backbone_options: Mapping[str, Any] = MappingProxyType({}),
-        average_decay: float = 0.0,
-    ) -> None:
+    def __init__(self, params: Iterable[dict]) -> None:
         plain = {"kind": "adamw", "lr": 1e-4, "weight_decay": 1e-2, "momentum": 0.9, "betas": (0.9, 0.999), "eps": 1e-6}
         super().__init__(params, plain)
-        self._options = {False: options, True: backbone_options}
-        self._average = get_ema_multi_avg_fn(average_decay) if average_decay else None
         # Each steps whatever tensors the groups of its kind have then, with the state that is here.
         self._others = {
             _key(group): self._make_other(group, group["params"])
@@ -87,19 +68,10 @@ class SgdAdamW(torch.optim.Optimizer):
                 {"sgd": self._step_sgd, "adamw": self._step_adamw, "bert_adamw": self._step_bert_adamw}[group["kind"]](
                     group, params
                 )
-            if self._average:
-                if begun := [param for param in params if AVERAGE in self.state[param]]:
-                    # The third argument counts averages, which an exponential one does not read.
-                    self._average([self.state[param][AVERAGE] for param in begun], begun, 0)
-                for param in params:
-                    if AVERAGE not in self.state[param]:
-                        self.state[param][AVERAGE] = param.detach().clone()
 
     def _make_other(self, group: dict, params: list[Tensor]) -> torch.optim.Optimizer:
         place = "optim.backbone_rule" if group.get("backbone") else "optim.rule"
-        kind, options = load_imported(group["kind"], place, torch.optim.Optimizer), self._options[_key(group)[1]]
-        if fields := {"lr", "weight_decay"} & set(options):
-            raise UserError(f"{place}_options: {min(fields)} is a field of `optim`, expected other keywords")
+        kind = load_imported(group["kind"], place, torch.optim.Optimizer)
         decay = {"weight_decay": group["weight_decay"]}
         if "weight_decay" not in inspect.signature(kind).parameters:
             if group["weight_decay"]:
@@ -112,10 +84,10 @@ class SgdAdamW(torch.optim.Optimizer):
             )
         try:
             # Groups start with lr 0, which not every optimiser takes; `_step_other` sets the true one before a step.
-            return kind(params, lr=group["lr"] or 1e-4, **decay, **options)
+            return kind(params, lr=group["lr"] or 1e-4, **decay)
         except (TypeError, ValueError, RuntimeError) as error:
             reason = " ".join(str(error).split())
-            raise UserError(f"{place}_options: {group['kind']} does not take {dict(options)}: {reason}") from error
+            raise UserError(f"{place}: {group['kind']} can't be made of tensors and a rate alone: {reason}") from error
 
     def _step_other(self, group: dict, params: list[Tensor]) -> None:
         other = self._others[_key(group)]
@@ -197,53 +169,30 @@ def _key(group: dict) -> tuple[str, bool]:
     return group["kind"], bool(group.get("backbone"))
 
 
-def freeze_parameters(model: nn.Module, patterns: Sequence[str]) -> None:
-    """Takes from training what has a name of these patterns, for good.
-
-    Raises:
-        UserError: nothing has a name of one of them.
-    """
-    for pattern in patterns:
-        found = [parameter for name, parameter in model.named_parameters() if fnmatchcase(name, pattern)]
-        if not found:
-            similar = did_you_mean(pattern, [name for name, _ in model.named_parameters()])
-            raise UserError(
-                f"optim.frozen_parameters: expected patterns of the model's parameters, no name is like {pattern!r}"
-                f"{similar}"
-            )
-        for parameter in found:
-            parameter.requires_grad_(False)
-
-
 def optimizer_groups(model: Any, settings: OptimSettings) -> list[dict]:
     """Give each of the model's own groups its rule and values, for `SgdAdamW`.
 
-    `model.parameter_groups(exclude_from_decay=...)` says which parameters are the backbone's ("kind"), which are
-    decayed ("decay") and, where the model has phases, which wait together for theirs ("part"); where `layer_decay` is
-    below 1, `by_layer=True` asks for groups by their "depth" too. Groups that differ by part share a name. Every group
-    starts with lr 0 and keeps its own rate in `base_lr`: the schedule sets `lr` before each step. A recipe's numbers
-    are of jsonargparse's types; here they are plain ones, as checkpoints hold no others.
+    `model.parameter_groups()` says which parameters are the backbone's ("kind") and, where the model has phases, which
+    wait together for theirs ("part"). Groups that differ by part share a name. Every group starts with lr 0 and keeps
+    its own rate in `base_lr`: the schedule sets `lr` before each step. A recipe's numbers are of jsonargparse's types;
+    here they are plain ones, as checkpoints hold no others.
     """
     groups = []
-    by_layer = {"by_layer": True} if settings.layer_decay < 1 else {}
-    for group in model.parameter_groups(exclude_from_decay=not settings.decay_norm_and_bias, **by_layer):
+    for group in model.parameter_groups():
         of_backbone = group["kind"] == "backbone"
-        depth = group["depth"] if by_layer and not of_backbone else 0
-        # Of depth 0, the heads, and of the backbone the kind alone: names as without `layer_decay`.
-        name = f"{group['kind']}_depth_{depth}" if depth else group["kind"]
-        weight_decay = settings.backbone_weight_decay if of_backbone else settings.weight_decay
         groups.append(
             {
                 "params": group["params"],
-                "name": name if group["decay"] else f"{name}_no_decay",
+                "name": group["kind"],
                 "backbone": of_backbone,
                 "part": group.get("part", ""),
                 "kind": settings.backbone_rule if of_backbone else settings.rule,
                 "lr": 0.0,
-                "base_lr": float(settings.backbone_lr if of_backbone else settings.lr * settings.layer_decay**depth),
-                "weight_decay": float(weight_decay) if group["decay"] else 0.0,
-                "momentum": float(settings.backbone_momentum),
-                "betas": (float(settings.beta1), float(settings.beta2)),
+                "base_lr": float(settings.backbone_lr if of_backbone else settings.lr),
+                "weight_decay": float(settings.backbone_weight_decay if of_backbone else settings.weight_decay),
+                # The released code's, as the first of the betas.
+                "momentum": 0.9,
+                "betas": (0.9, float(settings.beta2)),
                 "eps": float(settings.eps),
             }
         )

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from jsonargparse.typing import (
     ClosedUnitInterval,
@@ -33,59 +33,42 @@ else:
 
 @dataclass
 class OptimSettings:
-    """Optimiser: SGD with momentum for the backbone, AdamW for the rest.
+    """Optimiser: SGD with momentum 0.9 for the backbone, AdamW for the rest.
 
     Args:
-        lr: AdamW learning rate.
-        weight_decay: AdamW decoupled weight decay.
-        beta1: AdamW first moment decay.
-        beta2: AdamW second moment decay.
-        eps: AdamW epsilon, added to the root of the second moment (under adamw the corrected one).
-        rule: Rule for all but the backbone: adamw is torch's; bert_adamw that of BERT's first PyTorch code, with
-            epsilon beside the root of the uncorrected second moment, and decay of the new value. Or the import path of
-            a torch.optim.Optimizer: torch.optim:Adagrad. It gets lr and weight_decay, and no other value here.
-        rule_options: Keywords of the optimiser that `rule` is the import path of, beside lr and weight_decay.
-        backbone_rule: Rule for the backbone: sgd, adamw, or an import path.
-        backbone_rule_options: As rule_options, of `backbone_rule`.
-        backbone_lr: Learning rate of the backbone.
-        backbone_weight_decay: Weight decay of the backbone (L2 under sgd, decoupled under adamw).
-        backbone_momentum: Momentum of the backbone under sgd.
-        decay_norm_and_bias: Apply weight decay to one-dimensional parameters too (norms, biases).
-        clip: Largest global gradient norm; 0 switches clipping off.
+        lr: Learning rate of all but the backbone (paper, section 4.1).
+        weight_decay: Weight decay of all but the backbone, decoupled (paper, section 4.1).
+        beta2: Share of AdamW's second moment that stays in a step (the released code's; that of the first is 0.9).
+        eps: AdamW's epsilon, added to the root of the second moment (the released code's), under adamw the corrected
+            one.
+        rule: Rule for all but the backbone (paper, section 4.1: adamw). adamw is torch's; bert_adamw that of BERT's
+            first PyTorch code, with epsilon beside the root of the uncorrected second moment, and decay of the new
+            value. Or the import path of a torch.optim.Optimizer: torch.optim:Adagrad. It gets lr and weight_decay, and
+            no other value here.
+        backbone_rule: Rule for the backbone: sgd, with momentum 0.9, adamw, or an import path (paper, section 4.1:
+            sgd).
+        backbone_lr: Learning rate of the backbone (paper, section 4.1).
+        backbone_weight_decay: Weight decay of the backbone (paper, section 4.1); L2 under sgd, decoupled under adamw.
+        clip: Largest global gradient norm; 0 switches clipping off (the released code's).
         frozen_backbone_epochs: Epochs [from, until] in which the backbone is kept frozen; `end` is the end of the run,
-            [0, 0] never.
-        backbone_warmup_steps: Steps in which the backbone's rate warms up again from where it is unfrozen. Its decay,
-            if `cosine` or `linear`, begins there too; one that follows `max_minutes` counts from the start.
-        thawed_backbone_factor: Factor on the backbone's rate from where it is unfrozen.
-        frozen_parameters: Shell patterns of parameters' names that are not trained at all, as
-            `soho.visual_encoder.projection.*`.
-        layer_decay: Each layer of the Transformer has the rate of the one above it times this, as in BEiT: the last one
-            lr times this, embeddings and the visual encoder beside the backbone the lowest one. Heads have lr, the
-            backbone its own rate. 1 gives all the same.
-        average_decay: Evaluate and export an exponential moving average of the weights, of which each step keeps so
-            much: 0.999 averages about the last 1,000 steps. 0 averages nothing.
+            [0, 0] never (paper, section 4.1).
+        backbone_warmup_steps: Steps in which the backbone's rate warms up again from where it is unfrozen (ours). Its
+            decay, if `cosine` or `linear`, begins there too; one that follows `max_minutes` counts from the start.
+        thawed_backbone_factor: Factor on the backbone's rate from where it is unfrozen (ours).
     """
 
     lr: NonNegativeFloat = 1e-4
     weight_decay: NonNegativeFloat = 1e-2
-    beta1: ShareBelowOne = 0.9
     beta2: ShareBelowOne = 0.999
     eps: NonNegativeFloat = 1e-6
     rule: str = "adamw"
-    rule_options: dict[str, Any] = field(default_factory=dict)
     backbone_rule: str = "sgd"
-    backbone_rule_options: dict[str, Any] = field(default_factory=dict)
     backbone_lr: NonNegativeFloat = 1e-2
     backbone_weight_decay: NonNegativeFloat = 5e-4
-    backbone_momentum: ShareBelowOne = 0.9
-    decay_norm_and_bias: bool = True
     clip: NonNegativeFloat = 10.0
     frozen_backbone_epochs: tuple[float, float | Literal["end"]] = (0.0, 0.0)
     backbone_warmup_steps: NonNegativeInt = 0
     thawed_backbone_factor: NonNegativeFloat = 1.0
-    frozen_parameters: list[str] = field(default_factory=list)
-    layer_decay: Share = 1.0
-    average_decay: ShareBelowOne = 0.0
 
     def __post_init__(self) -> None:
         for name, rules in (("rule", ("adamw", "bert_adamw")), ("backbone_rule", ("sgd", "adamw"))):
@@ -107,15 +90,15 @@ class ScheduleSettings:
     """Learning rate over time, as a factor on every group's own rate.
 
     Args:
-        warmup_steps: Steps of linear warm-up.
-        warmup_unit: What warmup_steps counts: optimiser steps, or micro_batches, of which a step takes the factor of
-            its last one.
-        warmup_start: Factor at the first step of the warm-up.
-        decay: Shape after the warm-up. `step` multiplies by `step_factor` at each of `step_epochs`; `cosine` and
-            `linear` fall to `end_factor` at the last step; `constant` does not fall.
-        step_epochs: Epochs at which `step` decays (may be fractions).
-        step_factor: Multiplier of `step`.
-        end_factor: Factor that `cosine` and `linear` end at.
+        warmup_steps: Steps of linear warm-up (the released code's).
+        warmup_unit: What warmup_steps counts: optimiser steps, or micro_batches (the released code's), of which a step
+            takes the factor of its last one.
+        warmup_start: Factor at the first step of the warm-up (the released code's).
+        decay: Shape after the warm-up (paper, section 4.1: step). `step` multiplies by `step_factor` at each of
+            `step_epochs`; `cosine` and `linear` fall to `end_factor` at the last step; `constant` does not fall.
+        step_epochs: Epochs, or parts of them, at which `step` decays (paper, section 4.1).
+        step_factor: Multiplier of `step` (paper, section 4.1).
+        end_factor: Factor that `cosine` and `linear` end at (ours).
     """
 
     warmup_steps: NonNegativeInt = 1000
@@ -140,7 +123,6 @@ class BatchSettings:
             of both. Shapes are read from the images' files when a run starts.
         workers: Loader processes for each training process, and as many while it evaluates; 0 loads in the process
             itself.
-        prefetch: Micro-batches each loader process prepares ahead.
         corrupt_images: Largest share of unreadable images among those that were seen, each counted once (and these as
             at least 1000, all processes together), before training stops and lists them.
     """
@@ -149,7 +131,6 @@ class BatchSettings:
     gradient_accumulation_steps: PositiveInt = 1
     group_by_aspect_ratio: bool | Literal["orientation"] = True
     workers: NonNegativeInt = 1
-    prefetch: PositiveInt = 4
     corrupt_images: ClosedUnitInterval = 0.01
 
 
@@ -168,7 +149,6 @@ class EngineSettings:
         emulate_precision: Allow a precision that the device can only emulate (slow; for checks).
         freeze_batch_norm: Keep the backbone's BatchNorm in evaluation mode, as it is anyway while the backbone is
             frozen. A backbone that learns by a BatchNorm which nothing centres can carry all features away together.
-        end_when_lost: End the run where the task sees that it has lost what it learnt, as where it meets Inf or NaN.
         loss_scale_power: fp16 starts with a loss scale of 2 to this power.
         threads: CPU threads of each process; 0 shares the cores among the processes of a machine.
         timeout_seconds: How long a process waits for another in a collective of gloo or NCCL before all end, as where
@@ -177,8 +157,6 @@ class EngineSettings:
         feature_cache_gb: While the backbone is frozen (`optim.frozen_backbone_epochs`) for more than one pass over the
             images, its features of each are computed once and cached in memory, if all of them take at most so many GB
             on each machine; 0 never.
-        feature_cache_disk_gb: What takes more memory is cached on the disk of the output folder instead, up to so many
-            GB on each machine; 0 never.
     """
 
     precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"
@@ -187,12 +165,10 @@ class EngineSettings:
     compile: bool = False
     emulate_precision: bool = False
     freeze_batch_norm: bool = False
-    end_when_lost: bool = True
     loss_scale_power: NonNegativeInt = 16
     threads: Threads = 0
     timeout_seconds: NonNegativeFloat = 1800.0
     feature_cache_gb: NonNegativeFloat = 4.0
-    feature_cache_disk_gb: NonNegativeFloat = 0.0
 
 
 @dataclass
@@ -218,19 +194,11 @@ class LogSettings:
         every_steps: Steps between records in log.jsonl and TensorBoard.
         tensorboard: Write TensorBoard files.
         trackers: Modules of wandb's shape (wandb, trackio) that get the records too, by their importable names.
-        project: Name of the project in these trackers.
-        bar: Show a progress bar on a terminal; off prints lines.
-        line_seconds: Seconds between lines where there is no bar.
-        profile: Wait for the device after each phase, so that the phase times are true on a GPU (slower).
     """
 
     every_steps: PositiveInt = 10
     tensorboard: bool = True
     trackers: list[str] = field(default_factory=list)
-    project: str = "soho_fast"
-    bar: bool = True
-    line_seconds: NonNegativeFloat = 15.0
-    profile: bool = False
 
 
 @dataclass

@@ -22,7 +22,7 @@ from soho_fast.engine.distributed import (
 )
 from soho_fast.engine.feature_cache import TrainingBatches
 from soho_fast.engine.logs import PhaseTimer
-from soho_fast.engine.optimizer import Schedule, SgdAdamW, freeze_parameters, optimizer_groups
+from soho_fast.engine.optimizer import Schedule, SgdAdamW, optimizer_groups
 from soho_fast.engine.settings import TrainSettings
 from soho_fast.engine.task import Task
 
@@ -80,10 +80,7 @@ class Step:
         self.schedule, self.precision = schedule, precision
         self._stage = zero_stage(settings.engine, precision)
         self.engine = self._start_engine()
-        synchronize = None
-        if settings.log.profile and processes.device.type != "cpu":
-            synchronize = torch.get_device_module(processes.device).synchronize
-        self.timer = PhaseTimer(synchronize)
+        self.timer = PhaseTimer()
         self._frozen: bool | None = None
         self._grad_norm: torch.Tensor | None = None
 
@@ -246,10 +243,7 @@ class Step:
             model.compile_transformer()
         if settings.engine.freeze_batch_norm:
             model.freeze_batch_norm(True)
-        freeze_parameters(model, settings.optim.frozen_parameters)
-        optim = settings.optim
-        options = optim.rule_options, optim.backbone_rule_options, float(optim.average_decay)
-        optimizer = SgdAdamW(optimizer_groups(model, optim), *options)
+        optimizer = SgdAdamW(optimizer_groups(model, settings.optim))
         config = deepspeed_config(
             settings.engine,
             self.precision,

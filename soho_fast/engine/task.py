@@ -33,10 +33,9 @@ class Task(Protocol):
         what makes training faster on `device`, where it will be put.
 
         Its forward takes the batch's keywords and returns an object whose `loss` is a scalar and whose names listed in
-        `logged` are scalars, None or not there. `parameter_groups(exclude_from_decay=...)` lists dicts with `params`,
-        `kind` ("backbone" or another name) and `decay`; with `by_layer=True`, which a recipe with `optim.layer_decay`
-        asks for, also `depth`: by how many layers it is below the heads. `freeze_backbone(bool)`,
-        `freeze_batch_norm(bool)` (both must outlast `train()`), `activation_checkpointing_enable(...)` and
+        `logged` are scalars, None or not there. `parameter_groups()` lists dicts with `params` and `kind`
+        ("backbone" or another name). `freeze_backbone(bool)`, `freeze_batch_norm(bool)` (both must outlast `train()`),
+        `activation_checkpointing_enable(...)` and
         `compile_transformer()` (which keeps the names of the state) are called when the recipe asks for them. Around
         each optimiser step come `begin_step()` and `end_step(applied=...)`, not applied where the optimiser left it out
         (an overflow in fp16): what the model moves by no gradient moves there, once for all micro-batches.

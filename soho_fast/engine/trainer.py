@@ -19,7 +19,6 @@ with from_extra("train"):
     from soho_fast.common.files import new_folder
     from soho_fast.common.progress import ProgressLines
     from soho_fast.common.versions import write_run_of
-    from soho_fast.engine.averaging import averaged_weights
     from soho_fast.engine.batches import grouped_plan, own_reason, plan_batches
     from soho_fast.engine.changes import digest_of
     from soho_fast.engine.checkpoint import Progress, rng_state, set_rng_state
@@ -183,7 +182,7 @@ class Run:
         average_batch_norm(model, processes)
         random_state = rng_state(processes.device)
         alone = self.settings.engine.zero_stage == 3
-        with torch.no_grad(), averaged_weights(self.step.engine, self.settings.optim):
+        with torch.no_grad():
             metrics = self.task.evaluate(
                 model.eval(),
                 quick=quick,
@@ -197,17 +196,16 @@ class Run:
 
     def export(self, name: str) -> None:
         """Write `<name>/`: weights, config and processor, gathered from all ranks under ZeRO 3."""
-        with averaged_weights(self.step.engine, self.settings.optim):
-            state = whole_state(self.step.engine)
-            if self.processes.is_main:
-                try:
-                    with new_folder(self.folder / name) as new:
-                        write_run_of(new, self.progress.step, digest_of(self.checkpoints.identity))
-                        self.task.export(self.step.model, state, new)
-                except (OSError, SafetensorError) as error:
-                    reason = getattr(error, "strerror", None) or error
-                    raise UserError(f"{self.folder / name}: the model could not be written: {reason}") from error
-            self.processes.wait()
+        state = whole_state(self.step.engine)
+        if self.processes.is_main:
+            try:
+                with new_folder(self.folder / name) as new:
+                    write_run_of(new, self.progress.step, digest_of(self.checkpoints.identity))
+                    self.task.export(self.step.model, state, new)
+            except (OSError, SafetensorError) as error:
+                reason = getattr(error, "strerror", None) or error
+                raise UserError(f"{self.folder / name}: the model could not be written: {reason}") from error
+        self.processes.wait()
 
     @property
     def _elapsed(self) -> float:
@@ -354,7 +352,7 @@ class Run:
 
     def _refuse_lost(self) -> None:
         """Ends the run on all ranks, which see the same, where the task says that it is lost."""
-        if self.settings.engine.end_when_lost and (told := self.task.lost(self.step.model)):
+        if told := self.task.lost(self.step.model):
             sound, advice = self.checkpoints.newest(sound=True), self.step.schedule.advice(self.progress.step - 1)
             instead = f"Delete all newer than {sound}, and --resume changed goes on from it"
             if sound is None:

@@ -160,7 +160,7 @@ class ModelSource:
         if self.dictionary is None:
             raise UserError(f"{called} has no visual dictionary (use_dictionary: false): there are no codes to show")
         self._task, self._model, self._images, self._say = task, model, images, say
-        self._computing = Computing(model, task.data.precision)
+        self._computing = Computing(model, task.precision)
         self.num_levels = self.dictionary.num_levels
         levels = [self.dictionary.codebook_of(level) for level in range(self.num_levels)]
         self.codebook = torch.cat(levels).float().cpu().numpy()
@@ -173,7 +173,7 @@ class ModelSource:
 
     def batches(self) -> Iterator[ImageBatch]:
         """The images in their order, looked up; those that can't be read are reported, and left out."""
-        size = _CPU_BATCH if self._computing.device.type == "cpu" else self._task.data.image_batch
+        size = _CPU_BATCH if self._computing.device.type == "cpu" else self._task.image_batch
         places = [range(first, min(first + size, self.num_images)) for first in range(0, self.num_images, size)]
         pin = self._computing.device.type == "cuda"
         loads = loaded_ahead(self._load, places, workers=self._task.workers, pin=pin)

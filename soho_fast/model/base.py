@@ -2,7 +2,8 @@
 
 from collections.abc import Callable
 from pickle import UnpicklingError
-from typing import Any, ClassVar, Self
+from pkgutil import resolve_name
+from typing import Any, Self
 
 import torch
 from safetensors import SafetensorError
@@ -30,8 +31,7 @@ _WITH_RESET = (RunningStatistics, BagOfWordsHead, ContrastiveHead)
 class SohoPreTrainedModel(PreTrainedModel):
     """A SOHO model of any kind; `config` is a `SohoConfig`.
 
-    Initial values are BERT's (`initializer_range`), He et al. 2015 for convolutions. With `initial_values="official"`
-    those of the mask vector are normal(0, 1), those of the classifiers of matching, VQA and NLVR2 He's too.
+    Initial values are BERT's (`initializer_range`), He et al. 2015 for convolutions.
     """
 
     config: SohoConfig
@@ -47,8 +47,6 @@ class SohoPreTrainedModel(PreTrainedModel):
     whole_step: WholeStep | None = None
     # How it was prepared for inference; `None`: not.
     prepared: dict[str, Any] | None = None
-    # Of `fast/prepared`, which is made of these models.
-    prepare_for_inference: ClassVar[Callable[..., Any]]
     _supports_sdpa = True
     _supports_attention_backend = True
     # transformers' own, which each model replaces by its own: no class variables.
@@ -151,6 +149,11 @@ class SohoPreTrainedModel(PreTrainedModel):
         else:
             super()._init_weights(module)
 
+    def prepare_for_inference(self, *args: Any, **kwargs: Any) -> Self:
+        """See `fast/prepared: prepare_for_inference`."""
+        # By its name: it is made of these models.
+        return resolve_name("soho_fast.model.fast.prepared:prepare_for_inference")(self, *args, **kwargs)
+
     def base(self) -> Any:
         """The `SohoModel` inside (itself, for one)."""
         raise NotImplementedError
@@ -227,48 +230,22 @@ class SohoPreTrainedModel(PreTrainedModel):
         dictionary = self.base().visual_dictionary
         return 0 if dictionary is None else dictionary.take_num_non_finite()
 
-    def parameter_groups(self, *, exclude_from_decay: bool = False, by_layer: bool = False) -> list[dict]:
+    def parameter_groups(self) -> list[dict]:
         """Who is trained how (paper section 4.1): SGD for the backbone, AdamW for the rest (the 1x1 projection too).
 
-        Args:
-            exclude_from_decay: put biases and norms (parameters of fewer than two dimensions) into groups of their own
-                with `decay=False`. The paper names no exclusion.
-            by_layer: put parameters beside the backbone into groups by their `depth`, as BEiT (Bao et al. 2021) counts
-                layers: 0 for heads, then 1 for the Transformer's last layer, and so on; embeddings and the rest of the
-                visual encoder lie below its first one.
-
         Returns:
-            dicts with `params`, `names`, `kind` ("backbone" or "rest"), `decay` (bool), `depth` and `part`, as
-            `waiting_parts` names it; no group is empty, and parameters that need no gradient are in none. Holds under
-            ZeRO-3 too (`ds_shape` is asked where it exists).
+            dicts with `params`, `names`, `kind` ("backbone" or "rest") and `part`, as `waiting_parts` names it; no
+            group is empty, and parameters that need no gradient are in none.
         """
         backbone = {id(parameter) for parameter in self.base().visual_encoder.backbone.parameters()}
-        depths: dict[int, int] = {}
-        if by_layer:
-            layers = [*self.base().encoder.layer]
-            depths = {id(parameter): len(layers) + 1 for parameter in self.base().parameters()}
-            for number, layer in enumerate(layers):
-                depths |= {id(parameter): len(layers) - number for parameter in layer.parameters()}
-            # The backbone has a rate of its own, which depth does not scale.
-            depths |= dict.fromkeys(backbone, 0)
-        groups: dict[tuple[str, int, bool, str], dict] = {}
+        groups: dict[tuple[str, str], dict[str, Any]] = {}
         for name, parameter in self.named_parameters():
-            if not parameter.requires_grad:
-                continue
-            kind = "backbone" if id(parameter) in backbone else "rest"
-            decay = not (exclude_from_decay and len(getattr(parameter, "ds_shape", parameter.shape)) < 2)
-            depth, part = depths.get(id(parameter), 0), self.part_of(name)
-            new: dict[str, Any] = {
-                "params": [],
-                "names": [],
-                "kind": kind,
-                "decay": decay,
-                "depth": depth,
-                "part": part,
-            }
-            group = groups.setdefault((kind, depth, decay, part), new)
-            group["params"].append(parameter)
-            group["names"].append(name)
+            if parameter.requires_grad:
+                kind, part = "backbone" if id(parameter) in backbone else "rest", self.part_of(name)
+                new: dict[str, Any] = {"params": [], "names": [], "kind": kind, "part": part}
+                group = groups.setdefault((kind, part), new)
+                group["params"].append(parameter)
+                group["names"].append(name)
         return [groups[key] for key in sorted(groups)]
 
     def part_of(self, name: str) -> str:

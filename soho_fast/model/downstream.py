@@ -14,15 +14,16 @@ from typing import Any, ClassVar, Self, Unpack
 
 import torch
 from torch import Tensor, nn
+from transformers import AutoModelForVisualQuestionAnswering
 from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.utils.generic import can_return_tuple
 
 from .auxiliary import ContrastiveHead, ContrastiveVectors
 from .config import SohoConfig
-from .heads import ClassificationHead, ItmHead, LossSum, cross_entropy_sum, step_means, total_loss
+from .heads import LossSum, cross_entropy_sum, step_means, total_loss
 from .inputs import SohoInputs, Texts, check_labels, check_shape, num_images, read_inputs
 from .outputs import SohoForImageTextRetrievalOutput, SohoModelOutput, VisualTokens
-from .pretrained import LoadReport, copy_state
+from .pretrained import LoadReport, copy_state, state_of
 from .soho import SohoForPreTraining, SohoModel, SohoModelWithHeads
 from .transformer import Reads
 from .whole_step import Vectors
@@ -48,8 +49,6 @@ class SohoDownstreamModel(SohoModelWithHeads):
     ) -> tuple[Self, LoadReport]:
         """The model of this task with the weights of a pre-trained one, in float32.
 
-        Its CNN's statistics move once a step (`recomputed_batch_norm` is off), as in the released fine-tuning.
-
         Args:
             path_or_name: what `SohoForPreTraining.save_pretrained` wrote, or its name on the hub.
             use_dictionary_output: feed f(v), eq. 3, to the Transformer, instead of the dictionary's input features.
@@ -63,10 +62,12 @@ class SohoDownstreamModel(SohoModelWithHeads):
             ValueError: the checkpoint lacks a tensor that this model shares with pre-training, a size differs, or a
                 field is unknown.
         """
-        config, state = SohoForPreTraining.state_of(path_or_name, "from_pretraining")
+        config, state = state_of(SohoForPreTraining, path_or_name, "from_pretraining")
         values = config.to_dict()
         SohoConfig.check_names(name for name in overrides if name not in values)
-        values |= {"recomputed_batch_norm": False, **overrides, "use_dictionary_output": use_dictionary_output}
+        if config.official is not None:
+            values["official"] = "fine_tuning"
+        values |= {**overrides, "use_dictionary_output": use_dictionary_output}
         model = cls(SohoConfig.from_dict(values))
         report = copy_state(model, state, f"from_pretraining({path_or_name!r})")
         lost = [name for name in report.missing if not name.startswith(cls._new_prefix)]
@@ -118,7 +119,7 @@ class SohoForImageTextRetrieval(ContrastiveVectors, SohoDownstreamModel):
 
     def __init__(self, config: SohoConfig) -> None:
         super().__init__(config)
-        self.itm_head = ItmHead(config)
+        self.itm_head = self.soho.parts.itm_head()
         self.contrastive_head = ContrastiveHead(config) if config.contrastive_weight else None
         self.post_init()
 
@@ -194,7 +195,7 @@ class SohoForQuestionAnswering(SohoClassifier):
     def __init__(self, config: SohoConfig) -> None:
         super().__init__(config)
         assert config.num_labels is not None, "transformers sets it where it is not given"
-        self.head = ClassificationHead(config, config.hidden_size, config.num_labels)
+        self.head = self.soho.parts.classification_head(config.hidden_size, config.num_labels)
         self.post_init()
 
     @classmethod
@@ -242,7 +243,7 @@ class SohoForVisualReasoning(SohoClassifier):
 
     def __init__(self, config: SohoConfig) -> None:
         super().__init__(with_labels(config, 2))
-        self.head = ClassificationHead(config, 2 * config.hidden_size, 2)
+        self.head = self.soho.parts.classification_head(2 * config.hidden_size, 2)
         self.post_init()
 
     @can_return_tuple
@@ -318,3 +319,6 @@ def with_labels(config: SohoConfig, num: int) -> SohoConfig:
     config = copy.deepcopy(config)
     config.num_labels = num
     return config
+
+
+AutoModelForVisualQuestionAnswering.register(SohoConfig, SohoForQuestionAnswering, exist_ok=True)

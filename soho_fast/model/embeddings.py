@@ -43,11 +43,11 @@ def sine_position(grid_mask_BHW: Tensor, num_channels: int, temperature: float =
 class VisualEmbeddings(nn.Module):
     """Visual token + position -> LayerNorm -> dropout. No token type: the released code gives visual tokens none."""
 
-    def __init__(self, config: SohoConfig) -> None:
+    def __init__(self, config: SohoConfig, dropout: float) -> None:
         super().__init__()
-        eps, dropout = config.visual_layer_norm_eps, config.visual_dropout_prob
-        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=eps) if config.visual_layer_norm else nn.Identity()
-        self.dropout = nn.Dropout(config.hidden_dropout_prob if dropout is None else dropout)
+        # The paper does not say; the released code has it, as BERT for words.
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=1e-5)
+        self.dropout = nn.Dropout(dropout)
 
     def forward(self, embed_BLD: Tensor, position_BLD: Tensor) -> Tensor:
         """Both (B, L, D); returns (B, L, D) in embed's type."""

@@ -15,7 +15,6 @@ from soho_fast.common.spelling import did_you_mean
 
 from .config import SohoConfig
 from .distributed import all_reduce_sum_, world_size
-from .initial_values import he_fan_in
 from .whole_step import WholeStep
 
 LossSum = tuple[Tensor, Tensor]
@@ -53,11 +52,9 @@ class TokenHead(nn.Module):
 class ItmHead(nn.Module):
     """Image-text matching, eq. 8: a binary classifier on [CLS]; index 1 is "matched"."""
 
-    def __init__(self, config: SohoConfig) -> None:
+    def __init__(self, config: SohoConfig, *, bias: bool = True) -> None:
         super().__init__()
-        self.classifier = nn.Linear(config.hidden_size, 2, bias=config.itm_bias)
-        if config.initial_values == "official":
-            self.classifier.initial_values = he_fan_in  # type: ignore[assignment]  # modules take any attribute
+        self.classifier = nn.Linear(config.hidden_size, 2, bias=bias)
 
     def forward(self, hidden_PD: Tensor) -> Tensor:
         """(P, D) -> (P, 2)."""
@@ -75,9 +72,6 @@ class ClassificationHead(nn.Sequential):
             nn.Dropout(dropout),
             nn.Linear(config.intermediate_size, num_labels),
         )
-        if config.initial_values == "official":
-            for linear in (self[0], self[3]):
-                linear.initial_values = he_fan_in  # type: ignore[assignment]  # modules take any attribute
 
 
 def labelled_places(labels_PS: Tensor) -> Tensor:
@@ -97,12 +91,6 @@ def cross_entropy_sum(logits: Tensor, targets: Tensor) -> LossSum:
     zeros."""
     loss = F.cross_entropy(logits.float(), targets, reduction="sum")
     return loss, (targets != -100).sum().float()
-
-
-def commitment_sum(feat_BLD: Tensor, code_BLD: Tensor, valid_BL: Tensor) -> LossSum:
-    """Sum over the valid tokens of the mean square, over channels, of their distance from their codes; their number."""
-    square_BL = (feat_BLD.float() - code_BLD.float()).square().mean(-1)
-    return square_BL.masked_fill(~valid_BL, 0.0).sum(), valid_BL.sum().float()
 
 
 def global_means(sums_and_counts: list[LossSum], synchronise: bool) -> list[Tensor]:
@@ -137,7 +125,6 @@ WEIGHTS = {
     "itm_loss": None,
     "mlm_loss": None,
     "mvm_loss": "mvm_weight",
-    "commitment_loss": "commitment_weight",
     "bag_of_words_loss": "bag_of_words_weight",
     "contrastive_loss": "contrastive_weight",
 }

@@ -18,14 +18,13 @@ class VisualTokens(ModelOutput):
     """Images after the visual encoder and the dictionary: what the Transformer reads with the texts.
 
     Args:
-        features (B, L, D): the dictionary's input; zero at padding (not so with `visual_encoder="official"`).
+        features (B, L, D): the dictionary's input; zero at padding (not so in the released code's model).
         valid (B, L) bool: True at real tokens.
         position (B, L, D) float32: 2-D sine position.
         embedding (B, L, D): f(v), eq. 3, or what `fusion` makes of it; `None` without a dictionary output.
-        index (B, L) int64: the code of each token, -1 at padding (with `visual_encoder="official"` a code there too);
+        index (B, L) int64: the code of each token, -1 at padding (in the released code's model a code there too);
             `None` without a dictionary.
         columns: of the grid of tokens, whose rows follow one another.
-        codes (B, L, D): f(v) before any `fusion`, for the commitment loss; `None` where the config has none.
     """
 
     features: Tensor = _REQUIRED
@@ -34,7 +33,6 @@ class VisualTokens(ModelOutput):
     embedding: Tensor | None = None
     index: Tensor | None = None
     columns: int = _REQUIRED
-    codes: Tensor | None = None
 
     @property
     def tokens(self) -> Tensor:
@@ -80,14 +78,12 @@ class SohoForPreTrainingOutput(ModelOutput):
         loss (): sum of the losses below that are there, all but `mlm_loss` and `itm_loss` by their weights.
         mlm_loss, mvm_loss, itm_loss (): means over the labelled positions (pairs) of all ranks, float32; 0 without
             any, `None` where the labels were not given.
-        commitment_loss (): mean square of the features' distance from their codes over channels and valid tokens;
-            training only, `None` where the config has no weight for it.
         bag_of_words_loss (): binary cross-entropy summed over the words, mean over images; training only, `None` where
             the config has no weight for it.
         contrastive_loss (): of `auxiliary/contrastive.py`, mean over images and texts; training only, `None` where the
             config has no weight for it.
         mlm_logits (M, V), mlm_targets (M,): at the labelled text positions, in the order of `mlm_labels != -100`.
-        mvm_logits (M, K), mvm_targets (M,): at the masked visual tokens of the pairs that count (`losses_on`).
+        mvm_logits (M, K), mvm_targets (M,): at the masked visual tokens of the pairs that count.
         itm_logits (P, 2): index 1 is "matched".
         index, valid (B, L): as in `SohoModelOutput`.
         perplexity (), active_codes (), usage (K,): over the running usage, after this forward's update; within a step
@@ -99,7 +95,6 @@ class SohoForPreTrainingOutput(ModelOutput):
     mlm_loss: Tensor | None = None
     mvm_loss: Tensor | None = None
     itm_loss: Tensor | None = None
-    commitment_loss: Tensor | None = None
     bag_of_words_loss: Tensor | None = None
     contrastive_loss: Tensor | None = None
     mlm_logits: Tensor | None = None

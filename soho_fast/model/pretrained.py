@@ -203,6 +203,29 @@ _OF_WORDS = (
 )  # fmt: skip
 
 
+def state_of(kind: Any, path_or_name: str, asker: str) -> tuple[Any, dict[str, Tensor]]:
+    """Configuration and float32 tensors of a pre-trained model; `asker` begins the errors.
+
+    Args:
+        kind: `SohoForPreTraining`.
+        path_or_name: what `save_pretrained` wrote, or its name on the hub.
+        asker: who asks.
+
+    Raises:
+        FileNotFoundError: nothing could be loaded from there.
+        ValueError: it holds values that are not finite.
+    """
+    try:
+        source, absent = kind.loaded_from(path_or_name)
+    except OSError as error:
+        raise FileNotFoundError(
+            f"{asker}: no model could be loaded from {path_or_name!r}: give a directory with config.json and "
+            f"model.safetensors, or a hub name this machine can reach. transformers said: {error}"
+        ) from error
+    check_finite(source, f"{asker}: {path_or_name!r}")
+    return source.config, {name: value for name, value in source.state_dict().items() if name not in absent}
+
+
 def init_from(model: Any, path_or_name: str, rows_V: Tensor | None = None) -> LoadReport:
     """Fills all that a pre-trained model has too: with a dictionary, without one, or with another.
 
@@ -215,7 +238,7 @@ def init_from(model: Any, path_or_name: str, rows_V: Tensor | None = None) -> Lo
     Raises:
         FileNotFoundError, ValueError: as `state_of`; ValueError also where sizes differ. Nothing was changed then.
     """
-    config, state = model.state_of(path_or_name, "init_from")
+    config, state = state_of(type(model), path_or_name, "init_from")
     if config.backbone_stride != model.config.backbone_stride:
         raise ValueError(
             f"init_from: {path_or_name!r} has backbone_stride={config.backbone_stride}, this model "
@@ -231,7 +254,7 @@ def init_from(model: Any, path_or_name: str, rows_V: Tensor | None = None) -> Lo
                 state[name] = rows
     report = copy_state(model, state, f"init_from({path_or_name!r})")
     codes, sums = (f"soho.visual_dictionary.{name}" for name in ("codebook", "cluster_sum"))
-    # The running sums are still those of the start: the next step would undo the codes that were loaded.
-    if codes in report.loaded and sums in report.missing:  # Which a `VisualDictionary` alone has.
-        model.base().visual_dictionary.begin_average()
+    if codes in report.loaded and sums in report.missing:  # Which the released code's dictionary alone has.
+        dictionary = model.base().visual_dictionary
+        dictionary.codes_replaced(torch.ones_like(dictionary.usage, dtype=torch.bool))
     return report

@@ -8,6 +8,7 @@ from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
+from transformers import AutoModel, AutoModelForPreTraining
 from transformers import initialization as init
 from transformers.models.bert.modeling_bert import BertEmbeddings, BertEncoder
 from transformers.utils.generic import can_return_tuple
@@ -15,17 +16,13 @@ from transformers.utils.output_capturing import capture_outputs
 
 from soho_fast import ops
 
-from . import parts
 from .auxiliary import BagOfWordsHead, ContrastiveHead, ContrastiveVectors, captions_of
 from .base import SohoPreTrainedModel
 from .config import SohoConfig
-from .embeddings import VisualEmbeddings, sine_position
+from .embeddings import sine_position
 from .heads import (
-    ItmHead,
     LossSum,
-    TokenHead,
     at_places,
-    commitment_sum,
     cross_entropy_sum,
     labelled_places,
     total_loss,
@@ -45,7 +42,8 @@ from .inputs import (
 )
 from .masking import margin, masked_in_some_pairs
 from .outputs import SohoForPreTrainingOutput, SohoModelOutput, VisualTokens
-from .pretrained import LoadReport, check_finite, init_from
+from .parts import parts_of, visual_dictionary
+from .pretrained import LoadReport, init_from
 from .transformer import Pairs, Reads, TransformerBackend
 from .whole_step import Vectors
 
@@ -60,14 +58,16 @@ class SohoModel(SohoPreTrainedModel):
     def __init__(self, config: SohoConfig) -> None:
         super().__init__(config)
         config.check()
-        self.visual_encoder = parts.PARTS["visual_encoder"][config.visual_encoder](config)
-        self.feature_norm = parts.PARTS["feature_norm"][config.visual_encoder](config)
-        self.visual_dictionary = parts.visual_dictionary(config)
-        self.fusion = parts.fusion(config)
+        self.parts = parts_of(config)
+        self.visual_encoder = self.parts.visual_encoder()
+        self.feature_norm = self.parts.feature_norm()
+        self.visual_dictionary = visual_dictionary(self.parts)
+        fuses = self.visual_dictionary is not None and config.use_dictionary_output
+        self.fusion = self.parts.fusion() if fuses else None
         # Only a dictionary gives labels to mask by; `post_init` draws the values.
         self.mask_token = nn.Parameter(torch.zeros(config.hidden_size)) if config.use_dictionary else None
         self.feature_watch = None
-        self.visual_embeddings = VisualEmbeddings(config)
+        self.visual_embeddings = self.parts.visual_embeddings()
         self.text_embeddings = BertEmbeddings(config)
         self.encoder = BertEncoder(config)
         # Set by `compile_transformer`: a backend that calls the layers one by one steps aside then (`can_pack`).
@@ -90,8 +90,7 @@ class SohoModel(SohoPreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         if module is self and self.mask_token is not None:
-            std = 1.0 if self.config.initial_values == "official" else self.config.initializer_range
-            init.normal_(self.mask_token, std=std)
+            init.normal_(self.mask_token, std=self.parts.mask_std)
         super()._init_weights(module)
 
     def get_input_embeddings(self) -> nn.Embedding:
@@ -114,13 +113,11 @@ class SohoModel(SohoPreTrainedModel):
         Args:
             pixel_values: (B, 3, H, W), normalised.
             pixel_mask: (B, H, W), 1 at real pixels; `None`: no padding.
-            num_texts: (B,), how many texts each image is read with; matters only in training with
-                `visual_encoder="official"`. `None`: one.
+            num_texts: (B,), how many texts each image is read with; `None`: one. The paper's parts do not ask for it.
             backbone_features, backbone_mask: what the CNN gave, instead of pixels, see `SohoInputs`.
 
         Returns:
-            Features (B, L, D), zero at padding (not so with `visual_encoder="official"`), and the grid mask bool
-            (B, h, w).
+            Features (B, L, D), with the paper's parts zero at padding, and the grid mask bool (B, h, w).
 
         Raises:
             ValueError: not one of both was given, a mask belongs to the other one, or a shape does not fit.
@@ -151,7 +148,7 @@ class SohoModel(SohoPreTrainedModel):
         Args:
             pixel_values, pixel_mask: as in `encode_features`.
             sample_key: (B,) float64, see `VisualDictionary.forward`; matters only in training.
-            num_texts: as in `encode_features`, and for `dictionary="official"`.
+            num_texts: as in `encode_features`.
             visual_tokens: what is encoded already, and is returned.
             backbone_output: `backbone_features` and `backbone_mask`, as in `encode_features`.
         """
@@ -162,15 +159,12 @@ class SohoModel(SohoPreTrainedModel):
         embed_BLD = index_BL = None
         # Without the output (fine-tuning) there is no lookup, and no code moves.
         if self.visual_dictionary is not None and self.config.use_dictionary_output:
-            # With the released code's encoder these are all tokens: its dictionary counts padding too.
             seen_BL = self.visual_encoder.counted(valid_BL)
             embed_BLD, index_BL = self.visual_dictionary(feat_BLD, seen_BL, sample_key, num_texts)
         if self.feature_watch is not None:
             # Where codes do not lie among the features (as FSQ's) their distance from these says nothing.
             near = self.visual_dictionary is not None and self.visual_dictionary.near_features
             self.feature_watch.see(feat_BLD, valid_BL, embed_BLD if near else None)
-        # The commitment loss is of the codes themselves, so they are kept from before the fusion.
-        codes_BLD = embed_BLD if self.config.commitment_weight else None
         if embed_BLD is not None:
             if self.fusion is not None:  # not the paper's
                 embed_BLD = self.fusion(embed_BLD, feat_BLD, num_texts)
@@ -184,7 +178,6 @@ class SohoModel(SohoPreTrainedModel):
             index=index_BL,
             # `valid` is flat: `margin` needs the width of the grid to find neighbours.
             columns=grid_mask_BHW.shape[2],
-            codes=codes_BLD,
         )
 
     # transformers collects states and attentions, where asked for, by hooks on what `_can_record_outputs` names.
@@ -268,9 +261,8 @@ class SohoModel(SohoPreTrainedModel):
 
         Args:
             visual: the images.
-            mask_uniform: (B,) float64 in [0, 1), by which one of the labels that are there is picked (with
-                `mvm_masking="position"` that of one of the grid's places, in training the first image's for all);
-                `None`: nothing is masked. No effect without the dictionary's output.
+            mask_uniform: (B,) float64 in [0, 1), by which one of the labels that are there is picked; `None`: nothing
+                is masked. No effect without the dictionary's output.
 
         Returns:
             What the Transformer reads (B, L, D), masked alike for all texts of an image: f(v), eq. 3, or without a
@@ -281,20 +273,14 @@ class SohoModel(SohoPreTrainedModel):
             return visual.tokens, None
         assert visual.index is not None and self.mask_token is not None, "only a dictionary makes an embedding"
         embed_BLD, target_B = visual.embedding, self.label_to_mask(visual, mask_uniform)
-        # Not in place: `visual`, and its `codes`, may share this tensor and are read again.
+        # Not in place: `visual` may share this tensor and is read again.
         mask_token = self.mask_token.to(embed_BLD.dtype)
         return ops.group_mask(embed_BLD, visual.index, mask_token, target_B, valid=visual.valid)
 
     def label_to_mask(self, visual: VisualTokens, mask_uniform: Tensor) -> Tensor:
         """The label of each image that `mask_one_label` masks, int64 (B,), -1 of an image without tokens."""
-        assert visual.index is not None and self.visual_dictionary is not None, "only a dictionary makes an index"
-        if self.config.mvm_masking == "lift":  # not the paper's
-            return self.visual_dictionary.draw_by_lift(visual.index, visual.valid, mask_uniform)
-        if self.config.mvm_masking == "position" and self.training:
-            # As the released code: one place for the batch, the first image's.
-            mask_uniform = mask_uniform[:1].expand_as(mask_uniform)
-        draw = parts.PARTS["mvm_masking"][self.config.mvm_masking]
-        return draw(visual.index, valid=visual.valid, uniform=mask_uniform)
+        assert self.visual_dictionary is not None, "only a dictionary makes labels"
+        return self.parts.label_to_mask(self.visual_dictionary, visual, mask_uniform, self.training)
 
 
 def real_places(visual: VisualTokens, texts: Texts) -> Tensor:
@@ -340,10 +326,9 @@ class SohoForPreTraining(ContrastiveVectors, SohoModelWithHeads):
 
     def __init__(self, config: SohoConfig) -> None:
         super().__init__(config)
-        self.mlm_head = parts.PARTS["mlm_head"][config.mlm_head](config, config.vocab_size)
-        has_code_table = config.use_dictionary and config.mvm_head == "linear"
-        self.mvm_head = TokenHead(config, config.num_codes) if has_code_table else None
-        self.itm_head = ItmHead(config)
+        self.mlm_head = self.soho.parts.mlm_head()
+        self.mvm_head = self.soho.parts.mvm_head() if config.use_dictionary else None
+        self.itm_head = self.soho.parts.itm_head()
         self.bag_of_words_head = BagOfWordsHead(config) if config.bag_of_words_weight else None
         self.contrastive_head = ContrastiveHead(config) if config.contrastive_weight else None
         self.bag_of_words_only = False
@@ -355,24 +340,6 @@ class SohoForPreTraining(ContrastiveVectors, SohoModelWithHeads):
                 "bag_of_words_head.decoder.weight": "soho.text_embeddings.word_embeddings.weight",
             }
         self.post_init()
-
-    @classmethod
-    def state_of(cls, path_or_name: str, asker: str) -> tuple[SohoConfig, dict[str, Tensor]]:
-        """Configuration and float32 tensors of a pre-trained model; `asker` begins the errors.
-
-        Raises:
-            FileNotFoundError: nothing could be loaded from there.
-            ValueError: it holds values that are not finite.
-        """
-        try:
-            source, absent = cls.loaded_from(path_or_name)
-        except OSError as error:
-            raise FileNotFoundError(
-                f"{asker}: no model could be loaded from {path_or_name!r}: give a directory with config.json and "
-                f"model.safetensors, or a hub name this machine can reach. transformers said: {error}"
-            ) from error
-        check_finite(source, f"{asker}: {path_or_name!r}")
-        return source.config, {name: value for name, value in source.state_dict().items() if name not in absent}
 
     def init_from(self, path_or_name: str, rows_V: Tensor | None = None) -> LoadReport:
         """Fills all that a pre-trained model has too; see `pretrained.py: init_from`."""
@@ -411,8 +378,7 @@ class SohoForPreTraining(ContrastiveVectors, SohoModelWithHeads):
         if self.mvm_head is not None:
             return self.mvm_head(hidden_MD)
         assert self.soho.visual_dictionary is not None, "without codes no visual token is masked"
-        logits = parts.PARTS["code_logits"][self.config.mvm_head]
-        return logits(hidden_MD, self.soho.visual_dictionary.codebook_of(0))
+        return self.soho.parts.code_logits(hidden_MD, self.soho.visual_dictionary.codebook_of(0))
 
     @can_return_tuple
     def forward(
@@ -431,7 +397,7 @@ class SohoForPreTraining(ContrastiveVectors, SohoModelWithHeads):
             mlm_positions: (M,) int64, where in the flattened `mlm_labels` there are labels; `None`: looked up, and the
                 host waits for a GPU.
             itm_labels: (P,) int64, 1 = the text belongs to the image, 0 = it does not. Masked visual modelling counts
-                matched pairs only (with `losses_on="all"` all); without labels all pairs are taken as matched.
+                matched pairs only (with the released code's parts all); without labels all are taken as matched.
             mask_uniform: (B,) float64 in [0, 1), for masked visual modelling; see `SohoModel.mask_one_label`.
             mask_pairs: (P,) bool, the texts whose image is masked; `None`: all.
             inputs: images and texts, see `SohoInputs`.
@@ -490,10 +456,7 @@ class SohoForPreTraining(ContrastiveVectors, SohoModelWithHeads):
             result.mvm_targets = at_places(labels_PL, place_M)
             result.mvm_logits = self.code_logits(at_places(hidden.visual_hidden, place_M))
             losses["mvm_loss"] = cross_entropy_sum(result.mvm_logits, result.mvm_targets)
-        if visual.codes is not None and self.training:  # not the paper's
-            # Detached: straight through, the gradient of the codes would cancel that of the features.
-            losses["commitment_loss"] = commitment_sum(visual.features, visual.codes.detach(), visual.valid)
-        if captions is not None and self.bag_of_words_head is not None:  # nor this
+        if captions is not None and self.bag_of_words_head is not None:  # not the paper's
             losses["bag_of_words_loss"] = self.bag_of_words_head.loss(visual.features, visual.valid, captions)
         for name, value in total_loss(losses, self.config, self.training, self.whole_step).items():
             result[name] = value
@@ -507,7 +470,7 @@ class SohoForPreTraining(ContrastiveVectors, SohoModelWithHeads):
 
     def _counted(self, texts: Texts, itm_labels: Tensor | None) -> Tensor:
         """Bool (P,), the pairs whose masked visual tokens count."""
-        if itm_labels is not None and self.config.losses_on == "matched":
+        if itm_labels is not None and self.soho.parts.only_matched:
             return itm_labels == 1
         return texts.input_ids.new_ones(len(texts.input_ids), dtype=torch.bool)
 
@@ -522,7 +485,7 @@ class SohoForPreTraining(ContrastiveVectors, SohoModelWithHeads):
             return False
         config = self.config
         masks = self.masks_visual_tokens and config.use_dictionary and config.use_dictionary_output
-        return masks or self.contrastive_head is not None or bool(config.commitment_weight)
+        return masks or self.contrastive_head is not None
 
     def label_counts(
         self,
@@ -546,8 +509,6 @@ class SohoForPreTraining(ContrastiveVectors, SohoModelWithHeads):
             counts["itm_loss"] = (self._asked(itm_labels, mask_pairs) != -100).sum()
         if mlm_labels is not None:
             counts["mlm_loss"] = (mlm_labels != -100).sum()
-        if visual is not None and visual.codes is not None:
-            counts["commitment_loss"] = visual.valid.sum()
         if visual is not None and visual.embedding is not None and mask_uniform is not None:
             # Not by masking: the mask vector may lie elsewhere, under ZeRO 3.
             masked_BL = visual.valid & (visual.index == self.soho.label_to_mask(visual, mask_uniform).unsqueeze(1))
@@ -583,3 +544,7 @@ class SohoForPreTraining(ContrastiveVectors, SohoModelWithHeads):
         losses = {"bag_of_words_loss": self.bag_of_words_head.loss(feat_BLD, grid_mask_BHW.flatten(1), captions)}
         means: dict[str, Any] = total_loss(losses, self.config, True, self.whole_step)
         return SohoForPreTrainingOutput(**means)
+
+
+AutoModel.register(SohoConfig, SohoModel, exist_ok=True)
+AutoModelForPreTraining.register(SohoConfig, SohoForPreTraining, exist_ok=True)

@@ -18,12 +18,17 @@ from soho_fast import ops
 from .codebook.draws import Tokens, image_numbers
 from .codebook.levels import rests
 from .codebook.reset import Candidates, joined, new_codes
-from .codebook.smoothed import smoothed_ema_
 from .codebook.start import codes_from_features
 from .codebook.usage import CodeUsage
 from .config import SohoConfig
 from .distributed import all_reduce_sum_, broadcast_from_first_, world_size
 from .normalization import finite_rows, is_recomputing
+
+# Every draw inside the dictionary.
+_SEED = 0
+# Codes that are reset at once, at most, which bounds what ranks exchange; and for how many updates a code is left alone
+# after its reset. Ours.
+_MOST_RESET, _PATIENCE = 256, 10
 
 
 @dataclass
@@ -58,8 +63,6 @@ class VisualDictionary(CodeUsage):
         pack: makes of codebook and levels what is looked up in, for codes that are frozen; `None`: the codebook itself.
         codebook: (QK, C) buffer, as all that follow and `usage`, `age` and `step`.
         initialised: () levels whose codes have been initialised.
-        cluster_size: (QK,), for `ema_variant="vqvae"` alone.
-        cluster_sum: (QK, C), the same.
     """
 
     # Whether codes move in each training forward, within a step too, which answers with the moved ones.
@@ -70,14 +73,11 @@ class VisualDictionary(CodeUsage):
         super().__init__(config)
         self.pack: Callable[[Tensor, int], ops.PreparedCodebook] | None = None
         self.num_channels = config.hidden_size
-        self._num_resettable = min(config.code_reset_limit, self.num_codes)
+        self._num_resettable = min(_MOST_RESET, self.num_codes)
         shape = (self.num_levels * self.num_codes, self.num_channels)
         self.codebook: Tensor = nn.Buffer(torch.zeros(shape, dtype=torch.float32))
         self.register_usage()
         self.initialised = nn.Buffer(torch.zeros((), dtype=torch.int64))
-        if config.ema_variant == "vqvae":
-            self.cluster_size = nn.Buffer(torch.zeros(shape[0], dtype=torch.float32))
-            self.cluster_sum = nn.Buffer(torch.zeros(shape, dtype=torch.float32))
         # The function, not a bound method: torch hands it the module that was loaded.
         self.register_load_state_dict_post_hook(VisualDictionary._forget_host_state)
         self.reset()
@@ -85,13 +85,9 @@ class VisualDictionary(CodeUsage):
     def reset(self) -> None:
         """Random codes (the paper's start; zero in several levels, which are drawn), no usage, nothing learnt."""
         # transformers' functions leave alone what a checkpoint has filled.
-        init.normal_(self.codebook, std=self.config.dictionary_init_std if self.num_levels == 1 else 0.0)
+        init.normal_(self.codebook, std=1.0 if self.num_levels == 1 else 0.0)
         self.reset_usage()
         init.zeros_(self.initialised)
-        if self.config.ema_variant == "vqvae":
-            # As `begin_average`: sum over size is the code itself.
-            init.ones_(self.cluster_size)
-            init.copy_(self.cluster_sum, self.codebook)
         self._forget_host_state()
 
     def _forget_host_state(self, *_: object) -> None:
@@ -186,14 +182,7 @@ class VisualDictionary(CodeUsage):
             # The counts travel as one more channel of the sums: one call between the ranks, not two.
             packed = all_reduce_sum_(torch.cat([sums_QKC, counts_QK.unsqueeze(1)], dim=1))
             counts_QK, sums_QKC = packed[:, -1].contiguous(), packed[:, :-1].contiguous()
-        if self.config.ema_variant == "paper":
-            # Levels are rows of one table: eq. 4 moves all of them in one call.
-            ops.codebook_ema_(self.codebook, counts_QK, sums_QKC, self.config.ema_decay)
-        else:
-            smoothed_ema_(
-                self.codebook, self.cluster_size, self.cluster_sum, counts_QK, sums_QKC,
-                decay=self.config.ema_decay, eps=self.config.laplace_eps, num_levels=self.num_levels,
-            )  # fmt: skip
+        self.move(counts_QK, sums_QKC)
         self.count(counts_QK)
         # As `count` has added to the buffer `step`.
         self._host_step += 1
@@ -201,11 +190,12 @@ class VisualDictionary(CodeUsage):
         if assignments.candidates is not None:
             self._reset_unused(assignments.candidates)
 
-    @torch.no_grad()
-    def begin_average(self, rows: slice = slice(None)) -> None:
-        """Begins the running counts and sums of `ema_variant="vqvae"` where the codes are: each counts once."""
-        self.cluster_size[rows] = 1.0
-        self.cluster_sum[rows] = self.codebook[rows]
+    def move(self, counts_QK: Tensor, sums_QKC: Tensor) -> None:
+        """Eq. 4, by how many features are assigned to each code and their sums; of all levels, rows of one table."""
+        ops.codebook_ema_(self.codebook, counts_QK, sums_QKC, self.config.ema_decay)
+
+    def codes_replaced(self, replaced_QK: Tensor) -> None:
+        """Called where these codes (bool) were not moved but replaced. Eq. 4 keeps nothing beside the codes."""
 
     def codes_of(self, feat_BLC: Tensor) -> Tensor:
         """int64 (B, L, Q), the code of each level for each feature, counted from 0 in each level."""
@@ -250,14 +240,14 @@ class VisualDictionary(CodeUsage):
     @torch.no_grad()
     def _prepare_update(self, tokens: Tokens) -> None:
         if self.awaits_codes():
-            self._offered = tokens.draw(self.num_codes, self.config.dictionary_seed, self._host_step)
+            self._offered = tokens.draw(self.num_codes, _SEED, self._host_step)
             self.draw_codes()
 
     @torch.no_grad()
     def offer(self, feat_BLC: Tensor, valid_BL: Tensor, sample_key_B: Tensor | None) -> None:
         """Features among which `draw_codes` draws, as `forward` takes them, without gradient; after `awaits_codes`."""
         tokens = self._tokens(feat_BLC, valid_BL, sample_key_B)
-        drawn = tokens.draw(self.num_codes, self.config.dictionary_seed, self._host_step)
+        drawn = tokens.draw(self.num_codes, _SEED, self._host_step)
         self._offered = joined(self._offered, drawn, self.num_codes)
 
     @torch.no_grad()
@@ -266,7 +256,7 @@ class VisualDictionary(CodeUsage):
         offered, self._offered = self._offered, None
         assert offered is not None, "nothing was offered"
         level, num = self._host_initialised, self.num_codes
-        codebook_KC = codes_from_features(offered, self._books_QKC[:level], num, self.config.dictionary_seed)
+        codebook_KC = codes_from_features(offered, self._books_QKC[:level], num, _SEED)
         # No rank had a usable feature: the next step tries again.
         if codebook_KC is None:
             return
@@ -274,8 +264,9 @@ class VisualDictionary(CodeUsage):
         self.codebook[rows] = codebook_KC
         # What was counted so far was of the zero codes that these replace.
         self.usage[rows], self.age[rows] = 0.0, 0.0
-        if self.config.ema_variant == "vqvae":
-            self.begin_average(rows)
+        replaced_QK = torch.zeros_like(self.usage, dtype=torch.bool)
+        replaced_QK[rows] = True
+        self.codes_replaced(replaced_QK)
         self._host_initialised += 1
         self.initialised.fill_(self._host_initialised)
 
@@ -305,23 +296,20 @@ class VisualDictionary(CodeUsage):
             self._assignments.num_images += len(tokens.feat_BLC)
         # The number that the step has once it is applied: all its micro-batches draw by the same one.
         step, limit = self._host_step + 1, self._num_resettable
-        if self.config.code_reset_threshold > 0 and step % self.config.code_reset_interval == 0:
+        if self.config.code_reset_threshold > 0:
             # One draw for all levels: a feature and what the levels leave of it are one row, X = Q * C.
             rests_BLX = rests_of_levels[0] if self.num_levels == 1 else torch.cat(rests_of_levels, -1)
-            key_R, rests_RX = replace(tokens, feat_BLC=rests_BLX).draw(limit, self.config.dictionary_seed, step)
+            key_R, rests_RX = replace(tokens, feat_BLC=rests_BLX).draw(limit, _SEED, step)
             drawn = key_R, rests_RX.view(len(key_R), self.num_levels, -1)
             self._assignments.candidates = joined(self._assignments.candidates, drawn, limit)
 
     def _reset_unused(self, candidates: Candidates) -> None:
         unused_QK = self.unbiased_usage() < self.config.code_reset_threshold
-        unused_QK &= self.age >= self.config.code_reset_patience
+        unused_QK &= self.age >= _PATIENCE
         reset_QK1, candidate_QKC = new_codes(candidates, unused_QK, self.num_levels, self._num_resettable)
         # Masks, not indices: how many codes are reset is never asked of the device.
         self.codebook.copy_(torch.where(reset_QK1, candidate_QKC, self.codebook))
         reset_QK = reset_QK1.squeeze(1)
         self.usage.masked_fill_(reset_QK, 0.0)
         self.age.masked_fill_(reset_QK, 0.0)
-        if self.config.ema_variant == "vqvae":
-            # As `begin_average`: the old sums would pull the code back.
-            self.cluster_size.masked_fill_(reset_QK, 1.0)
-            self.cluster_sum.copy_(torch.where(reset_QK1, self.codebook, self.cluster_sum))
+        self.codes_replaced(reset_QK)

@@ -85,7 +85,7 @@ def find_task(name: str) -> KnownTask:
     return describe(load_imported(name, "task", BaseTask), name)
 
 
-def describe(task: "type[BaseTask]", home: str = "") -> KnownTask:
+def describe(task: type, home: str = "") -> KnownTask:
     """What a task's class says of itself: `data_type` and `model_type`, by default those of the task it extends.
 
     Raises:

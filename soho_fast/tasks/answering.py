@@ -126,16 +126,16 @@ class AnsweringTask(FineTuningTask):
         """Of the split to validate on, beside their baselines; quick: of its first images."""
         if not self.data.validate:
             return {}
-        max_images = self.data.quick_images if quick else 0
+        max_images = self.quick_images if quick else 0
         return self.evaluate_split(model, self.data.validate, sharing, max_images).metrics
 
     def evaluate_split(self, model: SohoDownstreamModel, split: str, sharing: Sharing, max_images: int = 0) -> Answers:
         """Answers of a model to a split, or to its first images, and their metrics where it tells the right ones."""
-        records, max_images = self.records(split), max_images or self.data.measured_images
+        records = self.records(split)
         if split not in self._examples:
             self._examples[split] = self._pack(records)
         examples = self._examples[split]
-        computing = Computing(model, self.data.precision)
+        computing = Computing(model, self.precision)
         settings = {name: getattr(self.data, name) for name in _RESULTS_DEPEND_ON}
         about = {"task": self.name, "split": split, "examples": examples.fingerprint(), **settings}
         sharing = sharing.keeping({**about, "precision": computing.precision}, examples.images)
@@ -189,6 +189,5 @@ class AnsweringTask(FineTuningTask):
 
 # Settings of the data that change what a model answers.
 _RESULTS_DEPEND_ON = (
-    "shorter_edge", "longer_edge", "pad_to_multiple", "antialias", "max_text_length", "blank_images", "missing_images",
-    "image_batch", "text_batch", "measured_images",
+    "shorter_edge", "longer_edge", "antialias", "max_text_length", "blank_images", "missing_images",
 )  # fmt: skip

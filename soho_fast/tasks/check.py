@@ -14,7 +14,6 @@ import os
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -108,13 +107,13 @@ def _read(findings: Findings, recipe: Recipe, purpose: str) -> list[ImageTextRec
     for number, source in enumerate(getattr(recipe.data, purpose)):
         report, where = ReadReport(), f"data.{purpose}[{number}]"
         try:
-            found = read_source(source, report, where)
+            found = read_source(source, report, where, recipe.data.missing_images)
         except (ValueError, FileNotFoundError) as error:
             findings.error(error)
             try:
                 report = ReadReport()
                 # Once more without the missing ones, to find what else is wrong.
-                found = read_source(replace(source, missing_images="skip"), report, where)
+                found = read_source(source, report, where, "skip")
             except (ValueError, FileNotFoundError):
                 continue
         try:

@@ -4,7 +4,6 @@ import shlex
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
-from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,7 +15,7 @@ from soho_fast.common.tables import Table
 from soho_fast.data.images import look_at
 from soho_fast.data.overlap import shared_images, without_copies
 from soho_fast.data.processor import SohoProcessor
-from soho_fast.data.readers.records import ImageRef, ReadReport, share_of_records
+from soho_fast.data.readers.records import ImageRef, ReadReport
 from soho_fast.data.text import load_tokenizer
 from soho_fast.model import SohoConfig
 from soho_fast.model.downstream import SohoDownstreamModel
@@ -129,7 +128,7 @@ class FineTuningTask(BaseTask):
         if not self.data.train:
             raise ValueError("data.train: no split was given; expected at least one")
         refuse_twice(self.data.train, "data.train")
-        training = self._share(self.data, self.seed)
+        training = self._trained_on(self.data)
         if self.data.validate and not getattr(self.data, "blank_images", False):
             shared = shared_images(
                 self._images(training), self._images(self.records(self.data.validate, "data.validate"))
@@ -137,17 +136,9 @@ class FineTuningTask(BaseTask):
             self.refuse_shared(", ".join(self.data.train), self.data.validate, shared)
         return training
 
-    @property
-    def num_validated_on(self) -> int:
-        """How many images (in NLVR2 pairs) evaluations while training read at most, the first ones; 0: all."""
-        return self.data.measured_images and max(self.data.measured_images, self.data.quick_images)
-
     def _refuse_corrupt(self, split: str) -> None:
         """Raises ValueError: images to validate on can't be read, by which the first evaluation would end."""
-        # In the order of their first example, as an evaluation takes them: its first ones are looked at.
-        groups = {tuple(map(id, images)): images for images in map(self.images_of, self.records(split))}
-        first = islice(groups.values(), self.num_validated_on or None)
-        images = list({id(image): image for group in first for image in group}.values())
+        images = list({id(image): image for image in self._images(self.records(split))}.values())
         progress = ProgressLines(self._say, f"{split}: images looked at")
 
         def corrupt_ones() -> list[str]:
@@ -164,13 +155,12 @@ class FineTuningTask(BaseTask):
     def num_trained_on(self, split: str, data: Any, seed: int) -> int:
         if getattr(data, "blank_images", False):
             return 0
-        training = self._share(data, seed)
+        training = self._trained_on(data)
         return len(shared_images(self._images(training), self._images(self.records(split))))
 
-    def _share(self, data: Any, seed: int) -> list[Any]:
+    def _trained_on(self, data: Any) -> list[Any]:
         """The records that are trained on by these settings."""
-        training = [record for split in data.train for record in self.records(split, "data.train")]
-        return share_of_records(training, data.train_share, seed)
+        return [record for split in data.train for record in self.records(split, "data.train")]
 
     def num_missing(self) -> dict[str, int]:
         return dict(self._missing)
@@ -186,7 +176,7 @@ class FineTuningTask(BaseTask):
                 settings.pretrained,
                 use_dictionary_output=settings.use_dictionary_output,
                 **self.label_keywords(),
-                **settings.config,
+                **settings.changes(),
             )
             self._say_loaded(report)
             check_vocabulary(self.processor.tokenizer, model.config, f"model.pretrained: {settings.pretrained}")

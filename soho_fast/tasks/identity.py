@@ -19,10 +19,6 @@ PLACES = {
 NOT_COMPARED = {
     **PLACES,
     "data.missing_images": "the records that are left",
-    "data.quick_images": "how much is evaluated in mid-training, which chooses no best model",
-    "data.image_batch": "how much is evaluated at a time",
-    "data.text_batch": "how much is evaluated at a time",
-    "data.pair_batch": "how much is evaluated at a time",
 }
 
 # Words and labels are known by their numbers in a checkpoint's tensors.

@@ -31,6 +31,7 @@ from soho_fast.data.readers.records import ImageRef, ImageTextRecord, ReadReport
 from soho_fast.data.text import PackedTexts, load_tokenizer
 from soho_fast.model import SohoConfig, SohoForPreTraining
 from soho_fast.model.feature_watch import STEPS_UNTIL_LOST
+from soho_fast.model.parts import parts_of
 from soho_fast.tasks.base import BaseTask
 from soho_fast.tasks.contents import images_identity, records_identity, words_identity
 from soho_fast.tasks.evaluation.pointing import measure_pointing
@@ -64,14 +65,14 @@ _FORMATS_OF = {
 }
 
 
-def read_source(source: CaptionSource, report: ReadReport, where: str) -> list[ImageTextRecord]:
+def read_source(source: CaptionSource, report: ReadReport, where: str, missing_images: str) -> list[ImageTextRecord]:
     """The images with captions of a set, which `where` names; see `read_sources`."""
     refuse_fields_of_other_formats(source, _FORMATS_OF, f"{where}.")
     reading: Any = {"max_captions": source.max_captions, "source": source.name, "report": report}
     share = source.heldout_share
     if source.format == "dataset":
         return read_dataset(source.annotations, source.columns, source.splits, heldout_share=share, **reading)
-    reading["missing_images"] = source.missing_images
+    reading["missing_images"] = missing_images
     if source.format == "json_lines":
         return read_json_lines(source.annotations, source.images, source.splits, heldout_share=share, **reading)
     if source.format == "karpathy":
@@ -110,7 +111,7 @@ def read_sources(
     found: list[ImageTextRecord] = []
     for number, source in enumerate(sources):
         report = ReadReport()
-        records = read_source(source, report, f"data.{purpose}[{number}]")
+        records = read_source(source, report, f"data.{purpose}[{number}]", data.missing_images)
         found += without_copies(records, lambda record: (record.image,), data.placeholders, report)
         if reports is not None:
             reports.append(report)
@@ -156,10 +157,15 @@ class PretrainingTask(BaseTask):
     example = 'rank {run} IMAGE "ONE TEXT" "ANOTHER"'
     default_split = HELDOUT
     logged = (
-        "mlm_loss", "mvm_loss", "itm_loss", "commitment_loss", "bag_of_words_loss", "contrastive_loss",
+        "mlm_loss", "mvm_loss", "itm_loss", "bag_of_words_loss", "contrastive_loss",
         "step_perplexity", "code_error",
     )  # fmt: skip
     selection = None
+    heldout_images = 500
+    """Held-out images that are evaluated; 0 takes all."""
+    heldout_candidates = 200
+    """Images, each with one caption, in zero-shot retrieval; 0 leaves retrieval out."""
+
     _codebook_collapses = False
 
     @cached_property
@@ -219,7 +225,7 @@ class PretrainingTask(BaseTask):
             epoch=self.data.epoch,
             max_text_length=self.data.max_text_length,
             masking=asdict(self.data.masking),
-            predict_unmatched=self.model_config.losses_on == "all",
+            predict_unmatched=not parts_of(self.model_config).only_matched,
             mvm_probability=mvm_probability,
             unmask_from_epoch=self.data.mvm_from_epoch if self.data.conditional_masking else None,
         )
@@ -235,8 +241,7 @@ class PretrainingTask(BaseTask):
 
     def collate(self, samples: list[Sample]) -> Mapping[str, Any]:
         """The keywords of the model's forward, with "skipped" and "sample_ids"."""
-        pad_text_to = self.data.max_text_length if self.data.pad_text else None
-        return Collator(self.processor, pad_text_to=pad_text_to)(samples)
+        return Collator(self.processor)(samples)
 
     @cached_property
     def model_config(self) -> SohoConfig:
@@ -268,7 +273,7 @@ class PretrainingTask(BaseTask):
         return {
             **contents,
             **self._records.identity,
-            **{f"model.config.{name}": getattr(config, name) for name in SohoConfig.__annotations__},
+            **{f"model.config.{name}": getattr(config, name) for name in SohoConfig.field_names()},
             "model.bag_of_words_head": bool(config.bag_of_words_weight),
             "model.contrastive_head": bool(config.contrastive_weight),
         }
@@ -356,8 +361,8 @@ class PretrainingTask(BaseTask):
             return []
         self._codebook_collapses = True
         few = f"{int(active_codes):,} of {num:,} codes are active (perplexity {float(perplexity):.0f})"
-        if config.dictionary not in ("paper", "official"):  # The others have no resets.
-            return [f"{few}; fewer codes are used better (model.config.dictionary_options)"]
+        if config.dictionary != "paper":  # Another has no resets.
+            return [few]
         off = ["model.config.dictionary_init data"] * (config.dictionary_init != "data" and not self.model.pretrained)
         off += ["model.config.dictionary_batch_norm true"] * (model.base().feature_norm is None)
         return [

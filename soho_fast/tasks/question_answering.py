@@ -48,7 +48,6 @@ class QuestionAnsweringTask(AnsweringTask):
     selection = "vqa_score"
     texts = "questions"
     text_field, id_field = "question", "question_id"
-    unflippable = "an answer may be left or right"
 
     def read(self, source: VqaSplit, report: ReadReport) -> list[VqaRecord]:
         options = {"missing_images": self.data.missing_images, "report": report}

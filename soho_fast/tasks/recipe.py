@@ -41,6 +41,7 @@ with from_extra("train"):
     from soho_fast.engine.settings import TrainSettings
     from soho_fast.tasks import TASKS, find_task
     from soho_fast.tasks.recipe_file import check_fields, find_yaml, read_yaml, texts_in
+    from soho_fast.tasks.recipe_help import help_text
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 _TRUSTING = r"--trust[-_]file$"
@@ -87,7 +88,7 @@ class Recipe(TrainSettings):
                 one alone.
         """
         task = find_task(self.task).load()(self.data, self.seed, self.model, say=say)
-        task.workers = self.batch.workers
+        task.workers, task.precision = self.batch.workers, self.engine.precision
         task.processes = processes or task.processes
         return task
 
@@ -152,6 +153,7 @@ def read_recipe(arguments: Sequence[str] | None, flags: Sequence[str] = ()) -> R
     first.add_argument("--recipe", default="mini")
     first.add_argument("--trust-file", "--trust_file", action="store_true")
     first.add_argument("--task")
+    first.add_argument("-h", "--help", nargs="?", const="")
     first.add_argument("--overwrite", nargs="?", const="true")  # The one flag that may stand without a value.
     given, fields = first.parse_known_args(as_text(arguments))
     if given.overwrite is not None:
@@ -168,6 +170,9 @@ def read_recipe(arguments: Sequence[str] | None, flags: Sequence[str] = ()) -> R
     kind = recipe_type(content["task"])
     check_fields(content, kind, path)
     recipe = _parse(kind, path, fields, flags)
+    if given.help is not None:
+        print(help_text(recipe, given.help))
+        raise SystemExit(0)
     if recipe.task != content["task"]:
         raise UserError(f"task: recipe {path} is of task {content['task']}, got {recipe.task!r}")
     _import_code(dataclasses.asdict(recipe), as_text(arguments))

@@ -56,7 +56,15 @@ class RetrievalTask(FineTuningTask):
     example = 'rank {run} IMAGE "ONE TEXT" "ANOTHER"'
     selection = "mean_r1"
     logged = ("itm_loss", "contrastive_loss")
-    num_validated_on = 0
+    training_images = 1000
+    """While training, and without a contrastive head, every pair of the first so many images of `validate` is scored:
+    COCO's 5,000 images are 125 million pairs."""
+    training_k = 16
+    """While training, `validate` is scored in two stages with this k, if there is a contrastive head."""
+    choice_images = 1000
+    """In two stages so many images of `validate`, with all their texts, choose k."""
+    max_loss = 0.005
+    """K candidates are taken such that R@1 there is at most so much below scoring all pairs: half a point."""
 
     def read(self, source: RetrievalSplit, report: ReadReport) -> list[ImageTextRecord]:
         options = {"missing_images": self.data.missing_images, "report": report}
@@ -112,17 +120,17 @@ class RetrievalTask(FineTuningTask):
             return {}
         records, every_pair = self.records(self.data.validate), model.contrastive_head is None
         # In two stages the product is 0, which takes all of it.
-        num_images = self.data.quick_images if quick else self.data.training_images * every_pair or len(records)
+        num_images = self.quick_images if quick else self.training_images * every_pair or len(records)
         if num_images < len(records) and not quick:
             self._say(
                 f"{self.data.validate}: every pair of its first {num_images:,} images of {len(records):,} is scored "
-                "while training (data.training_images)"
+                "while training"
             )
         candidates = self._candidates(model, records[:num_images])
         if every_pair:
             scores_IT = self._score_all(candidates, sharing)
         else:
-            scores_IT, _ = self._score_chosen(candidates, self.data.training_k, sharing)
+            scores_IT, _ = self._score_chosen(candidates, self.training_k, sharing)
         sizes = {"num_images": float(len(candidates.records)), "num_texts": float(len(candidates.texts))}
         return {**self._metrics(candidates, {"": scores_IT}), **sizes}
 
@@ -138,7 +146,7 @@ class RetrievalTask(FineTuningTask):
             # Both before anything is scored, which may take hours.
             model.required_contrastive_head()
             self.records(data.validate, "data.validate")
-        records = self.records(split)[: data.measured_images or None]
+        records = self.records(split)
         if data.folds and len(records) % data.folds:
             raise ValueError(
                 f"data.folds: the {len(records)} images of {split} do not divide into {data.folds} equal folds; give 0 "
@@ -147,7 +155,7 @@ class RetrievalTask(FineTuningTask):
 
         def keeping(what: str, of: str, **more: Any) -> Sharing:
             settings = {name: getattr(data, name) for name in _SCORES_DEPEND_ON}
-            settings["precision"] = Computing(model, data.precision).precision
+            settings["precision"] = Computing(model, self.precision).precision
             about = {"scored": what, "split": of, "candidates": self._fingerprint(of), **settings, **more}
             return sharing.keeping(about, (record.image for record in self.records(of)), what)
 
@@ -182,7 +190,7 @@ class RetrievalTask(FineTuningTask):
         texts = [caption for own in captions for caption in own]
         counts = torch.tensor([len(own) for own in captions])
         encoded = encode_texts(self.processor.tokenizer, texts, self.data.max_text_length)
-        scorer = PairScorer(model, encoded, pair_batch=self.data.pair_batch, precision=self.data.precision)
+        scorer = PairScorer(model, encoded, pair_batch=self.pair_batch, precision=self.precision)
         processor = self.processor.image_processor
 
         def load(block: range) -> dict[str, Tensor | None]:
@@ -194,7 +202,7 @@ class RetrievalTask(FineTuningTask):
         def encode(pixels: dict[str, Tensor | None]) -> list[Tensor]:
             return scorer.encode(self.on_device(scorer.computing.on_device(pixels)))
 
-        blocks = ImageBlocks(len(records), encode, load=load, workers=self.workers, block_images=self.data.image_batch)
+        blocks = ImageBlocks(len(records), encode, load=load, workers=self.workers, block_images=self.image_batch)
         owner_T = torch.arange(len(records)).repeat_interleave(counts)
         return _Candidates(records, texts, owner_T, scorer, blocks)
 
@@ -211,10 +219,10 @@ class RetrievalTask(FineTuningTask):
     def _choose_k(self, model: SohoForImageTextRetrieval, num_texts: int, sharing: Sharing) -> tuple[int, int, float]:
         """(k on images of `validate`, k for `num_texts` texts, seconds)."""
         began = time.perf_counter()
-        there = self._candidates(model, self.records(self.data.validate)[: self.data.choice_images or None])
+        there = self._candidates(model, self.records(self.data.validate)[: self.choice_images or None])
         logit_IT = self._score_all(there, sharing)
         contrastive_IT = contrastive_scores(there.scorer, there.blocks, sharing.processes)
-        k = choose_k(contrastive_IT, logit_IT, there.image_of_text_T, self.data.max_loss)
+        k = choose_k(contrastive_IT, logit_IT, there.image_of_text_T, self.max_loss)
         # Among more candidates the right one falls behind as many more.
         return k, max(k, -(-k * num_texts // len(there.texts))), time.perf_counter() - began
 
@@ -278,8 +286,7 @@ _WORK = (
 )
 # Settings of the data that change a score.
 _SCORES_DEPEND_ON = (
-    "shorter_edge", "longer_edge", "pad_to_multiple", "antialias", "max_text_length", "missing_images", "image_batch",
-    "pair_batch", "validate", "choice_images", "measured_images",
+    "shorter_edge", "longer_edge", "antialias", "max_text_length", "missing_images", "validate",
 )  # fmt: skip
 
 

@@ -4,7 +4,7 @@ Nothing heavy is imported here, so that a mistake on the command line is reporte
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from jsonargparse.typing import (
@@ -15,19 +15,14 @@ from jsonargparse.typing import (
     restricted_number_type,
 )
 
-from soho_fast.engine.settings import Share, ShareBelowOne
+from soho_fast.engine.settings import ShareBelowOne
+from soho_fast.model.values import ModelChanges
 
 if TYPE_CHECKING:  # which sees no type in what a function makes
     TextLength = int
-    AtLeastTwo = int
-    Magnitude = int
 else:
     # [CLS], a token, [SEP].
     TextLength = restricted_number_type("TextLength", int, (">=", 3))
-    # A lone image could not be shuffled.
-    AtLeastTwo = restricted_number_type("AtLeastTwo", int, (">=", 2))
-    # torchvision's RandAugment has 31 bins.
-    Magnitude = restricted_number_type("Magnitude", int, [(">=", 0), ("<=", 30)])
 
 
 def refuse_fields_of_other_formats(source: Any, formats_of: Mapping[str, tuple[str, ...]], where: str = "") -> None:
@@ -43,28 +38,6 @@ def refuse_fields_of_other_formats(source: Any, formats_of: Mapping[str, tuple[s
             )
 
 
-@dataclass(frozen=True)
-class AugmentationSettings:
-    """Random changes of training images, by torchvision; evaluation has none.
-
-    Args:
-        crop_scale: Smallest share of an image's area that a random crop keeps; it is resized to the image's size. 1
-            crops nothing.
-        flip: Images are flipped horizontally with this probability; "left" and "right" are then swapped in their texts.
-        rand_augment: So many operations of RandAugment, one after another; 0 applies none. Some of them change colours,
-            which texts may name.
-        rand_augment_magnitude: Strength of these operations, 0 to 30.
-        colour: Brightness, contrast and saturation each change by at most this share; 0 changes nothing. The hue stays:
-            texts name colours.
-    """
-
-    crop_scale: Share = 1.0
-    flip: ClosedUnitInterval = 0.0
-    rand_augment: NonNegativeInt = 0
-    rand_augment_magnitude: Magnitude = 9
-    colour: ClosedUnitInterval = 0.0
-
-
 @dataclass
 class InputData:
     """How images and texts are read.
@@ -73,28 +46,21 @@ class InputData:
         tokenizer: Directory of a BERT tokenizer, or its name on the hub.
         shorter_edge: Images are resized so that the shorter edge has so many pixels (paper: 600).
         longer_edge: The longer edge has at most so many pixels (paper: 1000).
-        pad_to_multiple: Height and width of a batch are padded to a multiple of this.
         antialias: Shrink images by averaging over the pixels that fall together; false takes the four nearest alone and
             decodes large JPEGs in full, as the released code does.
-        augmentation: Random changes of training images.
+        missing_images: error refuses a set with missing image files; skip leaves their examples out and counts them.
         max_text_length: Longest text in tokens, [CLS] and [SEP] included; longer ones are cut.
         placeholders: Image files that stand in the place of missing ones ("image not available"): images with the same
             bytes are left out of all sets, and counted with the missing ones. In an archive: `images.zip!0.jpg`.
-        image_batch: Images (in NLVR2 pairs) encoded at a time when evaluating.
-        precision: Type of the products when evaluating: `auto` takes bf16 on a GPU that has it, and float32 elsewhere.
-            The codebook and the lookup in it stay float32.
     """
 
     tokenizer: str | None = None
     shorter_edge: PositiveInt = 600
     longer_edge: PositiveInt = 1000
-    pad_to_multiple: PositiveInt = 32
     antialias: bool = True
-    augmentation: AugmentationSettings = field(default_factory=AugmentationSettings)
+    missing_images: Literal["error", "skip"] = "error"
     max_text_length: TextLength = 32
     placeholders: list[str] = field(default_factory=list)
-    image_batch: PositiveInt = 32
-    precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"
 
 
 @dataclass
@@ -103,23 +69,13 @@ class FineTuningData(InputData):
 
     Args:
         train: Names of the splits to train on.
-        train_share: Train on so much of their records, drawn by the recipe's seed: the same for all models, and those
-            of a smaller share are among those of a larger one.
         validate: Name of the split to evaluate on while training, and by which the best model is chosen; empty
             evaluates nothing, and the last model is the result.
         tokenizer: Directory of a BERT tokenizer, or its name on the hub; null takes that of the pre-trained model.
-        missing_images: error refuses a split with missing image files; skip leaves their examples out and counts them.
-        measured_images: Images (in NLVR2 pairs) of a split that are evaluated, its first ones; 0 takes all, as
-            published metrics do.
-        quick_images: Images (in NLVR2 pairs) taken in a quick evaluation.
     """
 
     train: list[str] = field(default_factory=lambda: ["train"])
-    train_share: Share = 1.0
     validate: str = "val"
-    missing_images: Literal["error", "skip"] = "error"
-    measured_images: NonNegativeInt = 0
-    quick_images: PositiveInt = 128
 
 
 @dataclass
@@ -144,8 +100,8 @@ class ModelSettings:
 
     Args:
         pretrained: Folder of a pre-trained model (a run's `model`), or its name on the hub, to start from.
-        config: Fields of SohoConfig to replace, by name.
-        preset: Values to start from; see SohoConfig.
+        config: Values of the model; null leaves what the preset, or the pre-trained model, has.
+        preset: Values to start from: paper, official or official_vqa (docs/official.md).
         text_encoder: A directory with a BERT, or its name on the hub, for the word embeddings and the Transformer;
             null starts from random values.
         backbone: imagenet, or a file of the backbone's weights; null starts from random values.
@@ -153,11 +109,15 @@ class ModelSettings:
     """
 
     pretrained: str | None = None
-    config: dict[str, Any] = field(default_factory=dict)
-    preset: str = "paper"
+    config: ModelChanges = field(default_factory=ModelChanges)
+    preset: Literal["paper", "official", "official_vqa"] = "paper"
     text_encoder: str | None = None
     backbone: str | None = None
     losses: dict[str, AddedLoss] = field(default_factory=dict)
+
+    def changes(self) -> dict[str, Any]:
+        """The values of `config` that are given, by name."""
+        return {name: value for name, value in asdict(self.config).items() if value is not None}
 
 
 @dataclass
@@ -167,7 +127,7 @@ class DownstreamModel(ModelSettings):
     Args:
         pretrained: Folder of a pre-trained model (a run's `model`), or its name on the hub; null starts from scratch,
             that is from `preset`, `text_encoder` and `backbone`.
-        config: Fields of SohoConfig to replace, by name, in the preset or in the pre-trained model's own.
+        config: Values of the model; null leaves what the preset, or the pre-trained model, has.
         use_dictionary_output: Feed the dictionary's output to the Transformer; false feeds its input features, which
             the paper found better in fine-tuning.
     """
@@ -196,12 +156,10 @@ class AnsweringData(FineTuningData):
         texts_per_image: A training sample is an image (in NLVR2 a pair) with at most so many of its texts, for which
             it is encoded once; 1 makes each text a sample, as in the paper.
         blank_images: Show no image, in training and in evaluating: the baseline that has only the text.
-        text_batch: Texts read at a time when evaluating.
     """
 
     texts_per_image: PositiveInt = 1
     blank_images: bool = False
-    text_batch: PositiveInt = 256
 
 
 @dataclass(frozen=True)
@@ -209,26 +167,13 @@ class TextMasking:
     """How words are masked for MLM.
 
     Args:
-        probability: Share of tokens (of words with `whole_words`) chosen for prediction; BERT and the paper: 0.15.
-        mask_share: Share of the chosen that become [MASK]; BERT: 0.8.
-        random_share: Share of the chosen that become a random token; BERT: 0.1. The rest stays as it is.
+        probability: Share of tokens chosen for prediction (BERT and the paper: 0.15), of which eight of ten become
+            [MASK] and one a random token.
         random_special: Random tokens may be special ones too ([PAD], [MASK], ...), as in BERT's first PyTorch code.
-        whole_words: Choose whole words: all pieces of a word are masked together.
-        at_least_one: Choose one at random in a text in which chance chose none.
     """
 
     probability: ClosedUnitInterval = 0.15
-    mask_share: ClosedUnitInterval = 0.8
-    random_share: ClosedUnitInterval = 0.1
     random_special: bool = False
-    whole_words: bool = False
-    at_least_one: bool = False
-
-    def __post_init__(self) -> None:
-        if self.mask_share + self.random_share > 1.0:
-            raise ValueError(
-                f"data.masking: mask_share + random_share is {self.mask_share + self.random_share}, expected at most 1"
-            )
 
 
 @dataclass
@@ -251,7 +196,6 @@ class CaptionSource:
         exclude_flickr_ids_from: Karpathy's Flickr30K file, whose val and test images are left out, for visual_genome.
         max_captions: Keep only the first so many captions of an image (visual_genome: those of the largest regions);
             null keeps all.
-        missing_images: error refuses a set with missing image files; skip leaves those images out and counts them.
         name: Name of the set in messages; null takes it from the file.
     """
 
@@ -265,7 +209,6 @@ class CaptionSource:
     exclude_coco_ids_from: str | None = None
     exclude_flickr_ids_from: str | None = None
     max_captions: PositiveInt | None = None
-    missing_images: Literal["error", "skip"] = "error"
     name: str | None = None
 
 
@@ -276,7 +219,6 @@ class PretrainingData(InputData):
     Args:
         sources: Sets to train on.
         heldout: Sets to evaluate on; never trained on.
-        pad_text: Pad every text to max_text_length (fixed shapes) instead of to the longest of the batch.
         num_positive: Captions of the image per image (paper: 2).
         num_negative: Captions of other images per image (paper: 2).
         replace_probability: Each of the num_positive captions is replaced by a caption of another image with this
@@ -290,16 +232,11 @@ class PretrainingData(InputData):
         mvm_from_epoch: Training masks visual tokens from this epoch on (ours; the paper does from the first).
         conditional_masking: A text that is read with masked visual tokens has no masked words, as in UNITER (Chen et
             al. 2020), so that each is predicted from the other one whole; the paper masks both.
-        heldout_images: Held-out images evaluated at the end, at least 2; 0 takes all.
-        heldout_candidates: Images (each with one caption) in zero-shot retrieval; 0 leaves retrieval out.
-        quick_images: Held-out images evaluated in mid-training, without retrieval.
-        pair_batch: Image-text pairs scored at a time in retrieval.
     """
 
     sources: list[CaptionSource] = field(default_factory=list)
     heldout: list[CaptionSource] = field(default_factory=list)
     tokenizer: str = "bert-base-uncased"
-    pad_text: bool = False
     num_positive: PositiveInt = 2
     num_negative: NonNegativeInt = 2
     replace_probability: ClosedUnitInterval = 0.0
@@ -308,10 +245,6 @@ class PretrainingData(InputData):
     mvm_probability: ClosedUnitInterval = 1.0
     mvm_from_epoch: NonNegativeInt = 0
     conditional_masking: bool = False
-    heldout_images: NonNegativeInt = 500
-    heldout_candidates: NonNegativeInt = 200
-    quick_images: AtLeastTwo = 128
-    pair_batch: PositiveInt = 256
 
     def __post_init__(self) -> None:
         if self.replace_probability and (self.epoch != "caption_groups" or self.num_negative):
@@ -321,8 +254,6 @@ class PretrainingData(InputData):
             )
         if self.conditional_masking and self.mvm_probability == 1:
             raise ValueError("data.conditional_masking: expected data.mvm_probability below 1, or no word is masked")
-        if self.heldout_images == 1:
-            raise ValueError("data.heldout_images: expected 0, which takes all, or at least 2, got 1")
 
 
 @dataclass
@@ -433,13 +364,6 @@ class RetrievalData(FineTuningData):
             not while training; 0 does not.
         scoring: `all` scores every image with every text; `two_stages` only the pairs that contrastive scores choose
             (needs a model fine-tuned with model.config.contrastive_weight); `both` does both and compares.
-        max_loss: In two stages, k candidates are taken such that R@1 on images of `validate` is at most so much below
-            scoring all their pairs (0.005: half a point).
-        choice_images: So many images of `validate`, with all their texts, choose k.
-        training_k: While training, `validate` is scored in two stages with this k, if there is a contrastive head.
-        pair_batch: Pairs scored at a time.
-        training_images: While training, and without a contrastive head, every pair of the first so many images of
-            `validate` is scored; 0 takes all. COCO's 5,000 images are 125 million pairs.
         epoch: What an epoch holds once: captions, each with its image, or images, each with a caption drawn at random.
     """
 
@@ -447,9 +371,4 @@ class RetrievalData(FineTuningData):
     aligned_pairs: NonNegativeInt = 0
     folds: NonNegativeInt = 0
     scoring: Literal["all", "two_stages", "both"] = "all"
-    max_loss: NonNegativeFloat = 0.005
-    choice_images: NonNegativeInt = 1000
-    training_k: PositiveInt = 16
-    pair_batch: PositiveInt = 256
-    training_images: NonNegativeInt = 1000
     epoch: Literal["captions", "images"] = "captions"

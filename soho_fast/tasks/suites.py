@@ -231,7 +231,8 @@ def _run(arguments: list[str]) -> int:
         from soho_fast.tasks.retrieval import RetrievalTask
         from soho_fast.tasks.settings import RetrievalData
 
-    task = RetrievalTask(RetrievalData(image_batch=options.batch_size), say=lambda line: None)
+    task = RetrievalTask(RetrievalData(), say=lambda line: None)
+    task.image_batch = options.batch_size
     task.workers = options.workers
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = load_for_evaluation(task, os.fspath(model_folder(options.model)), device)

@@ -23,7 +23,6 @@ class VisualReasoningTask(AnsweringTask):
     selection = "accuracy"
     texts = "statements"
     text_field, id_field = "sentence", "identifier"
-    unflippable = "a statement says which of its two images is the left one"
 
     def read(self, source: StatementSplit, report: ReadReport) -> list[Nlvr2Record]:
         return read_nlvr2(source.annotations, source.images, missing_images=self.data.missing_images, report=report)

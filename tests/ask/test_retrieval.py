@@ -19,7 +19,7 @@ TEXTS = ["a red man", "blue", "there is a man and a woman ."]
 def folder(request, processor, tmp_path_factory):
     """The folder of a model with a contrastive head."""
     folder = tmp_path_factory.mktemp("contrastive")
-    save_small(request.param, processor, folder, contrastive_weight=0.3, contrastive_size=8)
+    save_small(request.param, processor, folder, contrastive_weight=0.3)
     return folder
 
 

@@ -51,7 +51,7 @@ def small_shape(preset: str = "paper", **overrides) -> TimedShape:
         },
         {"backbone": "mobilenet_v2", "dictionary_init": "random"},
         {"preset": "official"},
-        {"preset": "official", "recomputed_batch_norm": False},
+        {"preset": "official", "official": "fine_tuning"},
     ],
     ids=["paper", "mini", "small tokens", "mobilenet_v2", "official", "official, no block run again"],
 )

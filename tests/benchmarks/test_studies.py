@@ -391,8 +391,6 @@ TINY = {
                 "max_steps": 8,
                 "model.bag_of_words_epochs": 0,
                 "optim.frozen_backbone_epochs": [0, 0.5],
-                "data.heldout_images": 12,
-                "data.heldout_candidates": 4,
             },
             "metrics": {"mlm_all": "masked words"},
         },

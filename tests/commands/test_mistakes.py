@@ -52,7 +52,7 @@ FILES = {
     "class.yaml": b"data:\n  sources:\n  - class_path: planted.Source\n",
     "pretrained.yaml": b"task: vqa\ndata:\n  splits: {val: {questions: photo.jpg}}\n",
     "source.yaml": b"data:\n  sources:\n  - images: [x]\n",
-    "masking.yaml": b"data:\n  masking:\n    mask_share: 0.9\n    random_share: 0.5\n",
+    "masking.yaml": b"data:\n  masking:\n    probability: 1.5\n",
     "planted.py": b"open('planted', 'w')\n",
 }
 
@@ -90,7 +90,7 @@ MISTAKES = [
         "--data.masking.probabilty: there is no such argument; did you mean --data.masking.probability?",
     ),
     ("train --recipe source.yaml", "recipe source.yaml: data.sources: Problem with given class_path"),
-    ("train --recipe masking.yaml", "recipe masking.yaml: data.masking: mask_share + random_share is 1.4,"),
+    ("train --recipe masking.yaml", "recipe masking.yaml: data.masking.probability: "),
     ("train --optim.lr 1 2", "2: expected a field as --NAME before its value"),
     ("ask answer model a.jpg is it red", "it: expected a field as --NAME before its value, or quotes around a text"),
     ("train --optim fast", "optim: Unable to load config 'fast'"),
@@ -134,7 +134,7 @@ MISTAKES = [
     ("train --recipe unknown_field.yaml", "there is no field optim.lrr; did you mean lr?"),
     ("train --recipe unknown_split_field.yaml", "no field data.splits.val.question; did you mean questions?"),
     ("train --recipe dotted.yaml", "there is no field optim.lr; expected a section `optim:`"),
-    ("train --recipe value.yaml", "layer_decay, average_decay), got 'fast'"),
+    ("train --recipe value.yaml", "thawed_backbone_factor), got 'fast'"),
     ("train --recipe type.yaml", "recipe type.yaml: optim.lr: Not of type NonNegativeFloat: "),
     ("train --recipe task.yaml", "got 'vqaa'; did you mean vqa?"),
     ("train --recipe binary.yaml", "binary.yaml: not a text file"),

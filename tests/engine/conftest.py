@@ -31,7 +31,7 @@ LIBRARIES = (
 SMALL = {
     "corpus": {"num_train": 40, "num_heldout": 12, "image_size": 64},
     "data": {
-        "shorter_edge": 64, "longer_edge": 64, "heldout_images": 12, "heldout_candidates": 8,
+        "shorter_edge": 64, "longer_edge": 64,
         "mvm_from_epoch": 0, "mvm_probability": 1.0, "conditional_masking": False,
     },
     "model": {

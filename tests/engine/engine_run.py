@@ -51,12 +51,11 @@ class StubModel(nn.Module):
 
         self.batch_norm_frozen = False
 
-    def parameter_groups(self, *, exclude_from_decay: bool = False) -> list[dict]:
+    def parameter_groups(self) -> list[dict]:
         groups = {}
         for name, param in self.named_parameters():
-            key = ("backbone" if name.startswith("backbone") else "rest", param.ndim > 1 or not exclude_from_decay)
-            groups.setdefault(key, []).append(param)
-        return [{"kind": kind, "decay": decay, "params": params} for (kind, decay), params in groups.items()]
+            groups.setdefault("backbone" if name.startswith("backbone") else "rest", []).append(param)
+        return [{"kind": kind, "params": params} for kind, params in groups.items()]
 
     def freeze_batch_norm(self, frozen: bool) -> None:
         self.batch_norm_frozen = frozen

@@ -130,7 +130,7 @@ class _Numbers:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_loader_processes_hear_of_epochs_and_spare_the_global_generator(workers):
     plan = _plan()
-    settings = BatchSettings(global_batch_size=12, workers=workers, prefetch=2)
+    settings = BatchSettings(global_batch_size=12, workers=workers)
     torch.manual_seed(0)
     expected_next = torch.rand(())
     torch.manual_seed(0)

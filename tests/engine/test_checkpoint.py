@@ -256,7 +256,7 @@ def test_planted_pickles_are_refused_in_every_file(tmp_path, trained, stage):
 
 def test_numbers_of_a_recipe_are_loaded_again(trained, tmp_path, capsys):
     """A recipe's values have types of their own."""
-    recipe = read_recipe(["--optim.lr", "1e-2", "--optim.clip", "5", "--optim.beta1", "0.8"])
+    recipe = read_recipe(["--optim.lr", "1e-2", "--optim.clip", "5"])
     assert type(recipe.optim.lr) is not float
     optim = {field.name: getattr(recipe.optim, field.name) for field in dataclasses.fields(recipe.optim)}
     optim["frozen_backbone_epochs"] = (0, 0)

@@ -87,7 +87,7 @@ def test_micro_batches_and_processes_move_the_codebook_as_one_batch(launch, requ
     The features of an image differ by float32 rounding with the number of images beside it: up to 2e-6 in a code.
     """
 
-    still = {"dictionary_init": "random", "dictionary_batch_norm": False, "code_reset_patience": 2}
+    still = {"dictionary_init": "random", "dictionary_batch_norm": False}
 
     def make(parts: int, processes: int) -> dict:
         return request_for(

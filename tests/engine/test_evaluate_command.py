@@ -49,7 +49,7 @@ sys.exit(evaluate.main(sys.argv[1:]))
 def small_vqa(tmp_path) -> Path:
     """Recipe mini_vqa, made small, all in this test's folder."""
     recipe = yaml.safe_load((RECIPES / "mini_vqa.yaml").read_text())
-    small = {"shorter_edge": 64, "longer_edge": 64, "min_answer_count": 2, "image_batch": 1}
+    small = {"shorter_edge": 64, "longer_edge": 64, "min_answer_count": 2}
     recipe |= {**SMALL, "data": {**recipe["data"], **small}, "data_roots": {"corpus": str(tmp_path / "corpus")}}
     path = tmp_path / "small.yaml"
     path.write_text(yaml.safe_dump({**recipe, "output": str(tmp_path / "run")}, sort_keys=False))
@@ -102,7 +102,7 @@ def test_fine_tune_then_evaluate_however_started(launch, small_vqa, tmp_path, ca
     submission = json.loads((run / "evaluation/test-last/submission.json").read_text())
     assert len(submission) == 6 * 4 and set(submission[0]) == {"question_id", "answer"}
 
-    done = launch(script=script, arguments=["--run", str(run), "--split", "train", "--data.measured_images", "4"])
+    done = launch(script=script, arguments=["--run", str(run), "--split", "train"])
     count = json.loads((run / "evaluation/train-best/metrics.json").read_text())["images_trained_on"]
     assert done.code == 0 and count >= 30, done.text
     assert f"{count} images of train are trained on too; its metrics say little" in done.text, done.text
@@ -165,7 +165,7 @@ def test_a_full_disk_is_one_line(capsys, tmp_path, monkeypatch):
 
         def num_trained_on(self, split, data, seed):
             # As it was trained, not as it is evaluated.
-            assert (data.train_share, data.blank_images, seed) == (0.1, False, 7)
+            assert (data.max_text_length, data.blank_images, seed) == (17, False, 7)
             return 0
 
         def num_missing(self):
@@ -174,7 +174,7 @@ def test_a_full_disk_is_one_line(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(Recipe, "make_task", lambda self, say: Task())
     monkeypatch.setattr(distributed, "start_processes", lambda *_: Processes())
     (tmp_path / "best").mkdir()
-    (tmp_path / "recipe.yaml").write_text("task: vqa\nseed: 7\ndata:\n  train_share: 0.1\n")
+    (tmp_path / "recipe.yaml").write_text("task: vqa\nseed: 7\ndata:\n  max_text_length: 17\n")
     assert evaluate.main(["--run", str(tmp_path), "--data.blank_images", "true", "--seed", "8"]) == 2
     said = "predictions.jsonl: No space left on device; with room again the same command goes on where this one was"
     assert capsys.readouterr().err == f"error: {said}\n"

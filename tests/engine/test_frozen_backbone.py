@@ -24,22 +24,6 @@ def test_backbone_stands_still_from_and_until_the_given_epochs(launch, request_f
     assert not torch.equal(moved["backbone.0.weight"], start["backbone.0.weight"])
 
 
-def test_frozen_parameters_stand_still_and_are_not_decayed(launch, request_for):
-    all_trained, frozen = (
-        request_for(name, max_steps=6, task={"size": 64}, optim={"weight_decay": 0.5, "frozen_parameters": patterns})
-        for name, patterns in (("all", []), ("frozen", ["mask_v*"]))
-    )
-    before = request_for("before", max_steps=1, task={"size": 64}, optim={"lr": 0.0, "backbone_lr": 0.0})
-    wrong = request_for("wrong", max_steps=1, task={"size": 64}, optim={"frozen_parameters": ["mask_vektor"]})
-    done = launch(before, all_trained, frozen)
-    assert done.code == 0, done.text
-    start, moved, stood = (weights(request) for request in (before, all_trained, frozen))
-    assert torch.equal(stood["mask_vector"], start["mask_vector"])
-    assert not torch.equal(moved["mask_vector"], start["mask_vector"])
-    assert not torch.equal(stood["backbone.0.weight"], start["backbone.0.weight"])
-    assert "no name is like 'mask_vektor'; did you mean mask_vector" in launch(wrong).text
-
-
 def test_batch_norm_learns_again_where_the_backbone_does(launch, request_for):
     options = {"task": {"size": 64}, "optim": {"frozen_backbone_epochs": (1, 1.5)}}
     stood, after, still = (

@@ -76,7 +76,7 @@ def test_a_signal_saves_and_stops_at_the_next_step(launch, request_for, losses):
 
 def test_a_reader_of_the_output_that_ends_saves_and_stops(request_for, losses, clean_environment):
     """As by `| head -n 3`: no stack trace, a checkpoint, and one line where errors go."""
-    request = request_for("run", max_steps=5000, task={"size": 400}, log={"line_seconds": 0})
+    request = request_for("run", max_steps=5000, task={"size": 400})
     process = subprocess.Popen(
         [sys.executable, str(ENGINE_RUN), json.dumps([request])], env=clean_environment, stdout=subprocess.PIPE,
         stderr=subprocess.PIPE, text=True,

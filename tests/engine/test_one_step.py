@@ -21,13 +21,13 @@ TASK = {
     "soho": True, "dropout": 0.0, "pixels": 64, "mask_pairs": True, **EPOCHS,
     "config": {
         "dictionary_batch_norm": False, "bag_of_words_weight": 0.05, "contrastive_weight": 1.0,
-        "contrastive_reads": "transformer", "commitment_weight": 0.25, "num_levels": 2, "mvm_masking": "lift",
-        "mvm_margin": 1, "code_reset_patience": 2,
+        "contrastive_reads": "transformer", "num_levels": 2, "mvm_masking": "lift",
+        "mvm_margin": 1,
     },
 }  # fmt: skip
 # Adam's epsilon: what has no gradient but rounding (a key's bias, say) would be moved by the sign of rounding.
 OPTIM = {
-    "lr": 1e-2, "backbone_lr": 1e-2, "weight_decay": 1.0, "eps": 1e-3, "average_decay": 0.9,
+    "lr": 1e-2, "backbone_lr": 1e-2, "weight_decay": 1.0, "eps": 1e-3,
     "frozen_backbone_epochs": FROZEN,
 }  # fmt: skip
 
@@ -49,7 +49,7 @@ def cell(request_for):
 
 
 LOSSES = (
-    "loss", "mlm_loss", "mvm_loss", "itm_loss", "bag_of_words_loss", "contrastive_loss", "commitment_loss",
+    "loss", "mlm_loss", "mvm_loss", "itm_loss", "bag_of_words_loss", "contrastive_loss",
 )  # fmt: skip
 # By part of the model the steps in which it takes part: all, those after the words alone, those with visual labels.
 PARTS = {"": [24], "pairs": [18], "labels": [12]}

@@ -29,7 +29,7 @@ def test_it_departs_from_paper_r18_in_what_the_release_does_otherwise():
     official, paper = (_flat(dataclasses.asdict(read_recipe(["--recipe", name]))) for name in ("official", "paper_r18"))
     apart = {name: official.get(name) for name in {**official, **paper} if official.get(name) != paper.get(name)}
     assert apart == {
-        "data.antialias": False, "data.max_text_length": 16, "data.pad_text": True, "data.epoch": "caption_groups",
+        "data.antialias": False, "data.max_text_length": 16, "data.epoch": "caption_groups",
         "data.num_positive": 4, "data.num_negative": 0, "data.replace_probability": 0.5,
         "data.masking.random_special": True, "data.mvm_probability": 0.015,
         "model.preset": "official", "model.config.backbone": None, "model.config.num_hidden_layers": None,

@@ -80,11 +80,11 @@ def test_berts_adamw_counts_each_tensors_steps_and_lives_through_saving():
 
 def test_a_recipes_rule_is_that_of_all_but_the_backbone():
     class Model:
-        def parameter_groups(self, *, exclude_from_decay):
+        def parameter_groups(self):
             params = [torch.nn.Parameter(torch.zeros(2)), torch.nn.Parameter(torch.zeros(2))]
             return [
-                {"params": params[:1], "kind": "backbone", "decay": True},
-                {"params": params[1:], "kind": "rest", "decay": True},
+                {"params": params[:1], "kind": "backbone"},
+                {"params": params[1:], "kind": "rest"},
             ]
 
     kinds = [group["kind"] for group in optimizer_groups(Model(), OptimSettings(rule="bert_adamw"))]

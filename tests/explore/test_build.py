@@ -43,7 +43,7 @@ def write_run(folder, task, step=None):
         # Codes that features of flat colours are near to.
         if model.base().visual_dictionary is not None:
             model.base().visual_dictionary.codebook.mul_(0.3)
-        if task.model.config.get("num_levels", 1) > 1:  # They are zero before training.
+        if (task.model.config.num_levels or 1) > 1:  # They are zero before training.
             model.base().visual_dictionary.codebook.normal_(std=0.3)
     (folder / "model").mkdir(parents=True)
     if step is not None:

@@ -51,8 +51,8 @@ _MODEL = {
     "intermediate_size": 32, "num_codes": 16, "dictionary_init": "data",
 }  # fmt: skip
 _TASKS = {
-    "pretraining": ("mini", {"heldout_images": 8, "heldout_candidates": 4}, {}),
-    "vqa": ("mini_vqa", {"min_answer_count": 1, "image_batch": 1}, {"every_epochs": 0.5}),
+    "pretraining": ("mini", {}, {}),
+    "vqa": ("mini_vqa", {"min_answer_count": 1}, {"every_epochs": 0.5}),
 }
 # What two runs of the same seed may differ in: how long things took.
 _TIMES = ("images_per_second", "milliseconds", "seconds", "training_seconds")

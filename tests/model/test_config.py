@@ -1,5 +1,7 @@
 """The configuration: values of the paper, refusals, round trip."""
 
+import json
+
 import pytest
 
 from soho_fast.model import SohoConfig
@@ -15,7 +17,6 @@ def test_paper_preset_has_the_papers_values():
         "num_attention_heads": 12,
         "vocab_size": 30522,
         "num_codes": 2048,
-        "ema_variant": "paper",
         "dictionary_init": "random",
         "code_reset_threshold": 0.0,
         "dictionary_batch_norm": False,
@@ -31,7 +32,8 @@ def test_paper_preset_has_the_papers_values():
     ("overrides", "words"),
     [
         ({"backbone": "vgg"}, "backbone: expected one of"),
-        ({"ema_variant": "mean"}, "ema_variant: expected one of"),
+        ({"fusion": "sum"}, "fusion: expected one of none, gate"),
+        ({"official": "authors"}, "official: expected one of pretraining, fine_tuning"),
         ({"dictionary_init": "zeros"}, "dictionary_init: expected one of"),
         ({"ema_decay": 1.5}, "ema_decay: expected 0 to 1, got 1.5"),
         ({"hidden_dropout_prob": 2}, "hidden_dropout_prob: expected 0 to 1, got 2"),
@@ -50,14 +52,20 @@ def test_paper_preset_has_the_papers_values():
             "backbone_stride: expected one of 4, 8, 16, 32, where a stage of resnet18 ends, got 12",
         ),
         (
-            {"visual_encoder": "official", "backbone_stride": 16},
-            "backbone_stride: expected 32 with visual_encoder='official', got 16",
+            {"official": "pretraining", "backbone_stride": 16},
+            "backbone_stride: expected 32 with official='pretraining', got 16",
         ),
         ({"mvm_margin": -1}, "mvm_margin: expected 0 to 1,?000, got -1"),
-        ({"usage_decay": 1.0}, "usage_decay"),
         ({"layer_norm_eps": -1e-12}, "layer_norm_eps: expected at least 0, got -1e-12"),
-        ({"visual_layer_norm_eps": float("nan")}, "visual_layer_norm_eps: expected at least 0, got nan"),
-        ({"dictionary_init_std": -1.0}, "dictionary_init_std: expected at least 0, got -1.0"),
+        ({"mvm_weight": float("nan")}, "mvm_weight: expected at least 0, got nan"),
+        (
+            {"official": "pretraining", "backbone_dropout_prob": 0.1},
+            "backbone_dropout_prob: expected 0 with official='pretraining', got 0.1",
+        ),
+        (
+            {"official": "fine_tuning", "dictionary_batch_norm": True},
+            "dictionary_batch_norm: expected False with official=",
+        ),
     ],
 )
 def test_a_value_that_cannot_be_used_is_named(overrides, words):
@@ -73,8 +81,17 @@ def test_a_misspelt_field_or_preset_is_refused():
 
 
 def test_round_trip_through_json(tmp_path, tiny_config):
-    config = tiny_config(ema_variant="vqvae", code_reset_threshold=0.3)
+    config = tiny_config(fusion="gate", code_reset_threshold=0.3)
     config.save_pretrained(tmp_path)
     loaded = SohoConfig.from_pretrained(tmp_path)
     assert loaded.to_diff_dict() == config.to_diff_dict()
-    assert (loaded.ema_variant, loaded.code_reset_threshold, loaded.hidden_size) == ("vqvae", 0.3, 16)
+    assert (loaded.fusion, loaded.code_reset_threshold, loaded.hidden_size) == ("gate", 0.3, 16)
+
+
+def test_a_field_that_is_no_more_is_named_in_one_line(tmp_path, tiny_config):
+    tiny_config().save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "laplace_eps": 1e-5}))
+    with pytest.raises(ValueError, match=r"config\.json: there is no field laplace_eps") as caught:
+        SohoConfig.from_pretrained(tmp_path)
+    assert "\n" not in str(caught.value)

@@ -41,7 +41,7 @@ def active_codes(fields: dict, scale: float) -> list[int]:
 @pytest.mark.parametrize("scale", [0.05, 0.3])
 @pytest.mark.parametrize("recipe", ["paper"])
 def test_a_recipe_keeps_its_codes_alive_and_random_codes_die(recipe, scale):
-    fields = read_recipe(["--recipe", recipe]).model.config
+    fields = read_recipe(["--recipe", recipe]).model.changes()
     assert "dictionary_batch_norm" not in fields, "this test has no BatchNorm before the lookup"
     still, moving = active_codes(fields, scale)
     assert still > 0.9 * NUM_CODES

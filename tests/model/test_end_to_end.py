@@ -40,4 +40,4 @@ def test_the_demo_trains_its_cnn_with_all_losses_in_the_last_epoch():
     begin, end = recipe.optim.frozen_span()
     assert recipe.model.bag_of_words_epochs <= begin < end <= recipe.epochs - 1
     assert recipe.optim.backbone_lr > 0 and recipe.schedule.end_factor > 0
-    assert recipe.model.config["mvm_weight"] > 0 and recipe.data.mvm_from_epoch < end
+    assert recipe.model.config.mvm_weight > 0 and recipe.data.mvm_from_epoch < end

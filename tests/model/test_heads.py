@@ -15,7 +15,7 @@ def test_losses_count_by_the_weights_that_the_configuration_has(tiny_config):
 
 def test_a_misspelt_loss_or_weight_is_refused(tiny_config):
     one = torch.tensor(1.0)
-    with pytest.raises(ValueError, match="commitmet_loss has no weight; did you mean commitment_loss"):
-        total_loss({"mlm_loss": (one, one), "commitmet_loss": (one, one)}, tiny_config(), synchronise=False)
-    with pytest.raises(ValueError, match=r"SohoConfig has no field comitment_weight; did you mean commitment_weight"):
-        tiny_config(comitment_weight=0.25)
+    with pytest.raises(ValueError, match="mvn_loss has no weight; did you mean mvm_loss"):
+        total_loss({"mlm_loss": (one, one), "mvn_loss": (one, one)}, tiny_config(), synchronise=False)
+    with pytest.raises(ValueError, match=r"SohoConfig has no field mvn_weight; did you mean mvm_weight"):
+        tiny_config(mvn_weight=0.25)

@@ -80,7 +80,7 @@ def padded(batch):
         {"use_dictionary": False},
         {"backbone": "mobilenet_v2", "bag_of_words_weight": 0.3},
         {"tie_word_embeddings": False},
-        {"visual_layer_norm": False, "backbone_frozen_stages": 1},
+        {"backbone_frozen_stages": 1},
     ],
     ids=lambda overrides: "-".join(overrides) or "tiny",
 )

@@ -3,16 +3,26 @@
 import pytest
 import torch
 
-from soho_fast.model import VisualDictionary
+from soho_fast.model import VisualDictionary, visual_dictionary
+from soho_fast.model.codebook import usage
 
 
 def dictionary(tiny_config, **overrides) -> VisualDictionary:
     made = VisualDictionary(tiny_config(**{"dictionary_init": "random", **overrides})).train()
     made.codebook.normal_()
-    if "vqvae" in overrides.values():
-        made.cluster_size.fill_(1.0)
-        made.cluster_sum.copy_(made.codebook)
     return made
+
+
+@pytest.fixture
+def tuned(monkeypatch):
+    """Sets what is a constant of the dictionary."""
+
+    def tune(*, patience: int = 10, limit: int = 256, decay: float = 0.99) -> None:
+        monkeypatch.setattr(visual_dictionary, "_PATIENCE", patience)
+        monkeypatch.setattr(visual_dictionary, "_MOST_RESET", limit)
+        monkeypatch.setattr(usage, "USAGE_DECAY", decay)
+
+    return tune
 
 
 def features(num_images: int = 3, num_tokens: int = 6) -> tuple[torch.Tensor, torch.Tensor]:
@@ -42,18 +52,6 @@ def test_paper_update_is_equation_4_and_the_answer_uses_the_old_codebook(tiny_co
     assert torch.equal(made.codebook[unused], old[unused])
 
 
-def test_vqvae_update_keeps_running_counts_and_sums(tiny_config):
-    made = dictionary(tiny_config, ema_variant="vqvae", ema_decay=0.6, laplace_eps=1e-3)
-    size, total = made.cluster_size.clone(), made.cluster_sum.clone()
-    feat, valid = features()
-    _, index = made(feat, valid)
-    one_hot = torch.nn.functional.one_hot(index[valid], 12).float()
-    size = 0.6 * size + 0.4 * one_hot.sum(0)
-    total = 0.6 * total + 0.4 * one_hot.T @ feat[valid]
-    smoothed = (size + 1e-3) / (size.sum() + 12 * 1e-3) * size.sum()
-    torch.testing.assert_close(made.codebook, total / smoothed.unsqueeze(1), rtol=1e-5, atol=1e-5)
-
-
 def test_what_a_step_used_is_told_apart_from_the_running_usage(tiny_config):
     made = dictionary(tiny_config)
     assert made.step_statistics() == {}
@@ -78,15 +76,17 @@ def test_gradient_goes_straight_through_and_none_reaches_the_codebook(tiny_confi
     assert not made.codebook.requires_grad
 
 
-def test_eval_moves_nothing(tiny_config):
-    made = dictionary(tiny_config, code_reset_threshold=1.0, code_reset_patience=0).eval()
+def test_eval_moves_nothing(tiny_config, tuned):
+    tuned(patience=0)
+    made = dictionary(tiny_config, code_reset_threshold=1.0).eval()
     before = {name: value.clone() for name, value in made.state_dict().items()}
     made(*features())
     assert all(torch.equal(before[name], value) for name, value in made.state_dict().items())
 
 
-def test_usage_perplexity_and_active_codes(tiny_config):
-    made = dictionary(tiny_config, usage_decay=0.5)
+def test_usage_perplexity_and_active_codes(tiny_config, tuned):
+    tuned(decay=0.5)
+    made = dictionary(tiny_config)
     made.codebook.zero_()
     made.codebook[:, 0] = torch.arange(12.0) * 10
     feat = torch.zeros(1, 4, 16)
@@ -104,8 +104,9 @@ def test_usage_perplexity_and_active_codes(tiny_config):
     torch.testing.assert_close(made.statistics()[2][:4], torch.tensor([0.5, 0.25, 0.25, 2.0]) * 12 / 3)
 
 
-def test_usage_of_a_code_is_a_mean_over_its_own_updates(tiny_config):
-    made = dictionary(tiny_config, usage_decay=0.5)
+def test_usage_of_a_code_is_a_mean_over_its_own_updates(tiny_config, tuned):
+    tuned(decay=0.5)
+    made = dictionary(tiny_config)
     made.step.fill_(9)
     made.usage.fill_(0.75)
     made.age.copy_(torch.tensor([0.0, 1.0] + [2.0] * 10))
@@ -192,10 +193,10 @@ def test_data_init_keeps_codes_that_learnt_from_a_random_start(tiny_config):
         assert torch.equal(made.codebook, trained.codebook) == learnt
 
 
-def test_a_dictionary_that_trained_forgets_it_when_a_state_is_loaded(tiny_config):
+def test_a_dictionary_that_trained_forgets_it_when_a_state_is_loaded(tiny_config, tuned):
     """What it draws for the reset depends on the number of its steps, whose mirror must follow the buffer."""
-    options = {"code_reset_threshold": 0.9, "code_reset_patience": 1, "code_reset_limit": 2}
-    made, trained = (dictionary(tiny_config, **options) for _ in range(2))
+    tuned(patience=1, limit=2)
+    made, trained = (dictionary(tiny_config, code_reset_threshold=0.9) for _ in range(2))
     feat, valid = features(3, 16)
     made(feat, valid)
     for _ in range(4):
@@ -206,14 +207,10 @@ def test_a_dictionary_that_trained_forgets_it_when_a_state_is_loaded(tiny_config
     assert torch.equal(made.codebook, trained.codebook)
 
 
-@pytest.mark.parametrize("variant", ["paper", "vqvae"])
-def test_dead_codes_are_reseeded_from_the_batch_and_start_afresh(tiny_config, variant):
-    made = dictionary(
-        tiny_config, ema_variant=variant, code_reset_threshold=0.1, code_reset_patience=2, usage_decay=0.5
-    )
+def test_dead_codes_are_reseeded_from_the_batch_and_start_afresh(tiny_config, tuned):
+    tuned(patience=2, decay=0.5)
+    made = dictionary(tiny_config, code_reset_threshold=0.1)
     made.codebook[8:] += 1e4
-    if variant == "vqvae":
-        made.cluster_sum.copy_(made.codebook)
     feat, valid = features(3, 16)
     made(feat, valid)
     assert (made.codebook[8:] > 1e3).all(), "reset before its patience was over"
@@ -222,18 +219,14 @@ def test_dead_codes_are_reseeded_from_the_batch_and_start_afresh(tiny_config, va
     assert all(tuple(row.tolist()) in rows for row in made.codebook[8:])
     assert torch.equal(made.usage[8:], torch.zeros(4))
     assert torch.equal(made.age[8:], torch.zeros(4))
-    if variant == "vqvae":
-        assert torch.equal(made.cluster_sum[8:], made.codebook[8:])
-        assert torch.equal(made.cluster_size[8:], torch.ones(4))
 
 
-def test_the_reset_is_bounded_and_kept_to_its_interval(tiny_config):
-    made = dictionary(
-        tiny_config, code_reset_threshold=0.1, code_reset_patience=1, code_reset_interval=2, code_reset_limit=3
-    )
+def test_the_reset_is_bounded(tiny_config, tuned):
+    tuned(patience=1, limit=3)
+    made = dictionary(tiny_config, code_reset_threshold=0.1)
     made.codebook[4:] += 1e4
     feat, valid = features(3, 16)
-    for expected_far in (8, 5, 5, 2):
+    for expected_far in (5, 2, 0):
         made(feat, valid)
         assert int((made.codebook[:, 0] > 1e3).sum()) == expected_far
 
@@ -257,10 +250,9 @@ def test_wrong_width_is_named(tiny_config):
 
 
 @pytest.mark.parametrize("bad", [torch.inf, -torch.inf, torch.nan])
-@pytest.mark.parametrize("variant", ["paper", "vqvae"])
-def test_a_token_that_is_not_finite_moves_nothing(tiny_config, variant, bad):
-    options = {"ema_variant": variant, "code_reset_threshold": 0.9, "code_reset_patience": 1, "usage_decay": 0.5}
-    made, without = (dictionary(tiny_config, **options) for _ in range(2))
+def test_a_token_that_is_not_finite_moves_nothing(tiny_config, tuned, bad):
+    tuned(patience=1, decay=0.5)
+    made, without = (dictionary(tiny_config, code_reset_threshold=0.9) for _ in range(2))
     without.load_state_dict(made.state_dict())
     feat, valid = features(3, 16)
     key = torch.rand(3, dtype=torch.float64)
@@ -298,10 +290,10 @@ def exact_features(step: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]
     return feat, valid, torch.rand(8, dtype=torch.float64, generator=generator)
 
 
-@pytest.mark.parametrize("variant", ["paper", "vqvae"])
-def test_micro_batches_of_a_step_update_as_one_batch(tiny_config, variant):
+def test_micro_batches_of_a_step_update_as_one_batch(tiny_config, tuned):
     """Codebook, usage, ages and reset codes, over ten steps in one, two and four parts."""
-    options = {"ema_variant": variant, "code_reset_threshold": 0.5, "code_reset_patience": 2, "code_reset_limit": 3}
+    tuned(patience=2, limit=3)
+    options = {"code_reset_threshold": 0.5}
     states, num_reset = {}, 0
     start = dictionary(tiny_config, **options).state_dict()
     for parts in (1, 2, 4):
@@ -323,8 +315,9 @@ def test_micro_batches_of_a_step_update_as_one_batch(tiny_config, variant):
             assert torch.equal(states[parts][name], value), f"{name} in {parts} parts"
 
 
-def test_a_step_in_one_part_is_a_forward_without_steps(tiny_config):
-    options = {"code_reset_threshold": 0.5, "code_reset_patience": 2, "dictionary_init": "data"}
+def test_a_step_in_one_part_is_a_forward_without_steps(tiny_config, tuned):
+    tuned(patience=2)
+    options = {"code_reset_threshold": 0.5, "dictionary_init": "data"}
     plain, stepped = (dictionary(tiny_config, **options) for _ in range(2))
     stepped.load_state_dict(plain.state_dict())
     for step in range(5):
@@ -347,8 +340,9 @@ def test_images_without_a_key_are_numbered_through_the_step(tiny_config):
     assert len({*first.tolist(), *second.tolist()}) == 6
 
 
-def test_a_step_that_is_not_applied_moves_nothing(tiny_config):
-    made = dictionary(tiny_config, code_reset_threshold=1.0, code_reset_patience=0)
+def test_a_step_that_is_not_applied_moves_nothing(tiny_config, tuned):
+    tuned(patience=0)
+    made = dictionary(tiny_config, code_reset_threshold=1.0)
     before = {name: value.clone() for name, value in made.state_dict().items()}
     made.begin_step()
     made(*features())
@@ -409,8 +403,9 @@ def test_a_second_level_is_drawn_from_what_is_left_a_step_after_the_first(tiny_c
     assert int((made.age[12:] == 1).sum()) == 12 and int((made.age[:12] == 2).sum()) == 12
 
 
-def test_each_level_has_its_usage_and_its_resets(tiny_config):
-    made = levels(tiny_config, usage_decay=0.5, code_reset_threshold=0.5, code_reset_patience=0)
+def test_each_level_has_its_usage_and_its_resets(tiny_config, tuned):
+    tuned(patience=0, decay=0.5)
+    made = levels(tiny_config, code_reset_threshold=0.5)
     with torch.no_grad():
         made.codebook_of(1)[5] = 1e4  # Far from all that is left.
     made(*features())
@@ -419,7 +414,8 @@ def test_each_level_has_its_usage_and_its_resets(tiny_config):
     made(feat, valid)
     made.end_step(applied=True)
     assert float(made.codebook_of(1)[5].norm()) < 100 and float(made.age[12 + 5]) <= 1
-    made = levels(tiny_config, usage_decay=0.0)  # It remembers the last step alone.
+    tuned(decay=0.0)
+    made = levels(tiny_config)  # It remembers the last step alone.
     feat, valid = features()
     used = made.codes_of(feat)[valid]
     made(feat, valid)
@@ -428,9 +424,8 @@ def test_each_level_has_its_usage_and_its_resets(tiny_config):
         torch.testing.assert_close(made.statistics(level)[2], 12 * share)
 
 
-@pytest.mark.parametrize("variant", ["paper", "vqvae"])
-def test_two_levels_leave_less_than_one_and_survive_saving(tiny_config, variant):
-    options = {"ema_variant": variant, "code_reset_threshold": 0.1}
+def test_two_levels_leave_less_than_one_and_survive_saving(tiny_config):
+    options = {"code_reset_threshold": 0.1}
     one, two = (VisualDictionary(tiny_config(num_levels=number, **options)).train() for number in (1, 2))
     generator = torch.Generator().manual_seed(0)
     centres = torch.randn(40, 16, generator=generator)
@@ -446,12 +441,12 @@ def test_two_levels_leave_less_than_one_and_survive_saving(tiny_config, variant)
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in two.state_dict().items())
 
 
-@pytest.mark.parametrize("wrong", [{"dictionary_init": "random"}, {"dictionary": "official"}, {"num_levels": 0}])
+@pytest.mark.parametrize("wrong", [{"dictionary_init": "random"}, {"official": "pretraining"}, {"num_levels": 0}])
 def test_levels_that_cannot_be_are_refused(tiny_config, wrong):
     with pytest.raises(ValueError, match="num_levels: expected"):
         tiny_config(**{"num_levels": 2, **wrong})
 
 
 def test_levels_are_refused_where_each_image_counts_once_for_each_text(tiny_config):
-    with pytest.raises(ValueError, match="num_levels: expected 1 with dictionary='official', got 2"):
-        tiny_config(dictionary="official", dictionary_init="random", num_levels=2)
+    with pytest.raises(ValueError, match="num_levels: expected 1 with official='pretraining', got 2"):
+        tiny_config(official="pretraining", num_levels=2)

@@ -7,7 +7,7 @@ from torch import nn
 
 from soho_fast.model import SohoConfig, VisualEncoder
 from soho_fast.model.embeddings import sine_position
-from soho_fast.model.official.visual_encoder import OfficialVisualEncoder
+from soho_fast.model.official.released_encoder import OfficialVisualEncoder
 from soho_fast.model.visual_encoder import cut_features, pad_features
 
 

@@ -6,19 +6,17 @@ import torch
 import torch.distributed as dist
 from conftest import TINY, make_batch
 
-from soho_fast.model import SohoConfig, SohoForPreTraining, VisualDictionary
+from soho_fast.model import SohoConfig, SohoForPreTraining, VisualDictionary, visual_dictionary
 from soho_fast.model.feature_watch import FeatureWatch
 
-STEPS, PARTS, VARIANTS = 4, (1, 2, 4), ("paper", "vqvae")
+STEPS, PARTS = 4, (1, 2, 4)
+visual_dictionary._PATIENCE, visual_dictionary._MOST_RESET = 1, 3
 # With a threshold of half the uniform share codes are reset at every step from the second on.
 KINDS = ("paper", "official")
 OPTIONS = {
     "dictionary_batch_norm": True,
     "code_reset_threshold": 0.5,
-    "code_reset_patience": 1,
-    "code_reset_limit": 3,
     "contrastive_weight": 0.5,
-    "contrastive_size": 8,
 }
 
 
@@ -82,19 +80,13 @@ def train(rank: int | None, kind: str) -> dict:
     return {"state": model.state_dict(), "losses": torch.stack(losses), "num_reset": num_reset}
 
 
-def accumulate(rank: int | None, parts: int, variant: str) -> dict:
+def accumulate(rank: int | None, parts: int) -> dict:
     """The dictionary after ten steps in `parts` micro-batches over features that are the same whoever holds them.
 
     They are multiples of 1/64 below 8, whose sums are exact in float32 in any order.
     """
     torch.manual_seed(7)
-    options = {
-        "dictionary_init": "random",
-        "dictionary_init_std": 1.0,
-        "ema_variant": variant,
-        "code_reset_patience": 2,
-    }
-    made = VisualDictionary(SohoConfig(**{**TINY, **OPTIONS, **options})).train()
+    made = VisualDictionary(SohoConfig(**{**TINY, **OPTIONS, "dictionary_init": "random"})).train()
     watch = FeatureWatch(16).train()
     generator = torch.Generator().manual_seed(3)
     num_reset = 0
@@ -116,7 +108,7 @@ def accumulate(rank: int | None, parts: int, variant: str) -> dict:
 
 
 def results(rank: int | None) -> dict:
-    dictionaries = {(parts, variant): accumulate(rank, parts, variant) for parts in PARTS for variant in VARIANTS}
+    dictionaries = {parts: accumulate(rank, parts) for parts in PARTS}
     return {**{kind: train(rank, kind) for kind in KINDS}, "dictionaries": dictionaries}
 
 

@@ -56,7 +56,7 @@ def by_page(found: list[tuple[str, str]]) -> list:
 CORPUS = "--corpus.num_train 40 --corpus.num_heldout 12 --corpus.image_size 64"
 EDGES = "--data.shorter_edge 64 --data.longer_edge 64"
 SMALL = f"{EDGES} --max_steps 2"
-PRETRAINING = "--data.heldout_images 12 --data.heldout_candidates 6"
+PRETRAINING = ""
 
 # What stands behind a command, by what the command holds; the first that fits.
 SIZES = [
@@ -86,7 +86,7 @@ SIZES = [
     ("soho check", ""),
     ("soho_fast.data.mini", ""),
     ("deepspeed soho_fast/train.py", f"{CORPUS} {SMALL} {PRETRAINING}"),
-    ("--data.scoring both", "--data.max_loss 1"),
+    ("--data.scoring both", ""),
     ("soho_fast.evaluate", ""),
     ("soho_fast.ask", ""),
     ("soho suite", "--workers 0"),

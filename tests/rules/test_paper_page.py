@@ -26,7 +26,7 @@ PAPER_FIELDS = {
     "backbone", "backbone_frozen_stages", "visual_pool", "vocab_size", "hidden_size", "num_hidden_layers",
     "num_attention_heads", "intermediate_size", "hidden_act", "hidden_dropout_prob", "attention_probs_dropout_prob",
     "max_position_embeddings", "type_vocab_size", "layer_norm_eps", "use_dictionary_output", "num_codes", "ema_decay",
-    "ema_variant", "dictionary_init", "code_reset_threshold", "dictionary_batch_norm", "head_act", "head_dropout",
+    "dictionary_init", "code_reset_threshold", "dictionary_batch_norm", "head_act", "head_dropout",
 }  # fmt: skip
 
 
@@ -49,7 +49,7 @@ def told(recipe: str) -> dict[str, Any]:
 
 def value_of(recipe: Any, name: str) -> Any:
     if name in SohoConfig.__dataclass_fields__:
-        return getattr(SohoConfig.from_preset(recipe.model.preset, **recipe.model.config), name)
+        return getattr(SohoConfig.from_preset(recipe.model.preset, **recipe.model.changes()), name)
     value: Any = recipe
     for part in name.split("."):
         value = value[int(part)] if part.isdecimal() else getattr(value, part)

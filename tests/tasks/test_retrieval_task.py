@@ -12,6 +12,7 @@ from tiny_corpus import COLOURS, draw, write_karpathy
 from soho_fast.common.errors import CorruptImageError, UserError
 from soho_fast.engine.batches import Batches, plan_batches, split_batch
 from soho_fast.engine.settings import BatchSettings
+from soho_fast.model.values import ModelChanges
 from soho_fast.tasks.evaluation.metrics.recall import retrieval_recall
 from soho_fast.tasks.evaluation.sharing import Sharing
 from soho_fast.tasks.recipe import read_recipe
@@ -21,8 +22,8 @@ from soho_fast.tasks.settings import DownstreamModel, RetrievalData, RetrievalSp
 NAMES = list(COLOURS)
 SMALL = {
     "backbone": "resnet10", "visual_pool": 1, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
-    "intermediate_size": 64, "num_codes": 8, "max_position_embeddings": 32, "contrastive_weight": 0.5,
-    "contrastive_size": 16, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
+    "intermediate_size": 64, "num_codes": 8, "contrastive_weight": 0.5,
+    "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
 }  # fmt: skip
 
 
@@ -32,14 +33,17 @@ def six_captions(colour):
 
 @pytest.fixture
 def make(tmp_path, tokenizer_dir):
-    def build(*, coco=True, config=None, **options):
+    def build(*, coco=True, config=None, of_task=None, **options):
         splits = {"train": NAMES[:6], "val": NAMES[6:9], "test": NAMES[9:]}
         path = str(write_karpathy(tmp_path, splits, coco=coco, sentences=six_captions))
         sources = {name: RetrievalSplit(path, [str(tmp_path)], [name]) for name in splits}
-        small = {"tokenizer": str(tokenizer_dir), "shorter_edge": 32, "longer_edge": 64, "image_batch": 2}
-        data = RetrievalData(**{"splits": sources, "choice_images": 0, **small, **options})
+        small = {"tokenizer": str(tokenizer_dir), "shorter_edge": 32, "longer_edge": 64}
+        data = RetrievalData(**{"splits": sources, **small, **options})
         said = []
-        return RetrievalTask(data, 3, DownstreamModel(config={**SMALL, **(config or {})}), say=said.append), said
+        model = DownstreamModel(config=ModelChanges(**{**SMALL, **(config or {})}))
+        task = RetrievalTask(data, 3, model, say=said.append)
+        vars(task).update({"image_batch": 2, **(of_task or {})})
+        return task, said
 
     return build
 
@@ -111,7 +115,7 @@ def test_evaluation_takes_five_captions_and_every_pair(make, tmp_path):
 
 
 def test_folds_are_of_whole_splits_and_refused_before_the_work(make, tmp_path):
-    task, _ = make(folds=3, quick_images=2)
+    task, _ = make(folds=3, of_task={"quick_images": 2})
     model = build_model(task)
     assert not any("folds" in name for name in task.evaluate(model, quick=True))
     assert "folds_text_to_image_r1" in task.evaluate_split(model, "val", Sharing()).metrics
@@ -142,7 +146,7 @@ def test_scores_of_other_texts_are_not_used(make, tmp_path):
 
 
 def test_two_stages_beside_every_pair(make):
-    task, _ = make(scoring="both", max_loss=1.0)
+    task, _ = make(scoring="both", of_task={"max_loss": 1.0})
     model = build_model(task)
     metrics = task.evaluate_split(model, "test", Sharing()).metrics
     assert metrics["two_stages_k"] == 1 == metrics["two_stages_k_on_validate"], "any loss is allowed"
@@ -150,7 +154,7 @@ def test_two_stages_beside_every_pair(make):
     table = task.table(metrics)
     assert table.columns == ["metric", "every pair", "two stages", "chance"] and "k = 1" in table.title
     assert all(len(row) == 4 for row in table.rows)
-    strict, _ = make(scoring="two_stages", max_loss=0.0)
+    strict, _ = make(scoring="two_stages", of_task={"max_loss": 0.0})
     only = strict.evaluate_split(model, "test", Sharing()).metrics
     assert "passes" not in only and "two_stages_image_to_text_r1" in only
     assert strict.table(only).columns == ["metric", "two stages", "chance"]
@@ -171,7 +175,7 @@ def test_the_papers_recipes_have_24_pairs_in_a_forward_on_any_number_of_processe
 
 
 def test_quick_measures_are_of_the_first_images(make):
-    task, _ = make(quick_images=2, training_k=1000)
+    task, _ = make(of_task={"quick_images": 2, "training_k": 1000})
     model = build_model(task)
     full, quick = task.evaluate(model), task.evaluate(model, quick=True)
     assert full["chance_text_to_image_r1"] == pytest.approx(1 / 3)
@@ -181,29 +185,21 @@ def test_quick_measures_are_of_the_first_images(make):
     assert task.evaluate(model, quick=True)["num_images"] == 2
 
 
-def test_some_images_are_measured_as_if_there_were_no_others(make):
-    every, some = make()[0], make(measured_images=2, train_share=0.5)[0]
-    model = build_model(every)
-    full, part = (task.evaluate_split(model, "test", Sharing()) for task in (every, some))
-    assert part.metrics["num_images"] == 2 and len(some.training_records) == 3 < len(every.training_records)
-    assert torch.allclose(part.scores_IT, full.scores_IT[:2, :10], atol=1e-6)
-
-
 def test_without_a_contrastive_head_every_pair_of_some_images_is_scored_while_training(make):
-    task, said = make(training_images=2, config={"contrastive_weight": 0.0})
+    task, said = make(of_task={"training_images": 2}, config={"contrastive_weight": 0.0})
     model = build_model(task)
     some = task.evaluate(model)
     assert (some["num_images"], some["num_texts"]) == (2, 10)
-    assert said[-1] == "val: every pair of its first 2 images of 3 is scored while training (data.training_images)"
-    task.data.training_images = 0
+    assert said[-1] == "val: every pair of its first 2 images of 3 is scored while training"
+    task.training_images = 0
     assert task.evaluate(model)["num_images"] == 3
-    with_head, _ = make(training_images=2)
+    with_head, _ = make(of_task={"training_images": 2})
     assert with_head.evaluate(build_model(with_head))["num_images"] == 3, "two stages need no subset"
     assert task.evaluate_split(model, "val", Sharing()).metrics["num_images"] == 3
 
 
 def test_loader_processes_change_no_measure(make, tmp_path):
-    task, _ = make(scoring="both", max_loss=1.0)
+    task, _ = make(scoring="both", of_task={"max_loss": 1.0})
     model = build_model(task)
     timed = ("seconds", "pairs_a_second")
     alone = task.evaluate_split(model, "test", Sharing())

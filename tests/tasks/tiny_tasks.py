@@ -5,6 +5,7 @@ from pathlib import Path
 
 from tiny_corpus import COLOURS, draw
 
+from soho_fast.model.values import ModelChanges
 from soho_fast.tasks import TASKS as KNOWN
 from soho_fast.tasks.question_answering import QuestionAnsweringTask
 from soho_fast.tasks.settings import (
@@ -26,9 +27,8 @@ SMALL = {
     "num_attention_heads": 2,
     "intermediate_size": 64,
     "num_codes": 8,
-    "max_position_embeddings": 32,
 }
-SIZES = {"shorter_edge": 32, "longer_edge": 64, "image_batch": 2, "text_batch": 3}
+SIZES = {"shorter_edge": 32, "longer_edge": 64}
 
 
 def _vqa_split(folder: Path, subtype: str, first: int, count: int, answered: bool) -> VqaSplit:
@@ -122,5 +122,7 @@ def make_task(name: str, folder: Path, tokenizer: Path, /, *, model: DownstreamM
     """(the task, the list of what it says)."""
     said: list[str] = []
     kind, data = TASKS[name]
-    task = kind(data(folder, tokenizer, **changes), 3, model or KNOWN[name].model_type(config=SMALL), say=said.append)
+    model = model or KNOWN[name].model_type(config=ModelChanges(**SMALL))
+    task = kind(data(folder, tokenizer, **changes), 3, model, say=said.append)
+    task.image_batch, task.pair_batch = 2, 3
     return task, said

@@ -104,7 +104,7 @@ def load_sample(
     sample = Sample(rows.tolist(), examples.image_EN[rows[0]].tolist())
     if not images.read_into(sample):
         return sample
-    texts = sample.as_shown([examples.text(row) for row in rows])
+    texts = [examples.text(row) for row in rows]
     sample.texts_ids = [text.ids for text in encode_texts(processor.tokenizer, texts, max_text_length)]
     if examples.targets is not None:
         sample.text_fields["targets"] = examples.targets[rows]
@@ -157,6 +157,6 @@ class RetrievalDataset(SampleDataset):
         if not self.every_caption:
             rng = np.random.default_rng([SAMPLE_STREAM, self.seed, self._epoch, index])
             number = int(rng.integers(self._captions.count(image)))
-        captions = sample.as_shown([self._captions.get(image, number)])
+        captions = [self._captions.get(image, number)]
         sample.texts_ids = [encode_texts(self.processor.tokenizer, captions, self.max_text_length)[0].ids]
         return sample

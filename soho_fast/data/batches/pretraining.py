@@ -274,7 +274,7 @@ class PretrainingDataset(SampleDataset):
             for replaced in np.flatnonzero(~matched):
                 texts[replaced] = self._pairs.replacement(image, rng)
         texts += self._pairs.negatives(image, self.num_negative, rng)
-        encoded = encode_texts(self.processor.tokenizer, sample.as_shown(texts), self.max_text_length)
+        encoded = encode_texts(self.processor.tokenizer, texts, self.max_text_length)
         # Masked even where the masks are left out below: what is drawn next does not depend on that.
         masked = [self._mask(text, rng) for text in encoded]
         # All texts are masked alike, or a [MASK] would tell which ones match.

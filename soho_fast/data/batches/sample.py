@@ -7,7 +7,6 @@ in NLVR2); S tokens of the longest text.
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, Self
 
 import numpy as np
@@ -15,7 +14,6 @@ import torch
 from torch.utils.data import Dataset
 
 from soho_fast.common.errors import CorruptImageError
-from soho_fast.data.batches.augmentation import MEAN_COLOUR, Augmentation, swap_sides
 from soho_fast.data.images import shapes_of
 from soho_fast.data.processor import SohoProcessor
 from soho_fast.data.readers.records import ImageRef
@@ -25,11 +23,11 @@ from soho_fast.data.text import IGNORED_LABEL
 # engine's order of the samples is stream 1.
 SAMPLE_STREAM = 2
 EVALUATION_STREAM = 3
-# 4 chooses the engine's stand-ins, 6 changes images.
+# 4 chooses the engine's stand-ins.
 CAPTION_STREAM = 5
 
-# An image that shows nothing, (3, height, width).
-_BLANK = torch.tensor(MEAN_COLOUR, dtype=torch.uint8).view(3, 1, 1).expand(3, 32, 32)
+# An image that shows nothing but ImageNet's mean colour, about zero once it is normalised, (3, height, width).
+_BLANK = torch.tensor((124, 116, 104), dtype=torch.uint8).view(3, 1, 1).expand(3, 32, 32)
 
 _NUM_SHOWN = 5
 
@@ -43,7 +41,6 @@ class Sample:
         image_keys: Identify its N images: images of one key are one in a batch.
         corrupt: The reason, when an image can't be used; what follows is then empty.
         pixels: The N images, uint8 (3, H, W); none where something else stands for them.
-        flipped: Whether they are flipped: what is read with them is then as `as_shown` has it.
         texts_ids: int64 (tokens,) of each text.
         token_labels: int64 (tokens,) of each text by name, padded as the texts, with -100.
         text_fields: An array by name, with one row for each text.
@@ -54,15 +51,10 @@ class Sample:
     image_keys: Sequence[int]
     corrupt: str | None = None
     pixels: Sequence[torch.Tensor] = ()
-    flipped: bool = False
     texts_ids: Sequence[np.ndarray] = ()
     token_labels: dict[str, Sequence[np.ndarray]] = field(default_factory=dict)
     text_fields: dict[str, np.ndarray] = field(default_factory=dict)
     image_fields: dict[str, float] = field(default_factory=dict)
-
-    def as_shown(self, texts: Sequence[str]) -> Sequence[str]:
-        """Texts to be read with these images: of flipped ones left is right."""
-        return list(map(swap_sides, texts)) if self.flipped else texts
 
 
 class Images(Dataset[Sample]):
@@ -72,24 +64,15 @@ class Images(Dataset[Sample]):
         images: Where each image is.
         processor: Image processor.
         blank: Give an image that shows nothing in place of each.
-
-    Attributes:
-        augmentation: How images are changed, in each epoch otherwise; None: not.
     """
 
     def __init__(self, images: Sequence[ImageRef], processor: SohoProcessor, *, blank: bool = False) -> None:
         self.blank = blank
-        self.augmentation: Augmentation | None = None
-        self._epoch = 0
         self._images, self._processor = images, processor
         self._corrupt: Mapping[int, str] | None = None
 
     def __len__(self) -> int:
         return len(self._images)
-
-    def set_epoch(self, epoch: int) -> None:
-        """The epoch whose changes the images asked for from here on have."""
-        self._epoch = epoch
 
     def __getitem__(self, number: int) -> Sample:
         sample = Sample([number], [number])
@@ -120,18 +103,12 @@ class Images(Dataset[Sample]):
         except CorruptImageError as error:
             named = sample.sample_ids[0]  # the number of a row says nothing to a reader
             sample.corrupt = f"{named}: {error}" if isinstance(named, str) else str(error)
-        # Of two images the first decides, but tasks of pairs do not flip (`unflippable`).
-        if self.augmentation is not None:
-            sample.flipped = self.augmentation.flips(self._epoch, sample.image_keys[0])
         return sample.corrupt is None
 
     def _read(self, number: int) -> torch.Tensor:
         if self.blank:
             return _BLANK
-        resize, processor = None, self._processor.image_processor
-        if self.augmentation is not None:
-            resize = partial(self.augmentation.resize, processor=processor, epoch=self._epoch, number=number)
-        return processor.load(self._images[number], resize)
+        return self._processor.image_processor.load(self._images[number])
 
 
 class SampleDataset(Dataset[Sample]):
@@ -169,7 +146,6 @@ class SampleDataset(Dataset[Sample]):
     def set_epoch(self, epoch: int) -> None:
         """The epoch of the samples asked for from here on, in this process (the engine's loaders tell each worker)."""
         self._epoch = epoch
-        self.images.set_epoch(epoch)
 
     def without_pixels(self, corrupt: Mapping[int, str]) -> Self:
         """The same samples, whose images are not read; see `Images.without_pixels`."""
@@ -190,12 +166,10 @@ class Collator:
 
     Args:
         processor: Image processor and tokenizer.
-        pad_text_to: Pad every text to so many tokens (fixed shapes); None pads to the longest of the batch.
     """
 
-    def __init__(self, processor: SohoProcessor, *, pad_text_to: int | None = None) -> None:
+    def __init__(self, processor: SohoProcessor) -> None:
         self.processor = processor
-        self.pad_text_to = pad_text_to
 
     def __call__(self, samples: Sequence[Sample]) -> dict[str, Any]:
         """Batch the samples.
@@ -207,7 +181,7 @@ class Collator:
         usable = usable_samples(samples)
         images, image_index = collate_images(usable, self.processor)
         texts_ids = [ids for sample in usable for ids in sample.texts_ids]
-        texts = pad_texts(texts_ids, self.processor.tokenizer.pad_token_id, self.pad_text_to)
+        texts = pad_texts(texts_ids, self.processor.tokenizer.pad_token_id)
         # All samples of a task have the same names: the first one's are asked.
         labels = {
             name: pad_labels([row for sample in usable for row in sample.token_labels[name]], *texts["input_ids"].shape)
@@ -272,15 +246,13 @@ def collate_images(
     return images, torch.tensor(index).squeeze(1)
 
 
-def pad_texts(
-    texts_ids: Sequence[np.ndarray | Sequence[int]], pad_token_id: int, length: int | None = None
-) -> dict[str, torch.Tensor]:
-    """Pad texts at the right to `length`, or to the longest.
+def pad_texts(texts_ids: Sequence[np.ndarray | Sequence[int]], pad_token_id: int) -> dict[str, torch.Tensor]:
+    """Pad texts at the right to the longest.
 
     Returns:
         `input_ids` and `attention_mask` (1 on tokens), both int64 (P, S).
     """
-    length = length or max(map(len, texts_ids))
+    length = max(map(len, texts_ids))
     lengths_P1 = torch.tensor([len(ids) for ids in texts_ids]).unsqueeze(1)
     input_ids_PS = pad_labels(texts_ids, len(texts_ids), length, pad_token_id)
     return {"input_ids": input_ids_PS, "attention_mask": (torch.arange(length) < lengths_P1).long()}

@@ -12,8 +12,6 @@ from pathlib import Path
 from types import NoneType
 from typing import IO, Any, Literal, NamedTuple, TypedDict, TypeVar, get_args
 
-import numpy as np
-
 from soho_fast.common.files import packed_by
 from soho_fast.data.stores import ImageStore, check_name, open_stores
 
@@ -504,11 +502,3 @@ def fingerprint(*parts: Iterable[str]) -> str:
 def is_drawn(text: str, share: float) -> bool:
     """Whether a text's hash is among this share of all."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") < share * 2**64
-
-
-def share_of_records(records: Sequence[Any], share: float, seed: int) -> list[Any]:
-    """So much of the records (at least one) in their order, drawn by the seed; of two shares the smaller one's records
-    are among those of the larger one."""
-    # The beginning of one permutation: a larger share has a longer beginning of the same one.
-    drawn = np.random.default_rng([_SHARE_STREAM, seed]).permutation(len(records))
-    return [records[number] for number in np.sort(drawn[: max(1, round(share * len(records)))])]

@@ -32,11 +32,12 @@ class ContrastiveHead(nn.Module):
     # and never falls below 0.01.
     INITIAL_SCALE = math.log(1 / 0.07)
     LARGEST_SCALE = math.log(100.0)
+    NUM_CHANNELS = 256
 
     def __init__(self, config: SohoConfig) -> None:
         super().__init__()
-        self.image_projection = nn.Linear(config.hidden_size, config.contrastive_size)
-        self.text_projection = nn.Linear(config.hidden_size, config.contrastive_size)
+        self.image_projection = nn.Linear(config.hidden_size, self.NUM_CHANNELS)
+        self.text_projection = nn.Linear(config.hidden_size, self.NUM_CHANNELS)
         # One number, with a dimension: DeepSpeed views each parameter as bytes, which one without has not.
         self.log_scale = nn.Parameter(torch.full((1,), self.INITIAL_SCALE))
 

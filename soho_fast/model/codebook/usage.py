@@ -14,6 +14,10 @@ from ..config import SohoConfig
 from ..distributed import all_reduce_sum_
 from ..normalization import finite_rows, is_recomputing
 
+USAGE_DECAY = 0.99
+"""Share of the running usage that stays in an update; ours."""
+# From this usage on a code is active. In units of the uniform share; ours.
+_ACTIVE = 0.01
 # A code that is hardly used yet is not drawn by its lift alone. In units of the uniform share; ours.
 _LEAST_USAGE = 0.05
 _TINY = torch.finfo(torch.float32).tiny
@@ -102,7 +106,7 @@ class CodeUsage(Float32Buffers):
         total = counts_QK[: self.num_codes].sum()  # The same in each level.
         share_QK = counts_QK * (self.num_codes / total.clamp(min=1.0))
         # A step without tokens changes nothing.
-        decay = torch.where(total > 0, self.config.usage_decay, 1.0)
+        decay = torch.where(total > 0, USAGE_DECAY, 1.0)
         self.usage.mul_(decay).add_(share_QK * (1.0 - decay))
         self.age.add_((total > 0).float())
         self.step.add_(1)
@@ -124,7 +128,7 @@ class CodeUsage(Float32Buffers):
     def unbiased_usage(self) -> Tensor:
         """(QK,), `usage` as a mean over the updates of each code alone; 0 of one that has seen none."""
         # From zero, the weights of n updates add up to 1 - decay^n (Adam's bias correction).
-        seen_QK = 1.0 - torch.pow(self.config.usage_decay, self.age)
+        seen_QK = 1.0 - torch.pow(USAGE_DECAY, self.age)
         return torch.where(self.age > 0, self.usage / seen_QK.clamp(min=_TINY), 0.0)
 
     @torch.no_grad()
@@ -136,7 +140,7 @@ class CodeUsage(Float32Buffers):
         """
         usage_K = self.unbiased_usage().view(self.num_levels, -1)[level]
         perplexity, _ = _perplexity_of(usage_K)
-        return perplexity, (usage_K >= self.config.active_threshold).sum(), usage_K
+        return perplexity, (usage_K >= _ACTIVE).sum(), usage_K
 
     @torch.no_grad()
     def step_statistics(self) -> dict[str, Tensor]:

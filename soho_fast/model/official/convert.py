@@ -244,7 +244,7 @@ def convert(checkpoint: Checkpoint, *, answers: Sequence[str] | None = None, **o
     missing = _check(checkpoint, renamed, own)
     state, codes_KC = dict(renamed.state), checkpoint.tensors.get("neck.vq.embed")
     if codes_KC is not None:
-        state |= keys.dictionary_counters(checkpoint.tensors["neck.vq.cluster_size"], config.usage_decay)
+        state |= keys.dictionary_counters(checkpoint.tensors["neck.vq.cluster_size"])
     model = kind(config).eval()
     # Not strict: a tied weight has no entry of its own, and of all else `_check` has found what may be missing.
     model.load_state_dict(state, strict=False)

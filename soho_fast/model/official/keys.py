@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ..codebook.usage import USAGE_DECAY
+
 # By what a name begins with, or whole; the first that fits. `cluster_sum` is two things: there a total that nothing
 # reads, here the running sums of assigned features.
 NAMES = {
@@ -94,12 +96,11 @@ def _reshaped(name: str, tensor: Tensor) -> Tensor:
     return tensor.reshape(shape)
 
 
-def dictionary_counters(cluster_size_K: Tensor, usage_decay: float) -> dict[str, Tensor]:
+def dictionary_counters(cluster_size_K: Tensor) -> dict[str, Tensor]:
     """What our dictionary counts and the released code does not, from its running counts.
 
     Args:
         cluster_size_K: running count of the features assigned to each code; all zero: nothing was learnt.
-        usage_decay: as in `SohoConfig`.
 
     Returns:
         `usage`: each code's share in units of 1/K. `age`, `step`: so many updates that the start of `usage` is
@@ -110,7 +111,7 @@ def dictionary_counters(cluster_size_K: Tensor, usage_decay: float) -> dict[str,
     num_codes = len(cluster_size_K)
     usage_K = cluster_size_K * (num_codes / total) if learnt else torch.zeros_like(cluster_size_K)
     # What is left of the start then rounds to nothing in float32.
-    updates = math.ceil(math.log(1e-8) / math.log(usage_decay)) if learnt and usage_decay > 0 else int(learnt)
+    updates = math.ceil(math.log(1e-8) / math.log(USAGE_DECAY)) if learnt else 0
     return {
         "soho.visual_dictionary.usage": usage_K.float(),
         "soho.visual_dictionary.age": torch.full((num_codes,), float(updates)),

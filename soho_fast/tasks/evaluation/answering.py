@@ -41,7 +41,7 @@ def answer(
     Raises:
         CorruptImageError: an image can't be read: a published metric covers every example.
     """
-    groups, size = examples.groups[: num_groups or None], task.data.image_batch
+    groups, size = examples.groups[: num_groups or None], task.image_batch
     batches = [groups[begin : begin + size] for begin in range(0, len(groups), size)]
     parts = compute_parts(
         len(batches),
@@ -86,8 +86,8 @@ def answer_batch(
     # Texts of like length together, so that little is spent on padding.
     order = sorted(range(len(texts_ids)), key=lambda row: len(texts_ids[row]))
     label_P, score_P = torch.empty(len(order), dtype=torch.int64), torch.empty(len(order), dtype=torch.float32)
-    for begin in range(0, len(order), task.data.text_batch):
-        rows = order[begin : begin + task.data.text_batch]
+    for begin in range(0, len(order), task.pair_batch):
+        rows = order[begin : begin + task.pair_batch]
         texts = pad_texts([texts_ids[row] for row in rows], task.processor.tokenizer.pad_token_id)
         inputs = computing.on_device({**texts, "image_index": image_index[rows]})
         with computing():

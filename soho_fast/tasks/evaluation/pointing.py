@@ -137,7 +137,7 @@ def measure_pointing(task: Any, model: SohoForPreTraining, training: Sequence[Im
 
     Returns:
         The metrics of the module, shares between 0 and 1; empty without codes, or without such images. Those of k-means
-        are left out where there are fewer tokens than codes, and with `visual_encoder="official"`.
+        are left out where there are fewer tokens than codes, and of the released code.
     """
     heldout = [record.image for record in task.heldout_records]
     if not scenes_of(str(training[0].store)) or not scenes_of(str(heldout[0].store)):
@@ -190,11 +190,11 @@ def _k_means(known: _Seen, asked: _Seen, num_codes: int) -> tuple[list[np.ndarra
 @torch.no_grad()
 def _look_up(task: Any, model: SohoForPreTraining, images: Sequence[ImageRef]) -> _Seen:
     """Of each image whose objects are known and that can be read."""
-    computing, processor, encoder = Computing(model, task.data.precision), task.processor, model.base().visual_encoder
+    computing, processor, encoder = Computing(model, task.precision), task.processor, model.base().visual_encoder
 
     def load(first: int) -> tuple[list[ImageRef], Any]:
         refs, pixels = [], []
-        for ref in images[first : first + task.data.image_batch]:
+        for ref in images[first : first + task.image_batch]:
             try:
                 pixels.append(processor.image_processor.load(ref))
                 refs.append(ref)
@@ -203,7 +203,7 @@ def _look_up(task: Any, model: SohoForPreTraining, images: Sequence[ImageRef]) -
         return refs, processor.image_processor.collate_bytes(pixels) if refs else None
 
     seen = _Seen()
-    for refs, batch in loaded_ahead(load, range(0, len(images), task.data.image_batch), workers=task.workers):
+    for refs, batch in loaded_ahead(load, range(0, len(images), task.image_batch), workers=task.workers):
         if not refs:
             continue
         with computing():

@@ -30,7 +30,6 @@ from soho_fast.tasks.evaluation.computing import Computing
 from soho_fast.tasks.evaluation.metrics.recall import mean_reciprocal_rank, recall_at
 from soho_fast.tasks.evaluation.pair_scoring import ImageBlocks, PairScorer, score_pairs
 from soho_fast.tasks.evaluation.sharing import ReportProgress, Sharing
-from soho_fast.tasks.evaluation.two_stage import contrastive_scores
 
 RECALL_KS = (1, 5, 10)
 # Share of words masked for MLM.
@@ -300,7 +299,7 @@ def evaluate_pretraining(
         task: The `PretrainingTask`: its held-out records, processor, seed and settings of the data, and how many
             processes read images.
         model: The model; put in evaluation mode for the time of the call.
-        quick: Measure on `quick_images` images, without retrieval.
+        quick: Measure on fewer images, without retrieval.
         progress: Called with how many are done, of how many: of the held-out images, then of retrieval's blocks.
         say: Called with a line for each held-out image that can't be read.
 
@@ -310,15 +309,15 @@ def evaluate_pretraining(
     Raises:
         CorruptImageError: Fewer than two images can be read.
     """
-    data, processor = task.data, task.processor
-    held = _choose(task, data.quick_images if quick else data.heldout_images)
+    processor = task.processor
+    held = _choose(task, task.quick_images if quick else task.heldout_images)
     tally = _Tally()
-    num_candidates = 0 if quick or data.heldout_candidates < 2 else min(data.heldout_candidates, len(held.records))
+    num_candidates = 0 if quick or task.heldout_candidates < 2 else min(task.heldout_candidates, len(held.records))
     candidates: list[torch.Tensor] = []
     candidate_rows: list[int] = []
-    scorer = PairScorer(model, held.positives, pair_batch=data.pair_batch, precision=data.precision)
+    scorer = PairScorer(model, held.positives, pair_batch=task.pair_batch, precision=task.precision)
     score = _Scorer(model, processor, scorer.computing)
-    batches = _batches(len(held.records), data.image_batch)
+    batches = _batches(len(held.records), task.image_batch)
     was_training = model.training
     model.eval()
     loads = loaded_ahead(
@@ -355,6 +354,8 @@ def evaluate_pretraining(
             retrieval = _recalls(torch.stack(score_pairs(scorer, blocks, wanted, Sharing(progress=progress))))
             if getattr(model, "contrastive_head", None) is not None:
                 # Of all texts those of the candidates, in their order, as above.
+                from soho_fast.tasks.evaluation.two_stage import contrastive_scores
+
                 vectors = _recalls(contrastive_scores(scorer, blocks)[:, candidate_rows])
                 retrieval |= {f"vectors_{name}": value for name, value in vectors.items() if "_to_" in name}
     finally:

@@ -79,7 +79,7 @@ def score_suite(task: Any, model: Any, records: Sequence[Any], say: Callable[[st
     def encode(pixels: Any) -> Any:
         return scorer.encode(task.on_device(scorer.computing.on_device(pixels)))
 
-    size, workers = task.data.image_batch, task.workers
+    size, workers = task.image_batch, task.workers
     blocks = ImageBlocks(len(distinct), encode, load=load, workers=workers, block_images=size)
     wanted = [np.array(list(each)) for each in texts_of.values()]
     found = score_pairs(scorer, blocks, wanted, Sharing(progress=ProgressLines(say, "batches of images")))

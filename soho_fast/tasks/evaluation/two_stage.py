@@ -97,6 +97,6 @@ def choose_k(contrastive_IT: Tensor, logit_IT: Tensor, image_of_text_T: Tensor, 
         if max(losses) <= max_loss + 1e-9:
             return k
     raise ValueError(
-        f"max_loss: no k up to {k} keeps R@1 within {100 * max_loss:.2f} points of scoring every pair; allow more, or "
-        "train the contrastive head longer"
+        f"data.scoring: no k up to {k} keeps R@1 within {100 * max_loss:.2f} points of scoring every pair; score all, "
+        "or train the contrastive head longer"
     )

@@ -9,7 +9,7 @@ from soho_fast.model.official.keys import dictionary_counters
 def counted(cluster_size: list[float]) -> VisualDictionary:
     """A dictionary of four codes with what is made of these running members."""
     dictionary = VisualDictionary(SohoConfig(num_codes=4, hidden_size=8, num_attention_heads=2))
-    made = dictionary_counters(torch.tensor(cluster_size), dictionary.config.usage_decay)
+    made = dictionary_counters(torch.tensor(cluster_size))
     state = {name.removeprefix("soho.visual_dictionary."): value for name, value in made.items()}
     missing, unexpected = dictionary.load_state_dict(state, strict=False)
     assert missing == ["codebook"] and not unexpected

@@ -25,7 +25,7 @@ from torch import nn
 from soho_fast.model import SohoConfig
 from soho_fast.model.fast.cpu import speed_up_on_cpu
 from soho_fast.model.official.dictionary import OfficialDictionary
-from soho_fast.model.official.visual_encoder import released_mask
+from soho_fast.model.official.released_encoder import released_mask
 
 PROBE_TOLERANCE = 1e-6
 

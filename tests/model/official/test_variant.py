@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from soho_fast.model import (
-    SohoConfig,
     SohoForImageTextRetrieval,
     SohoForPreTraining,
     SohoForQuestionAnswering,
@@ -160,7 +159,7 @@ def test_what_is_saved_is_what_is_loaded(tiny_official, inputs, tmp_path):
 def test_fine_tuning(tiny_official, inputs, tmp_path, kind, options, with_output):
     tiny_official().save_pretrained(tmp_path)
     model, report = kind.from_pretraining(tmp_path, use_dictionary_output=with_output, **options)
-    assert not model.config.recomputed_batch_norm
+    assert model.config.official == "fine_tuning"
     assert (model.soho.fusion is not None) == with_output
     assert all(not name.startswith("soho.") or "fusion" in name for name in report.unexpected)
     given = {name: inputs[name] for name in ("pixel_values", "pixel_mask", "input_ids", "attention_mask")}
@@ -268,55 +267,6 @@ def test_a_token_that_is_not_finite_is_left_out(tiny_official):
 def test_what_does_not_fit_is_refused(tiny_official, inputs, change, words):
     with pytest.raises(ValueError, match=words):
         tiny_official().eval()(**{**inputs, **change})
-
-
-@pytest.mark.parametrize(
-    ("fields", "words"),
-    [
-        ({"visual_encoder": "authors"}, "visual_encoder: expected one of paper, official"),
-        ({"fusion": "sum"}, "fusion: expected one of none, gate"),
-        ({"recomputed_batch_norm": True}, "recomputed_batch_norm: expected visual_encoder='official'"),
-        (
-            {"visual_encoder": "official", "backbone_dropout_prob": 0.1},
-            "backbone_dropout_prob: expected 0 with visual_encoder='official', got 0.1",
-        ),
-        (
-            {"visual_encoder": "official", "dictionary_batch_norm": True},
-            "dictionary_batch_norm: expected False with visual_encoder=",
-        ),
-        ({"visual_dropout_prob": 2.0}, "visual_dropout_prob: expected 0 to 1, got 2.0"),
-    ],
-)
-def test_fields_that_do_not_fit_are_refused(fields, words):
-    with pytest.raises(ValueError, match=words):
-        SohoConfig.from_preset("paper", **fields)
-
-
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {"dictionary": "official"},
-        {"fusion": "gate"},
-        {"mvm_head": "cosine", "mlm_head": "tied", "itm_bias": False},
-        {"mvm_masking": "position", "losses_on": "all"},
-        {"dictionary": "official", "ema_variant": "vqvae", "dictionary_init": "random", "code_reset_threshold": 0.5},
-        {"visual_encoder": "official", "dictionary_init": "random"},
-    ],
-    ids=lambda fields: "-".join(fields),
-)
-def test_each_part_serves_the_papers_model(tiny_model, batch, fields):
-    model = tiny_model(**fields, visual_pool=2).train()
-    given = batch(size=(128, 96))
-    given["pixel_mask"][1, 64:] = 0
-    before = model.soho.visual_dictionary.codebook.clone()
-    for _ in range(2):
-        model.begin_step()
-        output = model(**given)
-        output.loss.backward()
-        model.end_step(applied=True)
-    assert bool(output.loss.isfinite()) and not torch.equal(model.soho.visual_dictionary.codebook, before)
-    silent = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
-    assert silent == []
 
 
 def test_initial_values(tiny_official):

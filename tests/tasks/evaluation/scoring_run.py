@@ -25,7 +25,7 @@ def model(**overrides):
     sizes = {
         "backbone": "resnet10", "visual_pool": 1, "vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 2,
         "num_attention_heads": 4, "intermediate_size": 64, "num_codes": 8, "contrastive_weight": 1.0,
-        "contrastive_size": 16, "use_dictionary_output": False,
+        "use_dictionary_output": False,
     }  # fmt: skip
     made = SohoForImageTextRetrieval(SohoConfig.from_preset(**{**sizes, **overrides})).eval()
     with torch.no_grad():

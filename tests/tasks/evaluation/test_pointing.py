@@ -115,9 +115,7 @@ class _Planted(nn.Module):
         super().__init__()
         self.maps = [torch.from_numpy(label_hw) for label_hw in label_of.values()]
         self.number_of = {name: number for number, name in enumerate(label_of)}
-        self.config = SimpleNamespace(
-            use_dictionary=True, use_dictionary_output=True, num_codes=num_labels, visual_encoder="paper"
-        )
+        self.config = SimpleNamespace(use_dictionary=True, use_dictionary_output=True, num_codes=num_labels)
         self.visual_encoder = SimpleNamespace(backbone_output=self.backbone_output, pool=2)
 
     def base(self):
@@ -160,7 +158,8 @@ def test_codes_and_k_means_afterwards_are_measured_alike(corpus, monkeypatch):
     task = SimpleNamespace(
         heldout_records=[SimpleNamespace(image=refs[name]) for name in heldout],
         processor=SimpleNamespace(image_processor=images),
-        data=SimpleNamespace(precision="float32", image_batch=3),
+        precision="float32",
+        image_batch=3,
         workers=0,
     )
     found = measure_pointing(task, model, [refs[name] for name in training])

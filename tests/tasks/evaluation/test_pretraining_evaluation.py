@@ -78,10 +78,12 @@ class Oracle(nn.Module):
 
 def measure(model, records, processor, **options):
     names = {field.name for field in dataclasses.fields(PretrainingData)}
-    given = {name: options.pop(name) for name in names & options.keys()}
-    data = PretrainingData(**{"image_batch": 5, "pair_batch": 16, "heldout_images": 0, **given})
-    task = SimpleNamespace(heldout_records=records, processor=processor, data=data, seed=0, workers=0)
-    vars(task).update({name: options.pop(name) for name in ("seed", "workers") if name in options})
+    data = PretrainingData(**{name: options.pop(name) for name in names & options.keys()})
+    task = SimpleNamespace(
+        heldout_records=records, processor=processor, data=data, seed=0, workers=0, precision="auto", image_batch=5,
+        pair_batch=16, heldout_images=0, heldout_candidates=200, quick_images=128,
+    )  # fmt: skip
+    vars(task).update({name: options.pop(name) for name in vars(task).keys() & options.keys()})
     return evaluate_pretraining(task, model, **options)
 
 

@@ -27,16 +27,17 @@ class OfficialVisualEncoder(VisualEncoder):
     the padded area, which is left as it is: the CNN convolves it as a part of the image, so a token feels how far its
     batch was padded. BatchNorm follows in the model (`feature_norm`). The mask is `released_mask`.
 
-    With `recomputed_batch_norm` the running statistics of the CNN's blocks are those of the released pre-training, in
+    With `official="pretraining"` the running statistics of the CNN's blocks are those of the released pre-training, in
     which activation checkpointing runs each block whose input needs a gradient a second time, its BatchNorm included:
     they move once in the forward pass and once more in the backward pass. What a training forward computes stays.
     """
 
     projection_bias = False
+    padding_leaks = True
 
     def __init__(self, config: SohoConfig) -> None:
         super().__init__(config)
-        self.recomputed_batch_norm = config.recomputed_batch_norm
+        self.recomputed_batch_norm = config.official == "pretraining"
 
     def forward(self, pixel_values_B3HW: Tensor, pixel_mask_BHW: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """
@@ -75,8 +76,8 @@ class OfficialVisualEncoder(VisualEncoder):
     def tokens(self, x_BChw: Tensor, mask_Bhw: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Refused with ValueError: the mask is made of sizes in pixels, which the CNN's features do not tell."""
         raise ValueError(
-            "backbone_features: visual_encoder='official' makes its mask from the images' sizes in pixels, and its "
-            "features from their padding too; expected pixel_values"
+            "backbone_features: the released model makes its mask from the images' sizes in pixels, and its features "
+            "from their padding too; expected pixel_values"
         )
 
     def counted(self, valid_BL: Tensor) -> Tensor:

@@ -6,9 +6,9 @@ B images, L tokens per image, D channels.
 import torch
 from torch import Tensor, nn
 
-from ..config import SohoConfig
-from ..initial_values import he_fan_out, identity, torchs_own
-from .batch_norm import AllTokenBatchNorm
+from .all_token_batch_norm import AllTokenBatchNorm
+from .config import SohoConfig
+from .initial_values import he_fan_out, identity
 
 
 class GatedFusion(nn.Module):
@@ -16,7 +16,7 @@ class GatedFusion(nn.Module):
 
     q is the dictionary's output (`align` is the linear layer), x its input, W (`gate`) without a bias. At the start
     `align` is the identity: a code and its features lie together, which a Transformer from nothing reads sooner than
-    what a random layer makes of codes; with `initial_values="official"` it is random.
+    what a random layer makes of codes; in the released code it is random.
     """
 
     def __init__(self, config: SohoConfig) -> None:
@@ -24,8 +24,7 @@ class GatedFusion(nn.Module):
         self.align = nn.Linear(config.hidden_size, config.hidden_size)
         self.gate = nn.Linear(2 * config.hidden_size, 2, bias=False)
         self.norm = AllTokenBatchNorm(2)
-        start = torchs_own if config.initial_values == "official" else identity
-        self.align.initial_values = start  # type: ignore[assignment]  # modules take any attribute
+        self.align.initial_values = identity  # type: ignore[assignment]  # modules take any attribute
         self.gate.initial_values = he_fan_out  # type: ignore[assignment]  # modules take any attribute
 
     def forward(self, embed_BLD: Tensor, feat_BLD: Tensor, num_texts_B: Tensor | None = None) -> Tensor:

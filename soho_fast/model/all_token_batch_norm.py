@@ -6,8 +6,8 @@ B images, L tokens per image, C channels.
 import torch
 from torch import Tensor
 
-from ..distributed import all_reduce_with_grad
-from ..normalization import RunningStatistics, finite_rows, is_recomputing
+from .distributed import all_reduce_with_grad
+from .normalization import RunningStatistics, finite_rows, is_recomputing
 
 
 class AllTokenBatchNorm(RunningStatistics):
