@@ -8,11 +8,11 @@ import pytest
 from soho_fast import evaluate, train
 from soho_fast.ask import __main__ as ask
 from soho_fast.common.processes import Processes
-from soho_fast.data import importing, tokenizer
+from soho_fast.data import tokenizer
 from soho_fast.data.mini import __main__ as mini
 from soho_fast.engine import distributed
 
-COMMANDS = {"train": train, "evaluate": evaluate, "ask": ask, "import": importing, "tokenizer": tokenizer, "mini": mini}
+COMMANDS = {"train": train, "evaluate": evaluate, "ask": ask, "tokenizer": tokenizer, "mini": mini}
 # A run of two tasks, a file, and recipes with one mistake each; commands are given in their folder.
 FILES = {
     "runs/vqa/recipe.yaml": b"task: vqa\ndata:\n  splits:\n    val: {questions: q.json}\n",

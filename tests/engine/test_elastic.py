@@ -144,11 +144,6 @@ def test_an_optimiser_by_import_path_goes_on_at_each_stage(launch, run, losses):
     assert done.code and "optimiser's state cannot change within a run" in done.text, done.text
 
 
-def records(request: dict) -> list[dict]:
-    lines = (Path(request["output"]) / "log.jsonl").read_text().splitlines()
-    return [record for record in map(json.loads, lines) if record["kind"] == "train"]
-
-
 def test_a_run_on_a_data_set_sees_the_same_samples_on_two_processes_and_then_on_one(
     launch, small_recipe, tmp_path, monkeypatch
 ):
