@@ -47,9 +47,9 @@ def export_model(
         ValueError, OSError: the model can't be loaded, can't be exported, or the folder can't be written.
     """
     model, processor = load_model(folder)
-    if model.config.visual_encoder != "paper":
+    if model.config.official is not None:
         raise UserError(
-            f"{folder}: visual_encoder is {model.config.visual_encoder!r}; expected 'paper', the one that is exported"
+            f"{folder}: official is {model.config.official!r}; expected none: only SOHO of the paper is exported"
         )
     question = SohoPipeline(model, processor).action
     for line in cautions(model_folder(folder)):

@@ -116,7 +116,7 @@ def tracker(tmp_path, monkeypatch):
 
 def test_a_run_and_its_continuation_are_one_run_of_a_tracker(launch, request_for, tracker, losses):
     calls, failing = tracker("boards"), tracker("elsewhere", fails_at=2)
-    log = {"trackers": ["boards", "elsewhere"], "project": "pictures"}
+    log = {"trackers": ["boards", "elsewhere"]}
     shorter = request_for("run", log=log, max_steps=4)
     going_on = request_for("run", log=log, max_steps=6, resume="changed", evaluation={"at_end": True})
     done = launch(shorter, going_on)
@@ -128,7 +128,7 @@ def test_a_run_and_its_continuation_are_one_run_of_a_tracker(launch, request_for
     kinds = [call[0] for call in made]
     assert kinds.count("init") == kinds.count("finish") == 2 and kinds[-1] == "finish"
     first, again = (call[-1] for call in made if call[0] == "init")
-    assert (first["project"], first["name"], first["id"], first["resume"]) == ("pictures", "run", None, None)
+    assert (first["project"], first["name"], first["id"], first["resume"]) == ("soho_fast", "run", None, None)
     assert (again["name"], again["id"], again["resume"]) == ("run", "id of run", "allow")
     assert first["config"]["optim"]["lr"] == 1e-2 and first["config"]["log"]["trackers"] == log["trackers"]
 

@@ -44,7 +44,7 @@ def quantiser(own, own_config):
 def test_all_have_what_is_asked_of_a_quantiser(tiny_config, quantiser):
     asked = {*Quantiser.__annotations__, *(name for name in vars(Quantiser) if not name.startswith("_"))}
     assert len(asked) == 16 and "codebook_of" in asked
-    for each in (VisualDictionary(tiny_config()), OfficialDictionary(tiny_config(dictionary="official")), quantiser):
+    for each in (VisualDictionary(tiny_config()), OfficialDictionary(tiny_config(official="pretraining")), quantiser):
         assert not [name for name in asked if not hasattr(each, name)], type(each)
 
 
@@ -91,7 +91,7 @@ def test_usage_counts_the_real_tokens_of_applied_steps(quantiser):
 
 @pytest.mark.parametrize(
     "overrides",
-    [{}, {"mvm_masking": "lift", "mvm_head": "cosine", "fusion": "gate", "dictionary_batch_norm": True}],
+    [{}, {"mvm_masking": "lift", "fusion": "gate", "dictionary_batch_norm": True}],
     ids=["plain", "as mini"],
 )
 def test_a_model_with_it_trains_is_saved_and_is_prepared(own_config, quantiser, batch, overrides, tmp_path):
@@ -128,7 +128,7 @@ def test_a_model_with_it_trains_is_saved_and_is_prepared(own_config, quantiser, 
     ("overrides", "words"),
     [
         ({"dictionary_options": {"levels": LEVELS}}, "dictionary_options: expected none with dictionary='paper'"),
-        ({"dictionary": "sq"}, "dictionary: expected one of paper, official, got 'sq'"),
+        ({"dictionary": "sq"}, "dictionary: expected one of paper, got 'sq'"),
     ],
 )
 def test_options_that_contradict_are_refused(overrides, words):

@@ -98,7 +98,7 @@ def test_micro_batches_are_one_batch(tiny_model, batch, changes, parts):
     for _ in range(2):
         one, other = (step(model, divided(inputs, num)) for model, num in zip(models, (1, parts), strict=True))
         assert_alike(one, other)
-    assert len(one[0]) == (7 if config.get("use_dictionary", True) else 5)
+    assert len(one[0]) == (6 if config.get("use_dictionary", True) else 5)
 
 
 @pytest.mark.parametrize("phase", ["words alone", "no visual labels"])

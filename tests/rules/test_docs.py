@@ -63,7 +63,6 @@ SIZES = [
     ("--help", ""),
     ("pip install", "--dry-run --no-deps --no-build-isolation --quiet"),
     ("soho_r18", ""),
-    ("runs/official_small", SMALL),
     ("--recipe official", ""),
     ("--recipe paper", ""),
     ("--recipe vqa", ""),
@@ -84,7 +83,6 @@ SIZES = [
     ("benchmarks.studies demo", ""),
     ("soho_fast.data.tokenizer", ""),
     ("soho check", ""),
-    ("soho_fast.data.mini", ""),
     ("deepspeed soho_fast/train.py", f"{CORPUS} {SMALL} {PRETRAINING}"),
     ("--data.scoring both", ""),
     ("soho_fast.evaluate", ""),
@@ -273,7 +271,7 @@ def test_snippet(page, snippet, state, run, tmp_path):
 
 def test_parts_of_a_users_own_are_short():
     parts = own_parts()
-    assert parts and not [name for name, text in parts.items() if len(text.splitlines()) > 30]
+    assert parts and not [name for name, text in parts.items() if len(text.splitlines()) > 45]
 
 
 def test_every_op_has_its_place():

@@ -19,6 +19,7 @@ from soho_fast.engine.batches import Batches, plan_batches, split_batch
 from soho_fast.engine.settings import BatchSettings
 from soho_fast.model import SohoConfig, SohoForPreTraining, SohoForQuestionAnswering
 from soho_fast.model.inputs import SohoInputs
+from soho_fast.model.values import ModelChanges
 from soho_fast.tasks.evaluation import answering
 from soho_fast.tasks.evaluation.sharing import Sharing
 from soho_fast.tasks.recipe import read_recipe
@@ -197,8 +198,9 @@ def test_a_killed_evaluation_goes_on_with_other_processes(tmp_path, tokenizer_di
 
 
 @pytest.mark.parametrize("field", ["question", "image_id"])
-def test_parts_of_other_examples_are_not_used(field, tmp_path, tokenizer_dir):
+def test_parts_of_other_examples_are_not_used(field, tmp_path, tokenizer_dir, monkeypatch):
     task, _ = make_task("vqa", tmp_path, tokenizer_dir)
+    monkeypatch.setattr(type(task), "image_batch", 2)
     model = task.build_model().eval()
 
     def parts_computed():
@@ -376,7 +378,7 @@ def test_from_a_pretrained_model_and_its_words(name, tmp_path, tokenizer_dir, pr
     other_words = write_tokenizer(tmp_path / "other", size=40)
     with pytest.raises(ValueError, match=r"data\.tokenizer: .*other has other words \(40\) than the pre-trained model"):
         make_task(name, tmp_path, other_words, model=start)[0].build_model()
-    wrong_size = QuestionAnsweringModel(pretrained=str(pretrained), config={"hidden_size": 64})
+    wrong_size = QuestionAnsweringModel(pretrained=str(pretrained), config=ModelChanges(hidden_size=64))
     with pytest.raises(ValueError, match="tensors have another size"):
         make_task(name, tmp_path, tokenizer_dir, model=wrong_size)[0].build_model()
     with pytest.raises(FileNotFoundError, match="nowhere"):

@@ -209,7 +209,7 @@ def _look_up(task: Any, model: SohoForPreTraining, images: Sequence[ImageRef]) -
         with computing():
             given = processor.image_processor.normalised(computing.on_device(batch))
             maps: list[Any] = [None] * len(refs)
-            if model.config.visual_encoder == "paper":  # The released encoder's tokens need the pixels.
+            if model.config.official is None:  # The released encoder's tokens need the pixels.
                 features_BChw, mask_Bhw = encoder.backbone_output(given["pixel_values"], given["pixel_mask"])
                 given = {"backbone_features": features_BChw, "backbone_mask": mask_Bhw}
                 maps = cut_features(features_BChw.float().cpu(), mask_Bhw)

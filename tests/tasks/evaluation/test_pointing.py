@@ -115,7 +115,9 @@ class _Planted(nn.Module):
         super().__init__()
         self.maps = [torch.from_numpy(label_hw) for label_hw in label_of.values()]
         self.number_of = {name: number for number, name in enumerate(label_of)}
-        self.config = SimpleNamespace(use_dictionary=True, use_dictionary_output=True, num_codes=num_labels)
+        self.config = SimpleNamespace(
+            use_dictionary=True, use_dictionary_output=True, num_codes=num_labels, official=None
+        )
         self.visual_encoder = SimpleNamespace(backbone_output=self.backbone_output, pool=2)
 
     def base(self):
