@@ -105,7 +105,7 @@ MISTAKES = [
     ("train --resume nope", "['auto', 'changed'] Given value type: <class 'str'> Given value: nope"),
     ("train --schedule.step_epochs 3", "schedule.step_epochs: Expected a <class 'list'>. Got value: 3"),
     ("train --data.masking.probabilty 0.2", "did you mean --data.masking.probability?"),
-    ("train --recipe pretrained.yaml --model.config.hidden_sze 3", "no such argument; did you mean --model.config.hidden_size?"),
+    ("train --recipe pretrained.yaml --model.config.hidden_sze 3", "did you mean --model.config.hidden_size?"),
     ("train --data_roots.crpus x", "names {crpus}; did you mean corpus?"),
     ("train --recipe minni", "there is no recipe 'minni'; expected one of easy_vqa, mini,"),
     ("train --recipe mini_vqaa", "did you mean mini_vqa?"),
