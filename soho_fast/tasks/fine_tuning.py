@@ -129,7 +129,7 @@ class FineTuningTask(BaseTask):
             raise ValueError("data.train: no split was given; expected at least one")
         refuse_twice(self.data.train, "data.train")
         training = self._trained_on(self.data)
-        if self.data.validate and not getattr(self.data, "blank_images", False):
+        if self.data.validate:
             shared = shared_images(
                 self._images(training), self._images(self.records(self.data.validate, "data.validate"))
             )
@@ -153,8 +153,6 @@ class FineTuningTask(BaseTask):
             )
 
     def num_trained_on(self, split: str, data: Any, seed: int) -> int:
-        if getattr(data, "blank_images", False):
-            return 0
         training = self._trained_on(data)
         return len(shared_images(self._images(training), self._images(self.records(split))))
 
@@ -196,8 +194,6 @@ class FineTuningTask(BaseTask):
         held_out = self.records(self.data.validate, "data.validate") if self.data.validate else []
         training = records_identity(self.training_records)
         contents = {**super().contents(), "training data": training, "held-out data": records_identity(held_out)}
-        if getattr(self.data, "blank_images", False):
-            return contents
         if held_out:
             self._refuse_corrupt(self.data.validate)
         for name, records in (("training", self.training_records), ("held-out", held_out)):

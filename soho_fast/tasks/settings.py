@@ -155,11 +155,9 @@ class AnsweringData(FineTuningData):
     Args:
         texts_per_image: A training sample is an image (in NLVR2 a pair) with at most so many of its texts, for which
             it is encoded once; 1 makes each text a sample, as in the paper.
-        blank_images: Show no image, in training and in evaluating: the baseline that has only the text.
     """
 
     texts_per_image: PositiveInt = 1
-    blank_images: bool = False
 
 
 @dataclass(frozen=True)
