@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 NOT_COMPARED = {
     "output": "where the run lies",
     "resume": "how it is taken up",
-    "overwrite": "how it is taken up",
     "checkpoint.*": "when it is saved",
     "log.*": "what is shown and written",
     "evaluation.*": "when it is evaluated, after which the random state is set back",

@@ -231,7 +231,6 @@ class TrainSettings:
         resume: `auto` continues from the newest complete checkpoint where there is one; true demands one; false
             starts again. Settings other than it was trained with are refused; `changed` demands one and goes on from
             it with them, and the log records it.
-        overwrite: With resume false, delete the run that is already in the output folder.
         optim: Optimiser.
         schedule: Learning-rate schedule.
         batch: Batches and loading.
@@ -247,7 +246,6 @@ class TrainSettings:
     max_minutes: NonNegativeFloat = 0.0
     seed: Seed = 0
     resume: bool | Literal["auto", "changed"] = "auto"
-    overwrite: bool = False
     optim: OptimSettings = field(default_factory=OptimSettings)
     schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
     batch: BatchSettings = field(default_factory=BatchSettings)

@@ -356,7 +356,7 @@ class Run:
             sound, advice = self.checkpoints.newest(sound=True), self.step.schedule.advice(self.progress.step - 1)
             instead = f"Delete all newer than {sound}, and --resume changed goes on from it"
             if sound is None:
-                instead = "No checkpoint is from before: --resume false --overwrite starts again"
+                instead = "No checkpoint is from before: give another --output to start again"
             raise UserError(f"step {self.progress.step}: {told}; {advice} (docs/failures.md). {instead}")
 
     def _diverged(self, step: int, what: str) -> UserError:

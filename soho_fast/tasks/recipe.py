@@ -154,10 +154,7 @@ def read_recipe(arguments: Sequence[str] | None, flags: Sequence[str] = ()) -> R
     first.add_argument("--trust-file", "--trust_file", action="store_true")
     first.add_argument("--task")
     first.add_argument("-h", "--help", nargs="?", const="")
-    first.add_argument("--overwrite", nargs="?", const="true")  # The one flag that may stand without a value.
     given, fields = first.parse_known_args(as_text(arguments))
-    if given.overwrite is not None:
-        fields.append(f"--overwrite={given.overwrite}")
     path = find_recipe(given.recipe)
     content = read_yaml(path)
     if given.task is not None:
@@ -357,7 +354,7 @@ def write_recipe(recipe: Any, path: Path) -> None:
     """Write a recipe with all its values, so that the run can be continued or repeated from the file."""
     from soho_fast.common.files import write_atomically
 
-    values = dataclasses.asdict(recipe) | {"resume": "auto", "overwrite": False}
+    values = dataclasses.asdict(recipe) | {"resume": "auto"}
     # Numbers of jsonargparse's restricted types are plain ones after JSON.
     write_atomically(path, yaml.safe_dump(json.loads(json.dumps(values)), sort_keys=False))
 

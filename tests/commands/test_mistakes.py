@@ -101,7 +101,6 @@ MISTAKES = [
     ("train --batch.workers 1.5", "batch.workers: Not of type NonNegativeInt: invalid literal"),
     ("train --schedule.decay lineaar", "schedule.decay: Expected a typing.Literal['step', 'cosine', 'linear', "),
     ("train --engine.precision float16", "'float32', 'bf16', 'fp16']. Got value: float16"),
-    ("train --overwrite maybe", "overwrite: Expected a <class 'bool'>. Got value: maybe"),
     ("train --resume nope", "['auto', 'changed'] Given value type: <class 'str'> Given value: nope"),
     ("train --schedule.step_epochs 3", "schedule.step_epochs: Expected a <class 'list'>. Got value: 3"),
     ("train --data.masking.probabilty 0.2", "did you mean --data.masking.probability?"),

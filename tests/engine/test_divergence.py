@@ -128,6 +128,6 @@ def test_a_lost_run_ends_and_names_the_last_sound_checkpoint_which_was_kept(laun
         "step 11: for 4 steps all was lost; lower optim.lr or optim.backbone_lr, or give schedule.warmup_steps more "
         f"(docs/failures.md). Delete all newer than {sound}, and --resume changed goes on from it"
     )
-    assert without.startswith("step 12: ") and "before: --resume false --overwrite starts again" in without
+    assert without.startswith("step 12: ") and "before: give another --output to start again" in without
     assert not (Path(lost["output"]) / "model").exists()
     assert [record["steps"] for record in records(never)] == [3, 6, 9, 12, 14], "figures are logged"

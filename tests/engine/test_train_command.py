@@ -40,17 +40,15 @@ def test_recipe_paper_is_the_papers():
 
 
 def test_command_line_goes_over_the_recipe(tmp_path):
-    recipe = _parse(
-        "--optim.lr", "0.5", "--local_rank=1", "--overwrite", "--resume", "false", "--data_roots.corpus", "/c"
-    )
-    assert (recipe.optim.lr, recipe.overwrite, recipe.resume) == (0.5, True, False)
+    recipe = _parse("--optim.lr", "0.5", "--local_rank=1", "--resume", "false", "--data_roots.corpus", "/c")
+    assert (recipe.optim.lr, recipe.resume) == (0.5, False)
     assert recipe.optim.backbone_lr == _parse().optim.backbone_lr
     filled = with_data_roots(recipe).data
     assert filled.sources[0].annotations == "/c/dataset_coco.json" and filled.tokenizer == "/c/tokenizer"
     write_recipe(recipe, tmp_path / "again.yaml")
     assert "python/" not in (tmp_path / "again.yaml").read_text()
     again = _parse("--recipe", str(tmp_path / "again.yaml"))
-    assert (again.optim, again.data, again.overwrite, again.resume) == (recipe.optim, recipe.data, False, "auto")
+    assert (again.optim, again.data, again.resume) == (recipe.optim, recipe.data, "auto")
 
 
 def test_help_explains_every_field(capsys):
