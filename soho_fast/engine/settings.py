@@ -143,9 +143,6 @@ class EngineSettings:
         zero_stage: ZeRO stage; 1 partitions optimiser states, 2 gradients too, 3 parameters too. 0 partitions
             nothing: parameters and gradients are float32 then, in bf16 too (autocast); fp16 takes at least 1.
         activation_checkpointing: Compute the Transformer's activations again in the backward pass to save memory.
-        compile: Compile the Transformer's layers (torch.compile; needs Triton on a GPU, a C++ compiler on a CPU). The
-            first steps take a minute longer. On a CPU it runs in the place of the engine's own faster layers. Not with
-            ZeRO stage 3.
         emulate_precision: Allow a precision that the device can only emulate (slow; for checks).
         freeze_batch_norm: Keep the backbone's BatchNorm in evaluation mode, as it is anyway while the backbone is
             frozen. A backbone that learns by a BatchNorm which nothing centres can carry all features away together.
@@ -162,7 +159,6 @@ class EngineSettings:
     precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"
     zero_stage: Literal[0, 1, 2, 3] = 0
     activation_checkpointing: bool = False
-    compile: bool = False
     emulate_precision: bool = False
     freeze_batch_norm: bool = False
     loss_scale_power: NonNegativeInt = 16
