@@ -31,7 +31,6 @@ NOT_COMPARED = {
     "engine.timeout_seconds": "when to give up",
     "engine.activation_checkpointing": "the same values, computed twice",
     "engine.feature_cache_*gb": "the same values, computed once",
-    "engine.emulate_precision": "a permission; the precision itself is compared",
 }
 
 # Of what contents a task gives, those of its data.

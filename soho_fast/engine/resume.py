@@ -59,8 +59,7 @@ class ResumePoint:
         versions: of the program, what is otherwise than when it was saved.
 
     Raises:
-        UserError: the folder holds a run of other settings, or one where a new one begins; or a precision that the
-            device does not have.
+        UserError: the folder holds a run of other settings, or one where a new one begins.
     """
 
     def __init__(self, task: Task, settings: TrainSettings, processes: Processes) -> None:

@@ -139,11 +139,11 @@ class EngineSettings:
     """DeepSpeed: precision, partitioning, memory.
 
     Args:
-        precision: `auto` takes bf16 on a GPU that has it, else fp16, and float32 on a CPU, the same on every CPU.
+        precision: `auto` takes bf16 on a GPU that has it, else fp16, and float32 on a CPU, the same on every CPU. One
+            that the device does not have is emulated, slowly.
         zero_stage: ZeRO stage; 1 partitions optimiser states, 2 gradients too, 3 parameters too. 0 partitions
             nothing: parameters and gradients are float32 then, in bf16 too (autocast); fp16 takes at least 1.
         activation_checkpointing: Compute the Transformer's activations again in the backward pass to save memory.
-        emulate_precision: Allow a precision that the device can only emulate (slow; for checks).
         freeze_batch_norm: Keep the backbone's BatchNorm in evaluation mode, as it is anyway while the backbone is
             frozen. A backbone that learns by a BatchNorm which nothing centres can carry all features away together.
         loss_scale_power: fp16 starts with a loss scale of 2 to this power.
@@ -159,7 +159,6 @@ class EngineSettings:
     precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"
     zero_stage: Literal[0, 1, 2, 3] = 0
     activation_checkpointing: bool = False
-    emulate_precision: bool = False
     freeze_batch_norm: bool = False
     loss_scale_power: NonNegativeInt = 16
     threads: Threads = 0

@@ -37,7 +37,6 @@ with from_extra("train"):
     from soho_fast.common.hub import check_name, no_such_path
     from soho_fast.common.import_path import is_import_path, load
     from soho_fast.common.spelling import did_you_mean
-    from soho_fast.data.mini.options import CorpusOptions
     from soho_fast.engine.settings import TrainSettings
     from soho_fast.tasks import TASKS, find_task
     from soho_fast.tasks.recipe_file import check_fields, find_yaml, read_yaml, texts_in
@@ -52,14 +51,18 @@ ANNOTATION_FILES = ("annotations", "questions", "image_data", "exclude_coco_ids_
 
 
 @dataclass(frozen=True)
-class DemoCorpus(CorpusOptions):
+class DemoCorpus:
     """The demo corpus, built where it is absent.
 
     Args:
         folder: Where it is, or goes; empty uses none.
+        num_train: Number of training scenes.
+        num_heldout: Number of held-out scenes, half val and half test.
     """
 
     folder: str = ""
+    num_train: int = 4000
+    num_heldout: int = 500
 
 
 @dataclass

@@ -366,7 +366,6 @@ TINY = {
     "overrides": {
         "corpus.num_train": 40,
         "corpus.num_heldout": 24,
-        "corpus.image_size": 48,
         "data.shorter_edge": 48,
         "data.longer_edge": 48,
         "log.tensorboard": False,

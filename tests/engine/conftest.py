@@ -29,7 +29,7 @@ LIBRARIES = (
 
 # Recipe mini, made small.
 SMALL = {
-    "corpus": {"num_train": 40, "num_heldout": 12, "image_size": 64},
+    "corpus": {"num_train": 40, "num_heldout": 12},
     "data": {
         "shorter_edge": 64, "longer_edge": 64,
         "mvm_from_epoch": 0, "mvm_probability": 1.0, "conditional_masking": False,

@@ -82,7 +82,7 @@ def test_ranks_end_together_when_one_of_them_is_not_finite(launch, request_for):
 
 def test_in_fp16_features_end_a_run_overflows_do_not(launch, request_for):
     """A step that overflows is left out and moves no code; where no smaller scale is left, one line says so."""
-    fp16 = STILL | {"precision": "fp16", "emulate_precision": True, "loss_scale_power": 60}
+    fp16 = STILL | {"precision": "fp16", "loss_scale_power": 60}
     low, blind = fp16 | {"loss_scale_power": 2}, {"poison": ["pixels", 1, 0]}
     skips = [request_for(f"skip{steps}", max_steps=steps, engine=fp16, task=SOHO) for steps in (1, 3)]
     features = request_for("features", fails=True, engine=low, task=SOHO | blind)

@@ -16,7 +16,7 @@ from soho_fast.engine import distributed
 from soho_fast.tasks.recipe import RECIPES, Recipe, find_recipe, read_recipe, with_data_roots
 
 SMALL = {
-    "corpus": {"folder": "{corpus}", "num_train": 40, "num_heldout": 12, "image_size": 64},
+    "corpus": {"folder": "{corpus}", "num_train": 40, "num_heldout": 12},
     "model": {
         "config": {
             "backbone": "resnet10", "visual_pool": 1, "hidden_size": 32, "num_hidden_layers": 1,
