@@ -91,8 +91,6 @@ class ScheduleSettings:
 
     Args:
         warmup_steps: Steps of linear warm-up (the released code's).
-        warmup_unit: What warmup_steps counts: optimiser steps, or micro_batches (the released code's), of which a step
-            takes the factor of its last one.
         warmup_start: Factor at the first step of the warm-up (the released code's).
         decay: Shape after the warm-up (paper, section 4.1: step). `step` multiplies by `step_factor` at each of
             `step_epochs`; `cosine` and `linear` fall to `end_factor` at the last step; `constant` does not fall.
@@ -102,7 +100,6 @@ class ScheduleSettings:
     """
 
     warmup_steps: NonNegativeInt = 1000
-    warmup_unit: Literal["steps", "micro_batches"] = "steps"
     warmup_start: ClosedUnitInterval = 1 / 3
     decay: Literal["step", "cosine", "linear", "constant"] = "step"
     step_epochs: list[float] = field(default_factory=lambda: [25.0, 35.0])

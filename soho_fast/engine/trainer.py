@@ -74,8 +74,7 @@ class Run:
         self.total_steps = max(1, round(settings.epochs * plan.steps_per_epoch))
         if settings.max_steps:
             self.total_steps = min(self.total_steps, settings.max_steps)
-        accumulated = plan.gradient_accumulation_steps
-        schedule = Schedule(settings.schedule, plan.steps_per_epoch, self.total_steps, accumulated, settings.optim)
+        schedule = Schedule(settings.schedule, plan.steps_per_epoch, self.total_steps, settings.optim)
         resume_point.compare({"training samples": len(self.data), **task.identity.contents()})
         if resume_point.changes and not self.steps_left:
             raise UserError(

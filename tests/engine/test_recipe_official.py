@@ -35,7 +35,7 @@ def test_it_departs_from_paper_r18_in_what_the_release_does_otherwise():
         "model.preset": "official", "model.config.backbone": None, "model.config.num_hidden_layers": None,
         "model.config.dictionary_init": None,
         "optim.rule": "bert_adamw", "optim.backbone_weight_decay": 1e-4, "optim.frozen_backbone_epochs": (0.0, 0.0),
-        "schedule.warmup_unit": "micro_batches",
+        "schedule.warmup_steps": 500,
         "batch.global_batch_size": 256, "batch.gradient_accumulation_steps": 2,
         "batch.group_by_aspect_ratio": "orientation",
     }  # fmt: skip
@@ -49,10 +49,6 @@ def test_it_departs_from_paper_r18_in_what_the_release_does_otherwise():
         (["--data.replace_probability", "1.5"], "data.replace_probability: Not of type ClosedUnitInterval: 1.5"),
         (["--data.mvm_probability", "-1"], "data.mvm_probability: Not of type ClosedUnitInterval: -1"),
         (["--optim.rule", "bertadam"], "optim.rule: expected one of 'adamw', 'bert_adamw', got bertadam"),
-        (
-            ["--schedule.warmup_unit", "epochs"],
-            "schedule.warmup_unit: Expected a typing.Literal['steps', 'micro_batches']",
-        ),
         (["--batch.group_by_aspect_ratio", "landscape"], "batch.group_by_aspect_ratio: Does not validate"),
     ],
 )
