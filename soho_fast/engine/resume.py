@@ -89,7 +89,8 @@ class ResumePoint:
         if self.checkpoint is not None:
             self._before, self.progress = self.checkpoints.about(self.checkpoint)
             # More is compared when the data are read; a change that is known now is refused before that takes its time.
-            self._compare(self._before | self._recipe)
+            # What is null may follow from them.
+            self._compare(self._before | {name: value for name, value in self._recipe.items() if value is not None})
 
     def compare(self, contents: Mapping[str, Any]) -> None:
         """Compare all, now that it is known what the recipe's paths hold and what follows from its fields.

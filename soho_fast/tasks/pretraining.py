@@ -59,7 +59,6 @@ _FORMATS_OF = {
     "columns": ("dataset",),
     "splits": ("karpathy", "json_lines", "dataset"),
     "heldout_share": ("json_lines", "dataset"),
-    "image_data": ("visual_genome",),
     "exclude_coco_ids_from": ("coco_captions", "visual_genome"),
     "exclude_flickr_ids_from": ("visual_genome",),
 }
@@ -68,7 +67,7 @@ _FORMATS_OF = {
 def read_source(source: CaptionSource, report: ReadReport, where: str, missing_images: str) -> list[ImageTextRecord]:
     """The images with captions of a set, which `where` names; see `read_sources`."""
     refuse_fields_of_other_formats(source, _FORMATS_OF, f"{where}.")
-    reading: Any = {"max_captions": source.max_captions, "source": source.name, "report": report}
+    reading: Any = {"max_captions": source.max_captions, "report": report}
     share = source.heldout_share
     if source.format == "dataset":
         return read_dataset(source.annotations, source.columns, source.splits, heldout_share=share, **reading)
@@ -81,11 +80,10 @@ def read_source(source: CaptionSource, report: ReadReport, where: str, missing_i
         reading["exclude_coco_ids"] = karpathy_coco_ids(source.exclude_coco_ids_from)
     if source.format == "coco_captions":
         return read_coco_captions(source.annotations, source.images, **reading)
-    if not source.image_data:
-        raise ValueError(f"{where}.image_data: expected the path of Visual Genome's image_data.json")
     if source.exclude_flickr_ids_from:
         reading["exclude_flickr_ids"] = karpathy_flickr_ids(source.exclude_flickr_ids_from)
-    return read_visual_genome(source.annotations, source.image_data, source.images, **reading)
+    image_data = Path(source.annotations).with_name("image_data.json")
+    return read_visual_genome(source.annotations, image_data, source.images, **reading)
 
 
 def read_sources(

@@ -46,7 +46,7 @@ RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 _TRUSTING = r"--trust[-_]file$"
 # Fields that may name code by import path.
 _CODE = ("task", "model.config.*", "model.losses.*.path", "optim.*rule")
-ANNOTATION_FILES = ("annotations", "questions", "image_data", "exclude_coco_ids_from", "exclude_flickr_ids_from")
+ANNOTATION_FILES = ("annotations", "questions", "exclude_coco_ids_from", "exclude_flickr_ids_from")
 """Fields of the data that name a file."""
 
 

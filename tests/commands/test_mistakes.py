@@ -82,10 +82,6 @@ MISTAKES = [
         "Parser key \"max_captions\": Does not validate against any of the Union subtypes",
     ),
     (
-        "train --data.sources '[{annotations: x, image_data: 5}]'",
-        "Parser key \"image_data\": Does not validate against any of the Union subtypes",
-    ),
-    (
         "train --data.masking '{probabilty: 1}'",
         "--data.masking.probabilty: there is no such argument; did you mean --data.masking.probability?",
     ),

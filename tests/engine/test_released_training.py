@@ -12,7 +12,7 @@ from parity import fixture
 
 from soho_fast.engine.batches import plan_batches
 from soho_fast.engine.optimizer import Schedule, SgdAdamW, optimizer_groups
-from soho_fast.engine.settings import BatchSettings, OptimSettings, ScheduleSettings
+from soho_fast.engine.settings import BatchSettings, OptimSettings
 from soho_fast.tasks.recipe import read_recipe
 
 NAMES = ("sgd", "adamw", "adamw_small")

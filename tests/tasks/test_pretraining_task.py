@@ -383,7 +383,8 @@ def test_bad_settings_name_the_field(data, tmp_path):
         sources=[CaptionSource(source.annotations, source.images, exclude_flickr_ids_from=source.annotations)],
     )
     refuse(
-        r"data\.sources\[0\]\.image_data: expected the path",
+        r"image_data\.json",
+        FileNotFoundError,
         sources=[CaptionSource(source.annotations, source.images, "visual_genome")],
     )
     refuse(
@@ -412,8 +413,7 @@ def test_visual_genome_drops_the_held_out_coco_images(data, tmp_path):
         draw(tmp_path / f"VG_100K/{n}.jpg", NAMES[n])
     (tmp_path / "image_data.json").write_text(json.dumps(images))
     (tmp_path / "regions.json").write_text(json.dumps(regions))
-    options = {"format": "visual_genome", "image_data": str(tmp_path / "image_data.json")}
-    genome = CaptionSource(str(tmp_path / "regions.json"), [str(tmp_path)], **options)
+    genome = CaptionSource(str(tmp_path / "regions.json"), [str(tmp_path)], "visual_genome")
     task, said = make_task(PretrainingData(**{**vars(data), "sources": [genome]}))
     assert len(task.training_data()) == 4
     for name in ("exclude_coco_ids_from", "exclude_flickr_ids_from"):

@@ -131,11 +131,9 @@ class CaptionReading(Reading, total=False):
 
     Args:
         max_captions: Keep only the first so many captions of an image; None keeps all.
-        source: Name of the set in messages; None takes it from the file.
     """
 
     max_captions: int | None
-    source: str | None
 
 
 class Words(str):
@@ -451,22 +449,21 @@ def find_captioned(
     missing_images: MissingImages = "error",
     report: ReadReport | None = None,
     max_captions: int | None = None,
-    source: str | None = None,
 ) -> list[ImageTextRecord]:
     """Records of images that have a caption and a file; what can't be used is left out and counted.
 
     Args:
         candidates: The images.
         images, annotations: As of `find_images`.
-        name: The set's where `source` gives none.
+        name: The set's, for messages.
         num_excluded: Images that are in another set, and not among these.
-        missing_images, report, max_captions, source: See `CaptionReading`.
+        missing_images, report, max_captions: See `CaptionReading`.
 
     Raises:
         FileNotFoundError, ValueError: As `find_images`; no image has a caption.
     """
     report = report or ReadReport()
-    report.source, report.num_excluded = source or name, num_excluded
+    report.source, report.num_excluded = name, num_excluded
     described: list[tuple[Candidate, tuple[str, ...]]] = []
     for candidate in candidates:
         kept = tuple(caption.strip() for caption in candidate.captions if not is_blank(caption))
