@@ -33,6 +33,8 @@ from deepspeed import DeepSpeedEngine
 from deepspeed.accelerator import get_accelerator
 
 LOOPBACK = "127.0.0.1"
+# fp16 starts with a loss scale of 2 to this power, DeepSpeed's own default.
+LOSS_SCALE_POWER = 16
 # Of DeepSpeed's launcher, where none is given.
 _DEFAULT_PORT = "29500"
 # Machines may be started by hand, one after another.
@@ -265,7 +267,7 @@ def deepspeed_config(
         "steps_per_print": sys.maxsize,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
-        "fp16": {"enabled": precision == "fp16", "initial_scale_power": settings.loss_scale_power},
+        "fp16": {"enabled": precision == "fp16", "initial_scale_power": LOSS_SCALE_POWER},
         "bf16": {"enabled": precision == "bf16" and stage > 0},
         "torch_autocast": {"enabled": precision == "bf16" and stage == 0, "dtype": "bfloat16"},
         "zero_optimization": {"stage": stage},

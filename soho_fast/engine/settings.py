@@ -143,7 +143,6 @@ class EngineSettings:
         activation_checkpointing: Compute the Transformer's activations again in the backward pass to save memory.
         freeze_batch_norm: Keep the backbone's BatchNorm in evaluation mode, as it is anyway while the backbone is
             frozen. A backbone that learns by a BatchNorm which nothing centres can carry all features away together.
-        loss_scale_power: fp16 starts with a loss scale of 2 to this power.
         threads: CPU threads of each process; 0 shares the cores among the processes of a machine.
         timeout_seconds: How long a process waits for another in a collective of gloo or NCCL before all end, as where
             one is suspended or hangs; 0: for good. It must be longer than what one process does alone while the others
@@ -157,7 +156,6 @@ class EngineSettings:
     zero_stage: Literal[0, 1, 2, 3] = 0
     activation_checkpointing: bool = False
     freeze_batch_norm: bool = False
-    loss_scale_power: NonNegativeInt = 16
     threads: Threads = 0
     timeout_seconds: NonNegativeFloat = 1800.0
     feature_cache_gb: NonNegativeFloat = 4.0
@@ -184,12 +182,10 @@ class LogSettings:
 
     Args:
         every_steps: Steps between records in log.jsonl and TensorBoard.
-        tensorboard: Write TensorBoard files.
         trackers: Modules of wandb's shape (wandb, trackio) that get the records too, by their importable names.
     """
 
     every_steps: PositiveInt = 10
-    tensorboard: bool = True
     trackers: list[str] = field(default_factory=list)
 
 

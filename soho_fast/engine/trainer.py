@@ -218,7 +218,7 @@ class Run:
             trackers = (
                 Trackers(settings, self.folder, resumed=resumed, say=self._say) if settings.log.trackers else None
             )
-            return RunLog(self.folder, settings.log, self.progress.step, self.total_steps, trackers)
+            return RunLog(self.folder, self.progress.step, self.total_steps, trackers)
 
         settings = self.settings
         self.log = self.processes.on_main(start)

@@ -368,7 +368,6 @@ TINY = {
         "corpus.num_heldout": 24,
         "data.shorter_edge": 48,
         "data.longer_edge": 48,
-        "log.tensorboard": False,
         "checkpoint.every_steps": 2,
         "checkpoint.every_minutes": 0,
         "model.backbone": None,

@@ -197,7 +197,7 @@ def request_for(tmp_path: Path) -> Callable[..., dict]:
             "schedule": {"warmup_steps": 2},
             "batch": {"global_batch_size": 8, "workers": 0},
             "checkpoint": {"every_minutes": 0},
-            "log": {"every_steps": 1, "tensorboard": False},
+            "log": {"every_steps": 1},
             "evaluation": {"at_end": False},
         }
         for key, value in changes.items():

@@ -25,7 +25,7 @@ SMALL = {
     },
     "batch": {"global_batch_size": 8, "workers": 0},
     "evaluation": {"every_epochs": 0.5},
-    "log": {"every_steps": 1, "tensorboard": False},
+    "log": {"every_steps": 1},
     "max_steps": 4,
 }  # fmt: skip
 

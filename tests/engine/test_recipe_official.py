@@ -83,7 +83,7 @@ def recipe(tmp_path_factory) -> Path:
     content["batch"] |= {"global_batch_size": 8, "workers": 1}
     content |= {"max_steps": 6, "data_roots": {}}
     content["checkpoint"] = {"every_steps": 3, "every_minutes": 0, "keep": 0}
-    content["log"], content["evaluation"] = {"every_steps": 1, "tensorboard": False}, {"at_end": False}
+    content["log"], content["evaluation"] = {"every_steps": 1}, {"at_end": False}
     content["engine"]["zero_stage"] = 0
     path = folder / "small.yaml"
     path.write_text(yaml.safe_dump(content))

@@ -123,7 +123,7 @@ NO_LESS_THAN = {
         "max_steps": 0, "max_minutes": 0, "seed": 0, "optim.lr": 0, "optim.clip": 0, "optim.beta2": 0,
         "schedule.warmup_steps": 0, "schedule.step_factor": 0, "schedule.end_factor": 0,
         "batch.global_batch_size": 1, "batch.gradient_accumulation_steps": 1, "batch.workers": 0,
-        "batch.corrupt_images": 0, "engine.threads": 0, "engine.loss_scale_power": 0, "checkpoint.every_steps": 0,
+        "batch.corrupt_images": 0, "engine.threads": 0, "checkpoint.every_steps": 0,
         "checkpoint.every_minutes": 0, "checkpoint.keep": 0, "log.every_steps": 1,
         "evaluation.every_epochs": 0, "evaluation.quick_every_steps": 0, "data.shorter_edge": 1,
         "data.longer_edge": 1, "data.max_text_length": 3, "data.num_positive": 1,
