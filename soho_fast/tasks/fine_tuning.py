@@ -13,7 +13,7 @@ from soho_fast.common.shared_arrays import read_once_a_machine
 from soho_fast.common.spelling import did_you_mean
 from soho_fast.common.tables import Table
 from soho_fast.data.images import look_at
-from soho_fast.data.overlap import shared_images, without_copies
+from soho_fast.data.overlap import shared_images
 from soho_fast.data.processor import SohoProcessor
 from soho_fast.data.readers.records import ImageRef, ReadReport
 from soho_fast.data.text import load_tokenizer
@@ -111,8 +111,7 @@ class FineTuningTask(BaseTask):
             raise ValueError(f"{field}: expected one of {splits}, got {split!r}{similar}")
         if split not in self._records:
             report = ReadReport()
-            records = self.read(self.data.splits[split], report)
-            self._records[split] = without_copies(records, self.images_of, self.data.placeholders, report)
+            self._records[split] = self.read(self.data.splits[split], report)
             if report.num_missing:
                 self._missing[split] = report.num_missing
             for line in report.lines():

@@ -16,7 +16,7 @@ from soho_fast.common.tables import Table
 from soho_fast.data.batches.pretraining import PretrainingDataset, check_negatives
 from soho_fast.data.batches.record_table import RecordTable
 from soho_fast.data.batches.sample import Collator, Sample
-from soho_fast.data.overlap import shared_images, without_copies
+from soho_fast.data.overlap import shared_images
 from soho_fast.data.processor import SohoProcessor
 from soho_fast.data.readers.captions import (
     karpathy_coco_ids,
@@ -109,8 +109,7 @@ def read_sources(
     found: list[ImageTextRecord] = []
     for number, source in enumerate(sources):
         report = ReadReport()
-        records = read_source(source, report, f"data.{purpose}[{number}]", data.missing_images)
-        found += without_copies(records, lambda record: (record.image,), data.placeholders, report)
+        found += read_source(source, report, f"data.{purpose}[{number}]", data.missing_images)
         if reports is not None:
             reports.append(report)
         for line in report.lines():

@@ -50,8 +50,6 @@ class InputData:
             decodes large JPEGs in full, as the released code does.
         missing_images: error refuses a set with missing image files; skip leaves their examples out and counts them.
         max_text_length: Longest text in tokens, [CLS] and [SEP] included; longer ones are cut.
-        placeholders: Image files that stand in the place of missing ones ("image not available"): images with the same
-            bytes are left out of all sets, and counted with the missing ones. In an archive: `images.zip!0.jpg`.
     """
 
     tokenizer: str | None = None
@@ -60,7 +58,6 @@ class InputData:
     antialias: bool = True
     missing_images: Literal["error", "skip"] = "error"
     max_text_length: TextLength = 32
-    placeholders: list[str] = field(default_factory=list)
 
 
 @dataclass

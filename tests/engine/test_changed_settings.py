@@ -272,6 +272,6 @@ def test_what_is_not_compared_is_this_and_no_more(recipe):
         "batch.workers", "batch.corrupt_images", "engine.threads", "engine.timeout_seconds",
         "engine.activation_checkpointing",
         "engine.feature_cache_gb", "corpus.folder",
-        "data.tokenizer", "data.missing_images", "data.placeholders", "model.pretrained",
+        "data.tokenizer", "data.missing_images", "model.pretrained",
         "model.text_encoder", "model.backbone",
     }  # fmt: skip

@@ -163,13 +163,6 @@ def test_images_of_every_source_are_named(folder, capsys, recipe_with):
         assert f"1 images of {folder} are neither trained on nor held out: unnamed.png" in said
 
 
-def test_copies_of_placeholders_are_left_out_as_in_training(folder, capsys, recipe_with, tmp_path_factory):
-    placeholder = tmp_path_factory.mktemp("placeholder") / "none.jpg"
-    shutil.copy(folder / "navy.jpg", placeholder)
-    said = run(folder, capsys, recipe=recipe_with(placeholders=[str(placeholder)])[0])
-    assert "images: 1 of these images left out: placeholders (data.placeholders)" in starting(said, "warning: ")
-
-
 def test_a_source_of_any_format_is_read_as_training_reads_it(folder, capsys, recipe_with, tmp_path_factory):
     first, held_out = recipe_with()[1]["sources"][0], recipe_with()[1]["heldout"]
     genome = {**{name: first[name] for name in ("annotations", "images")}, "format": "visual_genome"}

@@ -72,8 +72,7 @@ class ImageTextRecord:
 class ReadReport:
     """What a reader found and what it left out, filled while it reads.
 
-    `texts` says what `num_captions` counts: captions, questions, statements or hypotheses. `num_missing` has those of
-    `num_placeholders` too.
+    `texts` says what `num_captions` counts: captions, questions, statements or hypotheses.
     """
 
     source: str = ""
@@ -82,7 +81,6 @@ class ReadReport:
     num_captions: int = 0
     num_missing: int = 0
     first_missing: str = ""
-    num_placeholders: int = 0
     num_without_caption: int = 0
     num_empty_captions: int = 0
     num_without_label: int = 0
@@ -104,8 +102,7 @@ class ReadReport:
         example = f", as {self.first_missing:.100}" if self.first_missing else ""
         left_out = (
             (self.num_excluded, "images left out: held out in COCO or Flickr30K"),
-            (self.num_missing - self.num_placeholders, f"images left out: no file{example}"),
-            (self.num_placeholders, "of these images left out: placeholders (data.placeholders)"),
+            (self.num_missing, f"images left out: no file{example}"),
             (self.num_without_caption, f"images left out: no {self.texts.removesuffix('s')}"),
             (self.num_empty_captions, "captions left out: empty"),
             (self.num_without_label, f"{self.texts} left out: gold label '-', no majority among the annotators"),

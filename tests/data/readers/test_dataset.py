@@ -14,7 +14,7 @@ datasets = pytest.importorskip("datasets")
 from soho_fast.data.batches.pretraining import PretrainingDataset  # noqa: E402
 from soho_fast.data.batches.sample import Collator  # noqa: E402
 from soho_fast.data.images import SohoImageProcessor, shapes_of  # noqa: E402
-from soho_fast.data.overlap import content_of, shared_images, without_copies  # noqa: E402
+from soho_fast.data.overlap import content_of, shared_images  # noqa: E402
 from soho_fast.data.processor import SohoProcessor  # noqa: E402
 from soho_fast.data.readers.captions import read_karpathy  # noqa: E402
 from soho_fast.data.readers.dataset import read_dataset  # noqa: E402
@@ -274,14 +274,6 @@ def test_a_share_is_held_out_and_stays_so_when_rows_are_added(tmp_path):
     for splits, share in ((["train"], 0.0), (["test"], 0.3)):
         with pytest.raises(ValueError, match=f"splits {splits[0]}; expected some of train and val"):
             read_dataset(tmp_path / "40", (), splits, heldout_share=share)
-
-
-def test_copies_of_placeholders_are_left_out(tmp_path):
-    (tmp_path / "none.jpg").write_bytes(jpeg())
-    path = write_img2dataset(tmp_path / "set", [(jpeg(), "a"), (jpeg((0, 0, 9)), "b"), (jpeg(), "c")], "parquet")
-    records, report = read_dataset(path), ReadReport()
-    kept = without_copies(records, lambda record: (record.image,), [str(tmp_path / "none.jpg")], report)
-    assert [record.captions for record in kept] == [("b",)] and report.num_placeholders == 2
 
 
 def task_of(folder, listed, **fields):
