@@ -5,8 +5,6 @@ An image that was saved again, smaller or in another format, is another one here
 """
 
 import hashlib
-import os
-import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,9 +13,7 @@ from itertools import chain, islice
 from typing import Any, TypeVar
 
 from soho_fast.common.errors import listed
-from soho_fast.common.images import one_line
-from soho_fast.data.readers.records import ImageRef, ReadReport
-from soho_fast.data.stores import FolderStore, open_stores
+from soho_fast.data.readers.records import ImageRef
 
 T = TypeVar("T")
 
@@ -82,63 +78,8 @@ def in_words(shared: Sequence[tuple[ImageRef, ImageRef]]) -> list[str]:
     return [one if others == [one] else f"{one} (held out as {listed(others, 1)})" for one, others in most_first]
 
 
-def without_copies(
-    records: list[Any],
-    images_of: Callable[[Any], Iterable[ImageRef]],
-    files: Sequence[str],
-    report: ReadReport | None = None,
-) -> list[Any]:
-    """The records none of whose images has the same bytes as one of some files.
-
-    Args:
-        records: The records.
-        images_of: The images of a record.
-        files: Paths of `data.placeholders`; of a file in an archive as messages have it, `images.zip!0.jpg`.
-        report: The images that have are counted as missing there, each once.
-
-    Raises:
-        ValueError: One of the files can't be read, or no record is left.
-    """
-    contents = {_read_file(file) for file in files}
-    if not contents:
-        return records
-    sizes = set(map(len, contents))
-
-    found = {
-        _key(image)
-        for size, image in _sizes(chain.from_iterable(map(images_of, records)))
-        if size in sizes and _content(image) in contents
-    }
-    if not found:
-        return records
-    kept = [record for record in records if found.isdisjoint(map(_key, images_of(record)))]
-    if not kept:
-        raise ValueError(f"data.placeholders: all {len(records):,} records are of copies of {', '.join(files)}")
-    report = report or ReadReport()
-    report.num_placeholders += len(found)
-    report.num_missing += len(found)
-    return kept
-
-
 def _key(image: ImageRef) -> tuple[int, str]:
     return id(image.store), image.name
-
-
-def _read_file(path: str) -> bytes:
-    in_archive = re.fullmatch(r"(.+?\.zip)!(.+)", path, re.IGNORECASE)
-    try:
-        if in_archive and not os.path.exists(path):
-            return open_stores(in_archive[1])[0].read(in_archive[2])
-        return FolderStore(os.path.dirname(path) or ".").read(os.path.basename(path))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"data.placeholders: {path} can't be read ({one_line(error)})") from error
-
-
-def _content(image: ImageRef) -> bytes | None:
-    try:
-        return image.read()
-    except OSError:  # whoever uses it says so
-        return None
 
 
 def _sizes(images: Iterable[ImageRef]) -> Iterator[tuple[int, ImageRef]]:

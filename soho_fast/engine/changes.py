@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 NOT_COMPARED = {
     "output": "where the run lies",
     "resume": "how it is taken up",
-    "overwrite": "how it is taken up",
     "checkpoint.*": "when it is saved",
     "log.*": "what is shown and written",
     "evaluation.*": "when it is evaluated, after which the random state is set back",
@@ -32,7 +31,6 @@ NOT_COMPARED = {
     "engine.timeout_seconds": "when to give up",
     "engine.activation_checkpointing": "the same values, computed twice",
     "engine.feature_cache_*gb": "the same values, computed once",
-    "engine.emulate_precision": "a permission; the precision itself is compared",
 }
 
 # Of what contents a task gives, those of its data.

@@ -306,8 +306,8 @@ class Checkpoints:
         chosen = named[-1] if named else None
         if faults and chosen is None:
             raise UserError(
-                f"{self.folder}: none of the checkpoints can be used: {listed(faults)}; give another --output, or "
-                "--resume false --overwrite to start again"
+                f"{self.folder}: none of the checkpoints can be used: {listed(faults)}; delete the run or give another "
+                "--output to start again"
             )
         if faults and chosen is not None:
             say(f"ignored: {self.folder}: {listed(faults)}; the newest intact checkpoint, {chosen.name}, is taken")

@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed import distributed_c10d
 
-from soho_fast.common.errors import UserError, environment_number, environment_rank, listed
+from soho_fast.common.errors import UserError, environment_number, environment_rank, listed, print_line
 from soho_fast.common.processes import Processes
 from soho_fast.common.shared_arrays import HAS_MEMORY_FILES, machine_name, memory_file, path_for_others
 from soho_fast.engine.settings import EngineSettings
@@ -33,6 +33,8 @@ from deepspeed import DeepSpeedEngine
 from deepspeed.accelerator import get_accelerator
 
 LOOPBACK = "127.0.0.1"
+# fp16 starts with a loss scale of 2 to this power, DeepSpeed's own default.
+LOSS_SCALE_POWER = 16
 # Of DeepSpeed's launcher, where none is given.
 _DEFAULT_PORT = "29500"
 # Machines may be started by hand, one after another.
@@ -205,13 +207,10 @@ def leave_processes() -> None:
 
 
 def choose_precision(settings: EngineSettings) -> str:
-    """Resolve `auto` and refuse what the device cannot do.
+    """Resolve `auto`; what is asked for and the device does not have is emulated, which a warning says.
 
     Returns:
         "float32", "bf16" or "fp16".
-
-    Raises:
-        UserError: the device has it not and `emulate_precision` is off.
     """
     accelerator = get_accelerator()
     name = accelerator.device_name()
@@ -228,12 +227,11 @@ def choose_precision(settings: EngineSettings) -> str:
         on_gpu = ["bf16", "fp16"] if name != "cpu" else []
         return next((precision for precision in on_gpu if supported[precision]), "float32")
     if not supported[settings.precision]:
-        if not settings.emulate_precision:
-            able = [precision for precision, yes in supported.items() if yes]
-            raise UserError(
-                f"engine.precision: {settings.precision} is not supported by this device ({name}), which computes in "
-                f"{' or '.join(able)}; choose one of these or auto, or give --engine.emulate_precision true to "
-                "run it slowly"
+        able = " or ".join(precision for precision, yes in supported.items() if yes)
+        if environment_rank()[0] == 0:
+            print_line(
+                f"warning: engine.precision: {settings.precision} is emulated, slowly: this device ({name}) computes "
+                f"in {able}"
             )
         # DeepSpeed asks the accelerator object itself; torch emulates both types on any CPU.
         accelerator.is_fp16_supported = accelerator.is_bf16_supported = lambda: True
@@ -241,9 +239,7 @@ def choose_precision(settings: EngineSettings) -> str:
 
 
 def zero_stage(settings: EngineSettings, precision: str) -> int:
-    """The stage that DeepSpeed runs; see `deepspeed_config`. Raises UserError: a compiled Transformer at stage 3."""
-    if settings.compile and settings.zero_stage == 3:
-        raise UserError("engine.compile: ZeRO 3 brings weights together module by module; give zero_stage 0, 1 or 2")
+    """The stage that DeepSpeed runs; see `deepspeed_config`."""
     return max(settings.zero_stage, 1 if precision == "fp16" else 0)
 
 
@@ -271,7 +267,7 @@ def deepspeed_config(
         "steps_per_print": sys.maxsize,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
-        "fp16": {"enabled": precision == "fp16", "initial_scale_power": settings.loss_scale_power},
+        "fp16": {"enabled": precision == "fp16", "initial_scale_power": LOSS_SCALE_POWER},
         "bf16": {"enabled": precision == "bf16" and stage > 0},
         "torch_autocast": {"enabled": precision == "bf16" and stage == 0, "dtype": "bfloat16"},
         "zero_optimization": {"stage": stage},

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from soho_fast.common.errors import GONE_ERRORS, UserError, as_line, print_line, say_nothing_more
 from soho_fast.common.files import read_json, read_log, write_atomically
-from soho_fast.engine.settings import LogSettings, TrainSettings
+from soho_fast.engine.settings import TrainSettings
 
 _SHAPE = ("init", "log", "finish")
 RUNS_FILE = "trackers.json"
@@ -137,7 +137,6 @@ class RunLog:
 
     Args:
         folder: the run's folder.
-        settings: the recipe's log part.
         first_step: steps already done; later records of an earlier, cut-off run are dropped.
         total_steps: steps of the whole run.
         trackers: get every record too.
@@ -146,12 +145,10 @@ class RunLog:
     def __init__(
         self,
         folder: Path,
-        settings: LogSettings,
         first_step: int,
         total_steps: int,
         trackers: Trackers | None = None,
     ) -> None:
-        self.settings = settings
         self.path = folder / "log.jsonl"
         # An event is recorded before the step that follows it, and will be recorded again.
         last_of = {"event": first_step - 1}
@@ -161,12 +158,11 @@ class RunLog:
         # A run that was killed between its last evaluation and its end evaluates again, and finds the same.
         self._recorded = {json.dumps(record) for record in earlier if record["kind"] == "evaluation"}
         self._file = self.path.open("a")
-        self._trackers, self._board = trackers, None
-        if settings.tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
+        self._trackers = trackers
+        from torch.utils.tensorboard import SummaryWriter  # It takes a second, and only rank 0 has a log.
 
-            # TensorBoard hides what an earlier, cut-off run wrote from that step on.
-            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1)
+        # TensorBoard hides what an earlier, cut-off run wrote from that step on.
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1)
         self._total = total_steps
         self._bar = None
         if sys.stderr.isatty():
@@ -184,9 +180,8 @@ class RunLog:
             self._file.write(line + "\n")
             self._file.flush()
         numbers = {f"{kind}/{name}": value for name, value in _flat(values)}
-        if self._board is not None:
-            for name, value in numbers.items():
-                self._board.add_scalar(name, value, step)
+        for name, value in numbers.items():
+            self._board.add_scalar(name, value, step)
         if self._trackers is not None and (numbers or kind == "event"):
             self._trackers.log(step, numbers | ({"event": values["event"]} if kind == "event" else {}))
 
@@ -220,8 +215,7 @@ class RunLog:
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
-        if self._board is not None:
-            self._board.close()
+        self._board.close()
         if self._bar is not None:
             self._bar.close()
         if self._trackers is not None:

@@ -207,14 +207,12 @@ class Schedule:
         settings: the recipe's schedule.
         steps_per_epoch: optimiser steps in one epoch, >= 1.
         total_steps: optimiser steps of the whole run, >= 1.
-        gradient_accumulation_steps: micro-batches in a step, >= 1.
         optim: the recipe's optimiser, for when the backbone is frozen.
     """
 
     settings: ScheduleSettings
     steps_per_epoch: int
     total_steps: int
-    gradient_accumulation_steps: int = 1
     optim: OptimSettings = field(default_factory=OptimSettings)
 
     def __post_init__(self) -> None:
@@ -230,12 +228,9 @@ class Schedule:
         whichever of steps and time is further on, so that a run cut by its clock still ends at `end_factor`.
         """
         s = self.settings
-        parts = self.gradient_accumulation_steps if s.warmup_unit == "micro_batches" else 1
-        # The number of the step's last micro-batch; where steps are counted, of the step itself.
-        number = (step + 1) * parts - 1
-        if number < s.warmup_steps:
-            return s.warmup_start + (1 - s.warmup_start) * number / s.warmup_steps
-        return self._decay(step, s.warmup_steps / parts, elapsed)
+        if step < s.warmup_steps:
+            return s.warmup_start + (1 - s.warmup_start) * step / s.warmup_steps
+        return self._decay(step, s.warmup_steps, elapsed)
 
     def is_frozen(self, step: int) -> bool:
         """Whether the backbone is frozen in that step."""

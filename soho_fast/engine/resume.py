@@ -4,7 +4,6 @@ Nothing is deleted here before `begin`, so that a run which is refused leaves al
 """
 
 import json
-import shutil
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 from deepspeed import DeepSpeedEngine
 
 from soho_fast.common.errors import UserError, print_line
-from soho_fast.common.files import delete_left, read_json
+from soho_fast.common.files import read_json
 from soho_fast.common.import_path import is_import_path
 from soho_fast.common.processes import Processes
 from soho_fast.common.versions import program
@@ -60,8 +59,7 @@ class ResumePoint:
         versions: of the program, what is otherwise than when it was saved.
 
     Raises:
-        UserError: the folder holds a run of other settings, or one that may not be deleted; or a precision that the
-            device does not have.
+        UserError: the folder holds a run of other settings, or one where a new one begins.
     """
 
     def __init__(self, task: Task, settings: TrainSettings, processes: Processes) -> None:
@@ -91,7 +89,8 @@ class ResumePoint:
         if self.checkpoint is not None:
             self._before, self.progress = self.checkpoints.about(self.checkpoint)
             # More is compared when the data are read; a change that is known now is refused before that takes its time.
-            self._compare(self._before | self._recipe)
+            # What is null may follow from them.
+            self._compare(self._before | {name: value for name, value in self._recipe.items() if value is not None})
 
     def compare(self, contents: Mapping[str, Any]) -> None:
         """Compare all, now that it is known what the recipe's paths hold and what follows from its fields.
@@ -107,8 +106,7 @@ class ResumePoint:
             self._compare(now)
 
     def begin(self) -> None:
-        """Called when all is ready to train: make the folder if it is missing; with `overwrite`, delete the run that
-        is there.
+        """Called when all is ready to train: make the folder if it is missing.
 
         Raises:
             UserError: the folder cannot be written.
@@ -195,14 +193,10 @@ class ResumePoint:
 
     def _change_folder(self) -> None:
         try:
-            delete_left(self.folder / "model")  # It puts back what a killed process was replacing: before the run goes.
             if self.checkpoint is None:
                 self.checkpoints.delete_partial()
             else:  # A disk that was read-only by then has kept older ones.
                 self.checkpoints.prune(self.checkpoint)
-            for name in self._present(RUN_FILES if self.settings.resume is False else ()):
-                path = self.folder / name
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
             (self.folder / "checkpoints").mkdir(parents=True, exist_ok=True)
         except OSError as error:
             # Of a link to a folder there is no strerror.
@@ -214,21 +208,16 @@ class ResumePoint:
 
     def _choose_checkpoint(self) -> Path | None:
         resume = self.settings.resume
-        if self.settings.overwrite and resume is not False:
-            raise UserError(
-                "overwrite: a run is deleted only where it is started again; give --resume false too, or leave "
-                "--overwrite out to go on with it"
-            )
         path = None if resume is False else self.checkpoints.choose(print_line)
         self.processes.on_main(lambda: self._check_folder(path))
         return path
 
     def _check_folder(self, checkpoint: Path | None) -> None:
         resume, present, results = self.settings.resume, self._present(RUN_FILES), self._present(_RESULTS)
-        if resume is False and present and not self.settings.overwrite:
+        if resume is False and present:
             raise UserError(
-                f"output: {self.folder} already holds a run ({', '.join(present)}); give --overwrite to delete it, "
-                "another --output, or --resume auto to continue it"
+                f"output: {self.folder} already holds a run ({', '.join(present)}); delete it, give another "
+                "--output, or --resume auto to continue it"
             )
         if resume in (True, "changed") and checkpoint is None:
             raise UserError(
@@ -237,7 +226,7 @@ class ResumePoint:
         if resume == "auto" and checkpoint is None and results:
             raise UserError(
                 f"output: {self.folder} holds the results of a run ({', '.join(results)}) but no complete checkpoint "
-                "to go on from; give another --output, or --resume false --overwrite to delete them"
+                "to go on from; delete it or give another --output"
             )
 
 

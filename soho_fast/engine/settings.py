@@ -91,8 +91,6 @@ class ScheduleSettings:
 
     Args:
         warmup_steps: Steps of linear warm-up (the released code's).
-        warmup_unit: What warmup_steps counts: optimiser steps, or micro_batches (the released code's), of which a step
-            takes the factor of its last one.
         warmup_start: Factor at the first step of the warm-up (the released code's).
         decay: Shape after the warm-up (paper, section 4.1: step). `step` multiplies by `step_factor` at each of
             `step_epochs`; `cosine` and `linear` fall to `end_factor` at the last step; `constant` does not fall.
@@ -102,7 +100,6 @@ class ScheduleSettings:
     """
 
     warmup_steps: NonNegativeInt = 1000
-    warmup_unit: Literal["steps", "micro_batches"] = "steps"
     warmup_start: ClosedUnitInterval = 1 / 3
     decay: Literal["step", "cosine", "linear", "constant"] = "step"
     step_epochs: list[float] = field(default_factory=lambda: [25.0, 35.0])
@@ -139,17 +136,13 @@ class EngineSettings:
     """DeepSpeed: precision, partitioning, memory.
 
     Args:
-        precision: `auto` takes bf16 on a GPU that has it, else fp16, and float32 on a CPU, the same on every CPU.
+        precision: `auto` takes bf16 on a GPU that has it, else fp16, and float32 on a CPU, the same on every CPU. One
+            that the device does not have is emulated, slowly.
         zero_stage: ZeRO stage; 1 partitions optimiser states, 2 gradients too, 3 parameters too. 0 partitions
             nothing: parameters and gradients are float32 then, in bf16 too (autocast); fp16 takes at least 1.
         activation_checkpointing: Compute the Transformer's activations again in the backward pass to save memory.
-        compile: Compile the Transformer's layers (torch.compile; needs Triton on a GPU, a C++ compiler on a CPU). The
-            first steps take a minute longer. On a CPU it runs in the place of the engine's own faster layers. Not with
-            ZeRO stage 3.
-        emulate_precision: Allow a precision that the device can only emulate (slow; for checks).
         freeze_batch_norm: Keep the backbone's BatchNorm in evaluation mode, as it is anyway while the backbone is
             frozen. A backbone that learns by a BatchNorm which nothing centres can carry all features away together.
-        loss_scale_power: fp16 starts with a loss scale of 2 to this power.
         threads: CPU threads of each process; 0 shares the cores among the processes of a machine.
         timeout_seconds: How long a process waits for another in a collective of gloo or NCCL before all end, as where
             one is suspended or hangs; 0: for good. It must be longer than what one process does alone while the others
@@ -162,10 +155,7 @@ class EngineSettings:
     precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"
     zero_stage: Literal[0, 1, 2, 3] = 0
     activation_checkpointing: bool = False
-    compile: bool = False
-    emulate_precision: bool = False
     freeze_batch_norm: bool = False
-    loss_scale_power: NonNegativeInt = 16
     threads: Threads = 0
     timeout_seconds: NonNegativeFloat = 1800.0
     feature_cache_gb: NonNegativeFloat = 4.0
@@ -192,12 +182,10 @@ class LogSettings:
 
     Args:
         every_steps: Steps between records in log.jsonl and TensorBoard.
-        tensorboard: Write TensorBoard files.
         trackers: Modules of wandb's shape (wandb, trackio) that get the records too, by their importable names.
     """
 
     every_steps: PositiveInt = 10
-    tensorboard: bool = True
     trackers: list[str] = field(default_factory=list)
 
 
@@ -231,7 +219,6 @@ class TrainSettings:
         resume: `auto` continues from the newest complete checkpoint where there is one; true demands one; false
             starts again. Settings other than it was trained with are refused; `changed` demands one and goes on from
             it with them, and the log records it.
-        overwrite: With resume false, delete the run that is already in the output folder.
         optim: Optimiser.
         schedule: Learning-rate schedule.
         batch: Batches and loading.
@@ -247,7 +234,6 @@ class TrainSettings:
     max_minutes: NonNegativeFloat = 0.0
     seed: Seed = 0
     resume: bool | Literal["auto", "changed"] = "auto"
-    overwrite: bool = False
     optim: OptimSettings = field(default_factory=OptimSettings)
     schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
     batch: BatchSettings = field(default_factory=BatchSettings)

@@ -239,8 +239,6 @@ class Step:
         model: Any = self.task.build_model(processes.device)
         if settings.engine.activation_checkpointing:
             model.activation_checkpointing_enable({"use_reentrant": False})
-        if settings.engine.compile:
-            model.compile_transformer()
         if settings.engine.freeze_batch_norm:
             model.freeze_batch_norm(True)
         optimizer = SgdAdamW(optimizer_groups(model, settings.optim))

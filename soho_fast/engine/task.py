@@ -34,11 +34,10 @@ class Task(Protocol):
 
         Its forward takes the batch's keywords and returns an object whose `loss` is a scalar and whose names listed in
         `logged` are scalars, None or not there. `parameter_groups()` lists dicts with `params` and `kind`
-        ("backbone" or another name). `freeze_backbone(bool)`, `freeze_batch_norm(bool)` (both must outlast `train()`),
-        `activation_checkpointing_enable(...)` and
-        `compile_transformer()` (which keeps the names of the state) are called when the recipe asks for them. Around
-        each optimiser step come `begin_step()` and `end_step(applied=...)`, not applied where the optimiser left it out
-        (an overflow in fp16): what the model moves by no gradient moves there, once for all micro-batches.
+        ("backbone" or another name). `freeze_backbone(bool)`, `freeze_batch_norm(bool)` (both must outlast `train()`)
+        and `activation_checkpointing_enable(...)` are called when the recipe asks for them. Around each optimiser step
+        come `begin_step()` and `end_step(applied=...)`, not applied where the optimiser left it out (an overflow in
+        fp16): what the model moves by no gradient moves there, once for all micro-batches.
 
         A model that has phases, of which some leave parameters without a gradient, also gives its groups a `part`, a
         name, and has `waiting_parts`: those that do not take part in the next step. They are not decayed, and neither

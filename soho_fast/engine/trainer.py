@@ -74,8 +74,7 @@ class Run:
         self.total_steps = max(1, round(settings.epochs * plan.steps_per_epoch))
         if settings.max_steps:
             self.total_steps = min(self.total_steps, settings.max_steps)
-        accumulated = plan.gradient_accumulation_steps
-        schedule = Schedule(settings.schedule, plan.steps_per_epoch, self.total_steps, accumulated, settings.optim)
+        schedule = Schedule(settings.schedule, plan.steps_per_epoch, self.total_steps, settings.optim)
         resume_point.compare({"training samples": len(self.data), **task.identity.contents()})
         if resume_point.changes and not self.steps_left:
             raise UserError(
@@ -219,7 +218,7 @@ class Run:
             trackers = (
                 Trackers(settings, self.folder, resumed=resumed, say=self._say) if settings.log.trackers else None
             )
-            return RunLog(self.folder, settings.log, self.progress.step, self.total_steps, trackers)
+            return RunLog(self.folder, self.progress.step, self.total_steps, trackers)
 
         settings = self.settings
         self.log = self.processes.on_main(start)
@@ -356,7 +355,7 @@ class Run:
             sound, advice = self.checkpoints.newest(sound=True), self.step.schedule.advice(self.progress.step - 1)
             instead = f"Delete all newer than {sound}, and --resume changed goes on from it"
             if sound is None:
-                instead = "No checkpoint is from before: --resume false --overwrite starts again"
+                instead = "No checkpoint is from before: give another --output to start again"
             raise UserError(f"step {self.progress.step}: {told}; {advice} (docs/failures.md). {instead}")
 
     def _diverged(self, step: int, what: str) -> UserError:

@@ -129,7 +129,7 @@ class SohoConfig(ModelValues, PreTrainedConfig):
                 raise ValueError(f"{name}: expected {limits}, got {value}")
         self._check_stages()
         official, several = self.official is not None, self.num_levels > 1
-        given, heads, pad = self.dictionary_options, self.num_attention_heads, self.pad_token_id or 0
+        heads, pad = self.num_attention_heads, self.pad_token_id or 0
         names, labels = self.architectures or [], self.id2label or {}
         are_names = isinstance(names, list) and all(isinstance(name, str) for name in names)
         are_numbers = {str(number) for number in range(len(labels))} == set(map(str, labels))
@@ -140,7 +140,6 @@ class SohoConfig(ModelValues, PreTrainedConfig):
             ("backbone_dropout_prob", official and self.backbone_dropout_prob, f"0 with {of_official}"),
             ("num_levels", official and several, f"1 with {of_official}"),
             ("num_levels", several and self.dictionary_init != "data", "1, or dictionary_init='data' with it"),
-            ("dictionary_options", given and self.dictionary == "paper", "none with dictionary='paper'"),
             ("pad_token_id", not 0 <= pad < self.vocab_size, "0 to vocab_size - 1"),
             ("architectures", not are_names, "a list of names"),
             ("id2label", not are_numbers, "a name for each number from 0 on"),

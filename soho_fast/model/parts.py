@@ -3,7 +3,6 @@
 Another set of parts, as `official/` has one, is a class of these methods: nothing here knows it but by its name.
 """
 
-import inspect
 from collections.abc import Iterable
 from pkgutil import resolve_name
 from typing import Any, cast
@@ -96,24 +95,19 @@ def visual_dictionary(parts: Parts) -> Quantiser | None:
     """From features to codes (section 3.2), or none.
 
     Raises:
-        ValueError: `config.dictionary` is an import path whose module is not imported yet, or names no `Quantiser`; its
-            options are not those that it takes, or it has another number of codes than the config.
+        ValueError: `config.dictionary` is an import path whose module is not imported yet, or names no `Quantiser`; or
+            it has another number of codes than the config.
     """
     config, name = parts.config, parts.config.dictionary
     if not config.use_dictionary:
         return None
     if not is_import_path(name):
         return parts.dictionary()
-    options = config.dictionary_options or {}
     # A model's file may name any class: only what is imported already is looked at.
     make = load_imported(name, "dictionary", nn.Module)
-    # Before anything is made: another class may do anything with its options.
+    # Before anything is made: another class may do anything.
     _refuse_lacking(name, make, [member for member in vars(Quantiser) if not member.startswith("_")])
-    try:
-        inspect.signature(make).bind(config, **options)
-    except TypeError as error:
-        raise ValueError(f"dictionary_options: {name!r} does not take {options} ({error})") from error
-    made: Any = make(config, **options)
+    made: Any = make(config)
     # The methods were looked for on the class; attributes are there once it is made.
     _refuse_lacking(name, made, Quantiser.__annotations__)
     if made.num_codes != config.num_codes:

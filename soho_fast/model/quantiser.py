@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 class Quantiser(Protocol):
-    """A module that puts a code in a feature's place; made of a `SohoConfig`, with `dictionary_options` as keywords.
+    """A module that puts a code in a feature's place; made of a `SohoConfig`.
 
     Attributes:
         num_levels, num_codes: Q and K, as in the config.

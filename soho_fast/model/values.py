@@ -43,7 +43,7 @@ GROUPS = {
         "backbone", "backbone_stride", "backbone_frozen_stages", "backbone_dropout_prob", "visual_pool",
     ),
     "Visual dictionary (section 3.2, eq. 2 to 5)": (
-        "use_dictionary", "dictionary", "dictionary_options", "num_codes", "num_levels", "ema_decay", "dictionary_init",
+        "use_dictionary", "dictionary", "num_codes", "num_levels", "ema_decay", "dictionary_init",
         "dictionary_batch_norm", "code_reset_threshold", "fusion",
     ),
     "Cross-modal Transformer (section 3.3), and the classifiers of tasks (section 4.2)": (
@@ -79,7 +79,6 @@ class ModelValues:
             3.2).
         dictionary: The quantiser: `paper`, or a class of your own by its import path, `my.module:MyQuantiser`, see
             `model/quantiser.py` (paper, section 3.2).
-        dictionary_options: Keywords of a class of your own (ours).
         num_codes: Codes, k (paper, section 4.1).
         num_levels: Levels of k codes, each for what the ones before leave of a feature (ours; the paper has one). f(v)
             is the sum of a token's codes, its label the first.
@@ -132,7 +131,6 @@ class ModelValues:
 
     use_dictionary: bool = True
     dictionary: str = "paper"
-    dictionary_options: dict[str, Any] | None = None
     num_codes: int = 2048
     num_levels: int = 1
     ema_decay: float | int = 0.9

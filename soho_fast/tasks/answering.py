@@ -96,13 +96,11 @@ class AnsweringTask(FineTuningTask):
             seed=self.seed,
             texts_per_sample=data.texts_per_image,
             max_text_length=data.max_text_length,
-            blank_images=data.blank_images,
         )
         self.say_fit([self.text_of(record) for record in self.training_records])
-        blank = ", without looking at them" if data.blank_images else ""
         self._say(
             f"training on {len(self._training_examples):,} {self.texts} about {len(self._training_examples.images):,} "
-            f"images{blank}; {len(self.label_names()):,} labels, vocabulary of {len(self.processor.tokenizer):,}"
+            f"images; {len(self.label_names()):,} labels, vocabulary of {len(self.processor.tokenizer):,}"
         )
         return dataset
 
@@ -182,12 +180,11 @@ class AnsweringTask(FineTuningTask):
                 f"{100 * metrics[key]:.1f} % {kind}" for key, kind in self._baselines_of(name).items() if key in metrics
             ]
             rows.append([name.replace("_", " "), f"{100 * value:.1f} %", ", ".join(baselines)])
-        blank = ", images not shown" if self.data.blank_images else ""
-        title = f"{self.name}: {metrics['num_examples']:,.0f} {self.texts}{blank}"
+        title = f"{self.name}: {metrics['num_examples']:,.0f} {self.texts}"
         return Table(title, ["metric", "value", "baseline"], rows)
 
 
 # Settings of the data that change what a model answers.
 _RESULTS_DEPEND_ON = (
-    "shorter_edge", "longer_edge", "antialias", "max_text_length", "blank_images", "missing_images",
+    "shorter_edge", "longer_edge", "antialias", "max_text_length", "missing_images",
 )  # fmt: skip

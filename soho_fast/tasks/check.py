@@ -99,7 +99,6 @@ def check(folder: Path, recipe: Recipe, say: Callable[[str], None] = print_line)
 
 
 def _read(findings: Findings, recipe: Recipe, purpose: str) -> list[ImageTextRecord]:
-    from soho_fast.data.overlap import without_copies
     from soho_fast.data.readers.records import ReadReport
     from soho_fast.tasks.pretraining import read_source
 
@@ -116,10 +115,6 @@ def _read(findings: Findings, recipe: Recipe, purpose: str) -> list[ImageTextRec
                 found = read_source(source, report, where, "skip")
             except (ValueError, FileNotFoundError):
                 continue
-        try:
-            found = without_copies(found, lambda record: (record.image,), recipe.data.placeholders, report)
-        except ValueError as error:
-            findings.error(error)
         first, *left_out = report.lines()
         findings.say(first)
         for line in left_out:

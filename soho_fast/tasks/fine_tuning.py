@@ -13,7 +13,7 @@ from soho_fast.common.shared_arrays import read_once_a_machine
 from soho_fast.common.spelling import did_you_mean
 from soho_fast.common.tables import Table
 from soho_fast.data.images import look_at
-from soho_fast.data.overlap import shared_images, without_copies
+from soho_fast.data.overlap import shared_images
 from soho_fast.data.processor import SohoProcessor
 from soho_fast.data.readers.records import ImageRef, ReadReport
 from soho_fast.data.text import load_tokenizer
@@ -111,8 +111,7 @@ class FineTuningTask(BaseTask):
             raise ValueError(f"{field}: expected one of {splits}, got {split!r}{similar}")
         if split not in self._records:
             report = ReadReport()
-            records = self.read(self.data.splits[split], report)
-            self._records[split] = without_copies(records, self.images_of, self.data.placeholders, report)
+            self._records[split] = self.read(self.data.splits[split], report)
             if report.num_missing:
                 self._missing[split] = report.num_missing
             for line in report.lines():
@@ -129,7 +128,7 @@ class FineTuningTask(BaseTask):
             raise ValueError("data.train: no split was given; expected at least one")
         refuse_twice(self.data.train, "data.train")
         training = self._trained_on(self.data)
-        if self.data.validate and not getattr(self.data, "blank_images", False):
+        if self.data.validate:
             shared = shared_images(
                 self._images(training), self._images(self.records(self.data.validate, "data.validate"))
             )
@@ -153,8 +152,6 @@ class FineTuningTask(BaseTask):
             )
 
     def num_trained_on(self, split: str, data: Any, seed: int) -> int:
-        if getattr(data, "blank_images", False):
-            return 0
         training = self._trained_on(data)
         return len(shared_images(self._images(training), self._images(self.records(split))))
 
@@ -196,8 +193,6 @@ class FineTuningTask(BaseTask):
         held_out = self.records(self.data.validate, "data.validate") if self.data.validate else []
         training = records_identity(self.training_records)
         contents = {**super().contents(), "training data": training, "held-out data": records_identity(held_out)}
-        if getattr(self.data, "blank_images", False):
-            return contents
         if held_out:
             self._refuse_corrupt(self.data.validate)
         for name, records in (("training", self.training_records), ("held-out", held_out)):

@@ -8,7 +8,6 @@ PLACES = {
     "data.sources.*": "the records read from there",
     "data.heldout.*": "the records read from there",
     "data.splits.*": "the records read from there",
-    "data.placeholders": "the records that are left",
     "data.tokenizer": "its words, and what it makes of a text",
     "model.pretrained": "its weights, and words other than the tokenizer's",
     "model.text_encoder": "its weights",

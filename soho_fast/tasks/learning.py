@@ -74,11 +74,9 @@ class LearningTask(ABC):
     def refuse_shared(self, trained: str, held_out: str, shared: Sequence[tuple[ImageRef, ImageRef]]) -> None:
         """Raises ValueError: there are images that both hold, as `shared_images` gives them."""
         if shared:
-            first = in_words(shared)[0]
             raise ValueError(
-                f"data: {len(shared)} images are both in {trained} and in {held_out}, as {first}; held-out images must "
-                "not be trained on. Leave them out of one of the two; a placeholder, one image in the place of "
-                f"missing ones, is left out of both by --data.placeholders '[{first.partition(' (held out as ')[0]}]'"
+                f"data: {len(shared)} images are both in {trained} and in {held_out}, as {in_words(shared)[0]}; "
+                "held-out images must not be trained on: leave them out of one of the two"
             )
 
     @abstractmethod

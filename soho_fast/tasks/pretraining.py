@@ -16,7 +16,7 @@ from soho_fast.common.tables import Table
 from soho_fast.data.batches.pretraining import PretrainingDataset, check_negatives
 from soho_fast.data.batches.record_table import RecordTable
 from soho_fast.data.batches.sample import Collator, Sample
-from soho_fast.data.overlap import shared_images, without_copies
+from soho_fast.data.overlap import shared_images
 from soho_fast.data.processor import SohoProcessor
 from soho_fast.data.readers.captions import (
     karpathy_coco_ids,
@@ -59,7 +59,6 @@ _FORMATS_OF = {
     "columns": ("dataset",),
     "splits": ("karpathy", "json_lines", "dataset"),
     "heldout_share": ("json_lines", "dataset"),
-    "image_data": ("visual_genome",),
     "exclude_coco_ids_from": ("coco_captions", "visual_genome"),
     "exclude_flickr_ids_from": ("visual_genome",),
 }
@@ -68,7 +67,7 @@ _FORMATS_OF = {
 def read_source(source: CaptionSource, report: ReadReport, where: str, missing_images: str) -> list[ImageTextRecord]:
     """The images with captions of a set, which `where` names; see `read_sources`."""
     refuse_fields_of_other_formats(source, _FORMATS_OF, f"{where}.")
-    reading: Any = {"max_captions": source.max_captions, "source": source.name, "report": report}
+    reading: Any = {"max_captions": source.max_captions, "report": report}
     share = source.heldout_share
     if source.format == "dataset":
         return read_dataset(source.annotations, source.columns, source.splits, heldout_share=share, **reading)
@@ -81,11 +80,10 @@ def read_source(source: CaptionSource, report: ReadReport, where: str, missing_i
         reading["exclude_coco_ids"] = karpathy_coco_ids(source.exclude_coco_ids_from)
     if source.format == "coco_captions":
         return read_coco_captions(source.annotations, source.images, **reading)
-    if not source.image_data:
-        raise ValueError(f"{where}.image_data: expected the path of Visual Genome's image_data.json")
     if source.exclude_flickr_ids_from:
         reading["exclude_flickr_ids"] = karpathy_flickr_ids(source.exclude_flickr_ids_from)
-    return read_visual_genome(source.annotations, source.image_data, source.images, **reading)
+    image_data = Path(source.annotations).with_name("image_data.json")
+    return read_visual_genome(source.annotations, image_data, source.images, **reading)
 
 
 def read_sources(
@@ -111,8 +109,7 @@ def read_sources(
     found: list[ImageTextRecord] = []
     for number, source in enumerate(sources):
         report = ReadReport()
-        records = read_source(source, report, f"data.{purpose}[{number}]", data.missing_images)
-        found += without_copies(records, lambda record: (record.image,), data.placeholders, report)
+        found += read_source(source, report, f"data.{purpose}[{number}]", data.missing_images)
         if reports is not None:
             reports.append(report)
         for line in report.lines():

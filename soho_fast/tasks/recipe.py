@@ -37,7 +37,6 @@ with from_extra("train"):
     from soho_fast.common.hub import check_name, no_such_path
     from soho_fast.common.import_path import is_import_path, load
     from soho_fast.common.spelling import did_you_mean
-    from soho_fast.data.mini.options import CorpusOptions
     from soho_fast.engine.settings import TrainSettings
     from soho_fast.tasks import TASKS, find_task
     from soho_fast.tasks.recipe_file import check_fields, find_yaml, read_yaml, texts_in
@@ -47,19 +46,23 @@ RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 _TRUSTING = r"--trust[-_]file$"
 # Fields that may name code by import path.
 _CODE = ("task", "model.config.*", "model.losses.*.path", "optim.*rule")
-ANNOTATION_FILES = ("annotations", "questions", "image_data", "exclude_coco_ids_from", "exclude_flickr_ids_from")
+ANNOTATION_FILES = ("annotations", "questions", "exclude_coco_ids_from", "exclude_flickr_ids_from")
 """Fields of the data that name a file."""
 
 
 @dataclass(frozen=True)
-class DemoCorpus(CorpusOptions):
+class DemoCorpus:
     """The demo corpus, built where it is absent.
 
     Args:
         folder: Where it is, or goes; empty uses none.
+        num_train: Number of training scenes.
+        num_heldout: Number of held-out scenes, half val and half test.
     """
 
     folder: str = ""
+    num_train: int = 4000
+    num_heldout: int = 500
 
 
 @dataclass
@@ -154,10 +157,7 @@ def read_recipe(arguments: Sequence[str] | None, flags: Sequence[str] = ()) -> R
     first.add_argument("--trust-file", "--trust_file", action="store_true")
     first.add_argument("--task")
     first.add_argument("-h", "--help", nargs="?", const="")
-    first.add_argument("--overwrite", nargs="?", const="true")  # The one flag that may stand without a value.
     given, fields = first.parse_known_args(as_text(arguments))
-    if given.overwrite is not None:
-        fields.append(f"--overwrite={given.overwrite}")
     path = find_recipe(given.recipe)
     content = read_yaml(path)
     if given.task is not None:
@@ -357,7 +357,7 @@ def write_recipe(recipe: Any, path: Path) -> None:
     """Write a recipe with all its values, so that the run can be continued or repeated from the file."""
     from soho_fast.common.files import write_atomically
 
-    values = dataclasses.asdict(recipe) | {"resume": "auto", "overwrite": False}
+    values = dataclasses.asdict(recipe) | {"resume": "auto"}
     # Numbers of jsonargparse's restricted types are plain ones after JSON.
     write_atomically(path, yaml.safe_dump(json.loads(json.dumps(values)), sort_keys=False))
 

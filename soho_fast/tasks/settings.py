@@ -50,8 +50,6 @@ class InputData:
             decodes large JPEGs in full, as the released code does.
         missing_images: error refuses a set with missing image files; skip leaves their examples out and counts them.
         max_text_length: Longest text in tokens, [CLS] and [SEP] included; longer ones are cut.
-        placeholders: Image files that stand in the place of missing ones ("image not available"): images with the same
-            bytes are left out of all sets, and counted with the missing ones. In an archive: `images.zip!0.jpg`.
     """
 
     tokenizer: str | None = None
@@ -60,7 +58,6 @@ class InputData:
     antialias: bool = True
     missing_images: Literal["error", "skip"] = "error"
     max_text_length: TextLength = 32
-    placeholders: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -155,11 +152,9 @@ class AnsweringData(FineTuningData):
     Args:
         texts_per_image: A training sample is an image (in NLVR2 a pair) with at most so many of its texts, for which
             it is encoded once; 1 makes each text a sample, as in the paper.
-        blank_images: Show no image, in training and in evaluating: the baseline that has only the text.
     """
 
     texts_per_image: PositiveInt = 1
-    blank_images: bool = False
 
 
 @dataclass(frozen=True)
@@ -182,21 +177,20 @@ class CaptionSource:
 
     Args:
         annotations: Annotation file: dataset_coco.json or dataset_flickr30k.json (karpathy), captions_*.json
-            (coco_captions), region_descriptions.json (visual_genome), JSON lines of one's own (json_lines); or a data
-            set with the images in it, a folder, file or pattern of .parquet, .arrow or .tar (dataset): "{cc3m}/*.tar".
+            (coco_captions), region_descriptions.json with image_data.json beside it (visual_genome), JSON lines of
+            one's own (json_lines); or a data set with the images in it, a folder, file or pattern of .parquet, .arrow
+            or .tar (dataset): "{cc3m}/*.tar".
         images: Folders or .zip files with the images; json_lines also looks beside the annotation file, a dataset has
             its own.
         format: Format of the annotation file: as published, or json_lines or dataset (docs/datasets.md).
         columns: Of a dataset the column of the images, and those of captions; empty takes the usual ones.
         splits: Splits to use, karpathy (train, restval, val, test), json_lines and dataset only.
         heldout_share: Share of the images held out as split `val` where a json_lines file or a dataset names no splits.
-        image_data: Visual Genome's image_data.json, visual_genome only.
         exclude_coco_ids_from: A Karpathy COCO file whose val and test images are left out, for coco_captions and
             visual_genome (half of Visual Genome is COCO).
         exclude_flickr_ids_from: Karpathy's Flickr30K file, whose val and test images are left out, for visual_genome.
         max_captions: Keep only the first so many captions of an image (visual_genome: those of the largest regions);
             null keeps all.
-        name: Name of the set in messages; null takes it from the file.
     """
 
     annotations: str
@@ -205,11 +199,9 @@ class CaptionSource:
     columns: list[str] = field(default_factory=list)
     splits: list[str] = field(default_factory=list)
     heldout_share: ShareBelowOne = 0.0
-    image_data: str | None = None
     exclude_coco_ids_from: str | None = None
     exclude_flickr_ids_from: str | None = None
     max_captions: PositiveInt | None = None
-    name: str | None = None
 
 
 @dataclass

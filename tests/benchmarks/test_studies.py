@@ -366,10 +366,8 @@ TINY = {
     "overrides": {
         "corpus.num_train": 40,
         "corpus.num_heldout": 24,
-        "corpus.image_size": 48,
         "data.shorter_edge": 48,
         "data.longer_edge": 48,
-        "log.tensorboard": False,
         "checkpoint.every_steps": 2,
         "checkpoint.every_minutes": 0,
         "model.backbone": None,

@@ -6,8 +6,8 @@ import zipfile
 
 import pytest
 
-from soho_fast.data.overlap import content_of, in_words, shared_images, without_copies
-from soho_fast.data.readers.records import ImageRef, ReadReport
+from soho_fast.data.overlap import content_of, in_words, shared_images
+from soho_fast.data.readers.records import ImageRef
 from soho_fast.data.stores import FolderStore, ZipStore
 
 CONTENTS = {f"{number}.jpg": bytes([number]) * (5000 + number // 2) for number in range(8)}
@@ -106,31 +106,3 @@ def test_a_file_that_is_held_out_often_is_told_once_with_how_often(folder):
     held = images(folder, "2.jpg", "1.jpg", "1 again.jpg", "1 more.jpg")
     told = in_words(shared_images(images(folder, *CONTENTS), held))
     assert told == [f"{folder}/1.jpg (held out as {folder}/1.jpg and 2 more)", f"{folder}/2.jpg"]
-
-
-@pytest.mark.parametrize("place", ["{}/train/1.jpg", "{}/held.zip!a/1.jpg"])
-def test_copies_of_named_files_are_left_out(folder, tmp_path, place):
-    with zipfile.ZipFile(tmp_path / "held.zip", "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("a/1.jpg", CONTENTS["1.jpg"])
-    (folder / "like.jpg").write_bytes(CONTENTS["1.jpg"][:-1] + b"x")
-    shutil.copy(folder / "1.jpg", folder / "copy.jpg")
-    refs = images(folder, *CONTENTS, "like.jpg", "copy.jpg", "missing.jpg")
-    # A record is of two images, as in NLVR2.
-    records = [refs[:2], refs[2:4], refs[4:6], refs[6:8], [refs[8], refs[9]], [refs[10], refs[8]]]
-    report = ReadReport("nlvr2", num_missing=1)
-    kept = without_copies(records, iter, [place.format(tmp_path)], report)
-    assert kept == [*records[1:4], records[5]]
-    assert report.lines()[1:] == [
-        "nlvr2: 1 images left out: no file", "nlvr2: 2 of these images left out: placeholders (data.placeholders)",
-    ]  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("place", "words"),
-    [("{}/none.jpg", r"data\.placeholders: .*none\.jpg"), ("{}/none.zip!a.jpg", r"data\.placeholders: .*none\.zip")],
-)
-def test_a_named_file_that_is_not_there_is_refused(folder, tmp_path, place, words):
-    with pytest.raises(ValueError, match=words):
-        without_copies([images(folder, "1.jpg")], iter, [place.format(tmp_path)])
-    with pytest.raises(ValueError, match=r"data\.placeholders: .*all 1 records"):
-        without_copies([images(folder, "1.jpg")], iter, [str(folder / "1.jpg")])

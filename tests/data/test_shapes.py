@@ -58,7 +58,5 @@ def test_a_samples_key_is_its_images_shape(folder, records, processor):
     pairs = [(images[0], images[3]), (images[1], images[2]), (images[0], images[3])]
     options = {"seed": 0, "max_text_length": 8}
     examples = Examples(pairs, ["a", "b", "c"], None)
-    one = DownstreamDataset(examples, processor, texts_per_sample=1, blank_images=False, **options)
+    one = DownstreamDataset(examples, processor, texts_per_sample=1, **options)
     assert one.group_keys(ignored).tolist() == pytest.approx(np.array([log[0] + log[3]] * 2 + [log[1] + log[2]]) / 2)
-    blank = DownstreamDataset(examples, processor, texts_per_sample=1, blank_images=True, **options)
-    assert blank.group_keys(ignored).tolist() == [0, 0, 0]

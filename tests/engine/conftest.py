@@ -29,7 +29,7 @@ LIBRARIES = (
 
 # Recipe mini, made small.
 SMALL = {
-    "corpus": {"num_train": 40, "num_heldout": 12, "image_size": 64},
+    "corpus": {"num_train": 40, "num_heldout": 12},
     "data": {
         "shorter_edge": 64, "longer_edge": 64,
         "mvm_from_epoch": 0, "mvm_probability": 1.0, "conditional_masking": False,
@@ -197,7 +197,7 @@ def request_for(tmp_path: Path) -> Callable[..., dict]:
             "schedule": {"warmup_steps": 2},
             "batch": {"global_batch_size": 8, "workers": 0},
             "checkpoint": {"every_minutes": 0},
-            "log": {"every_steps": 1, "tensorboard": False},
+            "log": {"every_steps": 1},
             "evaluation": {"at_end": False},
         }
         for key, value in changes.items():

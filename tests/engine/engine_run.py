@@ -418,6 +418,7 @@ def steps_of_parts(engine: Any) -> dict[str, list[int]]:
 
 
 def run_one(request: dict[str, Any], processes: Any) -> int:
+    from soho_fast.engine import distributed
     from soho_fast.engine import step as step_module
     from soho_fast.engine import trainer as training
     from soho_fast.engine.distributed import deepspeed_config
@@ -425,6 +426,7 @@ def run_one(request: dict[str, Any], processes: Any) -> int:
     from soho_fast.engine.settings import TrainSettings
 
     step_module.deepspeed_config = partition_small_weights(deepspeed_config)
+    distributed.LOSS_SCALE_POWER = request.get("engine", {}).pop("loss_scale_power", 16)
     options, settings = request.pop("task", {}), TrainSettings()
     for name, value in request.items():
         if isinstance(value, dict):

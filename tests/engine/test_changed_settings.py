@@ -72,8 +72,6 @@ def test_a_finished_run_is_left_as_it_is(again, small_recipe, tmp_path):
     assert code == 2 and "model.config.backbone_stride: trained with 32, now 16" in error_of(text), text
     for way in ("Give the same values", "another --output", "--resume changed"):
         assert way in error_of(text), text
-    code, text = again(*command, "--overwrite")
-    assert code == 2 and "overwrite: a run is deleted only where it is started again; give --resume false" in text, text
     code, text = again(*command, "--optim.lr", "3e-4", "--resume", "changed")
     assert code == 2 and "no step is left" in error_of(text), text
     size = ["--model.config.hidden_size", "64", "--max_steps", "4"]
@@ -263,7 +261,7 @@ def test_what_is_not_compared_is_this_and_no_more(recipe):
     left_out = set(everything) - set(settings_identity(settings, task.identity.not_compared))
     parts = {name.partition(".")[0] for name in left_out}
     assert parts == {
-        "output", "resume", "overwrite", "checkpoint", "log", "evaluation", "batch", "engine", "data_roots", "corpus",
+        "output", "resume", "checkpoint", "log", "evaluation", "batch", "engine", "data_roots", "corpus",
         "data", "model",
     }  # fmt: skip
     read = ("data.sources.", "data.heldout.", "data.splits.")
@@ -272,8 +270,8 @@ def test_what_is_not_compared_is_this_and_no_more(recipe):
         and not name.startswith(read)
     } <= {
         "batch.workers", "batch.corrupt_images", "engine.threads", "engine.timeout_seconds",
-        "engine.activation_checkpointing", "engine.emulate_precision",
+        "engine.activation_checkpointing",
         "engine.feature_cache_gb", "corpus.folder",
-        "data.tokenizer", "data.missing_images", "data.placeholders", "model.pretrained",
+        "data.tokenizer", "data.missing_images", "model.pretrained",
         "model.text_encoder", "model.backbone",
     }  # fmt: skip

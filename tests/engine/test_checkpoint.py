@@ -46,7 +46,7 @@ def _request(folder: Path, **changes) -> dict:
     return {
         "output": str(folder), "epochs": 100, "max_steps": 6, "batch": {"global_batch_size": 8, "workers": 0},
         "checkpoint": {"every_minutes": 0, "every_steps": 2}, "evaluation": {"at_end": False},
-        "log": {"every_steps": 1, "tensorboard": False},
+        "log": {"every_steps": 1},
     } | changes  # fmt: skip
 
 

@@ -48,8 +48,7 @@ def test_zero_stages_and_precisions_train_alike(launch, request_for, losses):
             checkpoint={"every_steps": 3, "keep": 0},
             optim={"frozen_backbone_epochs": (0, 0.2), "lr": 1e-3},
             batch={"global_batch_size": 4, "gradient_accumulation_steps": 2},
-            engine=STILL
-            | {"zero_stage": stage, "precision": precision, "emulate_precision": True, "loss_scale_power": 8},
+            engine=STILL | {"zero_stage": stage, "precision": precision, "loss_scale_power": 8},
         )
 
     pairs = [(0, "float32"), (0, "bf16"), (1, "fp16"), *itertools.product((2, 3), TYPES)]

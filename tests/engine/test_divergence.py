@@ -82,7 +82,7 @@ def test_ranks_end_together_when_one_of_them_is_not_finite(launch, request_for):
 
 def test_in_fp16_features_end_a_run_overflows_do_not(launch, request_for):
     """A step that overflows is left out and moves no code; where no smaller scale is left, one line says so."""
-    fp16 = STILL | {"precision": "fp16", "emulate_precision": True, "loss_scale_power": 60}
+    fp16 = STILL | {"precision": "fp16", "loss_scale_power": 60}
     low, blind = fp16 | {"loss_scale_power": 2}, {"poison": ["pixels", 1, 0]}
     skips = [request_for(f"skip{steps}", max_steps=steps, engine=fp16, task=SOHO) for steps in (1, 3)]
     features = request_for("features", fails=True, engine=low, task=SOHO | blind)
@@ -128,6 +128,6 @@ def test_a_lost_run_ends_and_names_the_last_sound_checkpoint_which_was_kept(laun
         "step 11: for 4 steps all was lost; lower optim.lr or optim.backbone_lr, or give schedule.warmup_steps more "
         f"(docs/failures.md). Delete all newer than {sound}, and --resume changed goes on from it"
     )
-    assert without.startswith("step 12: ") and "before: --resume false --overwrite starts again" in without
+    assert without.startswith("step 12: ") and "before: give another --output to start again" in without
     assert not (Path(lost["output"]) / "model").exists()
     assert [record["steps"] for record in records(never)] == [3, 6, 9, 12, 14], "figures are logged"

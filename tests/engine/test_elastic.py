@@ -95,7 +95,7 @@ def test_the_released_codes_model_and_half_precision_go_on_at_another_stage(laun
     official = {
         "task": {"config": OFFICIAL, "pixels": 64, "size": 16}, "optim": {"rule": "bert_adamw"}, "max_steps": 5,
     }  # fmt: skip
-    half = {"emulate_precision": True, "loss_scale_power": 30}
+    half = {"loss_scale_power": 30}
     through = {(None, stage): run(f"official-{stage}", stage, **official) for stage in range(4)}
     for precision, stage in (("fp16", 1), ("fp16", 3), ("bf16", 2)):
         engine = half | {"precision": precision}

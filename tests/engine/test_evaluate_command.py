@@ -16,7 +16,7 @@ from soho_fast.engine import distributed
 from soho_fast.tasks.recipe import RECIPES, Recipe, find_recipe, read_recipe, with_data_roots
 
 SMALL = {
-    "corpus": {"folder": "{corpus}", "num_train": 40, "num_heldout": 12, "image_size": 64},
+    "corpus": {"folder": "{corpus}", "num_train": 40, "num_heldout": 12},
     "model": {
         "config": {
             "backbone": "resnet10", "visual_pool": 1, "hidden_size": 32, "num_hidden_layers": 1,
@@ -25,7 +25,7 @@ SMALL = {
     },
     "batch": {"global_batch_size": 8, "workers": 0},
     "evaluation": {"every_epochs": 0.5},
-    "log": {"every_steps": 1, "tensorboard": False},
+    "log": {"every_steps": 1},
     "max_steps": 4,
 }  # fmt: skip
 
@@ -165,7 +165,7 @@ def test_a_full_disk_is_one_line(capsys, tmp_path, monkeypatch):
 
         def num_trained_on(self, split, data, seed):
             # As it was trained, not as it is evaluated.
-            assert (data.max_text_length, data.blank_images, seed) == (17, False, 7)
+            assert (data.max_text_length, data.texts_per_image, seed) == (17, 1, 7)
             return 0
 
         def num_missing(self):
@@ -175,7 +175,7 @@ def test_a_full_disk_is_one_line(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(distributed, "start_processes", lambda *_: Processes())
     (tmp_path / "best").mkdir()
     (tmp_path / "recipe.yaml").write_text("task: vqa\nseed: 7\ndata:\n  max_text_length: 17\n")
-    assert evaluate.main(["--run", str(tmp_path), "--data.blank_images", "true", "--seed", "8"]) == 2
+    assert evaluate.main(["--run", str(tmp_path), "--data.texts_per_image", "2", "--seed", "8"]) == 2
     said = "predictions.jsonl: No space left on device; with room again the same command goes on where this one was"
     assert capsys.readouterr().err == f"error: {said}\n"
 
@@ -191,7 +191,7 @@ def test_the_papers_values():
         optim = recipe.optim
         assert (optim.lr, optim.weight_decay, optim.backbone_rule, optim.backbone_lr) == (1e-4, 1e-2, "sgd", 1e-2)
         assert (recipe.data.shorter_edge, recipe.data.longer_edge, recipe.data.texts_per_image) == (600, 1000, 1)
-        assert not recipe.model.use_dictionary_output and not recipe.data.blank_images
+        assert not recipe.model.use_dictionary_output
         assert all(f"data_roots.{root}" in text_of(name) for root in recipe.data_roots)
     vqa = read_recipe(["--recipe", "vqa"])
     assert (vqa.data.answers_from, vqa.data.min_answer_count) == (["train", "val"], 9)

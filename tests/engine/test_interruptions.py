@@ -19,12 +19,11 @@ from safetensors import SafetensorError
 
 from soho_fast import train
 from soho_fast.common.errors import UserError
-from soho_fast.common.files import this_host, write_atomically
+from soho_fast.common.files import this_host
 from soho_fast.common.processes import Processes
 from soho_fast.engine import trainer as training
 from soho_fast.engine import watchdog as stopping
 from soho_fast.engine.checkpoint import Checkpoints, Progress
-from soho_fast.engine.resume import ResumePoint
 from soho_fast.engine.settings import OptimSettings
 from soho_fast.engine.trainer import Run
 
@@ -313,31 +312,14 @@ def test_a_checkpoint_of_another_size_names_what_differs(launch, request_for):
 def test_starting_anew_spares_an_existing_run(launch, request_for, losses):
     first = request_for("run", max_steps=2)
     anew = request_for("run", max_steps=3, resume=False)
-    forced = request_for("run", max_steps=3, resume=False, overwrite=True)
     none = request_for("empty", resume=True)
-    assert launch(first, forced).code == 0
-    assert len(losses(forced)) == 3
+    assert launch(first).code == 0
     done = launch(anew)
     assert done.code == 2
-    assert "already holds a run (checkpoints, model, log.jsonl)" in done.text and "--overwrite" in done.text
-    assert len(losses(forced)) == 3
+    assert "already holds a run (checkpoints, model, log.jsonl); delete it" in done.text
+    assert len(losses(first)) == 2
     done = launch(none)
     assert done.code == 2 and "no complete checkpoint" in done.text
-
-
-def test_nothing_of_a_run_that_is_deleted_comes_back(tmp_path):
-    """Its best model was being replaced when it was killed, and the next write in the folder puts that back."""
-    left = tmp_path / f".best.{this_host()}.{2**22 + 1}.partial"
-    (left / "old").mkdir(parents=True)
-    point = object.__new__(ResumePoint)
-    point.folder, point.checkpoint, point.settings = tmp_path, None, SimpleNamespace(resume=False)
-    point.processes, point.checkpoints = Processes(), Checkpoints(tmp_path / "checkpoints", Processes(), 0)
-    point.begin()
-    write_atomically(tmp_path / "recipe.yaml", "seed: 0")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoints", "recipe.yaml"]
-    (tmp_path / "best").symlink_to(tmp_path.parent)  # A link to another disk is the user's.
-    with pytest.raises(UserError, match=f"output: {tmp_path}(/best)? cannot be written: .* symbolic link"):
-        point.begin()
 
 
 def test_damaged_checkpoint_is_passed_over(launch, request_for):

@@ -8,7 +8,6 @@ import pytest
 
 from soho_fast.common.files import read_log
 from soho_fast.engine.logs import RunLog
-from soho_fast.engine.settings import LogSettings
 
 
 def _train(step: int, **values) -> dict:
@@ -51,7 +50,7 @@ def test_a_last_line_without_its_end_is_kept_where_it_is_whole(tmp_path):
 
 
 def _resume(folder: Path) -> list[bytes]:
-    log = RunLog(folder, LogSettings(tensorboard=False), 5, 10)
+    log = RunLog(folder, 5, 10)
     log.close()
     return (folder / "log.jsonl").read_bytes().splitlines(keepends=True)
 
@@ -69,7 +68,7 @@ def test_a_resumed_run_counts_damaged_lines_in_one_line(tmp_path, capsys):
 def test_an_evaluation_that_is_made_again_is_told_once(tmp_path):
     """A run is killed between its last evaluation and its end."""
     for value in (0.5, 0.5, 0.25):
-        log = RunLog(tmp_path, LogSettings(tensorboard=False), 5, 5)
+        log = RunLog(tmp_path, 5, 5)
         log.record("evaluation", 5, {"metrics": {"itm": value}})
         log.close()
     measured = [record["metrics"]["itm"] for record in read_log(log.path)[0] if record["kind"] == "evaluation"]

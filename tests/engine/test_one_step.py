@@ -105,7 +105,7 @@ def test_precisions_and_steps_that_overflow_count_as_float32(launch, cell):
     """fp16 of which steps overflow, and bf16: no part counts a step before its phase, nor one that was left out."""
 
     def make(precision: str, stage: int, power: int = 8) -> dict:
-        engine = {"precision": precision, "emulate_precision": True, "zero_stage": stage, "loss_scale_power": power}
+        engine = {"precision": precision, "zero_stage": stage, "loss_scale_power": power}
         return cell(f"{precision}-{stage}", 1, 0, engine=engine)
 
     runs = [make("fp16", 1, 24), make("fp16", 3, 24), make("bf16", 0), make("bf16", 2), make("bf16", 3)]

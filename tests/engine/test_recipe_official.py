@@ -35,7 +35,7 @@ def test_it_departs_from_paper_r18_in_what_the_release_does_otherwise():
         "model.preset": "official", "model.config.backbone": None, "model.config.num_hidden_layers": None,
         "model.config.dictionary_init": None,
         "optim.rule": "bert_adamw", "optim.backbone_weight_decay": 1e-4, "optim.frozen_backbone_epochs": (0.0, 0.0),
-        "schedule.warmup_unit": "micro_batches",
+        "schedule.warmup_steps": 500,
         "batch.global_batch_size": 256, "batch.gradient_accumulation_steps": 2,
         "batch.group_by_aspect_ratio": "orientation",
     }  # fmt: skip
@@ -49,10 +49,6 @@ def test_it_departs_from_paper_r18_in_what_the_release_does_otherwise():
         (["--data.replace_probability", "1.5"], "data.replace_probability: Not of type ClosedUnitInterval: 1.5"),
         (["--data.mvm_probability", "-1"], "data.mvm_probability: Not of type ClosedUnitInterval: -1"),
         (["--optim.rule", "bertadam"], "optim.rule: expected one of 'adamw', 'bert_adamw', got bertadam"),
-        (
-            ["--schedule.warmup_unit", "epochs"],
-            "schedule.warmup_unit: Expected a typing.Literal['steps', 'micro_batches']",
-        ),
         (["--batch.group_by_aspect_ratio", "landscape"], "batch.group_by_aspect_ratio: Does not validate"),
     ],
 )
@@ -83,11 +79,11 @@ def recipe(tmp_path_factory) -> Path:
         "tokenizer": str(tokenizer), "shorter_edge": 128, "longer_edge": 200, "mvm_probability": 0.5,
     }  # fmt: skip
     content["model"] = {"preset": "official", "config": SMALL}
-    content["schedule"] |= {"warmup_steps": 8, "step_epochs": [2, 4]}
+    content["schedule"] |= {"warmup_steps": 4, "step_epochs": [2, 4]}
     content["batch"] |= {"global_batch_size": 8, "workers": 1}
     content |= {"max_steps": 6, "data_roots": {}}
     content["checkpoint"] = {"every_steps": 3, "every_minutes": 0, "keep": 0}
-    content["log"], content["evaluation"] = {"every_steps": 1, "tensorboard": False}, {"at_end": False}
+    content["log"], content["evaluation"] = {"every_steps": 1}, {"at_end": False}
     content["engine"]["zero_stage"] = 0
     path = folder / "small.yaml"
     path.write_text(yaml.safe_dump(content))
@@ -116,9 +112,8 @@ def _check_same(run: Path, half: Path) -> None:
     through, resumed = (load_file(folder / "model" / "model.safetensors") for folder in (run, half))
     assert through.keys() == resumed.keys()
     assert [name for name in through if not torch.equal(through[name], resumed[name])] == []
-    # Half of a step's micro-batches are the warm-up's unit: (2 k + 1) / 8 of the way at step k.
     rates = [record["lr"]["rest"] / 1e-4 for record in records]
-    assert rates[:4] == pytest.approx([1 / 3 + 2 / 3 * (2 * step + 1) / 8 for step in range(4)])
+    assert rates[:4] == pytest.approx([1 / 3 + 2 / 3 * step / 4 for step in range(4)])
     assert any(record["mvm_loss"] > 0 for record in records)
 
 

@@ -91,7 +91,6 @@ def test_a_step_of_the_ablations_size(launch, tmp_path):
         "--data.longer_edge", "128", "--evaluation.at_end", "false",
         "--output", str(run), "--max_steps", "1", "--batch.global_batch_size", "2", "--batch.workers", "0",
         "--batch.gradient_accumulation_steps", "2", "--log.every_steps", "1", "--evaluation.every_epochs", "0",
-        "--log.tensorboard", "false",
     ]  # fmt: skip
     try:
         done = launch(script=Path(train.__file__), arguments=arguments)

@@ -12,7 +12,7 @@ from parity import fixture
 
 from soho_fast.engine.batches import plan_batches
 from soho_fast.engine.optimizer import Schedule, SgdAdamW, optimizer_groups
-from soho_fast.engine.settings import BatchSettings, OptimSettings, ScheduleSettings
+from soho_fast.engine.settings import BatchSettings, OptimSettings
 from soho_fast.tasks.recipe import read_recipe
 
 NAMES = ("sgd", "adamw", "adamw_small")
@@ -91,28 +91,15 @@ def test_a_recipes_rule_is_that_of_all_but_the_backbone():
     assert kinds == ["sgd", "bert_adamw"]
 
 
-@pytest.mark.parametrize("parts", [1, 2])
-def test_rates_of_the_release(parts):
-    """Its rates are those of a micro-batch; with two a step, a step has that of the second."""
-    settings = replace(read_recipe(["--recipe", "official"]).schedule)
-    assert settings.warmup_unit == "micro_batches"
-    schedule = Schedule(settings, 600 // parts, 40 * 600 // parts, parts)
+def test_rates_of_the_release():
+    """Its rates are those of a micro-batch; a step of two has that of the first."""
+    settings = read_recipe(["--recipe", "official"]).schedule
+    schedule = Schedule(settings, 300, 40 * 300)
     rows = zip(fixture()["schedule.iteration"].tolist(), fixture()["schedule.lr"].tolist(), strict=True)
-    asked = [(number // parts, rates) for number, rates in rows if number % parts == parts - 1]
+    asked = [(number // 2, rates) for number, rates in rows if number % 2 == 0]
     assert len(asked) >= 6
     for step, rates in asked:
         assert [base * schedule.factor(step) for base in (1e-4, 1e-2)] == pytest.approx(rates, rel=1e-12)
-    if parts == 2:
-        by_steps = Schedule(replace(settings, warmup_unit="steps"), 300, 12_000, 2)
-        assert (schedule.factor(400), by_steps.factor(400)) == pytest.approx((1 / 3 + 0.801 * 2 / 3, 0.6))
-
-
-@pytest.mark.parametrize(("decay", "end"), [("linear", 0.5), ("cosine", 0.5), ("constant", 1.0)])
-def test_decays_begin_where_the_warm_up_in_micro_batches_ends(decay, end):
-    settings = ScheduleSettings(warmup_steps=41, warmup_unit="micro_batches", decay=decay)
-    schedule = Schedule(settings, 50, 100, 4)
-    assert schedule.factor(9) == pytest.approx(1 / 3 + 2 / 3 * 39 / 41) and schedule.factor(10) == 1.0
-    assert schedule.factor(55) == pytest.approx(end, abs=0.01)
 
 
 def _plan(kinds: np.ndarray, world: int = 2, parts: int = 2, images: int = 24, seed: int = 3):

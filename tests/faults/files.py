@@ -287,7 +287,7 @@ _PLACES = {
 _MISTAKES = (
     None, True, False, 0, 1, -1, 3, 1.5, 1e-300, 1e308, float("nan"), float("inf"), 2**63, "", " ", "auto", "x" * 300,
     "é", "{corpus}", "{nowhere}", "/nowhere/at/all", "../..", "1e-3", "0x10", "null", [], {}, [1], [None], {"a": 1},
-    [[]], "2026-01-01", "\\", "--overwrite", [0.5, 0.5], [2, 1], "package:nothing/here", b"\xff",
+    [[]], "2026-01-01", "\\", "--resume", [0.5, 0.5], [2, 1], "package:nothing/here", b"\xff",
 )  # fmt: skip
 _CODE = """
 import os, pathlib

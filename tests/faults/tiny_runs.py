@@ -39,10 +39,10 @@ _IMPORTED = (
     "matplotlib.pyplot", "torch.utils.data._utils.worker",
 )  # fmt: skip
 _SMALL = {
-    "corpus": {"num_train": 24, "num_heldout": 8, "image_size": 32},
+    "corpus": {"num_train": 24, "num_heldout": 8},
     "optim": {"frozen_backbone_epochs": [0, 0]},
     "batch": {"global_batch_size": 4, "workers": 0},
-    "log": {"every_steps": 1, "tensorboard": False},
+    "log": {"every_steps": 1},
     "checkpoint": {"every_steps": 2, "every_minutes": 0, "keep": 2},
     "engine": {"threads": 1},
 }

@@ -22,7 +22,7 @@ OWN = re.search(r"```python\n(# own_quantiser\.py\n.*?)```", (ROOT / "docs/exten
 @pytest.fixture
 def own(tmp_path, monkeypatch):
     """A folder outside of the repository with the page's module, which is the current one."""
-    (tmp_path / "own_quantiser.py").write_text(OWN)
+    (tmp_path / "own_quantiser.py").write_text(OWN.replace("levels=(8, 8, 4)", f"levels={LEVELS}"))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     yield tmp_path
@@ -31,7 +31,7 @@ def own(tmp_path, monkeypatch):
 
 @pytest.fixture
 def own_config(tiny_config):
-    given = {"dictionary": "own_quantiser:OwnQuantiser", "dictionary_options": {"levels": LEVELS}, "num_codes": 12}
+    given = {"dictionary": "own_quantiser:OwnQuantiser", "num_codes": 12}
     return lambda **overrides: tiny_config(**given | overrides)
 
 
@@ -127,7 +127,6 @@ def test_a_model_with_it_trains_is_saved_and_is_prepared(own_config, quantiser, 
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        ({"dictionary_options": {"levels": LEVELS}}, "dictionary_options: expected none with dictionary='paper'"),
         ({"dictionary": "sq"}, "dictionary: expected one of paper, got 'sq'"),
     ],
 )
@@ -137,8 +136,6 @@ def test_options_that_contradict_are_refused(overrides, words):
 
 
 def test_a_model_whose_quantiser_is_not_imported_says_so(own, own_config, quantiser):
-    with pytest.raises(ValueError, match=r"dictionary_options: 'own_quantiser:OwnQuantiser' does not take {'size'"):
-        SohoForPreTraining(own_config(dictionary_options={"size": 0.1}))
     SohoForPreTraining(own_config()).save_pretrained(own / "model")
     # A file alone has nothing imported.
     program = "import sys; from soho_fast.model import SohoForPreTraining as Kind\ntry: Kind.from_pretrained('model')\n"
@@ -171,7 +168,7 @@ def test_what_is_no_quantiser_is_refused(own, own_config, path, words):
     )
     load(path, "dictionary") if path.startswith("own") else None
     with pytest.raises(ValueError, match=words):
-        SohoForPreTraining(own_config(dictionary=path, dictionary_options=None))
+        SohoForPreTraining(own_config(dictionary=path))
 
 
 def test_its_first_stage_is_exported_as_it_is(own_config, quantiser):

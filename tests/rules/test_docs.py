@@ -53,7 +53,7 @@ def by_page(found: list[tuple[str, str]]) -> list:
     return [pytest.param(page, text, id=f"{page}-{number}") for number, (page, text) in enumerate(found)]
 
 
-CORPUS = "--corpus.num_train 40 --corpus.num_heldout 12 --corpus.image_size 64"
+CORPUS = "--corpus.num_train 40 --corpus.num_heldout 12"
 EDGES = "--data.shorter_edge 64 --data.longer_edge 64"
 SMALL = f"{EDGES} --max_steps 2"
 PRETRAINING = ""

@@ -13,12 +13,10 @@ from soho_fast.tasks.recipe_help import Setting, help_text, settings_of
 
 # By its name: who else uses a setting.
 OTHERS = {
-    "log.tensorboard": "tests and timed runs switch it off",
-    "engine.loss_scale_power": "a run in fp16 whose first steps overflow",
     "checkpoint.every_steps": "tests stop a run at a step",
     "max_minutes": "a machine that is lent for some minutes",
     "evaluation.at_end": "timed runs switch it off",
-    **dict.fromkeys(("corpus.num_train", "corpus.num_heldout", "corpus.image_size"), "a small corpus for a test"),
+    **dict.fromkeys(("corpus.num_train", "corpus.num_heldout"), "a small corpus for a test"),
 }
 MOST = 140
 

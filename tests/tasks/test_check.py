@@ -163,28 +163,19 @@ def test_images_of_every_source_are_named(folder, capsys, recipe_with):
         assert f"1 images of {folder} are neither trained on nor held out: unnamed.png" in said
 
 
-def test_copies_of_placeholders_are_left_out_as_in_training(folder, capsys, recipe_with, tmp_path_factory):
-    placeholder = tmp_path_factory.mktemp("placeholder") / "none.jpg"
-    shutil.copy(folder / "navy.jpg", placeholder)
-    said = run(folder, capsys, recipe=recipe_with(placeholders=[str(placeholder)])[0])
-    assert "images: 1 of these images left out: placeholders (data.placeholders)" in starting(said, "warning: ")
-
-
 def test_a_source_of_any_format_is_read_as_training_reads_it(folder, capsys, recipe_with, tmp_path_factory):
     first, held_out = recipe_with()[1]["sources"][0], recipe_with()[1]["heldout"]
     genome = {**{name: first[name] for name in ("annotations", "images")}, "format": "visual_genome"}
     said = run(folder, capsys, code=1, recipe=recipe_with(sources=[genome], heldout=held_out)[0])
-    assert starting(said, "error: ")[0] == (
-        "data.sources[0].image_data: expected the path of Visual Genome's image_data.json"
-    )
+    assert "image_data.json" in starting(said, "error: ")[0]
     rows = [
         ((folder / line["file"]).read_bytes(), line["captions"]) for line in read(folder) if line["split"] == "train"
     ]
     path = write_as(tmp_path_factory.mktemp("set"), "saved", rows)
-    source = {"annotations": path, "format": "dataset", "name": "mine"}
+    source = {"annotations": path, "format": "dataset"}
     recipe = load_recipe(["--recipe", recipe_with(sources=[source])[0], "--data_roots.images", str(folder)])
     assert len(_read(Findings(print), recipe, "sources")) == 9
-    assert capsys.readouterr().out.endswith("mine: 9 images, 9 captions\n")
+    assert capsys.readouterr().out.endswith("saved: 9 images, 9 captions\n")
     shutil.rmtree(path)
     said = run(folder, capsys, code=1, recipe=recipe_with(sources=[source], heldout=held_out)[0])
     assert "saved: holds no data set; expected " in starting(said, "error: ")[0]

@@ -3,7 +3,6 @@
 import inspect
 import json
 import threading
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -295,23 +294,6 @@ def test_a_test_split_gives_a_submission_of_all_questions(tmp_path, tokenizer_di
             task.training_data()
 
 
-@pytest.mark.parametrize("name", TASKS)
-def test_a_model_that_is_shown_nothing_answers_by_the_text(name, tmp_path, tokenizer_dir):
-    task, said = make_task(name, tmp_path, tokenizer_dir, blank_images=True)
-    torch.manual_seed(1)
-    model = task.build_model().eval()
-    for path in tmp_path.glob("**/*.[jp][pn]g"):
-        path.write_bytes(b"not opened")
-    split = task.data.validate
-    evaluation = task.evaluate_split(model, split, Sharing())
-    score_of_text = {}
-    for record, score in zip(task.records(split), evaluation.scores, strict=True):
-        assert score == pytest.approx(score_of_text.setdefault(task.text_of(record), score), abs=1e-6)
-    assert not batch_of(task)["skipped"]
-    assert "without looking at them" in "".join(said)
-    assert "images not shown" in task.table(evaluation.metrics).title
-
-
 def test_a_corrupt_image_is_skipped_in_training_and_stops_a_metric(tmp_path, tokenizer_dir):
     task, _ = make_task("snli_ve", tmp_path, tokenizer_dir)
     model = task.build_model().eval()
@@ -344,8 +326,6 @@ def test_a_corrupt_image_to_validate_on_is_named_before_the_training(tmp_path, t
     task, said = prepared(image.unlink, missing_images="skip")
     task.contents()
     assert "images left out: no file, as 6.jpg" in "".join(said)
-    task, _ = prepared(truncate, blank_images=True)
-    task.contents()
 
 
 @pytest.fixture
@@ -467,14 +447,6 @@ def test_images_that_are_trained_on_are_not_validated_on_and_otherwise_counted(n
     with pytest.raises(ValueError, match=f"{count} images are both in train, more and in {validate}, as "):
         leaky.training_data()
     assert leaky.num_trained_on(validate, task.data, 3) == count
-    # Blank images are not trained on, however it is evaluated.
-    assert leaky.num_trained_on(validate, replace(task.data, blank_images=True), 3) == 0
-    # Named as a placeholder, an image is left out of both, with what is said of it.
-    image = task.images_of(task.records(validate)[0])[0]
-    named = replace(task.data, placeholders=[str(image)])
-    less = type(task)(named, 3, task.model, say=said.append)
-    assert 0 < len(less.records(validate)) < len(task.records(validate)) and less.num_missing() == {validate: 1}
-    assert not any(image.read() == other.read() for r in less.records("more") for other in less.images_of(r))
     task.data.validate = ""
     assert type(task)(task.data, 3, task.model, say=said.append).training_data()
     Path(str(task.images_of(task.records("train")[0])[0])).unlink()

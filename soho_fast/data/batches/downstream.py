@@ -67,7 +67,6 @@ class DownstreamDataset(SampleDataset):
         seed: Seed of everything drawn.
         texts_per_sample: Largest number of examples in a sample.
         max_text_length: Longest text in tokens, [CLS] and [SEP] included; longer ones are cut.
-        blank_images: Give an image that shows nothing in place of each: what remains is the text.
     """
 
     examples: Examples
@@ -76,11 +75,10 @@ class DownstreamDataset(SampleDataset):
     seed: int
     texts_per_sample: int
     max_text_length: int
-    blank_images: bool
 
     def __post_init__(self) -> None:
         self._num_parts_G = np.array([-(-len(rows) // self.texts_per_sample) for rows in self.examples.groups])
-        super().__init__(Images(self.examples.images, self.processor, blank=self.blank_images), self._num_parts_G)
+        super().__init__(Images(self.examples.images, self.processor), self._num_parts_G)
 
     def unit_shapes(self, progress: Callable[[int, int], None]) -> np.ndarray:
         """float64 (groups,), of a pair the mean; see `Images.shapes`."""

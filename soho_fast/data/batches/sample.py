@@ -26,9 +26,6 @@ EVALUATION_STREAM = 3
 # 4 chooses the engine's stand-ins.
 CAPTION_STREAM = 5
 
-# An image that shows nothing but ImageNet's mean colour, about zero once it is normalised, (3, height, width).
-_BLANK = torch.tensor((124, 116, 104), dtype=torch.uint8).view(3, 1, 1).expand(3, 32, 32)
-
 _NUM_SHOWN = 5
 
 
@@ -63,11 +60,9 @@ class Images(Dataset[Sample]):
     Args:
         images: Where each image is.
         processor: Image processor.
-        blank: Give an image that shows nothing in place of each.
     """
 
-    def __init__(self, images: Sequence[ImageRef], processor: SohoProcessor, *, blank: bool = False) -> None:
-        self.blank = blank
+    def __init__(self, images: Sequence[ImageRef], processor: SohoProcessor) -> None:
         self._images, self._processor = images, processor
         self._corrupt: Mapping[int, str] | None = None
 
@@ -86,9 +81,7 @@ class Images(Dataset[Sample]):
         return images
 
     def shapes(self, progress: Callable[[int, int], None]) -> np.ndarray:
-        """float64 (images,): see `shapes_of`; 0 of all that show nothing."""
-        if self.blank:
-            return np.zeros(len(self))
+        """float64 (images,): see `shapes_of`."""
         return shapes_of(self._images, progress)
 
     def read_into(self, sample: Sample) -> bool:
@@ -106,8 +99,6 @@ class Images(Dataset[Sample]):
         return sample.corrupt is None
 
     def _read(self, number: int) -> torch.Tensor:
-        if self.blank:
-            return _BLANK
         return self._processor.image_processor.load(self._images[number])
 
 

@@ -147,7 +147,7 @@ def read_dataset(
     image, texts = _choose(dataset.data.schema, columns, path)
     store, report = DatasetStore(path, dataset, image), reading.get("report") or ReadReport()
     found = Path(os.path.abspath(path))
-    report.source = reading.get("source") or (found if found.exists() else found.parent).stem
+    report.source = (found if found.exists() else found.parent).stem
     records = []
     for row, values in enumerate(zip(*(dataset.data.column(name).to_pylist() for name in texts), strict=True)):
         name = str(row)

@@ -72,8 +72,7 @@ class ImageTextRecord:
 class ReadReport:
     """What a reader found and what it left out, filled while it reads.
 
-    `texts` says what `num_captions` counts: captions, questions, statements or hypotheses. `num_missing` has those of
-    `num_placeholders` too.
+    `texts` says what `num_captions` counts: captions, questions, statements or hypotheses.
     """
 
     source: str = ""
@@ -82,7 +81,6 @@ class ReadReport:
     num_captions: int = 0
     num_missing: int = 0
     first_missing: str = ""
-    num_placeholders: int = 0
     num_without_caption: int = 0
     num_empty_captions: int = 0
     num_without_label: int = 0
@@ -104,8 +102,7 @@ class ReadReport:
         example = f", as {self.first_missing:.100}" if self.first_missing else ""
         left_out = (
             (self.num_excluded, "images left out: held out in COCO or Flickr30K"),
-            (self.num_missing - self.num_placeholders, f"images left out: no file{example}"),
-            (self.num_placeholders, "of these images left out: placeholders (data.placeholders)"),
+            (self.num_missing, f"images left out: no file{example}"),
             (self.num_without_caption, f"images left out: no {self.texts.removesuffix('s')}"),
             (self.num_empty_captions, "captions left out: empty"),
             (self.num_without_label, f"{self.texts} left out: gold label '-', no majority among the annotators"),
@@ -131,11 +128,9 @@ class CaptionReading(Reading, total=False):
 
     Args:
         max_captions: Keep only the first so many captions of an image; None keeps all.
-        source: Name of the set in messages; None takes it from the file.
     """
 
     max_captions: int | None
-    source: str | None
 
 
 class Words(str):
@@ -451,22 +446,21 @@ def find_captioned(
     missing_images: MissingImages = "error",
     report: ReadReport | None = None,
     max_captions: int | None = None,
-    source: str | None = None,
 ) -> list[ImageTextRecord]:
     """Records of images that have a caption and a file; what can't be used is left out and counted.
 
     Args:
         candidates: The images.
         images, annotations: As of `find_images`.
-        name: The set's where `source` gives none.
+        name: The set's, for messages.
         num_excluded: Images that are in another set, and not among these.
-        missing_images, report, max_captions, source: See `CaptionReading`.
+        missing_images, report, max_captions: See `CaptionReading`.
 
     Raises:
         FileNotFoundError, ValueError: As `find_images`; no image has a caption.
     """
     report = report or ReadReport()
-    report.source, report.num_excluded = source or name, num_excluded
+    report.source, report.num_excluded = name, num_excluded
     described: list[tuple[Candidate, tuple[str, ...]]] = []
     for candidate in candidates:
         kept = tuple(caption.strip() for caption in candidate.captions if not is_blank(caption))

@@ -63,7 +63,7 @@ def load_batch(
     task: Any, examples: Examples, groups: Sequence[np.ndarray]
 ) -> tuple[dict[str, Tensor | None], Tensor, list[np.ndarray]]:
     """Images, the image of each text, texts."""
-    images = Images(examples.images, task.processor, blank=task.data.blank_images)
+    images = Images(examples.images, task.processor)
     samples = [load_sample(examples, rows, images, task.processor, task.data.max_text_length) for rows in groups]
     for sample in samples:
         if sample.corrupt is not None:

@@ -14,7 +14,7 @@ datasets = pytest.importorskip("datasets")
 from soho_fast.data.batches.pretraining import PretrainingDataset  # noqa: E402
 from soho_fast.data.batches.sample import Collator  # noqa: E402
 from soho_fast.data.images import SohoImageProcessor, shapes_of  # noqa: E402
-from soho_fast.data.overlap import content_of, shared_images, without_copies  # noqa: E402
+from soho_fast.data.overlap import content_of, shared_images  # noqa: E402
 from soho_fast.data.processor import SohoProcessor  # noqa: E402
 from soho_fast.data.readers.captions import read_karpathy  # noqa: E402
 from soho_fast.data.readers.dataset import read_dataset  # noqa: E402
@@ -71,8 +71,8 @@ def equal(first, second):
 def test_a_data_set_of_any_form_gives_the_samples_of_files(listed, processor, tmp_path, form):
     """The same order, draws, shapes, sizes; the corrupt image is skipped and named as one in a file."""
     report = ReadReport()
-    records = read_dataset(write_as(tmp_path / "set", form, rows_of(listed)), source="coco", report=report)
-    assert report.lines() == ["coco: 12 images, 36 captions"]
+    records = read_dataset(write_as(tmp_path / "set", form, rows_of(listed)), report=report)
+    assert report.lines() == ["set: 12 images, 36 captions"]
     images, files = ([record.image for record in each] for each in (records, listed))
     assert [image.store.size(image.name) for image in images] == [image.store.size(image.name) for image in files]
     assert shapes_of(images).tolist() == shapes_of(files).tolist()
@@ -89,7 +89,7 @@ def test_a_data_set_of_any_form_gives_the_samples_of_files(listed, processor, tm
     reasons = [[line.partition(": ")[2].replace(str(image), "") for line in each] for each, image in
                zip(skipped, (images[5], files[5]), strict=True)]  # fmt: skip
     assert len(skipped[0]) == 2 and reasons[0] == reasons[1]
-    assert skipped[0][0].startswith(f"coco/5: {images[5]}")
+    assert skipped[0][0].startswith(f"set/5: {images[5]}")
     place = {"tars": "00005.tar!0005.jpg", "paths": "5.jpg"}.get(form, ": row 5")
     assert str(images[5]).endswith(place)
 
@@ -276,14 +276,6 @@ def test_a_share_is_held_out_and_stays_so_when_rows_are_added(tmp_path):
             read_dataset(tmp_path / "40", (), splits, heldout_share=share)
 
 
-def test_copies_of_placeholders_are_left_out(tmp_path):
-    (tmp_path / "none.jpg").write_bytes(jpeg())
-    path = write_img2dataset(tmp_path / "set", [(jpeg(), "a"), (jpeg((0, 0, 9)), "b"), (jpeg(), "c")], "parquet")
-    records, report = read_dataset(path), ReadReport()
-    kept = without_copies(records, lambda record: (record.image,), [str(tmp_path / "none.jpg")], report)
-    assert [record.captions for record in kept] == [("b",)] and report.num_placeholders == 2
-
-
 def task_of(folder, listed, **fields):
     source = {"annotations": write_as(folder / "set", "saved", rows_of(listed)), "format": "dataset", **fields}
     images = str(listed[0].image.store)
@@ -295,12 +287,12 @@ def task_of(folder, listed, **fields):
 
 
 def test_a_recipe_reads_one_beside_files(listed, tmp_path):
-    data = task_of(tmp_path, listed, name="cc", max_captions=2, columns=["image", "captions"]).training_data()
-    assert len(data) == 36 and data[3].sample_ids == ["cc/3"] and data[12 + 2 * 3].sample_ids == ["coco/3"]
+    data = task_of(tmp_path, listed, max_captions=2, columns=["image", "captions"]).training_data()
+    assert len(data) == 36 and data[3].sample_ids == ["set/3"] and data[12 + 2 * 3].sample_ids == ["coco/3"]
     assert data.images._images.texts.counts().tolist() == [2] * 12 + [3] * 12
 
 
-@pytest.mark.parametrize(("field", "value"), [("images", ["x"]), ("image_data", "x"), ("exclude_coco_ids_from", "x")])
+@pytest.mark.parametrize(("field", "value"), [("images", ["x"]), ("exclude_coco_ids_from", "x")])
 def test_what_a_data_set_does_not_have_is_refused(listed, tmp_path, field, value):
     with pytest.raises(ValueError, match=rf"data\.sources\[0\]\.{field}: only for format .*, this is dataset"):
         task_of(tmp_path, listed, **{field: value}).training_data()
