@@ -16,14 +16,10 @@ CANNOT_PASS = {
     KMeans: {
         "check_sample_weight_equivalence_on_dense_data": "which rows are drawn depends on their positions, which "
         "differ between weighted and repeated rows (scikit-learn's KMeans fails it too); with given centres they are "
-        "equal: test_whole_weights_are_repeated_rows",
+        "equal: test_whole_weights_are_repeated_rows"
     },
-    MiniBatchKMeans: {
-        "check_sample_weight_equivalence_on_dense_data": "as for KMeans",
-    },
-    ResidualKMeans: {
-        "check_sample_weight_equivalence_on_dense_data": "as for KMeans",
-    },
+    MiniBatchKMeans: {"check_sample_weight_equivalence_on_dense_data": "as for KMeans"},
+    ResidualKMeans: {"check_sample_weight_equivalence_on_dense_data": "as for KMeans"},
 }
 
 

@@ -184,12 +184,9 @@ def test_squared_distances(make_features):
 
 
 STATES = {
-    "int": lambda: 7,
-    "numpy int": lambda: np.int64(7),
-    "RandomState": lambda: np.random.RandomState(7),
-    "default_rng": lambda: np.random.default_rng(7),
-    "torch": lambda: torch.Generator().manual_seed(7),
-}
+    "int": lambda: 7, "numpy int": lambda: np.int64(7), "RandomState": lambda: np.random.RandomState(7),
+    "default_rng": lambda: np.random.default_rng(7), "torch": lambda: torch.Generator().manual_seed(7),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", STATES)

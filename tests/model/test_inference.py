@@ -71,12 +71,9 @@ def inputs_of(kind, padded=True):
         index = torch.tensor([[0, 1], [1, 1], [2, 0], [1, 2]])
     pixels = pixels * mask.unsqueeze(1)
     return {
-        "pixel_values": pixels,
-        "pixel_mask": mask,
-        "input_ids": ids * words,
-        "attention_mask": words,
+        "pixel_values": pixels, "pixel_mask": mask, "input_ids": ids * words, "attention_mask": words,
         "image_index": index,
-    }
+    }  # fmt: skip
 
 
 def logits_of(output):
@@ -108,8 +105,7 @@ def test_the_same_answers_in_float32(build, name, padded):
     with torch.no_grad():
         got, got_tokens = model(**inputs), model.encode_images(inputs["pixel_values"], inputs["pixel_mask"])
         again = model(
-            visual_tokens=got_tokens,
-            **{key: inputs[key] for key in ("input_ids", "attention_mask", "image_index")},
+            visual_tokens=got_tokens, **{key: inputs[key] for key in ("input_ids", "attention_mask", "image_index")}
         )
     torch.testing.assert_close(logits_of(got), logits_of(wanted), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(logits_of(again), logits_of(got), rtol=1e-5, atol=1e-6)
@@ -307,10 +303,7 @@ def test_int8_of_images_alone_leaves_the_transformer(build):
 # Weights that change later: a prepared model answers with those that it has, or refuses to take others.
 
 
-PRECISIONS = [
-    "float32",
-    pytest.param("bf16", marks=pytest.mark.skipif(not HAS_BF16, reason=NO_BF16)),
-]
+PRECISIONS = ["float32", pytest.param("bf16", marks=pytest.mark.skipif(not HAS_BF16, reason=NO_BF16))]
 
 
 @pytest.fixture

@@ -402,18 +402,15 @@ def test_arguments_that_do_not_fit_are_named(tiny_model, batch, change, words, p
     [
         ({}, "exactly one of pixel_values, visual_tokens and backbone_features"),
         ({"pixel_values": (2, 3, 64, 64), "backbone_features": (2, 512, 2, 2)}, "exactly one of pixel_values, visual"),
-        ({"backbone_features": (2, 512, 2, 2), "pixel_mask": (2, 64, 64)}, "expected pixel_mask with pixel_values, or"),
+        ({"backbone_features": (2, 512, 2, 2), "pixel_mask": (2, 64, 64)},
+         "expected pixel_mask with pixel_values, or"),
         ({"pixel_values": (2, 3, 64, 64), "backbone_mask": (2, 2, 2)}, "expected pixel_mask with pixel_values, or"),
-        (
-            {"backbone_features": (2, 16, 2, 2)},
-            r"backbone_features: expected \(images, 512, h, w\), got \(2, 16, 2, 2\)",
-        ),
-        (
-            {"backbone_features": (2, 512, 2, 2), "backbone_mask": (2, 3, 2)},
-            r"backbone_mask: expected shape \(2, 2, 2\)",
-        ),
+        ({"backbone_features": (2, 16, 2, 2)},
+         r"backbone_features: expected \(images, 512, h, w\), got \(2, 16, 2, 2\)"),
+        ({"backbone_features": (2, 512, 2, 2), "backbone_mask": (2, 3, 2)},
+         r"backbone_mask: expected shape \(2, 2, 2\)"),
     ],
-)
+)  # fmt: skip
 def test_images_that_do_not_fit_are_named(tiny_model, images, words):
     images = {name: torch.zeros(shape, dtype=torch.bool if "mask" in name else None) for name, shape in images.items()}
     with pytest.raises(ValueError, match=words):

@@ -74,16 +74,13 @@ def padded(batch):
 @pytest.mark.parametrize(
     "overrides",
     [
-        {},
-        {"num_hidden_layers": 1},
+        {}, {"num_hidden_layers": 1},
         {"num_hidden_layers": 3, "dictionary_batch_norm": True, "visual_pool": 2},
-        {"use_dictionary": False},
-        {"backbone": "mobilenet_v2", "bag_of_words_weight": 0.3},
-        {"tie_word_embeddings": False},
-        {"backbone_frozen_stages": 1},
+        {"use_dictionary": False}, {"backbone": "mobilenet_v2", "bag_of_words_weight": 0.3},
+        {"tie_word_embeddings": False}, {"backbone_frozen_stages": 1},
     ],
     ids=lambda overrides: "-".join(overrides) or "tiny",
-)
+)  # fmt: skip
 def test_losses_and_gradients_of_pretraining(tiny_model, batch, packed, overrides, training, make_inputs):
     inputs = make_inputs(batch)
     models = [tiny_model(**overrides).train(training) for _ in range(2)]

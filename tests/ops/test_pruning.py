@@ -81,19 +81,15 @@ def _subspaces(num_channels=NUM_CHANNELS):
     return {
         "good": subspace,
         "stale": torch.linalg.qr(subspace + 0.1 * _normal(num_channels, NUM_DIMENSIONS, seed=8)).Q,
-        "hides the difference": hiding.contiguous(),
-        "zero": torch.zeros_like(subspace),
+        "hides the difference": hiding.contiguous(), "zero": torch.zeros_like(subspace),
         "a zero direction": torch.cat([subspace, torch.zeros(num_channels, 1)], 1),
-        "NaN": one_nan,
-        "infinite": subspace * INF,
-        "norm 100": 100 * subspace,
+        "NaN": one_nan, "infinite": subspace * INF, "norm 100": 100 * subspace,
         "norm 1.1 in one direction": subspace * torch.tensor([1.1, 1, 1, 1, 1, 1]),
         "all directions alike": subspace[:, :1].expand(-1, 40).contiguous(),
-        "largest": subspace.sign() * 3e38,
-        "smallest": subspace * 1e-44,
+        "largest": subspace.sign() * 3e38, "smallest": subspace * 1e-44,
         "twice as many as channels": _normal(num_channels, 128, seed=9),
         "one": subspace[:, :1].contiguous(),
-    }
+    }  # fmt: skip
 
 
 @pytest.fixture(scope="module")

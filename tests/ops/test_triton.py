@@ -19,16 +19,9 @@ from soho_fast.ops import triton_backend
 HERE = Path(__file__).parent
 OP_TESTS = (  # two processes, which take about as long
     ("test_codebook_lookup.py", "test_fuzz.py", "test_prepared_codebook.py"),
-    (
-        "test_codebook_update.py",
-        "test_derivatives.py",
-        "test_group_mask.py",
-        "test_registration.py",
-        "test_triton_self_check.py",
-        "test_straight_through.py",
-        "test_triton_interpreted.py",
-    ),
-)
+    ("test_codebook_update.py", "test_derivatives.py", "test_group_mask.py", "test_registration.py",
+     "test_triton_self_check.py", "test_straight_through.py", "test_triton_interpreted.py"),
+)  # fmt: skip
 
 pytestmark = pytest.mark.skipif(triton_backend.INTERPRETING, reason="this process interprets Triton")
 
@@ -46,12 +39,9 @@ needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, re
 
 def _python(*arguments, **environment):
     return subprocess.run(
-        [sys.executable, *arguments],
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+        [sys.executable, *arguments], env={**os.environ, "OMP_NUM_THREADS": "1", **environment}, capture_output=True,
+        text=True, check=False,
+    )  # fmt: skip
 
 
 @needs_triton
@@ -188,14 +178,9 @@ def _launches(monkeypatch):
 
 
 TYPES = {
-    torch.float32: "fp32",
-    torch.float16: "fp16",
-    torch.bfloat16: "bf16",
-    torch.float64: "fp64",
-    torch.int64: "i64",
-    torch.int32: "i32",
-    torch.bool: "i1",
-}
+    torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.float64: "fp64", torch.int64: "i64",
+    torch.int32: "i32", torch.bool: "i1",
+}  # fmt: skip
 
 
 def _source(kernel, arguments):

@@ -18,11 +18,7 @@ from soho_fast.data.images import SohoImageProcessor
 from soho_fast.data.processor import SohoProcessor
 from soho_fast.data.text import load_tokenizer
 from soho_fast.export.official import main
-from soho_fast.model import (
-    SohoConfig,
-    SohoForPreTraining,
-    SohoForQuestionAnswering,
-)
+from soho_fast.model import SohoConfig, SohoForPreTraining, SohoForQuestionAnswering
 from soho_fast.model.official import keys
 from soho_fast.model.official.convert import convert, read_checkpoint
 
