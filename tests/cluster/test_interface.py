@@ -34,21 +34,6 @@ def test_scikit_learns_checks(kind):
     assert sum(result["status"] == "passed" for result in results) > 30
 
 
-def test_it_works_in_a_pipeline_and_a_search(make_features):
-    pytest.importorskip("sklearn")
-    from sklearn.base import clone
-    from sklearn.model_selection import GridSearchCV
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    rows = make_features(300)
-    pipeline = make_pipeline(StandardScaler(), KMeans(5, random_state=0)).fit(rows)
-    assert pipeline.predict(rows).shape == (300,)
-    search = GridSearchCV(KMeans(random_state=0), {"n_clusters": [2, 25]}, cv=2).fit(rows)
-    assert search.best_params_ == {"n_clusters": 25}
-    assert clone(KMeans(7, tol=0)).get_params() == KMeans(7, tol=0).get_params()
-
-
 def test_scikit_learn_and_numpy_are_not_loaded():
     """Tensors in, tensors out, by torch alone, and Triton where torch is built for GPUs."""
     program = (
@@ -172,7 +157,7 @@ def test_columns_in_another_order_are_refused(kind, make_features):
 
 @pytest.mark.parametrize("kind", [KMeans, MiniBatchKMeans, ResidualKMeans])
 def test_batches_with_columns_in_another_order_are_refused(kind, make_features):
-    first, second = (Frame(dict(zip("abc", make_features(60, 3).T, strict=True))) for _ in range(2))
+    first = second = Frame(dict(zip("abc", make_features(60, 3).T, strict=True)))
     model = kind(n_clusters=4, random_state=0).fit(lambda: iter([first, second]))
     assert model.feature_names_in_.tolist() == ["a", "b", "c"]
     with pytest.raises(ValueError, match=r"X: The feature names should match .* column 0 is 'b' and was 'a'"):
