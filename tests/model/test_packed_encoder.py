@@ -49,23 +49,8 @@ def test_states_and_attentions_are_given_when_asked_for(fast_model, batch, count
     assert len(states) >= model.config.num_hidden_layers and not counted
 
 
-def test_a_layers_hook_sees_every_state(fast_model, batch, counted):
-    model, seen = fast_model(), []
-    model.soho.encoder.layer[0].output.register_forward_hook(lambda _, __, output: seen.append(output.shape))
-    inputs = batch()
-    model(**inputs)
-    assert len(seen) == 1 and seen[0][0] == len(inputs["input_ids"]) and not counted
-
-
-def test_who_asks_for_all_states_gets_them_all(fast_model, batch, counted):
-    model, inputs = fast_model(), batch()
-    visual = model.encode_images(inputs["pixel_values"])
-    hidden = model.soho(visual, Texts(inputs["input_ids"], inputs["attention_mask"], inputs["image_index"]))
-    assert not counted and bool((hidden.last_hidden_state.abs().sum(-1) > 0).all())
-
-
 def test_when_it_steps_aside(fast_model, batch, counted):
-    model, inputs = fast_model(), batch()
+    model, inputs, seen = fast_model(), batch(), []
     model(**inputs)
     assert len(counted) == 1
     model.eval()(**inputs)
@@ -76,6 +61,14 @@ def test_when_it_steps_aside(fast_model, batch, counted):
     model.soho.encoder.layer[0].gradient_checkpointing = False
     model.train()(**inputs, output_hidden_states=False, return_dict=True)
     assert len(counted) == 3
+    # Who looks into a layer, or asks for all states, sees them all.
+    hook = model.soho.encoder.layer[0].output.register_forward_hook(lambda _, __, output: seen.append(len(output)))
+    model(**inputs)
+    hook.remove()
+    visual = model.encode_images(inputs["pixel_values"])
+    hidden = model.soho(visual, Texts(inputs["input_ids"], inputs["attention_mask"], inputs["image_index"]))
+    assert bool((hidden.last_hidden_state.abs().sum(-1) > 0).all())
+    assert seen == [len(inputs["input_ids"])] and len(counted) == 3
 
 
 def test_bf16_in_row_counts_that_recur(monkeypatch, fast_model, batch):

@@ -223,14 +223,6 @@ def test_cached_visual_tokens_equal_the_pixel_path(tiny_model, batch):
     torch.testing.assert_close(each.itm_logits, shared.itm_logits)
 
 
-def test_weight_of_masked_visual_modelling(tiny_model, batch):
-    out = tiny_model(mvm_weight=0.25)(**batch())
-    assert out.mvm_loss > 0
-    torch.testing.assert_close(out.loss, out.mlm_loss + 0.25 * out.mvm_loss + out.itm_loss)
-    with pytest.raises(ValueError, match=r"mvm_weight: expected at least 0, got -1"):
-        tiny_model(mvm_weight=-1)
-
-
 def test_without_dictionary_there_is_no_visual_loss(tiny_model, batch):
     model = tiny_model(use_dictionary=False)
     out = model(**batch())
