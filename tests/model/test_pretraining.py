@@ -297,16 +297,10 @@ def test_save_and_load_keep_every_bit(tiny_model, batch, tmp_path):
     assert torch.equal(base.visual_dictionary.codebook, half.soho.visual_dictionary.codebook)
 
 
-def test_words_and_mlm_classifier_are_one_tensor(tiny_model, batch):
+def test_words_and_mlm_classifier_are_one_tensor(tiny_model):
     model = tiny_model()
     words = model.soho.text_embeddings.word_embeddings.weight
-    assert model.mlm_head.decoder.weight is words
-    assert sum(p is words for p in model.parameters()) == 1
-    model(**batch()).mlm_loss.backward()
-    # The word [MASK]'s neighbours in the softmax get a gradient though no text holds them.
-    unused = [i for i in range(60) if i not in batch()["input_ids"].unique()]
-    assert unused
-    assert words.grad[unused].abs().sum() > 0
+    assert model.mlm_head.decoder.weight is words and sum(p is words for p in model.parameters()) == 1
 
 
 def test_activation_checkpointing_changes_neither_loss_nor_state(tiny_model, batch):

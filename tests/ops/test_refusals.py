@@ -25,6 +25,7 @@ from soho_fast.ops import (
     straight_through,
     triton_backend,
 )
+from soho_fast.ops.nn import VectorQuantizer
 
 pytestmark = pytest.mark.skipif(triton_backend.INTERPRETING, reason="no kernel is reached")
 
@@ -216,6 +217,16 @@ ROTATION = [
     (lambda: rotation_trick(ROW, ROW[:, :2], whole(1)), ValueError, ("codebook", "3 channels", "(1, 2)")),
 ]
 
+QUANTIZER = [
+    (lambda: VectorQuantizer(6, 0), ValueError, ("codebook_size", "at least 1", "got 0")),
+    (lambda: VectorQuantizer(8.0, 16), TypeError, ("dim", "an int", "got float")),
+    (lambda: VectorQuantizer(6, 16, decay=2.0), ValueError, ("decay", "a value in [0, 1]", "got 2")),
+    (lambda: VectorQuantizer(6, 16, restart_threshold=-1), ValueError,
+     ("restart_threshold", "a number of at least 0", "got -1")),
+    (lambda: VectorQuantizer(6, 16)([1.0]), TypeError, ("features", "torch.Tensor", "list")),
+    (lambda: VectorQuantizer(6, 16)(ones(3, 6), whole(4).bool()), ValueError, ("valid", "shape (3,)", "(4,)")),
+]  # fmt: skip
+
 META = ones(2, 2).to("meta")
 BACKEND = [
     (lambda: codebook_lookup(ones(2, 2), ones(2, 2), backend="gpu"), ValueError,
@@ -235,7 +246,7 @@ BACKEND = [
       for name in ("triton", "cuda")),
 ]  # fmt: skip
 
-REFUSALS = [*LOOKUP, *PREPARE, *SUBSPACE, *METRIC, *TOPK, *RESIDUAL, *STATS, *MASK, *ROTATION, *BACKEND]
+REFUSALS = [*LOOKUP, *PREPARE, *SUBSPACE, *METRIC, *TOPK, *RESIDUAL, *STATS, *MASK, *ROTATION, *QUANTIZER, *BACKEND]
 
 
 @pytest.mark.parametrize(("call", "error", "named"), REFUSALS, ids=[" ".join(named) for _, _, named in REFUSALS])
