@@ -159,15 +159,6 @@ def test_gradient_of_the_distance_goes_to_the_features(at_every_level):
     torch.testing.assert_close(grad, 2 * (features - codebook[index]))
 
 
-def test_compiled_in_one_graph(backend):
-    features, codebook = _random(50, 8), _random(40, 8, seed=1)
-    prepared = ops.prepare_codebook(codebook, backend=backend)
-    compiled = torch.compile(
-        lambda x: ops.codebook_lookup(x, prepared, backend=backend), fullgraph=True, backend="aot_eager"
-    )
-    assert torch.equal(compiled(features), ops.codebook_lookup(features, codebook, backend=backend))
-
-
 # Inductor takes seconds for each.
 GRAPHS = itertools.product(
     ["aot_eager"], ["index", "distance"], [torch.no_grad, torch.inference_mode, torch.enable_grad]
