@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from soho_fast.model import SohoConfig, SohoForPreTraining
+from soho_fast.model.fast.cpu import packed_encoder
 
 TINY = {
     "backbone": "resnet10", "vocab_size": 60, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
@@ -51,6 +52,14 @@ def tiny_official():
         return kind(config)
 
     return build
+
+
+@pytest.fixture
+def packed(monkeypatch):
+    """The packed forwards that were made, so that no test compares the plain path with itself."""
+    calls, encode = [], packed_encoder.packed_encode
+    monkeypatch.setattr(packed_encoder, "packed_encode", lambda *args: calls.append(args) or encode(*args))
+    return calls
 
 
 @pytest.fixture
