@@ -13,14 +13,11 @@ from soho_fast.adapters import accelerate
 B, L, C, K = 4, 60, 16, 32
 
 KINDS = {
-    "VectorQuantize": (VectorQuantize, {}),
-    "cosine": (VectorQuantize, {"use_cosine_sim": True}),
-    "projected": (VectorQuantize, {"codebook_dim": 8}),
-    "ResidualVQ": (ResidualVQ, {"num_quantizers": 3}),
+    "VectorQuantize": (VectorQuantize, {}), "cosine": (VectorQuantize, {"use_cosine_sim": True}),
+    "projected": (VectorQuantize, {"codebook_dim": 8}), "ResidualVQ": (ResidualVQ, {"num_quantizers": 3}),
     "GroupedResidualVQ": (GroupedResidualVQ, {"num_quantizers": 2, "groups": 2}),
-    "SimVQ": (SimVQ, {}),
-    "ResidualSimVQ": (ResidualSimVQ, {"num_quantizers": 2}),
-}
+    "SimVQ": (SimVQ, {}), "ResidualSimVQ": (ResidualSimVQ, {"num_quantizers": 2}),
+}  # fmt: skip
 
 
 def original_of(kind=VectorQuantize, **options):

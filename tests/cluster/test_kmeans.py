@@ -16,29 +16,30 @@ def assert_close(centers, expected):
     np.testing.assert_allclose(centers, expected, rtol=2.0**-23, atol=0)
 
 
-@pytest.mark.parametrize("num_clusters", [1, 2, 7, 40, 130])
-def test_it_is_lloyds_method(num_clusters, make_features, lloyd):
-    rows = make_features()
-    init = rows[:num_clusters]
-    centers, labels, inertia, steps = lloyd(rows, init)
-    fitted = KMeans(num_clusters, init=init, tol=0).fit(rows)
+def assert_is(fitted, expected):
+    """What plain Lloyd's steps in float64 find: centres, labels, inertia, steps."""
+    centers, labels, inertia, steps = expected
     assert fitted.n_iter_ == steps
     np.testing.assert_array_equal(fitted.labels_, labels)
     assert_close(fitted.cluster_centers_, centers)
     assert fitted.inertia_ == pytest.approx(inertia, rel=1e-6)
+
+
+@pytest.mark.parametrize("num_clusters", [1, 2, 7, 40, 130])
+def test_it_is_lloyds_method(num_clusters, make_features, lloyd):
+    rows = make_features()
+    init = rows[:num_clusters]
+    assert_is(KMeans(num_clusters, init=init, tol=0).fit(rows), lloyd(rows, init))
 
 
 def test_weights(make_features, lloyd):
     rows = make_features(seed=1)
     weight = np.random.default_rng(1).gamma(1.0, size=len(rows)).astype(np.float32)
     weight[::7] = 0
-    centers, labels, inertia, steps = lloyd(rows, rows[1:31], weight)
+    expected = lloyd(rows, rows[1:31], weight)
     fitted = KMeans(30, init=rows[1:31], tol=0).fit(rows, sample_weight=weight)
-    assert fitted.n_iter_ == steps
-    np.testing.assert_array_equal(fitted.labels_, labels)
-    assert_close(fitted.cluster_centers_, centers)
-    assert fitted.inertia_ == pytest.approx(inertia, rel=1e-6)
-    assert fitted.score(rows, sample_weight=weight) == pytest.approx(-inertia, rel=1e-6)
+    assert_is(fitted, expected)
+    assert fitted.score(rows, sample_weight=weight) == pytest.approx(-expected[2], rel=1e-6)
 
 
 def test_whole_weights_are_repeated_rows(make_features):
@@ -56,11 +57,8 @@ def test_empty_clusters_take_the_farthest_rows(weighted, make_features, lloyd):
     rows = make_features(400, seed=3)
     weight = np.random.default_rng(3).integers(0, 3, size=400).astype(np.float32) if weighted else None
     init = np.concatenate([rows[:20], rows[:5], rows[20:25] + 1e4]).astype(np.float32)
-    centers, labels, _, steps = lloyd(rows, init, weight)
     fitted = KMeans(30, init=init, tol=0).fit(rows, sample_weight=weight)
-    assert fitted.n_iter_ == steps
-    np.testing.assert_array_equal(fitted.labels_, labels)
-    assert_close(fitted.cluster_centers_, centers)
+    assert_is(fitted, lloyd(rows, init, weight))
     assert len(np.unique(fitted.labels_[slice(None) if weight is None else weight > 0])) == 30
 
 
@@ -106,10 +104,9 @@ def test_a_step_that_filled_a_cluster_is_not_the_last(make_features, lloyd):
     """However large the tolerance: the row that was taken is no mean yet."""
     rows = make_features(200)
     init = np.concatenate([rows[:6], rows[:2] + 1e4]).astype(np.float32)
-    centers, _, _, steps = lloyd(rows, init, tolerance=1e12)
     fitted = KMeans(8, init=init, tol=1e12).fit(rows)
-    assert fitted.n_iter_ == steps == 2
-    assert_close(fitted.cluster_centers_, centers)
+    assert_is(fitted, lloyd(rows, init, tolerance=1e12))
+    assert fitted.n_iter_ == 2
 
 
 def test_fewer_places_than_clusters_warn():
@@ -122,10 +119,7 @@ def test_fewer_places_than_clusters_warn():
 
 def test_a_cluster_far_from_the_origin(make_features, lloyd):
     rows = (make_features().astype(np.float64) + 1e5).astype(np.float32)
-    centers, labels, _, _ = lloyd(rows, rows[:25], max_iter=8)
-    fitted = KMeans(25, init=rows[:25], tol=0, max_iter=8).fit(rows)
-    assert_close(fitted.cluster_centers_, centers)
-    np.testing.assert_array_equal(fitted.labels_, labels)
+    assert_is(KMeans(25, init=rows[:25], tol=0, max_iter=8).fit(rows), lloyd(rows, rows[:25], max_iter=8))
 
 
 def test_a_row_that_left_leaves_no_rounding_behind():
@@ -142,11 +136,7 @@ def test_a_row_that_left_leaves_no_rounding_behind():
 def test_half_precision_rows_are_taken_as_they_are(dtype, make_features, lloyd):
     rows = torch.from_numpy(make_features()).to(dtype)
     as_float = rows.float().numpy()
-    centers, labels, _, steps = lloyd(as_float, as_float[:30])
-    fitted = KMeans(30, init=rows[:30], tol=0).fit(rows)
-    assert fitted.cluster_centers_.dtype == torch.float32 and fitted.n_iter_ == steps
-    assert torch.equal(fitted.labels_, torch.from_numpy(labels))
-    assert_close(fitted.cluster_centers_, centers)
+    assert_is(KMeans(30, init=rows[:30], tol=0).fit(rows), lloyd(as_float, as_float[:30]))
 
 
 def test_tolerance_and_most_steps(make_features, lloyd):
@@ -200,10 +190,9 @@ def test_the_same_bits_at_any_number_of_threads(init, make_features, threads):
         for sample_weight in (None, weight):
             fitted = model.fit(rows, sample_weight=sample_weight)
             found.append((fitted.cluster_centers_, fitted.labels_, fitted.inertia_, fitted.n_iter_))
-    for one in (2, 4):
-        for kind in (0, 1):
-            (centers, labels, *rest), (others, other_labels, *other_rest) = found[kind], found[one + kind]
-            assert torch.equal(centers, others) and torch.equal(labels, other_labels) and rest == other_rest
+    for plain, other in ((0, 2), (0, 4), (1, 3), (1, 5)):
+        (centers, labels, *rest), (others, other_labels, *other_rest) = found[plain], found[other]
+        assert torch.equal(centers, others) and torch.equal(labels, other_labels) and rest == other_rest
 
 
 def test_the_subspace_of_the_centres_changes_nothing(threads, lloyd):
@@ -211,15 +200,14 @@ def test_the_subspace_of_the_centres_changes_nothing(threads, lloyd):
     generator = torch.Generator().manual_seed(0)
     rows = torch.randn(1500, 12, generator=generator) @ torch.randn(12, 160, generator=generator)
     init = rows[:300].clone()
-    centers, labels, _, steps = lloyd(rows.numpy(), init.numpy())
+    expected = lloyd(rows.numpy(), init.numpy())
     found = []
     for number in (1, 2):
         threads(number)
         fitted = KMeans(300, init=init, tol=0).fit(rows)
-        assert fitted.n_iter_ == steps > 3 and np.array_equal(fitted.labels_, labels)
-        assert_close(fitted.cluster_centers_, centers)
+        assert_is(fitted, expected)
         found.append(fitted.cluster_centers_)
-    assert torch.equal(*found)
+    assert expected[3] > 3 and torch.equal(*found)
 
 
 @pytest.mark.parametrize("batched", [False, True])

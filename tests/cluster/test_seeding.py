@@ -127,17 +127,6 @@ def test_more_centres_than_places(init):
     assert centers.shape == (7, 1) and set(centers.flatten().tolist()) <= {0.0, 1.0, 2.0}
 
 
-@pytest.mark.parametrize("init", ["k-means++"])
-def test_they_start_lower_than_random_rows(init, make_features):
-    rows = make_features(3000, 8, groups=200)
-
-    def inertia(name):
-        models = [KMeans(100, init=name, n_init=1, max_iter=1, random_state=seed) for seed in range(4)]
-        return np.mean([model.fit(rows).inertia_ for model in models])
-
-    assert inertia(init) < 0.93 * inertia("random")
-
-
 def test_mini_batches_find_as_many_groups_as_there_are_clusters():
     """Of 40 groups k-means++ misses some in each start, which Lloyd's steps never mend."""
     random = np.random.default_rng(0)
@@ -184,26 +173,19 @@ def test_squared_distances(make_features):
 
 
 STATES = {
-    "int": lambda: 7,
-    "numpy int": lambda: np.int64(7),
-    "RandomState": lambda: np.random.RandomState(7),
-    "default_rng": lambda: np.random.default_rng(7),
-    "torch": lambda: torch.Generator().manual_seed(7),
-}
+    "int": lambda: 7, "numpy int": lambda: np.int64(7), "RandomState": lambda: np.random.RandomState(7),
+    "default_rng": lambda: np.random.default_rng(7), "torch": lambda: torch.Generator().manual_seed(7),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", STATES)
 def test_random_states(kind, make_features):
-    """Each that starts alike draws alike; a generator that was drawn from draws anew."""
+    """Each that starts alike draws alike; a generator that was drawn from draws anew, as where none is given."""
     model, rows = KMeans(30, init="random", n_init=1, max_iter=1), make_features(300)
     first, second = (model.set_params(random_state=STATES[kind]()).fit(rows).cluster_centers_ for _ in range(2))
     np.testing.assert_array_equal(first, second)
     assert np.array_equal(model.fit(rows).cluster_centers_, first) == kind.endswith("int")
-
-
-def test_without_a_state_chance_decides(make_features):
-    rows = make_features(300)
-    first, second = (KMeans(30, init="random", n_init=1, max_iter=1).fit(rows).cluster_centers_ for _ in range(2))
+    first, second = (model.set_params(random_state=None).fit(rows).cluster_centers_ for _ in range(2))
     assert not np.array_equal(first, second)
 
 

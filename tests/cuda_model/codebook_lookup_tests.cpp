@@ -4,7 +4,6 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
-#include <random>
 
 #include "../kernels/check.h"
 #include "common/cpu_level.h"
@@ -27,14 +26,6 @@ struct Problem {
   std::vector<float> features, codebook;
   int64_t num_rows, num_codes, num_channels, num_books = 1;  // of each codebook
 };
-
-std::vector<float> normal(int64_t size, unsigned seed, float scale = 1.0f, float offset = 0.0f) {
-  std::mt19937 engine(seed);
-  std::normal_distribution<float> distribution;
-  std::vector<float> values(size);
-  for (float& value : values) value = distribution(engine) * scale + offset;
-  return values;
-}
 
 Problem random_problem(int64_t rows, int64_t codes, int64_t channels, unsigned seed = 1) {
   return {normal(rows * channels, seed), normal(codes * channels, seed + 100), rows, codes, channels};

@@ -1,7 +1,6 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <random>
 #include <utility>
 
 #include "check.h"
@@ -25,9 +24,7 @@ constexpr Metric kMetrics[] = {Metric::kEuclidean, Metric::kCosine, Metric::kDot
 // Those of every level that runs here, and the AMX level on modelled tiles.
 std::vector<std::vector<LookupPass>> every_list_of_passes(Metric metric) {
   std::vector<std::vector<LookupPass>> lists;
-  for (CpuLevel level : built_cpu_levels()) {
-    if (cpu_level_available(level)) lists.push_back(passes_of(level, metric));
-  }
+  for (CpuLevel level : available_cpu_levels()) lists.push_back(passes_of(level, metric));
 #ifdef SOHO_AMX_MODEL
   if (cpu_level_available(CpuLevel::kAvx512Bf16)) {
     lists.push_back({{kFormatAmx, screen_amx_model}, {kNothingScreened, compare_all_avx512}});
@@ -35,20 +32,6 @@ std::vector<std::vector<LookupPass>> every_list_of_passes(Metric metric) {
   }
 #endif
   return lists;
-}
-
-std::vector<float> normal(int64_t size, unsigned seed, float offset = 0.0f) {
-  std::mt19937 engine(seed);
-  std::normal_distribution<float> distribution;
-  std::vector<float> values(size);
-  for (float& value : values) value = distribution(engine) + offset;
-  return values;
-}
-
-ParallelFor parts(int num_parts) {
-  return [=](int64_t total, int64_t, const std::function<void(int64_t, int64_t)>& body) {
-    in_parts(total, num_parts, body);
-  };
 }
 
 double sum_of_lanes(const std::vector<double>& terms) {
@@ -66,6 +49,21 @@ double cost(const float* row, const float* code, int64_t num_channels, Metric me
   }
   const double norm = std::sqrt(sum_of_lanes(squares));
   return sum_of_lanes(terms) / (metric == Metric::kCosine && norm != 0.0 ? norm : 1.0);
+}
+
+// Of dense float32 rows.
+CodebookLookupArgs arguments(const std::vector<float>& features, const std::vector<float>& codebook, int64_t num_rows,
+                             int64_t num_codes, int64_t num_channels, int64_t* index,
+                             Metric metric = Metric::kEuclidean) {
+  CodebookLookupArgs args{};
+  args.features = features.data();
+  args.row_stride = args.num_channels = num_channels;
+  args.codebook = codebook.data();
+  args.num_rows = num_rows;
+  args.num_codes = num_codes;
+  args.index = index;
+  args.metric = metric;
+  return args;
 }
 
 int64_t nearest(const float* row, const std::vector<float>& codebook, int64_t num_codes, int64_t num_channels,
@@ -132,17 +130,8 @@ std::vector<int64_t> lookup(const std::vector<LookupPass>& passes, const std::ve
   std::vector<int64_t> index(num_rows + 2, -7);
   std::fill(index.begin() + 1, index.end() - 1, kUndecided);
   std::vector<float> distance(num_rows + 2, -7.0f);
-  CodebookLookupArgs args{};
-  args.features = features.data();
-  args.features_type = Element::kFloat32;
-  args.row_stride = num_channels;
-  args.codebook = codebook.data();
-  args.num_rows = num_rows;
-  args.num_codes = num_codes;
-  args.num_channels = num_channels;
-  args.index = index.data() + 1;
+  CodebookLookupArgs args = arguments(features, codebook, num_rows, num_codes, num_channels, index.data() + 1, metric);
   args.distance = distance.data() + 1;
-  args.metric = metric;
   args.subspace = hints.subspace.data();
   args.num_directions = hints.num_directions;
   args.warm_start = hints.warm_start.empty() ? nullptr : hints.warm_start.data();
@@ -178,18 +167,10 @@ void compare_metric(const std::vector<float>& features, const std::vector<float>
       }
     }
   }
-  for (CpuLevel level : built_cpu_levels()) {
-    if (!cpu_level_available(level)) continue;
+  for (CpuLevel level : available_cpu_levels()) {
     std::vector<int64_t> index(num_rows, -7);
-    CodebookLookupArgs args{};
-    args.features = features.data();
-    args.row_stride = args.num_channels = num_channels;
-    args.codebook = codebook.data();
-    args.num_rows = num_rows;
-    args.num_codes = num_codes;
-    args.index = index.data();
-    args.metric = metric;
-    codebook_lookup(level, args, nullptr, parts(3));
+    codebook_lookup(level, arguments(features, codebook, num_rows, num_codes, num_channels, index.data(), metric),
+                    nullptr, parts(3));
     CHECK(index == expected);
   }
   if (metric != Metric::kEuclidean || num_rows < kFewestPruningRows || num_channels > 1200) return;
@@ -197,8 +178,7 @@ void compare_metric(const std::vector<float>& features, const std::vector<float>
   std::vector<Hints> all_hints = every_hint(num_rows, num_codes, num_channels);
   for (int times = 0; times < 2; ++times) {
     Hints& hints = all_hints[next_hint++ % all_hints.size()];
-    for (CpuLevel level : built_cpu_levels()) {
-      if (!cpu_level_available(level)) continue;
+    for (CpuLevel level : available_cpu_levels()) {
       set_cpu_level(times == 0 ? cpu_level_name(level) : "");  // forced, a level takes no instructions beyond its own
       for (int64_t of_channels : {int64_t{1}, int64_t{1} << 12}) {  // without and with a sift in int8
         hints.pruning = pruning_pass_of(level, of_channels);
@@ -225,15 +205,8 @@ void test_pruning() {
     }
   }
   std::vector<int64_t> index(kRows);
-  CodebookLookupArgs args{};
-  args.features = features.data();
-  args.row_stride = args.num_channels = kChannels;
-  args.codebook = codebook.data();
-  args.num_rows = kRows;
-  args.num_codes = kCodes;
-  args.index = index.data();
-  for (CpuLevel level : built_cpu_levels()) {
-    if (!cpu_level_available(level)) continue;
+  CodebookLookupArgs args = arguments(features, codebook, kRows, kCodes, kChannels, index.data());
+  for (CpuLevel level : available_cpu_levels()) {
     const size_t bytes = packed_codebook_bytes(level, kCodes, kChannels, kDirections);
     const Scratch packed(bytes);
     pack_codebook(level, codebook.data(), kCodes, kChannels, subspace.data(), kDirections, packed.data(), parts(3));
@@ -306,7 +279,7 @@ void test_order_of_rounding(std::vector<float> code, const std::vector<float>& n
 void test_orders_of_rounding() {
   std::vector<float> any = normal(50, 14), signs = any;
   for (float& value : signs) value = std::copysign(1.0f, value);
-  std::vector<float> small = normal(900, 16, 0.1f), fine;
+  std::vector<float> small = normal(900, 16, 1.0f, 0.1f), fine;
   for (float& value : small) value *= 1e-3f;
   for (int n = 0; n < 100; ++n)  // differences of 28 bits
     fine.push_back(static_cast<float>(1 + 2 * (n % 8)) * 0x1p-27f);
@@ -407,15 +380,8 @@ void compare_topk(const std::vector<float>& features, const std::vector<float>& 
       const std::vector<LookupPass> passes(first, all.end());
       std::vector<int64_t> index(num_rows, kUndecided), top(num_rows * topk + 1, -7);
       std::vector<float> distance(num_rows * topk + 1, -7.0f);
-      CodebookLookupArgs args{};
-      args.features = features.data();
-      args.row_stride = args.num_channels = num_channels;
-      args.codebook = codebook.data();
-      args.num_rows = num_rows;
-      args.num_codes = num_codes;
-      args.index = index.data();
+      CodebookLookupArgs args = arguments(features, codebook, num_rows, num_codes, num_channels, index.data(), metric);
       args.distance = distance.data();
-      args.metric = metric;
       args.topk = topk;
       args.top_index = top.data();
       PackedCodebook packed_codebook(args, nullptr);
@@ -489,19 +455,11 @@ void test_levels_of_packing() {
   std::vector<int64_t> expected, index(kRows);
   for (int64_t i = 0; i < kRows; ++i)
     expected.push_back(nearest(features.data() + i * kChannels, codebook, kCodes, kChannels));
-  CodebookLookupArgs args{};
-  args.features = features.data();
-  args.row_stride = args.num_channels = kChannels;
-  args.codebook = codebook.data();
-  args.num_rows = kRows;
-  args.num_codes = kCodes;
-  args.index = index.data();
-  for (CpuLevel packed_for : built_cpu_levels()) {
-    if (!cpu_level_available(packed_for)) continue;
+  CodebookLookupArgs args = arguments(features, codebook, kRows, kCodes, kChannels, index.data());
+  for (CpuLevel packed_for : available_cpu_levels()) {
     const Scratch packed(packed_codebook_bytes(packed_for, kCodes, kChannels, 0));
     pack_codebook(packed_for, codebook.data(), kCodes, kChannels, nullptr, 0, packed.data(), parts(2));
-    for (CpuLevel level : built_cpu_levels()) {
-      if (!cpu_level_available(level)) continue;
+    for (CpuLevel level : available_cpu_levels()) {
       std::fill(index.begin(), index.end(), -7);
       const LookupCounts counts = codebook_lookup(level, args, packed.data(), parts(2));
       CHECK(index == expected);
@@ -515,8 +473,7 @@ void test_levels_of_packing() {
   const std::vector<float> zeros(kRows * kChannels, 0.0f);
   args.features = zeros.data();
   args.codebook = signs.data();
-  for (CpuLevel level : built_cpu_levels()) {
-    if (!cpu_level_available(level)) continue;
+  for (CpuLevel level : available_cpu_levels()) {
     const LookupCounts counts = codebook_lookup(level, args, nullptr, parts(1));
     CHECK(counts.compared == kRows && counts.undecided == (level == CpuLevel::kScalar ? 0 : kRows));
   }
@@ -543,7 +500,7 @@ void test_codebook_lookup() {
       }
     }
   }
-  compare(normal(50 * 20, 3, 1e4f), normal(60 * 20, 4, 1e4f), 50, 60, 20);
+  compare(normal(50 * 20, 3, 1.0f, 1e4f), normal(60 * 20, 4, 1.0f, 1e4f), 50, 60, 20);
   compare(normal(20 * 8, 5), std::vector<float>(700 * 8, 0.0f), 20, 700, 8);
   std::vector<float> cluster = normal(500 * 8, 6);
   for (float& value : cluster) value = 1.0f + value * 0x1p-22f;

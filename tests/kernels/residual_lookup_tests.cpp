@@ -1,7 +1,6 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
-#include <random>
 
 #include "check.h"
 #include "common/memory.h"
@@ -10,20 +9,6 @@
 namespace {
 
 using namespace soho;
-
-ParallelFor parts(int num_parts) {
-  return [=](int64_t total, int64_t, const std::function<void(int64_t, int64_t)>& body) {
-    in_parts(total, num_parts, body);
-  };
-}
-
-std::vector<float> normal(int64_t size, unsigned seed) {
-  std::mt19937 engine(seed);
-  std::normal_distribution<float> distribution;
-  std::vector<float> values(size);
-  for (float& value : values) value = distribution(engine);
-  return values;
-}
 
 struct Problem {
   std::vector<float> features, codebooks;
@@ -69,8 +54,7 @@ Result loop(const Problem& problem) {
 void compare(const Problem& problem) {
   const auto [features, codebooks, num_rows, num_levels, num_codes, num_channels, shared] = problem;
   const Result expected = loop(problem);
-  for (CpuLevel level : built_cpu_levels()) {
-    if (!cpu_level_available(level)) continue;
+  for (CpuLevel level : available_cpu_levels()) {
     const int64_t num_directions = num_channels >= 8 ? 4 : 0;
     const std::vector<float> subspace = normal(num_channels * num_directions, 7);  // any will do
     const int64_t bytes = packed_codebook_bytes(level, num_codes, num_channels, num_directions);

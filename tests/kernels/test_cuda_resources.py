@@ -128,35 +128,3 @@ def test_machine_code_of_the_screening():
     for name, counts in found.items():
         assert counts["HMMA"] == 64 and counts["step"] <= 4 * 64, (name, counts)
         assert counts["start"] <= 1.25 * 128 and counts["epilogue"] <= 1.25 * 32, (name, counts)
-
-
-def test_an_excess_is_named():
-    kernel = resources.Kernel("op/cuda.cu", "k<4>", 80, registers=65, spills=8, instructions={"local memory": 0})
-    assert excesses([kernel], {"k": (64, 0)}) == [
-        "k<4> for sm_80: 65 registers, 64 allowed",
-        "k<4> for sm_80: 8 bytes of spills, 0 allowed",
-    ]
-    assert excesses([kernel], {}) == ["k<4> for sm_80 has no budget"]
-
-
-@needs_nvcc
-def test_spills_and_stacks_are_read_from_the_compiler(tmp_path, monkeypatch):
-    """A kernel that cannot do without local memory is seen as such."""
-    monkeypatch.setattr(resources, "ROOT", tmp_path)
-    monkeypatch.setattr(resources, "ARCHITECTURES", (80, 90))
-    source = tmp_path / "csrc" / "kernels" / "op" / "cuda.cu"
-    source.parent.mkdir(parents=True)
-    (tmp_path / "csrc" / "common").mkdir()
-    source.write_text(
-        "namespace soho { namespace {\n"
-        "__global__ void __launch_bounds__(64) index_an_array(const int* in, int* out) {\n"
-        "  int values[256];\n"
-        "  for (int i = 0; i < 256; ++i) values[i] = in[i + threadIdx.x];\n"
-        "  out[threadIdx.x] = values[in[0]] + values[in[1]];\n"
-        "}\n"
-        "}\nvoid run(const int* in, int* out) { index_an_array<<<1, 64>>>(in, out); }\n}\n"
-    )
-    kernel, other = resources.compile_kernels(source)
-    assert kernel.name == other.name == "index_an_array" and (kernel.architecture, other.architecture) == (80, 90)
-    assert kernel.stack >= 1024 and kernel.instructions["local memory"] > 0 and kernel.registers > 0
-    assert kernel.instructions["16-byte load"] == kernel.instructions["mma"] == 0

@@ -4,21 +4,13 @@ import pytest
 import torch
 
 from soho_fast.model import SohoConfig, SohoForPreTraining
+from soho_fast.model.fast.cpu import packed_encoder
 
 TINY = {
-    "backbone": "resnet10",
-    "vocab_size": 60,
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 32,
-    "max_position_embeddings": 16,
-    "hidden_dropout_prob": 0.0,
-    "attention_probs_dropout_prob": 0.0,
-    "num_codes": 12,
-    "visual_pool": 1,
-    "dictionary_init": "data",
-}
+    "backbone": "resnet10", "vocab_size": 60, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "intermediate_size": 32, "max_position_embeddings": 16, "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0, "num_codes": 12, "visual_pool": 1, "dictionary_init": "data",
+}  # fmt: skip
 
 # What a small model of another preset takes of it.
 SIZES = ("backbone", "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
@@ -63,6 +55,14 @@ def tiny_official():
 
 
 @pytest.fixture
+def packed(monkeypatch):
+    """The packed forwards that were made, so that no test compares the plain path with itself."""
+    calls, encode = [], packed_encoder.packed_encode
+    monkeypatch.setattr(packed_encoder, "packed_encode", lambda *args: calls.append(args) or encode(*args))
+    return calls
+
+
+@pytest.fixture
 def batch():
     return make_batch
 
@@ -83,10 +83,7 @@ def make_batch(num_images: int = 3, texts_per_image: int = 4, size: tuple[int, i
     return {
         "pixel_values": pixel_values,
         "pixel_mask": torch.ones(num_images, *size, dtype=torch.int64),
-        "input_ids": input_ids,
-        "attention_mask": attention_mask,
+        "input_ids": input_ids, "attention_mask": attention_mask,
         "image_index": torch.arange(num_images).repeat_interleave(texts_per_image),
-        "mlm_labels": mlm_labels,
-        "itm_labels": matched,
-        "mask_uniform": mask_uniform,
-    }
+        "mlm_labels": mlm_labels, "itm_labels": matched, "mask_uniform": mask_uniform,
+    }  # fmt: skip

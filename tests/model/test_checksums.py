@@ -1,5 +1,6 @@
 """A folder of a model is what was written: truncated, flipped, missing files are told in one line."""
 
+import shutil
 import subprocess
 
 import pytest
@@ -77,6 +78,16 @@ def test_a_folder_without_a_list_is_loaded_as_it_is(folder):
     SohoForPreTraining.from_pretrained(folder)
     check_checksums("name/on-the-hub")
     check_checksums(folder / WEIGHTS)
+
+
+def test_a_model_that_the_hubs_cache_has_is_loaded_by_its_name(folder, tmp_path):
+    there = tmp_path / "hub/models--ada--soho"
+    shutil.copytree(folder, there / "snapshots/0123456789abcdef0123456789abcdef01234567")
+    (there / "refs").mkdir()
+    (there / "refs/main").write_text("0123456789abcdef0123456789abcdef01234567")
+    found = SohoForPreTraining.from_pretrained("ada/soho", cache_dir=tmp_path / "hub", local_files_only=True)
+    expected = SohoForPreTraining.from_pretrained(folder).state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in found.state_dict().items())
 
 
 def test_coreutils_reads_the_list(folder):

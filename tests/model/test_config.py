@@ -10,20 +10,11 @@ from soho_fast.model import SohoConfig
 def test_paper_preset_has_the_papers_values():
     config = SohoConfig.from_preset("paper")
     expected = {
-        "backbone": "resnet101",
-        "visual_pool": 2,
-        "num_hidden_layers": 12,
-        "hidden_size": 768,
-        "num_attention_heads": 12,
-        "vocab_size": 30522,
-        "num_codes": 2048,
-        "dictionary_init": "random",
-        "code_reset_threshold": 0.0,
-        "dictionary_batch_norm": False,
-        "use_dictionary": True,
-        "use_dictionary_output": True,
-        "backbone_frozen_stages": 0,
-    }
+        "backbone": "resnet101", "visual_pool": 2, "num_hidden_layers": 12, "hidden_size": 768,
+        "num_attention_heads": 12, "vocab_size": 30522, "num_codes": 2048, "dictionary_init": "random",
+        "code_reset_threshold": 0.0, "dictionary_batch_norm": False, "use_dictionary": True,
+        "use_dictionary_output": True, "backbone_frozen_stages": 0,
+    }  # fmt: skip
     assert {name: getattr(config, name) for name in expected} == expected
     assert SohoConfig.from_preset("paper", num_codes=1024).num_codes == 1024
 
@@ -31,43 +22,33 @@ def test_paper_preset_has_the_papers_values():
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        ({"backbone": "vgg"}, "backbone: expected one of"),
-        ({"fusion": "sum"}, "fusion: expected one of none, gate"),
+        ({"backbone": "vgg"}, "backbone: expected one of"), ({"fusion": "sum"}, "fusion: expected one of none, gate"),
         ({"official": "authors"}, "official: expected one of pretraining, fine_tuning"),
         ({"dictionary_init": "zeros"}, "dictionary_init: expected one of"),
         ({"ema_decay": 1.5}, "ema_decay: expected 0 to 1, got 1.5"),
         ({"hidden_dropout_prob": 2}, "hidden_dropout_prob: expected 0 to 1, got 2"),
-        ({"hidden_size": 30, "num_attention_heads": 2}, "hidden_size: expected a multiple of 4 .the 2-D sine position"),
+        ({"hidden_size": 30, "num_attention_heads": 2},
+         "hidden_size: expected a multiple of 4 .the 2-D sine position"),
         ({"hidden_size": 32, "num_attention_heads": 3}, "hidden_size: expected a multiple of num_attention_heads"),
         ({"num_codes": 0}, "num_codes: expected 1 to 10,000,000"),
         ({"num_codes": "many"}, "Field 'num_codes' expected int, got str"),
         ({"backbone_frozen_stages": 5}, "backbone_frozen_stages: expected 0 to 4"),
         ({"backbone_frozen_stages": -1}, "backbone_frozen_stages: expected 0 to 4"),
-        (
-            {"backbone": "resnet18", "backbone_stride": 16, "backbone_frozen_stages": 4},
-            "backbone_frozen_stages: expected 0 to 3, the stages of resnet18 up to backbone_stride=16, got 4",
-        ),
-        (
-            {"backbone": "resnet18", "backbone_stride": 12},
-            "backbone_stride: expected one of 4, 8, 16, 32, where a stage of resnet18 ends, got 12",
-        ),
-        (
-            {"official": "pretraining", "backbone_stride": 16},
-            "backbone_stride: expected 32 with official='pretraining', got 16",
-        ),
+        ({"backbone": "resnet18", "backbone_stride": 16, "backbone_frozen_stages": 4},
+         "backbone_frozen_stages: expected 0 to 3, the stages of resnet18 up to backbone_stride=16, got 4"),
+        ({"backbone": "resnet18", "backbone_stride": 12},
+         "backbone_stride: expected one of 4, 8, 16, 32, where a stage of resnet18 ends, got 12"),
+        ({"official": "pretraining", "backbone_stride": 16},
+         "backbone_stride: expected 32 with official='pretraining', got 16"),
         ({"mvm_margin": -1}, "mvm_margin: expected 0 to 1,?000, got -1"),
         ({"layer_norm_eps": -1e-12}, "layer_norm_eps: expected at least 0, got -1e-12"),
         ({"mvm_weight": float("nan")}, "mvm_weight: expected at least 0, got nan"),
-        (
-            {"official": "pretraining", "backbone_dropout_prob": 0.1},
-            "backbone_dropout_prob: expected 0 with official='pretraining', got 0.1",
-        ),
-        (
-            {"official": "fine_tuning", "dictionary_batch_norm": True},
-            "dictionary_batch_norm: expected False with official=",
-        ),
+        ({"official": "pretraining", "backbone_dropout_prob": 0.1},
+         "backbone_dropout_prob: expected 0 with official='pretraining', got 0.1"),
+        ({"official": "fine_tuning", "dictionary_batch_norm": True},
+         "dictionary_batch_norm: expected False with official="),
     ],
-)
+)  # fmt: skip
 def test_a_value_that_cannot_be_used_is_named(overrides, words):
     with pytest.raises(ValueError, match=words):
         SohoConfig.from_preset("paper", **overrides)

@@ -39,14 +39,10 @@ def active_codes(fields: dict, scale: float) -> list[int]:
 
 
 @pytest.mark.parametrize("scale", [0.05, 0.3])
-@pytest.mark.parametrize("recipe", ["paper"])
-def test_a_recipe_keeps_its_codes_alive_and_random_codes_die(recipe, scale):
-    fields = read_recipe(["--recipe", recipe]).model.changes()
+def test_a_recipe_keeps_its_codes_alive_and_random_codes_die(scale):
+    fields = read_recipe(["--recipe", "paper"]).model.changes()
     assert "dictionary_batch_norm" not in fields, "this test has no BatchNorm before the lookup"
-    still, moving = active_codes(fields, scale)
-    assert still > 0.9 * NUM_CODES
-    assert moving > 0.9 * NUM_CODES
+    assert min(active_codes(fields, scale)) > 0.9 * NUM_CODES
     # The text's start is what dies, whether the features stand or move.
-    assert (
-        max(active_codes({**fields, "dictionary_init": "random", "code_reset_threshold": 0.0}, scale)) < 0.2 * NUM_CODES
-    )
+    text = {**fields, "dictionary_init": "random", "code_reset_threshold": 0.0}
+    assert max(active_codes(text, scale)) < 0.2 * NUM_CODES

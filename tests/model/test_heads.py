@@ -11,6 +11,8 @@ def test_losses_count_by_the_weights_that_the_configuration_has(tiny_config):
     means = total_loss(sums, tiny_config(mvm_weight=0.25), synchronise=False)
     assert {name: float(mean) for name, mean in means.items()} == {"loss": 3.0, "itm_loss": 2.0, "mvm_loss": 4.0}
     assert total_loss({}, tiny_config(), synchronise=False) == {}
+    with pytest.raises(ValueError, match=r"mvm_weight: expected at least 0, got -1"):
+        tiny_config(mvm_weight=-1)
 
 
 def test_a_misspelt_loss_or_weight_is_refused(tiny_config):

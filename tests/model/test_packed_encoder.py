@@ -8,13 +8,6 @@ from soho_fast.model.fast.cpu import packed_encoder, speed_up_on_cpu
 
 
 @pytest.fixture
-def counted(monkeypatch):
-    calls, encode = [], packed_encoder.packed_encode
-    monkeypatch.setattr(packed_encoder, "packed_encode", lambda *args: calls.append(args) or encode(*args))
-    return calls
-
-
-@pytest.fixture
 def fast_model(tiny_model):
     return lambda **overrides: speed_up_on_cpu(tiny_model(**overrides).train())
 
@@ -40,42 +33,35 @@ def test_attention_gradients_are_exact(dropout):
 
 
 @pytest.mark.parametrize("kwarg", ["output_hidden_states", "output_attentions"])
-def test_states_and_attentions_are_given_when_asked_for(fast_model, batch, counted, kwarg):
+def test_states_and_attentions_are_given_when_asked_for(fast_model, batch, packed, kwarg):
     model = fast_model()
     if kwarg == "output_attentions":
         model.set_attn_implementation("eager")
     output = model(**batch(), **{kwarg: True})
     states = output.hidden_states if kwarg == "output_hidden_states" else output.attentions
-    assert len(states) >= model.config.num_hidden_layers and not counted
+    assert len(states) >= model.config.num_hidden_layers and not packed
 
 
-def test_a_layers_hook_sees_every_state(fast_model, batch, counted):
-    model, seen = fast_model(), []
-    model.soho.encoder.layer[0].output.register_forward_hook(lambda _, __, output: seen.append(output.shape))
-    inputs = batch()
+def test_when_it_steps_aside(fast_model, batch, packed):
+    model, inputs, seen = fast_model(), batch(), []
     model(**inputs)
-    assert len(seen) == 1 and seen[0][0] == len(inputs["input_ids"]) and not counted
-
-
-def test_who_asks_for_all_states_gets_them_all(fast_model, batch, counted):
-    model, inputs = fast_model(), batch()
-    visual = model.encode_images(inputs["pixel_values"])
-    hidden = model.soho(visual, Texts(inputs["input_ids"], inputs["attention_mask"], inputs["image_index"]))
-    assert not counted and bool((hidden.last_hidden_state.abs().sum(-1) > 0).all())
-
-
-def test_when_it_steps_aside(fast_model, batch, counted):
-    model, inputs = fast_model(), batch()
-    model(**inputs)
-    assert len(counted) == 1
+    assert len(packed) == 1
     model.eval()(**inputs)
-    assert len(counted) == 2
+    assert len(packed) == 2
     model.soho.encoder.layer[0].gradient_checkpointing = True
     model.eval()(**inputs)
-    assert len(counted) == 2
+    assert len(packed) == 2
     model.soho.encoder.layer[0].gradient_checkpointing = False
     model.train()(**inputs, output_hidden_states=False, return_dict=True)
-    assert len(counted) == 3
+    assert len(packed) == 3
+    # Who looks into a layer, or asks for all states, sees them all.
+    hook = model.soho.encoder.layer[0].output.register_forward_hook(lambda _, __, output: seen.append(len(output)))
+    model(**inputs)
+    hook.remove()
+    visual = model.encode_images(inputs["pixel_values"])
+    hidden = model.soho(visual, Texts(inputs["input_ids"], inputs["attention_mask"], inputs["image_index"]))
+    assert bool((hidden.last_hidden_state.abs().sum(-1) > 0).all())
+    assert seen == [len(inputs["input_ids"])] and len(packed) == 3
 
 
 def test_bf16_in_row_counts_that_recur(monkeypatch, fast_model, batch):
@@ -97,7 +83,7 @@ def test_bf16_in_row_counts_that_recur(monkeypatch, fast_model, batch):
     assert sizes <= {12, 32, 128, 128 - 54, 156, 156 - 54}
 
 
-def test_filling_up_changes_nothing_in_float32(monkeypatch, fast_model, batch, counted):
+def test_filling_up_changes_nothing_in_float32(monkeypatch, fast_model, batch, packed):
     def step():
         model = fast_model(num_hidden_layers=3)
         model.freeze_batch_norm()
@@ -109,7 +95,7 @@ def test_filling_up_changes_nothing_in_float32(monkeypatch, fast_model, batch, c
     rounded = lambda count, like, multiple=32: -(-count // multiple) * multiple  # noqa: E731
     monkeypatch.setattr(packed_encoder, "recurring", rounded)
     loss, grads = step()
-    assert len(counted) == 2
+    assert len(packed) == 2
     torch.testing.assert_close(loss, exact_loss, rtol=1e-6, atol=1e-6)
     for grad, exact in zip(grads, exact_grads, strict=True):
         assert float((grad - exact).norm()) <= 2e-5 * float(exact.norm()) + 1e-7

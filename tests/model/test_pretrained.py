@@ -12,13 +12,9 @@ from transformers import BertConfig, BertModel, ViTConfig, ViTModel
 from soho_fast.model import SohoForPreTraining, pretrained
 
 SIZES = {
-    "vocab_size": 60,
-    "hidden_size": 16,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 2,
-    "intermediate_size": 32,
+    "vocab_size": 60, "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 32,
     "max_position_embeddings": 16,
-}
+}  # fmt: skip
 
 
 def bert(tmp_path, **overrides) -> tuple[BertModel, str]:

@@ -223,14 +223,6 @@ def test_cached_visual_tokens_equal_the_pixel_path(tiny_model, batch):
     torch.testing.assert_close(each.itm_logits, shared.itm_logits)
 
 
-def test_weight_of_masked_visual_modelling(tiny_model, batch):
-    out = tiny_model(mvm_weight=0.25)(**batch())
-    assert out.mvm_loss > 0
-    torch.testing.assert_close(out.loss, out.mlm_loss + 0.25 * out.mvm_loss + out.itm_loss)
-    with pytest.raises(ValueError, match=r"mvm_weight: expected at least 0, got -1"):
-        tiny_model(mvm_weight=-1)
-
-
 def test_without_dictionary_there_is_no_visual_loss(tiny_model, batch):
     model = tiny_model(use_dictionary=False)
     out = model(**batch())
@@ -305,16 +297,10 @@ def test_save_and_load_keep_every_bit(tiny_model, batch, tmp_path):
     assert torch.equal(base.visual_dictionary.codebook, half.soho.visual_dictionary.codebook)
 
 
-def test_words_and_mlm_classifier_are_one_tensor(tiny_model, batch):
+def test_words_and_mlm_classifier_are_one_tensor(tiny_model):
     model = tiny_model()
     words = model.soho.text_embeddings.word_embeddings.weight
-    assert model.mlm_head.decoder.weight is words
-    assert sum(p is words for p in model.parameters()) == 1
-    model(**batch()).mlm_loss.backward()
-    # The word [MASK]'s neighbours in the softmax get a gradient though no text holds them.
-    unused = [i for i in range(60) if i not in batch()["input_ids"].unique()]
-    assert unused
-    assert words.grad[unused].abs().sum() > 0
+    assert model.mlm_head.decoder.weight is words and sum(p is words for p in model.parameters()) == 1
 
 
 def test_activation_checkpointing_changes_neither_loss_nor_state(tiny_model, batch):
@@ -402,18 +388,15 @@ def test_arguments_that_do_not_fit_are_named(tiny_model, batch, change, words, p
     [
         ({}, "exactly one of pixel_values, visual_tokens and backbone_features"),
         ({"pixel_values": (2, 3, 64, 64), "backbone_features": (2, 512, 2, 2)}, "exactly one of pixel_values, visual"),
-        ({"backbone_features": (2, 512, 2, 2), "pixel_mask": (2, 64, 64)}, "expected pixel_mask with pixel_values, or"),
+        ({"backbone_features": (2, 512, 2, 2), "pixel_mask": (2, 64, 64)},
+         "expected pixel_mask with pixel_values, or"),
         ({"pixel_values": (2, 3, 64, 64), "backbone_mask": (2, 2, 2)}, "expected pixel_mask with pixel_values, or"),
-        (
-            {"backbone_features": (2, 16, 2, 2)},
-            r"backbone_features: expected \(images, 512, h, w\), got \(2, 16, 2, 2\)",
-        ),
-        (
-            {"backbone_features": (2, 512, 2, 2), "backbone_mask": (2, 3, 2)},
-            r"backbone_mask: expected shape \(2, 2, 2\)",
-        ),
+        ({"backbone_features": (2, 16, 2, 2)},
+         r"backbone_features: expected \(images, 512, h, w\), got \(2, 16, 2, 2\)"),
+        ({"backbone_features": (2, 512, 2, 2), "backbone_mask": (2, 3, 2)},
+         r"backbone_mask: expected shape \(2, 2, 2\)"),
     ],
-)
+)  # fmt: skip
 def test_images_that_do_not_fit_are_named(tiny_model, images, words):
     images = {name: torch.zeros(shape, dtype=torch.bool if "mask" in name else None) for name, shape in images.items()}
     with pytest.raises(ValueError, match=words):

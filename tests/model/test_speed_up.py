@@ -15,21 +15,13 @@ from soho_fast.model import (
     SohoForVisualEntailment,
     SohoForVisualReasoning,
 )
-from soho_fast.model.fast.cpu import packed_encoder, speed_up_on_cpu
+from soho_fast.model.fast.cpu import speed_up_on_cpu
 from soho_fast.model.fast.cpu.classifier import classify_on_cpu
 from soho_fast.model.fast.cpu.convolutions import CpuCnn, CpuConv2d
 
 LOSSES = ("loss", "mlm_loss", "mvm_loss", "itm_loss", "bag_of_words_loss", "contrastive_loss")
 LOGITS = ("mlm_logits", "mvm_logits", "itm_logits", "logits")
 PAPER_DROPOUT = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
-
-
-@pytest.fixture
-def packed(monkeypatch):
-    """The packed forwards that were made, so that no test compares the plain path with itself."""
-    calls, encode = [], packed_encoder.packed_encode
-    monkeypatch.setattr(packed_encoder, "packed_encode", lambda *args: calls.append(args) or encode(*args))
-    return calls
 
 
 def step(model, inputs):
@@ -74,16 +66,13 @@ def padded(batch):
 @pytest.mark.parametrize(
     "overrides",
     [
-        {},
-        {"num_hidden_layers": 1},
+        {}, {"num_hidden_layers": 1},
         {"num_hidden_layers": 3, "dictionary_batch_norm": True, "visual_pool": 2},
-        {"use_dictionary": False},
-        {"backbone": "mobilenet_v2", "bag_of_words_weight": 0.3},
-        {"tie_word_embeddings": False},
-        {"backbone_frozen_stages": 1},
+        {"use_dictionary": False}, {"backbone": "mobilenet_v2", "bag_of_words_weight": 0.3},
+        {"tie_word_embeddings": False}, {"backbone_frozen_stages": 1},
     ],
     ids=lambda overrides: "-".join(overrides) or "tiny",
-)
+)  # fmt: skip
 def test_losses_and_gradients_of_pretraining(tiny_model, batch, packed, overrides, training, make_inputs):
     inputs = make_inputs(batch)
     models = [tiny_model(**overrides).train(training) for _ in range(2)]

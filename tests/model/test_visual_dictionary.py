@@ -445,8 +445,3 @@ def test_two_levels_leave_less_than_one_and_survive_saving(tiny_config):
 def test_levels_that_cannot_be_are_refused(tiny_config, wrong):
     with pytest.raises(ValueError, match="num_levels: expected"):
         tiny_config(**{"num_levels": 2, **wrong})
-
-
-def test_levels_are_refused_where_each_image_counts_once_for_each_text(tiny_config):
-    with pytest.raises(ValueError, match="num_levels: expected 1 with official='pretraining', got 2"):
-        tiny_config(official="pretraining", num_levels=2)

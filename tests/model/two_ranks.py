@@ -13,11 +13,7 @@ STEPS, PARTS = 4, (1, 2, 4)
 visual_dictionary._PATIENCE, visual_dictionary._MOST_RESET = 1, 3
 # With a threshold of half the uniform share codes are reset at every step from the second on.
 KINDS = ("paper", "official")
-OPTIONS = {
-    "dictionary_batch_norm": True,
-    "code_reset_threshold": 0.5,
-    "contrastive_weight": 0.5,
-}
+OPTIONS = {"dictionary_batch_norm": True, "code_reset_threshold": 0.5, "contrastive_weight": 0.5}
 
 
 def config(kind: str) -> SohoConfig:

@@ -137,12 +137,30 @@ def _values(features_NC, codebook_KC, metric):
     return products_NK / _norms(d) if metric == "cosine" else products_NK
 
 
+LAYOUTS = {
+    "channels permuted": lambda x: x.permute(0, 2, 1).contiguous().permute(0, 2, 1),
+    "batch permuted": lambda x: x.permute(1, 0, 2).contiguous().permute(1, 0, 2),
+    "channels sliced": lambda x: torch.cat([x, x], -1)[..., : x.shape[-1]],
+    "rows strided": lambda x: x.repeat_interleave(2, 1)[:, ::2],
+    "offset": lambda x: torch.cat([torch.zeros(3), x.flatten()])[3:].view(x.shape),
+}
+
+
+@pytest.fixture(params=LAYOUTS)
+def laid_out(request):
+    """Function (tensor of three dimensions) -> the same values, which lie in memory in another way."""
+    return LAYOUTS[request.param]
+
+
 @pytest.fixture
 def exact_lookup():
     """Function (features (N, C), codebook (K, C), metric, topk) -> index (N,), distance float32 (N,) by the float64
-    rule, both (N, topk) where that is given."""
+    rule, both (N, topk) where that is given; codebooks of a batch one by one."""
 
     def lookup(features_NC, codebook_KC, metric="euclidean", topk=None):
+        if codebook_KC.dim() > 2:
+            each = [lookup(x, d, metric, topk) for x, d in zip(features_NC, codebook_KC, strict=True)]
+            return tuple(map(torch.stack, zip(*each, strict=True)))
         with np.errstate(invalid="ignore", over="ignore"):
             value_NK = _values(features_NC, codebook_KC, metric)
             cost_NK = value_NK if metric == "euclidean" else -value_NK

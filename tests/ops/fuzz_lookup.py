@@ -25,27 +25,8 @@ from soho_fast import _C, ops
 TYPES = (torch.float32, torch.float32, torch.bfloat16, torch.float16)
 _FEW = 30  # rows that are looked up by few in a call
 ELEMENTS = 1 << 25  # N x K x C of one problem at most
-SIZES = (
-    (48, 20),
-    (48, 20),
-    (48, 20),
-    (600, 300),
-    (1200, 20),
-    (300, 1300),
-    (40, 10000),
-)  # K and C are drawn below one of these
-
-
-def _normal(features: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
-    return features, codebook
-
-
-def _offset(features: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
-    return features + 1e4, codebook + 1e4
-
-
-def _ties(features: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
-    return features.round(), codebook.round()
+# K and C are drawn below one of these.
+SIZES = ((48, 20), (48, 20), (48, 20), (600, 300), (1200, 20), (300, 1300), (40, 10000))
 
 
 def _drawn(features: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
@@ -67,10 +48,6 @@ def _one_ulp(features: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
     return features, torch.where(torch.rand(codes.shape) < 1 / codes.shape[1], up, codes)
 
 
-def _cluster(features: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
-    return features, 1 + codebook * 2.0**-20
-
-
 def _orders(features: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
     scale = [10.0 ** (torch.rand(t.shape[0], 1) * 30 - 15) for t in (features, codebook)]
     return features * scale[0], codebook * scale[1]
@@ -79,10 +56,6 @@ def _orders(features: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
 def _one_huge(features: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
     codebook[torch.randint(codebook.shape[0], ())] *= 1e6
     return features, codebook
-
-
-def _subnormal(features: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
-    return features * 1e-39, codebook * 1e-39
 
 
 def _two_clusters(features: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
@@ -121,14 +94,15 @@ def _few_directions(features: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]
 
 
 KINDS = {
-    "normal": _normal, "offset 1e4": _offset, "integers with ties": _ties, "codes drawn from features": _drawn,
-    "copies and zeros": _copies, "one ulp apart": _one_ulp, "one tight cluster": _cluster, "30 orders": _orders,
-    "one huge code": _one_huge, "subnormal": _subnormal, "two clusters": _two_clusters,
-    "directions": _directions, "some long codes": _some_long,
+    "normal": lambda features, codebook: (features, codebook),
+    "offset 1e4": lambda features, codebook: (features + 1e4, codebook + 1e4),
+    "integers with ties": lambda features, codebook: (features.round(), codebook.round()),
+    "one tight cluster": lambda features, codebook: (features, 1 + codebook * 2.0**-20),
+    "subnormal": lambda features, codebook: (features * 1e-39, codebook * 1e-39),
+    "codes drawn from features": _drawn, "copies and zeros": _copies, "one ulp apart": _one_ulp, "30 orders": _orders,
+    "one huge code": _one_huge, "two clusters": _two_clusters, "directions": _directions, "some long codes": _some_long,
     "few directions": _few_directions,
 }  # fmt: skip
-
-
 METRICS = ("euclidean", "cosine", "dot")
 
 

@@ -230,16 +230,9 @@ ADVERSARIAL = {
 # How a pass of the CPU kernels leaves rows of many ties and takes them up. Triton's kernels have no such passes, and
 # under the interpreter these take minutes.
 OF_CPU_PASSES = (
-    "ties everywhere",
-    "ties at the end",
-    "every third code ties",
-    "ties become dense",
-    "dense ties come and go",
-    "dense ties of long codes",
-    "dense ties of many long codes",
-    "dense near ties, then few",
-    "rows tie in two places",
-)
+    "ties everywhere", "ties at the end", "every third code ties", "ties become dense", "dense ties come and go",
+    "dense ties of long codes", "dense ties of many long codes", "dense near ties, then few", "rows tie in two places",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ADVERSARIAL)
@@ -342,31 +335,6 @@ def test_a_pass_too_coarse_is_left_after_a_trial(at_every_level, exact_lookup):
     assert at_every_level(few_or_most)
 
 
-def test_nan_row_gets_index_zero_and_nan_distance(at_every_level):
-    features, codebook = torch.full((1, 4), torch.nan), torch.ones(3, 4)
-    index, distance = at_every_level(codebook_lookup, features, codebook, return_distance=True)
-    assert index.item() == 0 and distance.isnan().item()
-
-
-@pytest.mark.skipif(triton_backend.INTERPRETING, reason="numpy, which interprets Triton, follows the flag")
-@pytest.mark.parametrize("metric", ["euclidean", "cosine", "dot"])
-@pytest.mark.parametrize("family", ["cpu"], indirect=True)
-def test_flushed_subnormals_do_not_change_the_index(metric, at_every_level, exact_lookup):
-    features, codebook = (t * 1e-41 for t in _random(40, 50, 9))
-
-    def flushed(backend):
-        if backend == "reference" or not torch.set_flush_denormal(True):
-            return codebook_lookup(features, codebook, metric=metric)  # torch's own operations follow the flag
-        try:
-            index = codebook_lookup(features, codebook, metric=metric, backend=backend)
-            assert (torch.tensor([1e-41]) * 1).item() == 0.0, "the caller's float environment must come back"
-        finally:
-            torch.set_flush_denormal(False)
-        return index
-
-    assert torch.equal(at_every_level(flushed), exact_lookup(features, codebook, metric)[0])
-
-
 @pytest.mark.parametrize("shape", [(2, 3, 11), (4, 0), (0, 5), (2, 2, 2, 6)], ids=str)
 def test_shared_codebook_takes_any_leading_shape(shape, at_every_level, exact_lookup):
     features, codebook = torch.randn(*shape, 9), torch.randn(20, 9)
@@ -375,41 +343,17 @@ def test_shared_codebook_takes_any_leading_shape(shape, at_every_level, exact_lo
     assert torch.equal(index.flatten(), exact_lookup(features.reshape(-1, 9), codebook)[0])
 
 
-def test_batched_codebooks(at_every_level, exact_lookup, metrics):
-    features, codebook = torch.randn(2, 3, 14, 9), torch.randn(2, 3, 20, 9)
-    for metric in metrics:
-        index, distance = at_every_level(codebook_lookup, features, codebook, return_distance=True, metric=metric)
-        for batch in ((outer, inner) for outer in range(2) for inner in range(3)):
-            expected = exact_lookup(features[batch], codebook[batch], metric)
-            assert torch.equal(index[batch], expected[0]) and torch.equal(distance[batch], expected[1]), metric
+def test_batched_codebooks(check_lookup, metrics):
+    check_lookup(torch.randn(2, 3, 14, 9), torch.randn(2, 3, 20, 9), metrics)
 
 
-LAYOUTS = {
-    "channels permuted": lambda x: x.permute(0, 2, 1).contiguous().permute(0, 2, 1),
-    "batch permuted": lambda x: x.permute(1, 0, 2).contiguous().permute(1, 0, 2),
-    "channels sliced": lambda x: torch.cat([x, x], -1)[..., : x.shape[-1]],
-    "rows strided": lambda x: x.repeat_interleave(2, 1)[:, ::2],
-    "rows reversed": lambda x: x.flip(1).as_strided(x.shape, x.stride()).flip(1),
-    "offset": lambda x: torch.cat([torch.zeros(3), x.flatten()])[3:].view(x.shape),
-}
-
-
-@pytest.mark.parametrize("name", LAYOUTS)
-def test_layouts(name, at_every_level):
+def test_layouts(laid_out, at_every_level):
     features, codebook = torch.randn(3, 10, 12), torch.randn(31, 12)
     expected = at_every_level(codebook_lookup, features, codebook)
-    laid_out = LAYOUTS[name](features)
-    assert torch.equal(laid_out, features)
-    assert torch.equal(at_every_level(codebook_lookup, laid_out, codebook), expected)
-    strided_codebook = codebook.t().contiguous().t()
-    assert torch.equal(at_every_level(codebook_lookup, features, strided_codebook), expected)
-
-
-def test_expanded_rows(at_every_level):
-    features, codebook = torch.randn(1, 12), torch.randn(31, 12)
-    index = at_every_level(codebook_lookup, features.expand(40, 12), codebook)
-    assert index.unique().numel() == 1
-    assert torch.equal(index[:1], at_every_level(codebook_lookup, features, codebook))
+    assert torch.equal(at_every_level(codebook_lookup, laid_out(features), codebook), expected)
+    assert torch.equal(at_every_level(codebook_lookup, features, codebook.t().contiguous().t()), expected)
+    of_one = at_every_level(codebook_lookup, features[:1, :1].expand(3, 10, 12), codebook)
+    assert torch.equal(of_one, expected[:1, :1].expand(3, 10))
 
 
 def test_offsets_beyond_32_bits(at_every_level, family):
@@ -422,37 +366,6 @@ def test_offsets_beyond_32_bits(at_every_level, family):
     codebook = torch.eye(4)[:3] * 2
     features.copy_(codebook[[2, 0, 1]])
     assert at_every_level(codebook_lookup, features, codebook).tolist() == [2, 0, 1]
-
-
-def test_permuting_rows_permutes_indices(at_every_level):
-    features, codebook = _random(90, 40, 10)
-    order = torch.randperm(90)
-    index = at_every_level(codebook_lookup, features, codebook)
-    assert torch.equal(at_every_level(codebook_lookup, features[order], codebook), index[order])
-
-
-def test_a_code_maps_to_itself(at_every_level):
-    codebook = torch.randn(150, 10) + 100
-    index, distance = at_every_level(codebook_lookup, codebook, codebook, return_distance=True)
-    assert torch.equal(index, torch.arange(150)) and not distance.any()
-
-
-@pytest.mark.parametrize("batch", [(), (3,)], ids=["shared codebook", "batched codebooks"])
-def test_distance_gradient(batch, at_every_level):
-    features, codebook, weight = torch.randn(*batch, 9, 5), torch.randn(*batch, 12, 5), torch.randn(*batch, 9)
-
-    def gradients(backend):
-        x, d = (t.clone().requires_grad_() for t in (features, codebook))
-        index, distance = codebook_lookup(x, d, return_distance=True, backend=backend)
-        assert not index.requires_grad
-        return index, *torch.autograd.grad((distance * weight).sum(), (x, d))
-
-    index, of_features, of_codebook = at_every_level(gradients)
-    x, d = (t.double().requires_grad_() for t in (features, codebook))
-    chosen = d.gather(1, index[..., None].expand(-1, -1, 5)) if batch else d[index]
-    expected = torch.autograd.grad(((x - chosen).square().sum(-1) * weight).sum(), (x, d))
-    torch.testing.assert_close(of_features, expected[0].float())
-    torch.testing.assert_close(of_codebook, expected[1].float())
 
 
 def test_autocast_changes_nothing(check_lookup):

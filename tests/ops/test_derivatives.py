@@ -74,17 +74,21 @@ def test_gradient_of_the_codebook_has_the_bits_of_the_statistics(batch, backend)
         assert torch.equal(codebook_stats(part_NC, index_N, 4, backend=backend)[1], grad_KC)
 
 
+def _check_hessians(of, formula, inputs):
+    """Second derivatives are the formula's, none of which are all zero."""
+    inputs = tuple(value.requires_grad_() for value in inputs)
+    got, expected = (torch.autograd.functional.hessian(each, inputs) for each in (of, formula))
+    for rows, expected_rows in zip(got, expected, strict=True):
+        assert all(map(torch.equal, rows, expected_rows)) and any(block.any() for block in expected_rows)
+
+
 @pytest.mark.parametrize("batch", BATCHES, ids=str)
 def test_second_derivatives_of_the_distance(batch, backend):
-    features, codebook = (t.requires_grad_() for t in _problem(batch))
-    index = codebook_lookup(features, codebook, backend=backend)
-    got, expected = (
-        torch.autograd.functional.hessian(lambda x, d, of=of: of(x, d).square().sum(), (features, codebook))
-        for of in (_distance(backend), _formula(index))
+    features, codebook = _problem(batch)
+    of, formula = _distance(backend), _formula(codebook_lookup(features, codebook, backend=backend))
+    _check_hessians(
+        lambda x, d: of(x, d).square().sum(), lambda x, d: formula(x, d).square().sum(), (features, codebook)
     )
-    for rows, expected_rows in zip(got, expected, strict=True):
-        for block, expected_block in zip(rows, expected_rows, strict=True):
-            assert expected_block.any() and torch.equal(block, expected_block)
 
 
 @pytest.mark.filterwarnings("ignore:Input #. requires gradient and is not a double precision")
@@ -143,13 +147,8 @@ def _masked_formula(features, token):
 
 @pytest.mark.parametrize("inplace", [False, True])
 def test_second_derivatives_of_the_mask(inplace, backend):
-    features, token = _whole(2, 4, 3, seed=6).requires_grad_(), _whole(3, seed=7).requires_grad_()
-    got, expected = (
-        torch.autograd.functional.hessian(lambda x, t, of=of: of(x, t).pow(3).sum(), (features, token))
-        for of in (_masked(backend, inplace), _masked_formula)
-    )
-    for rows, expected_rows in zip(got, expected, strict=True):
-        assert all(map(torch.equal, rows, expected_rows)) and any(block.any() for block in expected_rows)
+    of, inputs = _masked(backend, inplace), (_whole(2, 4, 3, seed=6), _whole(3, seed=7))
+    _check_hessians(lambda x, t: of(x, t).pow(3).sum(), lambda x, t: _masked_formula(x, t).pow(3).sum(), inputs)
 
 
 def test_a_distance_within_activation_checkpointing(backend):

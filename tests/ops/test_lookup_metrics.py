@@ -1,4 +1,5 @@
-"""codebook_lookup by cosine and dot product, where it is not as by squared distance; see test_codebook_lookup.py."""
+"""codebook_lookup by cosine and dot product, where it is not as by squared distance, and of several codes, which a
+stable sort of all float64 distances or similarities ranks; see test_codebook_lookup.py."""
 
 import pytest
 import torch
@@ -6,13 +7,13 @@ import torch
 from soho_fast import ops
 from soho_fast.ops import codebook_lookup, triton_backend
 
-# Backends of a GPU refuse the metrics by name; see test_refusals.py.
+# Backends of a GPU refuse the metrics and topk by name; see test_refusals.py.
 pytestmark = [
-    pytest.mark.skipif(triton_backend.INTERPRETING, reason="Triton's kernels serve no other metric"),
+    pytest.mark.skipif(triton_backend.INTERPRETING, reason="Triton's kernels serve no other metric and no topk"),
     pytest.mark.parametrize("family", ["cpu"], indirect=True),
 ]
 BACKENDS = [name for name in ops.available_backends() if name in ("reference", "cpu")]
-METRICS = ("cosine", "dot")
+METRICS = ("euclidean", "cosine", "dot")
 
 
 def _random(*shape, seed=0):
@@ -63,7 +64,95 @@ HARD = {
 
 @pytest.mark.parametrize("name", HARD)
 def test_adversarial(name, check_lookup):
-    check_lookup(*HARD[name](), METRICS)
+    check_lookup(*HARD[name](), METRICS[1:])
+
+
+SIZES = [(0, 5, 8), (1, 2, 3), (6, 16, 8), (7, 17, 9), (100, 130, 65), (3, 4, 0), (300, 16, 12), (70, 1000, 24)]
+
+
+@pytest.mark.parametrize("topk", [2, 5, 16])
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_sizes_of_topk(size, topk, check_lookup):
+    num_rows, num_codes, num_channels = size
+    features, codebook = _random(num_rows, num_channels), _random(num_codes, num_channels, seed=1)
+    check_lookup(features, codebook, METRICS, min(topk, num_codes))
+
+
+@pytest.mark.parametrize("features_type", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("codebook_type", [torch.float32, torch.bfloat16])
+def test_types_of_topk(features_type, codebook_type, check_lookup):
+    check_lookup(_random(70, 19).to(features_type), _random(90, 19, seed=1).to(codebook_type), METRICS, topk=4)
+
+
+def _copies():
+    """Every code many times, zeros by hundreds: copies are codes of their own."""
+    codebook = torch.cat([torch.zeros(90, 12), _random(7, 12, seed=1).repeat(9, 1), -torch.zeros(60, 12)])
+    return torch.cat([_random(50, 12), _random(20, 12, seed=2) * 0.01]), codebook
+
+
+def _few_distinct():
+    """Fewer different codes than are asked for."""
+    return _random(30, 8), _random(3, 8, seed=1)[torch.arange(40) % 3]
+
+
+def _not_finite():
+    features, codebook = _random(40, 17), _random(20, 17, seed=1)
+    features[3, 5], features[4, 0], features[5, 16] = torch.nan, torch.inf, -torch.inf
+    codebook[[0, 4, 9, 13, 19], [3, 0, 1, 2, 16]] = torch.tensor(
+        [torch.nan, torch.inf, -torch.inf, torch.nan, torch.inf]
+    )
+    codebook[7] = codebook[2]
+    return features, codebook
+
+
+def _cluster_and_others():
+    """More near ties than a list holds, behind some codes that are nearer, before some that are farther."""
+    near = 1 + _random(700, 16, seed=1) * 2.0**-22
+    return 1.5 + _random(30, 16) * 0.1, torch.cat([near[:300], _random(5, 16, seed=2) * 0.3 + 1.5, near[300:]])
+
+
+TOPK = {
+    "copies": _copies,
+    "few distinct codes": _few_distinct,
+    "not finite": _not_finite,
+    "no finite code": lambda: (_random(5, 9), torch.full((18, 9), torch.nan)),
+    "one cluster of near ties": lambda: (_random(20, 16), 1 + _random(700, 16, seed=1) * 2.0**-22),
+    "cluster and others": _cluster_and_others,
+    "each code nearer": lambda: (torch.zeros(9, 10), torch.linspace(5, 1, 400)[:, None].expand(400, 10) * 1.0),
+    "each code farther": lambda: (torch.zeros(9, 10), torch.linspace(1, 5, 400)[:, None].expand(400, 10) * 1.0),
+    "signs for zeros": lambda: (torch.zeros(30, 12), _random(600, 12).sign()),
+    "integers with ties": lambda: (_random(200, 4).round(), _random(60, 4, seed=1).round()),
+    "offset 1e4": lambda: (_random(60, 33) + 1e4, _random(100, 33, seed=1) + 1e4),
+    "norms over 30 orders": lambda: (
+        _random(60, 12) * 10.0 ** torch.linspace(-15, 15, 60)[:, None],
+        _random(100, 12, seed=1) * 10.0 ** torch.linspace(15, -15, 100)[:, None],
+    ),
+    "subnormal": lambda: (_random(20, 9) * 1e-42, _random(30, 9, seed=1) * 1e-42),
+    "squares overflow": lambda: (_random(20, 9) * 1e25, _random(30, 9, seed=1) * 1e25),
+    "multiples of a code": lambda: (
+        _random(50, 8), _random(6, 8, seed=1).repeat(30, 1) * (1 + torch.arange(180) // 6)[:, None],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("topk", [2, 16])
+@pytest.mark.parametrize("name", TOPK)
+def test_adversarial_topk(name, topk, check_lookup):
+    check_lookup(*TOPK[name](), METRICS, topk)
+
+
+def test_batched_topk(check_lookup):
+    check_lookup(_random(2, 3, 14, 9), _random(2, 3, 20, 9, seed=1), METRICS, topk=3)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_the_first_is_the_nearest_code(metric, at_every_level):
+    features, codebook = _random(2, 40, 9), _random(60, 9, seed=1)
+    nearest, three, seven = (
+        at_every_level(codebook_lookup, features, codebook, metric=metric, topk=topk) for topk in (None, 3, 7)
+    )
+    assert seven.shape == (2, 40, 7)
+    assert torch.equal(seven[..., 0], nearest) and torch.equal(seven[..., :3], three)
 
 
 def test_a_zero_vector_has_cosine_zero(at_every_level):
@@ -82,23 +171,22 @@ def test_the_cosine_of_a_code_with_itself_is_one(at_every_level):
     assert torch.equal(index, torch.arange(20)) and torch.equal(value, torch.ones(20))
 
 
-def _value(metric, features, codes):
-    if metric == "dot":
-        return (features * codes).sum(-1)
-    return torch.nn.functional.cosine_similarity(features, codes, dim=-1, eps=0.0)
-
-
+@pytest.mark.parametrize("topk", [None, 4])
 @pytest.mark.parametrize("batch", [(), (3,)], ids=str)
 @pytest.mark.parametrize("metric", METRICS)
-def test_gradients(batch, metric, at_every_level):
+def test_gradients(batch, metric, topk, at_every_level):
     """First and second order, against plain torch in float64."""
     features, codebook = _random(*batch, 9, 5), _random(*batch, 12, 5, seed=1)
-    weight = _random(*batch, 9, seed=2)
-    index = at_every_level(codebook_lookup, features, codebook, metric=metric)
+    index = at_every_level(codebook_lookup, features, codebook, metric=metric, topk=topk)
+    weight = _random(*index.shape, seed=2)
 
     def expected_value(x, d):
-        codes = d[index] if not batch else d.gather(-2, index[..., None].expand(*index.shape, 5))
-        return _value(metric, x, codes)
+        flat = index.reshape(*batch, -1)
+        codes = d.gather(-2, flat[..., None].expand(*flat.shape, 5)) if batch else d[flat]
+        codes, x = codes.reshape(*index.shape, 5), x if topk is None else x.unsqueeze(-2)
+        if metric == "euclidean":
+            return (x - codes).square().sum(-1)
+        return (x * codes).sum(-1) if metric == "dot" else torch.cosine_similarity(x, codes, dim=-1, eps=0.0)
 
     def gradients(of, kind):
         inputs = [t.to(kind).requires_grad_() for t in (features.clone(), codebook.clone())]
@@ -106,11 +194,10 @@ def test_gradients(batch, metric, at_every_level):
         return *grads, *torch.autograd.grad(sum(grad.square().sum() for grad in grads), inputs)
 
     def of_lookup(backend):
-        options = {"return_distance": True, "metric": metric, "backend": backend}
+        options = {"return_distance": True, "metric": metric, "topk": topk, "backend": backend}
         return gradients(lambda x, d: codebook_lookup(x, d, **options)[1], torch.float32)
 
-    expected = gradients(expected_value, torch.float64)
-    for got, wanted in zip(at_every_level(of_lookup), expected, strict=True):
+    for got, wanted in zip(at_every_level(of_lookup), gradients(expected_value, torch.float64), strict=True):
         assert wanted.any()
         torch.testing.assert_close(got.double(), wanted, rtol=1e-5, atol=1e-5)
 
@@ -128,18 +215,18 @@ def test_gradient_where_squares_leave_float32(at_every_level):
     torch.testing.assert_close(at_every_level(gradient, 1e25), expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("topk", [None, 3])
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("metric", METRICS)
-def test_compiled_in_one_graph(metric, backend, family):
+def test_compiled_in_one_graph(metric, backend, topk, family):
     torch._dynamo.reset()
     features, codebook = _random(50, 8), _random(40, 8, seed=1)
     prepared = ops.prepare_codebook(codebook, metric=metric, backend=backend)
+    options = {"return_distance": True, "metric": metric, "topk": topk, "backend": backend}
 
     def both(x):
-        return [
-            codebook_lookup(x, d, return_distance=True, metric=metric, backend=backend) for d in (codebook, prepared)
-        ]
+        return [codebook_lookup(x, codes, **options) for codes in (codebook, prepared)]
 
-    compiled = torch.compile(both, fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(both, fullgraph=True, dynamic=True, backend="aot_eager")
     for got, wanted in zip(compiled(features), both(features), strict=True):
         assert torch.equal(got[0], wanted[0]) and torch.equal(got[1], wanted[1])

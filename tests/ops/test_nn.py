@@ -157,19 +157,3 @@ def test_ranks_keep_the_same_codes(tmp_path, wrapped):
     for name in first:
         assert torch.equal(first[name], second[name]) and first[name].isfinite().all(), name
     assert (first["cluster_size"] > 0).all()
-
-
-def test_refusals():
-    with pytest.raises(ValueError, match="codebook_size: expected at least 1, got 0"):
-        VectorQuantizer(C, 0)
-    with pytest.raises(TypeError, match="dim: expected an int, got float"):
-        VectorQuantizer(8.0, K)
-    with pytest.raises(ValueError, match=r"decay: expected a value in \[0, 1\], got 2"):
-        VectorQuantizer(C, K, decay=2.0)
-    with pytest.raises(ValueError, match="restart_threshold: expected a number of at least 0, got -1"):
-        VectorQuantizer(C, K, restart_threshold=-1)
-    quantizer = VectorQuantizer(C, K)
-    with pytest.raises(TypeError, match=r"features: expected a torch\.Tensor, got list"):
-        quantizer([1.0])
-    with pytest.raises(ValueError, match=r"valid: expected shape \(3,\)"):
-        quantizer(torch.ones(3, C), torch.ones(4, dtype=torch.bool))

@@ -96,15 +96,11 @@ def rounding_of_the_codes(num_channels):
 @pytest.mark.parametrize(
     ("problem", "num_channels"),
     [
-        (norm_of_the_subspace, 40),
-        (norm_of_the_subspace, 600),
-        (chain_of_additions, 2033),
-        (error_of_a_float32_distance, 20_000),
-        (error_of_int8, 600),
-        (rounding_of_the_row, 600),
+        (norm_of_the_subspace, 40), (norm_of_the_subspace, 600), (chain_of_additions, 2033),
+        (error_of_a_float32_distance, 20_000), (error_of_int8, 600), (rounding_of_the_row, 600),
         (rounding_of_the_codes, 600),
     ],
-)
+)  # fmt: skip
 def test_the_nearest_code_is_not_dropped(problem, num_channels, at_every_level):
     row, codebook, subspace, warm_start = problem(num_channels)
     distance_K = (row.double() - codebook.double()).square().sum(1)

@@ -42,22 +42,18 @@ def of_sizes():
 
 
 CASES = {
-    "learnt": learnt,
-    "between two codes": between,
-    "whole numbers": lambda: tuple(t.round() for t in learnt()),
-    "copied codes": copied,
-    "an offset": lambda: tuple(t + 3e4 for t in learnt(1e-2)),
+    "learnt": learnt, "between two codes": between, "whole numbers": lambda: tuple(t.round() for t in learnt()),
+    "copied codes": copied, "an offset": lambda: tuple(t + 3e4 for t in learnt(1e-2)),
     "heavy tails": lambda: tuple(t**9 for t in learnt()),
     "squares underflow": lambda: tuple(t * 1e-22 for t in learnt()),
     "subnormal": lambda: tuple(t * 1e-41 for t in learnt()),
     "squares overflow": lambda: tuple(t * 1e19 for t in learnt()),
-    "sums overflow": lambda: tuple(t * 3e37 for t in learnt()),
-    "many sizes": of_sizes,
+    "sums overflow": lambda: tuple(t * 3e37 for t in learnt()), "many sizes": of_sizes,
     "half precision": lambda: (learnt()[0].half(), learnt()[1].bfloat16()),
     "not finite": not_finite,
     "no usable code": lambda: (learnt()[0], torch.full((K, C), torch.nan)),
     "a code": lambda: (learnt()[0], torch.randn(1, C)),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("metric", ["euclidean", "cosine", "dot"])

@@ -20,21 +20,18 @@ def _index(*shape, below, seed=0):
     return torch.randint(-1, below, shape, generator=torch.Generator().manual_seed(seed))
 
 
-def _lookup(num_rows, num_codes, num_channels, prepare=False, subspace=None, **options):
+def _lookup(num_rows, num_codes, num_channels, prepare=False, scale=1.0, **options):
     """A lookup among codes of which each comes twice, of rows near some of them."""
-    codebook = _random(num_codes, num_channels, seed=1)
+    codebook = scale * _random(num_codes, num_channels, seed=1)
     codebook[num_codes // 2 :] = codebook[: num_codes - num_codes // 2]
-    features = codebook[torch.arange(num_rows) * 7 % num_codes] + 0.5 * _random(num_rows, num_channels)
+    features = codebook[torch.arange(num_rows) * 7 % num_codes] + 0.5 * scale * _random(num_rows, num_channels)
     features[num_rows // 3, 0] = torch.nan if num_rows > 1 else 0.0
 
     def lookup(backend):
+        codes = codebook
         if prepare:
-            metric = options.get("metric", "euclidean")
-            codes = ops.prepare_codebook(codebook, metric=metric, subspace=subspace, backend=backend)
-            return ops.codebook_lookup(features, codes, return_distance=True, backend=backend, **options)
-        return ops.codebook_lookup(
-            features, codebook, return_distance=True, subspace=subspace, backend=backend, **options
-        )
+            codes = ops.prepare_codebook(codebook, metric=options.get("metric", "euclidean"), backend=backend)
+        return ops.codebook_lookup(features, codes, return_distance=True, backend=backend, **options)
 
     return lookup
 
@@ -47,8 +44,9 @@ def _of_few_dimensions(backend):
     return ops.codebook_lookup(features, codebook, subspace=subspace, backend=backend)
 
 
-def _residual(backend):
-    return ops.residual_lookup(_random(700, 12), _random(4, 33, 12, seed=1), return_residual=True, backend=backend)
+def _residual(num_rows, scale=1.0):
+    features, codebooks = scale * _random(num_rows, 12), scale * _random(4, 33, 12, seed=1)
+    return lambda backend: ops.residual_lookup(features, codebooks, return_residual=True, backend=backend)
 
 
 def _straight_through(backend):
@@ -73,20 +71,6 @@ def _update(num_rows, num_codes, num_channels, most_popular=None, scale=1.0):
     return update
 
 
-def _flushed(problem):
-    """torch flushes subnormals in the calling thread alone; its own operations, as the reference's, follow the flag."""
-
-    def flushed(backend):
-        if backend == "reference" or not torch.set_flush_denormal(True):
-            return problem(backend)
-        try:
-            return problem(backend)
-        finally:
-            torch.set_flush_denormal(False)
-
-    return flushed
-
-
 def _mask(backend):
     features, index, token = _random(60, 40, 300), _index(60, 40, below=5), _random(300, seed=1)
     uniform = torch.rand(60, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
@@ -96,36 +80,65 @@ def _mask(backend):
 
 
 PROBLEMS = {
-    "lookup of many rows": _lookup(700, 150, 33),
-    "lookup by cosine": _lookup(700, 150, 33, metric="cosine"),
+    "lookup of many rows": _lookup(700, 150, 33), "lookup by cosine": _lookup(700, 150, 33, metric="cosine"),
     "lookup by dot product": _lookup(700, 150, 33, metric="dot"),
-    "lookup of the five nearest": _lookup(300, 150, 24, topk=5),
-    "lookup of 57 rows": _lookup(57, 40, 9),
+    "lookup of the five nearest": _lookup(300, 150, 24, topk=5), "lookup of 57 rows": _lookup(57, 40, 9),
     "one row, many codes": _lookup(1, 4096, 72, prepare=True),
     "15 rows, many codes": _lookup(15, 4096, 72, prepare=True),
     "60 rows, many codes": _lookup(60, 4096, 72, prepare=True, metric="dot"),
     "few rows that an int8 pass leaves": _lookup(20, 2000, 600, prepare=True),
-    "low-dimensional pruning": _of_few_dimensions,
-    "residual lookup": _residual,
+    "low-dimensional pruning": _of_few_dimensions, "residual lookup": _residual(700),
     "straight through": _straight_through,
-    "update of few codes": _update(50_000, 3, 37),
-    "update of many codes": _update(50_000, 5000, 37),
+    "update of few codes": _update(50_000, 3, 37), "update of many codes": _update(50_000, 5000, 37),
     "update with a popular code": _update(5000, 6, 200, most_popular=4),
     "update of few rows": _update(500, 17, 65),
-    "update while subnormals are flushed": _flushed(_update(500, 17, 65, scale=1e-40)),
     "sampling and masking": _mask,
-}
+}  # fmt: skip
+
+
+@pytest.fixture
+def at_threads():
+    """Function (number): so many threads until the end of the test."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("name", PROBLEMS)
-def test_threads_change_no_bits(name, at_every_level, same_bits):
-    before = torch.get_num_threads()
-    try:
-        results = []
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
-            results.append(at_every_level(PROBLEMS[name]))
-    finally:
-        torch.set_num_threads(before)
+def test_threads_change_no_bits(name, at_every_level, at_threads, same_bits):
+    results = []
+    for threads in (1, 2, 3):
+        at_threads(threads)
+        results.append(at_every_level(PROBLEMS[name]))
     assert same_bits(results[1], results[0]), "two threads"
     assert same_bits(results[2], results[0]), "three threads"
+
+
+SUBNORMAL = {
+    "lookup": _lookup(40, 50, 9, scale=1e-41),
+    "lookup by cosine": _lookup(40, 50, 9, scale=1e-41, metric="cosine"),
+    "lookup by dot product": _lookup(40, 50, 9, scale=1e-41, metric="dot"),
+    "residual lookup": _residual(40, scale=1e-41),
+    "update": _update(500, 17, 65, scale=1e-40),
+}
+
+
+@pytest.mark.parametrize("name", SUBNORMAL)
+def test_flushed_subnormals_change_no_bits(name, at_every_level, at_threads, same_bits):
+    """torch sets the mode of the calling thread only, so what follows it depends on the number of threads; its own
+    operations, as the reference's, follow it."""
+
+    def flushed(backend):
+        if backend == "reference" or not torch.set_flush_denormal(True):
+            return SUBNORMAL[name](backend)
+        try:
+            results = SUBNORMAL[name](backend)
+            assert (torch.tensor([1e-41]) * 1).item() == 0.0, "the caller's float environment must come back"
+        finally:
+            torch.set_flush_denormal(False)
+        return results
+
+    expected = at_every_level(SUBNORMAL[name])
+    for threads in (1, 3):
+        at_threads(threads)
+        assert same_bits(at_every_level(flushed), expected), threads

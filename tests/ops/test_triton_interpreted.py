@@ -91,15 +91,12 @@ def _open_rows(monkeypatch, features, codebook):
 @pytest.mark.parametrize(
     ("features", "codebook", "most"),
     [
-        (*_random(300, 500, 64), 15),
-        (*(t + 100 for t in _random(300, 500, 64)), 30),
-        (*(t * 1e20 for t in _random(300, 500, 64)), 15),
-        (*(t.bfloat16() for t in _random(300, 500, 64)), 15),
-        (torch.randn(300, 8), torch.zeros(300, 8), 0),
-        (torch.full((300, 8), torch.nan), torch.randn(300, 8), 0),
+        (*_random(300, 500, 64), 15), (*(t + 100 for t in _random(300, 500, 64)), 30),
+        (*(t * 1e20 for t in _random(300, 500, 64)), 15), (*(t.bfloat16() for t in _random(300, 500, 64)), 15),
+        (torch.randn(300, 8), torch.zeros(300, 8), 0), (torch.full((300, 8), torch.nan), torch.randn(300, 8), 0),
     ],
     ids=["normal", "offset", "large", "bfloat16", "copies", "not finite"],
-)
+)  # fmt: skip
 def test_triton_screening_settles_most_rows(features, codebook, most, monkeypatch):
     assert _open_rows(monkeypatch, features, codebook) <= most
 

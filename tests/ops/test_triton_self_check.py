@@ -12,22 +12,18 @@ pytestmark = pytest.mark.skipif(not triton_backend.INTERPRETING, reason="Triton 
 INDEX = torch.zeros(2, 3, dtype=torch.int64)
 CALLS = {
     "codebook_lookup": lambda: ops.codebook_lookup(torch.ones(2, 2), torch.ones(2, 2), backend="triton"),
-    "straight_through": lambda: ops.straight_through(
-        torch.ones(2, 2), torch.ones(2, 2), INDEX[0, :2], backend="triton"
-    ),
+    "straight_through": lambda: ops.straight_through(torch.ones(2, 2), torch.ones(2, 2), INDEX[0, :2],
+     backend="triton"),
     "codebook_stats": lambda: ops.codebook_stats(torch.ones(2, 3, 4), INDEX, 2, backend="triton"),
-    "codebook_ema_": lambda: ops.codebook_ema_(
-        torch.ones(2, 4), torch.ones(2), torch.ones(2, 4), 0.5, backend="triton"
-    ),
-    "scatter_mean_ema_": lambda: ops.scatter_mean_ema_(
-        torch.ones(2, 4), torch.ones(2, 3, 4), INDEX, 0.5, backend="triton"
-    ),
+    "codebook_ema_": lambda: ops.codebook_ema_(torch.ones(2, 4), torch.ones(2), torch.ones(2, 4), 0.5,
+     backend="triton"),
+    "scatter_mean_ema_": lambda: ops.scatter_mean_ema_(torch.ones(2, 4), torch.ones(2, 3, 4), INDEX, 0.5,
+     backend="triton"),
     "sample_group": lambda: ops.sample_group(INDEX, backend="triton"),
     "group_mask": lambda: ops.group_mask(torch.ones(2, 3, 4), INDEX, torch.ones(4), INDEX[:, 0], backend="triton"),
-    "group_mask_": lambda: ops.group_mask(
-        torch.ones(2, 3, 4), INDEX, torch.ones(4), INDEX[:, 0], inplace=True, backend="triton"
-    ),
-}
+    "group_mask_": lambda: ops.group_mask(torch.ones(2, 3, 4), INDEX, torch.ones(4), INDEX[:, 0], inplace=True,
+     backend="triton"),
+}  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -55,15 +51,10 @@ def wrong_kernel(monkeypatch):
 
 
 WRITTEN = {  # what a kernel of the op writes
-    "codebook_lookup": "distance",
-    "straight_through": "output",
-    "codebook_stats": "counts",
-    "codebook_ema_": "codebook",
-    "scatter_mean_ema_": "codebook",
-    "sample_group": "target",
-    "group_mask": "masked",
+    "codebook_lookup": "distance", "straight_through": "output", "codebook_stats": "counts",
+    "codebook_ema_": "codebook", "scatter_mean_ema_": "codebook", "sample_group": "target", "group_mask": "masked",
     "group_mask_": "labels",
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", CALLS)

@@ -15,6 +15,15 @@ PROGRAM = Path(__file__).with_name("user_program.py")
 WRONG = {
     'ops.codebook_lookup(rows_NC, codebook, metric="euclid")': "No overload variant",
     'ops.prepare_codebook(codebook, metric="euclid")': r"expected \"Literal\['euclidean', 'cosine', 'dot'\]\"",
+    'ops.codebook_lookup("features", codebook)': "No overload variant",
+    'ops.codebook_lookup(rows_NC, "codebook")': "No overload variant",
+    "ops.codebook_lookup(rows_NC, codebook, return_distence=True)": "No overload variant",
+    "ops.codebook_lookup(rows_NC, codebook, return_distance=True).shape": 'has no attribute "shape"',
+    "first: int = ops.straight_through(rows_NC, codebook, index)": 'variable has type "int"',
+    "ops.codebook_stats(rows_NC, index, 2.5)": '"float"; expected "int"',
+    'ops.codebook_ema_(codebook, index, codebook, "0.9")': '"str"; expected "float"',
+    "ops.group_mask(rows_NC, index, codebook, 3)": '"int"; expected "Tensor"',
+    "ops.prepare_codebook(codebook).packed_by": '"PreparedCodebook" has no attribute "packed_by"',
     "kmeans.predict(rows_NC).labels": '"Tensor" has no attribute "labels"',
 }
 

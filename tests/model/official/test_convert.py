@@ -18,11 +18,7 @@ from soho_fast.data.images import SohoImageProcessor
 from soho_fast.data.processor import SohoProcessor
 from soho_fast.data.text import load_tokenizer
 from soho_fast.export.official import main
-from soho_fast.model import (
-    SohoConfig,
-    SohoForPreTraining,
-    SohoForQuestionAnswering,
-)
+from soho_fast.model import SohoConfig, SohoForPreTraining, SohoForQuestionAnswering
 from soho_fast.model.official import keys
 from soho_fast.model.official.convert import convert, read_checkpoint
 
@@ -206,83 +202,57 @@ class Planted:
         return os.mkdir, (str(self.path),)
 
 
-class Refusals:
-    """Files that are no checkpoint, by what is said of them."""
-
-    def __init__(self, root: Path) -> None:
-        self.root, self.state = root, {MEANS: torch.zeros(64), "neck.ln.bias": torch.zeros(16)}
-
-    def calls_something(self, path):
-        write(path, {**self.state, "x": Planted(self.root / "planted")})
-        return "asks for posix.mkdir, which is no plain data, and is not loaded"
-
-    def calls_something_before_the_zip_format(self, path):
-        write(path, {**self.state, "x": Planted(self.root / "planted")}, zip_format=False)
-        return "asks for posix.mkdir"
-
-    def calls_something_in_its_meta(self, path):
-        write(path, self.state, torch_version=Planted(self.root / "planted"))
-        return "asks for posix.mkdir"
-
-    def holds_a_module(self, path):
-        torch.save({"state_dict": torch.nn.Linear(2, 2)}, path)
-        return "asks for torch.nn.modules.linear.Linear"
-
-    def cut_off(self, path):
-        write(path, self.state)
-        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-        return "is cut off: its end is missing"
-
-    def cut_off_before_the_zip_format(self, path):
-        write(path, self.state, zip_format=False)
-        path.write_bytes(path.read_bytes()[:-5])
-        return "or is damaged (unexpected EOF, expected 5 more bytes"
-
-    def of_other_tensors(self, path):
-        write(path, self.state)
-        return "(preset official): 172 missing: "
-
-    def zip(self, path):
-        with zipfile.ZipFile(path, "w") as archive:
-            archive.writestr("a.txt", "hello")
-        return "can't be read as a file of torch.save"
-
-    def text(self, path):
-        path.write_text("hello\n" * 9)
-        return "can't be read as a file of torch.save"
-
-    def safetensors(self, path):
-        save_file({"a": torch.ones(2)}, path)
-        return "can't be read as a file of torch.save"
-
-    def empty(self, path):
-        path.touch()
-        return "is empty"
-
-    def folder(self, path):
-        path.mkdir()
-        return "is a folder; expected the file of a checkpoint"
-
-    def not_there(self, path):
-        return "there is no such file or folder"
-
-    def a_list(self, path):
-        torch.save([torch.ones(1)], path)
-        return "a dict with a state_dict, or a state_dict alone; got a list"
-
-    def texts_for_tensors(self, path):
-        write(path, {"backbone.conv1.weight": "three"})
-        return "1 entries that are no plain tensors: backbone.conv1.weight is a str"
-
-    def sparse(self, path):
-        write(path, {"backbone.conv1.weight": torch.eye(3).to_sparse()})
-        return "1 entries that are no plain tensors"
+PART = {MEANS: torch.zeros(64), "neck.ln.bias": torch.zeros(16)}
 
 
-@pytest.mark.parametrize("kind", [name for name in vars(Refusals) if not name.startswith("_")])
+def planted(path: Path) -> Planted:
+    return Planted(path.with_name("planted"))
+
+
+def cut_off(path: Path, lost: int, **options) -> None:
+    write(path, PART, **options)
+    path.write_bytes(path.read_bytes()[:-lost])
+
+
+def zipped(path: Path) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a.txt", "hello")
+
+
+# How a file is made that is no checkpoint, and what is said of it.
+NO_CHECKPOINT = {
+    "calls something": (lambda path: write(path, {**PART, "x": planted(path)}),
+                        "asks for posix.mkdir, which is no plain data, and is not loaded"),
+    "calls something, before the zip format": (lambda path: write(path, {**PART, "x": planted(path)}, zip_format=False),
+                                               "asks for posix.mkdir"),
+    "calls something in its meta": (lambda path: write(path, PART, torch_version=planted(path)),
+                                    "asks for posix.mkdir"),
+    "a module": (lambda path: torch.save({"state_dict": torch.nn.Linear(2, 2)}, path),
+                 "asks for torch.nn.modules.linear.Linear"),
+    "cut off": (lambda path: cut_off(path, 200), "is cut off: its end is missing"),
+    "cut off, before the zip format": (lambda path: cut_off(path, 5, zip_format=False),
+                                       "or is damaged (unexpected EOF, expected 5 more bytes"),
+    "of other tensors": (lambda path: write(path, PART), "(preset official): 172 missing: "),
+    "zip": (zipped, "can't be read as a file of torch.save"),
+    "text": (lambda path: path.write_text("hello\n" * 9), "can't be read as a file of torch.save"),
+    "safetensors": (lambda path: save_file({"a": torch.ones(2)}, path), "can't be read as a file of torch.save"),
+    "empty": (Path.touch, "is empty"),
+    "folder": (Path.mkdir, "is a folder; expected the file of a checkpoint"),
+    "not there": (lambda path: None, "there is no such file or folder"),
+    "a list": (lambda path: torch.save([torch.ones(1)], path),
+               "a dict with a state_dict, or a state_dict alone; got a list"),
+    "texts for tensors": (lambda path: write(path, {"backbone.conv1.weight": "three"}),
+                          "1 entries that are no plain tensors: backbone.conv1.weight is a str"),
+    "sparse": (lambda path: write(path, {"backbone.conv1.weight": torch.eye(3).to_sparse()}),
+               "1 entries that are no plain tensors"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", NO_CHECKPOINT)
 def test_what_is_no_checkpoint_is_refused_in_a_line(tmp_path, capsys, kind):
     path = tmp_path / "soho.pth"
-    words = getattr(Refusals(tmp_path), kind)(path)
+    make, words = NO_CHECKPOINT[kind]
+    make(path)
     assert main([str(path), str(tmp_path / "out"), "--vocab", str(words_file(tmp_path))]) == 2
     said = capsys.readouterr()
     (line,) = said.err.splitlines()
