@@ -210,9 +210,3 @@ def test_a_package_is_a_data_root(tmp_path, monkeypatch):
         ValueError, match=r"data_roots\.easy_vqa: there is no Python package not_there; install it \(pip inst"
     ):
         with_data_roots(recipe)
-
-
-def test_an_unknown_task_is_refused(tmp_path, capsys):
-    (tmp_path / "odd.yaml").write_text("task: vqaa\n")
-    assert train.main(["--recipe", str(tmp_path / "odd.yaml")]) == 2
-    assert "task: expected one of pretraining, vqa, nlvr2, snli_ve" in capsys.readouterr().err

@@ -142,17 +142,6 @@ def test_a_run_and_its_continuation_are_one_run_of_a_tracker(launch, request_for
     assert 1 in steps and 3 not in steps and 6 in steps, "left out from where it failed to the end of that run"
 
 
-def test_a_run_stopped_before_its_first_step_goes_on_in_the_same_run_of_a_tracker(launch, request_for, tracker):
-    calls = tracker("boards")
-    task = {"soho": True, "pixels": 32, "cacheable": True}
-    settings = {"log": {"trackers": ["boards"]}, "optim": {"frozen_backbone_epochs": (0, 3)}, "max_steps": 7}
-    stopped = request_for("run", task={**task, "signal_in_pass": 8}, **settings)
-    done = launch(stopped, request_for("run", task=task, **settings))
-    assert [result["step"] for result in done.results()] == [0, 7], done.text
-    first, again = (call[-1] for call in calls() if call[0] == "init")
-    assert (first["id"], again["id"], again["resume"]) == (None, "id of run", "allow")
-
-
 def test_what_is_no_tracker_is_refused_before_training(launch, request_for, tracker, tmp_path):
     (tmp_path / "modules" / "folder").mkdir()
     (tmp_path / "modules" / "broken.py").write_text("1 / 0")
