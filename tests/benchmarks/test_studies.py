@@ -157,12 +157,7 @@ def test_what_was_killed_before_its_row_was_written_is_not_trained_again(small, 
 
 def test_ctrl_c_stops_the_run_and_the_same_command_goes_on(small, tmp_path, monkeypatch):
     monkeypatch.setenv("HOW", "waits")
-    with subprocess.Popen(
-        [*COMMAND, *small("--seeds", "0")],
-        cwd=ROOT,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as study:
+    with subprocess.Popen([*COMMAND, *small("--seeds", "0")], cwd=ROOT, stderr=subprocess.PIPE, text=True) as study:
         while not (tmp_path / "waiting").exists():
             assert study.poll() is None, study.stderr.read()
             time.sleep(0.05)
@@ -387,11 +382,7 @@ TINY = {
     "stages": {
         "pretraining": {
             "recipe": "mini",
-            "overrides": {
-                "max_steps": 8,
-                "model.bag_of_words_epochs": 0,
-                "optim.frozen_backbone_epochs": [0, 0.5],
-            },
+            "overrides": {"max_steps": 8, "model.bag_of_words_epochs": 0, "optim.frozen_backbone_epochs": [0, 0.5]},
             "metrics": {"mlm_all": "masked words"},
         },
         "vqa": {

@@ -82,10 +82,7 @@ def test_a_recipes_rule_is_that_of_all_but_the_backbone():
     class Model:
         def parameter_groups(self):
             params = [torch.nn.Parameter(torch.zeros(2)), torch.nn.Parameter(torch.zeros(2))]
-            return [
-                {"params": params[:1], "kind": "backbone"},
-                {"params": params[1:], "kind": "rest"},
-            ]
+            return [{"params": params[:1], "kind": "backbone"}, {"params": params[1:], "kind": "rest"}]
 
     kinds = [group["kind"] for group in optimizer_groups(Model(), OptimSettings(rule="bert_adamw"))]
     assert kinds == ["sgd", "bert_adamw"]

@@ -329,12 +329,7 @@ MISTAKES = [
         ValueError,
         r"index\[4\]: expected 1 levels, .* got 2",
     ),
-    (
-        "num_codes",
-        CODES,
-        ValueError,
-        "num_codes: expected none with a codebook, got 7",
-    ),
+    ("num_codes", CODES, ValueError, "num_codes: expected none with a codebook, got 7"),
     ("labels", ["a"], ValueError, "labels: expected 7, one for each code, got 1"),
     ("decoded", ["x.png"] * CODES, TypeError, r"decoded\[0\]: expected a uint8 array, got str"),
     ("window", 0, ValueError, "window: expected a number of patches, at least 1, got 0"),

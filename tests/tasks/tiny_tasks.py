@@ -8,13 +8,7 @@ from tiny_corpus import COLOURS, draw
 from soho_fast.model.values import ModelChanges
 from soho_fast.tasks import TASKS as KNOWN
 from soho_fast.tasks.question_answering import QuestionAnsweringTask
-from soho_fast.tasks.settings import (
-    DownstreamModel,
-    QuestionAnsweringData,
-    StatementData,
-    StatementSplit,
-    VqaSplit,
-)
+from soho_fast.tasks.settings import DownstreamModel, QuestionAnsweringData, StatementData, StatementSplit, VqaSplit
 from soho_fast.tasks.visual_entailment import VisualEntailmentTask
 from soho_fast.tasks.visual_reasoning import VisualReasoningTask
 

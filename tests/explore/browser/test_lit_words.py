@@ -99,12 +99,7 @@ def test_which_words_of_a_text_are_found(window):
           return texts.map((text) => explorer.markWords(text, known, mark).join(""));
         }"""
     )
-    assert found == [
-        "A <Polar bear=2>; <bears=1>, bearskin",
-        "<a.b=3> axb",
-        "(<\u05e9\u05dc\u05d5\u05dd=4>)",
-        "none",
-    ]
+    assert found == ["A <Polar bear=2>; <bears=1>, bearskin", "<a.b=3> axb", "(<\u05e9\u05dc\u05d5\u05dd=4>)", "none"]
 
 
 def lch(colour):

@@ -162,10 +162,7 @@ def test_k_is_the_smallest_that_keeps_the_loss():
         pairs = best_pairs(first, k)
         scored = [row[torch.from_numpy(texts)] for row, texts in zip(logits, pairs, strict=True)]
         found = retrieval_recall(ranked_in_two_stages(first, pairs, scored), own, (1,))
-        return (
-            full.image_to_text[1] - found.image_to_text[1],
-            full.text_to_image[1] - found.text_to_image[1],
-        )
+        return (full.image_to_text[1] - found.image_to_text[1], full.text_to_image[1] - found.text_to_image[1])
 
     k = choose_k(first, logits, own, 0.02)
     assert max(losses(k)) <= 0.02 < max(losses(K_TRIED[K_TRIED.index(k) - 1])) and 2 < k < 40
