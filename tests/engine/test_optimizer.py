@@ -119,6 +119,8 @@ def test_groups_take_the_recipes_values():
     ]
     model = SimpleNamespace(parameter_groups=lambda: groups)
     settings = OptimSettings(lr=3.0, weight_decay=0.3, backbone_lr=4.0, backbone_weight_decay=0.4, eps=0.5)
+    kinds = [group["kind"] for group in optimizer_groups(model, OptimSettings(rule="bert_adamw"))]
+    assert kinds == ["sgd", "bert_adamw"]
     backbone, rest = optimizer_groups(model, settings)
     assert (backbone["kind"], backbone["base_lr"], backbone["weight_decay"]) == ("sgd", 4.0, 0.4)
     assert (rest["kind"], rest["base_lr"], rest["weight_decay"], rest["eps"]) == ("adamw", 3.0, 0.3, 0.5)
