@@ -19,7 +19,7 @@ from benchmarks.studies.__main__ import main
 from benchmarks.studies.comparing import compare, difference_of, holm, logit, sign_flip_p
 from benchmarks.studies.report import report
 from benchmarks.studies.running import Runner
-from benchmarks.studies.study import read_rows, read_study, runs_of, value_of
+from benchmarks.studies.study import read_rows, read_study, runs_of
 from soho_fast.common.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -324,22 +324,6 @@ def test_the_composite_is_the_mean_logit_of_its_shares(tmp_path):
     del cells["other", 1, "second"]
     (declared,), explored = compare(study, cells)
     assert list(declared.by_seed) == [0] and [len(each.by_seed) for each in explored] == [2, 1]
-
-
-def test_a_value_that_is_no_number_is_missing():
-    row = {"metrics": {"score": 0.5, "word": "none", "lost": math.nan}, "training_seconds": 2}
-    assert value_of(row, "score") == 0.5 and value_of(row, "training_seconds") == 2.0
-    assert all(math.isnan(value_of(row, name)) for name in ("word", "lost", "absent"))
-    assert math.isnan(value_of(None, "score"))
-
-
-def test_a_planted_effect_is_found_and_a_null_as_often_as_the_level_says():
-    generator = np.random.default_rng(2)
-    effects = [sign_flip_p(generator.normal(0.05, 0.02, 8)) for _ in range(20)]
-    assert max(effects) < 0.05
-    nulls = sum(sign_flip_p(generator.normal(size=8)) < 0.05 for _ in range(400))
-    # 4.7 % of 400 (12 of 256 ways) are 19; 99.9 % of such counts lie in this range.
-    assert 6 <= nulls <= 35
 
 
 def test_other_data_within_a_seed_are_told():

@@ -67,48 +67,6 @@ def test_help_explains_every_field(capsys):
     assert all(f"--optim.{name}" in text for name in fields)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["--recipe", "nope"], "no recipe 'nope'; expected one of easy_vqa, mini, "),
-        (["--recipe", "a/b.yaml"], "a/b.yaml: there is no such file or folder"),
-        (["--recipe"], "recipe: expected one argument"),
-        (["--optim.lrr", "1"], "optim.lrr"),
-        (["--optim.lr", "fast"], "optim.lr"),
-        (["--engine.zero_stage", "4"], "zero_stage"),
-        (["--resume", "nope"], "resume"),
-        (["--recipe", "paper"], "data_roots.coco: '{coco}/dataset_coco.json' needs it; give --data_roots.coco FOLDER"),
-    ],
-)
-def test_mistakes_on_the_command_line_are_one_line(capsys, arguments, words):
-    assert train.main(arguments) == 2
-    lines = capsys.readouterr().err.strip().splitlines()
-    assert len(lines) == 1 and lines[0].startswith("error: ") and words in lines[0], lines
-
-
-def test_unknown_field_of_a_recipe_file(tmp_path, capsys):
-    (tmp_path / "odd.yaml").write_text("epochs: 1\nlearning_rate: 3\n")
-    assert train.main(["--recipe", str(tmp_path / "odd.yaml")]) == 2
-    error = capsys.readouterr().err
-    assert "learning_rate" in error and "Traceback" not in error
-
-
-@pytest.mark.parametrize(
-    ("content", "words"),
-    [
-        (b"task: [vqa]\n", "task: expected one of pretraining, vqa, nlvr2, snli_ve, retrieval, got ['vqa']"),
-        (b"\xff\xfe\x80", "odd.yaml: not a text file"),
-        (b"- task\n", "odd.yaml: expected fields with values, got a list"),
-        (b"", "odd.yaml: expected fields with values, got nothing"),
-    ],
-)
-def test_a_recipe_file_that_is_none(tmp_path, capsys, content, words):
-    (tmp_path / "odd.yaml").write_bytes(content)
-    assert train.main(["--recipe", str(tmp_path / "odd.yaml")]) == 2
-    (line,) = capsys.readouterr().err.strip().splitlines()
-    assert line.startswith("error: recipe ") and words in line, line
-
-
 NO_LESS_THAN = {
     "mini": {
         "max_steps": 0, "max_minutes": 0, "seed": 0, "optim.lr": 0, "optim.clip": 0, "optim.beta2": 0,
