@@ -20,20 +20,12 @@ def _line(step: int) -> bytes:
 
 
 JUNK = [
-    b"\x00\xff\xfe\x80 junk \x1b\n",
-    _line(3)[:30] + b"\n",
-    b"[1, 2]\n",
-    b"7\n",
-    b"\n",
-    b"[" * 100_000 + b"\n",
-    b'{"kind": "train", "loss": 1.0, "lr": {}}\n',
-    b'{"step": 4, "loss": 1.0}\n',
-    b'{"kind": "train", "step": "4", "lr": {}}\n',
-    b'{"kind": ["train"], "step": 4, "lr": {}}\n',
-    b'{"kind": "train", "step": 4, "lr": 0.1}\n',
-    b'{"kind": "evaluation", "step": 4, "metrics": [0.5]}\n',
+    b"\x00\xff\xfe\x80 junk \x1b\n", _line(3)[:30] + b"\n", b"[1, 2]\n", b"7\n", b"\n", b"[" * 100_000 + b"\n",
+    b'{"kind": "train", "loss": 1.0, "lr": {}}\n', b'{"step": 4, "loss": 1.0}\n',
+    b'{"kind": "train", "step": "4", "lr": {}}\n', b'{"kind": ["train"], "step": 4, "lr": {}}\n',
+    b'{"kind": "train", "step": 4, "lr": 0.1}\n', b'{"kind": "evaluation", "step": 4, "metrics": [0.5]}\n',
     b'{"kind": "event", "step": 4}\n',
-]
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("junk", JUNK)

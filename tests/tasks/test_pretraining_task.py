@@ -23,14 +23,9 @@ from soho_fast.tasks.settings import CaptionSource, PretrainingData, Pretraining
 
 NAMES = list(COLOURS)
 SMALL = {
-    "backbone": "resnet10",
-    "visual_pool": 1,
-    "hidden_size": 32,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "intermediate_size": 64,
-    "num_codes": 8,
-}
+    "backbone": "resnet10", "visual_pool": 1, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
+    "intermediate_size": 64, "num_codes": 8,
+}  # fmt: skip
 
 
 @pytest.fixture

@@ -7,15 +7,9 @@ from soho_fast.explore import bundle
 
 MARKUP = "<img src=x onerror='window.executed = 1'><script>window.executed = 1</script>"
 ODD = [
-    MARKUP,
-    "constructor",
-    "__proto__",
-    "toString",
-    "javascript:window.executed=1",
-    "a\0b",
-    "\u202egnp.exe",
+    MARKUP, "constructor", "__proto__", "toString", "javascript:window.executed=1", "a\0b", "\u202egnp.exe",
     "\ud800x",
-]
+]  # fmt: skip
 ODD += ["\N{GRINNING FACE}" * 50, "x y/z?a=b#c%00%", "w" * 10_000]
 WEB = "https://example.org/a"
 CREDIT = f"javascript:alert(1) {WEB} data:text/html,x https://[ https://\u202egro.elpmaxe {WEB}\u202elive"
