@@ -95,22 +95,11 @@ def test_entails_and_compare(save, processor, images):
     assert there != back, "left and right"
 
 
-def test_errors_in_plain_words(save, images, tmp_path):
+def test_errors_in_plain_words(save, images):
     _, folder = save(SohoForQuestionAnswering)
     soho = SohoPipeline.from_pretrained(folder)
     with pytest.raises(ValueError, match=r"^rank: needs a model for image-text retrieval or pre-training; this one is"):
         soho.rank(images[0], ["a"])
-    with pytest.raises(ValueError, match=r"image: /nowhere\.jpg can't be read"):
-        soho.answer("/nowhere.jpg", "what")
-    (tmp_path / "text.jpg").write_text("no image")
-    with pytest.raises(ValueError, match=r"text\.jpg can't be read \(can't be decoded"):
-        soho.answer(tmp_path / "text.jpg", "what")
-    with pytest.raises(ValueError, match="text: expected words, got '  '"):
-        soho.answer(images[0], "  ")
-    with pytest.raises(ValueError, match="text: expected at most 16 tokens, got 32"):
-        soho.answer(images[0], "a " * 30)
-    with pytest.raises(ValueError, match="expected uint8 pixels"):
-        soho.answer(torch.zeros(3, 4, 4), "what")
     with pytest.raises(ValueError, match="top_k: expected at least 1, got 0"):
         soho.answer(images[0], "a red", top_k=0)
     with pytest.raises(ValueError, match="top_k: expected at least 1, got 0"):

@@ -146,14 +146,6 @@ def test_mistakes_of_a_call(soho_of, image_folder):
             head.copy_(before)
 
 
-def test_progress(soho_of, image_folder, capfd):
-    soho, (folder, names) = soho_of("answer"), image_folder
-    soho.answer([folder / name for name in names], "a red", progress=True)
-    assert "10/10" in capfd.readouterr().err
-    soho.answer([folder / name for name in names], "a red")
-    assert capfd.readouterr().err == ""
-
-
 def test_like_shapes_go_together():
     chance = np.random.default_rng(0)
     sizes = [(int(600 / max(r, 1)), int(600 * min(r, 1))) for r in np.exp(chance.normal(0, 0.6, 200))]

@@ -132,25 +132,6 @@ def test_graphs_take_other_sizes_and_numbers_than_they_were_made_with(question, 
             torch.testing.assert_close(got, value, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("question", KINDS)
-def test_the_stages_of_every_kind_of_model(question, folder_of, processor):
-    model, _ = load_model(folder_of(question))
-    images = [drawn(*size, seed) for seed, size in enumerate([(64, 90), (100, 64), (64, 64)])]
-    collated = processor.image_processor.collate([processor.image_processor.resize_one(image) for image in images])
-    input_ids, attention_mask = padded(processor, TEXTS)
-    index = torch.tensor([0, 1, 2, 2])
-    if question == "compare":
-        index = torch.stack([index, index.flip(0)], dim=1)
-    with torch.no_grad():
-        output = model(**collated, input_ids=input_ids, attention_mask=attention_mask, image_index=index)
-        expected = output.itm_logits if "itm_logits" in output else output.logits
-        expected_codes = model.soho.encode_images(**collated).index
-        visual, valid, codes = EncodeImages(model)(**collated)
-        logits = ReadTexts(model)(visual, valid, input_ids, attention_mask, index)
-    assert torch.equal(codes, expected_codes)
-    torch.testing.assert_close(logits, expected, rtol=0, atol=1e-5)
-
-
 def test_no_size_of_a_call_is_built_in():
     """What torch.export assumes of sizes is what a call is checked for; with tokens of 2 x 2 cells, as in the paper."""
     for pool in (1, 2):

@@ -133,14 +133,6 @@ def test_where_no_image_can_be_used_each_says_so(folder, tmp_path, capsys):
     assert said.err == "3 of 3 images can't be used\n"
 
 
-def test_progress_is_not_among_the_answers(folder_of, image_folder, capsys):
-    images, _ = image_folder
-    assert main(["retrieve", str(folder_of("rank")), "a red", "--images", str(images / "3.png"), "--json"]) == 0
-    said = capsys.readouterr()
-    assert [row["image"] for row in json.loads(said.out)["answers"]] == [str(images / "3.png")]
-    assert said.err == "this model has no contrastive head: all 1 images are matched with each text\n"
-
-
 @pytest.mark.parametrize(
     ("kind", "arguments", "words"),
     [

@@ -39,27 +39,3 @@ def test_readme_has_the_demos_figures_beside_their_baselines():
     explorer = RECORD["explorer"]
     assert "(a quarter has none in 1,200 images)" in told and explorer["images"] == 1200
     assert round(4 * explorer["codes_without_a_word"] / explorer["codes"]) == 1
-
-
-def test_the_page_of_the_demo_has_its_row_and_what_k_means_does_better():
-    told = " ".join((ROOT / "docs/demo.md").read_text().split())
-    names = ("mlm_content", "mlm_content_shuffled"), ("mvm", "mvm_shuffled"), ("itm",), ("image_to_text_r1",)
-    cells = [f"{share(one)} %{''.join(f' ({share(each)})' for each in rest)}" for one, *rest in names]
-    cells += [f"{share('text_to_image_r1')} %", f"{share('pointing')} % ({share('pointing_any_patch')})"]
-    row = f"| seed 0, two threads, {RECORD['processor']} | {' | '.join(cells)} |"
-    assert row in told, row
-    assert f"Without any caption {share('mvm_no_caption')} % of the masked visual tokens" in told
-    for label, name in (
-        ("their patches that lie on it, in images that show it", "pointing"),
-        ("their patches that lie on it, in all images", "pointing_all"),
-        ("patches of objects that such codes find", "pointing_found"),
-    ):
-        chance = f"{share(f'{name}_any_patch')} %" if f"{name}_any_patch" in RECORD["metrics"] else ""
-        row = " ".join(f"| {label} | {share(name)} % | {share(f'{name}_k_means')} % | {chance} |".split())
-        assert row in told, row
-    for name in ("pointing_all", "pointing_found"):
-        assert RECORD["metrics"][name] < RECORD["metrics"][f"{name}_k_means"]
-    assert "k-means is ahead of the dictionary" in told
-    numbers, explorer = " ".join((ROOT / "docs/explorer.md").read_text().split()), RECORD["explorer"]
-    without = f"there {explorer['codes_without_a_word']} of the {explorer['codes']} codes"
-    assert f"shows {explorer['images']:,} images and corrects for all words of all codes: {without}" in numbers

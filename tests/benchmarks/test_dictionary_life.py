@@ -1,35 +1,10 @@
 """The probe of a dictionary's life: what it reads, what it counts, and that it tells death from life."""
 
-import struct
-import zlib
-
 import pytest
 import torch
 
-from benchmarks.model.dictionary_life import Life, main, qt_resources
+from benchmarks.model.dictionary_life import Life, main
 from soho_fast.model.backbones import build_backbone
-
-
-def resource_file(version: int) -> bytes:
-    """A folder "a" with the files "x", stored, and "y", compressed."""
-    contents = b"".join(
-        struct.pack(">I", len(content)) + content
-        for content in (b"stored", struct.pack(">I", 10) + zlib.compress(b"compressed"))
-    )
-    names = b"".join(struct.pack(">HI", 1, 0) + name.encode("utf-16-be") for name in "axy")
-    stamp = b"" if version == 1 else bytes(8)
-    tree = struct.pack(">IHII", 0, 2, 1, 1) + stamp  # the root
-    tree += struct.pack(">IHII", 0, 2, 2, 2) + stamp
-    tree += struct.pack(">IHHHI", 8, 0, 0, 0, 0) + stamp
-    tree += struct.pack(">IHHHI", 16, 1, 0, 0, 10) + stamp
-    return struct.pack(">4sIIII", b"qres", version, 20, 20 + len(tree), 20 + len(tree + contents)) + (
-        tree + contents + names
-    )
-
-
-@pytest.mark.parametrize("version", [1, 2, 3])
-def test_qt_resources(version):
-    assert dict(qt_resources(resource_file(version))) == {"x": b"stored", "y": b"compressed"}
 
 
 def test_used_codes_are_those_of_the_phase_and_the_error_is_in_units_of_the_variance():

@@ -73,15 +73,6 @@ def test_the_batched_one_keeps_what_torchvisions_detector_keeps(boxes_and_scores
         torch.testing.assert_close(scores[same].max(), best_N[number])
 
 
-def test_res5_keeps_the_size_of_a_region_as_published():
-    for halved, size in ((False, 14), (True, 7)):
-        res5 = region_pipeline.RegionPipeline(replace(SMALL.region, halved=halved)).res5
-        assert res5(torch.zeros(1, 1024, 14, 14)).shape == (1, 2048, size, size)
-        assert {
-            conv.dilation for conv in res5.modules() if isinstance(conv, nn.Conv2d) and conv.kernel_size == (3, 3)
-        } == {(1, 1) if halved else (2, 2)}
-
-
 def test_folding_changes_nothing():
     torch.manual_seed(1)
     pipeline, images = region_pipeline.RegionPipeline(SMALL.region), noise_images(1, 96, 160, seed=2)

@@ -64,14 +64,9 @@ def test_the_end_of_the_output_and_the_json_hold_ratios_and_targets(finished):
     assert len(targets) == 32 and all(target["claim"] in end for target in targets)
     measured = [target for target in targets if target["met"] is not None]
     expected = {
-        "codebook_update",
-        "group_mask",
-        "codebook_lookup small",
-        "codebook_lookup few",
-        "codebook_lookup one row",
-        "codebook_lookup real",
-        "codebook_lookup float32",
-    }
+        "codebook_update", "group_mask", "codebook_lookup small", "codebook_lookup few", "codebook_lookup one row",
+        "codebook_lookup real", "codebook_lookup float32",
+    }  # fmt: skip
     expected |= {"VisualDictionary normal noise", "VisualDictionary real", "KMeans"}
     assert {target["claim"].split(":")[0] for target in measured} >= expected
     assert f"torch {version('torch')}" in end and "1 threads" in end

@@ -100,19 +100,3 @@ def test_codes_are_those_of_plain_steps_of_kmeans():
         torch.testing.assert_close(kmeans_codes(feat_NC, 20, steps=steps).double(), expected_KC, atol=1e-5, rtol=0)
     with pytest.raises(ValueError, match="num_codes: expected at most the 300 different rows, got 301"):
         kmeans_codes(feat_NC, 301)
-
-
-def test_what_was_made_is_kept_while_the_module_is_the_same(cache, tmp_path, monkeypatch):
-    calls = []
-
-    def make():
-        calls.append(1)
-        return torch.full((3,), float(len(calls)))
-
-    assert [real_features._kept("a", make)[0].item() for _ in range(3)] == [1.0, 1.0, 1.0]
-    assert real_features._kept("b", make)[0].item() == 2.0
-    other = tmp_path / "changed.py"
-    other.write_text("# another text")
-    monkeypatch.setattr(real_features, "__file__", str(other))
-    assert real_features._kept("a", make)[0].item() == 3.0
-    assert sorted({path.suffix for path in cache.iterdir()}) == [".pt"] and len(list(cache.iterdir())) == 3

@@ -19,7 +19,7 @@ from benchmarks.studies.__main__ import main
 from benchmarks.studies.comparing import compare, difference_of, holm, logit, sign_flip_p
 from benchmarks.studies.report import report
 from benchmarks.studies.running import Runner
-from benchmarks.studies.study import read_rows, read_study, runs_of, value_of
+from benchmarks.studies.study import read_rows, read_study, runs_of
 from soho_fast.common.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -157,12 +157,7 @@ def test_what_was_killed_before_its_row_was_written_is_not_trained_again(small, 
 
 def test_ctrl_c_stops_the_run_and_the_same_command_goes_on(small, tmp_path, monkeypatch):
     monkeypatch.setenv("HOW", "waits")
-    with subprocess.Popen(
-        [*COMMAND, *small("--seeds", "0")],
-        cwd=ROOT,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as study:
+    with subprocess.Popen([*COMMAND, *small("--seeds", "0")], cwd=ROOT, stderr=subprocess.PIPE, text=True) as study:
         while not (tmp_path / "waiting").exists():
             assert study.poll() is None, study.stderr.read()
             time.sleep(0.05)
@@ -331,22 +326,6 @@ def test_the_composite_is_the_mean_logit_of_its_shares(tmp_path):
     assert list(declared.by_seed) == [0] and [len(each.by_seed) for each in explored] == [2, 1]
 
 
-def test_a_value_that_is_no_number_is_missing():
-    row = {"metrics": {"score": 0.5, "word": "none", "lost": math.nan}, "training_seconds": 2}
-    assert value_of(row, "score") == 0.5 and value_of(row, "training_seconds") == 2.0
-    assert all(math.isnan(value_of(row, name)) for name in ("word", "lost", "absent"))
-    assert math.isnan(value_of(None, "score"))
-
-
-def test_a_planted_effect_is_found_and_a_null_as_often_as_the_level_says():
-    generator = np.random.default_rng(2)
-    effects = [sign_flip_p(generator.normal(0.05, 0.02, 8)) for _ in range(20)]
-    assert max(effects) < 0.05
-    nulls = sum(sign_flip_p(generator.normal(size=8)) < 0.05 for _ in range(400))
-    # 4.7 % of 400 (12 of 256 ways) are 19; 99.9 % of such counts lie in this range.
-    assert 6 <= nulls <= 35
-
-
 def test_other_data_within_a_seed_are_told():
     _, study = read_study("demo")
     runs = [run for run in runs_of(study, {}) if run.condition in ("none", "gate") and run.seed < 2]
@@ -385,11 +364,7 @@ TINY = {
     "stages": {
         "pretraining": {
             "recipe": "mini",
-            "overrides": {
-                "max_steps": 8,
-                "model.bag_of_words_epochs": 0,
-                "optim.frozen_backbone_epochs": [0, 0.5],
-            },
+            "overrides": {"max_steps": 8, "model.bag_of_words_epochs": 0, "optim.frozen_backbone_epochs": [0, 0.5]},
             "metrics": {"mlm_all": "masked words"},
         },
         "vqa": {

@@ -79,28 +79,9 @@ READERS = {
 
 NEST = "\0nest"  # becomes more brackets than a parser follows
 WRONG = [
-    None,
-    True,
-    0,
-    -1,
-    10**30,
-    1.5,
-    float("nan"),
-    float("inf"),
-    "",
-    " \u200b\u0301\x07",
-    "a\0b",
-    "\ud800",
-    "../../etc/hostname",
-    "/etc/hostname",
-    "x" * 5000,
-    "http://[",
-    [],
-    ["red"],
-    {},
-    {"a": 1},
-    NEST,
-]
+    None, True, 0, -1, 10**30, 1.5, float("nan"), float("inf"), "", " \u200b\u0301\x07", "a\0b", "\ud800",
+    "../../etc/hostname", "/etc/hostname", "x" * 5000, "http://[", [], ["red"], {}, {"a": 1}, NEST,
+]  # fmt: skip
 
 
 def dump(value):
@@ -219,6 +200,63 @@ def test_a_damaged_file_is_read_or_refused_by_name(tmp_path, reader):
     assert min(outcomes.values()) > 3 and sum(outcomes.values()) > 100, outcomes
 
 
+GONE, TWICE = object(), object()
+# A reader, the place that is changed in its first file, its new value, and what is said of it.
+REFUSED = [
+    ("karpathy", (), [1, 2], "expected a JSON object with a field 'images', got list"),
+    ("karpathy", ("images", 0, "filename"), GONE, r"images\[0\]: no field 'filename' \(the record has: "),
+    ("karpathy", ("images", 0, "sentences", 0, "raw"), 7, r"\.sentences\[0\]: field 'raw' is 7, expected str"),
+    ("coco_captions", ("annotations",), GONE, r"captions_val2014\.json: no field 'annotations'"),
+    ("coco_captions", ("annotations", 0, "image_id"), 77, "caption of image_id 77, but 'images' holds no image"),
+    ("coco_captions", ("images", 0), TWICE, r"images\[1\]: id 7 comes twice"),
+    ("regions", (), {"a": 1}, r"expected Visual Genome's region_descriptions\.json.*, got a JSON dict"),
+    ("regions", (0, "regions", 0, "phrase"), GONE, r"\[0\]\.regions\[0\]: no field 'phrase'"),
+    ("image_data", (0, "url"), GONE, r"image_data\.json: \[0\]: no field 'url'"),
+    ("image_data", (0, "image_id"), 8, r"regions\.json: \[0\]: image 7 is not in .*image_data\.json"),
+    ("questions", ("questions",), [], r"questions\.json: holds no question"),
+    ("questions", ("questions", 0, "question_id"), GONE, r"questions\[0\]: no field 'question_id'"),
+    ("questions", ("questions", 0, "question_id"), "7", r"field 'question_id' is '7', expected int"),
+    ("questions", ("questions", 0, "question_id"), 8, r"annotations\[0\]: question_id 70 is not in .*questions\.json"),
+    ("questions", ("questions", 0, "question"), " ", r"questions\[0\]: field 'question' is empty"),
+    ("questions", ("questions", 0), TWICE, r"questions\[1\]: question_id 70 comes twice"),
+    ("answers", ("annotations",), [], r"answers\.json: 1 questions of .* have no annotation; first: question_id 70"),
+    ("answers", ("annotations", 0), TWICE, r"annotations\[1\]: question_id 70 comes twice"),
+    ("answers", ("annotations", 0, "image_id"), 42, r"annotations\[0\]: image_id 42, but .* about image 7"),
+    ("answers", ("annotations", 0, "answers", 3), GONE, r"annotations\[0\]: 9 answers; expected 10"),
+    ("answers", ("annotations", 0, "answers", 3, "answer"), GONE, r"\.answers\[3\]: no field 'answer'"),
+    ("answers", ("annotations", 0, "answer_type"), "colour", "field 'answer_type' is 'colour', expected one of"),
+    ("nlvr2", (0, "label"), True, "line 1: field 'label' is True, expected str"),
+    ("nlvr2", (0, "label"), "true", "field 'label' is 'true', expected one of 'True', 'False'"),
+    ("nlvr2", (0, "identifier"), "dev-850-0", "identifier 'dev-850-0'; expected split-set"),
+    ("nlvr2", (0, "sentence"), "", "line 1: field 'sentence' is empty"),
+    ("nlvr2", (0,), TWICE, "line 2: identifier dev-1-0-0 comes twice"),
+    ("nlvr2", (0,), GONE, r"dev\.jsonl: holds no record; expected NLVR2 JSON lines"),
+    ("snli_ve", (0, "gold_label"), "yes", "field 'gold_label' is 'yes', expected one of 'contradiction', 'neutral', "),
+    ("snli_ve", (0, "sentence2"), "", "line 1: field 'sentence2' is empty; expected the hypothesis"),
+    ("snli_ve", (0, "Flickr30K_ID"), GONE, "line 1: no field 'Flickr30K_ID' or 'Flikr30kID'"),
+    ("snli_ve", (0, "pairID"), GONE, "line 1: no field 'pairID'"),
+]
+
+
+@pytest.mark.parametrize(("reader", "place", "value", "words"), REFUSED)
+def test_what_is_malformed_is_refused_by_its_place(tmp_path, reader, place, value, words):
+    files, read = READERS[reader]
+    path = prepare(tmp_path, files)
+
+    def change(parent, key):
+        if value is GONE:
+            parent.pop(key)
+        elif value is TWICE:
+            parent.append(copy.deepcopy(parent[key]))
+        else:
+            parent[key] = value
+
+    content = changed(next(iter(files.values())), place, change) if place else value
+    path.write_bytes(serialise(path.name, content))
+    with pytest.raises(ValueError, match=words):
+        read(tmp_path)
+
+
 @pytest.mark.parametrize("reader", READERS)
 def test_a_folder_or_nothing_in_the_place_of_a_file(tmp_path, reader):
     files, read = READERS[reader]
@@ -261,14 +299,6 @@ def test_a_path_from_the_root_is_read_where_its_folder_was_named(tmp_path):
         read_json_lines(path)
     (record,) = read_json_lines(path, Path(tmp_path / "there"))
     assert record.image.read().startswith(b"\xff\xd8")
-
-
-def test_an_image_that_comes_twice_is_not_lost(tmp_path):
-    draw(tmp_path / "a.jpg"), draw(tmp_path / "b.jpg")
-    path = tmp_path / "captions_val2014.json"
-    path.write_text(json.dumps({**COCO, "images": [{"id": 7, "file_name": "a.jpg"}, {"id": 7, "file_name": "b.jpg"}]}))
-    with pytest.raises(ValueError, match=r"images\[1\]: id 7 comes twice"):
-        read_coco_captions(path, tmp_path)
 
 
 @pytest.mark.parametrize("blank", ["", " \t", "\u200b\ufeff", "\u0301", "\x07\x1b", "\u2060\u00ad"])

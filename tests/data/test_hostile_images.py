@@ -76,11 +76,6 @@ def test_thousands_of_damaged_images_are_decoded_or_refused(programs, capfd):
     assert not programs
 
 
-def test_the_same_seed_damages_alike():
-    first, again = (list(hostile_images(5, 40)) for _ in range(2))
-    assert first == again and first != list(hostile_images(6, 40))
-
-
 DECODED = ("1 x 200000.png", "deep with transparency.png", "rows without end.png")
 
 

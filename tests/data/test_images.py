@@ -78,13 +78,6 @@ def test_sixteen_bit_grey_is_scaled_not_clipped():
     assert dark.max() == 63, "a dark image stays dark"
 
 
-def test_exif_orientation_is_applied():
-    image = Image.new("RGB", (30, 20))
-    exif = image.getexif()
-    exif[0x0112] = 6
-    assert decode_image(encoded(image, exif=exif)).shape == (3, 30, 20)
-
-
 def test_reduced_decode_is_close_to_the_full_one():
     data = encoded(noise(1600, 1200), quality=95)
     reduced = decode_image(data, shorter_edge=100)
@@ -211,9 +204,3 @@ def test_call_and_training_path_agree(tmp_path):
     trained = processor.collate([processor.load(ref) for ref in refs])
     torch.testing.assert_close(called["pixel_values"], trained["pixel_values"], atol=0.05, rtol=0)
     assert torch.equal(called["pixel_mask"], trained["pixel_mask"])
-
-
-def test_paper_size_is_the_default():
-    processor = SohoImageProcessor()
-    assert tuple(processor.resize_one(torch.zeros(3, 480, 640, dtype=torch.uint8)).shape[1:]) == (600, 800)
-    assert tuple(processor.resize_one(torch.zeros(3, 300, 900, dtype=torch.uint8)).shape[1:]) == (333, 1000)

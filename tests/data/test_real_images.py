@@ -203,14 +203,6 @@ def test_images_and_words_of_packages_become_a_corpus(script, tmp_path, capsys):
     assert sorted(each.name for each in folder.iterdir()) == ["images", "images.jsonl", "licences.json"]
 
 
-def test_a_share_is_held_out_by_name(script, monkeypatch):
-    monkeypatch.setattr(script, "HELD_OUT_SHARE", 0.35)
-    names = [f"the {chr(97 + number % 26)}{'x' * (number // 26 + 1)}" for number in range(500)]
-    images = [script.Found("", b"", (name,), "", "") for name in names]
-    held_out = script.held_out(images, [1] * 500)
-    assert 0.28 < np.mean(held_out) < 0.42 and held_out[:50] == script.held_out(images[:50], [1] * 50)
-
-
 def test_what_is_missing_changed_or_there_is_named_and_nothing_is_written(script, tmp_path, monkeypatch):
     (tmp_path / "there").mkdir()
     with pytest.raises(SystemExit, match="there is there; expected the name of a new folder"):

@@ -40,16 +40,6 @@ def test_an_image_of_a_zip_file_is_known_again(tmp_path):
     assert one is not two and {ImageRef(one, "0.jpg"): "seen"}[ImageRef(two, "0.jpg")] == "seen"
 
 
-def test_forked_process_opens_its_own_handle(tmp_path, monkeypatch):
-    draw(tmp_path / "0.jpg")
-    store = ZipStore(str(write_zip(tmp_path / "images.zip", tmp_path)))
-    store.read("0.jpg")
-    parents = store._handle
-    monkeypatch.setattr("os.getpid", lambda: -1)
-    store.read("0.jpg")
-    assert store._handle is not parents
-
-
 def test_store_pickles_without_its_handle(tmp_path):
     draw(tmp_path / "0.jpg")
     store = ZipStore(str(write_zip(tmp_path / "images.zip", tmp_path)))

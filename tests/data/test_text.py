@@ -4,7 +4,6 @@ import shutil
 import numpy as np
 import pytest
 
-from soho_fast.data import text as text_module
 from soho_fast.data.text import (
     EncodedText,
     PackedTexts,
@@ -119,18 +118,6 @@ def test_a_tokenizer_of_other_words_is_told(tokenizer):
 
 def test_of_many_texts_some_are_counted(tokenizer):
     assert len(describe_fit(tokenizer, ["a red"] * 50_000).lengths) == 20_000
-
-
-def test_options_of_the_hub_reach_the_loading(tmp_path, tokenizer_dir, monkeypatch):
-    asked = {}
-    load = text_module.AutoTokenizer.from_pretrained
-    monkeypatch.setattr(
-        text_module.AutoTokenizer,
-        "from_pretrained",
-        lambda name, **options: asked.update(options) or load(name, **options),
-    )
-    load_tokenizer(tokenizer_dir, revision="v1", token="secret")
-    assert asked == {"revision": "v1", "token": "secret", "trust_remote_code": False}
 
 
 def test_a_hub_that_is_out_of_reach_is_tried_once(tmp_path, monkeypatch):

@@ -107,9 +107,3 @@ def test_other_alphabets_are_not_unknown(tmp_path):
     made = load_tokenizer(tmp_path / "words")
     assert made.tokenize(text) == words_of(text) == ["собака", "на", "пляже", "犬"]
     assert describe_fit(made, ["ножка"]).unknown_share == 0.0
-
-
-def test_the_module_names_its_own_fields():
-    assert (
-        set(tokenizer.TEXT_FIELDS) >= {"captions", "question", "sentence2"} and "sentence1" not in tokenizer.TEXT_FIELDS
-    )

@@ -10,19 +10,10 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import PreTrainedTokenizerFast
 
 COLOURS = {
-    "red": (250, 10, 10),
-    "green": (10, 250, 10),
-    "blue": (10, 10, 250),
-    "yellow": (250, 250, 10),
-    "cyan": (10, 250, 250),
-    "magenta": (250, 10, 250),
-    "white": (250, 250, 250),
-    "black": (5, 5, 5),
-    "grey": (125, 125, 125),
-    "brown": (125, 60, 10),
-    "navy": (5, 5, 120),
-    "olive": (125, 125, 10),
-}
+    "red": (250, 10, 10), "green": (10, 250, 10), "blue": (10, 10, 250), "yellow": (250, 250, 10),
+    "cyan": (10, 250, 250), "magenta": (250, 10, 250), "white": (250, 250, 250), "black": (5, 5, 5),
+    "grey": (125, 125, 125), "brown": (125, 60, 10), "navy": (5, 5, 120), "olive": (125, 125, 10),
+}  # fmt: skip
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *COLOURS, "a", "there", "is", "and", "the", "man", "woman", "."]
 PIECES = ["sheet", "##ing", "paint", "##ed", "##ly", "un"]

@@ -66,9 +66,13 @@ def test_the_demo_corpus_is_as_it_was(corpus, full_scenes):
     assert digest.hexdigest() == "0e1e524f45daf9ebd5a9ff41b1caff57"
     texts = [text for side in full_scenes for scene in side for text in write_captions(scene, 0)]
     asked = [(scene, 4 if scene.held_out else 2) for side in full_scenes for scene in side]
-    texts += [question.text for scene, number in asked for question in ask_questions(scene, number, 0)]
+    questions = [question for scene, number in asked for question in ask_questions(scene, number, 0)]
+    texts += [question.text for question in questions]
     vocabulary = build_vocabulary([*texts, builder._FURTHER_WORDS])
     assert len(vocabulary) == 477
+    # They were once parsed and compared with their scenes; that they are the same keeps them true.
+    told = "\n".join([*texts, *(question.answer for question in questions)])
+    assert hashlib.blake2b(told.encode(), digest_size=16).hexdigest() == "7d3c62179c38684c342acbaf35184c18"
     assert (
         hashlib.blake2b(" ".join(vocabulary).encode(), digest_size=16).hexdigest() == "4d9f2348a0acf222d5969f82e6d6ada9"
     )

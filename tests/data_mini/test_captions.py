@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 
 import pytest
 
@@ -62,95 +61,12 @@ def test_objects_and_counts_are_true(captioned):
                     assert members == number, caption
 
 
-def test_most_captions_name_every_object(captioned):
-    complete = total = 0
-    for scene, captions in captioned:
-        for caption in captions:
-            named = {what for _, kind, what in _mentions(caption) if kind == "name"}
-            complete += named == set(scene.counts)
-            total += 1
-    assert complete / total > 0.9
-
-
 def test_no_noun_is_left_unparsed(captioned):
     """Words that are neither nouns of the scene nor from this closed list would be claims that nobody checked."""
     for _, captions in captioned:
         for caption in captions:
             rest = re.findall(r"[a-z]+", MENTION.sub(" ", caption))
             assert set(rest) <= OTHER_WORDS | set(COLOURS), caption
-
-
-def test_background_is_true(captioned):
-    seen = Counter()
-    for scene, captions in captioned:
-        for caption in captions:
-            rest = MENTION.sub(" ", caption)
-            for colour in COLOURS:
-                if re.search(rf"\b{colour}\b", rest):
-                    assert scene.background.colour == colour, caption
-                    seen[colour] += 1
-            if re.search(r"(on|over|front of) a photo", rest):
-                assert scene.background.photo is not None, caption
-                seen["photo"] += 1
-    assert len(seen) == len(COLOURS) + 1
-
-
-RELATIONS = {
-    "left": r"(?:to the left of|on the left side of|left of)",
-    "right": r"(?:to the right of|on the right side of|right of)",
-    "above": r"(?:above|over)",
-    "below": r"(?:below|under)",
-}
-
-
-def test_relations_are_true(captioned):
-    seen = Counter()
-    for scene, captions in captioned:
-        where = {item.name: item for item in scene.objects}
-        for caption in captions:
-            for relation, words in RELATIONS.items():
-                pattern = rf"\ban? ({NOUN_PATTERN}) (?:is |sits )?{words} an? ({NOUN_PATTERN})\b"
-                for first, second in re.findall(pattern, caption):
-                    dx = where[NOUNS[first][1]].x - where[NOUNS[second][1]].x
-                    dy = where[NOUNS[first][1]].y - where[NOUNS[second][1]].y
-                    offset = {"left": -dx, "right": dx, "above": -dy, "below": dy}[relation]
-                    assert offset >= 0.2 and offset >= max(abs(dx), abs(dy)), caption
-                    seen[relation] += 1
-    assert min(seen[relation] for relation in RELATIONS) > 50
-
-
-def test_places_are_true(captioned):
-    seen = Counter()
-    # "a dog in the top left corner" and "in the top left corner a dog"
-    corner = r"in the (?:top|bottom) (?:left|right) corner"
-    place = rf"({corner}|on the (?:left|right)(?! side)|at the (?:top|bottom)|in the middle)"
-    for scene, captions in captioned:
-        where = {item.name: item for item in scene.objects}
-        for caption in captions:
-            starts = re.match(place, caption) is not None
-            pattern = rf"{place} an? ({NOUN_PATTERN})\b" if starts else rf"\ban? ({NOUN_PATTERN}) {place}"
-            for found in re.findall(pattern, caption):
-                words, name = found if starts else found[::-1]
-                item = where[NOUNS[name][1]]
-                for word in words.split():
-                    true = {
-                        "left": item.x < 0.4,
-                        "right": item.x > 0.6,
-                        "top": item.y < 0.4,
-                        "bottom": item.y > 0.6,
-                        "middle": 0.4 <= item.x <= 0.6 and 0.4 <= item.y <= 0.6,
-                    }.get(word, True)
-                    assert true, caption
-                seen[words] += 1
-    assert len(seen) == 9
-
-
-def test_captions_are_short_and_varied(captioned):
-    lengths = [len(re.findall(r"[a-z]+", caption)) for _, captions in captioned for caption in captions]
-    assert sum(6 <= length <= 16 for length in lengths) / len(lengths) > 0.6
-    assert max(lengths) <= 25
-    orders = sum(len({caption.split()[0] for caption in captions}) > 1 for _, captions in captioned)
-    assert orders / len(captioned) > 0.9
 
 
 def test_articles_and_plurals():

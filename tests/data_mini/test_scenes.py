@@ -6,10 +6,8 @@ import itertools
 import math
 from collections import Counter
 
-import pytest
-
 from soho_fast.data.mini.concepts import CONCEPTS, DRAWN_IN
-from soho_fast.data.mini.drawing import draw_background, draw_scene
+from soho_fast.data.mini.drawing import draw_scene
 from soho_fast.data.mini.scenes import PHOTOS, Background, Scene, SceneObject, describe_scenes
 
 
@@ -90,11 +88,3 @@ def test_drawing_puts_the_object_where_the_scene_says():
     red, green, blue = image.getpixel((25, 75))
     assert red > 180 and green < 90 and blue < 110, "the heart's middle is red"
     assert image.getpixel((75, 25)) == (255, 255, 255) == image.getpixel((75, 75))
-
-
-@pytest.mark.parametrize(
-    ("colour", "check"), [("black", lambda r, g, b: r + g + b < 120), ("blue", lambda r, g, b: b > r)]
-)
-def test_gradients_have_the_named_colour(full_scenes, colour, check):
-    backgrounds = [scene.background for scene in full_scenes[0] if scene.background.colour == colour][:20]
-    assert all(check(*draw_background(background, 16).getpixel((8, 8))) for background in backgrounds)

@@ -190,16 +190,11 @@ def request_for(tmp_path: Path) -> Callable[..., dict]:
 
     def make(name: str, **changes: object) -> dict:
         base = {
-            "output": str(tmp_path / name),
-            "epochs": 100,
-            "max_steps": 10,
-            "optim": {"lr": 1e-2, "backbone_lr": 1e-2, "clip": 1.0},
-            "schedule": {"warmup_steps": 2},
-            "batch": {"global_batch_size": 8, "workers": 0},
-            "checkpoint": {"every_minutes": 0},
-            "log": {"every_steps": 1},
-            "evaluation": {"at_end": False},
-        }
+            "output": str(tmp_path / name), "epochs": 100, "max_steps": 10,
+            "optim": {"lr": 1e-2, "backbone_lr": 1e-2, "clip": 1.0}, "schedule": {"warmup_steps": 2},
+            "batch": {"global_batch_size": 8, "workers": 0}, "checkpoint": {"every_minutes": 0},
+            "log": {"every_steps": 1}, "evaluation": {"at_end": False},
+        }  # fmt: skip
         for key, value in changes.items():
             base[key] = {**base[key], **value} if isinstance(value, dict) and key in base else value
         return base

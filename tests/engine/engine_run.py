@@ -131,26 +131,11 @@ class StubTask:
 
     def __init__(self, options: Mapping[str, Any]) -> None:
         defaults = {
-            "width": 8,
-            "dropout": 0.1,
-            "size": 40,
-            "delay": 0.0,
-            "seconds_a_step": None,
-            "skip_each": 0,
-            "skip_always": 0,
-            "pixels": 64,
-            "signal": "SIGTERM",
-            "selection": None,
-            "reported": False,
-            "lost_after": None,
-            "poison": None,
-            "config": {},
-            "cacheable": False,
-            "signal_in_pass": None,
-            "bag_of_words_epochs": 0.0,
-            "mvm_from_epoch": 0.0,
-            "mask_pairs": False,
-        }
+            "width": 8, "dropout": 0.1, "size": 40, "delay": 0.0, "seconds_a_step": None, "skip_each": 0,
+            "skip_always": 0, "pixels": 64, "signal": "SIGTERM", "selection": None, "reported": False,
+            "lost_after": None, "poison": None, "config": {}, "cacheable": False, "signal_in_pass": None,
+            "bag_of_words_epochs": 0.0, "mvm_from_epoch": 0.0, "mask_pairs": False,
+        }  # fmt: skip
         self.options = {**defaults, **options}
         self.selection = self.options["selection"]
         self.epoch, self.passed, self.num_steps = 0.0, 0, 0

@@ -1,22 +1,16 @@
 """Settings are what was trained: a change is listed and refused, or recorded; what is finished is left as it is."""
 
-import dataclasses
 import json
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import yaml
 
-from soho_fast.common.processes import Processes
 from soho_fast.common.versions import read_run_of
 from soho_fast.engine import checkpoint
 from soho_fast.engine.changes import all_fields, changes_between, digest_of, settings_identity
-from soho_fast.engine.resume import ResumePoint
-from soho_fast.engine.settings import OptimSettings, TrainSettings
 from soho_fast.tasks.recipe import read_recipe
 
 
@@ -152,21 +146,6 @@ def test_changed_data_are_told_and_an_unfinished_end_is_made_up_for(again, small
     assert "held-out images: trained with 12 images, " in error_of(text) and contents(run) == measured
 
 
-def test_a_finished_run_whose_best_model_was_deleted_is_not_finished(tmp_path):
-    """Its metrics.json names it."""
-    point = object.__new__(ResumePoint)
-    point.processes, point.folder, point.progress = Processes(), tmp_path, SimpleNamespace(step=3)
-    point.settings = SimpleNamespace(evaluation=SimpleNamespace(at_end=True))
-    (tmp_path / "model").mkdir()
-    found = {"step": 3, "metrics": {"vqa_score": 0.5}, "best": {"step": 2, "vqa_score": 0.6}}
-    (tmp_path / "metrics.json").write_text(json.dumps(found))
-    assert point.results() is None
-    (tmp_path / "best").mkdir()
-    assert point.results() == found
-    shown = point.results(lambda metrics: f"{metrics['vqa_score']:.1%}")
-    assert shown == found and point.results(lambda metrics: metrics["itm"]) is None, "a metric's name was damaged"
-
-
 def test_another_version_goes_on_and_says_so(launch, request_for):
     """What a run was begun with is no reason to refuse it, but whoever compares its figures has to know."""
     half = request_for("run", task={"kill_at": 6}, checkpoint={"every_steps": 4}, max_steps=8)
@@ -233,23 +212,6 @@ def test_every_stage_goes_on_with_the_new_values(launch, request_for, losses):
     assert done.code == 0, done.text
     for request in first[1:]:
         np.testing.assert_allclose(losses(request), losses(first[0]), rtol=1e-5, err_msg=request["output"])
-
-
-def test_a_new_field_is_compared_unless_it_is_named():
-    """Fields that are left out are listed; any other, of any part, is compared without being named anywhere."""
-
-    @dataclass
-    class Optim(OptimSettings):
-        brand_new: float = 1.0
-
-    @dataclass
-    class Settings(TrainSettings):
-        another: list[str] = dataclasses.field(default_factory=lambda: ["a"])
-        optim: Optim = dataclasses.field(default_factory=Optim)
-
-    then, now = Settings(), Settings(another=["b"], optim=Optim(brand_new=2.0))
-    lines = sorted(str(change) for change in changes_between(settings_identity(then), settings_identity(now)))
-    assert lines == ["another: trained with ['a'], now ['b']", "optim.brand_new: trained with 1, now 2"]
 
 
 @pytest.mark.parametrize("recipe", ["mini", "mini_vqa", "mini_retrieval", "paper"])

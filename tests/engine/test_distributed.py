@@ -19,20 +19,6 @@ APART = {"float32": 1e-3, "fp16": 3e-3, "bf16": 1.5e-2}
 TYPES = {"float32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
-def test_two_processes_train_as_one(launch, request_for, losses):
-    """20 steps at one global batch: equal losses to float32 rounding, and one codebook, bit for bit, on both ranks."""
-    one = request_for("one", max_steps=20, task=SOHO, engine=STILL)
-    two = request_for("two", max_steps=20, task=SOHO, engine=STILL)
-    alone, both = launch(one), launch(two, processes=2)
-    assert alone.code == 0, alone.text
-    assert both.code == 0, both.text
-    ranks = both.results()
-    assert [rank["step"] for rank in ranks] == [20, 20]
-    assert len({rank["codebook"] for rank in ranks}) == 1
-    np.testing.assert_allclose(losses(two), losses(one), rtol=2e-5)
-    assert losses(one)[0] - losses(one)[-1] > 0.5
-
-
 def test_zero_stages_and_precisions_train_alike(launch, request_for, losses):
     """Six steps of the model under ZeRO 0-3 in float32, bf16 and fp16 on two processes; then the last three again.
 
@@ -78,36 +64,6 @@ def test_zero_stages_and_precisions_train_alike(launch, request_for, losses):
     assert done.text.count("resumed from") == len(again)
     for request, before in zip(again, uninterrupted, strict=True):
         assert losses(request) == before, request["output"]
-
-
-def test_micro_batches_and_processes_move_the_codebook_as_one_batch(launch, request_for):
-    """Ten steps of features that stand still: one update a step, from 1, 2 and 4 micro-batches on 1 and 2 processes.
-
-    The features of an image differ by float32 rounding with the number of images beside it: up to 2e-6 in a code.
-    """
-
-    still = {"dictionary_init": "random", "dictionary_batch_norm": False}
-
-    def make(parts: int, processes: int) -> dict:
-        return request_for(
-            f"{parts}x{processes}",
-            task=SOHO | {"pixels": 32, "config": still},
-            optim={"lr": 0.0, "backbone_lr": 0.0},
-            batch={"gradient_accumulation_steps": parts},
-            log={"every_steps": 10},
-            engine=STILL,
-        )
-
-    alone, both = [make(parts, 1) for parts in (1, 2, 4)], [make(parts, 2) for parts in (1, 4)]
-    for requests, processes in ((alone, 1), (both, 2)):
-        done = launch(*requests, processes=processes)
-        assert done.code == 0, done.text
-    expected, *others = [load_file(Path(run["output"]) / "model" / "model.safetensors") for run in (*alone, *both)]
-    assert (expected["soho.visual_dictionary.age"] < 10).any(), "no code was reset"
-    for other in others:
-        for name in ("codebook", "usage", "age", "step"):
-            mine, one = (state[f"soho.visual_dictionary.{name}"] for state in (other, expected))
-            torch.testing.assert_close(mine, one, rtol=0, atol=1e-5, msg=lambda text, n=name: f"{n}: {text}")
 
 
 def way_of_backbone(request: dict, held: torch.dtype) -> torch.Tensor:

@@ -37,30 +37,6 @@ def test_batch_norm_learns_again_where_the_backbone_does(launch, request_for):
     assert torch.equal(means[2], torch.zeros_like(means[2]))
 
 
-def test_the_backbones_rate_begins_anew_where_it_is_unfrozen(launch, request_for):
-    """Warm-up from the thaw on, and the same rates however long it was frozen before: they follow the steps left."""
-    schedule = {"decay": "linear", "warmup_steps": 2, "warmup_start": 0.25, "end_factor": 0.0}
-    runs = [
-        request_for(
-            f"{epochs}", max_steps=0, epochs=epochs, task={"size": 64}, schedule=schedule,
-            optim={
-                "frozen_backbone_epochs": (0.5, epochs - 1), "backbone_warmup_steps": 4, "backbone_lr": 2.0,
-                "thawed_backbone_factor": 0.5,
-            },
-        )
-        for epochs in (2, 4)
-    ]  # fmt: skip
-    done = launch(*runs)
-    assert done.code == 0, done.text
-    rates = [[record["lr"]["backbone"] for record in records(run)] for run in runs]
-    per_epoch = len(rates[0]) // 2
-    thawed = [rate[-per_epoch:] for rate in rates]
-    assert thawed[0] == pytest.approx(thawed[1], rel=1e-9)
-    warmed = [min(1, 0.25 + 0.75 * past / 4) * (1 - past / per_epoch) for past in range(per_epoch)]
-    assert thawed[0] == pytest.approx(warmed)
-    assert set(rates[0][per_epoch // 2 : per_epoch]) == {0.0} and rates[0][0] == 2 * 0.25
-
-
 def test_a_span_to_the_end_outlasts_more_epochs(launch, request_for):
     runs = [request_for(f"{steps}", max_steps=steps, optim={"frozen_backbone_epochs": (1, "end")}) for steps in (8, 20)]
     done = launch(*runs)

@@ -7,13 +7,12 @@ import signal
 import socket
 import subprocess
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from soho_fast import evaluate, train
+from soho_fast import evaluate
 from soho_fast.common.errors import UserError
 from soho_fast.common.lock import LOCK, only_user
 from soho_fast.common.processes import Processes
@@ -136,26 +135,3 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_held(tmp_path, monkeypatch):
     assert len(os.listdir("/proc/self/fd")) == before
     with only_user(tmp_path / "run", ALONE, lambda line: pytest.fail(line)):
         pass
-
-
-def test_a_disk_that_becomes_read_only_hides_no_error(tmp_path, monkeypatch):
-    def read_only(*_, **__):
-        raise OSError(errno.EROFS, "Read-only file system")
-
-    monkeypatch.setattr(Path, "unlink", read_only)
-    with pytest.raises(KeyError), only_user(tmp_path / "run", ALONE, print):
-        raise KeyError
-
-
-def test_two_runs_at_once_lose_no_line_of_the_log(small_recipe, start, losses):
-    run = {"output": str(small_recipe.parent / "run")}
-    arguments = ["--recipe", str(small_recipe), "--max_steps", "8", "--evaluation.at_end", "false"]
-    first, second = (start(train.__file__, arguments) for _ in range(2))
-    texts = [process.communicate(timeout=600)[0] for process in (first, second)]
-    codes = [first.returncode, second.returncode]
-    assert sorted(codes) == [0, 2], "\n".join(texts)
-    refused = texts[codes.index(2)].splitlines()[-1]
-    held_by = (first, second)[codes.index(0)].pid
-    assert refused.startswith(f"error: {run['output']} is in use by process {held_by} on "), refused
-    assert len(losses(run)) == 8
-    assert LOCK not in os.listdir(run["output"])

@@ -19,20 +19,12 @@ def _line(step: int) -> bytes:
 
 
 JUNK = [
-    b"\x00\xff\xfe\x80 junk \x1b\n",
-    _line(3)[:30] + b"\n",
-    b"[1, 2]\n",
-    b"7\n",
-    b"\n",
-    b"[" * 100_000 + b"\n",
-    b'{"kind": "train", "loss": 1.0, "lr": {}}\n',
-    b'{"step": 4, "loss": 1.0}\n',
-    b'{"kind": "train", "step": "4", "lr": {}}\n',
-    b'{"kind": ["train"], "step": 4, "lr": {}}\n',
-    b'{"kind": "train", "step": 4, "lr": 0.1}\n',
-    b'{"kind": "evaluation", "step": 4, "metrics": [0.5]}\n',
+    b"\x00\xff\xfe\x80 junk \x1b\n", _line(3)[:30] + b"\n", b"[1, 2]\n", b"7\n", b"\n", b"[" * 100_000 + b"\n",
+    b'{"kind": "train", "loss": 1.0, "lr": {}}\n', b'{"step": 4, "loss": 1.0}\n',
+    b'{"kind": "train", "step": "4", "lr": {}}\n', b'{"kind": ["train"], "step": 4, "lr": {}}\n',
+    b'{"kind": "train", "step": 4, "lr": 0.1}\n', b'{"kind": "evaluation", "step": 4, "metrics": [0.5]}\n',
     b'{"kind": "event", "step": 4}\n',
-]
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("junk", JUNK)
@@ -139,17 +131,6 @@ def test_a_run_and_its_continuation_are_one_run_of_a_tracker(launch, request_for
     assert any(name.startswith("evaluation/metrics/") for step, values in told for name in values if step == 6)
     steps = [call[1] for call in failing() if call[0] == "log"]
     assert 1 in steps and 3 not in steps and 6 in steps, "left out from where it failed to the end of that run"
-
-
-def test_a_run_stopped_before_its_first_step_goes_on_in_the_same_run_of_a_tracker(launch, request_for, tracker):
-    calls = tracker("boards")
-    task = {"soho": True, "pixels": 32, "cacheable": True}
-    settings = {"log": {"trackers": ["boards"]}, "optim": {"frozen_backbone_epochs": (0, 3)}, "max_steps": 7}
-    stopped = request_for("run", task={**task, "signal_in_pass": 8}, **settings)
-    done = launch(stopped, request_for("run", task=task, **settings))
-    assert [result["step"] for result in done.results()] == [0, 7], done.text
-    first, again = (call[-1] for call in calls() if call[0] == "init")
-    assert (first["id"], again["id"], again["resume"]) == (None, "id of run", "allow")
 
 
 def test_what_is_no_tracker_is_refused_before_training(launch, request_for, tracker, tmp_path):

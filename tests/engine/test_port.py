@@ -70,21 +70,6 @@ def test_a_run_starts_while_another_holds_the_launchers_port(taken, world):
         assert f"TOTAL {world} [{float(sum(range(world + 1)))}]" in out
 
 
-def test_a_port_that_was_given_and_is_taken_is_told():
-    with socket.socket() as holder:
-        holder.bind(("", 0))
-        holder.listen()
-        port = holder.getsockname()[1]
-        # By a process of its own: one that has met others before needs no port.
-        rank = subprocess.run(
-            [sys.executable, "-c", RANK], env=os.environ | as_launched(0, 2, port), capture_output=True, text=True,
-            timeout=120,
-        )  # fmt: skip
-    assert rank.returncode == 1
-    said = rank.stderr.splitlines()[-1]
-    assert re.search(rf"UserError: port {port}, .* is taken, .* --master_port {port + 1}", said), said
-
-
 @pytest.mark.parametrize("local", ["2", "1"])
 def test_so_is_one_by_which_machines_meet(monkeypatch, local):
     with socket.create_server(("", 0)) as holder:

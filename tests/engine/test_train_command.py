@@ -15,7 +15,7 @@ from soho_fast import train
 from soho_fast.common.errors import UserError
 from soho_fast.engine import distributed
 from soho_fast.engine.settings import EngineSettings
-from soho_fast.tasks.recipe import RECIPES, find_recipe, read_recipe, with_data_roots, write_recipe
+from soho_fast.tasks.recipe import RECIPES, read_recipe, with_data_roots, write_recipe
 
 SCRIPT = Path(train.__file__)
 
@@ -63,59 +63,6 @@ def test_help_explains_every_field(capsys):
         assert words in text, words
     fields = set(yaml.safe_load((RECIPES / "mini.yaml").read_text())["optim"])
     assert all(f"--optim.{name}" in text for name in fields)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["--recipe", "nope"], "no recipe 'nope'; expected one of easy_vqa, mini, "),
-        (["--recipe", "a/b.yaml"], "a/b.yaml: there is no such file or folder"),
-        (["--recipe"], "recipe: expected one argument"),
-        (["--optim.lrr", "1"], "optim.lrr"),
-        (["--optim.lr", "fast"], "optim.lr"),
-        (["--engine.zero_stage", "4"], "zero_stage"),
-        (["--resume", "nope"], "resume"),
-        (["--recipe", "paper"], "data_roots.coco: '{coco}/dataset_coco.json' needs it; give --data_roots.coco FOLDER"),
-    ],
-)
-def test_mistakes_on_the_command_line_are_one_line(capsys, arguments, words):
-    assert train.main(arguments) == 2
-    lines = capsys.readouterr().err.strip().splitlines()
-    assert len(lines) == 1 and lines[0].startswith("error: ") and words in lines[0], lines
-
-
-def test_ctrl_c_outside_training_is_one_line(monkeypatch, capsys):
-    def interrupted(*_, **__):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(train, "load_recipe", interrupted)
-    assert train.main([]) == 130
-    assert capsys.readouterr().err.strip().splitlines() == [
-        "stopped; the same command continues from the newest checkpoint"
-    ]
-
-
-def test_unknown_field_of_a_recipe_file(tmp_path, capsys):
-    (tmp_path / "odd.yaml").write_text("epochs: 1\nlearning_rate: 3\n")
-    assert train.main(["--recipe", str(tmp_path / "odd.yaml")]) == 2
-    error = capsys.readouterr().err
-    assert "learning_rate" in error and "Traceback" not in error
-
-
-@pytest.mark.parametrize(
-    ("content", "words"),
-    [
-        (b"task: [vqa]\n", "task: expected one of pretraining, vqa, nlvr2, snli_ve, retrieval, got ['vqa']"),
-        (b"\xff\xfe\x80", "odd.yaml: not a text file"),
-        (b"- task\n", "odd.yaml: expected fields with values, got a list"),
-        (b"", "odd.yaml: expected fields with values, got nothing"),
-    ],
-)
-def test_a_recipe_file_that_is_none(tmp_path, capsys, content, words):
-    (tmp_path / "odd.yaml").write_bytes(content)
-    assert train.main(["--recipe", str(tmp_path / "odd.yaml")]) == 2
-    (line,) = capsys.readouterr().err.strip().splitlines()
-    assert line.startswith("error: recipe ") and words in line, line
 
 
 NO_LESS_THAN = {
@@ -180,12 +127,6 @@ def test_a_folder_that_can_be_left_out_leaves_its_field_null(tmp_path):
     assert with_data_roots(read_recipe(["--recipe", str(mine)])).data.tokenizer is None
     recipe = read_recipe(["--recipe", str(mine), "--data_roots.words", "/w"])
     assert with_data_roots(recipe).data.tokenizer == "/w/t"
-
-
-def test_find_recipe_takes_names_and_paths(tmp_path):
-    (tmp_path / "mine.yaml").write_text("epochs: 1\n")
-    assert find_recipe("paper") == RECIPES / "paper.yaml"
-    assert find_recipe(str(tmp_path / "mine.yaml")) == tmp_path / "mine.yaml"
 
 
 @pytest.mark.parametrize(
@@ -257,23 +198,6 @@ def test_from_corpus_to_table(launch, small_recipe, tmp_path):
     model = SohoForPreTraining.from_pretrained(run / "model")
     assert model.config.num_codes == 16
     assert SohoProcessor.from_pretrained(run / "model").tokenizer.mask_token_id is not None
-
-
-def test_mistakes_of_a_command_are_one_line(launch, small_recipe, tmp_path):
-    assert launch(script=SCRIPT, arguments=["--recipe", str(small_recipe), "--max_steps", "1"]).code == 0
-    for arguments, words in (
-        (["--data_roots.corpus", "/nowhere", "--corpus.folder", ""], "/nowhere"),
-        (
-            ["--batch.gradient_accumulation_steps", "3", "--output", str(tmp_path / "new")],
-            "8 does not divide by gradient_accumulation_steps 3",
-        ),
-        (["--model.config.hidden_size", "64"], "model.config.hidden_size: trained with 32, now 64"),
-    ):
-        done = launch(script=SCRIPT, arguments=["--recipe", str(small_recipe), *arguments])
-        assert done.code == 2, done.text
-        errors = [line for line in done.text.splitlines() if line.startswith("error: ")]
-        assert len(errors) == 1 and words in errors[0], done.text
-        assert "Traceback" not in done.text
 
 
 @pytest.mark.parametrize("module", ["train", "ask"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator
@@ -35,17 +34,6 @@ def seen_images(num_images: int, num_codes: int, seed: int = 0, size: tuple[int,
         captions = [" and ".join(rng.choice(WORDS, size=2)), f"a {WORDS[number % len(WORDS)]}"]
         images.append(SeenImage(index, distance, f"image {number}", number, captions))
     return images
-
-
-def with_second_level(images: list[SeenImage], num_codes: int, seed: int = 1) -> list[SeenImage]:
-    """The same images, each patch that has a code with one of a second level too."""
-    rng = np.random.default_rng(seed)
-    found = []
-    for image in images:
-        second = (num_codes * rng.random(image.index.shape) ** 2).astype(np.int32)
-        index = np.stack([image.index, np.where(image.index < 0, np.int32(-1), num_codes + second)])
-        found.append(dataclasses.replace(image, index=index, distance=np.stack([image.distance, image.distance])))
-    return found
 
 
 def described(file: str) -> set[str]:

@@ -153,13 +153,7 @@ def test_names_of_another_codebook_are_not_used(run):
     assert apps.names_of(str(run), "0" * 64) == {}
 
 
-@pytest.mark.parametrize(
-    ("arguments", "told"),
-    [
-        (["nowhere/run"], "nowhere/run"),
-        ([], "run"),
-    ],
-)
+@pytest.mark.parametrize(("arguments", "told"), [(["nowhere/run"], "nowhere/run"), ([], "run")])
 def test_a_mistake_is_one_line(arguments, told, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(arguments) == 2

@@ -7,7 +7,7 @@ import shutil
 
 import numpy as np
 import pytest
-from explore_made import WORDS, MadeSource, beside, codebook, described, patches_of, seen_images, with_second_level
+from explore_made import WORDS, MadeSource, beside, codebook, described, patches_of, seen_images
 
 from soho_fast.common.errors import UserError
 from soho_fast.explore import bundle as layout
@@ -127,58 +127,6 @@ def test_the_order_of_chunks_and_blocks_changes_nothing(tmp_path, monkeypatch, m
         assert (other.folder / "data" / path.name).read_text() == path.read_text(), path.name
 
 
-def test_next_level_codes_are_those_of_the_codes_tokens(tmp_path, monkeypatch, made):
-    images = with_second_level(made[0], NUM_CODES)
-    monkeypatch.setattr("soho_fast.explore.spool._TOKENS_AT_A_TIME", 100)
-    monkeypatch.setattr("soho_fast.explore.statistics._TABLE_ENTRIES", 10 * NUM_CODES)
-    bundle = build(tmp_path / "explorer", images, 2 * NUM_CODES, most_shown=25)
-    index, second = (np.concatenate([image.index[level].ravel() for image in images]) for level in (0, 1))
-    num_listed = set()
-    for code in range(NUM_CODES):
-        numbers, counts = np.unique(second[index == code], return_counts=True)
-        best = np.lexsort((numbers, -counts))[:8]
-        expected = zip(numbers[best].tolist(), counts[best].tolist(), strict=True)
-        assert [(entry["code"], entry["tokens"]) for entry in bundle.code(code)["next"]] == list(expected)
-        assert bundle.code(NUM_CODES + code)["next"] == []
-        num_listed.add(len(bundle.code(code)["next"]))
-    assert {0, 8} <= num_listed, "none, and as many as are shown"
-
-
-def test_a_first_level_is_shown_as_if_it_were_alone(tmp_path, made):
-    images, codes = made[0], codebook(2 * NUM_CODES)
-    one, two = (
-        Bundle(assemble(MadeSource(seen, codes[:count]), tmp_path / name, say=lambda line: None))
-        for name, seen, count in (
-            ("one", images, NUM_CODES),
-            ("two", with_second_level(images, NUM_CODES), 2 * NUM_CODES),
-        )
-    )
-    assert two.meta["num_levels"] == 2 and two.meta["num_tokens"] == 2 * one.meta["num_tokens"]
-    assert two.meta["weights"] == one.meta["weights"]
-    for code in range(NUM_CODES):
-        found, expected = two.code(code), one.code(code)
-        # Intervals are of twice as many tests.
-        assert found | {"next": [], "words": []} == expected | {"words": []}
-    tokens = two.read("wall")["tokens"]
-    second = np.concatenate([image.index[1].ravel() for image in with_second_level(images, NUM_CODES)])
-    assert tokens[NUM_CODES:] == np.bincount(second[second >= 0], minlength=2 * NUM_CODES)[NUM_CODES:].tolist()
-    for code in range(NUM_CODES, 2 * NUM_CODES):
-        entry = two.code(code)
-        assert all(other["code"] >= NUM_CODES for other in entry["neighbours"] + entry["near"])
-        for picture, row, column, *_ in entry["nearest"]:
-            shown = two.image(picture)
-            assert shown["index"][shown["rows"] * shown["columns"] + row * shown["columns"] + column] == code
-
-
-def test_no_captions_no_words(tmp_path):
-    images = seen_images(5, 6)
-    for image in images:
-        image.captions = []
-    bundle = build(tmp_path / "explorer", images, 6)
-    assert bundle.meta["has_captions"] is False and bundle.read("words") == []
-    assert all(word is None for word in bundle.read("wall")["word"])
-
-
 HOSTILE = [
     "</script><img src=x onerror=alert(1)>",
     "\u202ertl \u05e9\u05dc\u05d5\u05dd",
@@ -249,21 +197,6 @@ def test_a_full_disk_is_told_in_one_line(tmp_path, monkeypatch, module):
     with pytest.raises(OSError, match=r"No space left on device: '.*/explorer'"):
         build(tmp_path / "explorer", seen_images(5, 6), 6)
     assert Bundle(tmp_path / "explorer").meta["num_images"] == 4
-    assert [path.name for path in tmp_path.iterdir()] == ["explorer"]
-
-
-@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError("broken")])
-def test_what_was_there_stays_until_the_end(tmp_path, error):
-    build(tmp_path / "explorer", seen_images(5, 6), 6)
-    source = MadeSource(seen_images(4, 6), codebook(6))
-
-    def small_copy(place):
-        raise error
-
-    source.small_copy = small_copy
-    with pytest.raises(type(error) if isinstance(error, Exception) else error):
-        assemble(source, tmp_path / "explorer", say=print)
-    assert Bundle(tmp_path / "explorer").meta["num_images"] == 5
     assert [path.name for path in tmp_path.iterdir()] == ["explorer"]
 
 

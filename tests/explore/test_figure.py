@@ -144,17 +144,6 @@ def test_texts_that_no_font_has_are_drawn_all_the_same(explorer):
     assert draw_figure(explorer, [1], into=explorer / "codes.pdf").read_bytes().startswith(b"%PDF")
 
 
-def test_rows_hold_the_patches_of_their_codes(explorer, monkeypatch):
-    drawn = {}
-    monkeypatch.setattr(figure, "_draw", lambda *arguments: drawn.update(codes=arguments[2], tiles=arguments[3]))
-    draw_figure(explorer, [3, 1, 3], columns=3)
-    assert [code["code"] for code in drawn["codes"]] == [3, 1], "each once, in the order that was given"
-    assert [len(row) for row in drawn["tiles"]] == [1, 3]
-    for row, code in zip(drawn["tiles"], (3, 1), strict=True):
-        for number, (image, occurrence) in enumerate(row):
-            assert occurrence[:3] == [number, code, number] and np.array_equal(image, _picture(number))
-
-
 def test_the_image_shows_what_was_chosen(explorer):
     write_value(explorer, "meta", {**Bundle(explorer).meta, "window": 1})
     path = draw_figure(explorer.parent, columns=4)

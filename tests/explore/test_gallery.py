@@ -126,10 +126,3 @@ def records(at):
 
 def first_of_each_picture(patches):
     return [patch for place, patch in enumerate(patches) if patch[0] not in {before[0] for before in patches[:place]}]
-
-
-def test_draws_are_spread_evenly():
-    keys = draw(np.repeat(np.arange(100), 100), np.tile(np.arange(100), 100)) / 2.0**64
-    assert len(np.unique(keys)) == 10_000
-    counts = np.histogram(keys, 10, (0, 1))[0]
-    assert ((counts - 1000) ** 2 / 1000).sum() < 30, "chi-squared of 9 degrees of freedom"

@@ -39,10 +39,7 @@ def test_they_stand_beside_the_images(tmp_path):
         ("[", r"licences\.json: not valid JSON .*; expected a list of licences"),
         ("{}", r"licences\.json: expected a list of \{what, credit, licence\}, got dict"),
         ('[{"what": "a", "credit": "b"}]', r"licences\.json\[0\]: expected texts by the names what, credit, licence"),
-        (
-            json.dumps([{**HARBOUR, "images": "*"}]),
-            r"licences\.json\[0\]\.images: expected a list of names or patt",
-        ),
+        (json.dumps([{**HARBOUR, "images": "*"}]), r"licences\.json\[0\]\.images: expected a list of names or patt"),
     ],
 )
 def test_mistakes_name_the_file_and_the_entry(tmp_path, content, error):

@@ -1,7 +1,5 @@
 """What all images together say of a code, against the obvious program."""
 
-import itertools
-
 import numpy as np
 import pytest
 from explore_made import beside, codebook, patches_of, seen_images
@@ -10,7 +8,6 @@ from soho_fast.explore import spool as spool_module
 from soho_fast.explore.spool import Spool
 from soho_fast.explore.statistics import (
     best_neighbours,
-    blocks_of_codes,
     count_beside,
     count_usage,
     near_codes,
@@ -116,13 +113,6 @@ def block(spool, first, last):
     for chunk in spool.tokens():
         count_beside(chunk, first, last, table)
     return table
-
-
-def test_blocks_cover_all_codes():
-    blocks = list(blocks_of_codes(1000, 2**17))
-    assert blocks[0] == (0, 128) and blocks[-1][1] == 1000
-    assert all(before[1] == after[0] for before, after in itertools.pairwise(blocks))
-    assert list(blocks_of_codes(2, 2**30)) == [(0, 1), (1, 2)], "a code at least"
 
 
 @pytest.mark.parametrize("num_codes", [1, 2, 9, 10, 300])

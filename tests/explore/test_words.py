@@ -120,16 +120,6 @@ def test_no_words_at_all():
     assert not is_associated(rank_words(np.zeros(0, dtype=int), 3, np.zeros(0, dtype=int), 9))
 
 
-def test_count_both():
-    rng = np.random.default_rng(0)
-    has_code, has_word = rng.random((30, 7)) < 0.3, rng.random((30, 5)) < 0.4
-    image, code = np.nonzero(has_code)
-    both = count_both(code, image, 7, csr_array(has_word.astype(np.int32))).toarray()
-    for k in range(7):
-        for v in range(5):
-            assert both[k, v] == sum(has_code[i, k] and has_word[i, v] for i in range(30))
-
-
 def test_the_interval_is_clopper_and_pearsons_at_bonferronis_level():
     pairs = [(1, 1, 5), (5, 5, 8), (5, 40, 8), (17, 20, 300), (900, 1000, 950)]
     for k, n, w in pairs:

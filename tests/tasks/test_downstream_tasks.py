@@ -280,12 +280,6 @@ def test_a_test_split_gives_a_submission_of_all_questions(tmp_path, tokenizer_di
     for field in ("train", "answers_from"):
         with pytest.raises(ValueError, match=f"^data.{field}: train comes twice; expected each split once"):
             make_task("vqa", tmp_path, tokenizer_dir, **{field: ["train", "train"]})[0].training_data()
-    task, _ = make_task("vqa", tmp_path, tokenizer_dir, train=["tran"])
-    with pytest.raises(ValueError, match=r"^data\.train: expected one of train, val, test, got 'tran'"):
-        print(task.answers)
-    task, _ = make_task("vqa", tmp_path, tokenizer_dir, validate="tran")
-    with pytest.raises(ValueError, match=r"^data\.validate: expected one of train, val, test, got 'tran'"):
-        task.contents()
     for field, value in (("train", ["tran"]), ("validate", "tran"), ("answers_from", ["tran"])):
         task, _ = make_task("vqa", tmp_path, tokenizer_dir, **{field: value})
         with pytest.raises(
@@ -407,31 +401,6 @@ def test_measures_are_the_published_ones(tmp_path, tokenizer_dir):
     metrics = task.baselines(records, ["no", "yes"])
     assert metrics["vqa_score_majority"] == pytest.approx(1 / 3)
     assert metrics["vqa_score_chance"] == pytest.approx((metrics["vqa_score_majority"] + yes["vqa_score"]) / 2)
-
-
-@pytest.mark.parametrize(
-    ("name", "file", "change", "words"),
-    [
-        ("vqa", "v2_mscoco_val2014_annotations.json", lambda rows: rows["annotations"][4]["answers"].pop(),
-         r"annotations\[4\]: 9 answers; expected 10"),
-        ("vqa", "v2_OpenEnded_mscoco_val2014_questions.json", lambda rows: rows["questions"][4].pop("question"),
-         r"questions\[4\]: no field 'question'"),
-        ("nlvr2", "dev.json", {"label": True}, r"dev\.json: line 7: field 'label' is True"),
-        ("snli_ve", "snli_ve_val.jsonl", {"gold_label": "maybe"}, "line 13: field 'gold_label' is 'maybe'"),
-    ],
-)  # fmt: skip
-def test_a_malformed_record_is_named(name, file, change, words, tmp_path, tokenizer_dir):
-    task, _ = make_task(name, tmp_path, tokenizer_dir)
-    path = tmp_path / file
-    if isinstance(change, dict):
-        lines = path.read_text().splitlines()
-        path.write_text("\n".join([*lines, json.dumps({**json.loads(lines[0]), "identifier": "dev-9-0-0", **change})]))
-    else:
-        edit_json(path, change)
-    with pytest.raises(ValueError, match=words):
-        task.records(task.data.validate)
-    with pytest.raises(ValueError, match=words):
-        task.training_data()
 
 
 @pytest.mark.parametrize("name", TASKS)

@@ -1,6 +1,5 @@
 """One's own images, one JSON line each, through the tasks that take them; and what a task says of texts."""
 
-import json
 import re
 from pathlib import Path
 
@@ -51,15 +50,6 @@ def test_pretraining_needs_no_more_than_the_file(own):
         f"positive and 2 negative texts; vocabulary of {len(task.processor.tokenizer)}",
     ]
     assert len(task.training_data()[0].texts_ids) == 4
-
-
-def test_a_lone_held_out_picture_is_refused_before_training(own):
-    path = Path(own[0])
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    split = [{**line, "split": "train" if number else "val"} for number, line in enumerate(lines)]
-    path.write_text("".join(json.dumps(line) + "\n" for line in split))
-    with pytest.raises(ValueError, match=r"data\.heldout: one image with captions; expected none or at least two"):
-        pretraining(*own)[0].training_data()
 
 
 def test_retrieval_and_questions_take_the_same_file(own):

@@ -94,19 +94,6 @@ def test_what_is_malformed_is_named(write, tmp_path, suite, change, words):
         read_suite(suite, edit_json(write(suite), change), tmp_path / "images")
 
 
-@pytest.mark.parametrize(
-    ("suite", "other", "words"),
-    [
-        ("sugarcrepe", "aro_relation", "expected a file of SugarCrepe, .* got a JSON list"),
-        ("aro_relation", "sugarcrepe", "expected ARO's visual_genome_relation.json, a list of cases, got a JSON dict"),
-        ("aro_relation", "aro_attribution", r"\[0\]: no field 'relation_name'"),
-    ],
-)
-def test_the_file_of_another_suite_is_refused(write, tmp_path, suite, other, words):
-    with pytest.raises(ValueError, match=words):
-        read_suite(suite, write(other), tmp_path / "images")
-
-
 def test_a_missing_image_is_named_or_its_example_left_out(write, tmp_path):
     (tmp_path / "images/8.jpg").unlink()
     with pytest.raises(FileNotFoundError, match=r"sugarcrepe\.json: 1 of 2 images are not in .*; first: 8\.jpg"):

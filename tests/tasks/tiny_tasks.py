@@ -8,26 +8,15 @@ from tiny_corpus import COLOURS, draw
 from soho_fast.model.values import ModelChanges
 from soho_fast.tasks import TASKS as KNOWN
 from soho_fast.tasks.question_answering import QuestionAnsweringTask
-from soho_fast.tasks.settings import (
-    DownstreamModel,
-    QuestionAnsweringData,
-    StatementData,
-    StatementSplit,
-    VqaSplit,
-)
+from soho_fast.tasks.settings import DownstreamModel, QuestionAnsweringData, StatementData, StatementSplit, VqaSplit
 from soho_fast.tasks.visual_entailment import VisualEntailmentTask
 from soho_fast.tasks.visual_reasoning import VisualReasoningTask
 
 NAMES = list(COLOURS)
 SMALL = {
-    "backbone": "resnet10",
-    "visual_pool": 1,
-    "hidden_size": 32,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "intermediate_size": 64,
-    "num_codes": 8,
-}
+    "backbone": "resnet10", "visual_pool": 1, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
+    "intermediate_size": 64, "num_codes": 8,
+}  # fmt: skip
 SIZES = {"shorter_edge": 32, "longer_edge": 64}
 
 

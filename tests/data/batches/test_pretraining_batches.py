@@ -13,16 +13,9 @@ from soho_fast.engine.batches import Batches, plan_batches
 from soho_fast.engine.settings import BatchSettings
 
 KEYWORDS = {
-    "pixel_values",
-    "pixel_mask",
-    "input_ids",
-    "attention_mask",
-    "image_index",
-    "mlm_labels",
-    "mlm_positions",
-    "itm_labels",
-    "mask_uniform",
-}
+    "pixel_values", "pixel_mask", "input_ids", "attention_mask", "image_index", "mlm_labels", "mlm_positions",
+    "itm_labels", "mask_uniform",
+}  # fmt: skip
 
 
 @pytest.fixture

@@ -53,33 +53,3 @@ def test_a_pair_with_a_missing_image_is_left_out_whole(tmp_path):
     (tmp_path / "images/dev/dev-850-3-img0.png").unlink()
     with pytest.raises(FileNotFoundError, match="of no example both images are there"):
         read_nlvr2(path, tmp_path / "images", missing_images="skip")
-
-
-@pytest.mark.parametrize(
-    ("line", "words"),
-    [
-        ('{"identifier": "dev-850-0-0", "sentence": "a", "label": true}', "field 'label' is True, expected str"),
-        (
-            '{"identifier": "dev-850-0-0", "sentence": "a", "label": "true"}',
-            "field 'label' is 'true', expected one of 'True', 'False'",
-        ),
-        ('{"identifier": "dev-850-0", "sentence": "a", "label": "True"}', "identifier 'dev-850-0'; expected split-set"),
-        ('{"identifier": "dev-850-0-0", "sentence": "", "label": "True"}', "field 'sentence' is empty"),
-        ('{"sentence": "a", "label": "True"}', "no field 'identifier'"),
-        ('{"identifier": "dev-850-3-0", "sentence": "a", "label": "True"}', "identifier dev-850-3-0 comes twice"),
-        ('{"identifier": "dev-850-0-0", "sentence', "not valid JSON"),
-        ('["dev-850-0-0"]', "a JSON list; expected NLVR2 JSON lines"),
-    ],
-)
-def test_a_malformed_line_is_refused_by_its_number(tmp_path, line, words):
-    good = '{"identifier": "dev-850-3-0", "sentence": "a", "label": "True"}'
-    path = write(tmp_path, lines=[good, "", line])
-    with pytest.raises(ValueError, match=rf"dev\.json: line 3: {words}"):
-        read_nlvr2(path, tmp_path / "images")
-
-
-def test_no_lines_at_all(tmp_path):
-    with pytest.raises(ValueError, match=r"dev\.json: holds no record; expected NLVR2 JSON lines"):
-        read_nlvr2(write(tmp_path, lines=[""]), tmp_path / "images")
-    with pytest.raises(FileNotFoundError, match=r"gone\.json does not exist; expected NLVR2 JSON lines"):
-        read_nlvr2(tmp_path / "gone.json", tmp_path / "images")

@@ -49,25 +49,6 @@ def test_held_out_coco_images_are_dropped_and_null_coco_id_is_kept(tmp_path):
     assert report.num_excluded == 1
 
 
-def test_region_of_an_image_that_image_data_lacks(tmp_path):
-    regions, data = write(tmp_path)
-    edit_json(data, lambda content: content.pop(1))
-    with pytest.raises(ValueError, match=r"region_descriptions\.json: \[1\]: image 2 is not in .*image_data\.json"):
-        read_visual_genome(regions, data, tmp_path)
-
-
-def test_swapped_and_malformed_files(tmp_path):
-    regions, data = write(tmp_path)
-    with pytest.raises(ValueError, match=r"region_descriptions\.json: \[0\]: no field 'url'"):
-        read_visual_genome(data, regions, tmp_path)
-    edit_json(regions, lambda content: content[2]["regions"][1].pop("phrase"))
-    with pytest.raises(ValueError, match=r"\[2\]\.regions\[1\]: no field 'phrase'"):
-        read_visual_genome(regions, data, tmp_path)
-    regions.write_text('{"a": 1}')
-    with pytest.raises(ValueError, match=r"expected Visual Genome's region_descriptions\.json.*, got a JSON dict"):
-        read_visual_genome(regions, data, tmp_path)
-
-
 def test_of_many_phrases_those_of_the_largest_regions_are_kept(tmp_path):
     regions, data = write(tmp_path)
     sizes = {"a wheel": (3, 3), "a street": (40, 30), "a car": (20, 10), "a door": (20, 10), "a sign": (1, 1)}

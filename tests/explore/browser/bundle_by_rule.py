@@ -132,15 +132,9 @@ def _picture(number: int, num_codes: int) -> dict:
             "patches": [{"patch": patch, "guesses": [[code, 0.5], [0, 0.25], [1, 0.125]]} for patch in patches],
         }
     return {
-        "image": number,
-        "name": f"{number:06d}.jpg",
-        "source": 0,
-        "licences": [number % 2],
-        "captions": captions,
-        **shape,
-        "index": index,
-        "masked": masked,
-    }
+        "image": number, "name": f"{number:06d}.jpg", "source": 0, "licences": [number % 2], "captions": captions,
+        **shape, "index": index, "masked": masked,
+    }  # fmt: skip
 
 
 def _code(code: int, members: list, rank: int, num_codes: int) -> dict:
@@ -159,20 +153,12 @@ def _code(code: int, members: list, rank: int, num_codes: int) -> dict:
         words.insert(0, {"word": word, "both": 12, "images": 20, "lift": 6.0 + code % 5, "low": 2.5, "high": 14.0})
     others = [(code + step) % num_codes for step in (1, 2, 3)]
     return {
-        "code": code,
-        "tokens": len(members),
-        "images": len(distinct),
-        "rank": rank,
-        "nearest": distinct[:20],
-        "quantiles": distinct[::steps][:12],
-        "random": distinct[1::2][:12],
-        "histogram": histogram,
-        "positions": positions,
-        "words": words,
+        "code": code, "tokens": len(members), "images": len(distinct), "rank": rank, "nearest": distinct[:20],
+        "quantiles": distinct[::steps][:12], "random": distinct[1::2][:12], "histogram": histogram,
+        "positions": positions, "words": words,
         "neighbours": [{"code": other, "count": 4, "lift": 2.5} for other in others] if members else [],
-        "near": [{"code": other, "distance": 0.1 * step} for step, other in enumerate(others, 1)],
-        "next": [],
-    }
+        "near": [{"code": other, "distance": 0.1 * step} for step, other in enumerate(others, 1)], "next": [],
+    }  # fmt: skip
 
 
 def _wall(codes: list[dict], members: list) -> dict:

@@ -56,11 +56,6 @@ def test_parameters_that_mean_nothing_are_as_if_left_out(window, address):
     assert window.page.locator("main h1").count() == 1
 
 
-def test_an_image_without_the_code_asked_for(window):
-    window.visit("#/image/12?code=999")
-    assert window.page.locator(".status").inner_text() == "No patch here has code 999."
-
-
 @pytest.mark.parametrize(
     ("name", "damage"),
     [

@@ -33,30 +33,6 @@ def test_search_goes_to_a_code_or_a_word(window):
     assert window.page.locator(".word").count() == 1
 
 
-def test_back_goes_where_one_was(open_window, big):
-    window = open_window(big)
-    window.visit()
-    window.page.get_by_label("sort by").select_option("number")
-    window.page.locator('.tile[data-code="3000"]').scroll_into_view_if_needed()
-    top = window.page.evaluate("scrollY")
-    assert top > 1000
-    window.click('.tile[data-code="3000"]')
-    assert window.page.evaluate("scrollY") == 0
-    window.page.go_back()
-    window.wait()
-    assert window.page.evaluate("scrollY") == top
-    assert focused_code(window) == 3000
-
-
-def test_a_skip_link_goes_to_the_first_tile(window):
-    window.visit("#/wall")
-    window.press("Tab")
-    assert window.page.evaluate("document.activeElement.textContent") == "Skip to the content"
-    window.press("Enter")
-    assert window.page.evaluate("document.activeElement.className").startswith("tile")
-    assert window.address() in ("", "#/wall")
-
-
 @pytest.mark.parametrize("by", ["PCA", "t-SNE"])
 def test_names_on_the_map_do_not_overlap(window, by):
     window.visit(f"#/map?by={by}&colour=word")

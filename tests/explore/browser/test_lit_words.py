@@ -87,18 +87,6 @@ def test_a_caption_lights_the_patches_of_its_words(small, window):
     assert window.lit() == [] and window.address() == "#/image/12"
 
 
-def test_a_finger_lights_a_word(small, open_window):
-    window = open_window(small, viewport={"width": 390, "height": 844}, is_mobile=True, has_touch=True)
-    window.visit("#/image/12")
-    said = window.page.locator(".captions .said")
-    word = said.inner_text()
-    said.tap()
-    assert window.lit() == patches_of(small.image(12), codes_of(small, word)) != []
-    window.page.locator(".status a").tap()
-    window.wait()
-    assert window.page.locator("h1").inner_text() == word, "the link by the image leads on"
-
-
 def test_which_words_of_a_text_are_found(window):
     """The longest first, whole words of any script, in any case; signs of a pattern are letters like others."""
     window.visit()
@@ -111,12 +99,7 @@ def test_which_words_of_a_text_are_found(window):
           return texts.map((text) => explorer.markWords(text, known, mark).join(""));
         }"""
     )
-    assert found == [
-        "A <Polar bear=2>; <bears=1>, bearskin",
-        "<a.b=3> axb",
-        "(<\u05e9\u05dc\u05d5\u05dd=4>)",
-        "none",
-    ]
+    assert found == ["A <Polar bear=2>; <bears=1>, bearskin", "<a.b=3> axb", "(<\u05e9\u05dc\u05d5\u05dd=4>)", "none"]
 
 
 def lch(colour):

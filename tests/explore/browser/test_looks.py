@@ -80,9 +80,3 @@ def test_hostile_captions_are_text(small, window):
     for address in ("#/words", "#/<img src=x onerror='window.executed=1'>", "#/words/%E0%A4%A"):
         window.visit(address)
     assert window.page.evaluate("window.executed") is None
-
-
-def test_only_addresses_on_the_web_become_links(small, window):
-    window.visit("#/image/12")
-    links = window.page.eval_on_selector_all(".licences a", "links => links.map(link => link.href)")
-    assert links == ["https://example.org/drawings"]

@@ -241,14 +241,6 @@ def test_model_is_put_back_in_training_after_an_error(records, processor):
     assert model.training
 
 
-def test_table_rows(records, processor):
-    rows = {name: rest for name, *rest in format_table(measure(Oracle(processor.tokenizer), records, processor))}
-    assert rows["MLM, masked content words"] == ["100.0 %", "0.0 % shuffled image"]
-    assert rows["ITM, balanced pairs"][0] == "100.0 %"
-    assert rows["text to image R@5 of 12"][1] == "41.7 % chance"
-    assert rows["active codes, running usage in training"][0] == "9 (perplexity 7.5)"
-
-
 def test_words_are_masked_whole_and_content_words_are_known(processor):
     tokenizer = processor.tokenizer
     texts = encode_texts(tokenizer, ["there is a red painting .", "is there a xyzzy ?"], 16)

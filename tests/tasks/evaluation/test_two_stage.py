@@ -124,13 +124,6 @@ def test_vectors_by_embeddings_are_of_the_words_between_cls_and_sep():
     assert torch.equal(texts.without(texts.words()).attention_mask, mask), "a text without another word keeps them"
 
 
-def test_a_model_without_the_stage_says_so():
-    model = scoring_run.model(contrastive_weight=0.0)
-    with pytest.raises(ValueError, match="contrastive_weight: this model has no contrastive head"):
-        model.text_vectors(torch.ones(1, 4, dtype=torch.int64))
-    assert not [name for name in model.state_dict() if "contrastive_head" in name]
-
-
 FIRST = torch.tensor([[0.9, 0.5, 0.1, 0.2], [0.8, 0.6, 0.3, 0.7], [0.0, 0.2, 0.4, 0.1]])
 
 
@@ -162,10 +155,7 @@ def test_k_is_the_smallest_that_keeps_the_loss():
         pairs = best_pairs(first, k)
         scored = [row[torch.from_numpy(texts)] for row, texts in zip(logits, pairs, strict=True)]
         found = retrieval_recall(ranked_in_two_stages(first, pairs, scored), own, (1,))
-        return (
-            full.image_to_text[1] - found.image_to_text[1],
-            full.text_to_image[1] - found.text_to_image[1],
-        )
+        return (full.image_to_text[1] - found.image_to_text[1], full.text_to_image[1] - found.text_to_image[1])
 
     k = choose_k(first, logits, own, 0.02)
     assert max(losses(k)) <= 0.02 < max(losses(K_TRIED[K_TRIED.index(k) - 1])) and 2 < k < 40
