@@ -64,14 +64,14 @@ def test_each_text_has_its_own_candidates(folder, image_folder, monkeypatch):
     """Planted: the vectors choose image 1 for the first text, 7 and 4 for the next; matching reads no other."""
     soho, planted = SohoPipeline.from_pretrained(folder, device="cpu"), {0: 1, 1: 7, 2: 4}
     paths = [image_folder[0] / name for name in image_folder[1]]
-    scores, seen = matched(soho, paths, TEXTS), []
+    scores, seen, size = matched(soho, paths, TEXTS), [], soho.model.contrastive_head.image_projection.out_features
 
     def image_vectors(visual_BLD, valid_BL):
         seen.extend(valid_BL)
-        return torch.eye(8, 10).T[len(seen) - len(valid_BL) : len(seen)]
+        return torch.eye(size, 10).T[len(seen) - len(valid_BL) : len(seen)]
 
     monkeypatch.setattr(soho.model, "image_vectors", image_vectors)
-    monkeypatch.setattr(soho.model, "text_vectors", lambda input_ids, attention_mask: torch.eye(8)[[1, 7, 4]])
+    monkeypatch.setattr(soho.model, "text_vectors", lambda input_ids, attention_mask: torch.eye(size)[[1, 7, 4]])
     retriever = Retriever(soho, paths, batch_size=1)
     for _ in range(2):
         found = retriever(TEXTS, candidates=1)
@@ -79,6 +79,17 @@ def test_each_text_has_its_own_candidates(folder, image_folder, monkeypatch):
         for text, image in planted.items():
             assert found[text][0]["score"] == pytest.approx(scores[text][image], abs=1e-5)
     assert len(seen) == len(paths), "once for both searches"
+
+
+def test_an_image_that_cannot_be_used_takes_no_ones_place(folder, image_folder, tmp_path, monkeypatch):
+    """Planted: its vector, which is zeros, would be the nearest of all."""
+    (tmp_path / "broken.png").write_bytes(b"none")
+    soho, paths = SohoPipeline.from_pretrained(folder, device="cpu"), [image_folder[0] / image_folder[1][0]]
+    one_E = torch.ones(1, soho.model.contrastive_head.image_projection.out_features)
+    monkeypatch.setattr(soho.model, "image_vectors", lambda visual, valid: one_E)
+    monkeypatch.setattr(soho.model, "text_vectors", lambda input_ids, attention_mask: -one_E)
+    found = Retriever(soho, [tmp_path / "broken.png", *paths])(["a red man"], candidates=1)
+    assert numbers_of(found) == [[1]]
 
 
 def test_without_a_contrastive_head_all_are_matched(soho_of, image_folder):

@@ -212,6 +212,9 @@ def test_every_stage_goes_on_with_the_new_values(launch, request_for, losses):
     assert done.code == 0, done.text
     for request in first[1:]:
         np.testing.assert_allclose(losses(request), losses(first[0]), rtol=1e-5, err_msg=request["output"])
+    records = map(json.loads, (Path(first[0]["output"]) / "log.jsonl").read_text().splitlines())
+    rates = [record["lr"] for record in records if record["kind"] == "train"][-1]
+    assert rates["backbone"] / rates["rest"] == pytest.approx(1.0 / 3e-3), "of the checkpoint they were others"
 
 
 @pytest.mark.parametrize("recipe", ["mini", "mini_vqa", "mini_retrieval", "paper"])
