@@ -31,8 +31,8 @@ CPP    := $(shell find csrc tests/kernels tests/cuda_model examples -name '*.h' 
 
 demo: $(STAMP)
 	PATH="$(CURDIR)/$(BIN):$$PATH" deepspeed soho_fast/train.py
-	PATH="$(CURDIR)/$(BIN):$$PATH" python -m soho_fast.explore build runs/mini --images 1200
-	PATH="$(CURDIR)/$(BIN):$$PATH" python -m soho_fast.explore figure runs/mini
+	PATH="$(CURDIR)/$(BIN):$$PATH" soho explore build runs/mini --images 1200
+	PATH="$(CURDIR)/$(BIN):$$PATH" soho explore figure runs/mini
 
 test: $(STAMP)
 	PATH="$(CURDIR)/$(BIN):$$PATH" python -m pytest tests -n 2 --dist loadfile --no-loadscope-reorder --part first --durations 20 $(ARGS)
