@@ -3,7 +3,7 @@
 # make test-rest  the others, in tests/rest.txt: documented commands, builds, browser, CUDA's model, Triton, faults
 # make test-all   both, and the C++ kernel tests under the sanitizers        make test ARGS=-x  any option of pytest
 # make gpu-check  build, test and measure on this machine's GPU; writes benchmarks/results/<card>-<date>.json
-# make faults MINUTES=60 SEED=0  a campaign of faults: kills, full disks, damaged files, hostile images; docs/faults.md
+# make faults MINUTES=60 SEED=0  a campaign of faults: kills, full disks, damaged files, hostile images; docs/failures.md
 # make docs   the documentation as a site, in build/site: strict, with its links, anchors and API reference checked
 # make bench  every op beside its baselines, checked before it is timed (with FULL=--full the long cases too)
 # make wheels PYTHONS="python3.11 python3.12"  manylinux wheels of these Pythons and a source distribution, into dist/
@@ -31,8 +31,8 @@ CPP    := $(shell find csrc tests/kernels tests/cuda_model examples -name '*.h' 
 
 demo: $(STAMP)
 	PATH="$(CURDIR)/$(BIN):$$PATH" deepspeed soho_fast/train.py
-	PATH="$(CURDIR)/$(BIN):$$PATH" python -m soho_fast.explore build runs/mini --images 1200
-	PATH="$(CURDIR)/$(BIN):$$PATH" python -m soho_fast.explore figure runs/mini
+	PATH="$(CURDIR)/$(BIN):$$PATH" soho explore build runs/mini --images 1200
+	PATH="$(CURDIR)/$(BIN):$$PATH" soho explore figure runs/mini
 
 test: $(STAMP)
 	PATH="$(CURDIR)/$(BIN):$$PATH" python -m pytest tests -n 2 --dist loadfile --no-loadscope-reorder --part first --durations 20 $(ARGS)

@@ -69,6 +69,9 @@ class Images(Dataset[Sample]):
     def __len__(self) -> int:
         return len(self._images)
 
+    def set_epoch(self, epoch: int) -> None:
+        """They are the same in every epoch."""
+
     def __getitem__(self, number: int) -> Sample:
         sample = Sample([number], [number])
         self.read_into(sample)
