@@ -1,8 +1,8 @@
 """Evaluate a model on a split of its task, alone or on several processes.
 
-python -m soho_fast.evaluate --run runs/mini_vqa --split val
+soho evaluate --run runs/mini_vqa --split val
 deepspeed --module soho_fast.evaluate --run runs/mini_vqa --split test --checkpoint last
-python -m soho_fast.evaluate --recipe vqa --checkpoint FOLDER --split val --data_roots.vqa ... --data_roots.coco ...
+soho evaluate --recipe vqa --checkpoint FOLDER --split val --data_roots.vqa ... --data_roots.coco ...
 
 Killed, the same command goes on where it was, also with another number of processes.
 """

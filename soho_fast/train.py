@@ -3,7 +3,7 @@
 deepspeed soho_fast/train.py                          recipe mini: builds its corpus, trains, evaluates
 deepspeed soho_fast/train.py --recipe paper --data_roots.coco ... --data_roots.visual_genome ...
 deepspeed soho_fast/train.py --recipe vqa --model.pretrained runs/paper/model --data_roots.vqa ... --data_roots.coco ...
-python -m soho_fast.train --optim.lr 3e-4 --max_steps 100
+soho train --optim.lr 3e-4 --max_steps 100
 deepspeed --hostfile hosts soho_fast/train.py         several machines that share the output folder; without ssh, on
     each of them: deepspeed --hostfile hosts --no_ssh --node_rank N --master_addr FIRST soho_fast/train.py
 """

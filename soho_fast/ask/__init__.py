@@ -1,4 +1,4 @@
-"""Ask a model: `SohoPipeline`, `python -m soho_fast.ask` for one question, `many.py` for a file of them."""
+"""Ask a model: `SohoPipeline`, `soho ask` for one question, `many.py` for a file of them."""
 
 import os
 from typing import TYPE_CHECKING, Any

@@ -1,12 +1,12 @@
 """Ask a model about images, in one line of Python or on the command line.
 
-python -m soho_fast.ask answer runs/mini_vqa photo.jpg "how many dogs are there?"
-python -m soho_fast.ask rank runs/mini photo.jpg "two dogs" "a cat on a table"
-python -m soho_fast.ask entails runs/snli_ve photo.jpg "an animal is there"
-python -m soho_fast.ask compare runs/nlvr2 left.png right.png "both show a dog"
-python -m soho_fast.ask label runs/mini photos/ --labels dog,cat,horse
-python -m soho_fast.ask retrieve runs/mini "a red bus" --images photos/
-python -m soho_fast.ask many runs/mini questions.jsonl results.jsonl --images photos/
+soho ask answer runs/mini_vqa photo.jpg "how many dogs are there?"
+soho ask rank runs/mini photo.jpg "two dogs" "a cat on a table"
+soho ask entails runs/snli_ve photo.jpg "an animal is there"
+soho ask compare runs/nlvr2 left.png right.png "both show a dog"
+soho ask label runs/mini photos/ --labels dog,cat,horse
+soho ask retrieve runs/mini "a red bus" --images photos/
+soho ask many runs/mini questions.jsonl results.jsonl --images photos/
 """
 
 from __future__ import annotations

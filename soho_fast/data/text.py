@@ -21,7 +21,7 @@ IGNORED_LABEL = -100
 """Label of a position that is not predicted (cross-entropy's default `ignore_index`)."""
 
 _WHAT_LOADS = (
-    "a folder with tokenizer.json and tokenizer_config.json (or vocab.txt), which python -m soho_fast.data.tokenizer "
+    "a folder with tokenizer.json and tokenizer_config.json (or vocab.txt), which soho tokenizer "
     "makes from your own texts, or a hub name such as bert-base-uncased"
 )
 
@@ -151,7 +151,7 @@ class TextFit:
             lines.append(
                 f"warning: the tokenizer does not fit these texts: {self.pieces_per_word:.1f} pieces a word, "
                 f"{self.unknown_share:.1%} of the words unknown; make one of your own texts by "
-                "python -m soho_fast.data.tokenizer ANNOTATIONS FOLDER, and give it as data.tokenizer"
+                "soho tokenizer ANNOTATIONS FOLDER, and give it as data.tokenizer"
             )
         return lines
 

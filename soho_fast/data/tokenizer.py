@@ -1,6 +1,6 @@
 """Makes a tokenizer of your own texts: BERT's layout, uncased WordPiece.
 
-    python -m soho_fast.data.tokenizer images.jsonl tokenizer
+    soho tokenizer images.jsonl tokenizer
 
 reads the texts of annotation files (JSON lines of one's own, Karpathy, COCO captions, Visual Genome, VQA v2, NLVR2,
 SNLI-VE) and writes a folder for a recipe's `data.tokenizer`.

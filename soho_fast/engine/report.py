@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -89,9 +88,9 @@ def _with_code(command: str, code: list[tuple[str, str]]) -> str:
     """A command for a run's model, which imports the parts of the model and the task that are a user's."""
     modules = dict.fromkeys(path.partition(":")[0] for name, path in code if name.startswith(("task", "model.config.")))
     command, comment, words = command.partition("  #")
-    if modules and re.search(r"soho_fast\.(evaluate|explore) ", command):
+    if modules and command.startswith(("soho evaluate ", "soho explore ")):
         command += " --trust-file"
-    elif modules and "soho_fast.ask " in command:
+    elif modules and command.startswith("soho ask "):
         command += "".join(f" --import {module}" for module in modules)
     elif "--model.pretrained " in command:
         command += "".join(f" --{name} {path}" for name, path in code if name.startswith("model.config."))

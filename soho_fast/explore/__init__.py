@@ -1,6 +1,6 @@
 """The dictionary explorer: what each code of a codebook means, from a model or from arrays, as pages to look at.
 
-From a model: `python -m soho_fast.explore build RUN`. From arrays of any codebook: `build_from_arrays`, or
+From a model: `soho explore build RUN`. From arrays of any codebook: `build_from_arrays`, or
 `build_from_batches` where they do not fit into memory. `Bundle` reads an explorer. All of these need the extra
 `explore` alone.
 """

@@ -1,7 +1,7 @@
 """The dictionary explorer on the command line.
 
-python -m soho_fast.explore build runs/mini
-python -m soho_fast.explore figure runs/mini --codes 191,107
+soho explore build runs/mini
+soho explore figure runs/mini --codes 191,107
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""python -m soho_fast.explore build RUN_OR_MODEL: the explorer of a model and the data sets of its recipe.
+"""soho explore build RUN_OR_MODEL: the explorer of a model and the data sets of its recipe.
 
 What it reads follows from a recipe: the run's own, or one that is named. Every field of it can be given too, as in
 training: --data_roots.coco FOLDER.

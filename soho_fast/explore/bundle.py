@@ -192,7 +192,7 @@ class Bundle:
             self.folder /= FOLDER
         if not (self.folder / "data" / "meta.js").is_file():
             raise FileNotFoundError(
-                f"{folder} is no explorer (it has no data/meta.js); make one: python -m soho_fast.explore build RUN"
+                f"{folder} is no explorer (it has no data/meta.js); make one: soho explore build RUN"
             )
         try:
             self.sums = read_checksums(self.folder)

@@ -1,6 +1,6 @@
 """The authors' published checkpoint on the command line.
 
-python -m soho_fast.export.official soho_res18_fp16_40-9441cdd3.pth soho_r18 --vocab vocab.txt
+soho convert soho_res18_fp16_40-9441cdd3.pth soho_r18 --vocab vocab.txt
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What shows within some steps that a run loses its visual features. Nothing that is trained depends on it.
+"""Detects within some steps that the visual features of a run collapse. It does not affect training.
 
 B images, L tokens per image, C channels.
 """
@@ -13,10 +13,10 @@ from soho_fast.ops.nn import Float32Buffers
 from .distributed import all_reduce_sum_
 from .normalization import finite_rows, is_recomputing
 
-# About so many steps the reference remembers, while the backbone is frozen and while it learns.
+# Steps over which the reference is a running mean: while the backbone is frozen, and while it is trained.
 _REMEMBERED_FROZEN, _REMEMBERED = 50.0, 1000.0
-# Steps that a reference must have followed, and steps in a row in which codes must have stood for something, before
-# anything counts as lost: a run begins with random codes, or with none, and a CNN that is unfrozen at the beginning
+# No step counts as lost before the reference has seen so many steps, nor before the codes have fitted the features for
+# so many steps in a row. A run begins with random codes or with none, and a CNN that is trained from the beginning
 # unlearns matching for some dozens of steps.
 _UNTIL_KNOWN = 100
 # The rule, see `FeatureWatch`.
@@ -27,22 +27,28 @@ _MATCHING_REMEMBERED = 50.0  # steps
 
 
 class FeatureWatch(Float32Buffers):
-    """Compares the features of each step, those that the dictionary gets, with a reference: what they were before.
+    """Compares the features that the dictionary gets in each step with a reference, their running mean and variance.
 
-    The reference follows the features closely while the backbone is frozen, and from then on slowly: it is about that
-    of the unfreezing for as long as a collapse takes, and after many thousand steps features may be where they like.
+    While the backbone is frozen the reference follows the features closely, later slowly. So during a collapse it is
+    still about what it was when the backbone was unfrozen, and over many thousand steps it lets the features move.
 
-    A step counts as lost where all features have become alike: their variance is below a twentieth of the reference's
-    and the square distance of their mean from the reference's, together; or where the codes stand for nothing: one code
-    would be nearer to the features (`code_error` above 1); or where matching, of pairs of which about half match, is no
-    better than chance any more, which is seen of features that codes follow well while they lose what they told. After
-    twenty such steps in a row the run does.
+    A step is lost if one of these holds:
+
+    - All features are alike: their variance is below a twentieth of the sum of the reference's variance and the squared
+      distance between the two means.
+    - The codes do not fit: a single code at the features' mean would be nearer to them (`code_error` above 1).
+    - Matching has fallen back to chance, in steps in which about half of the pairs match. Features can lose what they
+      tell of the image while the codes still fit.
+
+    The run is lost after twenty lost steps in a row.
 
     Buffers:
-        mean, variance (C,): the reference, float32; num_updates (): steps it has followed; num_coded (): steps in a
-        row, once a hundred all steps, in which codes stood for something; matching, least_matching (): running mean of
-        the loss of matching over about fifty steps, in nats, and the least that it has been; num_lost (): lost steps
-        in a row.
+        mean, variance (C,): the reference, float32.
+        num_updates (): steps that are in it.
+        num_coded (): steps in a row in which the codes fitted; from a hundred on, every step counts.
+        matching, least_matching (): running mean of the loss of matching over about fifty steps, in nats, and the least
+        that it has been.
+        num_lost (): lost steps in a row.
 
     Attributes:
         backbone_frozen: whether the backbone is frozen.
@@ -122,13 +128,12 @@ class FeatureWatch(Float32Buffers):
         if self._has_codes:
             code_error = (error / count).squeeze() / now.clamp(min=tiny)
             self._figures["code_error"] = code_error
-            # Random codes stand for nothing at first: only what has once held for long can be lost.
+            # Random codes do not fit at first, so only codes that have fitted for long can be lost.
             known, coded = self.num_coded >= _UNTIL_KNOWN, code_error <= _LARGEST_ERROR
             lost |= known & ~coded
             # Once known, all steps count: a row of bad ones must not make it unknown.
             self.num_coded.copy_(torch.where(known | coded, self.num_coded + 1, 0.0))
-        # Of other shares chance is another loss, and the rule is silent.
-        # Without pairs 0 < 0 is False.
+        # With other shares the loss at chance is another one, so such steps are left out. Without pairs 0 < 0 is False.
         are_even = (num_matched - num_pairs / 2).abs() < num_pairs / 10
         change = (matching / num_pairs.clamp(min=1.0) - self.matching) / _MATCHING_REMEMBERED
         # A NaN would stay in the mean for good.

@@ -1,9 +1,9 @@
-"""The first use of an op's GPU kernels on a device: a small problem, compared with the plain torch reference.
+"""Tries each op's GPU kernels on a small problem before their first use, and compares with the plain torch reference.
 
-Kernels for GPUs are compiled by what is installed and run on what is there, neither of which was at hand where they
-were written. So each op is tried once per process, backend and device before it serves: some milliseconds (with Triton
-after the compiler's seconds) and one wait for the device. Under torch.compile that is when the graph is traced. While a
-CUDA graph is captured, where tensors are fake and within a transform of torch.func it is put off to the next call.
+The kernels are compiled by the user's tools and run on the user's GPU; their authors had neither. So each op is tried
+once per process, backend and device. That takes some milliseconds, with Triton some seconds to compile, and one wait
+for the device. Under torch.compile the trial runs while the graph is traced. It is put off to the next call while a
+CUDA graph is captured, where tensors are fake, and within a transform of torch.func.
 """
 
 import warnings

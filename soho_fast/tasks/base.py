@@ -25,7 +25,7 @@ class BaseTask(WeighingTask):
     """
 
     example: ClassVar[str] = ""
-    """What asks a model of `{run}`, of `python -m soho_fast.ask`; empty where nothing there does."""
+    """What asks a model of `{run}`, of `soho ask`; empty where nothing there does."""
     selection: ClassVar[str | None]
     """The metric by which the best model is chosen, larger is better; None keeps only the last."""
     precision: str = "auto"
@@ -115,5 +115,5 @@ class BaseTask(WeighingTask):
     def next_commands(self, folder: Path) -> list[str]:
         """Commands worth trying after the run."""
         run = shlex.quote(str(folder))
-        asks = [f"python -m soho_fast.ask {self.example.format(run=run)}"] if self.example else []
+        asks = [f"soho ask {self.example.format(run=run)}"] if self.example else []
         return [*asks, f"tensorboard --logdir {run}"]

@@ -204,6 +204,6 @@ class FineTuningTask(BaseTask):
         run = shlex.quote(str(folder))
         others = [split for split in self.data.splits if split not in (*self.data.train, self.data.validate)]
         return [
-            *(f"python -m soho_fast.evaluate --run {run} --split {split}" for split in others),
+            *(f"soho evaluate --run {run} --split {split}" for split in others),
             *super().next_commands(folder),
         ]

@@ -375,14 +375,14 @@ class PretrainingTask(BaseTask):
     def next_commands(self, folder: Path) -> list[str]:
         """Also what ranks texts by the model, what learns the questions of own images, and what shows the codes."""
         run, annotations = shlex.quote(str(folder)), Path(self.data.sources[0].annotations)
-        commands = [f"python -m soho_fast.evaluate --run {run}"] if self.data.heldout else []
+        commands = [f"soho evaluate --run {run}"] if self.data.heldout else []
         if self.data.sources[0].format == "json_lines" and annotations.name == "images.jsonl":  # which own_vqa reads
             images = shlex.quote(str(annotations.parent))
             options = f"--recipe own_vqa --data_roots.images {images} --model.pretrained {run}/model"
-            commands.append(f'python -m soho_fast.train {options}  # where lines have "questions"')
+            commands.append(f'soho train {options}  # where lines have "questions"')
         if self.model_config.use_dictionary:
             needs = "" if find_spec("scipy") else '  # needs: pip install "soho_fast[explore]"'
-            commands.append(f"python -m soho_fast.explore build {run}{needs}")
+            commands.append(f"soho explore build {run}{needs}")
         return [*commands, *super().next_commands(folder)]
 
     def metrics_while_training(self, model: SohoForPreTraining, sharing: Sharing, *, quick: bool) -> dict[str, float]:

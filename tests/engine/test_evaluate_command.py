@@ -66,7 +66,7 @@ def test_fine_tune_then_evaluate_however_started(launch, small_vqa, tmp_path, ca
     best = max(scores, key=scores.get)
     assert metrics["best"] == {"step": best, "vqa_score": scores[best]}
     assert "majority" in done.text and f"best/ (step {best})" in done.text, done.text
-    assert f"soho_fast.evaluate --run {run} --split test" in done.text
+    assert f"soho evaluate --run {run} --split test" in done.text
 
     script = Path(evaluate.__file__)
     arguments = ["--run", str(run), "--into", str(tmp_path / "whole")]

@@ -28,10 +28,10 @@ def test_a_run_that_ends_within_its_first_phase_is_told(capsys, total_steps, war
 
 def test_the_next_commands_of_a_run_with_code_of_a_user_s_own_import_it(tmp_path, capsys):
     asked = [
-        "python -m soho_fast.evaluate --run run",
-        'python -m soho_fast.explore build run  # needs: pip install "soho_fast[explore]"',
-        "python -m soho_fast.ask rank run IMAGE TEXT",
-        "python -m soho_fast.train --recipe own_vqa --model.pretrained run/model  # where lines have questions",
+        "soho evaluate --run run",
+        'soho explore build run  # needs: pip install "soho_fast[explore]"',
+        "soho ask rank run IMAGE TEXT",
+        "soho train --recipe own_vqa --model.pretrained run/model  # where lines have questions",
     ]
     task = SimpleNamespace(next_commands=lambda folder: asked, num_missing=lambda: 0, at_chance=lambda metrics: "")
     run = SimpleNamespace(
@@ -46,7 +46,7 @@ def test_the_next_commands_of_a_run_with_code_of_a_user_s_own_import_it(tmp_path
     report_run(run, {}, [("model.config.dictionary", "own.codes:Own"), ("model.config.backbone", "net:Net")])
     said = capsys.readouterr().out
     assert f"  {asked[0]} --trust-file\n" in said
-    assert '  python -m soho_fast.explore build run --trust-file  # needs: pip install "soho_fast[explore]"\n' in said
+    assert '  soho explore build run --trust-file  # needs: pip install "soho_fast[explore]"\n' in said
     assert f"  {asked[2]} --import own.codes --import net\n" in said
     named = "--model.config.dictionary own.codes:Own --model.config.backbone net:Net"
     assert f"--model.pretrained run/model {named}  # where lines have questions\n" in said

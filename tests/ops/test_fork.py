@@ -1,4 +1,4 @@
-"""A forked child, after its parent has run two threads: what docs/ops_in_torch.md says to do is enough."""
+"""A forked child, after its parent has run two threads: what docs/ops.md says to do is enough."""
 
 import os
 import subprocess

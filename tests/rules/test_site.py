@@ -56,5 +56,6 @@ def test_what_is_broken_is_found(text, says, needs_zensical, tmp_path):
     for name in ("docs", "soho_fast", "zensical.toml"):
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         copy(ROOT / name, tmp_path / name)
-    (tmp_path / "docs/faq.md").write_text(f"# Page\n\n{text}\n")
+    with (tmp_path / "docs/faq.md").open("a") as page:
+        page.write(f"\n{text}\n")
     assert says in (build(tmp_path) or "\n".join(problems(tmp_path)))

@@ -261,7 +261,7 @@ def test_vqa_trains_on_train_and_val_and_then_validates_on_nothing(tmp_path, tok
     with pytest.raises(ValueError, match=r"split: data\.validate is empty; name one of train, val, test"):
         task.default_split  # noqa: B018
     assert next(line for line in task.next_commands(tmp_path) if "--split" in line).endswith("--split test")
-    assert f'python -m soho_fast.ask answer {tmp_path} IMAGE "A QUESTION?"' in task.next_commands(tmp_path)
+    assert f'soho ask answer {tmp_path} IMAGE "A QUESTION?"' in task.next_commands(tmp_path)
 
 
 def test_a_test_split_gives_a_submission_of_all_questions(tmp_path, tokenizer_dir):

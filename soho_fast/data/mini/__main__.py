@@ -1,4 +1,4 @@
-"""``python -m soho_fast.data.mini --out data/soho-mini``: build the demo corpus."""
+"""`soho corpus --out data/soho-mini``: build the demo corpus."""
 
 import argparse
 import dataclasses
