@@ -416,11 +416,8 @@ class SohoForPreTraining(ContrastiveVectors, SohoModelWithHeads):
         # Sections 3.1 and 3.2, once for each image; then 3.3.
         # `mask_uniform` is drawn for each image, whatever rank holds it: the dictionary draws by it, too.
         visual = self.soho.encode_images(**images, sample_key=mask_uniform)
-        losses: dict[str, LossSum] = {}
-        captions = captions_of(texts, mlm_labels, itm_labels) if self.training else None
-        if captions is not None and self.contrastive_head is not None:  # not the paper's
-            # Here, where a survey of the step has the same random state.
-            losses["contrastive_loss"] = self.contrastive_loss(visual, self._read(captions, mlm_labels))
+        # Here, where a survey of the step has the same random state.
+        own_losses = self._own_losses(visual, texts, mlm_labels, itm_labels) if self.training else {}
         # Only now: the dictionary draws by the key in every phase of training.
         mask_uniform, mask_pairs = self._masking(mask_uniform, mask_pairs)
         counted_P = self._counted(texts, itm_labels)
@@ -435,6 +432,7 @@ class SohoForPreTraining(ContrastiveVectors, SohoModelWithHeads):
             hidden_states=hidden.hidden_states,
             attentions=hidden.attentions,
         )
+        losses: dict[str, LossSum] = {}
         if itm_labels is not None:  # eq. 8
             asked_P = self._asked(itm_labels, mask_pairs)
             losses["itm_loss"] = cross_entropy_sum(itm_logits_P2, asked_P)
@@ -456,13 +454,24 @@ class SohoForPreTraining(ContrastiveVectors, SohoModelWithHeads):
             result.mvm_targets = at_places(labels_PL, place_M)
             result.mvm_logits = self.code_logits(at_places(hidden.visual_hidden, place_M))
             losses["mvm_loss"] = cross_entropy_sum(result.mvm_logits, result.mvm_targets)
-        if captions is not None and self.bag_of_words_head is not None:  # not the paper's
-            losses["bag_of_words_loss"] = self.bag_of_words_head.loss(visual.features, visual.valid, captions)
-        for name, value in total_loss(losses, self.config, self.training, self.whole_step).items():
+        # eq. 9, and what is not the paper's
+        for name, value in total_loss(losses | own_losses, self.config, self.training, self.whole_step).items():
             result[name] = value
         if self.soho.visual_dictionary is not None:
             result.perplexity, result.active_codes, result.usage = self.soho.visual_dictionary.statistics()
         return result
+
+    def _own_losses(
+        self, visual: VisualTokens, texts: Texts, mlm_labels: Tensor | None, itm_labels: Tensor | None
+    ) -> dict[str, LossSum]:
+        """Those that are not the paper's, of images and the texts that describe them, by name."""
+        captions = captions_of(texts, mlm_labels, itm_labels)
+        losses = {}
+        if self.contrastive_head is not None:
+            losses["contrastive_loss"] = self.contrastive_loss(visual, self._read(captions, mlm_labels))
+        if self.bag_of_words_head is not None:
+            losses["bag_of_words_loss"] = self.bag_of_words_head.loss(visual.features, visual.valid, captions)
+        return losses
 
     def _masking(self, uniform: Tensor | None, pairs: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
         """`mask_uniform` and `mask_pairs` in this phase."""
