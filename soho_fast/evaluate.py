@@ -57,7 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
             from soho_fast.tasks.evaluation.sharing import Sharing
 
             quiet_transformers()
-        processes = start_processes(recipe.engine.threads, recipe.engine.timeout_seconds)
+        processes = start_processes(timeout=recipe.engine.timeout_seconds)
         build_demo_corpus(recipe.corpus, processes)
         task = recipe.make_task(processes.say)
         model = load_for_evaluation(task, model_folder, processes.device, options.prepare)

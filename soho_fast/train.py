@@ -43,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
             from soho_fast.engine.trainer import Run
 
             quiet_transformers()
-        processes = start_processes(recipe.engine.threads, recipe.engine.timeout_seconds)
+        processes = start_processes(timeout=recipe.engine.timeout_seconds)
         with only_user(Path(recipe.output), processes, processes.say):
             with user_input():
                 task = recipe.make_task(processes.say, processes)

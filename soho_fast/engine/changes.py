@@ -27,7 +27,6 @@ NOT_COMPARED = {
     "evaluation.*": "when it is evaluated, after which the random state is set back",
     "batch.workers": "who loads a sample, which depends on (seed, epoch, index) alone",
     "batch.corrupt_images": "when to give up",
-    "engine.threads": "who computes",
     "engine.timeout_seconds": "when to give up",
     "engine.activation_checkpointing": "the same values, computed twice",
     "engine.feature_cache_*gb": "the same values, computed once",
@@ -39,7 +38,7 @@ OF_THE_DATA = (
 )  # fmt: skip
 
 # By pattern of the name: what may differ between the ranks of a run, since machines have cores of their own.
-OF_A_RANK = ("engine.threads", "batch.workers")
+OF_A_RANK = ("batch.workers",)
 
 # What no run can change, since the state of its checkpoints has this shape or their place in the data depends on it.
 FIXED = (

@@ -54,11 +54,11 @@ def _keep_freed_memory() -> None:
                 ctypes.CDLL(None).mallopt(parameter, value)
 
 
-def start_processes(threads: int = 0, timeout: float = 0) -> Processes:
-    """Join the launcher's process group, or form a group of one, which needs no port.
+def start_processes(timeout: float = 0) -> Processes:
+    """Join the launcher's process group, or form a group of one, which needs no port. On a CPU the processes share
+    the machine's cores, where OMP_NUM_THREADS does not say how many threads each has.
 
     Args:
-        threads: CPU threads of each process; 0 shares the machine's cores among its processes.
         timeout: seconds that a collective waits for another process, which then counts as failed; 0: for good.
 
     Raises:
@@ -91,9 +91,7 @@ def start_processes(threads: int = 0, timeout: float = 0) -> Processes:
     on_cpu = accelerator.device_name() == "cpu"
     if on_cpu:
         _keep_freed_memory()
-    if threads:
-        torch.set_num_threads(threads)
-    elif on_cpu and "OMP_NUM_THREADS" not in os.environ:
+    if on_cpu and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_world))
     _, local_rank = environment_rank()
     if not dist.is_initialized():

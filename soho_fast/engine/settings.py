@@ -20,14 +20,9 @@ from soho_fast.common.spelling import did_you_mean
 if TYPE_CHECKING:  # which sees no type in what a function makes
     ShareBelowOne = float
     Seed = int
-    Share = float
-    Threads = int
 else:
     # Ranks draw with seeds of their own beside it, which are numbers of 64 bits too.
     Seed = restricted_number_type("Seed", int, [(">=", 0), ("<", 2**62)])
-    # More than any machine's; so many more could not be started.
-    Threads = restricted_number_type("Threads", int, [(">=", 0), ("<=", 4096)])
-    Share = restricted_number_type("Share", float, [(">", 0), ("<=", 1)])
     ShareBelowOne = restricted_number_type("ShareBelowOne", float, [(">=", 0), ("<", 1)])
 
 
@@ -143,7 +138,6 @@ class EngineSettings:
         activation_checkpointing: Compute the Transformer's activations again in the backward pass to save memory.
         freeze_batch_norm: Keep the backbone's BatchNorm in evaluation mode, as it is anyway while the backbone is
             frozen. A backbone that learns by a BatchNorm which nothing centres can carry all features away together.
-        threads: CPU threads of each process; 0 shares the cores among the processes of a machine.
         timeout_seconds: How long a process waits for another in a collective of gloo or NCCL before all end, as where
             one is suspended or hangs; 0: for good. It must be longer than what one process does alone while the others
             wait (reading the data, writing the model). One that is killed ends the others at once.
@@ -156,7 +150,6 @@ class EngineSettings:
     zero_stage: Literal[0, 1, 2, 3] = 0
     activation_checkpointing: bool = False
     freeze_batch_norm: bool = False
-    threads: Threads = 0
     timeout_seconds: NonNegativeFloat = 1800.0
     feature_cache_gb: NonNegativeFloat = 4.0
 

@@ -64,18 +64,16 @@ class QuestionAnsweringTask(AnsweringTask):
     def answers(self) -> list[str]:
         """The list of answers, the most frequent first: normalised, as the official evaluation compares them."""
         counts: Counter[str] = Counter()
-        field = "data.answers_from" if self.data.answers_from else "data.train"
-        splits = self.data.answers_from or self.data.train
-        refuse_twice(splits, field)
-        for split in splits:
-            for record in self.records(split, field):
+        refuse_twice(self.data.train, "data.train")
+        for split in self.data.train:
+            for record in self.records(split, "data.train"):
                 if record.answers is None:
-                    raise ValueError(f"{field}: {split} has no answers")
+                    raise ValueError(f"data.train: {split} has no answers")
                 counts[normalise_answer(record.answers.most_common)] += 1
         if len(counts) == 1:
             ((answer, count),) = counts.items()
             raise ValueError(
-                f"{field}: all {count:,} questions have the answer {answer!r:.60}; expected at least two answers"
+                f"data.train: all {count:,} questions have the answer {answer!r:.60}; expected at least two answers"
             )
         frequent = [answer for answer, count in counts.items() if count >= self.data.min_answer_count]
         if len(frequent) < 2:

@@ -290,13 +290,11 @@ class QuestionAnsweringData(AnsweringData):
 
     Args:
         splits: Splits by name.
-        answers_from: Splits from whose answers the list of answers is made; empty takes those to train on.
-        min_answer_count: An answer is in the list when it is the most common one of at least so many questions
+        min_answer_count: An answer is in the list when it is the most common one of at least so many training questions
             (9 gives the usual 3,129 answers of VQA v2's train and val).
     """
 
     splits: dict[str, VqaSplit] = field(default_factory=dict)
-    answers_from: list[str] = field(default_factory=list)
     min_answer_count: PositiveInt = 9
 
 

@@ -114,7 +114,7 @@ def test_every_run_has_its_row_and_is_made_once(small, tmp_path, capsys):
     assert given["--optim.beta2"] == "0.9" and given["--seed"] == "1" and given["--optim.lr"] == "0.5"
     assert main(small("--optim.beta2", "0.9")) == 0
     # Where things lie, and how a run is carried out, does not make other runs.
-    assert main(small("--optim.beta2", "0.9", "--data_roots.corpus", "elsewhere", "--engine.threads", "1")) == 0
+    assert main(small("--optim.beta2", "0.9", "--data_roots.corpus", "elsewhere")) == 0
     assert len(commands(tmp_path)) == len(made)
     # Rows of elsewhere count; other settings do not.
     results = ["--results", str(tmp_path / "runs/results.jsonl"), "--into", str(tmp_path / "new")]
@@ -358,7 +358,6 @@ TINY = {
         "model.config.num_codes": 8,
         "batch.workers": 0,
         "batch.global_batch_size": 4,
-        "engine.threads": 1,
     },
     "conditions": {"codes": {"about": "eight codes"}},
     "stages": {

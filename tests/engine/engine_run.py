@@ -473,7 +473,7 @@ def main() -> int:
     requests = json.loads(sys.argv[-1])
     code = 0
     with run_command("the same command continues from the newest checkpoint") as command:
-        processes = start_processes(threads=1, timeout=requests[0].get("engine", {}).get("timeout_seconds", 0))
+        processes = start_processes(timeout=requests[0].get("engine", {}).get("timeout_seconds", 0))
         for request in requests:
             if request.pop("fails", False):
                 try:

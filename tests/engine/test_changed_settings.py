@@ -234,7 +234,7 @@ def test_what_is_not_compared_is_this_and_no_more(recipe):
         name for name in left_out if name.startswith(("batch", "engine", "corpus", "data.", "model"))
         and not name.startswith(read)
     } <= {
-        "batch.workers", "batch.corrupt_images", "engine.threads", "engine.timeout_seconds",
+        "batch.workers", "batch.corrupt_images", "engine.timeout_seconds",
         "engine.activation_checkpointing",
         "engine.feature_cache_gb", "corpus.folder",
         "data.tokenizer", "data.missing_images", "model.pretrained",

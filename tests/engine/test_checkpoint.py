@@ -34,7 +34,7 @@ def trained(tmp_path_factory):
         # DeepSpeed asks for them; where a test before has left its process group, nobody else sets them.
         for name, value in {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_SIZE": "1"}.items():
             environment.setenv(name, value)
-        processes = start_processes(threads=1)
+        processes = start_processes()
         folder = tmp_path_factory.mktemp("trained") / "run"
         assert run_one(_request(folder, task={"signal_at": 3}), processes) == 128 + signal.SIGTERM
         assert _names(folder) == ["step-00000002", "step-00000004"]

@@ -191,7 +191,7 @@ def test_the_papers_values():
         assert not recipe.model.use_dictionary_output
         assert all(f"data_roots.{root}" in text_of(name) for root in recipe.data_roots)
     vqa = read_recipe(["--recipe", "vqa"])
-    assert (vqa.data.answers_from, vqa.data.min_answer_count) == (["train", "val"], 9)
+    assert (vqa.data.train, vqa.data.min_answer_count) == (["train", "val"], 9)
 
 
 def text_of(name: str) -> str:

@@ -25,7 +25,7 @@ WORDS = Path(__file__).with_name("golden_words.txt")
 RECORD, MEASURED = Path(__file__).with_name("golden_demo.json"), ROOT / "build" / "golden_demo.json"
 OPTIONS = (
     "--corpus.num_train", "40", "--corpus.num_heldout", "4", "--max_steps", "80", "--log.every_steps", "1",
-    "--evaluation.at_end", "false", "--engine.threads", "1", "--batch.workers", "0",
+    "--evaluation.at_end", "false", "--batch.workers", "0",
     "--checkpoint.every_minutes", "1000",
 )  # fmt: skip
 

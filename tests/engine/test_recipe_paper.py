@@ -45,7 +45,7 @@ def test_one_step_at_full_size(launch, tmp_path):
     arguments = [
         "--recipe", "paper", *write_data_roots(tmp_path), "--output", str(run), "--max_steps", "1",
         "--batch.global_batch_size", "1", "--batch.gradient_accumulation_steps", "1", "--batch.workers", "0",
-        "--engine.precision", "float32", "--engine.threads", "2", "--log.every_steps", "1",
+        "--engine.precision", "float32", "--log.every_steps", "1",
         "--evaluation.at_end", "false",
     ]  # fmt: skip
     try:

@@ -44,7 +44,6 @@ _SMALL = {
     "batch": {"global_batch_size": 4, "workers": 0},
     "log": {"every_steps": 1},
     "checkpoint": {"every_steps": 2, "every_minutes": 0, "keep": 2},
-    "engine": {"threads": 1},
 }
 _MODEL = {
     "backbone": "resnet10", "visual_pool": 1, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
