@@ -18,7 +18,7 @@ OTHERS = {
     "evaluation.at_end": "timed runs switch it off",
     **dict.fromkeys(("corpus.num_train", "corpus.num_heldout"), "a small corpus for a test"),
 }
-MOST = 140
+MOST = 125
 
 
 def every_setting() -> dict[str, Setting]:
