@@ -270,7 +270,7 @@ def test_a_test_split_gives_a_submission_of_all_questions(tmp_path, tokenizer_di
     rows = json.loads((tmp_path / "submission.json").read_text())
     assert [row["question_id"] for row in rows] == [10 * n + place for n in (41, 42, 43) for place in range(3)]
     assert {row["answer"] for row in rows} <= {"yes", "no"}
-    with pytest.raises(ValueError, match=r"^data\.train: test has no answers"):
+    with pytest.raises(ValueError, match=r"^data\.train: a split of test has no answers to learn from"):
         make_task("vqa", tmp_path, tokenizer_dir, train=["test"])[0].training_data()
     with pytest.raises(ValueError, match="split: expected one of train, val, test, got 'vall'"):
         task.records("vall")

@@ -72,7 +72,7 @@ def test_a_data_set_of_any_form_gives_the_samples_of_files(listed, processor, tm
     """The same order, draws, shapes, sizes; the corrupt image is skipped and named as one in a file."""
     report = ReadReport()
     records = read_dataset(write_as(tmp_path / "set", form, rows_of(listed)), report=report)
-    assert report.lines() == ["set: 12 images, 36 captions"]
+    assert report.lines() == [f"{records[0].source}: 12 images, 36 captions"]
     images, files = ([record.image for record in each] for each in (records, listed))
     assert [image.store.size(image.name) for image in images] == [image.store.size(image.name) for image in files]
     assert shapes_of(images).tolist() == shapes_of(files).tolist()
@@ -89,7 +89,7 @@ def test_a_data_set_of_any_form_gives_the_samples_of_files(listed, processor, tm
     reasons = [[line.partition(": ")[2].replace(str(image), "") for line in each] for each, image in
                zip(skipped, (images[5], files[5]), strict=True)]  # fmt: skip
     assert len(skipped[0]) == 2 and reasons[0] == reasons[1]
-    assert skipped[0][0].startswith(f"set/5: {images[5]}")
+    assert skipped[0][0].startswith(f"{records[0].source}/5: {images[5]}")
     place = {"tars": "00005.tar!0005.jpg", "paths": "5.jpg"}.get(form, ": row 5")
     assert str(images[5]).endswith(place)
 
@@ -288,7 +288,7 @@ def task_of(folder, listed, **fields):
 
 def test_a_recipe_reads_one_beside_files(listed, tmp_path):
     data = task_of(tmp_path, listed, max_captions=2, columns=["image", "captions"]).training_data()
-    assert len(data) == 36 and data[3].sample_ids == ["set/3"] and data[12 + 2 * 3].sample_ids == ["coco/3"]
+    assert len(data) == 36 and data[3].sample_ids == ["saved/3"] and data[12 + 2 * 3].sample_ids == ["coco/3"]
     assert data.images._images.texts.counts().tolist() == [2] * 12 + [3] * 12
 
 
