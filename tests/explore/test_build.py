@@ -4,7 +4,6 @@ import dataclasses
 import json
 import shutil
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +16,7 @@ from soho_fast.common.versions import write_run_of
 from soho_fast.explore.__main__ import main
 from soho_fast.explore.attention import SeeingPipeline
 from soho_fast.explore.bundle import Bundle
+from soho_fast.model.values import ModelChanges
 from soho_fast.tasks.pretraining import PretrainingTask, read_sources
 from soho_fast.tasks.retrieval import RetrievalTask
 from soho_fast.tasks.settings import (
@@ -30,7 +30,6 @@ from soho_fast.tasks.settings import (
 
 NAMES = list(COLOURS)
 SIZES = {"shorter_edge": 32, "longer_edge": 64}
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def write_run(folder, task, step=None):
@@ -64,7 +63,7 @@ def pretraining_task(folder, tokenizer, config=SMALL):
         tokenizer=str(tokenizer),
         **SIZES,
     )
-    return PretrainingTask(data, 3, PretrainingModel(config=config), say=lambda line: None)
+    return PretrainingTask(data, 3, PretrainingModel(config=ModelChanges(**config)), say=lambda line: None)
 
 
 @pytest.fixture(scope="module")
@@ -207,7 +206,7 @@ def retrieval_task(folder, tokenizer):
     path = str(write_karpathy(folder, {"train": NAMES[:6], "val": NAMES[6:]}))
     splits = {split: RetrievalSplit(path, [str(folder)], [split]) for split in ("train", "val")}
     data = RetrievalData(splits=splits, tokenizer=str(tokenizer), **SIZES)
-    return RetrievalTask(data, 3, DownstreamModel(config=SMALL), say=lambda line: None)
+    return RetrievalTask(data, 3, DownstreamModel(config=ModelChanges(**SMALL)), say=lambda line: None)
 
 
 @pytest.mark.parametrize(
