@@ -287,7 +287,7 @@ def test_mistakes_are_told_in_a_line(place, monkeypatch, capsys, command, told):
 
 
 def test_a_model_without_a_dictionary_is_refused(tmp_path, tokenizer_dir, capsys):
-    config = {**SMALL, "use_dictionary": False, "use_dictionary_output": False}
+    config = {**SMALL, "use_dictionary": False}
     task = pretraining_task(tmp_path / "data", tokenizer_dir, config)
     write_run(tmp_path / "run", task)
     assert main(["build", str(tmp_path / "run")]) == 2
@@ -302,9 +302,12 @@ def test_images_that_were_moved_are_named_by_a_recipe(tmp_path, monkeypatch, cap
     write_run(tmp_path / "run", task)
     values = json.dumps(yaml.safe_load((tmp_path / "run/recipe.yaml").read_text()))
     (tmp_path / "named.yaml").write_text(values.replace(str(tmp_path / "data"), "{pictures}"))
-    (tmp_path / "data").rename(tmp_path / "elsewhere")
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "data/train2014").rename("apart")
     assert main(["build", "run"]) == 2 and not (tmp_path / "run/explorer").exists()
-    assert "images are not in" in capsys.readouterr().err
+    assert "8 of 8 images are not in" in capsys.readouterr().err
+    (tmp_path / "apart").rename("data/train2014")
+    (tmp_path / "data").rename(tmp_path / "elsewhere")
+    assert main(["build", "run"]) == 2
     assert main(["build", "run", "--recipe", "named.yaml", "--data_roots.pictures", "elsewhere"]) == 0
     assert Bundle(tmp_path / "run/explorer").meta["num_images"] == 12
