@@ -4,7 +4,6 @@ import dataclasses
 import json
 import shutil
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +16,7 @@ from soho_fast.common.versions import write_run_of
 from soho_fast.explore.__main__ import main
 from soho_fast.explore.attention import SeeingPipeline
 from soho_fast.explore.bundle import Bundle
+from soho_fast.model.values import ModelChanges
 from soho_fast.tasks.pretraining import PretrainingTask, read_sources
 from soho_fast.tasks.retrieval import RetrievalTask
 from soho_fast.tasks.settings import (
@@ -30,7 +30,6 @@ from soho_fast.tasks.settings import (
 
 NAMES = list(COLOURS)
 SIZES = {"shorter_edge": 32, "longer_edge": 64}
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def write_run(folder, task, step=None):
@@ -64,7 +63,7 @@ def pretraining_task(folder, tokenizer, config=SMALL):
         tokenizer=str(tokenizer),
         **SIZES,
     )
-    return PretrainingTask(data, 3, PretrainingModel(config=config), say=lambda line: None)
+    return PretrainingTask(data, 3, PretrainingModel(config=ModelChanges(**config)), say=lambda line: None)
 
 
 @pytest.fixture(scope="module")
@@ -207,7 +206,7 @@ def retrieval_task(folder, tokenizer):
     path = str(write_karpathy(folder, {"train": NAMES[:6], "val": NAMES[6:]}))
     splits = {split: RetrievalSplit(path, [str(folder)], [split]) for split in ("train", "val")}
     data = RetrievalData(splits=splits, tokenizer=str(tokenizer), **SIZES)
-    return RetrievalTask(data, 3, DownstreamModel(config=SMALL), say=lambda line: None)
+    return RetrievalTask(data, 3, DownstreamModel(config=ModelChanges(**SMALL)), say=lambda line: None)
 
 
 @pytest.mark.parametrize(
@@ -288,7 +287,7 @@ def test_mistakes_are_told_in_a_line(place, monkeypatch, capsys, command, told):
 
 
 def test_a_model_without_a_dictionary_is_refused(tmp_path, tokenizer_dir, capsys):
-    config = {**SMALL, "use_dictionary": False, "use_dictionary_output": False}
+    config = {**SMALL, "use_dictionary": False}
     task = pretraining_task(tmp_path / "data", tokenizer_dir, config)
     write_run(tmp_path / "run", task)
     assert main(["build", str(tmp_path / "run")]) == 2
@@ -303,9 +302,12 @@ def test_images_that_were_moved_are_named_by_a_recipe(tmp_path, monkeypatch, cap
     write_run(tmp_path / "run", task)
     values = json.dumps(yaml.safe_load((tmp_path / "run/recipe.yaml").read_text()))
     (tmp_path / "named.yaml").write_text(values.replace(str(tmp_path / "data"), "{pictures}"))
-    (tmp_path / "data").rename(tmp_path / "elsewhere")
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "data/train2014").rename("apart")
     assert main(["build", "run"]) == 2 and not (tmp_path / "run/explorer").exists()
-    assert "images are not in" in capsys.readouterr().err
+    assert "8 of 8 images are not in" in capsys.readouterr().err
+    (tmp_path / "apart").rename("data/train2014")
+    (tmp_path / "data").rename(tmp_path / "elsewhere")
+    assert main(["build", "run"]) == 2
     assert main(["build", "run", "--recipe", "named.yaml", "--data_roots.pictures", "elsewhere"]) == 0
     assert Bundle(tmp_path / "run/explorer").meta["num_images"] == 12

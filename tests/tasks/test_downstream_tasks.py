@@ -209,14 +209,14 @@ def test_parts_of_other_examples_are_not_used(field, tmp_path, tokenizer_dir, mo
         fresh.evaluate_split(model, "test", sharing)
         return len(steps)
 
-    assert (parts_computed(), parts_computed()) == (2, 0)
+    assert (first := parts_computed()) > 0 == parts_computed()
 
     def exchange(content):
         first, last = content["questions"][0], content["questions"][-1]
         first[field], last[field] = last[field], first[field]
 
     edit_json(tmp_path / "v2_OpenEnded_mscoco_test2015_questions.json", exchange)
-    assert parts_computed() == 2
+    assert parts_computed() == first
 
 
 def test_the_list_of_answers_and_the_soft_scores(tmp_path, tokenizer_dir):
