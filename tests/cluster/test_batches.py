@@ -8,9 +8,6 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from soho_fast.cluster import KMeans, ResidualKMeans
-from soho_fast.cluster.processes import Processes
-from soho_fast.cluster.rows import BatchedRows
-from soho_fast.cluster.statistics import mean_variance
 
 
 @pytest.fixture
@@ -95,9 +92,3 @@ def test_residuals_of_batches(rows):
     batched = ResidualKMeans(3, 12, init="mini-batch", tol=0, random_state=2).fit(batches_of(rows, (130,)))
     assert torch.equal(batched.labels_, whole.labels_)
     torch.testing.assert_close(batched.cluster_centers_, whole.cluster_centers_, rtol=0, atol=1e-6)
-
-
-@pytest.mark.parametrize("sizes", [(700,), (1, 200, 3)], ids=str)
-def test_the_tolerance_is_of_the_variance_of_all_rows(sizes, rows):
-    found = mean_variance(BatchedRows(batches_of(rows, sizes)), Processes(together=False))
-    assert found == pytest.approx(float(rows.double().var(0, correction=0).mean()), rel=1e-6)
