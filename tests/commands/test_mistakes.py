@@ -187,7 +187,7 @@ def folder(tmp_path, monkeypatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     # A process group of this process would stay for the tests that follow; nothing here gets as far as a hub.
-    monkeypatch.setattr(distributed, "start_processes", lambda *_: Processes())
+    monkeypatch.setattr(distributed, "start_processes", lambda **_: Processes())
     monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", lambda *_, **__: pytest.fail("the hub was asked"))
     return tmp_path
 

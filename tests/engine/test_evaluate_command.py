@@ -135,7 +135,7 @@ def test_fine_tune_then_evaluate_however_started(launch, small_vqa, tmp_path, ca
 )
 def test_mistakes_on_the_command_line_are_one_line(capsys, tmp_path, monkeypatch, arguments, words):
     # A process group of this process would stay for the tests that follow.
-    monkeypatch.setattr(distributed, "start_processes", lambda *_: Processes())
+    monkeypatch.setattr(distributed, "start_processes", lambda **_: Processes())
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "recipe.yaml").write_text("task: vqa\n")
     assert evaluate.main([argument.format(tmp=tmp_path) for argument in arguments]) == 2
@@ -169,7 +169,7 @@ def test_a_full_disk_is_one_line(capsys, tmp_path, monkeypatch):
             return {}
 
     monkeypatch.setattr(Recipe, "make_task", lambda self, say: Task())
-    monkeypatch.setattr(distributed, "start_processes", lambda *_: Processes())
+    monkeypatch.setattr(distributed, "start_processes", lambda **_: Processes())
     (tmp_path / "best").mkdir()
     (tmp_path / "recipe.yaml").write_text("task: vqa\nseed: 7\ndata:\n  max_text_length: 17\n")
     assert evaluate.main(["--run", str(tmp_path), "--data.texts_per_image", "2", "--seed", "8"]) == 2

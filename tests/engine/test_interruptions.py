@@ -303,7 +303,7 @@ def test_a_checkpoint_of_another_size_names_what_differs(launch, request_for):
     assert done.code == 0, done.text
     told = [json.loads(line)["error"] for line in done.text.splitlines() if '"error"' in line]
     changed = "model.width: trained with 8, now 16"
-    assert len(told) == 6 and changed in told[0] and "--resume changed to go on from" in told[0]
+    assert len(told) == 6 and "trained with 2, now 3. Give the same values, another" in told[0]
     for line in told[1:]:
         assert "does not fit the changed settings (" in line and changed in line, line
     assert all(checkpoints(run) == ["step-00000002"] for run in small)
@@ -316,7 +316,7 @@ def test_starting_anew_spares_an_existing_run(launch, request_for, losses):
     assert launch(first).code == 0
     done = launch(anew)
     assert done.code == 2
-    assert "already holds a run (checkpoints, model, log.jsonl); delete it" in done.text
+    assert "already holds a run (checkpoints, tensorboard, model, log.jsonl); delete it" in done.text
     assert len(losses(first)) == 2
     done = launch(none)
     assert done.code == 2 and "no complete checkpoint" in done.text

@@ -66,7 +66,7 @@ def test_a_second_evaluation_into_one_folder_is_refused(holder, tmp_path, monkey
         speed_up=lambda model, device: None,
     )
     monkeypatch.setattr(Recipe, "make_task", lambda self, say: task)
-    monkeypatch.setattr(distributed, "start_processes", lambda *_: ALONE)
+    monkeypatch.setattr(distributed, "start_processes", lambda **_: ALONE)
     (tmp_path / "best").mkdir()
     (tmp_path / "recipe.yaml").write_text("task: vqa\n")
     assert evaluate.main(["--run", str(tmp_path), "--into", str(tmp_path / "run")]) == 2
