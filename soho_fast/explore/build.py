@@ -62,8 +62,6 @@ class Opened:
         with from_extra("train"):
             import torch
 
-        if self.recipe.engine.threads:
-            torch.set_num_threads(self.recipe.engine.threads)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         model = self.task.load_model(self.folder).to(device)
         self.task.speed_up(model, device)
