@@ -115,7 +115,7 @@ def test_what_cannot_be_used_is_one_line(shown, tmp_path):
         ("attention", (None, "a man", 1), "image: expected one; upload a file, or choose an example"),
         ("rank", (whole, " \n"), "texts: expected a list of at least one text, got []"),
         ("retrieve", ("",), "text: expected words, got ''"),
-        ("attention", (whole, "man " * 40, 1), "text: expected at most 32 tokens, got 42"),
+        ("attention", (whole, "man " * 600, 1), "text: expected at most 512 tokens, got 602"),
     ):
         with pytest.raises(gr.Error) as error:
             ask[name](*inputs)
