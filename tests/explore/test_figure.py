@@ -212,7 +212,8 @@ def test_what_cannot_be_drawn_is_refused_by_name(explorer, options, words):
 
 
 def test_a_damaged_explorer_is_told_of(explorer, tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"is no explorer \(it has no data/meta.js\); make one: soho explore build RUN"):
+    message = r"is no explorer \(it has no data/meta.js\); make one: soho explore build RUN"
+    with pytest.raises(FileNotFoundError, match=message):
         draw_figure(tmp_path)
     path = explorer / image_path(0)
     path.write_bytes(path.read_bytes()[:30])
