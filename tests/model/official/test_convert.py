@@ -141,7 +141,9 @@ def damaged(state: OrderedDict, name: str) -> str:
     if name == "nan":
         state[CODES][3, 2] = float("nan")
         state[MEANS][0] = float("inf")
-        return r"holds values that are not finite in 2 tensors \(soho\..*running_mean, soho\.visual_dictionary\.codebook"
+        return (
+            r"holds values that are not finite in 2 tensors \(soho\..*running_mean, soho\.visual_dictionary\.codebook"
+        )
     state[keys.TIED] = state[keys.WORDS].clone()
     state[keys.TIED][3, 4] += 1.0
     return rf"1 unequal to {keys.WORDS}, to which it is tied: {keys.TIED}$"
