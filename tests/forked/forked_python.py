@@ -4,7 +4,9 @@ What runs is a process of its own, in a session of its own, that ends as any oth
 imported; of its environment it finds too late what libraries read when they are loaded (OMP_NUM_THREADS).
 """
 
+import atexit
 import contextlib
+import gc
 import importlib
 import json
 import os
@@ -12,6 +14,7 @@ import runpy
 import signal
 import subprocess
 import sys
+import threading
 import warnings
 from pathlib import Path
 
@@ -43,6 +46,15 @@ class ForkedPython:
         self._process.communicate()
 
 
+def _end(code: int) -> None:
+    """As Python ends, but for taking apart all that is loaded: that would copy the memory that was forked."""
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
 def _run(arguments: list[str]) -> None:
     name, *options = arguments
     if name == "-m":
@@ -62,6 +74,7 @@ if __name__ == "__main__":
     os.dup2(nowhere, 1)
     for module in sys.argv[1:]:
         importlib.import_module(module)
+    gc.freeze()
     for line in sys.stdin:
         request = json.loads(line)
         if (child := os.fork()) == 0:
@@ -82,4 +95,10 @@ if __name__ == "__main__":
     os.dup2(nowhere, 0)
     for stream, path in enumerate(request["streams"], start=1):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
-    _run(request["arguments"])
+    try:
+        _run(request["arguments"])
+    except SystemExit as ended:
+        if not isinstance(ended.code, int | None):
+            raise
+        _end(ended.code or 0)
+    _end(0)
