@@ -24,6 +24,7 @@ def test_paper_preset_has_the_papers_values():
     [
         ({"backbone": "vgg"}, "backbone: expected one of"), ({"fusion": "sum"}, "fusion: expected one of none, gate"),
         ({"official": "authors"}, "official: expected one of pretraining, fine_tuning"),
+        ({"dictionary": "sq"}, "dictionary: expected one of paper, got 'sq'"),
         ({"dictionary_init": "zeros"}, "dictionary_init: expected one of"),
         ({"ema_decay": 1.5}, "ema_decay: expected 0 to 1, got 1.5"),
         ({"hidden_dropout_prob": 2}, "hidden_dropout_prob: expected 0 to 1, got 2"),
