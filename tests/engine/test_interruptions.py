@@ -82,7 +82,7 @@ def test_a_reader_of_the_output_that_ends_saves_and_stops(forked, request_for, l
     os.mkfifo(pipe)
     with ThreadPoolExecutor(1) as other:
         arguments = [str(ENGINE_RUN), json.dumps([request])]
-        code = other.submit(forked(0).run, arguments, tmp_path, clean_environment, pipe, stderr)
+        code = other.submit(forked.run, arguments, tmp_path, clean_environment, pipe, stderr)
         with pipe.open() as output:
             assert any(line.startswith("step ") for line in output)
         assert code.result() == 128 + signal.SIGTERM

@@ -17,6 +17,7 @@ import sys
 import threading
 import warnings
 from pathlib import Path
+from typing import IO
 
 LIMIT_S = 900
 
@@ -34,13 +35,22 @@ class ForkedPython:
             [sys.executable, __file__, *modules], env=environment, text=True, bufsize=1, stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )  # fmt: skip
+        self._writing, self._reading = threading.Lock(), threading.Lock()
+        self._number, self._statuses = 0, {}
 
     def run(self, arguments: list[str], folder: Path, environment: dict[str, str], stdout: Path, stderr: Path) -> int:
-        """The exit status of `python ...`, negative for a signal; both files may be one."""
+        """The exit status of `python ...`, negative for a signal; both files may be one. Threads may each run one."""
         streams = [stdout, stderr]
         request = {"arguments": arguments, "folder": folder, "environment": environment, "streams": streams}
-        self._process.stdin.write(json.dumps(request, default=str) + "\n")
-        return int(self._process.stdout.readline())
+        with self._writing:
+            self._number += 1
+            number = self._number
+            self._process.stdin.write(json.dumps({"number": number, **request}, default=str) + "\n")
+        with self._reading:
+            while number not in self._statuses:
+                ended, status = map(int, self._process.stdout.readline().split())
+                self._statuses[ended] = status
+            return self._statuses.pop(number)
 
     def close(self) -> None:
         self._process.communicate()
@@ -68,6 +78,13 @@ def _run(arguments: list[str]) -> None:
         runpy.run_path(name, run_name="__main__")
 
 
+def _report(number: int, child: int, replies: IO[str]) -> None:
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child, signal.SIGKILL)
+    replies.write(f"{number} {status}\n")
+
+
 if __name__ == "__main__":
     replies = os.fdopen(os.dup(1), "w", buffering=1)
     nowhere = os.open(os.devnull, os.O_RDWR)
@@ -79,10 +96,7 @@ if __name__ == "__main__":
         request = json.loads(line)
         if (child := os.fork()) == 0:
             break
-        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(child, signal.SIGKILL)
-        print(status, file=replies)
+        threading.Thread(target=_report, args=(request["number"], child, replies)).start()
     else:
         sys.exit()
     os.setsid()
