@@ -56,7 +56,7 @@ def test_a_value_that_cannot_be_used_is_named(overrides, words):
 
 
 def test_a_misspelt_field_or_preset_is_refused():
-    with pytest.raises(ValueError, match="no field num_code;"):
+    with pytest.raises(ValueError, match="no field num_code; did you mean num_codes"):
         SohoConfig.from_preset("paper", num_code=5)
     with pytest.raises(ValueError, match="preset: expected one of paper"):
         SohoConfig.from_preset("papre")
