@@ -1,7 +1,6 @@
 """Launching the engine in processes of its own: its process group and signal handlers must not reach the tests'."""
 
 import contextlib
-import functools
 import json
 import os
 import signal
@@ -104,22 +103,15 @@ def port() -> int:
 
 
 @pytest.fixture(scope="session")
-def forked() -> Iterator[Callable[[int], ForkedPython]]:
-    """`python ...` in the engine's environment, with the libraries imported beforehand; one that is forked a rank."""
-
-    @functools.cache
-    def of_rank(rank: int) -> ForkedPython:
-        return ForkedPython(environment(), *LIBRARIES)
-
-    yield of_rank
-    for rank in range(of_rank.cache_info().currsize):
-        of_rank(rank).close()
+def forked() -> Iterator[ForkedPython]:
+    """`python ...` in the engine's environment, with the libraries imported beforehand."""
+    made = ForkedPython(environment(), *LIBRARIES)
+    yield made
+    made.close()
 
 
 @pytest.fixture
-def launch(
-    forked: Callable[[int], ForkedPython], port: int, tmp_path_factory: pytest.TempPathFactory
-) -> Callable[..., Finished]:
+def launch(forked: ForkedPython, port: int, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Finished]:
     """Run requests for `engine_run.py`, or a script, one after another in the same processes, and wait.
 
     Processes are given what DeepSpeed's launcher would give them; with `by_launcher` it starts them, which takes long.
@@ -143,7 +135,7 @@ def launch(
                 values |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port} if processes > 1 else {}
                 started = environment() | {name: str(value) for name, value in values.items()}
                 own = [*arguments, *(of_rank or {}).get(rank, [])]
-                return forked(rank).run([str(script), *own], ROOT, started, said, said)
+                return forked.run([str(script), *own], ROOT, started, said, said)
 
             with ThreadPoolExecutor(processes) as ranks:
                 codes = list(ranks.map(run_rank, range(processes)))

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from run_files import events, records
 
 from soho_fast.common.versions import read_run_of
 from soho_fast.engine import checkpoint
@@ -18,12 +19,6 @@ def contents(folder: Path) -> dict[str, tuple[int, bytes]]:
     """Time of the last change and bytes of every file."""
     paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     return {str(path.relative_to(folder)): (path.stat().st_mtime_ns, path.read_bytes()) for path in paths}
-
-
-def events(folder: Path) -> list[tuple[int, str]]:
-    """What the log tells of."""
-    records = map(json.loads, (folder / "log.jsonl").read_text().splitlines())
-    return [(record["step"], record["event"]) for record in records if record["kind"] == "event"]
 
 
 def error_of(text: str) -> str:
@@ -80,9 +75,8 @@ def test_a_finished_run_is_left_as_it_is(again, small_recipe, tmp_path):
     assert code == 0 and "settings changed: max_steps 3 -> 5, optim.lr 0.0016 -> 0.0003" in text, text
     code, text = again(*longer)
     assert code == 0 and "nothing is left to do" in text, text
-    assert (3, "settings changed: max_steps 3 -> 5, optim.lr 0.0016 -> 0.0003") in events(run), events(run)
-    records = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    rates = {record["step"]: record["lr"]["rest"] for record in records if record["kind"] == "train"}
+    assert (3, "settings changed: max_steps 3 -> 5, optim.lr 0.0016 -> 0.0003") in events({"output": run})
+    rates = {record["step"]: record["lr"]["rest"] for record in records({"output": run})}
     # The warm-up of 50 steps begins at a tenth.
     assert rates[3] == pytest.approx(0.0016 * (0.1 + 0.9 * 2 / 50))
     assert rates[4] == pytest.approx(0.0003 * (0.1 + 0.9 * 3 / 50)), "the checkpoint's rate went over the new one"
@@ -158,7 +152,7 @@ def test_another_version_goes_on_and_says_so(launch, request_for):
     done = launch({**half, "task": {}})
     assert done.code == 0, done.text
     assert f"another version: program.torch 1.0 -> {now}" in done.text.splitlines()
-    assert (4, f"another version: program.torch 1.0 -> {now}") in events(Path(half["output"]))
+    assert (4, f"another version: program.torch 1.0 -> {now}") in events(half)
     about = read_run_of(Path(half["output"]) / "model")
     last = json.loads((path.parents[1] / "step-00000008/checkpoint.json").read_text())
     assert (about["step"], about["identity"]) == (8, digest_of(last["identity"])), "a model says what it is of"
@@ -188,7 +182,7 @@ def test_a_half_done_run_keeps_its_schedule(launch, request_for):
     assert launch({**killed, "checkpoint": {"every_steps": 0}}).code < 0
     done = launch({**changed, "resume": "auto", "fails": True}, changed, {**changed, "resume": "auto"})
     assert done.code == 0, done.text
-    assert events(run) == [
+    assert events(stopped) == [
         (4, "resumed"),
         (4, "settings changed: schedule.decay step -> linear, schedule.end_factor 0 -> 0.5"),
         (8, "resumed"),
@@ -211,8 +205,7 @@ def test_every_stage_goes_on_with_the_new_values(launch, request_for, losses):
     assert done.code == 0, done.text
     for request in first[1:]:
         np.testing.assert_allclose(losses(request), losses(first[0]), rtol=1e-5, err_msg=request["output"])
-    records = map(json.loads, (Path(first[0]["output"]) / "log.jsonl").read_text().splitlines())
-    rates = [record["lr"] for record in records if record["kind"] == "train"][-1]
+    rates = records(first[0])[-1]["lr"]
     assert rates["backbone"] / rates["rest"] == pytest.approx(1.0 / 3e-3), "of the checkpoint they were others"
 
 

@@ -2,11 +2,12 @@
 
 import errno
 import fcntl
+import multiprocessing
 import os
 import signal
 import socket
-import subprocess
-import sys
+from multiprocessing.connection import Connection
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -19,27 +20,36 @@ from soho_fast.common.processes import Processes
 from soho_fast.engine import distributed
 from soho_fast.tasks.recipe import Recipe
 
-HOLD = """
-import signal, sys
-from pathlib import Path
-import torch
-from soho_fast.common.lock import only_user
-from soho_fast.common.processes import Processes
-with only_user(Path(sys.argv[1]), Processes(0, 1, 0, torch.device("cpu")), print):
-    print("held", flush=True)
-    signal.pause()
-"""
 ALONE = Processes(0, 1, 0, torch.device("cpu"))
+FORK = multiprocessing.get_context("fork")
+
+
+def hold(folder: Path, told: Connection, forks: bool) -> None:
+    os.setsid()
+    with only_user(folder, ALONE, print):
+        if forks:
+            os.fork()
+        told.send("held")
+        signal.pause()
+
+
+def started(folder: Path, forks: bool = False) -> multiprocessing.Process:
+    """A process that holds a folder, or two of which the first does."""
+    mine, others = FORK.Pipe()
+    process = FORK.Process(target=hold, args=(folder, others, forks), daemon=True)
+    process.start()
+    for _ in range(1 + forks):
+        assert mine.poll(60) and mine.recv() == "held"
+    return process
 
 
 @pytest.fixture
 def holder(tmp_path):
     """A process that holds `tmp_path / "run"`."""
-    process = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path / "run")], stdout=subprocess.PIPE, text=True)
-    assert process.stdout.readline() == "held\n"
+    process = started(tmp_path / "run")
     yield process
     process.kill()
-    process.wait()
+    process.join()
 
 
 def test_a_second_process_is_refused_until_the_first_is_dead(holder, tmp_path):
@@ -51,8 +61,8 @@ def test_a_second_process_is_refused_until_the_first_is_dead(holder, tmp_path):
         words = f"{run} is in use by process {holder.pid} on {socket.gethostname()} since 20"
         assert words in str(refused.value) and "\n" not in str(refused.value)
     assert sorted(os.listdir(run)) == [LOCK, "recipe.yaml"]
-    holder.send_signal(signal.SIGKILL)
-    holder.wait()
+    holder.kill()
+    holder.join()
     with only_user(run, ALONE, lines.append):
         assert (run / LOCK).read_text().startswith(f"process {os.getpid()} on ")
     assert os.listdir(run) == ["recipe.yaml"] and lines == []
@@ -84,19 +94,14 @@ def test_a_folder_is_free_again_after_an_error_and_is_not_left_behind(tmp_path):
     assert os.listdir(tmp_path / "run") == ["log.jsonl"]
 
 
-def test_forked_loader_processes_do_not_hold_on(holder, tmp_path):
+def test_forked_loader_processes_do_not_hold_on(tmp_path):
     """A loader process of a run that was killed lives on for seconds."""
-    forks = HOLD.replace("    print(", "    os.fork()\n    print(").replace("import signal", "import os, signal")
-    first = subprocess.Popen(
-        [sys.executable, "-c", forks, str(tmp_path / "forked")], stdout=subprocess.PIPE, text=True,
-        start_new_session=True,
-    )  # fmt: skip
+    first = started(tmp_path / "forked", forks=True)
     try:
-        assert first.stdout.readline() == first.stdout.readline() == "held\n"
         with pytest.raises(UserError, match=f"is in use by process {first.pid} on "):
             only_user(tmp_path / "forked", ALONE, print).__enter__()
-        os.kill(first.pid, signal.SIGKILL)
-        first.wait()
+        first.kill()
+        first.join()
         with only_user(tmp_path / "forked", ALONE, print):
             pass
     finally:

@@ -24,6 +24,7 @@ def test_paper_preset_has_the_papers_values():
     [
         ({"backbone": "vgg"}, "backbone: expected one of"), ({"fusion": "sum"}, "fusion: expected one of none, gate"),
         ({"official": "authors"}, "official: expected one of pretraining, fine_tuning"),
+        ({"dictionary": "sq"}, "dictionary: expected one of paper, got 'sq'"),
         ({"dictionary_init": "zeros"}, "dictionary_init: expected one of"),
         ({"ema_decay": 1.5}, "ema_decay: expected 0 to 1, got 1.5"),
         ({"hidden_dropout_prob": 2}, "hidden_dropout_prob: expected 0 to 1, got 2"),
@@ -55,7 +56,7 @@ def test_a_value_that_cannot_be_used_is_named(overrides, words):
 
 
 def test_a_misspelt_field_or_preset_is_refused():
-    with pytest.raises(ValueError, match="no field num_code;"):
+    with pytest.raises(ValueError, match="no field num_code; did you mean num_codes"):
         SohoConfig.from_preset("paper", num_code=5)
     with pytest.raises(ValueError, match="preset: expected one of paper"):
         SohoConfig.from_preset("papre")

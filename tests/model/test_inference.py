@@ -94,8 +94,11 @@ def build(tiny_config, tiny_official):
     return make
 
 
-@pytest.mark.parametrize("padded", [True, False], ids=["padded", "full"])
-@pytest.mark.parametrize("name", [*KINDS, "official", "official retrieval"])
+@pytest.mark.parametrize(
+    ("name", "padded"),
+    [*((name, True) for name in (*KINDS, "official", "official retrieval")), ("pre-training", False),
+     ("two images", False), ("official", False)],
+)  # fmt: skip
 def test_the_same_answers_in_float32(build, name, padded):
     model = build(name)
     inputs = inputs_of(type(model), padded)

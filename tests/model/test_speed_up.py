@@ -61,8 +61,9 @@ def padded(batch):
     return inputs
 
 
-@pytest.mark.parametrize("make_inputs", [lambda batch: batch(), padded], ids=["full", "padded"])
-@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+@pytest.mark.parametrize(
+    ("training", "make_inputs"), [(True, padded), (False, lambda batch: batch())], ids=["training", "evaluation"]
+)
 @pytest.mark.parametrize(
     "overrides",
     [

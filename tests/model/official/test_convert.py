@@ -14,9 +14,6 @@ from published_file import words_file, write
 from safetensors.torch import save_file
 from torch.torch_version import TorchVersion
 
-from soho_fast.data.images import SohoImageProcessor
-from soho_fast.data.processor import SohoProcessor
-from soho_fast.data.text import load_tokenizer
 from soho_fast.export.official import main
 from soho_fast.model import SohoConfig, SohoForPreTraining, SohoForQuestionAnswering
 from soho_fast.model.official import keys
@@ -287,11 +284,3 @@ def test_a_mistake_is_told_in_a_line(folder, monkeypatch, capsys, arguments, wor
     (line,) = said.err.splitlines()
     assert line.startswith("error: ") and words in line and said.out == "", line
     assert sorted(folder.rglob("*")) == before
-
-
-@pytest.fixture(scope="module")
-def small(tmp_path_factory, states, tokenizer_dir):
-    """A converted model, and a processor for pictures of its size."""
-    path = write(tmp_path_factory.mktemp("small") / "soho.pth", states["official"])
-    images = SohoImageProcessor(size={"shortest_edge": 64, "longest_edge": 128}, antialias=False)
-    return convert(read_checkpoint(path), **SMALL), SohoProcessor(images, load_tokenizer(tokenizer_dir))
