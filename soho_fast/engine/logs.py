@@ -5,6 +5,7 @@ import inspect
 import json
 import os
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -20,6 +21,8 @@ from soho_fast.common.files import read_json, read_log, write_atomically
 from soho_fast.engine.settings import TrainSettings
 
 _SHAPE = ("init", "log", "finish")
+# By which TensorBoard knows its files.
+_EVENTS_VERSION = "brain.Event:2"
 RUNS_FILE = "trackers.json"
 """What the trackers call this run, in its folder: a resumed run goes on in the same."""
 
@@ -159,10 +162,7 @@ class RunLog:
         self._recorded = {json.dumps(record) for record in earlier if record["kind"] == "evaluation"}
         self._file = self.path.open("a")
         self._trackers = trackers
-        from torch.utils.tensorboard import SummaryWriter  # It takes a second, and only rank 0 has a log.
-
-        # TensorBoard hides what an earlier, cut-off run wrote from that step on.
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1)
+        self._board = _Board(folder / "tensorboard", first_step)
         self._total = total_steps
         self._bar = None
         if sys.stderr.isatty():
@@ -180,8 +180,7 @@ class RunLog:
             self._file.write(line + "\n")
             self._file.flush()
         numbers = {f"{kind}/{name}": value for name, value in _flat(values)}
-        for name, value in numbers.items():
-            self._board.add_scalar(name, value, step)
+        self._board.add(numbers, step)
         if self._trackers is not None and (numbers or kind == "event"):
             self._trackers.log(step, numbers | ({"event": values["event"]} if kind == "event" else {}))
 
@@ -220,6 +219,37 @@ class RunLog:
             self._bar.close()
         if self._trackers is not None:
             self._trackers.finish()
+
+
+class _Board:
+    """A file of TensorBoard. torch's `SummaryWriter` writes in a thread: there a full disk ends in a trace, and in a
+    queue for which the run waits for ever."""
+
+    def __init__(self, folder: Path, first_step: int) -> None:
+        # They take a second, and only rank 0 has a log.
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        self._event, self._summary = Event, Summary
+        folder.mkdir(exist_ok=True)
+        name = f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}.{os.getpid()}"
+        self._file = RecordWriter((folder / name).open("wb"))
+        self._write(file_version=_EVENTS_VERSION)
+        # TensorBoard hides what an earlier, cut-off run wrote from that step on.
+        self._write(step=first_step + 1, session_log=SessionLog(status=SessionLog.START))
+
+    def add(self, numbers: Mapping[str, float], step: int) -> None:
+        values = [self._summary.Value(tag=name, simple_value=value) for name, value in numbers.items()]
+        if values:
+            self._write(step=step, summary=self._summary(value=values))
+
+    def _write(self, **content: Any) -> None:
+        self._file.write(self._event(wall_time=time.time(), **content).SerializeToString())
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, float]]:

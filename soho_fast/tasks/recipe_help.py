@@ -122,7 +122,7 @@ def help_text(recipe: Any, field: str = "") -> str:
     width = min(shutil.get_terminal_size((120, 24)).columns, 120)
     if field:
         return "\n\n".join(_at_length(each, recipe, width) for each in _named(settings, field.lstrip("-")))
-    lines = [f"soho train --recipe NAME [--FIELD VALUE ...]; the values are those of recipe {recipe.name}.", ""]
+    lines = [f"usage: soho train --recipe NAME [--FIELD VALUE ...]; the values are those of recipe {recipe.name}.", ""]
     for title, members in _grouped(settings).items():
         lines += [title, *(line for each in members for line in _in_short(each, recipe, width)), ""]
     lines += [

@@ -343,7 +343,12 @@ def digest(output: Path) -> dict[str, Any]:
         **{f"log of step {record['step']}, {record['kind']}": record for record in records},
         "log": [f"{record['kind']} {record['step']}" for record in records],
         "metrics.json": metrics,
-        "files": sorted(str(path.relative_to(output)) for path in output.rglob("*") if path.is_file()),
+        # Files of TensorBoard are named by the time, one for each time that the run was started.
+        "files": sorted(
+            str(path.relative_to(output))
+            for path in output.rglob("*")
+            if path.is_file() and path.parent.name != "tensorboard"
+        ),
         **{str(path.relative_to(output)): hashlib.blake2b(path.read_bytes()).hexdigest()[:12] for path in weights},
     }
 

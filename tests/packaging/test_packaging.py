@@ -20,7 +20,7 @@ import soho_fast
 ROOT = Path(__file__).resolve().parents[2]
 # Imported only where they were asked for, or are there.
 OPTIONAL = {"triton", "vector-quantize-pytorch", "pillow-heif",
-            "datasets", "timm", "onnxruntime"}  # fmt: skip
+            "datasets", "pyarrow", "timm", "onnxruntime"}  # fmt: skip
 # Distributions by the names they are imported by, where the two differ.
 DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml", "sklearn": "scikit-learn"}
 
