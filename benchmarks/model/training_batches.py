@@ -129,7 +129,7 @@ def make_batch(shape: TimedShape, seed: int) -> dict[str, Tensor]:
     ids_PS = torch.where(chosen_PS & (uniform(P, S) < 0.8), _MASK, ids_PS)
     mask_uniform_B = torch.rand(B, dtype=torch.float64, generator=generator)
     official = {}
-    if shape.config.official == "pretraining":
+    if shape.config.official is not None:
         # One place for all images, and the pairs that are masked there, of which there is one at least.
         official["mask_pairs"] = (uniform(P) < 0.015) | (torch.arange(P) == 0)
         mask_uniform_B = mask_uniform_B[:1].expand(B).clone()
