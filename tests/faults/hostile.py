@@ -263,7 +263,7 @@ def _about(bench: Bench, command: str, own: Path, text: str, name: str, image: b
     shared = {"images": ["{images}"], "annotations": "{images}/images.jsonl", "format": "json_lines"}
     recipe["data"] |= {"sources": [{**shared, "splits": ["train"]}], "heldout": [{**shared, "splits": ["val"]}]}
     recipe["data"]["tokenizer"] = "{images}/tokenizer"
-    recipe |= {"data_roots": {"images": ""}, "corpus": {"folder": ""}}
+    recipe |= {"data_roots": {"images": ""}, "corpus": ""}
     (path := own.with_name("own.yaml")).write_text(yaml.safe_dump(recipe))
     model, short = str(bench.folder / "pretraining"), text[:100_000].replace("\0", "") or "a"
     # All images that are trained on are in a batch.
