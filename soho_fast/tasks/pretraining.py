@@ -72,11 +72,13 @@ def read_source(source: CaptionSource, report: ReadReport, where: str, missing_i
         return read_json_lines(source.annotations, source.images, source.splits, **reading)
     if source.format == "karpathy":
         return read_karpathy(source.annotations, source.images, source.splits, **reading)
-    excluded = dict(map(held_out_ids, source.exclude_held_out_of))
-    reading["exclude_coco_ids"] = excluded.get("COCO", frozenset())
+    excluded: dict[str, set[int]] = {"COCO": set(), "Flickr30K": set()}
+    for name, ids in map(held_out_ids, source.exclude_held_out_of):
+        excluded[name] |= ids
+    reading["exclude_coco_ids"] = excluded["COCO"]
     if source.format == "coco_captions":
         return read_coco_captions(source.annotations, source.images, **reading)
-    reading["exclude_flickr_ids"] = excluded.get("Flickr30K", frozenset())
+    reading["exclude_flickr_ids"] = excluded["Flickr30K"]
     image_data = Path(source.annotations).with_name("image_data.json")
     return read_visual_genome(source.annotations, image_data, source.images, **reading)
 

@@ -18,7 +18,7 @@ from soho_fast.model.outputs import VisualTokens
 from soho_fast.model.values import ModelChanges
 from soho_fast.tasks.card import model_card
 from soho_fast.tasks.evaluation.sharing import Sharing
-from soho_fast.tasks.pretraining import PretrainingTask
+from soho_fast.tasks.pretraining import PretrainingTask, read_sources
 from soho_fast.tasks.settings import CaptionSource, PretrainingData, PretrainingModel
 
 NAMES = list(COLOURS)
@@ -319,6 +319,25 @@ def test_a_run_without_codes_that_loses_its_features_says_what_is_seen(data):
     watch.begin_step()
     watch.end_step(applied=False)
     assert task.lost(model) == "", "a step that was left out tells nothing"
+
+
+def test_what_each_of_several_files_holds_out_is_left_out(data, tmp_path):
+    entries = json.loads((tmp_path / "dataset_coco.json").read_text())["images"]
+    held = [entry for entry in entries if entry["split"] == "val"][:3]
+    files = [str(tmp_path / f"part_{number}.json") for number in (0, 1)]
+    for file, entry in zip(files, held, strict=False):
+        Path(file).write_text(json.dumps({"images": [entry]}))
+    captions = {
+        "images": [{"id": entry["cocoid"], "file_name": entry["filename"]} for entry in held],
+        "annotations": [{"id": n, "image_id": entry["cocoid"], "caption": "a dog"} for n, entry in enumerate(held)],
+    }
+    annotations = tmp_path / "captions.json"
+    annotations.write_text(json.dumps(captions))
+    images = [str(tmp_path / held[0]["filepath"])]
+    for order in (files, files[::-1]):
+        source = CaptionSource(str(annotations), images, "coco_captions", exclude_held_out_of=order)
+        (record,) = read_sources(replace(data, sources=[source]), "sources", str)
+        assert record.image_id == str(held[2]["cocoid"])
 
 
 def test_bad_settings_name_the_field(data, tmp_path):
