@@ -345,9 +345,11 @@ def digest(output: Path) -> dict[str, Any]:
         "metrics.json": metrics,
         # Files of TensorBoard are named by the time, one for each time that the run was started.
         "files": sorted(
-            str(path.relative_to(output))
-            for path in output.rglob("*")
-            if path.is_file() and path.parent.name != "tensorboard"
+            {
+                str(path.relative_to(output)).partition(".tfevents.")[0]
+                for path in output.rglob("*")
+                if path.is_file() or path.parent.name == "checkpoints"
+            }
         ),
         **{str(path.relative_to(output)): hashlib.blake2b(path.read_bytes()).hexdigest()[:12] for path in weights},
     }
