@@ -77,6 +77,11 @@ def read_source(source: CaptionSource, report: ReadReport, where: str, missing_i
         excluded[name] |= ids
     reading["exclude_coco_ids"] = excluded["COCO"]
     if source.format == "coco_captions":
+        if excluded["Flickr30K"]:
+            raise ValueError(
+                f"{where}.exclude_held_out_of: expected Karpathy's file of COCO, whose images coco_captions describes, "
+                "got one of Flickr30K"
+            )
         return read_coco_captions(source.annotations, source.images, **reading)
     reading["exclude_flickr_ids"] = excluded["Flickr30K"]
     image_data = Path(source.annotations).with_name("image_data.json")

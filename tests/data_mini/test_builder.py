@@ -134,6 +134,16 @@ def test_other_settings_are_rebuilt(tiny):
     assert len(json.loads((tiny / "dataset_coco.json").read_text())["images"]) == 20
 
 
+def test_what_somebody_put_beside_a_corpus_is_not_deleted_with_it(tiny):
+    build_corpus(tiny, **TINY)
+    (tiny / "mine").mkdir()
+    (tiny / "mine" / "notes.txt").write_text("precious")
+    build_corpus(tiny, **TINY)  # complete: kept
+    with pytest.raises(ValueError, match=r"holds mine/notes\.txt, no file of a demo corpus: move it"):
+        build_corpus(tiny, **{**TINY, "num_train": 14})
+    assert (tiny / "mine" / "notes.txt").read_text() == "precious"
+
+
 def test_foreign_folder_is_refused_and_untouched(tmp_path):
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "holiday.jpg").write_bytes(b"precious")

@@ -67,6 +67,20 @@ def test_an_evaluation_that_is_made_again_is_told_once(tmp_path):
     assert measured == [0.5, 0.25]
 
 
+def test_tensorboard_reads_the_numbers_and_hides_those_that_a_resumed_run_makes_again(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for first, last in ((0, 4), (2, 6)):
+        log = RunLog(tmp_path, first, 6)
+        for step in range(first + 1, last + 1):
+            log.record("train", step, {"loss": step / 8 + first, "lr": {"rest": 0.5}, "note": "text"})
+        log.close()
+    board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert sorted(board.Tags()["scalars"]) == ["train/loss", "train/lr/rest"]
+    read = [(event.step, event.value) for event in board.Scalars("train/loss")]
+    assert read == [(1, 0.125), (2, 0.25), (3, 2.375), (4, 2.5), (5, 2.625), (6, 2.75)]
+
+
 MODULE = """
 import json
 from types import SimpleNamespace

@@ -338,6 +338,12 @@ def test_what_each_of_several_files_holds_out_is_left_out(data, tmp_path):
         source = CaptionSource(str(annotations), images, "coco_captions", exclude_held_out_of=order)
         (record,) = read_sources(replace(data, sources=[source]), "sources", str)
         assert record.image_id == str(held[2]["cocoid"])
+    flickr = tmp_path / "flickr.json"
+    entry = {name: value for name, value in held[0].items() if name != "cocoid"}
+    flickr.write_text(json.dumps({"images": [entry | {"filename": "17.jpg"}]}))
+    source = CaptionSource(str(annotations), images, "coco_captions", exclude_held_out_of=[str(flickr)])
+    with pytest.raises(ValueError, match=r"sources\[0\]\.exclude_held_out_of: .* got one of Flickr30K"):
+        read_sources(replace(data, sources=[source]), "sources", str)
 
 
 def test_bad_settings_name_the_field(data, tmp_path):

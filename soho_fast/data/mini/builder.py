@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from soho_fast.common.errors import print_line
+from soho_fast.common.errors import listed, print_line
 from soho_fast.common.files import new_folder, read_json
 from soho_fast.data import tokenizer
 from soho_fast.data.tokenizer import build_vocabulary, write_tokenizer
@@ -47,6 +47,12 @@ def read_manifest(folder: Path) -> dict | None:
     except (OSError, ValueError):
         return None
     return manifest if isinstance(manifest, dict) and manifest.get("kind") == _KIND else None
+
+
+def _files_of(manifest: dict) -> set[str]:
+    """The files that a manifest lists, which somebody may have edited."""
+    files = manifest.get("files")
+    return set(files) if isinstance(files, dict) else set()
 
 
 def is_complete(folder: Path, settings: dict) -> bool:
@@ -129,10 +135,16 @@ def build_corpus(out_dir: str | os.PathLike, *, progress: bool = True, **given: 
         if is_complete(out, settings):
             tell(f"demo corpus: {out} is complete with these settings and is kept")
             return out
-        if read_manifest(out) is None:
+        manifest = read_manifest(out)
+        if manifest is None:
             raise ValueError(
                 f"out_dir {str(out)!r} is not empty and has no {MANIFEST} of a demo corpus, so it is not overwritten: "
                 "give another path or remove the folder yourself"
+            )
+        if strays := sorted(set(_inventory(out)) - _files_of(manifest)):
+            raise ValueError(
+                f"out_dir {str(out)!r} is rebuilt, as it is incomplete or has other settings, but holds "
+                f"{listed(strays, 3)}, no file of a demo corpus: move it, or give another path"
             )
         tell(f"demo corpus: {out} is incomplete or has other settings and is rebuilt")
     load_sources()

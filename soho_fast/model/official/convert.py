@@ -32,6 +32,7 @@ from . import keys
 
 _EXPECTED = "expected what the authors' code saved: a dict with a state_dict, or a state_dict alone"
 _MODELS = {"official": "pre-training model", "official_vqa": "VQA model"}
+_NOT_NEGATIVE = (".running_var", "neck.vq.cluster_size")
 # What the authors' loader does without.
 _OPTIONAL = ".num_batches_tracked"
 _HASH_IN_NAME = re.compile(r"-([0-9a-f]{8,64})$")
@@ -85,7 +86,10 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     odd = [name for name, value in state.items() if not isinstance(value, Tensor) or value.layout != torch.strided]
     if odd:
         raise ValueError(f"{path}: {_EXPECTED}; {len(odd)} entries are no plain tensors: {listed(odd, 5)}")
-    return Checkpoint(path, {name.removeprefix("module."): tensor for name, tensor in state.items()})
+    plain = {name.removeprefix("module."): tensor for name, tensor in state.items()}
+    if len(plain) < len(state):
+        raise ValueError(f"{path}: it holds tensors of one name twice, with the prefix module. and without it")
+    return Checkpoint(path, plain)
 
 
 def _load(path: Path) -> Any:
@@ -156,6 +160,9 @@ def _check(checkpoint: Checkpoint, state: Mapping[str, Tensor], own: Mapping[str
             if ours in own and _form_of(tensor) != _form_of(own[ours])
         ],
     }
+    wrong["with negative values"] = [
+        name for name, tensor in tensors.items() if name.endswith(_NOT_NEGATIVE) and bool((tensor < 0).any())
+    ]
     if not any(wrong.values()) and keys.TIED in tensors and not torch.equal(tensors[keys.TIED], tensors[keys.WORDS]):
         wrong[f"unequal to {keys.WORDS}, to which it is tied"] = [keys.TIED]
     if lists := [f"{len(names)} {what}: {listed(names, 5)}" for what, names in wrong.items() if names]:

@@ -106,6 +106,8 @@ def test_a_prefix_of_data_parallel_training_is_taken_off(tmp_path, state, conver
     assert_is(convert_small(write(tmp_path / "soho.pth", prefixed)), state)
     torch.save(prefixed, tmp_path / "bare.pth")
     assert_is(convert_small(tmp_path / "bare.pth"), state)
+    with pytest.raises(ValueError, match="of one name twice"):
+        convert_small(write(tmp_path / "twice.pth", {**prefixed, MEANS: state[MEANS]}))
 
 
 def test_counters_may_be_missing(tmp_path, state, convert_small):
@@ -141,13 +143,16 @@ def damaged(state: OrderedDict, name: str) -> str:
         return (
             r"holds values that are not finite in 2 tensors \(soho\..*running_mean, soho\.visual_dictionary\.codebook"
         )
+    if name == "variance":
+        state["neck.conv.bn.running_var"][1] = -1e-6
+        return r"1 with negative values: neck\.conv\.bn\.running_var$"
     state[keys.TIED] = state[keys.WORDS].clone()
     state[keys.TIED][3, 4] += 1.0
     return rf"1 unequal to {keys.WORDS}, to which it is tied: {keys.TIED}$"
 
 
 @pytest.mark.parametrize(
-    "name", ["missing", "many missing", "unexpected", "another size", "another type", "nan", "tied"]
+    "name", ["missing", "many missing", "unexpected", "another size", "another type", "nan", "variance", "tied"]
 )
 def test_other_tensors_are_refused_with_a_list(tmp_path, state, convert_small, name):
     words = damaged(state, name)
