@@ -139,26 +139,10 @@ def test_hard_inputs_are_exact(kind, at_every_level, exact_lookup):
     features, codebook, subspace = _inputs()[kind]
     expected = exact_lookup(features, codebook)[0]
     warm_start = torch.arange(NUM_ROWS) * 11 % NUM_CODES - 5
+    warm_start[::9], warm_start[1::9] = 2**40, -(2**40)
     for given in (None,) if triton_backend.INTERPRETING else (None, warm_start):
         index = at_every_level(ops.codebook_lookup, features, codebook, subspace=subspace, warm_start=given)
         assert torch.equal(index, expected), "warm" if given is warm_start else "cold"
-
-
-@pytest.mark.parametrize("warm_start_of", ["right", "wrong", "none", "out of range", "a copy"])
-def test_any_warm_start_is_exact(warm_start_of, at_every_level, exact_lookup):
-    features, codebook, subspace, index_N = _learned(noise=0.5)
-    codebook[1] = codebook[0]
-    expected = exact_lookup(features, codebook)[0]
-    warm_start = {
-        "right": expected,
-        "wrong": (expected + 17) % NUM_CODES,
-        "none": torch.full_like(expected, -1),
-        "out of range": torch.where(index_N % 2 == 0, 2**40, -(2**40)),
-        "a copy": torch.ones_like(expected),
-    }[warm_start_of]
-    assert torch.equal(
-        at_every_level(ops.codebook_lookup, features, codebook, subspace=subspace, warm_start=warm_start), expected
-    )
     assert torch.equal(at_every_level(ops.codebook_lookup, features, codebook, warm_start=warm_start), expected)
 
 
@@ -284,20 +268,6 @@ def test_subspace_is_turned_from_an_earlier_one():
                                       torch.full((9, 20), 3e38) * _normal(9, 20).sign()], ids=str)  # fmt: skip
 def test_subspace_of_odd_codebooks_is_finite(codebook):
     assert ops.codebook_subspace(codebook, dimensions=4).isfinite().all()
-
-
-def test_compiles_in_one_graph(backend):
-    features, codebook, subspace, index_N = _learned()
-
-    @torch.compile(fullgraph=True, dynamic=True, backend="aot_eager")
-    def lookup(features, codebook, subspace, warm_start):
-        return ops.codebook_lookup(
-            features, codebook, subspace=subspace, warm_start=warm_start, return_distance=True, backend=backend
-        )
-
-    index, distance = lookup(features, codebook, subspace, index_N)
-    assert torch.equal(index, index_N)
-    assert torch.equal(distance, ops.codebook_lookup(features, codebook, return_distance=True, backend=backend)[1])
 
 
 def test_gradients_are_those_of_a_lookup_without_a_subspace(at_every_level, same_bits):

@@ -86,7 +86,15 @@ def test_opcheck(name, backend_name):
 
 def _dictionary(features, codebook, mask_token, valid, uniform, backend):
     """All ops in the way the visual dictionary uses them."""
-    index, distance = ops.codebook_lookup(features, codebook, return_distance=True, backend=backend)
+    found = ops.codebook_lookup(features, codebook, backend=backend)
+    index, distance = ops.codebook_lookup(
+        features,
+        codebook,
+        subspace=codebook[:4].T.contiguous(),
+        warm_start=found,
+        return_distance=True,
+        backend=backend,
+    )
     quantized = ops.straight_through(features, codebook, index, backend=backend)
     counts, sums = ops.codebook_stats(features, index, codebook.shape[0], valid=valid, backend=backend)
     ops.codebook_ema_(codebook, counts, sums, 0.9, backend=backend)
