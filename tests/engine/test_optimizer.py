@@ -99,20 +99,6 @@ def test_rate_zero_leaves_weights_and_state_alone():
     assert not optimizer.state
 
 
-def test_state_survives_saving():
-    straight, saved = _parameters(0), _parameters(0)
-    first = SgdAdamW([{"params": straight, "kind": "adamw", "lr": 0.01}])
-    _train([first], straight, 3)
-    second = SgdAdamW([{"params": saved, "kind": "adamw", "lr": 0.01}])
-    second.load_state_dict(copy.deepcopy(first.state_dict()))
-    with torch.no_grad():
-        for param, value in zip(saved, straight, strict=True):
-            param.copy_(value)
-    _train([first], straight, 3)
-    _train([second], saved, 3)
-    assert all(torch.equal(one, two) for one, two in zip(straight, saved, strict=True))
-
-
 def test_groups_take_the_recipes_values():
     groups = [
         {"params": [each], "kind": kind} for each, kind in zip(_parameters(0), ("backbone", "rest"), strict=False)

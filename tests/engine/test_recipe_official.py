@@ -41,23 +41,6 @@ def test_it_departs_from_paper_r18_in_what_the_release_does_otherwise():
     }  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["--data.epoch", "captions"], "data.replace_probability: texts are replaced within data.epoch caption_groups"),
-        (["--data.num_negative", "2"], "data.num_negative is then 0; got caption_groups and 2"),
-        (["--data.replace_probability", "1.5"], "data.replace_probability: Not of type ClosedUnitInterval: 1.5"),
-        (["--data.mvm_probability", "-1"], "data.mvm_probability: Not of type ClosedUnitInterval: -1"),
-        (["--optim.rule", "bertadam"], "optim.rule: expected one of 'adamw', 'bert_adamw', got bertadam"),
-        (["--batch.group_by_aspect_ratio", "landscape"], "batch.group_by_aspect_ratio: Does not validate"),
-    ],
-)
-def test_mistakes(capsys, arguments, words):
-    assert train.main(["--recipe", "official", *arguments]) == 2
-    (line,) = capsys.readouterr().err.strip().splitlines()
-    assert words in line, line
-
-
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory) -> Path:
     """Recipe official with a small model, on ten wide and eight high pictures with one to six captions each."""

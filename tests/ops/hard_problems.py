@@ -86,7 +86,7 @@ def _many_rows_rounded_one_way(least, largest, scale, longer, num_channels=512):
     for filler in range(1, 17):
         ones[filler, [filler, num_channels // 2 + filler]] = 0.0
     others = random_pair(0, 150, num_channels)[1].sign() * longer
-    features = torch.tensor([scale, -scale] * 70)[:, None] * _rounded_one_way(least, largest, num_channels)
+    features = torch.tensor([scale, -scale] * 40)[:, None] * _rounded_one_way(least, largest, num_channels)
     return features, torch.cat([-ones, ones, others, -others])
 
 

@@ -185,20 +185,3 @@ def test_gradient_where_squares_leave_float32(at_every_level):
     expected = at_every_level(gradient, 1.0)
     assert expected.any()
     torch.testing.assert_close(at_every_level(gradient, 1e25), expected, rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize("topk", [None, 3])
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("metric", METRICS)
-def test_compiled_in_one_graph(metric, backend, topk, family):
-    torch._dynamo.reset()
-    features, codebook = _random(50, 8), _random(40, 8, seed=1)
-    prepared = ops.prepare_codebook(codebook, metric=metric, backend=backend)
-    options = {"return_distance": True, "metric": metric, "topk": topk, "backend": backend}
-
-    def both(x):
-        return [codebook_lookup(x, codes, **options) for codes in (codebook, prepared)]
-
-    compiled = torch.compile(both, fullgraph=True, dynamic=True, backend="aot_eager")
-    for got, wanted in zip(compiled(features), both(features), strict=True):
-        assert torch.equal(got[0], wanted[0]) and torch.equal(got[1], wanted[1])

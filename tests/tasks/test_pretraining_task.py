@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 from huggingface_hub import ModelCard
-from tiny_corpus import COLOURS, write_karpathy
+from tiny_corpus import write_karpathy
+from tiny_tasks import NAMES, SMALL
 
 from soho_fast.common.checksums import altered_files
 from soho_fast.model import SohoForPreTraining
@@ -20,12 +21,6 @@ from soho_fast.tasks.card import model_card
 from soho_fast.tasks.evaluation.sharing import Sharing
 from soho_fast.tasks.pretraining import PretrainingTask, read_sources
 from soho_fast.tasks.settings import CaptionSource, PretrainingData, PretrainingModel
-
-NAMES = list(COLOURS)
-SMALL = {
-    "backbone": "resnet10", "visual_pool": 1, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
-    "intermediate_size": 64, "num_codes": 8,
-}  # fmt: skip
 
 
 @pytest.fixture
@@ -289,15 +284,6 @@ def test_a_set_of_identical_captions_is_refused_before_training(data, tmp_path, 
     data.num_negative = 0
     if name == "sources":
         assert len(make_task(data)[0].training_data()) == 5
-
-
-def test_one_image_is_enough_where_no_negatives_are_drawn(data, tmp_path):
-    path = str(write_karpathy(tmp_path / "one", {"train": NAMES[:1]}))
-    data.sources = [CaptionSource(path, [str(tmp_path / "one")], splits=["train"])]
-    with pytest.raises(ValueError, match=r"data\.sources: expected at least 2 images to draw negative captions from"):
-        make_task(data)[0].training_data()
-    data.num_negative = 0
-    assert len(make_task(data)[0].training_data()[0].texts_ids) == 2
 
 
 def test_a_run_without_codes_that_loses_its_features_says_what_is_seen(data):
