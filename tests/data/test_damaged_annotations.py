@@ -25,10 +25,8 @@ ANSWERED = {
 KARPATHY = {
     "dataset": "coco",
     "images": [
-        {
-            "filepath": "val2014", "filename": "a.jpg", "imgid": number, "cocoid": number, "split": split,
-            "sentences": [{"raw": "a red"}],
-        }
+        {"filepath": "val2014", "filename": "a.jpg", "imgid": number, "cocoid": number, "split": split,
+         "sentences": [{"raw": "a red"}]}
         for number, split in ((1, "train"), (2, "val"))
     ],
 }  # fmt: skip

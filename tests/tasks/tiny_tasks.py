@@ -38,16 +38,11 @@ def _vqa_split(folder: Path, subtype: str, first: int, count: int, answered: boo
             question_id = 10 * number + place
             questions.append({"image_id": number, "question": text, "question_id": question_id})
             given = [answer] * 7 + ["Yes"] * 2 + ["unheard of"]
-            annotations.append(
-                {
-                    "image_id": number,
-                    "question_id": question_id,
-                    "question_type": "is",
-                    "multiple_choice_answer": answer,
-                    "answer_type": "yes/no" if place < 2 else "other",
-                    "answers": [{"answer": each, "answer_id": n} for n, each in enumerate(given, 1)],
-                }
-            )
+            annotations.append({
+                "image_id": number, "question_id": question_id, "question_type": "is", "multiple_choice_answer": answer,
+                "answer_type": "yes/no" if place < 2 else "other",
+                "answers": [{"answer": each, "answer_id": n} for n, each in enumerate(given, 1)],
+            })  # fmt: skip
     paths = [folder / f"v2_OpenEnded_mscoco_{subtype}_questions.json", folder / f"v2_mscoco_{subtype}_annotations.json"]
     paths[0].write_text(json.dumps({"data_subtype": subtype, "questions": questions}))
     if answered:
