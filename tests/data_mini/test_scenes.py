@@ -67,12 +67,6 @@ def test_background_neither_hides_nor_shows_an_object(full_scenes):
             assert item.name not in DRAWN_IN.get(scene.background.colour, ())
 
 
-def test_some_scenes_repeat_a_concept(full_scenes):
-    for scenes in full_scenes:
-        repeated = sum(max(scene.counts.values()) > 1 for scene in scenes)
-        assert 0.05 < repeated / len(scenes) < 0.3
-
-
 def test_scenes_depend_on_the_seed_only():
     assert describe_scenes(20, 8, 1) == describe_scenes(20, 8, 1)
     assert describe_scenes(20, 8, 1) != describe_scenes(20, 8, 2)

@@ -1,13 +1,13 @@
 """Recipe `official`: what it sets; on a few pictures, runs that go on after a stop, alone and on two processes."""
 
 import dataclasses
-import json
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from run_files import records
 from safetensors.torch import load_file
 from tiny_corpus import COLOURS, draw, write_karpathy, write_tokenizer
 
@@ -84,20 +84,19 @@ def _half(run: Path) -> Path:
 
 
 def _records(run: Path) -> list[dict]:
-    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     keys = ("step", "loss", "mlm_loss", "mvm_loss", "itm_loss", "perplexity", "active_codes", "lr", "grad_norm")
-    return [{key: line.get(key) for key in keys} for line in lines if line["kind"] == "train"]
+    return [{key: record.get(key) for key in keys} for record in records({"output": run})]
 
 
 def _check_same(run: Path, half: Path) -> None:
-    records = _records(run)
-    assert [record["step"] for record in records] == [1, 2, 3, 4, 5, 6] and _records(half) == records
+    told = _records(run)
+    assert [record["step"] for record in told] == [1, 2, 3, 4, 5, 6] and _records(half) == told
     through, resumed = (load_file(folder / "model" / "model.safetensors") for folder in (run, half))
     assert through.keys() == resumed.keys()
     assert [name for name in through if not torch.equal(through[name], resumed[name])] == []
-    rates = [record["lr"]["rest"] / 1e-4 for record in records]
+    rates = [record["lr"]["rest"] / 1e-4 for record in told]
     assert rates[:4] == pytest.approx([1 / 3 + 2 / 3 * step / 4 for step in range(4)])
-    assert any(record["mvm_loss"] > 0 for record in records)
+    assert any(record["mvm_loss"] > 0 for record in told)
 
 
 def test_a_run_goes_on_where_it_was_bit_for_bit(recipe, again, tmp_path):

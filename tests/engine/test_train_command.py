@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from run_files import evaluations, records
 
 from soho_fast import train
 from soho_fast.common.errors import UserError
@@ -156,12 +157,11 @@ def test_from_corpus_to_table(launch, small_recipe, tmp_path):
     metrics = json.loads((run / "metrics.json").read_text())
     assert metrics["step"] == 3 and 0 <= metrics["metrics"]["itm"] <= 1
     assert list((run / "tensorboard").iterdir())
-    records = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    assert records.pop()["kind"] == "evaluation"
-    records = [record for record in records if record["kind"] == "train"]
-    for earlier, later in itertools.pairwise(records):
+    told = records({"output": run})
+    assert len(evaluations({"output": run})) == 1
+    for earlier, later in itertools.pairwise(told):
         assert later["seconds"] > earlier["seconds"]
-    last = records[-1]
+    last = told[-1]
     assert abs(last["loss"] - last["mlm_loss"] - last["mvm_loss"] - last["itm_loss"]) < 1e-5
     assert set(last["lr"]) == {"backbone", "rest"}
     assert set(last["milliseconds"]) == {"wait", "copy", "forward", "backward", "optimizer"}
