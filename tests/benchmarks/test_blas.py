@@ -15,12 +15,8 @@ def found(kernel: str, wheel: str = "faiss_cpu", version: str = "0.3.15") -> dic
     """One BLAS as threadpoolctl lists it."""
     path = f"/env/site-packages/{wheel}.libs/libopenblaso.so"
     return {
-        "user_api": "blas",
-        "internal_api": "openblas",
-        "version": version,
-        "architecture": kernel,
-        "filepath": path,
-    }
+        "user_api": "blas", "internal_api": "openblas", "version": version, "architecture": kernel, "filepath": path,
+    }  # fmt: skip
 
 
 OPENMP = {"user_api": "openmp", "internal_api": "openmp", "version": None, "filepath": "/env/faiss_cpu.libs/libgomp.so"}

@@ -5,7 +5,6 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import nn
-from torchvision.models.detection.roi_heads import RoIHeads
 
 from benchmarks.inference import baselines, measure, region_pipeline
 from benchmarks.inference.baselines import EXACT, HALVED, REGION, SMALL, SOHO, Method, make_regions
@@ -57,20 +56,6 @@ def test_both_kinds_of_nms_agree_where_a_box_reaches_the_threshold(boxes_and_sco
     (by_class_N, _), (batched_N, (entered, left)) = nms_by_class(boxes_N4, score_NK), nms_batched(boxes_N4, score_NK)
     torch.testing.assert_close(batched_N, by_class_N.where(by_class_N >= MIN_SCORE, 0.0), rtol=0, atol=0)
     assert left < entered == int((score_NK >= MIN_SCORE).sum())
-
-
-def test_the_batched_one_keeps_what_torchvisions_detector_keeps(boxes_and_scores):
-    boxes_N4, score_NK = boxes_and_scores
-    unused = [None] * 3
-    heads = RoIHeads(*unused, 0.5, 0.5, 8, 0.25, None, MIN_SCORE, CLASS_NMS, detections_per_img=10**6)
-    logits_NK = torch.cat([torch.full((40, 1), -100.0), score_NK.log()], dim=1)
-    shifts = torch.zeros(40, 4 * 26)
-    (kept,), (scores,), _ = heads.postprocess_detections(logits_NK, shifts, [boxes_N4], [(200, 200)])
-    best_N, (_, left) = nms_batched(boxes_N4, score_NK)
-    assert len(kept) == left
-    for number in best_N.nonzero().squeeze(1):
-        same = (kept - boxes_N4[number]).abs().amax(1) < 1e-4
-        torch.testing.assert_close(scores[same].max(), best_N[number])
 
 
 def test_folding_changes_nothing():

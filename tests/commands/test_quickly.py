@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -81,17 +80,6 @@ def test_soho_lists_its_commands_and_tells_what_was_meant():
     assert done.returncode == 2 and "there is no such argument; did you mean --optim.lr" in done.stderr, done.stderr
 
 
-def test_a_typo_takes_less_time_than_torch():
-    def seconds(*arguments: str) -> float:
-        began = time.perf_counter()
-        run(*arguments)
-        return time.perf_counter() - began
-
-    run("-c", "import torch")  # Files are read from disk once.
-    typo = min(seconds("soho_fast/train.py", "--optim.lrr", "1") for _ in range(2))
-    assert typo < (torch := seconds("-c", "import torch")), (typo, torch)
-
-
 # Presses Ctrl-C when the command first imports this module, then runs it as `python -m` does.
 INTERRUPTED = """
 import os, runpy, signal, sys
@@ -119,6 +107,14 @@ def test_ctrl_c_while_it_loads_is_one_line(command, module):
     assert done.returncode == 130, done.stderr
     (line,) = done.stderr.strip().splitlines()
     assert "stopped" in line
+
+
+def test_making_the_pre_training_task_loads_no_part_of_others():
+    code = "from soho_fast.tasks.recipe import read_recipe; read_recipe([]).make_task(print)"
+    loaded = run("-c", f"{code}; import sys; print(*sys.modules)").stdout.split()
+    assert "soho_fast.model.soho" in loaded
+    others = ("two_stage", ".int8", "model.fast.prepared", "model.official", "model.downstream")
+    assert not [name for name in loaded if name.startswith("soho_fast.") and any(part in name for part in others)]
 
 
 def test_deepspeed_is_imported_without_its_warning():

@@ -25,17 +25,11 @@ ANSWERED = {
 KARPATHY = {
     "dataset": "coco",
     "images": [
-        {
-            "filepath": "val2014",
-            "filename": "a.jpg",
-            "imgid": number,
-            "cocoid": number,
-            "split": split,
-            "sentences": [{"raw": "a red"}],
-        }
+        {"filepath": "val2014", "filename": "a.jpg", "imgid": number, "cocoid": number, "split": split,
+         "sentences": [{"raw": "a red"}]}
         for number, split in ((1, "train"), (2, "val"))
     ],
-}
+}  # fmt: skip
 COCO = {"images": [{"id": 7, "file_name": "a.jpg"}], "annotations": [{"image_id": 7, "caption": "a red"}]}
 REGIONS = [{"id": 7, "regions": [{"phrase": "a red"}]}]
 IMAGE_DATA = [{"image_id": 7, "url": "https://host/VG_100K/a.jpg", "coco_id": 9}]
@@ -111,24 +105,21 @@ def changed(content, path, change):
     return content
 
 
+def _put(parent, key, wrong):
+    parent[key] = wrong
+
+
 def damaged(name, content):
     """(what was done, bytes of the file)."""
     lines = name.endswith(".jsonl")
     for path in places(content):
-        if path or not lines:
-            for wrong in WRONG:
-                holder = {}
-                if path:
-                    yield (
-                        f"{path} is {wrong!r:.30}",
-                        serialise(
-                            name,
-                            changed(content, path, lambda parent, key, wrong=wrong: parent.__setitem__(key, wrong)),
-                        ),
-                    )
-                else:
-                    holder[0] = wrong
-                    yield f"all is {wrong!r:.30}", dump(wrong)
+        for wrong in WRONG if path or not lines else ():
+            value = (
+                changed(content, path, lambda parent, key, wrong=wrong: parent.__setitem__(key, wrong))
+                if path
+                else wrong
+            )
+            yield f"{path or 'all'} is {wrong!r:.30}", serialise(name, value)
         if path and isinstance(path[-1], str):
             yield f"{path} is not there", serialise(name, changed(content, path, lambda parent, key: parent.pop(key)))
         if path and isinstance(path[-1], int):
@@ -225,6 +216,8 @@ REFUSED = [
     ("answers", ("annotations", 0, "answers", 3), GONE, r"annotations\[0\]: 9 answers; expected 10"),
     ("answers", ("annotations", 0, "answers", 3, "answer"), GONE, r"\.answers\[3\]: no field 'answer'"),
     ("answers", ("annotations", 0, "answer_type"), "colour", "field 'answer_type' is 'colour', expected one of"),
+    ("easy_vqa", (), [], r"questions\.json: holds no question"),
+    ("easy_vqa", (0, 0), " ", r"questions\.json: record 0 is"),
     ("nlvr2", (0, "label"), True, "line 1: field 'label' is True, expected str"),
     ("nlvr2", (0, "label"), "true", "field 'label' is 'true', expected one of 'True', 'False'"),
     ("nlvr2", (0, "identifier"), "dev-850-0", "identifier 'dev-850-0'; expected split-set"),

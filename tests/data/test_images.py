@@ -70,14 +70,6 @@ def test_a_colour_that_stands_for_transparency_is_white(mode, colour):
     assert pixels[:, 0, 0].tolist() == ([1, 2, 3] if mode == "RGB" else [1, 1, 1])
 
 
-def test_sixteen_bit_grey_is_scaled_not_clipped():
-    ramp = np.linspace(0, 65535, 64, dtype=np.uint16).reshape(8, 8)
-    pixels = decode_image(encoded(Image.fromarray(ramp), "PNG"))
-    assert len(pixels.unique()) == 64 and pixels.max() == 255
-    dark = decode_image(encoded(Image.fromarray(ramp // 4), "PNG"))
-    assert dark.max() == 63, "a dark image stays dark"
-
-
 def test_reduced_decode_is_close_to_the_full_one():
     data = encoded(noise(1600, 1200), quality=95)
     reduced = decode_image(data, shorter_edge=100)

@@ -98,6 +98,16 @@ def write_zip(path: Path, folder: Path, pattern: str = "**/*.jpg") -> Path:
     return path
 
 
+class Planted:
+    """Unpickled, it creates a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return (Path.touch, (self.path,))
+
+
 def edit_json(path: Path, change) -> Path:
     """Apply `change(content)` in place to a JSON file."""
     content = json.loads(path.read_text())

@@ -42,27 +42,22 @@ def test_on_every_rank_the_first_that_differs_is_named(rank):
     refuse_disagreement(Ranks(), values[0])
 
 
-def test_another_learning_rate_is_one_line_with_rank_and_field(launch, small_recipe):
-    line = refused(launch, small_recipe, "--optim.lr", "0.5", "--seed", "3")
-    assert line == (
-        "error: the processes do not agree: rank 1 has seed 3, not 0; optim.lr 0.5, not 0.0016, as rank 0 has; "
-        "start all by the same command, recipe, data and version"
-    )
-
-
+# Of fields that differ four are named.
 @pytest.mark.parametrize(
-    ("own", "told"),
+    "others",
     [
-        (["--batch.global_batch_size", "4"], "batch.global_batch_size 4, not 8"),
-        (["--max_steps", "5"], "max_steps 5, not 3"),
-        (["--optim.frozen_backbone_epochs", "[0, 2]"], "optim.frozen_backbone_epochs [0.0, 2.0], not [0.0, 0.0]"),
-        (["--model.config.ema_decay", "0.25"], "model.config.ema_decay 0.25, not nothing"),
-        (["--data.masking.probability", "0.5"], "data.masking.probability 0.5, not 0.3"),
-        (["--checkpoint.every_steps", "1"], "checkpoint.every_steps 1, not 0"),
+        {"optim.lr": "0.5, not 0.0016", "seed": "3, not 0", "max_steps": "5, not 3",
+         "checkpoint.every_steps": "1, not 0"},
+        {"batch.global_batch_size": "4, not 8", "optim.frozen_backbone_epochs": "[0.0, 2.0], not [0.0, 0.0]",
+         "model.config.ema_decay": "0.25, not nothing", "data.masking.probability": "0.5, not 0.3"},
     ],
-)
-def test_so_is_any_other_field(launch, small_recipe, own, told):
-    assert f"rank 1 has {told}, as rank 0 has" in refused(launch, small_recipe, *own)
+)  # fmt: skip
+def test_other_settings_are_one_line_with_rank_and_fields(launch, small_recipe, others):
+    own = [word for field, told in others.items() for word in (f"--{field}", told.partition(", not")[0])]
+    line = refused(launch, small_recipe, *own)
+    assert all(f"{field} {told}" in line for field, told in others.items()), line
+    assert line.startswith("error: the processes do not agree: rank 1 has ")
+    assert line.endswith(", as rank 0 has; start all by the same command, recipe, data and version")
 
 
 def test_so_are_other_sources_of_the_same_version(launch, small_recipe, tmp_path):

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from engine_run import run_one
+from tiny_corpus import Planted
 
 from soho_fast.common.errors import UserError
 from soho_fast.common.processes import Processes
@@ -207,16 +208,6 @@ def test_an_unreadable_folder_is_one_line(run, monkeypatch):
     monkeypatch.setattr(os, "listdir", denied)
     with pytest.raises(UserError, match=r"checkpoints: the checkpoints cannot be read: Permission denied"):
         train_on()
-
-
-class Planted:
-    """Unpickled, it creates a file."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self):
-        return (Path.touch, (self.path,))
 
 
 def _reseal(path: Path, **changes) -> None:

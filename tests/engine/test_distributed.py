@@ -2,7 +2,6 @@
 
 import itertools
 import math
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +19,7 @@ TYPES = {"float32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16
 
 
 def test_zero_stages_and_precisions_train_alike(launch, request_for, losses):
-    """Six steps of the model under ZeRO 0-3 in float32, bf16 and fp16 on two processes; then the last three again.
+    """Six steps of the model under ZeRO 0-3 in float32, bf16 and fp16 on two processes.
 
     BatchNorm stands still: over one or two images it would leave the backbone's gradients to rounding. Before the
     dictionary there is none: scaled up by it, a token in bf16 may take another code.
@@ -31,7 +30,7 @@ def test_zero_stages_and_precisions_train_alike(launch, request_for, losses):
             f"zero{stage}-{precision}",
             max_steps=6,
             task=SOHO | {"pixels": 32, "config": {"dictionary_batch_norm": False}},
-            checkpoint={"every_steps": 3, "keep": 0},
+            checkpoint={"every_steps": 6},
             optim={"frozen_backbone_epochs": (0, 0.2), "lr": 1e-3},
             batch={"global_batch_size": 4, "gradient_accumulation_steps": 2},
             engine=STILL | {"zero_stage": stage, "precision": precision, "loss_scale_power": 8},
@@ -54,16 +53,6 @@ def test_zero_stages_and_precisions_train_alike(launch, request_for, losses):
         held = torch.float32 if (stage, precision) == (0, "bf16") else TYPES[precision]
         apart = float((way_of_backbone(request, held) - way).norm() / way.norm())
         assert apart < APART[precision], f"{what}: the backbone went {apart} of its way elsewhere"
-
-    again = [runs[key] for key in [(0, "bf16"), (2, "fp16"), (3, "bf16"), (3, "float32")]]
-    uninterrupted = [losses(request) for request in again]
-    for request in again:
-        shutil.rmtree(Path(request["output"]) / "checkpoints" / "step-00000006")
-    done = launch(*again, processes=2)
-    assert done.code == 0, done.text
-    assert done.text.count("resumed from") == len(again)
-    for request, before in zip(again, uninterrupted, strict=True):
-        assert losses(request) == before, request["output"]
 
 
 def way_of_backbone(request: dict, held: torch.dtype) -> torch.Tensor:

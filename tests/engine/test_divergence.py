@@ -4,7 +4,7 @@ import json
 import math
 from pathlib import Path
 
-from run_files import records
+from run_files import checkpoints, records
 
 SOHO = {"soho": True, "dropout": 0.0, "pixels": 32}
 STILL = {"freeze_batch_norm": True}
@@ -21,7 +21,7 @@ def assert_ended_well(request: dict, error: str, found: str) -> None:
     output = Path(request["output"])
     assert error.startswith("step 9: not finite") and found in error, error
     assert f"The newest checkpoint is {output / 'checkpoints' / 'step-00000006'}" in error, error
-    assert sorted(path.name for path in (output / "checkpoints").glob("step-*")) == ["step-00000003", "step-00000006"]
+    assert checkpoints(request) == ["step-00000003", "step-00000006"]
     assert not (output / "model").exists()
     assert "\n" not in error
 
@@ -116,12 +116,9 @@ def test_a_lost_run_ends_and_names_the_last_sound_checkpoint_which_was_kept(laun
     unsaved = request_for("unsaved", fails=True, max_steps=20, task={"lost_after": 7}, **alone)
     done = launch(lost, never, unsaved)
     assert done.code == 0, done.text
-    kept = [
-        sorted(path.name for path in (Path(each["output"]) / "checkpoints").glob("step-*")) for each in (lost, never)
-    ]
     # At step 11 it is seen, before that step is saved.
-    assert kept[0] == ["step-00000007", "step-00000009", "step-00000010"]
-    assert kept[1] == ["step-00000013", "step-00000014"]
+    assert checkpoints(lost) == ["step-00000007", "step-00000009", "step-00000010"]
+    assert checkpoints(never) == ["step-00000013", "step-00000014"]
     error, without = errors(done.text)
     sound = Path(lost["output"]) / "checkpoints" / "step-00000007"
     assert error == (

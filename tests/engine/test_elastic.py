@@ -1,7 +1,5 @@
 """A run goes on with another number of processes and at another ZeRO stage: the same losses, and nothing is lost."""
 
-import itertools
-import json
 import re
 import shutil
 import signal
@@ -10,11 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import yaml
 from run_files import records, weights
-from tiny_datasets import write_img2dataset
-
-from soho_fast.data.readers.captions import read_karpathy
 
 # No dropout: its random numbers are each process's own. BatchNorm of the backbone stands still: in training its
 # statistics are of each process's own images.
@@ -141,35 +135,3 @@ def test_an_optimiser_by_import_path_goes_on_at_each_stage(launch, run, losses):
     other = {**through[0], "optim": {**through[0]["optim"], "rule": "adamw"}, "resume": "changed", "max_steps": 8}
     done = launch(other)
     assert done.code and "optimiser's state cannot change within a run" in done.text, done.text
-
-
-def test_a_run_on_a_data_set_sees_the_same_samples_on_two_processes_and_then_on_one(
-    launch, small_recipe, tmp_path, monkeypatch
-):
-    """Eight of forty images a step: two processes are killed within an epoch, one goes on from there to the next. Each
-    image comes once in an epoch."""
-    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    corpus = tmp_path / "corpus"
-    described = read_karpathy(corpus / "dataset_coco.json", corpus, ["train", "restval"])
-    images = [(record.image.read(), record.captions[0]) for record in described]
-    path = write_img2dataset(tmp_path / "set", images, "parquet", per_file=10)
-    recipe = yaml.safe_load(small_recipe.read_text())
-    recipe |= {"max_steps": 7, "checkpoint": {"every_steps": 2}, "evaluation": {"at_end": False}}
-    recipe["data"]["sources"] = [{"annotations": path, "format": "dataset"}]
-    recipe["batch"]["workers"] = 0
-    small_recipe.write_text(yaml.safe_dump(recipe))
-    noting, command = Path(__file__).with_name("train_noting.py"), ["--recipe", str(small_recipe)]
-    seen = []
-    for processes, kill_at, code in ((2, 4, -signal.SIGKILL), (1, 0, 0)):
-        notes = tmp_path / f"on-{processes}"
-        notes.mkdir()
-        done = launch(script=noting, arguments=[str(notes), str(kill_at), *command], processes=processes)
-        assert done.code == code, done.text
-        files = [path.read_text().splitlines() for path in sorted(notes.glob("*.jsonl"))]
-        assert len(files) == processes, done.text
-        seen.append([sorted(itertools.chain(*map(json.loads, parts))) for parts in zip(*files, strict=True)])
-    assert "resharded: processes 2 -> 1" in done.text and "(step 2 of 7)" in done.text, done.text
-
-    orders = np.concatenate([np.random.default_rng([1, 0, epoch]).permutation(40) for epoch in (0, 1)])
-    expected = [sorted(f"set/{row}" for row in orders[8 * step :][:8]) for step in range(7)]
-    assert seen == [expected[:3], expected[2:]]

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,6 +12,7 @@ import yaml
 
 from soho_fast import evaluate, train
 from soho_fast.ask import __main__ as ask
+from soho_fast.common.lock import only_user
 from soho_fast.common.processes import Processes
 from soho_fast.data.mini import build_corpus
 from soho_fast.engine import distributed
@@ -80,6 +82,10 @@ def test_fine_tune_then_evaluate_however_started(launch, small_vqa, tmp_path, ca
     assert (whole["images_trained_on"], whole["images_missing"], metrics["images_missing"]) == (0, {}, {})
     assert whole["metrics"]["vqa_score"] == pytest.approx(scores[best], abs=1e-9)
     assert not (tmp_path / "whole" / "partial").exists()
+
+    with only_user(tmp_path / "whole", Processes(), print):
+        done = launch(script=script, arguments=arguments)
+    assert done.code == 2 and f"{tmp_path / 'whole'} is in use by process {os.getpid()} on " in done.text, done.text
 
     killer = tmp_path / "killer.py"
     killer.write_text(KILLED)
@@ -180,20 +186,29 @@ def test_a_full_disk_is_one_line(capsys, tmp_path, monkeypatch):
 
 
 def test_the_papers_values():
-    """Section 4.2 and the appendix: 18 epochs with a tenth of the rate at 12 and 16; SNLI-VE 6 epochs, at 4."""
+    """Sections 4.1 and 4.2 and the appendix: epochs, those at which a tenth of the rate is left, pairs or texts."""
     for name, epochs, steps, batch in (
-        ("vqa", 18, [12, 16], 256), ("nlvr2", 18, [12, 16], 128), ("snli_ve", 6, [4], 128),
+        ("paper", 40, [25, 35], 1024), ("vqa", 18, [12, 16], 256), ("nlvr2", 18, [12, 16], 128),
+        ("snli_ve", 6, [4], 128),
     ):  # fmt: skip
         recipe = read_recipe(["--recipe", name])
-        assert (recipe.task, recipe.epochs, recipe.batch.global_batch_size) == (name, epochs, batch)
+        assert (recipe.epochs, recipe.batch.global_batch_size) == (epochs, batch)
         assert (recipe.schedule.decay, recipe.schedule.step_epochs, recipe.schedule.step_factor) == ("step", steps, 0.1)
         optim = recipe.optim
         assert (optim.lr, optim.weight_decay, optim.backbone_rule, optim.backbone_lr) == (1e-4, 1e-2, "sgd", 1e-2)
-        assert (recipe.data.shorter_edge, recipe.data.longer_edge, recipe.data.texts_per_image) == (600, 1000, 1)
-        assert not recipe.model.use_dictionary_output
+        assert (recipe.data.shorter_edge, recipe.data.longer_edge) == (600, 1000)
         assert all(f"data_roots.{root}" in text_of(name) for root in recipe.data_roots)
-    vqa = read_recipe(["--recipe", "vqa"])
+        if name != "paper":
+            assert (recipe.task, recipe.data.texts_per_image, recipe.model.use_dictionary_output) == (name, 1, False)
+    paper, vqa = (read_recipe(["--recipe", name]) for name in ("paper", "vqa"))
     assert (vqa.data.train, vqa.data.min_answer_count) == (["train", "val"], 9)
+    assert (paper.data.num_positive, paper.data.num_negative) == (2, 2), "4,096 pairs"
+    assert (paper.optim.backbone_weight_decay, paper.optim.frozen_backbone_epochs) == (5e-4, (0, 10))
+    assert (paper.model.preset, paper.model.text_encoder, paper.model.backbone) == (
+        "paper", "bert-base-uncased", "imagenet",
+    )  # fmt: skip
+    coco, genome = paper.data.sources
+    assert coco.splits == ["train", "restval"] and genome.exclude_held_out_of[0] == coco.annotations
 
 
 def text_of(name: str) -> str:

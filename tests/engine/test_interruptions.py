@@ -276,25 +276,6 @@ def test_full_disk_on_one_rank_is_one_error_and_keeps_what_was_saved(launch, req
     assert "step 4 of 10" in done.text
 
 
-def test_full_disk_on_a_small_file_system(launch, request_for, tmp_path):
-    """The real thing, where a file system can be mounted."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1200k", "tmpfs", str(disk)], capture_output=True).returncode:
-        pytest.skip("this user cannot mount a tmpfs")
-    try:
-        full = request_for(
-            "full", task={"width": 64}, checkpoint={"every_steps": 2, "keep": 0}, output=str(disk / "run")
-        )
-        done = launch(full)
-        assert done.code == 2, done.text
-        assert "could not be written" in done.text and "Traceback" not in done.text
-        assert "step-00000002" in checkpoints(full)
-        assert not [name for name in checkpoints(full) if name.endswith("partial")]
-    finally:
-        subprocess.run(["umount", str(disk)], check=True)
-
-
 def test_a_checkpoint_of_another_size_names_what_differs(launch, request_for):
     """Whatever ZeRO stage saved it and whichever would load it."""
     small = [request_for(f"zero{stage}", max_steps=2, engine={"zero_stage": stage}) for stage in range(4)]
@@ -322,16 +303,6 @@ def test_starting_anew_spares_an_existing_run(launch, request_for, losses):
     assert len(losses(first)) == 2
     done = launch(none)
     assert done.code == 2 and "no complete checkpoint" in done.text
-
-
-def test_too_many_corrupt_images_stop_the_run(launch, request_for):
-    run = request_for("run", task={"skip_each": 1}, batch={"corrupt_images": 0.003})
-    done = launch(run)
-    assert done.code == 2, done.text
-    told = [line for line in done.text.splitlines() if line.startswith("skipped: corrupt-")]
-    assert len(set(told)) == len(told) == 4
-    assert "error: batch.corrupt_images: 4 of 40 images are unreadable, more than the share of 0.003" in done.text
-    assert done.text.rstrip().endswith(".jpg: truncated")
 
 
 def test_a_broken_file_is_one_however_often_it_is_met(launch, request_for):

@@ -8,17 +8,13 @@ import signal
 import socket
 from multiprocessing.connection import Connection
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 
-from soho_fast import evaluate
 from soho_fast.common.errors import UserError
 from soho_fast.common.lock import LOCK, only_user
 from soho_fast.common.processes import Processes
-from soho_fast.engine import distributed
-from soho_fast.tasks.recipe import Recipe
 
 ALONE = Processes(0, 1, 0, torch.device("cpu"))
 FORK = multiprocessing.get_context("fork")
@@ -66,22 +62,6 @@ def test_a_second_process_is_refused_until_the_first_is_dead(holder, tmp_path):
     with only_user(run, ALONE, lines.append):
         assert (run / LOCK).read_text().startswith(f"process {os.getpid()} on ")
     assert os.listdir(run) == ["recipe.yaml"] and lines == []
-
-
-def test_a_second_evaluation_into_one_folder_is_refused(holder, tmp_path, monkeypatch, capsys):
-    task = SimpleNamespace(
-        name="vqa",
-        default_split="val",
-        load_model=lambda folder: torch.nn.Linear(1, 1),
-        speed_up=lambda model, device: None,
-    )
-    monkeypatch.setattr(Recipe, "make_task", lambda self, say: task)
-    monkeypatch.setattr(distributed, "start_processes", lambda **_: ALONE)
-    (tmp_path / "best").mkdir()
-    (tmp_path / "recipe.yaml").write_text("task: vqa\n")
-    assert evaluate.main(["--run", str(tmp_path), "--into", str(tmp_path / "run")]) == 2
-    assert capsys.readouterr().err.startswith(f"error: {tmp_path / 'run'} is in use by process {holder.pid} on ")
-    assert os.listdir(tmp_path / "run") == [LOCK]
 
 
 def test_a_folder_is_free_again_after_an_error_and_is_not_left_behind(tmp_path):

@@ -83,8 +83,6 @@ def test_an_optimiser_that_does_not_fit_is_one_line(kind, decay, message):
 def test_the_recipe_takes_one_by_import_path():
     given = ["--optim.rule", "torch.optim:Adagrad", "--optim.weight_decay", "0"]
     assert read_recipe(["--recipe", "mini", *given]).optim.rule == "torch.optim:Adagrad"
-    with pytest.raises(UserError, match=r"optim\.rule: "):
-        read_recipe(["--recipe", "mini", "--optim.rule", "Adagrad"])
 
 
 def test_rate_zero_leaves_weights_and_state_alone():
@@ -97,20 +95,6 @@ def test_rate_zero_leaves_weights_and_state_alone():
     optimizer.step()
     assert all(torch.equal(param, old) for param, old in zip(params, before, strict=True))
     assert not optimizer.state
-
-
-def test_state_survives_saving():
-    straight, saved = _parameters(0), _parameters(0)
-    first = SgdAdamW([{"params": straight, "kind": "adamw", "lr": 0.01}])
-    _train([first], straight, 3)
-    second = SgdAdamW([{"params": saved, "kind": "adamw", "lr": 0.01}])
-    second.load_state_dict(copy.deepcopy(first.state_dict()))
-    with torch.no_grad():
-        for param, value in zip(saved, straight, strict=True):
-            param.copy_(value)
-    _train([first], straight, 3)
-    _train([second], saved, 3)
-    assert all(torch.equal(one, two) for one, two in zip(straight, saved, strict=True))
 
 
 def test_groups_take_the_recipes_values():

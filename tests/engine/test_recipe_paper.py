@@ -79,28 +79,3 @@ def test_one_step_at_full_size(launch, tmp_path):
         "soho.encoder.layer.11.output.dense.weight", "soho.text_embeddings.word_embeddings.weight",
     ):  # fmt: skip
         assert name in moved
-
-
-def test_a_step_of_the_ablations_size(launch, tmp_path):
-    """ResNet-18 and 3 layers, two micro-batches of one image; Flickr30K's held-out images left out."""
-    run, flickr = tmp_path / "run", tmp_path / "flickr"
-    write_karpathy(flickr, {"train": ["red"], "test": ["green"]}, coco=False)
-    arguments = [
-        "--recipe", "paper_r18", *write_data_roots(tmp_path), "--data_roots.flickr30k", str(flickr),
-        "--data.tokenizer", str(write_tokenizer(tmp_path / "few")), "--data.shorter_edge", "64",
-        "--data.longer_edge", "128", "--evaluation.at_end", "false",
-        "--output", str(run), "--max_steps", "1", "--batch.global_batch_size", "2", "--batch.workers", "0",
-        "--batch.gradient_accumulation_steps", "2", "--log.every_steps", "1", "--evaluation.every_epochs", "0",
-    ]  # fmt: skip
-    try:
-        done = launch(script=Path(train.__file__), arguments=arguments)
-        assert done.code == 0, done.text
-        assert "recipe paper_r18: " in done.text and "1 steps of 2 images" in done.text, done.text
-        assert "visual_genome: 1 images, 1 captions" in done.text and "is not set" not in done.text
-        assert "visual_genome: 2 images left out: held out in COCO or Flickr30K" in done.text
-        trained = SohoForPreTraining.from_pretrained(run / "model")
-    finally:
-        shutil.rmtree(run, ignore_errors=True)
-    config = trained.config
-    assert (config.backbone, config.num_hidden_layers, config.num_codes) == ("resnet18", 3, 2048)
-    assert (trained.soho.visual_dictionary.step, trained.soho.visual_dictionary.age.max()) == (1, 1)

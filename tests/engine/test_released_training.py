@@ -11,8 +11,8 @@ from official_parity_rule import centred
 from parity import fixture
 
 from soho_fast.engine.batches import plan_batches
-from soho_fast.engine.optimizer import Schedule, SgdAdamW, optimizer_groups
-from soho_fast.engine.settings import BatchSettings, OptimSettings
+from soho_fast.engine.optimizer import Schedule, SgdAdamW
+from soho_fast.engine.settings import BatchSettings
 from soho_fast.tasks.recipe import read_recipe
 
 NAMES = ("sgd", "adamw", "adamw_small")
@@ -76,19 +76,6 @@ def test_berts_adamw_counts_each_tensors_steps_and_lives_through_saving():
     assert count == [6, 3]
     for param, expected in zip(params, value, strict=True):
         torch.testing.assert_close(param.detach().double(), expected, rtol=0, atol=1e-6)
-
-
-def test_a_recipes_rule_is_that_of_all_but_the_backbone():
-    class Model:
-        def parameter_groups(self):
-            params = [torch.nn.Parameter(torch.zeros(2)), torch.nn.Parameter(torch.zeros(2))]
-            return [
-                {"params": params[:1], "kind": "backbone"},
-                {"params": params[1:], "kind": "rest"},
-            ]
-
-    kinds = [group["kind"] for group in optimizer_groups(Model(), OptimSettings(rule="bert_adamw"))]
-    assert kinds == ["sgd", "bert_adamw"]
 
 
 def test_rates_of_the_release():

@@ -313,14 +313,8 @@ def foreign(bench: Bench) -> list[Case]:
 def settings(bench: Bench) -> list[Case]:
     """Mistakes in recipes and in the JSON files of models, and in arguments: one line, or a run."""
     kinds = (
-        "recipe",
-        "recipe",
-        "run",
-        "config.json",
-        "tokenizer_config.json",
-        "processor_config.json",
-        "tokenizer.json",
-    )
+        "recipe", "recipe", "run", "config.json", "tokenizer_config.json", "processor_config.json", "tokenizer.json",
+    )  # fmt: skip
     cases = [(f"{kind}, drawn", partial(_changed, bench, kind, None, _MISTAKES)) for kind in kinds]
     return [*cases, ("an argument", partial(_argument, bench)), ("a recipe's text", partial(_text, bench))]
 

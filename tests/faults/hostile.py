@@ -25,10 +25,8 @@ from tiny_runs import Bench, LostError, start
 
 BATCH = 4000
 _SECONDS, _MEGABYTES = 20, 1500
-_OF_A_COMMAND = (
-    30,
-    1000,
-)  # seconds of a processor, of which it takes some itself; megabytes beyond what it was forked with
+# Seconds of a processor, of which it takes some itself; megabytes beyond what it was forked with.
+_OF_A_COMMAND = (30, 1000)
 _PROGRAMS = ("subprocess.Popen", "os.exec", "os.posix_spawn", "os.system", "os.spawn", "os.fork", "os.forkpty")
 
 

@@ -110,15 +110,8 @@ def handmade_images() -> dict[str, bytes]:
     floats["negative integer.tif"] = Image.fromarray(np.full((4, 4), -5, dtype=np.int32))
     deep = Image.fromarray(np.arange(560, dtype=np.uint16).reshape(20, 28) * 100)
     sizes = (
-        (30_000, 30_000),
-        (2**31 - 1, 2**31 - 1),
-        (2**31 - 1, 1),
-        (0, 0),
-        (0, 9),
-        (9, 0),
-        (1, 200_000),
-        (200_000, 1),
-    )
+        (30_000, 30_000), (2**31 - 1, 2**31 - 1), (2**31 - 1, 1), (0, 0), (0, 9), (9, 0), (1, 200_000), (200_000, 1),
+    )  # fmt: skip
     eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 50 50\n%%EndComments\n0 0 50 50 rectfill\nshowpage\n%%EOF\n"
     return {
         **{name: _encoded(image, "TIFF", {}) for name, image in floats.items()},
@@ -190,15 +183,9 @@ def gif(width: int, height: int) -> bytes:
 def tiff(width: int, height: int) -> bytes:
     """A TIFF that says it has this size, with little in it."""
     fields = (
-        (256, 4, width),
-        (257, 4, height),
-        (258, 3, 8),
-        (259, 3, 1),
-        (262, 3, 1),
-        (273, 4, 8),
-        (278, 4, height),
+        (256, 4, width), (257, 4, height), (258, 3, 8), (259, 3, 1), (262, 3, 1), (273, 4, 8), (278, 4, height),
         (279, 4, 64),
-    )
+    )  # fmt: skip
     entries = b"".join(struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in fields)
     return b"II*\0" + struct.pack("<I", 72) + bytes(64) + struct.pack("<H", len(fields)) + entries + bytes(4)
 

@@ -1,7 +1,6 @@
 """What each CUDA kernel takes of a multiprocessor, as ptxas reports it, and the instructions in its PTX.
 
 Where there is nvdisasm, the machine code of matrix kernels is counted as well, for MACHINE. Needs nvcc and no GPU.
-`python tests/kernels/cuda_resources.py` prints the table of every kernel for every architecture.
 """
 
 import hashlib
@@ -10,7 +9,6 @@ import json
 import re
 import shutil
 import subprocess
-import sys
 import tempfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -167,29 +165,3 @@ def compile_kernels(source: Path) -> list[Kernel]:
     kept.parent.mkdir(parents=True, exist_ok=True)
     kept.write_text(json.dumps([asdict(kernel) for kernel in found]))
     return found
-
-
-def table(kernels: list[Kernel]) -> str:
-    """Markdown: a line per kernel, its figures for each architecture one after the other."""
-    rows: dict[tuple[str, str], dict[int, Kernel]] = {}
-    for kernel in kernels:
-        rows.setdefault((kernel.file, kernel.name), {})[kernel.architecture] = kernel
-    targets = " / ".join(f"sm_{number}" for number in ARCHITECTURES)
-    lines = [
-        f"| kernel | registers a thread, {targets} | static shared memory | spills and stack | instructions (PTX) |",
-        "|---|---|---|---|---|",
-    ]
-    for (file, name), by_target in rows.items():
-        compiled = [by_target[number] for number in ARCHITECTURES]
-        counts = ", ".join(f"{count} {what}" for what, count in compiled[0].instructions.items() if count)
-        registers = " / ".join(str(kernel.registers) for kernel in compiled)
-        shared = max(kernel.shared for kernel in compiled)
-        spilled = max(kernel.spills + kernel.stack for kernel in compiled)
-        lines.append(f"| {file} `{name}` | {registers} | {shared} | {spilled} | {counts} |")
-    return "\n".join(lines)
-
-
-if __name__ == "__main__":
-    if reason := missing_compiler():
-        sys.exit(f"error: {reason}; install the CUDA toolkit and put it on PATH")
-    print(table([kernel for source in sources() for kernel in compile_kernels(source)]))

@@ -78,13 +78,8 @@ def test_what_installed_headers_declare_is_in_the_library(installed, tmp_path):
         start = f"#include <{header}>\nvoid use_{number}(void* volatile* pointers) {{\n  (void)pointers;"
         (tmp_path / f"header_{number}.cpp").write_text("\n".join([start, *lines, "}\n"]))
     assert {
-        "active_cpu_level",
-        "codebook_lookup",
-        "pack_codebook",
-        "update_codebook",
-        "group_mask",
-        "residual_lookup",
-    } < declared
+        "active_cpu_level", "codebook_lookup", "pack_codebook", "update_codebook", "group_mask", "residual_lookup",
+    } < declared  # fmt: skip
     assert not any("cuda" in name for name in declared)
     calls = "".join(f"  use_{number}(pointers);\n" for number in range(len(headers)))
     prototypes = "".join(f"void use_{number}(void* volatile*);\n" for number in range(len(headers)))

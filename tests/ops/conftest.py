@@ -3,7 +3,9 @@ of them."""
 
 import contextlib
 import functools
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,7 @@ import torch
 from soho_fast import ops
 from soho_fast.ops import triton_backend
 
+sys.path.insert(0, str(Path(__file__).parent))
 INTERPRETING = triton_backend.INTERPRETING and not triton_backend.MISSING  # test_triton.py starts such a process
 ON_GPU = tuple(name for name in ops.available_backends() if name in ("triton", "cuda") and not INTERPRETING)
 CPU_LEVELS = ("reference", *ops.build_info().get("cpu_levels_available", ()))

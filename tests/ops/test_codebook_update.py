@@ -107,12 +107,6 @@ def test_blocks_of_rows_and_pieces_of_codes(num_codes, at_every_level):
     assert torch.equal(at_every_level(_moved_by_members, codebook, features, index, 0.9, valid), expected)
 
 
-def test_half_precision_sums_do_not_overflow(at_every_level):
-    features = torch.full((100, 3), 60000.0, dtype=torch.float16)
-    _, sums = at_every_level(codebook_stats, features, torch.zeros(100, dtype=torch.int64), 1)
-    assert sums.flatten().tolist() == [6e6] * 3
-
-
 def test_padding_is_not_read(at_every_level):
     """Neither its features nor its index, which may be beyond the codes."""
     features, index = torch.ones(5, 2), torch.tensor([0, 0, -1, 1, 99])

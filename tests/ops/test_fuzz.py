@@ -4,7 +4,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from soho_fast.ops import codebook_lookup, codebook_stats, group_mask, sample_group, triton_backend
+from soho_fast.ops import codebook_lookup, triton_backend
 
 BOUNDED = settings(
     max_examples=8 if triton_backend.INTERPRETING else 60,
@@ -48,33 +48,3 @@ def test_lookup(case, at_every_level, exact_lookup, same_bits):
     assert same_bits(
         at_every_level(codebook_lookup, features, codebook, return_distance=True), exact_lookup(features, codebook)
     )
-
-
-@BOUNDED
-@given(seed=st.integers(0, 2**31), size=st.tuples(st.integers(0, 90), st.integers(1, 20), st.integers(0, 70)))
-def test_stats(seed, size, at_every_level):
-    generator = torch.Generator().manual_seed(seed)
-    features = torch.randn(size[0], size[2], generator=generator)
-    index = torch.randint(-1, size[1], (size[0],), generator=generator)
-    valid = torch.rand(size[0], generator=generator) < 0.7
-    got = at_every_level(codebook_stats, features, index, size[1], valid=valid)
-    # On a CPU, where the reference adds in order.
-    expected = codebook_stats(features.cpu(), index.cpu(), size[1], valid=valid.cpu(), backend="reference")
-    assert torch.equal(got[0].cpu(), expected[0]) and torch.equal(got[1].cpu(), expected[1])
-
-
-@BOUNDED
-@given(seed=st.integers(0, 2**31), size=st.tuples(st.integers(0, 6), st.integers(0, 20), st.integers(0, 20)))
-def test_mask(seed, size, at_every_level):
-    generator = torch.Generator().manual_seed(seed)
-    features = torch.randn(*size, generator=generator)
-    index = torch.randint(-1, 5, size[:2], generator=generator)
-    valid = torch.rand(size[:2], generator=generator) < 0.7
-    uniform = torch.rand(size[0], dtype=torch.float64, generator=generator)
-    target = at_every_level(sample_group, index, valid=valid, uniform=uniform)
-    assert torch.equal(target, sample_group(index, valid=valid, uniform=uniform, backend="reference"))
-    masked, labels = at_every_level(group_mask, features, index, torch.ones(size[2]), target, valid=valid)
-    hit = labels >= 0
-    assert torch.equal(hit.any(1), target >= 0), "a drawn label is present at a valid position"
-    assert not (hit & ~valid).any()
-    assert torch.equal(masked[~hit], features[~hit]) and (masked[hit] == 1).all()

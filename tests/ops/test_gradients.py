@@ -71,15 +71,6 @@ def test_a_feature_that_is_not_finite_has_no_gradient_nor_has_padding(wrong):
     assert quantized[1].tolist() == [0, 0] and codebook.grad is None
 
 
-def test_rotation_trick_is_vector_quantize_pytorchs():
-    theirs = pytest.importorskip("vector_quantize_pytorch.vector_quantize_pytorch")
-    features, codebook, index = problem(50)
-    grad = torch.randn(50, 6)
-    (found,) = torch.autograd.grad(rotation_trick(features, codebook, index), features, grad)
-    (expected,) = torch.autograd.grad(theirs.rotate_to(features, codebook[index].detach()), features, grad)
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
-
-
 def test_batched_codebooks_and_compiled():
     features, codebook, index = torch.randn(3, 5, 6), torch.randn(3, 9, 6), torch.randint(9, (3, 5))
 

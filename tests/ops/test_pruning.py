@@ -3,7 +3,6 @@
 N features, K codes, C channels, D dimensions.
 """
 
-import contextlib
 import pickle
 
 import pytest
@@ -139,26 +138,10 @@ def test_hard_inputs_are_exact(kind, at_every_level, exact_lookup):
     features, codebook, subspace = _inputs()[kind]
     expected = exact_lookup(features, codebook)[0]
     warm_start = torch.arange(NUM_ROWS) * 11 % NUM_CODES - 5
+    warm_start[::9], warm_start[1::9] = 2**40, -(2**40)
     for given in (None,) if triton_backend.INTERPRETING else (None, warm_start):
         index = at_every_level(ops.codebook_lookup, features, codebook, subspace=subspace, warm_start=given)
         assert torch.equal(index, expected), "warm" if given is warm_start else "cold"
-
-
-@pytest.mark.parametrize("warm_start_of", ["right", "wrong", "none", "out of range", "a copy"])
-def test_any_warm_start_is_exact(warm_start_of, at_every_level, exact_lookup):
-    features, codebook, subspace, index_N = _learned(noise=0.5)
-    codebook[1] = codebook[0]
-    expected = exact_lookup(features, codebook)[0]
-    warm_start = {
-        "right": expected,
-        "wrong": (expected + 17) % NUM_CODES,
-        "none": torch.full_like(expected, -1),
-        "out of range": torch.where(index_N % 2 == 0, 2**40, -(2**40)),
-        "a copy": torch.ones_like(expected),
-    }[warm_start_of]
-    assert torch.equal(
-        at_every_level(ops.codebook_lookup, features, codebook, subspace=subspace, warm_start=warm_start), expected
-    )
     assert torch.equal(at_every_level(ops.codebook_lookup, features, codebook, warm_start=warm_start), expected)
 
 
@@ -286,20 +269,6 @@ def test_subspace_of_odd_codebooks_is_finite(codebook):
     assert ops.codebook_subspace(codebook, dimensions=4).isfinite().all()
 
 
-def test_compiles_in_one_graph(backend):
-    features, codebook, subspace, index_N = _learned()
-
-    @torch.compile(fullgraph=True, dynamic=True, backend="aot_eager")
-    def lookup(features, codebook, subspace, warm_start):
-        return ops.codebook_lookup(
-            features, codebook, subspace=subspace, warm_start=warm_start, return_distance=True, backend=backend
-        )
-
-    index, distance = lookup(features, codebook, subspace, index_N)
-    assert torch.equal(index, index_N)
-    assert torch.equal(distance, ops.codebook_lookup(features, codebook, return_distance=True, backend=backend)[1])
-
-
 def test_gradients_are_those_of_a_lookup_without_a_subspace(at_every_level, same_bits):
     features, codebook, subspace, _ = _learned()
 
@@ -311,17 +280,7 @@ def test_gradients_are_those_of_a_lookup_without_a_subspace(at_every_level, same
     assert same_bits(at_every_level(gradients, None), at_every_level(gradients, subspace))
 
 
-@contextlib.contextmanager
-def _default(dtype):
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(torch.float32)
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
-def test_neither_autocast_nor_the_default_type_changes_a_subspace(dtype):
+def test_neither_autocast_nor_the_default_type_changes_a_subspace():
     """4,096 codes of two groups overflow float16 where a product of matrices adds them."""
     codebook = torch.ones(4096, 300) * _normal(4096, 1).sign() + 0.01 * _normal(4096, 300, seed=1)
 
@@ -330,10 +289,15 @@ def test_neither_autocast_nor_the_default_type_changes_a_subspace(dtype):
         return ops.codebook_subspace(codebook), moving, ops.prepare_codebook(codebook).subspace
 
     expected = subspaces()
-    with torch.autocast("cpu", dtype=dtype) if dtype == torch.float16 else _default(dtype):
-        assert all(map(torch.equal, subspaces(), expected))
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert all(map(torch.equal, subspaces(), expected))
+    for cast in (torch.float16, torch.bfloat16):
+        with torch.autocast("cpu", dtype=cast):
+            assert all(map(torch.equal, subspaces(), expected)), cast
+    for default in (torch.float64, torch.bfloat16):
+        torch.set_default_dtype(default)
+        try:
+            assert all(map(torch.equal, subspaces(), expected)), default
+        finally:
+            torch.set_default_dtype(torch.float32)
 
 
 def test_no_codebooks_at_all():

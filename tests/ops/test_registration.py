@@ -1,5 +1,7 @@
 """torch.library registration: opcheck of every op and backend, and torch.compile with dynamic sizes in one graph."""
 
+import itertools
+
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
@@ -17,11 +19,10 @@ def _samples():
     codebook, index = torch.randn(9, 5), torch.randint(9, (3, 7))
     valid, target = torch.rand(3, 7) < 0.8, torch.randint(9, (3,))
     uniform = torch.rand(3, dtype=torch.float64)
-    shapes = (((7, 5), (9, 5)), ((3, 7, 5), (3, 9, 5)))
+    shapes = itertools.cycle((((7, 5), (9, 5)), ((3, 7, 5), (3, 9, 5))))
     others = [
         (*(torch.randn(shape, requires_grad=True) for shape in pair), True, True, None, None, None, metric, topk)
-        for pair in shapes
-        for metric, topk in ((1, 1), (2, 1), (0, 3), (1, 4))
+        for pair, (metric, topk) in zip(shapes, ((1, 1), (2, 1), (0, 3), (1, 4)), strict=False)
     ]
     return {
         "codebook_lookup": [
@@ -86,7 +87,20 @@ def test_opcheck(name, backend_name):
 
 def _dictionary(features, codebook, mask_token, valid, uniform, backend):
     """All ops in the way the visual dictionary uses them."""
-    index, distance = ops.codebook_lookup(features, codebook, return_distance=True, backend=backend)
+    found = ops.codebook_lookup(features, codebook, backend=backend)
+    index, distance = ops.codebook_lookup(
+        features,
+        codebook,
+        subspace=codebook[:4].T.contiguous(),
+        warm_start=found,
+        return_distance=True,
+        backend=backend,
+    )
+    others = [("cosine", None), ("dot", 3)] if backend not in ("triton", "cuda") else []
+    found = [
+        ops.codebook_lookup(features, codebook, return_distance=True, metric=metric, topk=topk, backend=backend)
+        for metric, topk in others
+    ]
     quantized = ops.straight_through(features, codebook, index, backend=backend)
     counts, sums = ops.codebook_stats(features, index, codebook.shape[0], valid=valid, backend=backend)
     ops.codebook_ema_(codebook, counts, sums, 0.9, backend=backend)
@@ -96,7 +110,7 @@ def _dictionary(features, codebook, mask_token, valid, uniform, backend):
     with torch.no_grad():
         copy = masked * 2
         ops.group_mask(copy, index, mask_token, target, inplace=True, backend=backend)
-    return masked, labels, distance, copy
+    return masked, labels, distance, copy, found
 
 
 def _inputs(num_images, num_tokens, device):
@@ -114,9 +128,9 @@ def _inputs(num_images, num_tokens, device):
 def _run(function, inputs, backend):
     features, codebook, mask_token, valid, uniform = inputs
     codebook = codebook.clone()
-    masked, labels, distance, copy = function(features, codebook, mask_token, valid, uniform, backend)
+    masked, labels, distance, copy, found = function(features, codebook, mask_token, valid, uniform, backend)
     grads = torch.autograd.grad(masked.square().sum() + distance.sum(), [features, mask_token])
-    return [masked, labels, distance, copy, codebook, *grads]
+    return [masked, labels, distance, copy, codebook, found, *grads]
 
 
 @pytest.mark.parametrize("backend_name", [None, *BACKENDS, *ON_GPU])

@@ -10,18 +10,18 @@ def test_the_baseline_of_a_question_is_its_most_frequent_answer_in_training(tmp_
     train, held_out = task.training_records, task.records("val")
     first, second = train[0], train[1]
     assert first.question != second.question
+
+    def answered(record, question, answer, count=10):
+        return replace(record, question=question, answers=replace(record.answers, answers=(answer,) * count))
+
     task.training_records = [
-        replace(first, answers=replace(first.answers, answers=("No",) * 10)),
-        replace(first, answers=replace(first.answers, answers=("yes",) * 9)),
-        replace(second, answers=replace(second.answers, answers=("yes",) * 10)),
-    ]
+        answered(first, first.question, "No"), answered(first, first.question, "yes", 9),
+        answered(second, second.question, "yes"),
+    ]  # fmt: skip
     asked = [
-        replace(
-            held_out[0], question=first.question.upper(), answers=replace(held_out[0].answers, answers=("no",) * 10)
-        ),
-        replace(held_out[1], question=second.question, answers=replace(held_out[1].answers, answers=("yes",) * 10)),
-        replace(held_out[2], question="never asked?", answers=replace(held_out[2].answers, answers=("yes",) * 10)),
-    ]
+        answered(held_out[0], first.question.upper(), "no"), answered(held_out[1], second.question, "yes"),
+        answered(held_out[2], "never asked?", "yes"),
+    ]  # fmt: skip
     metrics = task.baselines(asked, ["yes", "no"])
     assert metrics["vqa_score_majority_of_the_question"] == 1.0 and metrics["vqa_score_majority"] == 2 / 3
     found = {**metrics, "vqa_score": 0.9, "num_examples": 3.0}

@@ -2,7 +2,6 @@
 
 import inspect
 import json
-import threading
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny_corpus import draw, edit_json, write_tokenizer
-from tiny_tasks import NAMES, SMALL, TASKS, make_task
+from tiny_tasks import NAMES, SMALL, TASKS, Threads, make_task
 from transformers import AutoModelForVisualQuestionAnswering
 
 from soho_fast.common.errors import CorruptImageError
-from soho_fast.engine.batches import Batches, plan_batches, split_batch
-from soho_fast.engine.settings import BatchSettings
 from soho_fast.model import SohoConfig, SohoForPreTraining, SohoForQuestionAnswering
 from soho_fast.model.inputs import SohoInputs
 from soho_fast.model.values import ModelChanges
@@ -25,41 +22,6 @@ from soho_fast.tasks.recipe import read_recipe
 from soho_fast.tasks.settings import QuestionAnsweringModel, VqaSplit
 
 IMAGES_PER_EXAMPLE = {"vqa": 1, "nlvr2": 2, "snli_ve": 1}
-
-
-class Threads:
-    """Processes played by threads: run(work) gives every rank its own view and returns their results."""
-
-    def __init__(self, world):
-        self.world, self._items, self._barrier = world, [None] * world, threading.Barrier(world, timeout=60)
-
-    def run(self, work):
-        results = [None] * self.world
-
-        def one(rank):
-            results[rank] = work(_Rank(self, rank))
-
-        threads = [threading.Thread(target=one, args=(rank,)) for rank in range(self.world)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        return results
-
-
-class _Rank:
-    def __init__(self, threads, rank):
-        self._threads, self.rank, self.world, self.device = threads, rank, threads.world, torch.device("cpu")
-
-    def wait(self):
-        self._threads._barrier.wait()
-
-    def gather(self, item):
-        self._threads._items[self.rank] = item
-        self.wait()
-        items = list(self._threads._items)
-        self.wait()
-        return items
 
 
 def batch_of(task, count=None):
@@ -436,27 +398,3 @@ def test_easy_vqa_as_its_package_has_it(tmp_path, tokenizer_dir):
         "vqa_score": pytest.approx(2 / 3), "other": 1.0, "yes/no": 0.5,
     }  # fmt: skip
     assert np.array_equal(task.targets(records), np.repeat([[2], [1], [0]], 10, axis=1))
-    for wrong in ([], {"a": 1}, [*rows, ["is it?", "yes"]], [*rows, ["is it?", 1, 1]], [*rows, [" ", "yes", 1]]):
-        path.write_text(json.dumps(wrong))
-        words = r"questions\.json: record 3 is" if len(wrong) == 4 else r"questions\.json: holds no question"
-        with pytest.raises(ValueError, match=words):
-            make_task("vqa", tmp_path, tokenizer_dir, **options)[0].records("test")
-
-
-@pytest.mark.parametrize("name", TASKS)
-def test_with_one_image_at_a_time_a_corrupt_one_does_not_end_the_run(name, tmp_path, tokenizer_dir):
-    task, _ = make_task(name, tmp_path, tokenizer_dir)
-    data, model = task.training_data(), task.build_model().train()
-    corrupt = {str(image) for image in task.images_of(task.training_records[0])}
-    for path in corrupt:
-        Path(path).write_bytes(b"corrupt")
-    plan = plan_batches(BatchSettings(global_batch_size=1), len(data), 1, 0)
-    batches = Batches(data, task.collate, plan.micro_batches(0, 0, len(data)), BatchSettings())
-    skipped, steps = [], 0
-    for batch in batches:
-        inputs, side = split_batch(batch, torch.device("cpu"))
-        assert torch.isfinite(model(**task.on_device(inputs)).loss) and side["sample_ids"]
-        skipped += side["skipped"]
-        steps += 1
-    assert steps == len(data) and skipped
-    assert all(any(path in line for path in corrupt) for line in skipped)

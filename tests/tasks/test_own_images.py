@@ -97,14 +97,6 @@ def test_fields_of_other_formats_are_refused(own):
         ).records("train")
 
 
-def test_texts_that_are_cut_or_unknown_are_told(own):
-    task, said = pretraining(*own, max_text_length=5)
-    task.training_data()
-    assert [line for line in said if line.startswith("warning")] == [
-        "warning: 50.0% of the texts are cut at data.max_text_length 5; 7 would keep 99% whole"
-    ]
-
-
 @pytest.mark.parametrize("quick", [True, False])
 def test_an_evaluation_says_that_nothing_is_learnt(own, monkeypatch, quick):
     task, said = pretraining(*own)

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 from huggingface_hub import ModelCard
-from tiny_corpus import COLOURS, write_karpathy
+from tiny_corpus import write_karpathy
+from tiny_tasks import NAMES, SMALL
 
 from soho_fast.common.checksums import altered_files
 from soho_fast.model import SohoForPreTraining
@@ -20,12 +21,6 @@ from soho_fast.tasks.card import model_card
 from soho_fast.tasks.evaluation.sharing import Sharing
 from soho_fast.tasks.pretraining import PretrainingTask, read_sources
 from soho_fast.tasks.settings import CaptionSource, PretrainingData, PretrainingModel
-
-NAMES = list(COLOURS)
-SMALL = {
-    "backbone": "resnet10", "visual_pool": 1, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
-    "intermediate_size": 64, "num_codes": 8,
-}  # fmt: skip
 
 
 @pytest.fixture
@@ -40,9 +35,11 @@ def data(tmp_path, tokenizer_dir):
     )
 
 
-def make_task(data, **options):
+def make_task(data, pretrained=None, **config):
+    """(the task, the list of what it says), of a small model with these changes."""
     said = []
-    return PretrainingTask(data, 3, PretrainingModel(config=ModelChanges(**SMALL)), say=said.append, **options), said
+    model = PretrainingModel(config=ModelChanges(**{**SMALL, **config}), pretrained=pretrained and str(pretrained))
+    return PretrainingTask(data, 3, model, say=said.append), said
 
 
 def test_a_held_out_copy_is_refused_in_training_counted_in_evaluation_and_so_is_what_is_missing(data, tmp_path):
@@ -135,17 +132,13 @@ def test_the_dictionary_moves_once_a_step_if_the_step_is_applied(data):
 
 def test_it_goes_on_from_a_pre_trained_model_with_another_dictionary_or_none(data, tmp_path):
     for name, changes in (("none", {"use_dictionary": False}), ("codes", {})):
-        config = {**SMALL, **changes}
-        task = PretrainingTask(data, 3, PretrainingModel(config=ModelChanges(**config)), say=lambda line: None)
+        task, _ = make_task(data, **changes)
         torch.manual_seed(5)
         model = task.build_model()
         task.export(model, model.state_dict(), tmp_path / name)
-        said = []
-        config = {**SMALL, "num_levels": 2, "dictionary_init": "data"} if name == "none" else SMALL
         torch.manual_seed(6)
-        again = PretrainingTask(
-            data, 3, PretrainingModel(config=ModelChanges(**config), pretrained=str(tmp_path / name)), say=said.append
-        )
+        others = {"num_levels": 2, "dictionary_init": "data"} if name == "none" else {}
+        again, said = make_task(data, tmp_path / name, **others)
         taken = again.build_model().state_dict()
         there = model.state_dict()
         shared = [key for key in there if key in taken and "feature_watch" not in key]
@@ -154,9 +147,8 @@ def test_it_goes_on_from_a_pre_trained_model_with_another_dictionary_or_none(dat
         assert bool(own) == (name == "none")
         assert ("not in the source, initial values kept" in said[-1]) == (name == "none"), said
         assert again.contents()["model.pretrained"].startswith("weights ")
-    wrong = PretrainingModel(config=ModelChanges(**{**SMALL, "hidden_size": 16}), pretrained=str(tmp_path / "none"))
     with pytest.raises(ValueError, match="tensors have another size"):
-        PretrainingTask(data, 3, wrong, say=lambda line: None).build_model()
+        make_task(data, tmp_path / "none", hidden_size=16)[0].build_model()
 
 
 def test_codes_that_a_pre_trained_model_has_learnt_are_kept(data, tmp_path):
@@ -165,17 +157,15 @@ def test_codes_that_a_pre_trained_model_has_learnt_are_kept(data, tmp_path):
     for learnt in (False, True):
         model.soho.visual_dictionary.age.fill_(float(learnt))
         task.export(model, model.state_dict(), tmp_path / "model")
-        said, config = [], {**SMALL, "dictionary_init": "data"}
-        settings = PretrainingModel(config=ModelChanges(**config), pretrained=str(tmp_path / "model"))
-        PretrainingTask(data, 3, settings, say=said.append).build_model()
+        again, said = make_task(data, tmp_path / "model", dictionary_init="data")
+        again.build_model()
         assert ("model.pretrained: its codes have learnt and are kept" in said[-1]) == learnt, said
 
 
 def test_one_position_is_masked_in_a_batch_and_images_keep_their_keys(data):
     """By these the dictionary draws features: with one for all it would take the same positions of each image."""
     data.masking = replace(data.masking, probability=1.0)
-    config = {**SMALL, "official": "pretraining"}
-    task = PretrainingTask(data, 3, PretrainingModel(config=ModelChanges(**config)), say=lambda line: None)
+    task, _ = make_task(data, official="pretraining")
     samples, model = task.training_data(), task.build_model()
     batch = task.on_device(task.collate([samples[number] for number in range(4)]))
     assert len(set(batch["mask_uniform"].tolist())) == 4
@@ -189,8 +179,7 @@ def test_one_position_is_masked_in_a_batch_and_images_keep_their_keys(data):
 
 
 def test_words_of_a_pre_trained_model_are_found_by_their_spelling(data, tmp_path):
-    config = {**SMALL, "bag_of_words_weight": 0.1}
-    model = PretrainingTask(data, 3, PretrainingModel(config=ModelChanges(**config)), say=lambda line: None)
+    model, _ = make_task(data, bag_of_words_weight=0.1)
     first = model.build_model()
     torch.nn.init.normal_(first.mlm_head.decoder.bias)
     model.export(first, first.state_dict(), tmp_path / "model")
@@ -202,10 +191,7 @@ def test_words_of_a_pre_trained_model_are_found_by_their_spelling(data, tmp_path
     there["##unheard"] = there.pop(unknown)
     words.write_text(json.dumps(content))
     (tmp_path / "model" / "SHA256SUMS").unlink()
-    said = []
-    again = PretrainingTask(
-        data, 3, PretrainingModel(config=ModelChanges(**config), pretrained=str(tmp_path / "model")), say=said.append
-    )
+    again, said = make_task(data, tmp_path / "model", bag_of_words_weight=0.1)
     identity = again.contents()["model.pretrained"]
     content["model"]["vocab"] = {**there, one: there[two], two: there[one]}
     words.write_text(json.dumps(content))
@@ -250,8 +236,7 @@ def test_an_exported_model_has_a_card(data, tmp_path):
 
 
 def test_visual_tokens_are_masked_from_an_epoch_on(data):
-    task, _ = make_task(data)
-    task.model.config = ModelChanges(**{**SMALL, "bag_of_words_weight": 0.1})
+    task, _ = make_task(data, bag_of_words_weight=0.1)
     task.model.bag_of_words_epochs, task.data.mvm_from_epoch = 1.0, 2
     model = task.build_model()
     states = []
@@ -267,8 +252,7 @@ def test_without_a_dictionary_all_texts_have_masked_words(data):
     data.mvm_probability, data.conditional_masking, data.mvm_from_epoch = 0.5, True, 2
     data.masking = replace(data.masking, probability=1.0)
     for use_dictionary in (True, False):
-        config = SMALL | {"use_dictionary": use_dictionary, "mvm_margin": 1}
-        task = PretrainingTask(data, 3, PretrainingModel(config=ModelChanges(**config)))
+        task, _ = make_task(data, use_dictionary=use_dictionary, mvm_margin=1)
         samples = task.training_data()
         samples.set_epoch(2)
         batch = task.collate([samples[i] for i in range(len(samples))])
@@ -291,18 +275,8 @@ def test_a_set_of_identical_captions_is_refused_before_training(data, tmp_path, 
         assert len(make_task(data)[0].training_data()) == 5
 
 
-def test_one_image_is_enough_where_no_negatives_are_drawn(data, tmp_path):
-    path = str(write_karpathy(tmp_path / "one", {"train": NAMES[:1]}))
-    data.sources = [CaptionSource(path, [str(tmp_path / "one")], splits=["train"])]
-    with pytest.raises(ValueError, match=r"data\.sources: expected at least 2 images to draw negative captions from"):
-        make_task(data)[0].training_data()
-    data.num_negative = 0
-    assert len(make_task(data)[0].training_data()[0].texts_ids) == 2
-
-
 def test_a_run_without_codes_that_loses_its_features_says_what_is_seen(data):
-    task, _ = make_task(data)
-    task.model.config = ModelChanges(**{**SMALL, "use_dictionary": False})
+    task, _ = make_task(data, use_dictionary=False)
     model = task.build_model()
     watch = model.base().feature_watch
     valid = torch.ones(4, 8, dtype=torch.bool)

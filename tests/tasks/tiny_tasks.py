@@ -1,8 +1,11 @@
-"""The three tasks on a handful of flat-coloured images, in the published formats, and a model to go with them."""
+"""The three tasks on a handful of flat-coloured images, in the published formats, with a model, and processes that are
+threads."""
 
 import json
+import threading
 from pathlib import Path
 
+import torch
 from tiny_corpus import COLOURS, draw
 
 from soho_fast.model.values import ModelChanges
@@ -35,16 +38,11 @@ def _vqa_split(folder: Path, subtype: str, first: int, count: int, answered: boo
             question_id = 10 * number + place
             questions.append({"image_id": number, "question": text, "question_id": question_id})
             given = [answer] * 7 + ["Yes"] * 2 + ["unheard of"]
-            annotations.append(
-                {
-                    "image_id": number,
-                    "question_id": question_id,
-                    "question_type": "is",
-                    "multiple_choice_answer": answer,
-                    "answer_type": "yes/no" if place < 2 else "other",
-                    "answers": [{"answer": each, "answer_id": n} for n, each in enumerate(given, 1)],
-                }
-            )
+            annotations.append({
+                "image_id": number, "question_id": question_id, "question_type": "is", "multiple_choice_answer": answer,
+                "answer_type": "yes/no" if place < 2 else "other",
+                "answers": [{"answer": each, "answer_id": n} for n, each in enumerate(given, 1)],
+            })  # fmt: skip
     paths = [folder / f"v2_OpenEnded_mscoco_{subtype}_questions.json", folder / f"v2_mscoco_{subtype}_annotations.json"]
     paths[0].write_text(json.dumps({"data_subtype": subtype, "questions": questions}))
     if answered:
@@ -98,6 +96,41 @@ def snli_ve_data(folder: Path, tokenizer: Path, /, **changes) -> StatementData:
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
         splits[split] = StatementSplit(str(path), [str(folder)])
     return StatementData(**{"splits": splits, "tokenizer": str(tokenizer), **SIZES, **changes})
+
+
+class Threads:
+    """Processes played by threads: run(work) gives every rank its own view and returns their results."""
+
+    def __init__(self, world):
+        self.world, self._items, self._barrier = world, [None] * world, threading.Barrier(world, timeout=60)
+
+    def run(self, work):
+        results = [None] * self.world
+
+        def one(rank):
+            results[rank] = work(_Rank(self, rank))
+
+        threads = [threading.Thread(target=one, args=(rank,)) for rank in range(self.world)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return results
+
+
+class _Rank:
+    def __init__(self, threads, rank):
+        self._threads, self.rank, self.world, self.device = threads, rank, threads.world, torch.device("cpu")
+
+    def wait(self):
+        self._threads._barrier.wait()
+
+    def gather(self, item):
+        self._threads._items[self.rank] = item
+        self.wait()
+        items = list(self._threads._items)
+        self.wait()
+        return items
 
 
 TASKS = {

@@ -58,13 +58,6 @@ def test_padding_and_mask(dataset, collate, processor):
     assert (batch["mlm_labels"][batch["attention_mask"] == 0] == -100).all()
 
 
-def test_number_of_texts(records, processor, collate):
-    dataset = PretrainingDataset(records, processor, num_positive=3, num_negative=1)
-    assert collate([dataset[0], dataset[1]])["itm_labels"].tolist() == [1, 1, 1, 0] * 2
-    only = PretrainingDataset(records, processor, num_positive=1, num_negative=0)
-    assert collate([only[0]])["image_index"].tolist() == [0]
-
-
 def sample_of(dataset, epoch, index):
     dataset.set_epoch(epoch)
     return dataset[index]
@@ -143,11 +136,6 @@ def test_two_ranks_with_workers_see_what_one_sees(dataset, collate):
                 assert torch.equal(whole[key][begin : begin + 4, :length], part[key])
 
 
-def test_resuming_in_an_epoch_gives_the_rest_of_the_stream(dataset, collate):
-    whole = stream(dataset, collate)
-    assert all(itertools.starmap(same, zip(stream(dataset, collate, first_step=4), whole[4:], strict=True)))
-
-
 def test_corrupt_image_is_left_out_and_named(records, dataset, collate, tmp_path):
     path = tmp_path / records[1].image.name
     path.write_bytes(path.read_bytes()[:200])
@@ -183,14 +171,6 @@ def test_a_batch_of_one_corrupt_image_takes_another(records, dataset, collate, t
     assert all(itertools.starmap(same, zip(batches, stream(dataset, collate, images=1), strict=True))), "the same again"
     resumed = stream(dataset, collate, images=1, first_step=7)
     assert all(itertools.starmap(same, zip(batches[7:], resumed, strict=True)))
-
-
-def test_two_processes_take_as_many_steps_where_images_are_corrupt(records, dataset, collate, tmp_path):
-    for record in records[::2]:
-        (tmp_path / record.image.name).write_bytes(b"corrupt")
-    ranks = [stream(dataset, collate, rank=rank, world=2) for rank in range(2)]
-    assert len(ranks[0]) == len(ranks[1]) == 2 * (len(dataset) // 2)
-    assert all(len(batch["pixel_values"]) == 1 for batches in ranks for batch in batches)
 
 
 def test_nothing_but_corrupt_images(records, dataset, collate, tmp_path):

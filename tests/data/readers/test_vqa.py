@@ -20,22 +20,15 @@ def write(folder, split="val2014"):
     ]
     annotations = [
         {
-            "question_type": "what is",
+            "question_type": "what is", "answer_type": "other", **{id: row[id] for id in ("image_id", "question_id")},
             "multiple_choice_answer": f"answer {row['question_id']}",
             "answers": [
-                {
-                    "answer": f"answer {row['question_id']}" if n > 1 else "no",
-                    "answer_confidence": "yes",
-                    "answer_id": n,
-                }
+                {"answer_id": n, "answer": f"answer {row['question_id']}" if n > 1 else "no", "answer_confidence": "no"}
                 for n in range(1, 11)
             ],
-            "image_id": row["image_id"],
-            "answer_type": "other",
-            "question_id": row["question_id"],
         }
         for row in reversed(questions)  # as published, the two files need not have the same order
-    ]
+    ]  # fmt: skip
     header = {"info": {}, "data_type": "mscoco", "data_subtype": split, "license": {}}
     paths = folder / f"v2_OpenEnded_mscoco_{split}_questions.json", folder / f"v2_mscoco_{split}_annotations.json"
     paths[0].write_text(json.dumps({**header, "task_type": "Open-Ended", "questions": questions}))

@@ -1,22 +1,11 @@
-"""Scores all pairs of a tiny model, as one of several processes: `scoring_run.py FOLDER SECONDS_PER_BLOCK`."""
-
-import hashlib
-import json
-import os
-import sys
-import time
-from pathlib import Path
+"""A tiny model that scores pairs, and images and texts of several sizes for it."""
 
 import numpy as np
 import torch
-import torch.distributed as dist
 
-from soho_fast.common.processes import Processes
 from soho_fast.data.text import EncodedText
 from soho_fast.model import SohoConfig, SohoForImageTextRetrieval
-from soho_fast.tasks.evaluation.pair_scoring import ImageBlocks, PairScorer, score_pairs
-from soho_fast.tasks.evaluation.sharing import Sharing
-from soho_fast.tasks.evaluation.two_stage import contrastive_scores
+from soho_fast.tasks.evaluation.pair_scoring import ImageBlocks, PairScorer
 
 
 def model(**overrides):
@@ -61,46 +50,3 @@ def pixels(chosen):
 
 def blocks(scorer, chosen):
     return ImageBlocks(len(chosen), lambda b: scorer.encode(pixels([chosen[n] for n in b])), block_images=2)
-
-
-class Gloo:
-    rank, world, device = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)), torch.device("cpu")
-
-    def gather(self, item):
-        items = [None] * self.world
-        dist.all_gather_object(items, item)
-        return items
-
-    def wait(self):
-        dist.barrier()
-
-
-def main(folder, seconds):
-    torch.set_num_threads(1)
-    processes = Processes()
-    if Gloo.world > 1:
-        store = dist.FileStore(str(folder / f"meeting-{Gloo.world}"), Gloo.world)
-        dist.init_process_group("gloo", store=store, rank=Gloo.rank, world_size=Gloo.world)
-        processes = Gloo()
-    scoring, chosen, scored = scorer(), images(11), []
-
-    def progress(done, total):
-        scored.append(done)
-        time.sleep(seconds)
-
-    own = blocks(scoring, chosen)
-    sharing = Sharing(processes, progress, keep_in=folder).keeping({}, [], "partial")
-    scores = torch.stack(score_pairs(scoring, own, sharing=sharing))
-    first = contrastive_scores(scoring, own, processes)
-    digests = {
-        name: hashlib.sha256(tensor.numpy().tobytes()).hexdigest()
-        for name, tensor in (("scores", scores), ("first", first))
-    }
-    print(json.dumps({**digests, "scored": len(scored)}))
-    if Gloo.world > 1:
-        dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    Path(sys.argv[1]).mkdir(parents=True, exist_ok=True)
-    main(Path(sys.argv[1]), float(sys.argv[2]))

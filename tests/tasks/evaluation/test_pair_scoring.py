@@ -1,25 +1,19 @@
 """Scoring pairs, against a loop over them; shared by processes, and taken up after a kill."""
 
 import errno
-import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import scoring_run
 import torch
+from tiny_tasks import Threads
 
 from soho_fast.common.processes import Processes
 from soho_fast.data.text import EncodedText
 from soho_fast.tasks.evaluation.pair_scoring import ImageBlocks, PairScorer, score_pairs
 from soho_fast.tasks.evaluation.sharing import PartialResults, Sharing
-
-PROGRAM = Path(scoring_run.__file__)
+from soho_fast.tasks.evaluation.two_stage import contrastive_scores
 
 
 @torch.no_grad()
@@ -99,54 +93,29 @@ def test_an_image_is_encoded_once():
     assert {tokens.dtype for tokens in blocks.tokens(0)} == {torch.float16}
 
 
-def run(folder, processes=1, slow=0.0):
-    """Starts `scoring_run.py`; returns the processes."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "WORLD_SIZE": str(processes)}
-    return [
-        subprocess.Popen(
-            [sys.executable, str(PROGRAM), str(folder), str(slow)],
-            env={**environment, "RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(processes)
-    ]
+def test_one_process_several_and_a_killed_one_give_the_same_bits(tmp_path):
+    scorers = [scoring_run.scorer() for _ in range(3)]
 
+    def scored(processes, keep_in=None, progress=None):
+        scorer, done = scorers[processes.rank], []
+        blocks = scoring_run.blocks(scorer, scoring_run.images(11))
+        sharing = Sharing(processes, progress or (lambda *step: done.append(step)), keep_in=keep_in)
+        logits = score_pairs(scorer, blocks, sharing=sharing.keeping({}, [], "partial"))
+        return torch.stack(logits), contrastive_scores(scorer, blocks, processes), len(done)
 
-def finish(started):
-    for process in started:
-        output, _ = process.communicate(timeout=120)
-        assert process.returncode == 0, output
-    return json.loads(output.splitlines()[-1])
+    def killed(done, total):
+        if done == 2:
+            raise KeyboardInterrupt
 
-
-def test_one_process_two_and_a_killed_one_give_the_same_bits(tmp_path):
-    alone = finish(run(tmp_path / "one"))
-    two = finish(run(tmp_path / "two", processes=2))
-    assert two["scores"] == alone["scores"] and two["first"] == alone["first"]
-    assert alone["scored"] == 6 and two["scored"] == 3, "each process scores its own blocks"
-
-    (killed,) = run(tmp_path / "killed", slow=0.5)
-    kept = tmp_path / "killed" / "partial"
-    while len(list(kept.glob("part-*.pt"))) < 2 and killed.poll() is None:
-        time.sleep(0.02)
-    killed.send_signal(signal.SIGKILL)
-    assert killed.wait() == -signal.SIGKILL
-    done = len(list(kept.glob("part-*.pt")))
-    assert 2 <= done < 6
-    again = finish(run(tmp_path / "killed", processes=2))
-    assert again["scores"] == alone["scores"]
-    assert again["scored"] <= 6 - done, "finished blocks are not scored again"
-
-
-def test_what_another_model_kept_is_not_taken(tmp_path):
-    scorer, images = scoring_run.scorer(), scoring_run.images(3)
-    blocks = scoring_run.blocks(scorer, images)
-    score_pairs(scorer, blocks, sharing=Sharing(keep_in=tmp_path).keeping({"weights": "a"}, [], "kept"))
-    kept = Sharing(keep_in=tmp_path).keeping({"weights": "a"}, [], "kept").kept
-    assert kept.read().keys() == {0, 1}
-    kept = Sharing(keep_in=tmp_path).keeping({"weights": "b"}, [], "kept").kept
-    assert kept.read() == {}
+    *alone, num_blocks = scored(Processes())
+    assert num_blocks == 6
+    for world in (2, 3):
+        for *found, num in Threads(world).run(scored):
+            assert all(map(torch.equal, found, alone)) and num == 6 // world, "each process scores its own blocks"
+    with pytest.raises(KeyboardInterrupt):
+        scored(Processes(), tmp_path, killed)
+    for *found, num in Threads(2).run(lambda processes: scored(processes, tmp_path)):
+        assert all(map(torch.equal, found, alone)) and num <= 2, "finished blocks are not scored again"
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")

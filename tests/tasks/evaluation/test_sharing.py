@@ -3,23 +3,13 @@
 import io
 import os
 import shutil
-from pathlib import Path
 
 import pytest
 import torch
+from tiny_corpus import Planted
 
 from soho_fast.common.processes import Processes
 from soho_fast.tasks.evaluation.sharing import PartialResults, Sharing, compute_parts
-
-
-class Planted:
-    """Unpickled, it creates a file."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self):
-        return (Path.touch, (self.path,))
 
 
 def _compute(kept: PartialResults) -> tuple[list, list[int]]:

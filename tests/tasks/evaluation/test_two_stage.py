@@ -1,6 +1,5 @@
 """The contrastive vectors, which pairs they choose, and what is lost by it."""
 
-import numpy as np
 import pytest
 import scoring_run
 import torch
@@ -163,10 +162,3 @@ def test_k_is_the_smallest_that_keeps_the_loss():
     assert choose_k(logits, logits, own, 0.0) == 1, "a contrastive stage as good as the second"
     with pytest.raises(ValueError, match=r"no k up to \d+ keeps R@1 within 0.00 points"):
         choose_k(-right, logits, own, 0.0)
-
-
-def test_two_stages_with_every_candidate_are_exhaustive():
-    logits = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
-    pairs = best_pairs(FIRST, 4)
-    assert torch.equal(ranked_in_two_stages(FIRST, pairs, list(logits)), logits)
-    assert np.array_equal(np.concatenate(pairs), np.tile(np.arange(4), 3))

@@ -131,9 +131,6 @@ def test_refusals():
         retrieval_recall(torch.zeros(2, 2), torch.zeros(2, dtype=torch.int64))
     with pytest.raises(ValueError, match="NaN"):
         recall_at(torch.full((2, 2), float("nan")), torch.arange(2))
-
-
-@pytest.mark.parametrize("num_folds", [3, 20])
-def test_folds_that_are_not_equal_are_refused(num_folds):
-    with pytest.raises(ValueError, match=f"num_folds: expected a divisor of the 10 images, got {num_folds}"):
-        retrieval_recall_in_folds(torch.eye(10), torch.arange(10), (1,), num_folds=num_folds)
+    for number in (3, 20):
+        with pytest.raises(ValueError, match=f"num_folds: expected a divisor of the 10 images, got {number}"):
+            retrieval_recall_in_folds(torch.eye(10), torch.arange(10), (1,), num_folds=number)
