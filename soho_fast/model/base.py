@@ -56,7 +56,10 @@ class SohoPreTrainedModel(PreTrainedModel):
     _keep_in_fp32_modules_strict: list[str] = [  # noqa: RUF012
         "running_mean",
         "running_var",
-        *(f"visual_dictionary.{x}" for x in ("codebook", "usage", "age", "cluster", "total", "project")),
+        *(
+            f"visual_dictionary.{x}"
+            for x in ("codebook", "usage", "age", "cluster", "total", "project", "places", "words.")
+        ),
     ]
 
     @classmethod
