@@ -47,7 +47,6 @@ def main(arguments: list[str] | None = None) -> int:
         with only_user(Path(recipe.output), processes, processes.say):
             with user_input():
                 task = recipe.make_task(processes.say, processes)
-                # Before the corpus: other settings of it would replace the one that the run was trained on.
                 resume_point = ResumePoint(task, recipe, processes)
                 build_demo_corpus(recipe.corpus, processes)
                 run = Run(task, resume_point)

@@ -16,7 +16,7 @@ from soho_fast.common.environment import processor_name
 from soho_fast.common.errors import UserError, print_line
 from soho_fast.common.files import delete, write_atomically
 from soho_fast.common.processes import Processes
-from soho_fast.tasks.recipe import DemoCorpus, build_demo_corpus, load_recipe
+from soho_fast.tasks.recipe import build_demo_corpus, load_recipe
 
 # What a row has of its training's metrics.json.
 _TOLD = "step", "training_seconds", "images_per_second", "precision", "program", "identity", "data"
@@ -56,7 +56,7 @@ class Runner:
         done = {row["digest"] for row in self.rows()}
         return [run for run in self.runs if run.digest not in done]
 
-    def check(self) -> list[DemoCorpus]:
+    def check(self) -> list[str]:
         """The demo corpora that recipes ask for. Raises UserError: a recipe can't be read as the study changes it."""
         corpora = []
         for run in {(run.condition, run.stage): run for run in self.runs}.values():

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from soho_fast.ask.pipeline import TEMPLATES, Prompts, SohoPipeline, usable_tokens
+from soho_fast.ask.pipeline import TEMPLATES, Prompts, SohoPipeline
 from soho_fast.common.errors import UserError, listed, print_line
 from soho_fast.common.hub import no_such_path
 from soho_fast.data.stores import images_below
@@ -110,7 +110,7 @@ def _lines(given: Sequence[str]) -> list[str]:
 def _check_apart(soho: SohoPipeline, prompts: Prompts) -> None:
     """Raises ValueError: a text can't be read, or two labels are the same tokens."""
     seen: dict[tuple[int, ...], str] = {}
-    for number, ids in enumerate(usable_tokens(soho.token_ids(prompts))):
+    for number, ids in enumerate(soho.token_ids(prompts)):
         label = prompts.labels[number * len(prompts.labels) // len(prompts)]
         if (other := seen.setdefault(tuple(ids), label)) != label:
             raise ValueError(f"labels: {other!r} and {label!r} are the same tokens; this model lacks words of them")

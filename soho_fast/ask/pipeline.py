@@ -201,7 +201,7 @@ class SohoPipeline:
         names = FIELDS[self.action]
         if not isinstance(asked, (list, tuple)):
             return self._ask(self.action, _values(asked, names), top_k, **options)
-        return list(self._stream([_values(each, names) for each in asked], top_k, is_one=False, **options))
+        return list(self._stream([_values(each, names) for each in asked], top_k, **options))
 
     def encode(self, images: Any, batch_size: int = 8, errors: str = "raise") -> Any:
         """Images for many questions: what may stand in the place of an image, and is not encoded again.
@@ -231,23 +231,16 @@ class SohoPipeline:
     ) -> list[Answer | ValueError]:
         """The answers to a window of questions (see `windows`), whose images are `LoadedImage`s; or the error."""
         found: list[Answer | ValueError] = [[]] * len(questions)
-        texts_of: dict[int, Sequence[str]] = {}
-        for number, question in enumerate(questions):
-            try:
-                texts_of[number] = self._usable_texts(question)
-            except ValueError as error:
-                found[number] = error.with_traceback(None)
-        ids = iter(self.token_ids([text for texts in texts_of.values() for text in texts]))
         pairs: list[tuple[tuple[LoadedImage, ...], list[int]]] = []
         rows_of: dict[int, slice] = {}
-        for number, texts in texts_of.items():
+        for number, question in enumerate(questions):
             try:
-                own = usable_tokens([next(ids) for _ in texts])
+                own = self.token_ids(self._usable_texts(question))
             except ValueError as error:
                 found[number] = error.with_traceback(None)
                 continue
             rows_of[number] = slice(len(pairs), len(pairs) + len(own))
-            pairs += [(questions[number].images, each) for each in own]
+            pairs += [(question.images, each) for each in own]
         if not pairs:
             return found
         images = list(dict.fromkeys(image for shown, _ in pairs for image in shown))
@@ -256,7 +249,7 @@ class SohoPipeline:
         logits = self._logits([([encoded[image] for image in shown], each) for shown, each in pairs], batch_size)
         for number, rows in rows_of.items():
             try:
-                found[number] = self._best(texts_of[number], logits[rows], top_k)
+                found[number] = self._best(questions[number].words, logits[rows], top_k)
             except ValueError as error:
                 found[number] = error.with_traceback(None)
         return found
@@ -278,7 +271,7 @@ class SohoPipeline:
         is_many = [*(isinstance(image, (list, tuple)) for image in images), texts_are_many]
         many = {name: value for name, value, of_many in zip(FIELDS[action], values, is_many, strict=True) if of_many}
         if not many:
-            (answer,) = self._stream([values], top_k, is_one=True, **options)
+            (answer,) = self._stream([values], top_k, **options)
             return answer
         if len({len(value) for value in many.values()}) > 1:
             got = ", ".join(f"{len(value)} of {name}" for name, value in many.items())
@@ -286,19 +279,18 @@ class SohoPipeline:
         single = dict(zip(FIELDS[action], values, strict=True))
         each_of = zip(*many.values(), strict=True)
         rows = [list((single | dict(zip(many, own, strict=True))).values()) for own in each_of]
-        return list(self._stream(rows, top_k, is_one=False, **options))
+        return list(self._stream(rows, top_k, **options))
 
     def _stream(
         self,
         rows: Sequence[Sequence[Any]],
         top_k: int | None,
         *,
-        is_one: bool,
         batch_size: int = 8,
         progress: bool = False,
         errors: str = "raise",
     ) -> Iterator[Any]:
-        """The answers to rows of images and words, one by one; the error of one alone (`is_one`) has no number."""
+        """The answers to rows of images and words, one by one; the error of one alone has no number."""
         _at_least_one("batch_size", batch_size)
         if top_k is not None:
             _at_least_one("top_k", top_k)
@@ -308,7 +300,7 @@ class SohoPipeline:
         shown = tqdm(answers, total=len(rows), unit="question", dynamic_ncols=True) if progress else answers
         for number, answer in enumerate(shown):
             if isinstance(answer, ValueError) and errors == "raise":
-                if is_one:
+                if len(rows) == 1:
                     raise answer
                 raise ValueError(f"question {number} (from 0): {answer}") from answer
             yield answer
@@ -384,7 +376,7 @@ class SohoPipeline:
 
     def texts_of(self, words: Any) -> dict[str, Tensor]:
         """`input_ids` and `attention_mask` (P, S) of the words of a question. Raises ValueError: they can't be used."""
-        return self._padded(usable_tokens(self.token_ids(self._usable_texts(Question((), words)))))
+        return self._padded(self.token_ids(self._usable_texts(Question((), words))))
 
     def _padded(self, ids: Sequence[Sequence[int]]) -> dict[str, Tensor]:
         """`input_ids` and `attention_mask` (P, S)."""
@@ -406,20 +398,16 @@ class SohoPipeline:
                 raise image.content
         return texts
 
-    def token_ids(self, texts: Sequence[str]) -> list[list[int] | ValueError]:
-        """Of each text, or why it can't be read."""
-        if not texts:
-            return []
-        found: list[list[int] | ValueError] = []
+    def token_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """Of each text. Raises ValueError: one can't be read."""
         tokenizer, limit = self.processor.tokenizer, self.model.config.max_position_embeddings
         special = set(tokenizer.all_special_ids)  # [UNK] among them
-        for text, ids in zip(texts, tokenizer(list(texts), verbose=False)["input_ids"], strict=True):
+        found: list[list[int]] = tokenizer(list(texts), verbose=False)["input_ids"]
+        for text, ids in zip(texts, found, strict=True):
             if special.issuperset(ids):
-                found.append(ValueError(f"text: {text[:60]!r} holds no word that this model knows"))
-            elif len(ids) > limit:
-                found.append(ValueError(f"text: expected at most {limit} tokens, got {len(ids)}: {text[:60]!r}..."))
-            else:
-                found.append(ids)
+                raise ValueError(f"text: {text[:60]!r} holds no word that this model knows")
+            if len(ids) > limit:
+                raise ValueError(f"text: expected at most {limit} tokens, got {len(ids)}: {text[:60]!r}...")
         return found
 
     def unknown_words(self, texts: Sequence[str]) -> list[str]:
@@ -503,16 +491,6 @@ def local_folder(folder: str | os.PathLike[str]) -> Path:
     config = cached_file(str(found), "config.json", local_files_only=True)
     assert config is not None, "it was loaded from there"
     return Path(config).parent
-
-
-def usable_tokens(tokens: Sequence[list[int] | ValueError]) -> list[list[int]]:
-    """The tokens of texts. Raises ValueError: the first reason why one can't be read."""
-    usable = []
-    for each in tokens:
-        if isinstance(each, ValueError):
-            raise each
-        usable.append(each)
-    return usable
 
 
 def windows(questions: Iterable[Question], batch_size: int) -> Iterator[list[Question]]:

@@ -30,7 +30,7 @@ SIDE_KEYS = ("skipped", "sample_ids", "image_keys", "corrupt_images")
 
 # The stream of random numbers that chooses stand-ins; the order of the samples is stream 1, the tasks have 2 and 3.
 _STAND_IN_STREAM = 4
-# 5 divides captions, in the data; 7 draws a share of the records, in the tasks.
+# 5 divides captions, in the data.
 _PART_STREAM = 6
 _MOST_STAND_INS = 100
 _STAND_IN_NOTE = "; its batch held nothing else, so another image is taken in its place"

@@ -15,7 +15,7 @@ from soho_fast.common.extras import from_extra
 from soho_fast.explore.sources import digest_of
 
 with from_extra("train"):
-    from soho_fast.ask.pipeline import SohoPipeline, usable_tokens
+    from soho_fast.ask.pipeline import SohoPipeline
     from soho_fast.data.images import ImageLike
     from soho_fast.model.image_tokens import join_images
     from soho_fast.model.outputs import VisualTokens
@@ -67,7 +67,7 @@ class SeeingPipeline(SohoPipeline):
         Raises:
             ValueError: the text can't be used.
         """
-        (ids,) = usable_tokens(self.token_ids([text]))
+        (ids,) = self.token_ids([text])
         index = torch.arange(len(images)).unsqueeze(0)
         output = self.model(
             visual_tokens=join_images(images),

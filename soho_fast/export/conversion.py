@@ -43,17 +43,18 @@ def write_converted(published: Path, output: Path, vocab: str | None, answers: s
     if answers and checkpoint.preset != "official_vqa":
         raise UserError(f"answers: {checkpoint.path} is no model of VQA, which alone has answers; leave it out")
     tokenizer = _tokenizer(vocab)
-    conversion = convert(checkpoint, answers=_answers(answers) if answers else None)
-    model, warnings = conversion.model, conversion.warnings()
+    model = convert(checkpoint, answers=_answers(answers) if answers else None)
     if len(tokenizer) != model.config.vocab_size:
         raise UserError(
             f"vocab: expected the {model.config.vocab_size:,} words of {_TOKENIZER}, got {len(tokenizer):,}"
         )
+    yield from checkpoint.report()
+    if checkpoint.preset == "official_vqa" and not answers:
+        yield "warning: its answers have numbers for names; give --answers FILE"
     words = sorted((number, word) for word, number in tokenizer.get_vocab().items())
     digest = hashlib.sha256("".join(f"{word}\n" for _, word in words).encode()).hexdigest()
     if digest != _VOCABULARY:
-        warnings.append(f"the words are not those of {_TOKENIZER}, with which the authors trained")
-    yield from (*conversion.report(), *(f"warning: {line}" for line in warnings))
+        yield f"warning: the words are not those of {_TOKENIZER}, with which the authors trained"
     # As the released code reads images.
     size = {"shortest_edge": 600, "longest_edge": 1000}
     processor = SohoProcessor(SohoImageProcessor(size=size, size_divisor=32, antialias=False), tokenizer)

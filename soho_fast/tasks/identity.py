@@ -4,7 +4,7 @@
 # starts of a run and between its ranks.
 PLACES = {
     "data_roots.*": "what is read from there",
-    "corpus.folder": "what is read from there",
+    "corpus": "what is read from there",
     "data.sources.*": "the records read from there",
     "data.heldout.*": "the records read from there",
     "data.splits.*": "the records read from there",

@@ -19,8 +19,7 @@ from soho_fast.data.batches.sample import Collator, Sample
 from soho_fast.data.overlap import shared_images
 from soho_fast.data.processor import SohoProcessor
 from soho_fast.data.readers.captions import (
-    karpathy_coco_ids,
-    karpathy_flickr_ids,
+    held_out_ids,
     read_coco_captions,
     read_karpathy,
     read_visual_genome,
@@ -58,9 +57,7 @@ _FORMATS_OF = {
     "images": ("karpathy", "coco_captions", "visual_genome", "json_lines"),
     "columns": ("dataset",),
     "splits": ("karpathy", "json_lines", "dataset"),
-    "heldout_share": ("json_lines", "dataset"),
-    "exclude_coco_ids_from": ("coco_captions", "visual_genome"),
-    "exclude_flickr_ids_from": ("visual_genome",),
+    "exclude_held_out_of": ("coco_captions", "visual_genome"),
 }
 
 
@@ -68,20 +65,18 @@ def read_source(source: CaptionSource, report: ReadReport, where: str, missing_i
     """The images with captions of a set, which `where` names; see `read_sources`."""
     refuse_fields_of_other_formats(source, _FORMATS_OF, f"{where}.")
     reading: Any = {"max_captions": source.max_captions, "report": report}
-    share = source.heldout_share
     if source.format == "dataset":
-        return read_dataset(source.annotations, source.columns, source.splits, heldout_share=share, **reading)
+        return read_dataset(source.annotations, source.columns, source.splits, **reading)
     reading["missing_images"] = missing_images
     if source.format == "json_lines":
-        return read_json_lines(source.annotations, source.images, source.splits, heldout_share=share, **reading)
+        return read_json_lines(source.annotations, source.images, source.splits, **reading)
     if source.format == "karpathy":
         return read_karpathy(source.annotations, source.images, source.splits, **reading)
-    if source.exclude_coco_ids_from:
-        reading["exclude_coco_ids"] = karpathy_coco_ids(source.exclude_coco_ids_from)
+    excluded = dict(map(held_out_ids, source.exclude_held_out_of))
+    reading["exclude_coco_ids"] = excluded.get("COCO", frozenset())
     if source.format == "coco_captions":
         return read_coco_captions(source.annotations, source.images, **reading)
-    if source.exclude_flickr_ids_from:
-        reading["exclude_flickr_ids"] = karpathy_flickr_ids(source.exclude_flickr_ids_from)
+    reading["exclude_flickr_ids"] = excluded.get("Flickr30K", frozenset())
     image_data = Path(source.annotations).with_name("image_data.json")
     return read_visual_genome(source.annotations, image_data, source.images, **reading)
 
@@ -114,13 +109,6 @@ def read_sources(
             reports.append(report)
         for line in report.lines():
             say(f"{purpose}: {line}")
-        if purpose == "sources" and source.format == "visual_genome":
-            for field, name in (("exclude_coco_ids_from", "COCO"), ("exclude_flickr_ids_from", "Flickr30K")):
-                if not getattr(source, field):
-                    say(
-                        f"{purpose}: {report.source}: {field} is not set, so {name}'s val and test images may be among "
-                        f"these; results on {name} would be too good"
-                    )
     return found
 
 

@@ -27,7 +27,7 @@ from soho_fast.tasks.settings import VqaSplit, refuse_fields_of_other_formats
 _SCORE_PER_PERSON = 0.3
 
 # The formats of a split that take a field.
-_FORMATS_OF = {"annotations": ("vqa",), "heldout_share": ("json_lines",), "splits": ("json_lines",)}
+_FORMATS_OF = {"annotations": ("vqa",), "splits": ("json_lines",)}
 
 _ROWS_AT_A_TIME = 4096
 _SMALLEST_PRIOR = 1e-4
@@ -53,9 +53,7 @@ class QuestionAnsweringTask(AnsweringTask):
         options = {"missing_images": self.data.missing_images, "report": report}
         refuse_fields_of_other_formats(source, _FORMATS_OF)
         if source.format == "json_lines":
-            return read_json_lines_questions(
-                source.questions, source.images, source.splits, heldout_share=source.heldout_share, **options
-            )
+            return read_json_lines_questions(source.questions, source.images, source.splits, **options)
         if source.format == "easy_vqa":
             return read_easy_vqa(source.questions, source.images, **options)
         return read_vqa(source.questions, source.images, source.annotations, **options)

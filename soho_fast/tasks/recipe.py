@@ -46,23 +46,8 @@ RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 _TRUSTING = r"--trust[-_]file$"
 # Fields that may name code by import path.
 _CODE = ("task", "model.config.*", "model.losses.*.path", "optim.*rule")
-ANNOTATION_FILES = ("annotations", "questions", "exclude_coco_ids_from", "exclude_flickr_ids_from")
-"""Fields of the data that name a file."""
-
-
-@dataclass(frozen=True)
-class DemoCorpus:
-    """The demo corpus, built where it is absent.
-
-    Args:
-        folder: Where it is, or goes; empty uses none.
-        num_train: Number of training scenes.
-        num_heldout: Number of held-out scenes, half val and half test.
-    """
-
-    folder: str = ""
-    num_train: int = 4000
-    num_heldout: int = 500
+ANNOTATION_FILES = ("annotations", "questions", "exclude_held_out_of")
+"""Fields of the data that name files."""
 
 
 @dataclass
@@ -71,12 +56,13 @@ class Recipe(TrainSettings):
 
     Args:
         data_roots: Folders that the strings of `corpus`, `data` and `model` name as {key}; one that is named as {key?}
-            can be left out, and the field is null then.
-        corpus: Demo corpus.
+            can be left out, and the field is null then, or the list without it.
+        corpus: Folder of the demo corpus, which is built where it is absent (of other sizes: soho corpus); empty uses
+            none.
     """
 
     data_roots: dict[str, str] = field(default_factory=dict)
-    corpus: DemoCorpus = field(default_factory=DemoCorpus)
+    corpus: str = ""
     name = ""  # That of its file; no field, since it follows from where the file lies.
     if TYPE_CHECKING:  # `task`, `data` and `model`, which `recipe_type` adds
 
@@ -302,7 +288,7 @@ def _root(name: str, root: str) -> str:
 def _fill(value: Any, roots: dict[str, str]) -> Any:
     """Replace `{name}` in every string within dataclasses, lists and dicts by `roots[name]`.
 
-    A string with `{name?}` becomes None where there is no such root.
+    A string with `{name?}` becomes None where there is no such root, or leaves its list.
     """
     if isinstance(value, str):
         if any(not roots.get(name) for name in re.findall(r"\{([^{}]+)\?\}", value)):
@@ -315,7 +301,8 @@ def _fill(value: Any, roots: dict[str, str]) -> Any:
                 value = value.replace(f"{{{name}}}", root)
         return value
     if isinstance(value, list | tuple):
-        return type(value)(_fill(item, roots) for item in value)
+        filled = ((item, _fill(item, roots)) for item in value)
+        return type(value)(new for item, new in filled if new is not None or item is None)
     if isinstance(value, dict):
         return {key: _fill(item, roots) for key, item in value.items()}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -328,7 +315,7 @@ def _check_files(recipe: Any) -> None:
     """Raises UserError: a file or a folder is not there. What lies in the demo corpus may be built yet."""
 
     def is_built(path: str) -> bool:
-        return bool(recipe.corpus.folder) and Path(path).is_relative_to(recipe.corpus.folder)
+        return bool(recipe.corpus) and Path(path).is_relative_to(recipe.corpus)
 
     names = [
         ("data.tokenizer", recipe.data.tokenizer, False),
@@ -342,9 +329,8 @@ def _check_files(recipe: Any) -> None:
             except FileNotFoundError as error:
                 raise UserError(f"{place}: {error}") from error
     values = _values(dataclasses.asdict(recipe.data), "data")
-    files = [
-        (place, path) for place, path in values if place.rpartition(".")[2] in ANNOTATION_FILES and path is not None
-    ]
+    named = ((place, path, place.rpartition(".")[2].partition("[")[0]) for place, path in values)
+    files = [(place, path) for place, path, field in named if field in ANNOTATION_FILES and path is not None]
     if recipe.model.backbone not in (None, "imagenet"):
         files.append(("model.backbone", recipe.model.backbone))
     for place, path in files:
@@ -362,14 +348,17 @@ def write_recipe(recipe: Any, path: Path) -> None:
     write_atomically(path, yaml.safe_dump(json.loads(json.dumps(values)), sort_keys=False))
 
 
-def build_demo_corpus(settings: DemoCorpus, processes: Any) -> None:
-    """The first rank builds; then one rank of each further machine, which keeps what it finds on a shared disk."""
-    if not settings.folder:
+def build_demo_corpus(folder: str, processes: Any) -> None:
+    """Build it, or what is missing of one that is there, of the sizes that this has. The first rank builds; then one
+    rank of each further machine, which keeps what it finds on a shared disk."""
+    if not folder:
         return
-    from soho_fast.data.mini import build_corpus
+    from soho_fast.data.mini.builder import build_corpus, read_manifest
+    from soho_fast.data.mini.options import CorpusOptions
 
     for turn in (processes.is_main, processes.local_rank == 0 and not processes.is_main):
         if turn:
-            fields = dataclasses.asdict(settings)
-            build_corpus(fields.pop("folder"), **fields, progress=processes.is_main)
+            there = (read_manifest(Path(folder)) or {}).get("settings", {})
+            sizes = {each.name: there[each.name] for each in dataclasses.fields(CorpusOptions) if each.name in there}
+            build_corpus(folder, **sizes, progress=processes.is_main)
         processes.wait()

@@ -30,7 +30,7 @@ from soho_fast.tasks.evaluation.pair_scoring import ImageBlocks, PairScorer, sco
 from soho_fast.tasks.evaluation.sharing import Sharing
 from soho_fast.tasks.evaluation.two_stage import best_pairs, choose_k, contrastive_scores, ranked_in_two_stages
 from soho_fast.tasks.fine_tuning import FineTuningTask
-from soho_fast.tasks.settings import RetrievalSplit, refuse_fields_of_other_formats
+from soho_fast.tasks.settings import RetrievalSplit
 
 RECALL_KS = (1, 5, 10)
 # The retrieval results of the literature take the first five captions of an image, where it has more.
@@ -68,11 +68,8 @@ class RetrievalTask(FineTuningTask):
 
     def read(self, source: RetrievalSplit, report: ReadReport) -> list[ImageTextRecord]:
         options = {"missing_images": self.data.missing_images, "report": report}
-        refuse_fields_of_other_formats(source, {"heldout_share": ("json_lines",)})
-        where = source.annotations, source.images, source.splits
-        if source.format == "json_lines":
-            return read_json_lines(*where, heldout_share=source.heldout_share, **options)
-        return read_karpathy(*where, **options)
+        read = read_json_lines if source.format == "json_lines" else read_karpathy
+        return read(source.annotations, source.images, source.splits, **options)
 
     @property
     def samples_together(self) -> tuple[str, int] | None:

@@ -15,7 +15,6 @@ from jsonargparse.typing import (
     restricted_number_type,
 )
 
-from soho_fast.engine.settings import ShareBelowOne
 from soho_fast.model.values import ModelChanges
 
 if TYPE_CHECKING:  # which sees no type in what a function makes
@@ -184,11 +183,10 @@ class CaptionSource:
             its own.
         format: Format of the annotation file: as published, or json_lines or dataset (docs/datasets.md).
         columns: Of a dataset the column of the images, and those of captions; empty takes the usual ones.
-        splits: Splits to use, karpathy (train, restval, val, test), json_lines and dataset only.
-        heldout_share: Share of the images held out as split `val` where a json_lines file or a dataset names no splits.
-        exclude_coco_ids_from: A Karpathy COCO file whose val and test images are left out, for coco_captions and
-            visual_genome (half of Visual Genome is COCO).
-        exclude_flickr_ids_from: Karpathy's Flickr30K file, whose val and test images are left out, for visual_genome.
+        splits: Splits to use: karpathy's (train, restval, val, test), or those of json_lines; where these name none,
+            and of a dataset, val is a fifth of the images (about 5,000 at most) and train the others.
+        exclude_held_out_of: Karpathy's files of COCO or Flickr30K whose val and test images are left out, for
+            coco_captions and visual_genome (half of Visual Genome is COCO).
         max_captions: Keep only the first so many captions of an image (visual_genome: those of the largest regions);
             null keeps all.
     """
@@ -198,9 +196,7 @@ class CaptionSource:
     format: Literal["karpathy", "coco_captions", "visual_genome", "json_lines", "dataset"] = "karpathy"
     columns: list[str] = field(default_factory=list)
     splits: list[str] = field(default_factory=list)
-    heldout_share: ShareBelowOne = 0.0
-    exclude_coco_ids_from: str | None = None
-    exclude_flickr_ids_from: str | None = None
+    exclude_held_out_of: list[str] = field(default_factory=list)
     max_captions: PositiveInt | None = None
 
 
@@ -272,8 +268,8 @@ class VqaSplit:
         images: Folders or .zip files with the images; json_lines also looks beside the questions.
         annotations: v2_mscoco_<split>_annotations.json, vqa only; null for a split whose answers are not published.
         format: Format: that of VQA v2, of the package easy-vqa, or json_lines (docs/datasets.md).
-        splits: Splits of a json_lines file; empty takes all lines.
-        heldout_share: Share of the images held out as split `val` where a json_lines file names no splits.
+        splits: Splits of a json_lines file (where it names none, val is a fifth of the images and train the others);
+            empty takes all lines.
     """
 
     questions: str
@@ -281,7 +277,6 @@ class VqaSplit:
     annotations: str | None = None
     format: Literal["vqa", "easy_vqa", "json_lines"] = "vqa"
     splits: list[str] = field(default_factory=list)
-    heldout_share: ShareBelowOne = 0.0
 
 
 @dataclass
@@ -330,16 +325,15 @@ class RetrievalSplit:
     Args:
         annotations: dataset_coco.json or dataset_flickr30k.json (karpathy), JSON lines of one's own (json_lines).
         images: Folders or .zip files with the images; json_lines also looks beside the annotation file.
-        splits: Any of the file's; karpathy: train, restval, val, test.
+        splits: Any of the file's; karpathy: train, restval, val, test. Where json_lines name none, val is a fifth of
+            the images and train the others.
         format: Format of the annotation file: as published, or json_lines (docs/datasets.md).
-        heldout_share: Share of the images held out as split `val` where a json_lines file names no splits.
     """
 
     annotations: str
     images: list[str] = field(default_factory=list)
     splits: list[str] = field(default_factory=list)
     format: Literal["karpathy", "json_lines"] = "karpathy"
-    heldout_share: ShareBelowOne = 0.0
 
 
 @dataclass

@@ -21,6 +21,7 @@ from benchmarks.studies.report import report
 from benchmarks.studies.running import Runner
 from benchmarks.studies.study import read_rows, read_study, runs_of
 from soho_fast.common.errors import UserError
+from soho_fast.data.mini import build_corpus
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks/results"
@@ -31,7 +32,7 @@ DATA = ("coco", "visual_genome", "flickr30k", "vqa", "nlvr2", "snli_ve")
 SMALL = {
     "title": "Small",
     "seeds": [0, 1],
-    "overrides": {"corpus.folder": "", "data_roots.corpus": "nowhere"},
+    "overrides": {"corpus": "", "data_roots.corpus": "nowhere"},
     "conditions": {"one": {"about": "as it is"}, "other": {"overrides": {"optim.lr": 0.5}}},
     "stages": {
         "first": {"recipe": "mini", "metrics": {"score": "score", "loss": "loss (nats)"}},
@@ -343,8 +344,6 @@ def test_other_data_within_a_seed_are_told():
 TINY = {
     "title": "Tiny",
     "overrides": {
-        "corpus.num_train": 40,
-        "corpus.num_heldout": 24,
         "data.shorter_edge": 48,
         "data.longer_edge": 48,
         "checkpoint.every_steps": 2,
@@ -382,7 +381,8 @@ def test_a_real_run_that_is_killed_ends_as_an_undisturbed_one(tmp_path, capsys):
     alone = {**TINY, "stages": {"pretraining": TINY["stages"]["pretraining"]}}
     for name, content in (("alone", alone), ("tiny", TINY)):
         (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
-    where = ["--data_roots.corpus", str(tmp_path / "corpus"), "--into"]
+    corpus = build_corpus(tmp_path / "corpus", num_train=40, num_heldout=24, progress=False)
+    where = ["--data_roots.corpus", str(corpus), "--into"]
     assert main([str(tmp_path / "alone.yaml"), *where, str(tmp_path / "whole")]) == 0, capsys.readouterr().out
     killed = tmp_path / "killed"
     command = [str(tmp_path / "tiny.yaml"), *where, str(killed)]

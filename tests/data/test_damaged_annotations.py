@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from tiny_corpus import draw
 
-from soho_fast.data.readers.captions import karpathy_coco_ids, read_coco_captions, read_karpathy, read_visual_genome
+from soho_fast.data.readers.captions import held_out_ids, read_coco_captions, read_karpathy, read_visual_genome
 from soho_fast.data.readers.json_lines import read_json_lines, read_json_lines_questions
 from soho_fast.data.readers.questions import read_easy_vqa, read_vqa
 from soho_fast.data.readers.statements import read_nlvr2, read_snli_ve
@@ -46,7 +46,7 @@ SNLI_VE = {"Flickr30K_ID": "a", "pairID": "a#1", "gold_label": "neutral", "sente
 # The files of a set (the first is damaged), and what reads them below a folder; a .jsonl file has a record a line.
 READERS = {
     "karpathy": ({"dataset.json": KARPATHY}, lambda f: read_karpathy(f / "dataset.json", f, ["train"])),
-    "karpathy_coco_ids": ({"dataset.json": KARPATHY}, lambda f: karpathy_coco_ids(f / "dataset.json")),
+    "held_out_ids": ({"dataset.json": KARPATHY}, lambda f: held_out_ids(f / "dataset.json")[1]),
     "coco_captions": ({"captions_val2014.json": COCO}, lambda f: read_coco_captions(f / "captions_val2014.json", f)),
     "regions": (
         {"regions.json": REGIONS, "image_data.json": IMAGE_DATA},

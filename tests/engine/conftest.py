@@ -17,6 +17,7 @@ import yaml
 from forked_python import ForkedPython
 
 from soho_fast import train
+from soho_fast.data.mini import build_corpus
 from soho_fast.tasks.recipe import RECIPES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -29,7 +30,6 @@ LIBRARIES = (
 
 # Recipe mini, made small.
 SMALL = {
-    "corpus": {"num_train": 40, "num_heldout": 12},
     "data": {
         "shorter_edge": 64, "longer_edge": 64,
         "mvm_from_epoch": 0, "mvm_probability": 1.0, "conditional_masking": False,
@@ -222,7 +222,7 @@ def small_recipe(tmp_path: Path) -> Path:
     for part, values in SMALL.items():
         # The model is this test's own: what mini starts from and how fast it learns is tuned elsewhere.
         recipe[part] = values if part == "model" else {**recipe.get(part, {}), **values}
-    recipe["data_roots"] = {"corpus": str(tmp_path / "corpus")}
+    recipe["data_roots"] = {"corpus": str(build_corpus(tmp_path / "corpus", num_train=40, num_heldout=12))}
     recipe |= {"output": str(tmp_path / "run"), "max_steps": 3, "max_minutes": 0}
     path = tmp_path / "small.yaml"
     path.write_text(yaml.safe_dump(recipe))

@@ -39,7 +39,6 @@ CHANGES = [
     (["--epochs", "12"], "epochs: trained with 16, now 12"),
     (["--schedule.decay", "cosine"], "schedule.decay: trained with linear, now cosine"),
     (["--seed", "1"], "seed: trained with 0, now 1"),
-    (["--corpus.num_train", "48"], "corpus.num_train: trained with 40, now 48"),
 ]
 
 
@@ -106,7 +105,7 @@ def test_a_finished_run_is_left_as_it_is(again, small_recipe, tmp_path):
 
 
 def test_changed_data_are_told_and_an_unfinished_end_is_made_up_for(again, small_recipe, tmp_path):
-    command, run = ["--recipe", str(small_recipe), "--corpus.folder", ""], tmp_path / "run"
+    command, run = ["--recipe", str(small_recipe), "--corpus", ""], tmp_path / "run"
     assert again("--recipe", str(small_recipe), "--evaluation.at_end", "false")[0] == 0
     trained = contents(run)
     assert json.loads(trained["metrics.json"][1])["metrics"] is None
@@ -236,7 +235,7 @@ def test_what_is_not_compared_is_this_and_no_more(recipe):
     } <= {
         "batch.workers", "batch.corrupt_images", "engine.timeout_seconds",
         "engine.activation_checkpointing",
-        "engine.feature_cache_gb", "corpus.folder",
+        "engine.feature_cache_gb", "corpus",
         "data.tokenizer", "data.missing_images", "model.pretrained",
         "model.text_encoder", "model.backbone",
     }  # fmt: skip

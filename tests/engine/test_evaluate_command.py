@@ -12,11 +12,12 @@ import yaml
 from soho_fast import evaluate, train
 from soho_fast.ask import __main__ as ask
 from soho_fast.common.processes import Processes
+from soho_fast.data.mini import build_corpus
 from soho_fast.engine import distributed
 from soho_fast.tasks.recipe import RECIPES, Recipe, find_recipe, read_recipe, with_data_roots
 
 SMALL = {
-    "corpus": {"folder": "{corpus}", "num_train": 40, "num_heldout": 12},
+    "corpus": "{corpus}",
     "model": {
         "config": {
             "backbone": "resnet10", "visual_pool": 1, "hidden_size": 32, "num_hidden_layers": 1,
@@ -49,8 +50,9 @@ sys.exit(evaluate.main(sys.argv[1:]))
 def small_vqa(tmp_path) -> Path:
     """Recipe mini_vqa, made small, all in this test's folder."""
     recipe = yaml.safe_load((RECIPES / "mini_vqa.yaml").read_text())
+    corpus = build_corpus(tmp_path / "corpus", num_train=40, num_heldout=12)
     small = {"shorter_edge": 64, "longer_edge": 64, "min_answer_count": 2}
-    recipe |= {**SMALL, "data": {**recipe["data"], **small}, "data_roots": {"corpus": str(tmp_path / "corpus")}}
+    recipe |= {**SMALL, "data": {**recipe["data"], **small}, "data_roots": {"corpus": str(corpus)}}
     path = tmp_path / "small.yaml"
     path.write_text(yaml.safe_dump({**recipe, "output": str(tmp_path / "run")}, sort_keys=False))
     return path
@@ -128,7 +130,7 @@ def test_fine_tune_then_evaluate_however_started(launch, small_vqa, tmp_path, ca
         (["--recipe", "mini_vqa"], "checkpoint: without --run, expected the folder or hub name of a model"),
         (["--run", "{tmp}/run", "--data.sharter_edge", "3"], "data.sharter_edge"),
         (
-            ["--recipe", "mini", "--corpus.folder", "", "--checkpoint", "{tmp}"],
+            ["--recipe", "mini", "--corpus", "", "--checkpoint", "{tmp}"],
             "checkpoint: no model could be loaded from",
         ),
     ],

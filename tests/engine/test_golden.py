@@ -18,13 +18,14 @@ import torch
 
 from soho_fast import ops
 from soho_fast.common.environment import processor_name
+from soho_fast.data.mini import build_corpus
 from soho_fast.data.tokenizer import build_vocabulary, write_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
 WORDS = Path(__file__).with_name("golden_words.txt")
 RECORD, MEASURED = Path(__file__).with_name("golden_demo.json"), ROOT / "build" / "golden_demo.json"
 OPTIONS = (
-    "--corpus.num_train", "40", "--corpus.num_heldout", "4", "--max_steps", "80", "--log.every_steps", "1",
+    "--max_steps", "80", "--log.every_steps", "1",
     "--evaluation.at_end", "false", "--batch.workers", "0",
     "--checkpoint.every_minutes", "1000",
 )  # fmt: skip
@@ -41,6 +42,7 @@ def test_losses_of_all_phases_are_those_on_record(tmp_path):
     run, tokenizer = tmp_path / "run", tmp_path / "tokenizer"
     # As it was when the losses were recorded: the weights at the start depend on its size.
     write_tokenizer(tokenizer, build_vocabulary([WORDS.read_text()]))
+    build_corpus(tmp_path / "corpus", num_train=40, num_heldout=4, progress=False)
     command = [sys.executable, "-m", "soho_fast.train", *OPTIONS, "--output", str(run)]
     command += ["--data.tokenizer", str(tokenizer)]
     launched = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_SIZE")  # of a process group that an earlier test left

@@ -53,7 +53,7 @@ def test_one_step_at_full_size(launch, tmp_path):
         assert done.code == 0, done.text
         assert "recipe paper: 155.8 M parameters, 1 steps of 1 images" in done.text, done.text
         assert "visual_genome: 2 images, 2 captions" in done.text, "one is in COCO's val"
-        assert "visual_genome: exclude_flickr_ids_from is not set" in done.text
+        assert "visual_genome: exclude_held_out_of names no file of Flickr30K" in done.text
         records = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
         (record,) = [record for record in records if record["kind"] == "train"]
         trained = SohoForPreTraining.from_pretrained(run / "model")

@@ -36,7 +36,7 @@ def test_recipe_paper_is_the_papers():
     assert (schedule.decay, schedule.step_epochs, schedule.step_factor) == ("step", [25, 35], 0.1)
     assert (recipe.data.shorter_edge, recipe.data.longer_edge) == (600, 1000)
     assert recipe.data.sources[0].splits == ["train", "restval"]
-    assert recipe.data.sources[1].exclude_coco_ids_from == recipe.data.sources[0].annotations
+    assert recipe.data.sources[1].exclude_held_out_of[0] == recipe.data.sources[0].annotations
 
 
 def test_command_line_goes_over_the_recipe(tmp_path):
@@ -57,7 +57,7 @@ def test_help_explains_every_field(capsys):
     assert ended.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
     for words in (
-        "in which the backbone is kept frozen", "Passes over the training data", "Number of training scenes",
+        "in which the backbone is kept frozen", "Passes over the training data", "Folder of the demo corpus",
         "Longest text in tokens", "Micro-batches accumulated",
     ):  # fmt: skip
         assert words in text, words
@@ -116,11 +116,10 @@ def test_a_number_beyond_its_range_is_refused(field, value):
 
 def test_a_folder_that_can_be_left_out_leaves_its_field_null(tmp_path):
     roots = ["--data_roots.coco", "/c", "--data_roots.visual_genome", "/v"]
-    for given, expected in ((), None), (("--data_roots.flickr30k", "/f"), "/f/dataset_flickr30k.json"):
+    for given, expected in ((), []), (("--data_roots.flickr30k", "/f"), ["/f/dataset_flickr30k.json"]):
         recipe = read_recipe(["--recipe", "paper", *roots, *given])
         genome = with_data_roots(recipe).data.sources[1]
-        assert genome.exclude_flickr_ids_from == expected
-        assert genome.exclude_coco_ids_from == "/c/dataset_coco.json"
+        assert genome.exclude_held_out_of == ["/c/dataset_coco.json", *expected]
     mine = tmp_path / "mine.yaml"
     mine.write_text('data: {tokenizer: "{words?}/t"}')
     assert with_data_roots(read_recipe(["--recipe", str(mine)])).data.tokenizer is None

@@ -39,7 +39,6 @@ _IMPORTED = (
     "matplotlib.pyplot", "torch.utils.data._utils.worker",
 )  # fmt: skip
 _SMALL = {
-    "corpus": {"num_train": 24, "num_heldout": 8},
     "optim": {"frozen_backbone_epochs": [0, 0]},
     "batch": {"global_batch_size": 4, "workers": 0},
     "log": {"every_steps": 1},
@@ -244,8 +243,10 @@ class Bench:
 
     def prepare(self) -> None:
         """Build the corpus, make the undisturbed runs, and of each one that was killed after its second checkpoint."""
+        from soho_fast.data.mini import build_corpus
         from soho_fast.tasks.recipe import RECIPES
 
+        build_corpus(self.corpus, num_train=24, num_heldout=8, progress=False)
         for task, (name, data, evaluation) in _TASKS.items():
             recipe = yaml.safe_load((RECIPES / f"{name}.yaml").read_text())
             for part, values in _SMALL.items():

@@ -53,7 +53,6 @@ def by_page(found: list[tuple[str, str]]) -> list:
     return [pytest.param(page, text, id=f"{page}-{number}") for number, (page, text) in enumerate(found)]
 
 
-CORPUS = "--corpus.num_train 40 --corpus.num_heldout 12"
 EDGES = "--data.shorter_edge 64 --data.longer_edge 64"
 SMALL = f"{EDGES} --max_steps 2"
 PRETRAINING = ""
@@ -66,24 +65,24 @@ SIZES = [
     ("--recipe official", ""),
     ("--recipe paper", ""),
     ("--recipe vqa", ""),
-    ("--recipe mini_vqa", f"{CORPUS} {SMALL} --data.min_answer_count 2"),
-    ("--recipe mini_retrieval", f"{CORPUS} {SMALL}"),
+    ("--recipe mini_vqa", f"{SMALL} --data.min_answer_count 2"),
+    ("--recipe mini_retrieval", SMALL),
     ("--recipe own_vqa", SMALL),
     ("--recipe own", f"{SMALL} {PRETRAINING}"),
-    ("--output runs/own_timm", f"{CORPUS} {SMALL} {PRETRAINING}"),
-    ("--output runs/own_net", f"{CORPUS} {SMALL} {PRETRAINING}"),
-    ("own_loss:FocalLoss", f"{CORPUS} {SMALL} {PRETRAINING} --model.bag_of_words_epochs 0"),
-    ("--optim.rule", f"{CORPUS} {SMALL} {PRETRAINING}"),
-    ("own_task:OwnTask", f"{CORPUS} {SMALL} --data.min_answer_count 2"),
+    ("--output runs/own_timm", f"{SMALL} {PRETRAINING}"),
+    ("--output runs/own_net", f"{SMALL} {PRETRAINING}"),
+    ("own_loss:FocalLoss", f"{SMALL} {PRETRAINING} --model.bag_of_words_epochs 0"),
+    ("--optim.rule", f"{SMALL} {PRETRAINING}"),
+    ("own_task:OwnTask", f"{SMALL} --data.min_answer_count 2"),
     ("runs/own_task --split", ""),
-    ("own_quantiser:OwnQuantiser", f"{CORPUS} {SMALL} {PRETRAINING}"),
+    ("own_quantiser:OwnQuantiser", f"{SMALL} {PRETRAINING}"),
     ("explore build runs/own_quantiser", ""),
     ("ask rank runs/own_quantiser", ""),
     ("benchmarks.studies table7", "--list"),
     ("benchmarks.studies demo", ""),
     ("tokenizer my_images", ""),
     ("soho check", ""),
-    ("deepspeed soho_fast/train.py", f"{CORPUS} {SMALL} {PRETRAINING}"),
+    ("deepspeed soho_fast/train.py", f"{SMALL} {PRETRAINING}"),
     ("--data.scoring both", ""),
     ("evaluate --run", ""),
     ("ask ", ""),
@@ -226,7 +225,9 @@ def state(tmp_path_factory, run):
     for path in ROOT.iterdir():  # Without what users have made there by these very commands.
         if path.name not in ("runs", "data", "build", ".git", ".venv", "my_images", "photo.jpg"):
             (folder / path.name).symlink_to(path)
-    done = run(f"deepspeed soho_fast/train.py {CORPUS} {SMALL} {PRETRAINING}", folder)
+    done = run("python -m soho_fast.common.console corpus --num-train 40 --num-heldout 12 --quiet", folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    done = run(f"deepspeed soho_fast/train.py {SMALL} {PRETRAINING}", folder)
     assert done.returncode == 0, done.stdout + done.stderr
     for name in ("metrics.json", "log.jsonl", "model/model.safetensors"):
         assert (folder / "runs/mini" / name).stat().st_size > 0

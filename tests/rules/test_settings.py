@@ -16,9 +16,8 @@ OTHERS = {
     "checkpoint.every_steps": "tests stop a run at a step",
     "max_minutes": "a machine that is lent for some minutes",
     "evaluation.at_end": "timed runs switch it off",
-    **dict.fromkeys(("corpus.num_train", "corpus.num_heldout"), "a small corpus for a test"),
 }
-MOST = 125
+MOST = 120
 
 
 def every_setting() -> dict[str, Setting]:

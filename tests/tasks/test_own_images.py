@@ -7,6 +7,7 @@ import pytest
 import yaml
 from tiny_corpus import COLOURS, write_images
 
+from soho_fast.data.readers import records
 from soho_fast.tasks.pretraining import PretrainingTask
 from soho_fast.tasks.question_answering import QuestionAnsweringTask
 from soho_fast.tasks.recipe import RECIPES, load_recipe
@@ -25,15 +26,16 @@ SIZES = {"shorter_edge": 32, "longer_edge": 64}
 
 
 @pytest.fixture
-def own(tmp_path, tokenizer_dir):
-    """(annotation file, keywords of all three tasks' data)."""
+def own(tmp_path, tokenizer_dir, monkeypatch):
+    """(annotation file, keywords of all three tasks' data); of few images two are held out at least."""
+    monkeypatch.setattr(records, "_HELD_OUT_SHARE", 0.4)
     return str(write_images(tmp_path)), {"tokenizer": str(tokenizer_dir), **SIZES}
 
 
-def pretraining(path, common, share=0.4, **changes):
+def pretraining(path, common, **changes):
     said = []
     sets = {
-        name: [CaptionSource(path, format="json_lines", splits=[split], heldout_share=share)]
+        name: [CaptionSource(path, format="json_lines", splits=[split])]
         for name, split in (("sources", "train"), ("heldout", "val"))
     }
     return PretrainingTask(PretrainingData(**{**sets, **common, **changes}), say=said.append), said
@@ -54,7 +56,7 @@ def test_pretraining_needs_no_more_than_the_file(own):
 
 def test_retrieval_and_questions_take_the_same_file(own):
     path, common = own
-    options = {"format": "json_lines", "heldout_share": 0.4}
+    options = {"format": "json_lines"}
     splits = {name: RetrievalSplit(path, splits=[name], **options) for name in ("train", "val")}
     retrieval = RetrievalTask(RetrievalData(splits=splits, **common), say=lambda line: None)
     asked = {name: VqaSplit(path, splits=[name], **options) for name in ("train", "val")}
@@ -62,10 +64,10 @@ def test_retrieval_and_questions_take_the_same_file(own):
     questions = QuestionAnsweringTask(data, say=lambda line: None)
     assert len(retrieval.training_data()) == 2 * len(questions.training_data()) >= 8
     assert set(questions.answers) <= set(COLOURS), "in lower case, as they are compared"
-    records = questions.records("val")
-    right = [record.answers.most_common for record in records]
-    assert questions.metrics(right, records)["vqa_score"] == 1.0
-    assert questions.metrics(["plaid"] * len(records), records)["vqa_score"] == 0.0
+    asked = questions.records("val")
+    right = [record.answers.most_common for record in asked]
+    assert questions.metrics(right, asked)["vqa_score"] == 1.0
+    assert questions.metrics(["plaid"] * len(asked), asked)["vqa_score"] == 0.0
 
 
 def test_a_recipe_for_retrieval_is_made_as_the_page_says(own, tmp_path):
@@ -89,9 +91,6 @@ def test_fields_of_other_formats_are_refused(own):
         QuestionAnsweringTask(
             QuestionAnsweringData(splits={"train": VqaSplit(path, annotations=path, format="json_lines")}, **common)
         ).records("train")
-    split = VqaSplit(path, heldout_share=0.5)
-    with pytest.raises(ValueError, match="heldout_share: only for format json_lines, this is vqa"):
-        QuestionAnsweringTask(QuestionAnsweringData(splits={"train": split}, **common)).records("train")
     with pytest.raises(ValueError, match="splits: only for format json_lines, this is vqa"):
         QuestionAnsweringTask(
             QuestionAnsweringData(splits={"train": VqaSplit(path, splits=["train"])}, **common)

@@ -29,6 +29,7 @@ from soho_fast.data.readers.records import (
     Format,
     ImageTextRecord,
     Paths,
+    ReadReport,
     find_captioned,
     load,
     load_each,
@@ -104,38 +105,28 @@ def _karpathy_images(annotations: AnyPath) -> tuple[Iterator[Entry], str]:
     return file.each("images"), file["dataset"] or "karpathy"
 
 
-def karpathy_coco_ids(annotations: AnyPath, splits: Collection[str] = ("val", "test")) -> frozenset[int]:
-    """COCO ids of the images in the named splits: what must not be trained on when these splits are evaluated.
+def held_out_ids(annotations: AnyPath) -> tuple[str, frozenset[int]]:
+    """What must not be trained on where a Karpathy file's val and test splits are evaluated: "COCO" and the ids of
+    their images there, or "Flickr30K" and their ids at Flickr, by which its image files are named.
 
-    Raises ValueError when the file has no `cocoid` fields or the splits hold no image.
+    Raises ValueError when these splits hold no image, or its files are named otherwise.
     """
-    return frozenset(entry["cocoid"] for entry in _held_out(annotations, splits, "COCO"))
-
-
-def karpathy_flickr_ids(annotations: AnyPath, splits: Collection[str] = ("val", "test")) -> frozenset[int]:
-    """Ids at Flickr of the images in the named splits of `dataset_flickr30k.json`, whose files are named by them.
-
-    Raises ValueError when the file is another, or the splits hold no image.
-    """
+    entries = [entry for entry in _karpathy_images(annotations)[0] if entry["split"] in ("val", "test")]
+    if not entries:
+        raise ValueError(f"{annotations}: no image in the splits val, test; expected the held-out images")
+    if "cocoid" in entries[0]:
+        return "COCO", frozenset(entry["cocoid"] for entry in entries)
     ids = set()
-    for entry in _held_out(annotations, splits, "Flickr30K"):
+    for entry in entries:
         filename = entry["filename"]
         number = filename.partition(".")[0]
-        if not (number.isascii() and number.isdecimal()) or "cocoid" in entry:
+        if not (number.isascii() and number.isdecimal()):
             raise ValueError(
-                f"{entry}: the file {filename!r:.60} is not named by a Flickr id; expected Flickr30K's file"
+                f"{entry}: no cocoid, and the file {filename!r:.60} is not named by a Flickr id; expected the file of "
+                "COCO or of Flickr30K"
             )
         ids.add(int(number))
-    return frozenset(ids)
-
-
-def _held_out(annotations: AnyPath, splits: Collection[str], images: str) -> list[Entry]:
-    entries = [entry for entry in _karpathy_images(annotations)[0] if entry["split"] in splits]
-    if not entries:
-        raise ValueError(
-            f"{annotations}: no image in the splits {', '.join(splits)}; expected the held-out {images} images"
-        )
-    return entries
+    return "Flickr30K", frozenset(ids)
 
 
 def read_coco_captions(
@@ -150,7 +141,7 @@ def read_coco_captions(
     Args:
         annotations: `captions_train2014.json` and its kin.
         images: Folder or .zip (or several) in which `<file_name>` or `<train2014>/<file_name>` is found.
-        exclude_coco_ids: Images left out, as a rule the Karpathy val and test images (`karpathy_coco_ids`).
+        exclude_coco_ids: Images left out, as a rule the Karpathy val and test images (`held_out_ids`).
         reading: See `CaptionReading`; the set has the file's name.
 
     Raises:
@@ -203,8 +194,8 @@ def read_visual_genome(
         region_descriptions: `region_descriptions.json`.
         image_data: `image_data.json`, which holds the urls and the ids at COCO and Flickr.
         images: Folder or .zip (or several) in which `VG_100K/<id>.jpg` or `<id>.jpg` is found.
-        exclude_coco_ids: COCO ids of images to leave out: COCO's val and test (`karpathy_coco_ids`).
-        exclude_flickr_ids: Ids at Flickr of images to leave out: Flickr30K's val and test (`karpathy_flickr_ids`).
+        exclude_coco_ids: COCO ids of images to leave out: COCO's val and test (`held_out_ids`).
+        exclude_flickr_ids: Ids at Flickr of images to leave out: Flickr30K's val and test (`held_out_ids`).
         reading: See `CaptionReading`. With `max_captions` so many phrases of an image are kept, those of its largest
             regions, the largest first: such a phrase comes closest to a caption of the image.
 
@@ -213,6 +204,8 @@ def read_visual_genome(
         ValueError: A file or a record does not follow the format, or a region's image is not in `image_data`.
     """
     coco_ids, flickr_ids = frozenset(exclude_coco_ids), frozenset(exclude_flickr_ids)
+    report = reading["report"] = reading.get("report") or ReadReport()
+    report.not_excluded = [name for name, ids in (("COCO", coco_ids), ("Flickr30K", flickr_ids)) if not ids]
     names_by_id: dict[int, tuple[str, ...] | None] = {}
     for entry in load_each(image_data, _IMAGE_DATA):
         image_id = entry.once(names_by_id, "image_id", "id")

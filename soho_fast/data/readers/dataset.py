@@ -28,8 +28,8 @@ from soho_fast.data.readers.records import (
     ImageTextRecord,
     ReadReport,
     check_text,
+    drawn_split,
     is_blank,
-    is_drawn,
 )
 from soho_fast.data.stores import IMAGE_SUFFIXES, FolderStore
 
@@ -118,8 +118,6 @@ def read_dataset(
     path: AnyPath,
     columns: Sequence[str] = (),
     splits: Collection[str] = (),
-    *,
-    heldout_share: float = 0.0,
     **reading: Unpack[CaptionReading],
 ) -> list[ImageTextRecord]:
     """Images with captions, in the order of the rows; rows without an image or a caption are left out and counted.
@@ -128,8 +126,7 @@ def read_dataset(
         path: What `save_to_disk` wrote of one split; a folder of .tar, .parquet or .arrow files; one such file; or a
             pattern of them, such as `cc3m/*.tar`.
         columns: The image's column, and those of captions; without any, see `_choose`.
-        splits: Those to use, `train` and `val`, as `heldout_share` draws them; none takes all rows.
-        heldout_share: This share of the rows is `val`, the rest `train`.
+        splits: Those to use, `train` and `val`, as `drawn_split` draws them; none takes all rows.
         reading: See `CaptionReading`; the set has the name of its folder or file. `missing_images` does not count.
 
     Raises:
@@ -138,10 +135,10 @@ def read_dataset(
         ValueError: They can't be read, lack a column, or no row has an image and a caption.
     """
     path = str(path)
-    if splits and (not heldout_share or set(splits) - {"train", "val"}):
+    if set(splits) - {"train", "val"}:
         raise ValueError(
-            f"{path}: splits {', '.join(splits)}; expected some of train and val, as a heldout_share above 0 divides "
-            "the rows, or none. Of a data set that has splits of its own, give the path of one"
+            f"{path}: splits {', '.join(splits)}; expected some of train and val, into which the rows are drawn, or "
+            "none. Of a data set that has splits of its own, give the path of one"
         )
     dataset = _load(path)
     image, texts = _choose(dataset.data.schema, columns, path)
@@ -151,7 +148,7 @@ def read_dataset(
     records = []
     for row, values in enumerate(zip(*(dataset.data.column(name).to_pylist() for name in texts), strict=True)):
         name = str(row)
-        split = "val" if is_drawn(name, heldout_share) else "train"
+        split = drawn_split(name, len(dataset))
         if splits and split not in splits:
             continue
         captions = [text for value in values for text in ([value] if isinstance(value, str) else value or ()) if text]

@@ -6,8 +6,7 @@
 `file` is any image file: its path in a folder or .zip of images, or beside the text file. `captions` serve
 pre-training and retrieval, `questions` question answering; either may be left out. A question has one `answer`, or
 `answers` of up to ten people, or neither where it is to be answered. `split` ("train", "val", "test", ...) stands on
-every line or on none; on none, a share of the images is held out by the hash of `file`, so that an image stays where
-it is when others are added.
+every line or on none; on none, where splits are asked for, some of the images are held out as `val` (`drawn_split`).
 """
 
 import os
@@ -29,10 +28,10 @@ from soho_fast.data.readers.records import (
     ReadReport,
     Words,
     check_text,
+    drawn_split,
     find_captioned,
     find_records,
     is_blank,
-    is_drawn,
     load_lines,
     shown,
 )
@@ -46,15 +45,12 @@ _FORMAT = Format(
         "split": Words("a name such as train or val"),
     },
 )
-_HELDOUT = "val"
 
 
 def read_json_lines(
     annotations: AnyPath,
     images: Paths = (),
     splits: Collection[str] = (),
-    *,
-    heldout_share: float = 0.0,
     **reading: Unpack[CaptionReading],
 ) -> list[ImageTextRecord]:
     """Images with their captions, in file order.
@@ -62,15 +58,14 @@ def read_json_lines(
     Args:
         annotations: The file of JSON lines; its format is described above.
         images: Folders or .zip files in which an image is looked for first; then in the folder of `annotations`.
-        splits: Splits to use; none takes all lines.
-        heldout_share: Where the lines name no split: this share of the images is `val`, the rest `train`.
+        splits: Splits to use, see `drawn_split` where the lines name none; none takes all lines.
         reading: See `CaptionReading`; the set has the file's name.
 
     Raises:
         FileNotFoundError: No such file, or images are missing.
         ValueError: A line does not follow the format, an image comes twice, or a split is empty.
     """
-    lines = _read_lines(annotations, splits, heldout_share)
+    lines = _read_lines(annotations, splits)
     named = [image for image, _ in lines if not splits or image.split in splits]
     return find_captioned(named, _places(annotations, images), annotations, Path(annotations).stem, **reading)
 
@@ -79,8 +74,6 @@ def read_json_lines_questions(
     annotations: AnyPath,
     images: Paths = (),
     splits: Collection[str] = (),
-    *,
-    heldout_share: float = 0.0,
     **reading: Unpack[Reading],
 ) -> list[VqaRecord]:
     """Questions about the images, in file order; a question's id is its position among those of the whole file, from 0.
@@ -94,7 +87,7 @@ def read_json_lines_questions(
     names_of, asked = [], []
     first_of: dict[bool, Entry] = {}
     question_id = -1
-    for image, questions in _read_lines(annotations, splits, heldout_share):
+    for image, questions in _read_lines(annotations, splits):
         wanted = not splits or image.split in splits
         for entry in questions:
             # Counted over all splits, so that a question keeps its id whichever are read.
@@ -126,14 +119,13 @@ def _places(annotations: AnyPath, images: Paths) -> list[AnyPath]:
     return [*given, Path(annotations).parent]
 
 
-def _read_lines(
-    annotations: AnyPath, splits: Collection[str], heldout_share: float
-) -> list[tuple[Candidate, list[Entry]]]:
+def _read_lines(annotations: AnyPath, splits: Collection[str]) -> list[tuple[Candidate, list[Entry]]]:
     """All lines, checked: the image with its split, and its questions; every one of `splits` holds some."""
     lines: list[tuple[Candidate, list[Entry]]] = []
     entry_of: dict[str, Entry] = {}
     first_of: dict[bool, Entry] = {}
-    for entry in load_lines(annotations, _FORMAT):
+    entries = list(load_lines(annotations, _FORMAT))
+    for entry in entries:
         _refuse_unknown(entry)
         # "./a.jpg" and "a.jpg" are one image.
         file = str(PurePosixPath(entry["file"]))
@@ -142,7 +134,7 @@ def _read_lines(
         entry_of[file] = entry
         # The first line with a split and the first one without, for the message.
         first_of.setdefault("split" in entry, entry)
-        drawn = (_HELDOUT if is_drawn(file, heldout_share) else "train") if heldout_share else ""
+        drawn = drawn_split(file, len(entries)) if splits else ""
         split = entry["split"] if "split" in entry.content else drawn
         captions = entry.texts("captions") if "captions" in entry else []
         questions = list(entry.each("questions")) if "questions" in entry else []
@@ -158,7 +150,6 @@ def _read_lines(
             raise ValueError(
                 f"{annotations}: split '{split}' holds no image; the file's splits: {known}. Write \"split\": "
                 f'"{split}" on some lines and another name on the others'
-                + ("" if True in first_of else f", or change heldout_share (now {heldout_share:g})")
             )
     return lines
 

@@ -32,8 +32,7 @@ _VISIBLE = re.compile(r"[^\W_]")
 
 R = TypeVar("R")
 
-# The stream of random numbers that draws a share of the records; engine/batches.py lists the others.
-_SHARE_STREAM = 7
+_HELD_OUT_SHARE, _MOST_HELD_OUT = 0.2, 5000
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +71,8 @@ class ImageTextRecord:
 class ReadReport:
     """What a reader found and what it left out, filled while it reads.
 
-    `texts` says what `num_captions` counts: captions, questions, statements or hypotheses.
+    `texts` says what `num_captions` counts: captions, questions, statements or hypotheses. `not_excluded`: data sets
+    whose held-out images may be among these.
     """
 
     source: str = ""
@@ -85,6 +85,7 @@ class ReadReport:
     num_empty_captions: int = 0
     num_without_label: int = 0
     num_excluded: int = 0
+    not_excluded: Sequence[str] = ()
     splits: dict[str, int] = field(default_factory=dict)
 
     def count_split(self, name: str) -> None:
@@ -107,7 +108,12 @@ class ReadReport:
             (self.num_empty_captions, "captions left out: empty"),
             (self.num_without_label, f"{self.texts} left out: gold label '-', no majority among the annotators"),
         )
-        return lines + [f"{self.source}: {count:,} {what}" for count, what in left_out if count]
+        lines += [f"{self.source}: {count:,} {what}" for count, what in left_out if count]
+        return lines + [
+            f"{self.source}: exclude_held_out_of names no file of {name}, so its val and test images may be among "
+            f"these; results on {name} would be too good"
+            for name in self.not_excluded
+        ]
 
 
 class Reading(TypedDict, total=False):
@@ -493,6 +499,9 @@ def fingerprint(*parts: Iterable[str]) -> str:
     return digest.hexdigest()
 
 
-def is_drawn(text: str, share: float) -> bool:
-    """Whether a text's hash is among this share of all."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") < share * 2**64
+def drawn_split(name: str, num_images: int) -> str:
+    """Where nothing names splits: `val` for a fifth of so many images, about 5,000 at most, else `train`. By the hash
+    of the image's name, so that it stays where it is when others are added (up to 25,000)."""
+    share = min(_HELD_OUT_SHARE, _MOST_HELD_OUT / num_images)
+    drawn = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
+    return "val" if drawn < share * 2**64 else "train"

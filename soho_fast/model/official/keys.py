@@ -5,7 +5,6 @@ K codes, C channels.
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -37,23 +36,7 @@ _SHAPES = {"neck.gate_fc.conv.weight": (2, -1), "neck.mask_emb.weight": (-1,)}
 
 WORDS = "language.bert.embeddings.word_embeddings.weight"
 TIED = "mask_l_fc.weight"
-DROPPED = {TIED: f"the classifier of words; it is tied to {WORDS}"}
-"""Names that have no tensor here, and why."""
-
-
-@dataclass
-class Renamed:
-    """A state dict under our names.
-
-    Args:
-        state: ours, by name.
-        source: the released code's name of each.
-        dropped: names that have no tensor here, and why.
-    """
-
-    state: dict[str, Tensor] = field(default_factory=dict)
-    source: dict[str, str] = field(default_factory=dict)
-    dropped: dict[str, str] = field(default_factory=dict)
+"""The classifier of words, which has no tensor here: it is tied to `WORDS`."""
 
 
 def our_name(name: str) -> str | None:
@@ -73,20 +56,13 @@ def _renamed(name: str, names: Mapping[str, str]) -> str | None:
     return next(found, None)
 
 
-def rename(official: Mapping[str, Tensor]) -> Renamed:
-    """The released code's state dict under our names, in our shapes. Values are not looked at, nor other names.
+def rename(official: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The released code's state dict under our names, in our shapes, of what has one here. Values are not looked at.
 
     Of `soho.visual_dictionary` only what `dictionary_counters` makes is missing then.
     """
-    renamed = Renamed()
-    for name, tensor in official.items():
-        ours = our_name(name)
-        if name in DROPPED:
-            renamed.dropped[name] = DROPPED[name]
-        elif ours is not None:
-            renamed.state[ours] = _reshaped(name, tensor)
-            renamed.source[ours] = name
-    return renamed
+    named = ((our_name(name), _reshaped(name, tensor)) for name, tensor in official.items())
+    return {ours: tensor for ours, tensor in named if ours is not None}
 
 
 def _reshaped(name: str, tensor: Tensor) -> Tensor:

@@ -4,8 +4,6 @@ B images, 3 colours, H x W pixels, h x w positions of the CNN's features, R x S 
 L = R*S tokens.
 """
 
-from functools import partial
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -16,8 +14,8 @@ from ..inputs import check_pixels
 from ..normalization import BatchNorm2d
 from ..visual_encoder import VisualEncoder
 
-# Stride of the CNN, to which the released code pads each image.
-_STRIDE = 32
+# Stride of the CNN, to which the released code pads each image; of its BatchNorm, torch's own.
+_STRIDE, _MOMENTUM = 32, 0.1
 
 
 class OfficialVisualEncoder(VisualEncoder):
@@ -29,7 +27,8 @@ class OfficialVisualEncoder(VisualEncoder):
 
     With `official="pretraining"` the running statistics of the CNN's blocks are those of the released pre-training, in
     which activation checkpointing runs each block whose input needs a gradient a second time, its BatchNorm included:
-    they move once in the forward pass and once more in the backward pass. What a training forward computes stays.
+    they move once in the forward pass and once more in the backward pass, here by both at once. What a training forward
+    computes stays.
     """
 
     projection_bias = False
@@ -85,38 +84,12 @@ class OfficialVisualEncoder(VisualEncoder):
         return torch.ones_like(valid_BL)
 
     def run_step(self, step: Step, x: Tensor, masks: Masks) -> Tensor:
-        """As `VisualEncoder.run_step`; see the class for what the backward pass does."""
-        if not (self.recomputed_batch_norm and torch.is_grad_enabled() and x.requires_grad):
-            return super().run_step(step, x, masks)
-        norms = [
-            norm
-            for module in step.modules
-            for norm in module.modules()
-            if isinstance(norm, BatchNorm2d) and norm.training
-        ]
-        before = [_statistics(norm) for norm in norms]
-        y = super().run_step(step, x, masks)
-        batches = [
-            # now = was + momentum * (batch - was), solved for the statistics of the batch.
-            (norm, [was.lerp(now, 1.0 / norm.momentum) for was, now in zip(start, _statistics(norm), strict=True)])
-            for norm, start in zip(norms, before, strict=True)
-        ]
-        # The gradient of what came in is the last of the block's: BatchNorm's own refuses statistics that have moved.
-        x.register_hook(partial(_move_again, batches))
-        return y
-
-
-def _statistics(norm: BatchNorm2d) -> list[Tensor]:
-    return [norm.running_mean.clone(), norm.running_var.clone()]
-
-
-@torch.no_grad()
-def _move_again(batches: list[tuple[BatchNorm2d, list[Tensor]]], grad: Tensor) -> None:
-    """Moves running statistics towards those of a batch; a hook of the gradient `grad`, which it leaves alone."""
-    for norm, (mean_C, var_C) in batches:
-        norm.running_mean.lerp_(mean_C, norm.momentum)
-        norm.running_var.lerp_(var_C, norm.momentum)
-        norm.num_batches_tracked.add_(1)
+        """As `VisualEncoder.run_step`; see the class for what the released pre-training does."""
+        twice = self.recomputed_batch_norm and torch.is_grad_enabled() and x.requires_grad
+        for norm in (norm for module in step.modules for norm in module.modules() if isinstance(norm, BatchNorm2d)):
+            # Two moves by one batch are one of 1 - (1 - momentum)^2.
+            norm.momentum = 1.0 - (1.0 - _MOMENTUM) ** 2 if twice else _MOMENTUM
+        return super().run_step(step, x, masks)
 
 
 def released_mask(height_B: Tensor, width_B: Tensor, side: int, rows: int, columns: int) -> Tensor:

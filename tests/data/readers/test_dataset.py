@@ -265,15 +265,14 @@ def test_a_share_is_held_out_and_stays_so_when_rows_are_added(tmp_path):
     def held(count):
         images = [(jpeg((number, 0, 0)), f"a {number}") for number in range(count)]
         path = write_img2dataset(tmp_path / str(count), images, "parquet", per_file=50)
-        parts = [[r.image_id for r in read_dataset(path, (), [s], heldout_share=0.3)] for s in ("train", "val")]
+        parts = [[r.image_id for r in read_dataset(path, (), [s])] for s in ("train", "val")]
         assert sorted(map(int, parts[0] + parts[1])) == list(range(count))
         return parts[1]
 
     few, many = held(40), held(60)
-    assert 4 < len(few) < 20 and many[: len(few)] == few and len(many) > len(few)
-    for splits, share in ((["train"], 0.0), (["test"], 0.3)):
-        with pytest.raises(ValueError, match=f"splits {splits[0]}; expected some of train and val"):
-            read_dataset(tmp_path / "40", (), splits, heldout_share=share)
+    assert 2 < len(few) < 15 and many[: len(few)] == few and len(many) > len(few)
+    with pytest.raises(ValueError, match="splits test; expected some of train and val"):
+        read_dataset(tmp_path / "40", (), ["test"])
 
 
 def task_of(folder, listed, **fields):
@@ -292,7 +291,7 @@ def test_a_recipe_reads_one_beside_files(listed, tmp_path):
     assert data.images._images.texts.counts().tolist() == [2] * 12 + [3] * 12
 
 
-@pytest.mark.parametrize(("field", "value"), [("images", ["x"]), ("exclude_coco_ids_from", "x")])
+@pytest.mark.parametrize(("field", "value"), [("images", ["x"]), ("exclude_held_out_of", ["x"])])
 def test_what_a_data_set_does_not_have_is_refused(listed, tmp_path, field, value):
     with pytest.raises(ValueError, match=rf"data\.sources\[0\]\.{field}: only for format .*, this is dataset"):
         task_of(tmp_path, listed, **{field: value}).training_data()

@@ -1,7 +1,7 @@
 import pytest
 from tiny_corpus import edit_json, sentences_of, write_karpathy, write_zip
 
-from soho_fast.data.readers.captions import karpathy_coco_ids, karpathy_flickr_ids, read_karpathy
+from soho_fast.data.readers.captions import held_out_ids, read_karpathy
 from soho_fast.data.readers.records import ReadReport
 
 SPLITS = {"train": ["red", "green"], "restval": ["blue"], "val": ["cyan"], "test": ["white", "black"]}
@@ -46,9 +46,7 @@ def test_images_from_zip_and_from_several_places(tmp_path):
 
 def test_heldout_coco_ids(tmp_path):
     path = write_karpathy(tmp_path, SPLITS)
-    assert karpathy_coco_ids(path) == {1003, 1004, 1005}
-    with pytest.raises(ValueError, match="no image in the splits nowhere"):
-        karpathy_coco_ids(path, ["nowhere"])
+    assert held_out_ids(path) == ("COCO", {1003, 1004, 1005})
 
 
 def test_wrong_paths(tmp_path):
@@ -101,12 +99,10 @@ def test_images_without_captions_are_left_out_and_counted(tmp_path):
 
 def test_flickr_ids_are_the_names_of_the_held_out_files(tmp_path):
     path = write_karpathy(tmp_path, {"train": ["red"], "val": ["green"], "test": ["blue", "cyan"]}, coco=False)
-    assert karpathy_flickr_ids(path) == {1, 2, 3}
-    with pytest.raises(ValueError, match="no image in the splits restval"):
-        karpathy_flickr_ids(path, ["restval"])
+    assert held_out_ids(path) == ("Flickr30K", {1, 2, 3})
     edit_json(path, lambda content: content["images"][2].update(filename="COCO_2.jpg"))
-    with pytest.raises(ValueError, match=r"images\[2\]: the file 'COCO_2\.jpg' is not named by a Flickr id"):
-        karpathy_flickr_ids(path)
-    coco = write_karpathy(tmp_path / "coco", {"train": ["red"], "val": ["green"]})
-    with pytest.raises(ValueError, match="expected Flickr30K's file"):
-        karpathy_flickr_ids(coco)
+    with pytest.raises(ValueError, match=r"images\[2\]: no cocoid, and the file 'COCO_2\.jpg' is not named by a"):
+        held_out_ids(path)
+    edit_json(path, lambda content: content.update(images=content["images"][:1]))
+    with pytest.raises(ValueError, match="no image in the splits val, test"):
+        held_out_ids(path)

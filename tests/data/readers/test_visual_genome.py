@@ -47,6 +47,7 @@ def test_held_out_coco_images_are_dropped_and_null_coco_id_is_kept(tmp_path):
     records = read_visual_genome(*write(tmp_path), tmp_path, exclude_coco_ids=[582, 7], report=report)
     assert [record.image_id for record in records] == ["1", "2"]
     assert report.num_excluded == 1
+    assert report.lines()[-1].startswith("visual_genome: exclude_held_out_of names no file of Flickr30K, so its val")
 
 
 def test_of_many_phrases_those_of_the_largest_regions_are_kept(tmp_path):

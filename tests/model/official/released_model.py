@@ -13,7 +13,7 @@ from parity import fixture, fixture_info
 from torch import Tensor, nn
 
 from soho_fast.model import SohoConfig, SohoForPreTraining, SohoForPreTrainingOutput, SohoForQuestionAnswering
-from soho_fast.model.official.keys import our_name, rename
+from soho_fast.model.official.keys import TIED, our_name, rename
 
 EXCEPTIONS = ("neck.conv.bn.running_mean", "neck.conv.bn.running_var")
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "head_dropout": 0.0}
@@ -31,8 +31,8 @@ def official_state(kind: str = "keys") -> dict[str, Tensor]:
 def load_by_rule(model: nn.Module, official: dict[str, Tensor]) -> nn.Module:
     """Fills a model; every tensor but the dictionary's own counters must be there."""
     renamed = rename(official)
-    assert len(renamed.state) + len(renamed.dropped) == len(official), "a name is not known"
-    missing, unexpected = model.load_state_dict(renamed.state, strict=False)
+    assert len(renamed) + (TIED in official) == len(official), "a name is not known"
+    missing, unexpected = model.load_state_dict(renamed, strict=False)
     assert not unexpected
     own = {f"soho.visual_dictionary.{name}" for name in ("usage", "age", "step", "initialised")}
     assert set(missing) <= own | {"mlm_head.decoder.weight"}
@@ -185,12 +185,15 @@ def margins(feat_BLC: Tensor, index_BL: Tensor, codebook_KC: Tensor) -> Tensor:
     return (other_NK.amin(1) - own_N1.squeeze(1)).view(index_BL.shape)
 
 
-def batch_norm_statistics(model: nn.Module, when: str) -> dict[str, Tensor]:
-    """Running statistics that the fixture has under `when`, "after_forward" or "after_backward"."""
+def batch_norm_statistics(model: nn.Module) -> dict[str, Tensor]:
+    """Running statistics that the fixture has after the backward pass. Its own stand for those between the two passes,
+    where ours have moved for both, and for the counters of moves, which nothing reads."""
     state, found = model.state_dict(), {}
-    for name in fixture():
-        if name.startswith(f"train.{when}."):
-            found[name.removeprefix("train.")] = state[our_name(name.removeprefix(f"train.{when}."))].clone()
+    for name, value in fixture().items():
+        when, _, theirs = name.removeprefix("train.").partition(".")
+        if name.startswith("train.after_"):
+            ours = when == "after_backward" and not theirs.endswith("num_batches_tracked")
+            found[f"{when}.{theirs}"] = state[our_name(theirs)].clone() if ours else value
     return found
 
 
