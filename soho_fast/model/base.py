@@ -200,6 +200,11 @@ class SohoPreTrainedModel(PreTrainedModel):
         for module in self._moved_without_gradient():
             module.begin_step()
 
+    @property
+    def read_by_begin_step(self) -> list[nn.Parameter]:
+        """The parameters whose values `begin_step` reads."""
+        return []
+
     def survey(self, micro_batches: MicroBatches) -> None:
         """Makes the losses of the forwards up to `end_step` those of one step; see `whole_step.py: survey`."""
         survey(self, micro_batches)

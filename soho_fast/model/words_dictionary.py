@@ -20,35 +20,44 @@ from .auxiliary import BagOfWordsHead
 from .config import SohoConfig
 from .visual_dictionary import VisualDictionary
 
+# A word that fewer captions hold counts no more than one that so many hold.
+_LEAST_SHARE = 1e-3
+
 
 class WordSpace(Float32Buffers):
-    """Features to the square roots of how likely each word is shown, as the bag-of-words head said when it was `read`.
+    """Features to the square roots of how likely each word is shown, as the bag-of-words head said when last `read`.
 
     A copy, so that a dictionary looks up alike in all forwards of a step, under ZeRO 3 too, and without the head.
 
+    Words that few captions hold count more: by the logarithm of the share of captions without one (inverse document
+    frequency), so that codes are spent on what tells images apart.
+
     Attributes:
         ids: (W,) int64 buffer, the words.
+        rarity: (W,) float32 buffer, what each counts.
         weight, bias: (W, C) and (W,) float32 buffers: of a feature with mean 0 and variance 1 the logits.
     """
 
     def __init__(self, config: SohoConfig) -> None:
         super().__init__()
         num_words = min(config.dictionary_words, config.vocab_size)
-        self.vocab_size = config.vocab_size
         self.ids = nn.Buffer(torch.zeros(num_words, dtype=torch.int64))
+        self.rarity = nn.Buffer(torch.ones(num_words))
         self.weight = nn.Buffer(torch.zeros(num_words, config.hidden_size))
         self.bias = nn.Buffer(torch.zeros(num_words))
 
     def reset(self) -> None:
-        """The first words of the vocabulary, all as likely."""
+        """The first words of the vocabulary, all alike."""
         init.copy_(self.ids, torch.arange(len(self.ids)))
+        init.ones_(self.rarity)
         init.zeros_(self.weight)
         init.zeros_(self.bias)
 
     @torch.no_grad()
-    def choose(self, counts_V: Tensor) -> None:
-        """The words that captions hold most often; of those held alike the first ones."""
-        self.ids.copy_(counts_V.sort(descending=True, stable=True).indices[: len(self.ids)].sort().values)
+    def choose(self, share_V: Tensor) -> None:
+        """The words that the largest share of captions holds, (V,); of those held alike the first ones."""
+        self.ids.copy_(share_V.sort(descending=True, stable=True).indices[: len(self.ids)].sort().values)
+        self.rarity.copy_(-share_V[self.ids].clamp(min=_LEAST_SHARE).log())
 
     @torch.no_grad()
     def read(self, head: BagOfWordsHead) -> None:
@@ -61,7 +70,7 @@ class WordSpace(Float32Buffers):
     def forward(self, feat_BLC: Tensor) -> Tensor:
         """(.., C) to float32 (.., W)."""
         normed_BLC = F.layer_norm(feat_BLC.float(), feat_BLC.shape[-1:])
-        return F.linear(normed_BLC, self.weight, self.bias).sigmoid().sqrt()
+        return F.linear(normed_BLC, self.weight, self.bias).sigmoid().sqrt() * self.rarity
 
 
 class WordsDictionary(VisualDictionary):
@@ -85,6 +94,12 @@ class WordsDictionary(VisualDictionary):
         if hasattr(self, "places"):  # The base's constructor calls this one.
             self.words.reset()
             init.zeros_(self.places)
+
+    def read(self, head: BagOfWordsHead | None) -> None:
+        """Before a step, or a training forward that is one: what the head says by now. Within a step nothing changes."""
+        assert head is not None, "the config was checked"
+        if not self._in_step:
+            self.words.read(head)
 
     def rows(self, feat_BLC: Tensor) -> Tensor:
         feat_BLC = feat_BLC.detach().float()
