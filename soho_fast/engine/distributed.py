@@ -371,9 +371,9 @@ def _state(engine: DeepSpeedEngine) -> Iterator[tuple[str, Tensor]]:
 
 def whole(parameters: Sequence[nn.Parameter], stage: int) -> contextlib.AbstractContextManager[Any]:
     """Within it these parameters can be read on each rank; under ZeRO 3 all ranks enter and leave it together."""
-    return (
-        deepspeed.zero.GatheredParameters(list(parameters)) if stage == 3 and parameters else contextlib.nullcontext()
-    )
+    if stage < 3 or not parameters:
+        return contextlib.nullcontext()
+    return deepspeed.zero.GatheredParameters(list(parameters))
 
 
 def whole_state(engine: DeepSpeedEngine) -> dict[str, torch.Tensor]:

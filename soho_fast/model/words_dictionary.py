@@ -2,8 +2,8 @@
 
 The bag-of-words head says of each visual token which words it shows. Features lie by looks, and so do their codes; by
 what the head says of them tokens lie by what they show. Eq. 2 is asked there: the nearest code is the one whose words
-are nearest to those of the token, by the Hellinger distance. Codes stay what they are (eq. 3, 4): the moving mean of the
-features that are assigned to them.
+are nearest to those of the token, by the Hellinger distance, in which rare words count more. Codes stay what they are
+(eq. 3, 4): the moving mean of the features that are assigned to them.
 
 B images, L tokens per image, C channels, K codes, V words of the vocabulary, W words of the lookup, X = C + W.
 """
@@ -96,7 +96,8 @@ class WordsDictionary(VisualDictionary):
             init.zeros_(self.places)
 
     def read(self, head: BagOfWordsHead | None) -> None:
-        """Before a step, or a training forward that is one: what the head says by now. Within a step nothing changes."""
+        """Takes over what the head says by now, before a step or a training forward that is one; within a step
+        nothing."""
         assert head is not None, "the config was checked"
         if not self._in_step:
             self.words.read(head)
