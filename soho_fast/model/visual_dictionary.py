@@ -68,6 +68,8 @@ class VisualDictionary(CodeUsage):
     # Whether codes move in each training forward, within a step too, which answers with the moved ones.
     moves_in_forward = False
     near_features = True
+    # The buffer in which eq. 2 looks.
+    searched = "codebook"
 
     def __init__(self, config: SohoConfig) -> None:
         super().__init__(config)

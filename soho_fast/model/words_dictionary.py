@@ -83,6 +83,8 @@ class WordsDictionary(VisualDictionary):
         places: (K, W) float32 buffer.
     """
 
+    searched = "places"
+
     def __init__(self, config: SohoConfig) -> None:
         super().__init__(config)
         self.words = WordSpace(config)
