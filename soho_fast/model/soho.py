@@ -46,6 +46,7 @@ from .parts import parts_of, visual_dictionary
 from .pretrained import LoadReport, init_from
 from .transformer import Pairs, Reads, TransformerBackend
 from .whole_step import Vectors
+from .words_dictionary import WordsDictionary
 
 
 class SohoModel(SohoPreTrainedModel):
@@ -358,6 +359,19 @@ class SohoForPreTraining(ContrastiveVectors, SohoModelWithHeads):
     def set_output_embeddings(self, value: nn.Linear) -> None:
         self.mlm_head.decoder = value
 
+    def begin_step(self) -> None:
+        self._read_words()
+        super().begin_step()
+
+    @property
+    def read_by_begin_step(self) -> list[nn.Parameter]:
+        reads = isinstance(self.soho.visual_dictionary, WordsDictionary)
+        return list(self.bag_of_words_head.parameters()) if reads and self.bag_of_words_head is not None else []
+
+    def _read_words(self) -> None:
+        if isinstance(self.soho.visual_dictionary, WordsDictionary):
+            self.soho.visual_dictionary.read(self.bag_of_words_head)
+
     def part_of(self, name: str) -> str:
         """ "labels": what masked visual modelling alone uses. "pairs": what the bag-of-words loss does not use; without
         that loss there is no such part."""
@@ -413,6 +427,8 @@ class SohoForPreTraining(ContrastiveVectors, SohoModelWithHeads):
         check_labels("itm_labels", itm_labels, texts.input_ids)
         if self.bag_of_words_only and self.training:
             return self._bag_of_words_alone(images, captions_of(texts, mlm_labels, itm_labels))
+        if self.training:
+            self._read_words()
         # Sections 3.1 and 3.2, once for each image; then 3.3.
         # `mask_uniform` is drawn for each image, whatever rank holds it: the dictionary draws by it, too.
         visual = self.soho.encode_images(**images, sample_key=mask_uniform)

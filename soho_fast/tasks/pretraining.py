@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
+import numpy as np
 import torch
 
 from soho_fast.common.errors import print_line
@@ -27,10 +28,11 @@ from soho_fast.data.readers.captions import (
 from soho_fast.data.readers.dataset import read_dataset
 from soho_fast.data.readers.json_lines import read_json_lines
 from soho_fast.data.readers.records import ImageRef, ImageTextRecord, ReadReport
-from soho_fast.data.text import PackedTexts, load_tokenizer
+from soho_fast.data.text import PackedTexts, encode_texts, load_tokenizer
 from soho_fast.model import SohoConfig, SohoForPreTraining
 from soho_fast.model.feature_watch import STEPS_UNTIL_LOST
 from soho_fast.model.parts import parts_of
+from soho_fast.model.words_dictionary import WordsDictionary
 from soho_fast.tasks.base import BaseTask
 from soho_fast.tasks.contents import images_identity, records_identity, words_identity
 from soho_fast.tasks.evaluation.pointing import measure_pointing
@@ -38,6 +40,8 @@ from soho_fast.tasks.evaluation.pretraining import evaluate_pretraining, format_
 from soho_fast.tasks.evaluation.sharing import Sharing
 from soho_fast.tasks.settings import CaptionSource, PretrainingData, refuse_fields_of_other_formats
 
+# Of more captions the shares of words are taken from so many.
+_CAPTIONS_COUNTED = 20_000
 # The running usage of codes spans about so many updates (usage_decay 0.99): before, few have had a chance.
 _UPDATES_BEFORE_WARNING = 100
 # Of all codes; said again only after more than the second share were live.
@@ -273,6 +277,8 @@ class PretrainingTask(BaseTask):
     def new_model(self) -> SohoForPreTraining:
         """The model on the CPU in float32, with the starting weights asked for; says what was loaded."""
         model = SohoForPreTraining(self.model_config)
+        if isinstance(dictionary := model.base().visual_dictionary, WordsDictionary):
+            dictionary.words.choose(torch.from_numpy(self._shares_of_words()))
         self.fill_parts(model)
         if self.model.pretrained:
             self._say_loaded(model.init_from(self.model.pretrained, self._rows_in(self.model.pretrained)))
@@ -281,6 +287,16 @@ class PretrainingTask(BaseTask):
         # Last: its buffers are of this run, and in no starting weights.
         model.watch_features()
         return model
+
+    def _shares_of_words(self) -> np.ndarray:
+        """The share of captions that hold each token, (V,), of at most so many, evenly spread."""
+        texts = self._records.training.texts.flat
+        some = np.unique(np.linspace(0, len(texts) - 1, min(_CAPTIONS_COUNTED, len(texts))).round().astype(int))
+        encoded = encode_texts(self.processor.tokenizer, [texts[number] for number in some], self.data.max_text_length)
+        count_V = np.zeros(self.model_config.vocab_size)
+        for text in encoded:
+            count_V[np.unique(text.ids)] += 1
+        return count_V / len(some)
 
     def _rows_in(self, pretrained: str) -> torch.Tensor | None:
         """The ids of this tokenizer's tokens in a pre-trained model, -1 of those that it does not know; None where they
