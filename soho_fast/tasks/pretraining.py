@@ -34,6 +34,7 @@ from soho_fast.model.feature_watch import STEPS_UNTIL_LOST
 from soho_fast.model.parts import parts_of
 from soho_fast.tasks.base import BaseTask
 from soho_fast.tasks.contents import images_identity, records_identity, words_identity
+from soho_fast.tasks.evaluation.foils import measure_foils
 from soho_fast.tasks.evaluation.pointing import measure_pointing
 from soho_fast.tasks.evaluation.pretraining import evaluate_pretraining, format_table, nothing_learnt
 from soho_fast.tasks.evaluation.sharing import Sharing
@@ -397,6 +398,7 @@ class PretrainingTask(BaseTask):
         metrics = evaluate_pretraining(self, model, quick=quick, progress=sharing.progress, say=self._say)
         if not quick:
             metrics |= measure_pointing(self, model, self._records.training)
+            metrics |= measure_foils(self, model, self._records.training.texts.flat)
         if told := nothing_learnt(metrics):
             self._say(f"warning: {told}" if quick else f"warning: {told}; {_WHAT_TO_DO}")
         return metrics
