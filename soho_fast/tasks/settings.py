@@ -213,6 +213,9 @@ class PretrainingData(InputData):
         heldout: Sets to evaluate on; never trained on.
         num_positive: Captions of the image per image (paper: 2).
         num_negative: Captions of other images per image (paper: 2).
+        hard_negative_share: Each of the num_negative captions is with this probability one of the image's own instead,
+            with one word exchanged or two in each other's place so that it is false: another side, number, colour or
+            object (ours; the paper has none). 0 takes none.
         replace_probability: Each of the num_positive captions is replaced by a caption of another image with this
             probability, instead of the num_negative ones: by the first one of a random group of the same data set.
             Needs `epoch: caption_groups` and num_negative 0; 0 replaces none.
@@ -231,6 +234,7 @@ class PretrainingData(InputData):
     tokenizer: str = "bert-base-uncased"
     num_positive: PositiveInt = 2
     num_negative: NonNegativeInt = 2
+    hard_negative_share: ClosedUnitInterval = 0.0
     replace_probability: ClosedUnitInterval = 0.0
     epoch: Literal["captions", "caption_groups", "images"] = "captions"
     masking: TextMasking = field(default_factory=TextMasking)
@@ -243,6 +247,10 @@ class PretrainingData(InputData):
             raise ValueError(
                 "data.replace_probability: texts are replaced within data.epoch caption_groups, and data.num_negative "
                 f"is then 0; got {self.epoch} and {self.num_negative}"
+            )
+        if self.hard_negative_share and not self.num_negative:
+            raise ValueError(
+                "data.hard_negative_share: a share of the data.num_negative captions; expected at least one, got 0"
             )
         if self.conditional_masking and self.mvm_probability == 1:
             raise ValueError("data.conditional_masking: expected data.mvm_probability below 1, or no word is masked")

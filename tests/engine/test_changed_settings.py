@@ -39,6 +39,7 @@ CHANGES = [
     (["--epochs", "12"], "epochs: trained with 16, now 12"),
     (["--schedule.decay", "cosine"], "schedule.decay: trained with linear, now cosine"),
     (["--seed", "1"], "seed: trained with 0, now 1"),
+    (["--data.hard_negative_share", "0"], "data.hard_negative_share: trained with 0.5, now 0"),
     (["--corpus.num_train", "48"], "corpus.num_train: trained with 40, now 48"),
 ]
 
