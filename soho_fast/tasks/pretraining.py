@@ -220,6 +220,7 @@ class PretrainingTask(BaseTask):
             num_positive=self.data.num_positive,
             num_negative=self.data.num_negative,
             hard_negative_share=self.data.hard_negative_share,
+            hard_negatives_from_epoch=self.data.mvm_from_epoch,
             replace_probability=self.data.replace_probability,
             epoch=self.data.epoch,
             max_text_length=self.data.max_text_length,
@@ -230,7 +231,8 @@ class PretrainingTask(BaseTask):
         )
         texts = f"{self.data.num_positive} positive and {self.data.num_negative} negative texts"
         if self.data.hard_negative_share:
-            texts += f" (of which {100 * self.data.hard_negative_share:g} % are foils of the positive ones)"
+            begin, share = self.data.mvm_from_epoch, f"{100 * self.data.hard_negative_share:g} %"
+            texts += f" (from epoch {begin} on, {share} of these foils of the positive ones)"
         if self.data.replace_probability:
             share = f"{100 * self.data.replace_probability:g} %"
             texts = f"{self.data.num_positive} texts, of which another image's replace {share}"

@@ -220,6 +220,7 @@ class PretrainingDataset(SampleDataset):
         num_negative: Texts per image taken from other images (paper: 2).
         hard_negative_share: Each of these is a foil of a text of the sample with this probability, where one can be
             made, see `Foils`.
+        hard_negatives_from_epoch: From this epoch on; earlier ones have none.
         replace_probability: With it each text taken from the captions is replaced by one of another image, see
             `PairSampler.replacement`; needs `caption_groups` and no `num_negative`.
         epoch: What an epoch holds: "images", each once; "captions", divided at random in each epoch; or
@@ -238,6 +239,7 @@ class PretrainingDataset(SampleDataset):
     num_positive: int = 2
     num_negative: int = 2
     hard_negative_share: float = 0.0
+    hard_negatives_from_epoch: int = 0
     replace_probability: float = 0.0
     epoch: Epoch = "images"
     max_text_length: int = 32
@@ -313,7 +315,7 @@ class PretrainingDataset(SampleDataset):
 
     def _negatives(self, image: int, texts: Sequence[str], rng: np.random.Generator) -> list[str]:
         """What does not describe an image that is read with these texts."""
-        if self._foils is None:
+        if self._foils is None or self._epoch < self.hard_negatives_from_epoch:
             return self._pairs.negatives(image, self.num_negative, rng)
         own = self._table.texts.all(image)
         hard = rng.random(self.num_negative) < self.hard_negative_share

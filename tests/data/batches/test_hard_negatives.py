@@ -75,6 +75,16 @@ def test_where_no_foil_can_be_made_another_images_caption_is_taken(sided, proces
         assert set(texts[1:]) <= {f"the {other} man" for other in NAMED if other != name}
 
 
+def test_they_begin_at_an_epoch_and_change_nothing_before(sided, processor, texts_of):
+    late = PretrainingDataset(sided, processor, hard_negative_share=1.0, hard_negatives_from_epoch=2)
+    never, always = (PretrainingDataset(sided, processor, hard_negative_share=share) for share in (0.0, 1.0))
+    for epoch, same in ((0, never), (1, never), (2, always), (3, always)):
+        for index in range(len(sided)):
+            (sample, texts), (other, expected) = (texts_of(dataset, index, epoch) for dataset in (late, same))
+            assert texts == expected
+            assert all(map(np.array_equal, sample.texts_ids, other.texts_ids))
+
+
 def test_more_negatives_than_texts(sided, processor, texts_of):
     dataset = PretrainingDataset(sided, processor, num_positive=1, num_negative=2, hard_negative_share=1.0)
     _, (own, *negatives) = texts_of(dataset, 0)
