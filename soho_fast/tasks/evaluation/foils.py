@@ -89,7 +89,7 @@ def measure_foils(task: Any, model: SohoForPreTraining, captions: Sequence[str])
     order = rng.permutation(len(task.heldout_records))[: task.heldout_images or None]
     records = [task.heldout_records[number] for number in order]
     pairs = choose_pairs(records, Foils(captions), rng)
-    texts = list(dict.fromkeys(text for own in pairs.values() for pair in own for text in pair[1:]))
+    texts = list(dict.fromkeys(text for own in pairs.values() for pair in own for text in (pair.caption, pair.foil)))
     place_of = {text: place for place, text in enumerate(texts)}
     encoded = encode_texts(task.processor.tokenizer, texts, task.data.max_text_length) if texts else []
     scorer = PairScorer(model, encoded, pair_batch=task.pair_batch, precision=task.precision)
@@ -107,7 +107,8 @@ def measure_foils(task: Any, model: SohoForPreTraining, captions: Sequence[str])
             if len(there) < 2 or not own:  # A lone image could not be shuffled.
                 continue
             image_P = np.array([row_of[pair.image] for pair in own])
-            caption_P, foil_P = (np.array([place_of[pair[side]] for pair in own]) for side in (1, 2))
+            caption_P = np.array([place_of[pair.caption] for pair in own])
+            foil_P = np.array([place_of[pair.foil] for pair in own])
             for name, row_P in (("", image_P), ("_shuffled", (image_P + 1) % len(there))):
                 right, wrong = (scorer.score(kept, row_P, text_P) for text_P in (caption_P, foil_P))
                 metrics[f"foils_{kind}{name}"] = float((right > wrong).mean())
