@@ -35,6 +35,7 @@ from soho_fast.model.parts import parts_of
 from soho_fast.model.words_dictionary import WordsDictionary
 from soho_fast.tasks.base import BaseTask
 from soho_fast.tasks.contents import images_identity, records_identity, words_identity
+from soho_fast.tasks.evaluation.foils import measure_foils
 from soho_fast.tasks.evaluation.pointing import measure_pointing
 from soho_fast.tasks.evaluation.pretraining import evaluate_pretraining, format_table, nothing_learnt
 from soho_fast.tasks.evaluation.sharing import Sharing
@@ -217,6 +218,8 @@ class PretrainingTask(BaseTask):
             seed=self.seed,
             num_positive=self.data.num_positive,
             num_negative=self.data.num_negative,
+            hard_negative_share=self.data.hard_negative_share,
+            hard_negatives_from_epoch=self.data.mvm_from_epoch,
             replace_probability=self.data.replace_probability,
             epoch=self.data.epoch,
             max_text_length=self.data.max_text_length,
@@ -226,6 +229,9 @@ class PretrainingTask(BaseTask):
             unmask_from_epoch=self.data.mvm_from_epoch if self.data.conditional_masking else None,
         )
         texts = f"{self.data.num_positive} positive and {self.data.num_negative} negative texts"
+        if self.data.hard_negative_share:
+            begin, share = self.data.mvm_from_epoch, f"{100 * self.data.hard_negative_share:g} %"
+            texts += f" (from epoch {begin} on, {share} of these foils of the positive ones)"
         if self.data.replace_probability:
             share = f"{100 * self.data.replace_probability:g} %"
             texts = f"{self.data.num_positive} texts, of which another image's replace {share}"
@@ -408,6 +414,7 @@ class PretrainingTask(BaseTask):
         metrics = evaluate_pretraining(self, model, quick=quick, progress=sharing.progress, say=self._say)
         if not quick:
             metrics |= measure_pointing(self, model, self._records.training)
+            metrics |= measure_foils(self, model, self._records.training.texts.flat)
         if told := nothing_learnt(metrics):
             self._say(f"warning: {told}" if quick else f"warning: {told}; {_WHAT_TO_DO}")
         return metrics

@@ -262,6 +262,27 @@ def test_visual_tokens_are_masked_from_an_epoch_on(data):
     assert states == [(True, False, alone), (False, False, whole), (False, False, whole), (False, True, "")]
 
 
+def test_hard_negatives_begin_with_the_masked_visual_tokens(data):
+    data.num_negative, data.mvm_from_epoch = 8, 2
+    held = {}
+    for share in (0.0, 1.0):
+        data.hard_negative_share = share
+        task, said = make_task(data)
+        samples = task.training_data()
+        assert any("from epoch 2 on, 100 % of these foils of the positive ones" in line for line in said) == bool(share)
+        for epoch in (1, 2):
+            samples.set_epoch(epoch)
+            held[share, epoch] = [ids.tolist() for ids in samples[0].texts_ids]
+    assert held[0.0, 1] == held[1.0, 1] and held[0.0, 2] != held[1.0, 2]
+
+
+def test_foils_of_held_out_captions_are_measured(data):
+    metrics = make_task(data)[0].evaluate(make_task(data)[0].build_model(), quick=False)
+    kinds = {name.removesuffix("_pairs") for name in metrics if name.endswith("_pairs")}
+    assert kinds == {"foils_objects"}, "held out are two colours that no list has"
+    assert all(0 <= metrics[f"foils_objects{end}"] <= 1 for end in ("", "_shuffled", "_accepted"))
+
+
 def test_without_a_dictionary_all_texts_have_masked_words(data):
     """No visual token is masked there, so no text is to go without its masked words or its question of matching."""
     data.mvm_probability, data.conditional_masking, data.mvm_from_epoch = 0.5, True, 2

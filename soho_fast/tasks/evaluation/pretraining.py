@@ -27,6 +27,7 @@ from soho_fast.data.readers.records import ImageTextRecord
 from soho_fast.data.text import IGNORED_LABEL, EncodedText, encode_texts
 from soho_fast.model import SohoForPreTraining
 from soho_fast.tasks.evaluation.computing import Computing
+from soho_fast.tasks.evaluation.foils import foil_rows
 from soho_fast.tasks.evaluation.metrics.recall import mean_reciprocal_rank, recall_at
 from soho_fast.tasks.evaluation.pair_scoring import ImageBlocks, PairScorer, score_pairs
 from soho_fast.tasks.evaluation.sharing import ReportProgress, Sharing
@@ -440,7 +441,7 @@ _ROWS = {
 
 
 def format_table(metrics: Mapping[str, float]) -> list[list[str]]:
-    """Rows of the closing table, for metrics of `evaluate_pretraining`: what was measured, its value, the baseline."""
+    """Rows of the closing table, for metrics of held-out images: what was measured, its value, the baseline."""
 
     def percent(name: str) -> str:
         return f"{100 * metrics[name]:.1f} %"
@@ -451,6 +452,7 @@ def format_table(metrics: Mapping[str, float]) -> list[list[str]]:
             beside = {f"{name}_{other}": what for other, what in baselines.items()}
             told = ", ".join(f"{percent(other)} {what}" for other, what in beside.items() if other in metrics)
             rows.append([label, percent(name), told])
+    rows += foil_rows(metrics)
     if "num_candidates" in metrics:
         heads = {"": " by the ITM head", "vectors_": " by the contrastive head"}
         heads = heads if "vectors_image_to_text_r1" in metrics else {"": ""}
