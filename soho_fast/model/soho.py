@@ -46,7 +46,6 @@ from .parts import parts_of, visual_dictionary
 from .pretrained import LoadReport, init_from
 from .transformer import Pairs, Reads, TransformerBackend
 from .whole_step import Vectors
-from .words_dictionary import WordsDictionary
 
 
 class SohoModel(SohoPreTrainedModel):
@@ -365,11 +364,15 @@ class SohoForPreTraining(ContrastiveVectors, SohoModelWithHeads):
 
     @property
     def read_by_begin_step(self) -> list[nn.Parameter]:
-        reads = isinstance(self.soho.visual_dictionary, WordsDictionary)
-        return list(self.bag_of_words_head.parameters()) if reads and self.bag_of_words_head is not None else []
+        reads = self._looks_up_words and self.bag_of_words_head is not None
+        return list(self.bag_of_words_head.parameters()) if reads else []
+
+    @property
+    def _looks_up_words(self) -> bool:
+        return self.config.use_dictionary and self.config.dictionary_words > 0
 
     def _read_words(self) -> None:
-        if isinstance(self.soho.visual_dictionary, WordsDictionary):
+        if self._looks_up_words:
             self.soho.visual_dictionary.read(self.bag_of_words_head)
 
     def part_of(self, name: str) -> str:
