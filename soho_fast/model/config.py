@@ -34,7 +34,7 @@ def is_other_backbone(name: str) -> bool:
 _CHOICES: dict[str, tuple[str, ...]] = {
     **CHOICES,
     "backbone": ("resnet10", "resnet18", "resnet34", "resnet50", "resnet101", "mobilenet_v2"),
-    "dictionary": ("paper",),
+    "dictionary": ("paper", "words"),
     "hidden_act": tuple(ACT2FN),
     "head_act": tuple(ACT2FN),
 }
@@ -57,7 +57,6 @@ _LIMITS: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("visual_pool", "num_hidden_layers"), (1, 1000)),
     "num_levels": (1, 64),
     "mvm_margin": (0, 1000),
-    "dictionary_words": (0, 1_000_000),
     **dict.fromkeys(_SHARES, (0, 1)),
     **dict.fromkeys(_NOT_NEGATIVE, (0, math.inf)),
 }
@@ -130,7 +129,7 @@ class SohoConfig(ModelValues, PreTrainedConfig):
                 raise ValueError(f"{name}: expected {limits}, got {value}")
         self._check_stages()
         official, several = self.official is not None, self.num_levels > 1
-        words = self.dictionary_words
+        words = self.use_dictionary and self.dictionary == "words"
         heads, pad = self.num_attention_heads, self.pad_token_id or 0
         names, labels = self.architectures or [], self.id2label or {}
         are_names = isinstance(names, list) and all(isinstance(name, str) for name in names)
@@ -141,11 +140,9 @@ class SohoConfig(ModelValues, PreTrainedConfig):
             ("dictionary_batch_norm", official and self.dictionary_batch_norm, f"False with {of_official}"),
             ("backbone_dropout_prob", official and self.backbone_dropout_prob, f"0 with {of_official}"),
             ("num_levels", official and several, f"1 with {of_official}"),
-            ("dictionary_words", words and official, f"0 with {of_official}"),
-            ("dictionary_words", words and several, f"0 with num_levels={self.num_levels}"),
-            ("dictionary_words", words and self.dictionary != "paper", "0, or dictionary='paper' with it"),
-            ("dictionary_words", words and self.dictionary_init != "data", "0, or dictionary_init='data' with it"),
-            ("dictionary_words", words and not self.bag_of_words_weight, "0, or bag_of_words_weight above 0 with it"),
+            ("num_levels", several and words, "1 with dictionary='words'"),
+            ("dictionary_init", words and self.dictionary_init != "data", "'data' with dictionary='words'"),
+            ("bag_of_words_weight", words and not self.bag_of_words_weight, "above 0 with dictionary='words'"),
             ("num_levels", several and self.dictionary_init != "data", "1, or dictionary_init='data' with it"),
             ("pad_token_id", not 0 <= pad < self.vocab_size, "0 to vocab_size - 1"),
             ("architectures", not are_names, "a list of names"),

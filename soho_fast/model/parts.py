@@ -48,7 +48,7 @@ class Parts:
 
     def dictionary(self) -> Quantiser:
         """Section 3.2: features to codes."""
-        kind = WordsDictionary if self.config.dictionary_words else VisualDictionary
+        kind = WordsDictionary if self.config.dictionary == "words" else VisualDictionary
         return cast(Quantiser, kind(self.config))
 
     def fusion(self) -> nn.Module | None:

@@ -369,7 +369,7 @@ class SohoForPreTraining(ContrastiveVectors, SohoModelWithHeads):
 
     @property
     def _looks_up_words(self) -> bool:
-        return self.config.use_dictionary and self.config.dictionary_words > 0
+        return self.config.use_dictionary and self.config.dictionary == "words"
 
     def _read_words(self) -> None:
         if self._looks_up_words:

@@ -43,7 +43,7 @@ GROUPS = {
         "backbone", "backbone_stride", "backbone_frozen_stages", "backbone_dropout_prob", "visual_pool",
     ),
     "Visual dictionary (section 3.2, eq. 2 to 5)": (
-        "use_dictionary", "dictionary", "num_codes", "num_levels", "dictionary_words", "ema_decay", "dictionary_init",
+        "use_dictionary", "dictionary", "num_codes", "num_levels", "ema_decay", "dictionary_init",
         "dictionary_batch_norm", "code_reset_threshold", "fusion",
     ),
     "Cross-modal Transformer (section 3.3), and the classifiers of tasks (section 4.2)": (
@@ -77,14 +77,12 @@ class ModelValues:
             section 3.1).
         use_dictionary: Whether there is a visual dictionary; without one it is the ablation of table 7 (paper, section
             3.2).
-        dictionary: The quantiser: `paper`, or a class of your own by its import path, `my.module:MyQuantiser`, see
-            `model/quantiser.py` (paper, section 3.2).
+        dictionary: The quantiser (paper, section 3.2): `paper`; `words`, which looks a feature up by the words that it
+            shows, as the bag-of-words head says (ours, docs/paper_dictionary.md); or a class of your own by its import
+            path, `my.module:MyQuantiser`, see `model/quantiser.py`.
         num_codes: Codes, k (paper, section 4.1).
         num_levels: Levels of k codes, each for what the ones before leave of a feature (ours; the paper has one). f(v)
             is the sum of a token's codes, its label the first.
-        dictionary_words: Words of the captions in whose space features are looked up; 0: features are looked up as
-            they are (ours, docs/paper_dictionary.md; the paper: 0). A token gets the code of the tokens that show the
-            same words, as the bag-of-words head says; codes are the mean features of their tokens, as in the paper.
         ema_decay: gamma, the share of a code that stays in an update (eq. 4; the value is ours, the paper says only
             that it lies in [0, 1]).
         dictionary_init: Codes at the start: `random` (normal), or `data`, features of the first batch of all ranks
@@ -136,7 +134,6 @@ class ModelValues:
     dictionary: str = "paper"
     num_codes: int = 2048
     num_levels: int = 1
-    dictionary_words: int = 0
     ema_decay: float | int = 0.9
     dictionary_init: str = "random"
     dictionary_batch_norm: bool = False

@@ -2,8 +2,8 @@
 
 The bag-of-words head says of each visual token which words it shows. Features lie by looks, and so do their codes; by
 what the head says of them tokens lie by what they show. Eq. 2 is asked there: the nearest code is the one whose words
-are nearest to those of the token, by the Hellinger distance, in which rare words count more. Codes stay what they are
-(eq. 3, 4): the moving mean of the features that are assigned to them.
+are nearest to those of the token, by the Hellinger distance. Codes stay what they are (eq. 3, 4): the moving mean of
+the features that are assigned to them.
 
 B images, L tokens per image, C channels, K codes, V words of the vocabulary, W words of the lookup, X = C + W.
 """
@@ -20,8 +20,8 @@ from .auxiliary import BagOfWordsHead
 from .config import SohoConfig
 from .visual_dictionary import VisualDictionary
 
-# A word that fewer captions hold counts no more than one that so many hold.
-_LEAST_SHARE = 1e-3
+# Of a larger vocabulary the words that most captions hold.
+_MOST_WORDS = 1024
 
 
 class WordSpace(Float32Buffers):
@@ -29,27 +29,21 @@ class WordSpace(Float32Buffers):
 
     A copy, so that a dictionary looks up alike in all forwards of a step, under ZeRO 3 too, and without the head.
 
-    Words that few captions hold count more: by the logarithm of the share of captions without one (inverse document
-    frequency), so that codes are spent on what tells images apart.
-
     Attributes:
         ids: (W,) int64 buffer, the words.
-        rarity: (W,) float32 buffer, what each counts.
         weight, bias: (W, C) and (W,) float32 buffers: of a feature with mean 0 and variance 1 the logits.
     """
 
     def __init__(self, config: SohoConfig) -> None:
         super().__init__()
-        num_words = min(config.dictionary_words, config.vocab_size)
+        num_words = min(_MOST_WORDS, config.vocab_size)
         self.ids = nn.Buffer(torch.zeros(num_words, dtype=torch.int64))
-        self.rarity = nn.Buffer(torch.ones(num_words))
         self.weight = nn.Buffer(torch.zeros(num_words, config.hidden_size))
         self.bias = nn.Buffer(torch.zeros(num_words))
 
     def reset(self) -> None:
-        """The first words of the vocabulary, all alike."""
+        """The first words of the vocabulary, of which nothing was said."""
         init.copy_(self.ids, torch.arange(len(self.ids)))
-        init.ones_(self.rarity)
         init.zeros_(self.weight)
         init.zeros_(self.bias)
 
@@ -57,7 +51,6 @@ class WordSpace(Float32Buffers):
     def choose(self, share_V: Tensor) -> None:
         """The words that the largest share of captions holds, (V,); of those held alike the first ones."""
         self.ids.copy_(share_V.sort(descending=True, stable=True).indices[: len(self.ids)].sort().values)
-        self.rarity.copy_(-share_V[self.ids].clamp(min=_LEAST_SHARE).log())
 
     @torch.no_grad()
     def read(self, head: BagOfWordsHead) -> None:
@@ -70,7 +63,7 @@ class WordSpace(Float32Buffers):
     def forward(self, feat_BLC: Tensor) -> Tensor:
         """(.., C) to float32 (.., W)."""
         normed_BLC = F.layer_norm(feat_BLC.float(), feat_BLC.shape[-1:])
-        return F.linear(normed_BLC, self.weight, self.bias).sigmoid().sqrt() * self.rarity
+        return F.linear(normed_BLC, self.weight, self.bias).sigmoid().sqrt()
 
 
 class WordsDictionary(VisualDictionary):
@@ -113,7 +106,7 @@ class WordsDictionary(VisualDictionary):
         return ops.straight_through(feat_BLC, self.codebook, index_BL), index_BL.unsqueeze(-1)
 
     def distances(self, feat_BLC: Tensor, index_BLQ: Tensor) -> Tensor:
-        """How far the words of each feature are from those of its code: Hellinger's distance times a constant."""
+        """How far the words of each feature are from those of its code."""
         return (self.words(feat_BLC) - self.places[index_BLQ[..., 0]]).norm(dim=-1, keepdim=True)
 
     def move(self, counts_K: Tensor, sums_KX: Tensor) -> None:

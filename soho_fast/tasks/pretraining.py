@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from soho_fast.common.errors import print_line
+from soho_fast.common.import_path import is_import_path
 from soho_fast.common.shared_arrays import read_once_a_machine
 from soho_fast.common.tables import Table
 from soho_fast.data.batches.pretraining import PretrainingDataset, check_negatives
@@ -375,7 +376,7 @@ class PretrainingTask(BaseTask):
             return []
         self._codebook_collapses = True
         few = f"{int(active_codes):,} of {num:,} codes are active (perplexity {float(perplexity):.0f})"
-        if config.dictionary != "paper":  # Another has no resets.
+        if is_import_path(config.dictionary):  # Another has no resets.
             return [few]
         off = ["model.config.dictionary_init data"] * (config.dictionary_init != "data" and not self.model.pretrained)
         off += ["model.config.dictionary_batch_norm true"] * (model.base().feature_norm is None)

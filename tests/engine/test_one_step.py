@@ -102,7 +102,7 @@ def test_divided_and_partitioned_training_is_that_of_one_process(launch, cell):
 
 def test_a_dictionary_in_the_space_of_the_words_trains_as_one_process(launch, cell, monkeypatch):
     """Its copy of the head is read at the beginning of a step; under ZeRO 3 no rank holds the head then."""
-    config = {**TASK["config"], "num_levels": 1, "dictionary_words": 40}
+    config = {**TASK["config"], "num_levels": 1, "dictionary": "words"}
     monkeypatch.setitem(TASK, "config", config)
     check(launch, cell, (1, 2, 2), (2, 2, 3))
 
