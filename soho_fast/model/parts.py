@@ -101,7 +101,7 @@ def visual_dictionary(parts: Parts) -> Quantiser | None:
             it has another number of codes than the config.
     """
     config, name = parts.config, parts.config.dictionary
-    if not config.use_dictionary:
+    if name == "none":
         return None
     if not is_import_path(name):
         return parts.dictionary()

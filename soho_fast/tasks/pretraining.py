@@ -212,7 +212,7 @@ class PretrainingTask(BaseTask):
         self.refuse_shared("sources", HELDOUT, self._records.shared)
         self.say_fit(training.texts.flat)
         # Without a dictionary no visual token is masked: all texts have their masked words and are asked to match.
-        mvm_probability = self.data.mvm_probability if self.model_config.use_dictionary else 1.0
+        mvm_probability = self.data.mvm_probability if self.model_config.dictionary != "none" else 1.0
         dataset = PretrainingDataset(
             training,
             self.processor,
@@ -398,7 +398,7 @@ class PretrainingTask(BaseTask):
             images = shlex.quote(str(annotations.parent))
             options = f"--recipe own_vqa --data_roots.images {images} --model.pretrained {run}/model"
             commands.append(f'soho train {options}  # where lines have "questions"')
-        if self.model_config.use_dictionary:
+        if self.model_config.dictionary != "none":
             needs = "" if find_spec("scipy") else '  # needs: pip install "soho_fast[explore]"'
             commands.append(f"soho explore build {run}{needs}")
         return [*commands, *super().next_commands(folder)]

@@ -134,7 +134,7 @@ def test_the_dictionary_moves_once_a_step_if_the_step_is_applied(data):
 
 
 def test_it_goes_on_from_a_pre_trained_model_with_another_dictionary_or_none(data, tmp_path):
-    for name, changes in (("none", {"use_dictionary": False}), ("codes", {})):
+    for name, changes in (("none", {"dictionary": "none"}), ("codes", {})):
         config = {**SMALL, **changes}
         task = PretrainingTask(data, 3, PretrainingModel(config=ModelChanges(**config)), say=lambda line: None)
         torch.manual_seed(5)
@@ -287,14 +287,14 @@ def test_without_a_dictionary_all_texts_have_masked_words(data):
     """No visual token is masked there, so no text is to go without its masked words or its question of matching."""
     data.mvm_probability, data.conditional_masking, data.mvm_from_epoch = 0.5, True, 2
     data.masking = replace(data.masking, probability=1.0)
-    for use_dictionary in (True, False):
-        config = SMALL | {"use_dictionary": use_dictionary, "mvm_margin": 1}
+    for dictionary in ("paper", "none"):
+        config = SMALL | {"dictionary": dictionary, "mvm_margin": 1}
         task = PretrainingTask(data, 3, PretrainingModel(config=ModelChanges(**config)))
         samples = task.training_data()
         samples.set_epoch(2)
         batch = task.collate([samples[i] for i in range(len(samples))])
         masked_P = (batch["mlm_labels"] != -100).any(1)[batch["itm_labels"] == 1]
-        assert ("mask_pairs" in batch) == use_dictionary and bool(masked_P.all()) != use_dictionary
+        assert ("mask_pairs" in batch) == (dictionary == "paper") == (not masked_P.all())
 
 
 @pytest.mark.parametrize("name", ["sources", "heldout"])
@@ -323,7 +323,7 @@ def test_one_image_is_enough_where_no_negatives_are_drawn(data, tmp_path):
 
 def test_a_run_without_codes_that_loses_its_features_says_what_is_seen(data):
     task, _ = make_task(data)
-    task.model.config = ModelChanges(**{**SMALL, "use_dictionary": False})
+    task.model.config = ModelChanges(**{**SMALL, "dictionary": "none"})
     model = task.build_model()
     watch = model.base().feature_watch
     valid = torch.ones(4, 8, dtype=torch.bool)

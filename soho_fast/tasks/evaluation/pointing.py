@@ -142,7 +142,7 @@ def measure_pointing(task: Any, model: SohoForPreTraining, training: Sequence[Im
     heldout = [record.image for record in task.heldout_records]
     if not scenes_of(str(training[0].store)) or not scenes_of(str(heldout[0].store)):
         return {}
-    if not (model.config.use_dictionary and model.config.use_dictionary_output):
+    if not (model.config.dictionary != "none" and model.config.use_dictionary_output):
         return {}
     spread = np.unique(np.linspace(0, len(training) - 1, min(_MOST_IMAGES, len(training))).round().astype(int))
     known = _look_up(task, model, [training[place] for place in spread.tolist()])

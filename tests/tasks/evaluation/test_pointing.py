@@ -178,7 +178,7 @@ def test_codes_and_k_means_afterwards_are_measured_alike(corpus, monkeypatch):
     assert found["pointing_all"] < found["pointing_all_k_means"] and found["pointing"] < found["pointing_k_means"]
     model.config.num_codes = 1 + (len(training)) * SIDE * SIDE
     assert not [name for name in measure_pointing(task, model, [refs[name] for name in training]) if "means" in name]
-    model.config.use_dictionary = False
+    model.config.dictionary = "none"
     assert measure_pointing(task, model, [refs[name] for name in training]) == {}
 
 
