@@ -33,6 +33,7 @@ from soho_fast.data.text import PackedTexts, encode_texts, load_tokenizer
 from soho_fast.model import SohoConfig, SohoForPreTraining
 from soho_fast.model.feature_watch import STEPS_UNTIL_LOST
 from soho_fast.model.parts import parts_of
+from soho_fast.model.visual_encoder import VisualEncoder
 from soho_fast.model.words_dictionary import WordsDictionary
 from soho_fast.tasks.base import BaseTask
 from soho_fast.tasks.contents import images_identity, records_identity, words_identity
@@ -294,6 +295,15 @@ class PretrainingTask(BaseTask):
         # Last: its buffers are of this run, and in no starting weights.
         model.watch_features()
         return model
+
+    def encoder_at_start(self, device: torch.device) -> VisualEncoder:
+        """The visual encoder of a new model, to measure with. Draws of the training stay what they are."""
+        say, self._say = self._say, lambda line: None
+        try:
+            with torch.random.fork_rng(devices=[]):
+                return self.new_model().base().visual_encoder.eval().to(device)
+        finally:
+            self._say = say
 
     def _shares_of_words(self) -> np.ndarray:
         """The share of captions that hold each token, (V,), of at most so many, evenly spread."""

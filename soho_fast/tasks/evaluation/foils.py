@@ -7,6 +7,7 @@ have a word exchanged for another as the other way round: whoever likes one word
 in half of them.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from itertools import zip_longest
@@ -153,4 +154,12 @@ def foil_rows(metrics: Mapping[str, float]) -> list[list[str]]:
             value, shuffled, accepted = (100 * metrics[f"{name}{end}"] for end in ("", "_shuffled", "_accepted"))
             beside = f"50.0 % chance, {shuffled:.1f} % shuffled image; {accepted:.1f} % of the others count as matching"
             rows.append([label, f"{value:.1f} %", beside])
+    if rows:
+        blind = [kind for kind in KINDS if f"foils_{kind}" in metrics and _at_chance(metrics, kind)]
+        rows.append(["what matching does not see", ", ".join(blind) or "none of these", "within two standard errors"])
     return rows
+
+
+def _at_chance(metrics: Mapping[str, float], kind: str) -> bool:
+    """Whether captions are not above their foils, within two standard errors of one half."""
+    return metrics[f"foils_{kind}"] - 0.5 <= 2 * math.sqrt(0.25 / metrics[f"foils_{kind}_pairs"])

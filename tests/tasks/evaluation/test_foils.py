@@ -144,5 +144,7 @@ def test_the_rows_of_the_table(measure):
     }
     label = "caption above the same with another side, 8 pairs"
     beside = "50.0 % chance, 50.0 % shuffled image; 25.0 % of the others count as matching"
-    assert foil_rows(metrics) == [[label, "62.5 %", beside]]
-    assert [label, "62.5 %", beside] in format_table(metrics)
+    verdict = ["what matching does not see", "sides", "within two standard errors"]
+    assert foil_rows(metrics) == [[label, "62.5 %", beside], verdict], "8 pairs: two standard errors are 35 %"
+    assert foil_rows(metrics | {"foils_sides_pairs": 80.0})[-1][1] == "none of these"
+    assert verdict in format_table(metrics)
