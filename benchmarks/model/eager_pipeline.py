@@ -61,7 +61,7 @@ class EagerPretraining(nn.Module):
     def __init__(self, model: SohoForPreTraining) -> None:
         super().__init__()
         config = model.config
-        if not (config.use_dictionary and config.use_dictionary_output and config.official is None):
+        if not (config.dictionary != "none" and config.use_dictionary_output and config.official is None):
             raise ValueError("model: expected a dictionary whose output is used, and the paper's parts")
         if config.hidden_dropout_prob or config.attention_probs_dropout_prob:
             raise ValueError("model: expected dropout 0, so that losses can be compared")

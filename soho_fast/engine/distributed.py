@@ -369,6 +369,13 @@ def _state(engine: DeepSpeedEngine) -> Iterator[tuple[str, Tensor]]:
                 yield f"{name} of {names.get(parameter, 'a partition')}", value
 
 
+def whole(parameters: Sequence[nn.Parameter], stage: int) -> contextlib.AbstractContextManager[Any]:
+    """Within it these parameters can be read on each rank; under ZeRO 3 all ranks enter and leave it together."""
+    if stage < 3 or not parameters:
+        return contextlib.nullcontext()
+    return deepspeed.zero.GatheredParameters(list(parameters))
+
+
 def whole_state(engine: DeepSpeedEngine) -> dict[str, torch.Tensor]:
     """The model's state; under ZeRO 3 gathered on rank 0, empty on the others. All ranks make the call."""
     model = engine.module

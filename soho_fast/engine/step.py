@@ -18,6 +18,7 @@ from soho_fast.engine.distributed import (
     describe_non_finite,
     forget_gradients,
     start_engine,
+    whole,
     zero_stage,
 )
 from soho_fast.engine.feature_cache import TrainingBatches
@@ -94,7 +95,8 @@ class Step:
     ) -> tuple[dict[str, torch.Tensor], list[str]]:
         """Take optimiser step number `step`; returns the sums of the scalars over its micro-batches, and messages of
         skipped images. `elapsed` is the used share of a time limit."""
-        self.model.begin_step()
+        with whole(getattr(self.model, "read_by_begin_step", ()), self._stage):
+            self.model.begin_step()
         self.task.before_step(self.model, step / self.plan.steps_per_epoch)
         self._set_rates(step, elapsed)
         sums: dict[str, torch.Tensor] = {}

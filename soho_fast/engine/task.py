@@ -37,7 +37,8 @@ class Task(Protocol):
         ("backbone" or another name). `freeze_backbone(bool)`, `freeze_batch_norm(bool)` (both must outlast `train()`)
         and `activation_checkpointing_enable(...)` are called when the recipe asks for them. Around each optimiser step
         come `begin_step()` and `end_step(applied=...)`, not applied where the optimiser left it out (an overflow in
-        fp16): what the model moves by no gradient moves there, once for all micro-batches.
+        fp16): what the model moves by no gradient moves there, once for all micro-batches. The parameters that
+        `begin_step` reads it lists as `read_by_begin_step`: ZeRO 3 gathers them.
 
         A model that has phases, of which some leave parameters without a gradient, also gives its groups a `part`, a
         name, and has `waiting_parts`: those that do not take part in the next step. They are not decayed, and neither

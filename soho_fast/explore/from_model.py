@@ -158,7 +158,7 @@ class ModelSource:
     ) -> None:
         self.dictionary = model.base().visual_dictionary
         if self.dictionary is None:
-            raise UserError(f"{called} has no visual dictionary (use_dictionary: false): there are no codes to show")
+            raise UserError(f"{called} has no visual dictionary (dictionary: none): there are no codes to show")
         self._task, self._model, self._images, self._say = task, model, images, say
         self._computing = Computing(model, task.precision)
         self.num_levels = self.dictionary.num_levels

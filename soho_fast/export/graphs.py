@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from soho_fast.model.visual_dictionary import VisualDictionary
+from soho_fast.model.words_dictionary import WordsDictionary
 from soho_fast.ops.codebook_lookup import reference
 
 # So many codes of each feature are compared to the last bit: those which rounding could confuse are fewer.
@@ -60,7 +61,9 @@ class PlainDictionary(nn.Module):
     def __init__(self, dictionary: VisualDictionary) -> None:
         super().__init__()
         levels = [dictionary.codebook_of(level) for level in range(dictionary.num_levels)]
-        self.lookups = nn.ModuleList(PlainLookup(codebook_KC) for codebook_KC in levels)
+        self.words = dictionary.words if isinstance(dictionary, WordsDictionary) else None
+        searched = levels if self.words is None else [dictionary.places]
+        self.lookups = nn.ModuleList(PlainLookup(codes_KX) for codes_KX in searched)
         for level, codebook_KC in enumerate(levels):
             self.register_buffer(f"codebook{level}", codebook_KC)
 
@@ -74,7 +77,7 @@ class PlainDictionary(nn.Module):
         """As of `VisualDictionary`."""
         rest_BLC, embed_BLC, first_BL = feat_BLC.float(), torch.zeros_like(feat_BLC.float()), None
         for level, lookup in enumerate(self.lookups):
-            index_BL = lookup(rest_BLC)
+            index_BL = lookup(rest_BLC if self.words is None else self.words(rest_BLC))
             first_BL = index_BL if first_BL is None else first_BL
             code_BLC = getattr(self, f"codebook{level}")[index_BL]
             rest_BLC, embed_BLC = rest_BLC - code_BLC, embed_BLC + code_BLC

@@ -56,7 +56,10 @@ class SohoPreTrainedModel(PreTrainedModel):
     _keep_in_fp32_modules_strict: list[str] = [  # noqa: RUF012
         "running_mean",
         "running_var",
-        *(f"visual_dictionary.{x}" for x in ("codebook", "usage", "age", "cluster", "total", "project")),
+        *(
+            f"visual_dictionary.{x}"
+            for x in ("codebook", "usage", "age", "cluster", "total", "project", "places", "words.")
+        ),
     ]
 
     @classmethod
@@ -196,6 +199,11 @@ class SohoPreTrainedModel(PreTrainedModel):
         self.whole_step = None
         for module in self._moved_without_gradient():
             module.begin_step()
+
+    @property
+    def read_by_begin_step(self) -> list[nn.Parameter]:
+        """The parameters whose values `begin_step` reads."""
+        return []
 
     def survey(self, micro_batches: MicroBatches) -> None:
         """Makes the losses of the forwards up to `end_step` those of one step; see `whole_step.py: survey`."""

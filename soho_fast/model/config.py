@@ -34,7 +34,7 @@ def is_other_backbone(name: str) -> bool:
 _CHOICES: dict[str, tuple[str, ...]] = {
     **CHOICES,
     "backbone": ("resnet10", "resnet18", "resnet34", "resnet50", "resnet101", "mobilenet_v2"),
-    "dictionary": ("paper",),
+    "dictionary": ("none", "paper", "words"),
     "hidden_act": tuple(ACT2FN),
     "head_act": tuple(ACT2FN),
 }
@@ -129,16 +129,20 @@ class SohoConfig(ModelValues, PreTrainedConfig):
                 raise ValueError(f"{name}: expected {limits}, got {value}")
         self._check_stages()
         official, several = self.official is not None, self.num_levels > 1
+        words = self.dictionary == "words"
         heads, pad = self.num_attention_heads, self.pad_token_id or 0
         names, labels = self.architectures or [], self.id2label or {}
         are_names = isinstance(names, list) and all(isinstance(name, str) for name in names)
         are_numbers = {str(number) for number in range(len(labels))} == set(map(str, labels))
         of_official = f"official={self.official!r}"
         for name, is_wrong, expected in (
-            ("dictionary", official and self.dictionary != "paper", f"'paper' with {of_official}"),
+            ("dictionary", official and self.dictionary not in ("none", "paper"), f"'paper' with {of_official}"),
             ("dictionary_batch_norm", official and self.dictionary_batch_norm, f"False with {of_official}"),
             ("backbone_dropout_prob", official and self.backbone_dropout_prob, f"0 with {of_official}"),
             ("num_levels", official and several, f"1 with {of_official}"),
+            ("num_levels", several and words, "1 with dictionary='words'"),
+            ("dictionary_init", words and self.dictionary_init != "data", "'data' with dictionary='words'"),
+            ("bag_of_words_weight", words and not self.bag_of_words_weight, "above 0 with dictionary='words'"),
             ("num_levels", several and self.dictionary_init != "data", "1, or dictionary_init='data' with it"),
             ("pad_token_id", not 0 <= pad < self.vocab_size, "0 to vocab_size - 1"),
             ("architectures", not are_names, "a list of names"),

@@ -21,6 +21,7 @@ from .outputs import VisualTokens
 from .quantiser import Quantiser
 from .visual_dictionary import VisualDictionary
 from .visual_encoder import VisualEncoder
+from .words_dictionary import WordsDictionary
 
 
 class Parts:
@@ -47,7 +48,8 @@ class Parts:
 
     def dictionary(self) -> Quantiser:
         """Section 3.2: features to codes."""
-        return cast(Quantiser, VisualDictionary(self.config))
+        kind = WordsDictionary if self.config.dictionary == "words" else VisualDictionary
+        return cast(Quantiser, kind(self.config))
 
     def fusion(self) -> nn.Module | None:
         """What makes of codes and features what the Transformer reads; the paper has nothing there."""
@@ -99,7 +101,7 @@ def visual_dictionary(parts: Parts) -> Quantiser | None:
             it has another number of codes than the config.
     """
     config, name = parts.config, parts.config.dictionary
-    if not config.use_dictionary:
+    if name == "none":
         return None
     if not is_import_path(name):
         return parts.dictionary()

@@ -245,6 +245,11 @@ def init_from(model: Any, path_or_name: str, rows_V: Tensor | None = None) -> Lo
             f"{model.config.backbone_stride}; set model.config.backbone_stride to it, or choose another model"
         )
     if rows_V is not None:
+        if config.dictionary == model.config.dictionary == "words":
+            raise ValueError(
+                f"init_from: the dictionary of {path_or_name!r} looks up words of another tokenizer; take that "
+                "tokenizer, or set model.config.dictionary to paper"
+            )
         here = rows_V >= 0
         for name, own in model.state_dict().items():
             # Tables may differ in rows; one of other channels is left as it is, and `copy_state` refuses it.

@@ -65,7 +65,7 @@ class SohoModel(SohoPreTrainedModel):
         fuses = self.visual_dictionary is not None and config.use_dictionary_output
         self.fusion = self.parts.fusion() if fuses else None
         # Only a dictionary gives labels to mask by; `post_init` draws the values.
-        self.mask_token = nn.Parameter(torch.zeros(config.hidden_size)) if config.use_dictionary else None
+        self.mask_token = nn.Parameter(torch.zeros(config.hidden_size)) if config.dictionary != "none" else None
         self.feature_watch = None
         self.visual_embeddings = self.parts.visual_embeddings()
         self.text_embeddings = BertEmbeddings(config)
@@ -327,7 +327,7 @@ class SohoForPreTraining(ContrastiveVectors, SohoModelWithHeads):
     def __init__(self, config: SohoConfig) -> None:
         super().__init__(config)
         self.mlm_head = self.soho.parts.mlm_head()
-        self.mvm_head = self.soho.parts.mvm_head() if config.use_dictionary else None
+        self.mvm_head = self.soho.parts.mvm_head() if config.dictionary != "none" else None
         self.itm_head = self.soho.parts.itm_head()
         self.bag_of_words_head = BagOfWordsHead(config) if config.bag_of_words_weight else None
         self.contrastive_head = ContrastiveHead(config) if config.contrastive_weight else None
@@ -357,6 +357,23 @@ class SohoForPreTraining(ContrastiveVectors, SohoModelWithHeads):
 
     def set_output_embeddings(self, value: nn.Linear) -> None:
         self.mlm_head.decoder = value
+
+    def begin_step(self) -> None:
+        self._read_words()
+        super().begin_step()
+
+    @property
+    def read_by_begin_step(self) -> list[nn.Parameter]:
+        reads = self._looks_up_words and self.bag_of_words_head is not None
+        return list(self.bag_of_words_head.parameters()) if reads else []
+
+    @property
+    def _looks_up_words(self) -> bool:
+        return self.config.dictionary == "words"
+
+    def _read_words(self) -> None:
+        if self._looks_up_words:
+            self.soho.visual_dictionary.read(self.bag_of_words_head)
 
     def part_of(self, name: str) -> str:
         """ "labels": what masked visual modelling alone uses. "pairs": what the bag-of-words loss does not use; without
@@ -413,6 +430,8 @@ class SohoForPreTraining(ContrastiveVectors, SohoModelWithHeads):
         check_labels("itm_labels", itm_labels, texts.input_ids)
         if self.bag_of_words_only and self.training:
             return self._bag_of_words_alone(images, captions_of(texts, mlm_labels, itm_labels))
+        if self.training:
+            self._read_words()
         # Sections 3.1 and 3.2, once for each image; then 3.3.
         # `mask_uniform` is drawn for each image, whatever rank holds it: the dictionary draws by it, too.
         visual = self.soho.encode_images(**images, sample_key=mask_uniform)
@@ -493,7 +512,7 @@ class SohoForPreTraining(ContrastiveVectors, SohoModelWithHeads):
         if self.bag_of_words_only:
             return False
         config = self.config
-        masks = self.masks_visual_tokens and config.use_dictionary and config.use_dictionary_output
+        masks = self.masks_visual_tokens and config.dictionary != "none" and config.use_dictionary_output
         return masks or self.contrastive_head is not None
 
     def label_counts(

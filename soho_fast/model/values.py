@@ -34,7 +34,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "paper": _PAPER,
     "official": {**_OFFICIAL, "official": "pretraining"},
     # Its features go to the Transformer as they are.
-    "official_vqa": {**_OFFICIAL, "official": "fine_tuning", "use_dictionary": False, "num_labels": 3129},
+    "official_vqa": {**_OFFICIAL, "official": "fine_tuning", "dictionary": "none", "num_labels": 3129},
 }
 """What each preset has in the place of the defaults."""
 
@@ -43,7 +43,7 @@ GROUPS = {
         "backbone", "backbone_stride", "backbone_frozen_stages", "backbone_dropout_prob", "visual_pool",
     ),
     "Visual dictionary (section 3.2, eq. 2 to 5)": (
-        "use_dictionary", "dictionary", "num_codes", "num_levels", "ema_decay", "dictionary_init",
+        "dictionary", "num_codes", "num_levels", "ema_decay", "dictionary_init",
         "dictionary_batch_norm", "code_reset_threshold", "fusion",
     ),
     "Cross-modal Transformer (section 3.3), and the classifiers of tasks (section 4.2)": (
@@ -75,10 +75,9 @@ class ModelValues:
             convolution (ours, for small corpora; the paper has none).
         visual_pool: Side of the max-pool's window after the 1x1 convolution, in features; 1 does not pool (paper,
             section 3.1).
-        use_dictionary: Whether there is a visual dictionary; without one it is the ablation of table 7 (paper, section
-            3.2).
-        dictionary: The quantiser: `paper`, or a class of your own by its import path, `my.module:MyQuantiser`, see
-            `model/quantiser.py` (paper, section 3.2).
+        dictionary: The quantiser (paper, section 3.2): `paper`; `none`, the ablation of table 7; `words`, which looks a
+            feature up by the words that it shows, as the bag-of-words head says (ours, docs/paper_dictionary.md); or a
+            class of your own by its import path, `my.module:MyQuantiser`, see `model/quantiser.py`.
         num_codes: Codes, k (paper, section 4.1).
         num_levels: Levels of k codes, each for what the ones before leave of a feature (ours; the paper has one). f(v)
             is the sum of a token's codes, its label the first.
@@ -129,7 +128,6 @@ class ModelValues:
     backbone_dropout_prob: float | int = 0.0
     visual_pool: int = 2
 
-    use_dictionary: bool = True
     dictionary: str = "paper"
     num_codes: int = 2048
     num_levels: int = 1

@@ -3,7 +3,7 @@
 Here are eq. 2 to 5 and the step; start, resets, levels and figures are in `codebook/`.
 
 B images, L tokens per image, N = B*L, C channels, Q levels (1 in the paper) of K codes, R candidates for the dead-code
-reset. Codes of all levels are rows of one table, level after level: QK.
+reset. Codes of all levels are rows of one table, level after level: QK. X channels of what is averaged, C here.
 """
 
 from collections.abc import Callable
@@ -37,7 +37,7 @@ class _Assignments:
     and their sum, the number of images, and where codes may be reset the candidates drawn so far."""
 
     counts_QK: Tensor
-    sums_QKC: Tensor
+    sums_QKX: Tensor
     num_images: int = 0
     candidates: Candidates | None = None
 
@@ -68,6 +68,8 @@ class VisualDictionary(CodeUsage):
     # Whether codes move in each training forward, within a step too, which answers with the moved ones.
     moves_in_forward = False
     near_features = True
+    # The buffer in which eq. 2 looks.
+    searched = "codebook"
 
     def __init__(self, config: SohoConfig) -> None:
         super().__init__(config)
@@ -127,11 +129,12 @@ class VisualDictionary(CodeUsage):
         with torch.autocast(feat_BLC.device.type, enabled=False):
             # The second forward pass of activation checkpointing must not count its features again.
             moving = self.training and not is_recomputing()
+            rows_BLX = self.rows(feat_BLC)
             if moving:
-                tokens = self._tokens(feat_BLC.detach(), valid_BL, sample_key_B)
+                tokens = self._tokens(rows_BLX, valid_BL, sample_key_B)
                 # Before the lookup, which needs codes.
                 self._prepare_update(tokens)
-            embed_BLC, index_BLQ = self._look_up(feat_BLC)
+            embed_BLC, index_BLQ = self.look_up(feat_BLC, rows_BLX)
             if moving:
                 self._gather(tokens, index_BLQ, num_texts_B)
                 # A forward outside of `begin_step` and `end_step` is a step by itself.
@@ -143,7 +146,11 @@ class VisualDictionary(CodeUsage):
         # Padding was looked up with the rest; this index and the attention's mask keep it out from here on.
         return embed_BLC, index_BLQ[..., 0].masked_fill(~valid_BL, -1)
 
-    def _look_up(self, feat_BLC: Tensor) -> tuple[Tensor, Tensor]:
+    def rows(self, feat_BLC: Tensor) -> Tensor:
+        """What a code is the moving mean of, of each feature, (B, L, X), without gradient: in the paper the feature."""
+        return feat_BLC.detach()
+
+    def look_up(self, feat_BLC: Tensor, rows_BLX: Tensor) -> tuple[Tensor, Tensor]:
         """Eq. 2, 3 and 5: the codes in the features' place, gradient straight through, and the code of each level
         (B, L, Q)."""
         if self.num_levels > 1:
@@ -152,14 +159,15 @@ class VisualDictionary(CodeUsage):
             index_BLQ, embed_BLC = ops.residual_lookup(feat_BLC, books)
             return embed_BLC, index_BLQ
         # The argmin of eq. 2 has no gradient; eq. 5 hands that of the output to the features.
-        constant_BLC = feat_BLC.detach()
-        if self.pack is None:
-            # For speed alone: the index is exact with any subspace, a stale one too.
-            subspace = self._subspace.of(self.codebook)
-            index_BL = ops.codebook_lookup(constant_BLC, self.codebook, subspace=subspace)
-        else:
-            index_BL = ops.codebook_lookup(constant_BLC, self.pack(self.codebook, 1))
+        index_BL = self._nearest(rows_BLX, self.codebook)
         return ops.straight_through(feat_BLC, self.codebook, index_BL), index_BL.unsqueeze(-1)
+
+    def _nearest(self, rows_BLX: Tensor, codes_KX: Tensor) -> Tensor:
+        """Eq. 2, int64 (B, L)."""
+        if self.pack is not None:
+            return ops.codebook_lookup(rows_BLX, self.pack(codes_KX, 1))
+        # For speed alone: the index is exact with any subspace, a stale one too.
+        return ops.codebook_lookup(rows_BLX, codes_KX, subspace=self._subspace.of(codes_KX))
 
     def begin_step(self) -> None:
         """From here on training forwards gather what `end_step` updates from; what was gathered before is forgotten."""
@@ -177,12 +185,12 @@ class VisualDictionary(CodeUsage):
         assignments, self._in_step, self._assignments = self._assignments, False, None
         if not applied or assignments is None:
             return
-        counts_QK, sums_QKC = assignments.counts_QK, assignments.sums_QKC
+        counts_QK, sums_QKX = assignments.counts_QK, assignments.sums_QKX
         if world_size() > 1:
             # The counts travel as one more channel of the sums: one call between the ranks, not two.
-            packed = all_reduce_sum_(torch.cat([sums_QKC, counts_QK.unsqueeze(1)], dim=1))
-            counts_QK, sums_QKC = packed[:, -1].contiguous(), packed[:, :-1].contiguous()
-        self.move(counts_QK, sums_QKC)
+            packed = all_reduce_sum_(torch.cat([sums_QKX, counts_QK.unsqueeze(1)], dim=1))
+            counts_QK, sums_QKX = packed[:, -1].contiguous(), packed[:, :-1].contiguous()
+        self.move(counts_QK, sums_QKX)
         self.count(counts_QK)
         # As `count` has added to the buffer `step`.
         self._host_step += 1
@@ -190,16 +198,24 @@ class VisualDictionary(CodeUsage):
         if assignments.candidates is not None:
             self._reset_unused(assignments.candidates)
 
-    def move(self, counts_QK: Tensor, sums_QKC: Tensor) -> None:
+    def move(self, counts_QK: Tensor, sums_QKX: Tensor) -> None:
         """Eq. 4, by how many features are assigned to each code and their sums; of all levels, rows of one table."""
-        ops.codebook_ema_(self.codebook, counts_QK, sums_QKC, self.config.ema_decay)
+        ops.codebook_ema_(self.codebook, counts_QK, sums_QKX, self.config.ema_decay)
+
+    def replace(self, replaced_QK: Tensor, rows_QKX: Tensor) -> None:
+        """Puts rows in the place of some codes (bool), which have seen nothing then."""
+        # Masks, not indices: how many codes are reset is never asked of the device.
+        self.codebook.copy_(torch.where(replaced_QK.unsqueeze(1), rows_QKX, self.codebook))
+        self.usage.masked_fill_(replaced_QK, 0.0)
+        self.age.masked_fill_(replaced_QK, 0.0)
+        self.codes_replaced(replaced_QK)
 
     def codes_replaced(self, replaced_QK: Tensor) -> None:
         """Called where these codes (bool) were not moved but replaced. Eq. 4 keeps nothing beside the codes."""
 
     def codes_of(self, feat_BLC: Tensor) -> Tensor:
         """int64 (B, L, Q), the code of each level for each feature, counted from 0 in each level."""
-        return self._look_up(feat_BLC.detach())[1]
+        return self.look_up(feat_BLC.detach(), self.rows(feat_BLC))[1]
 
     def distances(self, feat_BLC: Tensor, index_BLQ: Tensor) -> Tensor:
         """How far each level's code is from what the level looks up, float32 (B, L, Q)."""
@@ -215,19 +231,19 @@ class VisualDictionary(CodeUsage):
     def _books_QKC(self) -> Tensor:
         return self.codebook.unflatten(0, (self.num_levels, -1))
 
-    def _tokens(self, feat_BLC: Tensor, valid_BL: Tensor, sample_key_B: Tensor | None) -> Tokens:
+    def _tokens(self, rows_BLX: Tensor, valid_BL: Tensor, sample_key_B: Tensor | None) -> Tokens:
         # Images without a key are numbered through the step, across its micro-batches.
         before = self._assignments.num_images if self._assignments is not None else 0
         # A row that is not finite would make its code so, for ever.
-        usable_BL = valid_BL & finite_rows(feat_BLC)
-        return Tokens(feat_BLC, valid_BL, usable_BL, image_numbers(sample_key_B, feat_BLC, before))
+        usable_BL = valid_BL & finite_rows(rows_BLX)
+        return Tokens(rows_BLX, valid_BL, usable_BL, image_numbers(sample_key_B, rows_BLX, before))
 
     @torch.no_grad()
     def awaits_codes(self) -> bool:
         """Whether the next training forward begins by drawing codes from its features. All ranks make the call."""
         if not self._ranks_agree:
             # Ranks that were seeded differently, or of which only one loaded a checkpoint, start alike all the same.
-            broadcast_from_first_(list(self.buffers(recurse=False)))
+            broadcast_from_first_(list(self.buffers()))
             self._ranks_agree = True
         if self._host_step < 0:
             self._host_step = int(self.step)
@@ -246,7 +262,7 @@ class VisualDictionary(CodeUsage):
     @torch.no_grad()
     def offer(self, feat_BLC: Tensor, valid_BL: Tensor, sample_key_B: Tensor | None) -> None:
         """Features among which `draw_codes` draws, as `forward` takes them, without gradient; after `awaits_codes`."""
-        tokens = self._tokens(feat_BLC, valid_BL, sample_key_B)
+        tokens = self._tokens(self.rows(feat_BLC), valid_BL, sample_key_B)
         drawn = tokens.draw(self.num_codes, _SEED, self._host_step)
         self._offered = joined(self._offered, drawn, self.num_codes)
 
@@ -256,17 +272,13 @@ class VisualDictionary(CodeUsage):
         offered, self._offered = self._offered, None
         assert offered is not None, "nothing was offered"
         level, num = self._host_initialised, self.num_codes
-        codebook_KC = codes_from_features(offered, self._books_QKC[:level], num, _SEED)
+        rows_KX = codes_from_features(offered, self._books_QKC[:level], num, _SEED)
         # No rank had a usable feature: the next step tries again.
-        if codebook_KC is None:
+        if rows_KX is None:
             return
-        rows = slice(level * num, (level + 1) * num)
-        self.codebook[rows] = codebook_KC
         # What was counted so far was of the zero codes that these replace.
-        self.usage[rows], self.age[rows] = 0.0, 0.0
-        replaced_QK = torch.zeros_like(self.usage, dtype=torch.bool)
-        replaced_QK[rows] = True
-        self.codes_replaced(replaced_QK)
+        replaced_QK = torch.arange(len(self.usage), device=self.usage.device).div(num, rounding_mode="floor") == level
+        self.replace(replaced_QK, rows_KX.repeat(self.num_levels, 1))
         self._host_initialised += 1
         self.initialised.fill_(self._host_initialised)
 
@@ -287,12 +299,12 @@ class VisualDictionary(CodeUsage):
             for level, rest_BLC in enumerate(rests_of_levels)
         ]
         # One level, as in the paper, is spared the copy.
-        counts_QK, sums_QKC = (part[0] if len(parts) == 1 else torch.cat(part) for part in zip(*parts, strict=True))
+        counts_QK, sums_QKX = (part[0] if len(parts) == 1 else torch.cat(part) for part in zip(*parts, strict=True))
         if self._assignments is None:
-            self._assignments = _Assignments(counts_QK, sums_QKC, len(tokens.feat_BLC))
+            self._assignments = _Assignments(counts_QK, sums_QKX, len(tokens.feat_BLC))
         else:
             self._assignments.counts_QK += counts_QK
-            self._assignments.sums_QKC += sums_QKC
+            self._assignments.sums_QKX += sums_QKX
             self._assignments.num_images += len(tokens.feat_BLC)
         # The number that the step has once it is applied: all its micro-batches draw by the same one.
         step, limit = self._host_step + 1, self._num_resettable
@@ -306,10 +318,4 @@ class VisualDictionary(CodeUsage):
     def _reset_unused(self, candidates: Candidates) -> None:
         unused_QK = self.unbiased_usage() < self.config.code_reset_threshold
         unused_QK &= self.age >= _PATIENCE
-        reset_QK1, candidate_QKC = new_codes(candidates, unused_QK, self.num_levels, self._num_resettable)
-        # Masks, not indices: how many codes are reset is never asked of the device.
-        self.codebook.copy_(torch.where(reset_QK1, candidate_QKC, self.codebook))
-        reset_QK = reset_QK1.squeeze(1)
-        self.usage.masked_fill_(reset_QK, 0.0)
-        self.age.masked_fill_(reset_QK, 0.0)
-        self.codes_replaced(reset_QK)
+        self.replace(*new_codes(candidates, unused_QK, self.num_levels, self._num_resettable))

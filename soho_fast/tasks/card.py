@@ -39,7 +39,7 @@ def model_card(task: Any, model: Any, metrics: Mapping[str, float]) -> str:
     licences = list(dict.fromkeys(line for folder in folders for line in _licences(Path(folder))))
     base = [f"{name}: {_short(getattr(task.model, name))}" for name in _BASE if getattr(task.model, name, None)]
     millions = sum(each.numel() for each in model.parameters()) / 1e6
-    codes = f"{config.num_codes:,} codes" if config.use_dictionary else "no visual dictionary"
+    codes = f"{config.num_codes:,} codes" if config.dictionary != "none" else "no visual dictionary"
     card = ModelCard.from_template(
         ModelCardData(library_name="soho_fast", license="other", tags=["soho", "vision-language"]),
         model_id=f"{kind}, trained by task {task.name}",

@@ -8,9 +8,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
+import numpy as np
 import torch
 
 from soho_fast.common.errors import print_line
+from soho_fast.common.import_path import is_import_path
 from soho_fast.common.shared_arrays import read_once_a_machine
 from soho_fast.common.tables import Table
 from soho_fast.data.batches.pretraining import PretrainingDataset, check_negatives
@@ -27,17 +29,22 @@ from soho_fast.data.readers.captions import (
 from soho_fast.data.readers.dataset import read_dataset
 from soho_fast.data.readers.json_lines import read_json_lines
 from soho_fast.data.readers.records import ImageRef, ImageTextRecord, ReadReport
-from soho_fast.data.text import PackedTexts, load_tokenizer
+from soho_fast.data.text import PackedTexts, encode_texts, load_tokenizer
 from soho_fast.model import SohoConfig, SohoForPreTraining
 from soho_fast.model.feature_watch import STEPS_UNTIL_LOST
 from soho_fast.model.parts import parts_of
+from soho_fast.model.visual_encoder import VisualEncoder
+from soho_fast.model.words_dictionary import WordsDictionary
 from soho_fast.tasks.base import BaseTask
 from soho_fast.tasks.contents import images_identity, records_identity, words_identity
+from soho_fast.tasks.evaluation.foils import measure_foils
 from soho_fast.tasks.evaluation.pointing import measure_pointing
 from soho_fast.tasks.evaluation.pretraining import evaluate_pretraining, format_table, nothing_learnt
 from soho_fast.tasks.evaluation.sharing import Sharing
 from soho_fast.tasks.settings import CaptionSource, PretrainingData, refuse_fields_of_other_formats
 
+# Of more captions the shares of words are taken from so many.
+_CAPTIONS_COUNTED = 20_000
 # The running usage of codes spans about so many updates (usage_decay 0.99): before, few have had a chance.
 _UPDATES_BEFORE_WARNING = 100
 # Of all codes; said again only after more than the second share were live.
@@ -206,13 +213,15 @@ class PretrainingTask(BaseTask):
         self.refuse_shared("sources", HELDOUT, self._records.shared)
         self.say_fit(training.texts.flat)
         # Without a dictionary no visual token is masked: all texts have their masked words and are asked to match.
-        mvm_probability = self.data.mvm_probability if self.model_config.use_dictionary else 1.0
+        mvm_probability = self.data.mvm_probability if self.model_config.dictionary != "none" else 1.0
         dataset = PretrainingDataset(
             training,
             self.processor,
             seed=self.seed,
             num_positive=self.data.num_positive,
             num_negative=self.data.num_negative,
+            hard_negative_share=self.data.hard_negative_share,
+            hard_negatives_from_epoch=self.data.mvm_from_epoch,
             replace_probability=self.data.replace_probability,
             epoch=self.data.epoch,
             max_text_length=self.data.max_text_length,
@@ -222,6 +231,9 @@ class PretrainingTask(BaseTask):
             unmask_from_epoch=self.data.mvm_from_epoch if self.data.conditional_masking else None,
         )
         texts = f"{self.data.num_positive} positive and {self.data.num_negative} negative texts"
+        if self.data.hard_negative_share:
+            begin, share = self.data.mvm_from_epoch, f"{100 * self.data.hard_negative_share:g} %"
+            texts += f" (from epoch {begin} on, {share} of these foils of the positive ones)"
         if self.data.replace_probability:
             share = f"{100 * self.data.replace_probability:g} %"
             texts = f"{self.data.num_positive} texts, of which another image's replace {share}"
@@ -273,6 +285,8 @@ class PretrainingTask(BaseTask):
     def new_model(self) -> SohoForPreTraining:
         """The model on the CPU in float32, with the starting weights asked for; says what was loaded."""
         model = SohoForPreTraining(self.model_config)
+        if isinstance(dictionary := model.base().visual_dictionary, WordsDictionary):
+            dictionary.words.choose(torch.from_numpy(self._shares_of_words()))
         self.fill_parts(model)
         if self.model.pretrained:
             self._say_loaded(model.init_from(self.model.pretrained, self._rows_in(self.model.pretrained)))
@@ -281,6 +295,25 @@ class PretrainingTask(BaseTask):
         # Last: its buffers are of this run, and in no starting weights.
         model.watch_features()
         return model
+
+    def encoder_at_start(self, device: torch.device) -> VisualEncoder:
+        """The visual encoder of a new model, to measure with. Draws of the training stay what they are."""
+        say, self._say = self._say, lambda line: None
+        try:
+            with torch.random.fork_rng(devices=[]):
+                return self.new_model().base().visual_encoder.eval().to(device)
+        finally:
+            self._say = say
+
+    def _shares_of_words(self) -> np.ndarray:
+        """The share of captions that hold each token, (V,), of at most so many, evenly spread."""
+        texts = self._records.training.texts.flat
+        some = np.unique(np.linspace(0, len(texts) - 1, min(_CAPTIONS_COUNTED, len(texts))).round().astype(int))
+        encoded = encode_texts(self.processor.tokenizer, [texts[number] for number in some], self.data.max_text_length)
+        count_V = np.zeros(self.model_config.vocab_size)
+        for text in encoded:
+            count_V[np.unique(text.ids)] += 1
+        return count_V / len(some)
 
     def _rows_in(self, pretrained: str) -> torch.Tensor | None:
         """The ids of this tokenizer's tokens in a pre-trained model, -1 of those that it does not know; None where they
@@ -353,7 +386,7 @@ class PretrainingTask(BaseTask):
             return []
         self._codebook_collapses = True
         few = f"{int(active_codes):,} of {num:,} codes are active (perplexity {float(perplexity):.0f})"
-        if config.dictionary != "paper":  # Another has no resets.
+        if is_import_path(config.dictionary):  # Another has no resets.
             return [few]
         off = ["model.config.dictionary_init data"] * (config.dictionary_init != "data" and not self.model.pretrained)
         off += ["model.config.dictionary_batch_norm true"] * (model.base().feature_norm is None)
@@ -375,7 +408,7 @@ class PretrainingTask(BaseTask):
             images = shlex.quote(str(annotations.parent))
             options = f"--recipe own_vqa --data_roots.images {images} --model.pretrained {run}/model"
             commands.append(f'soho train {options}  # where lines have "questions"')
-        if self.model_config.use_dictionary:
+        if self.model_config.dictionary != "none":
             needs = "" if find_spec("scipy") else '  # needs: pip install "soho_fast[explore]"'
             commands.append(f"soho explore build {run}{needs}")
         return [*commands, *super().next_commands(folder)]
@@ -392,6 +425,7 @@ class PretrainingTask(BaseTask):
         metrics = evaluate_pretraining(self, model, quick=quick, progress=sharing.progress, say=self._say)
         if not quick:
             metrics |= measure_pointing(self, model, self._records.training)
+            metrics |= measure_foils(self, model, self._records.training.texts.flat)
         if told := nothing_learnt(metrics):
             self._say(f"warning: {told}" if quick else f"warning: {told}; {_WHAT_TO_DO}")
         return metrics

@@ -209,6 +209,10 @@ class PretrainingData(InputData):
         heldout: Sets to evaluate on; never trained on.
         num_positive: Captions of the image per image (paper: 2).
         num_negative: Captions of other images per image (paper: 2).
+        hard_negative_share: Each of the num_negative captions is with this probability one of the image's own instead,
+            with one word exchanged or two in each other's place so that it is false: another side, number, colour or
+            object (ours; the paper has none). They begin at mvm_from_epoch: from the first epoch on they keep matching
+            at chance for longer.
         replace_probability: Each of the num_positive captions is replaced by a caption of another image with this
             probability, instead of the num_negative ones: by the first one of a random group of the same data set.
             Needs `epoch: caption_groups` and num_negative 0; 0 replaces none.
@@ -217,7 +221,8 @@ class PretrainingData(InputData):
             order) or images (each with num_positive captions drawn at random).
         masking: How words are masked.
         mvm_probability: Each pair is read with masked visual tokens with this probability (paper: all of them).
-        mvm_from_epoch: Training masks visual tokens from this epoch on (ours; the paper does from the first).
+        mvm_from_epoch: Training masks visual tokens, and takes hard negatives, from this epoch on (ours; the paper
+            masks them from the first).
         conditional_masking: A text that is read with masked visual tokens has no masked words, as in UNITER (Chen et
             al. 2020), so that each is predicted from the other one whole; the paper masks both.
     """
@@ -227,6 +232,7 @@ class PretrainingData(InputData):
     tokenizer: str = "bert-base-uncased"
     num_positive: PositiveInt = 2
     num_negative: NonNegativeInt = 2
+    hard_negative_share: ClosedUnitInterval = 0.0
     replace_probability: ClosedUnitInterval = 0.0
     epoch: Literal["captions", "caption_groups", "images"] = "captions"
     masking: TextMasking = field(default_factory=TextMasking)
@@ -239,6 +245,10 @@ class PretrainingData(InputData):
             raise ValueError(
                 "data.replace_probability: texts are replaced within data.epoch caption_groups, and data.num_negative "
                 f"is then 0; got {self.epoch} and {self.num_negative}"
+            )
+        if self.hard_negative_share and not self.num_negative:
+            raise ValueError(
+                "data.hard_negative_share: a share of the data.num_negative captions; expected at least one, got 0"
             )
         if self.conditional_masking and self.mvm_probability == 1:
             raise ValueError("data.conditional_masking: expected data.mvm_probability below 1, or no word is masked")

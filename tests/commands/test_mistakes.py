@@ -77,6 +77,8 @@ MISTAKES = [
     ("train --recipe source.yaml", "recipe source.yaml: data.sources: Problem with given class_path"),
     ("train --recipe official --data.epoch captions", "texts are replaced within data.epoch caption_groups"),
     ("train --recipe official --data.num_negative 2", "data.num_negative is then 0; got caption_groups and 2"),
+    ("train --recipe official --data.hard_negative_share 0.5", "a share of the data.num_negative captions"),
+    ("train --data.hard_negative_share 1.5", "data.hard_negative_share: Not of type ClosedUnitInterval: 1.5"),
     ("train --optim.rule bertadam", "optim.rule: expected one of 'adamw', 'bert_adamw', got bertadam"),
     ("train --batch.group_by_aspect_ratio landscape", "batch.group_by_aspect_ratio: Does not validate"),
     ("train --optim.lr 1 2", "2: expected a field as --NAME before its value"),

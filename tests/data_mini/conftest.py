@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import pytest
 
 from soho_fast.data.mini import build_corpus
 from soho_fast.data.mini.scenes import describe_scenes
+
+sys.path.insert(0, str(Path(__file__).parent))
 
 NUM_TRAIN, NUM_HELDOUT, IMAGE_SIZE, SEED = 60, 20, 64, 3
 

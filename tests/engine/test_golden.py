@@ -44,7 +44,9 @@ def test_losses_of_all_phases_are_those_on_record(tmp_path):
     write_tokenizer(tokenizer, build_vocabulary([WORDS.read_text()]))
     build_corpus(tmp_path / "corpus", num_train=40, num_heldout=4, progress=False)
     command = [sys.executable, "-m", "soho_fast.train", *OPTIONS, "--output", str(run)]
-    command += ["--data.tokenizer", str(tokenizer)]
+    # So were the texts, and the dictionary was the paper's.
+    command += ["--data.tokenizer", str(tokenizer), "--model.config.dictionary", "paper"]
+    command += ["--model.config.ema_decay", "0.9", "--model.config.code_reset_threshold", "0.02"]
     launched = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_SIZE")  # of a process group that an earlier test left
     environment = {name: value for name, value in os.environ.items() if name not in launched}
     done = subprocess.run(

@@ -100,6 +100,13 @@ def test_divided_and_partitioned_training_is_that_of_one_process(launch, cell):
     check(launch, cell, (1, 2, 1), (2, 2, 3), **SHORT)
 
 
+def test_a_dictionary_in_the_space_of_the_words_trains_as_one_process(launch, cell, monkeypatch):
+    """Its copy of the head is read at the beginning of a step; under ZeRO 3 no rank holds the head then."""
+    config = {**TASK["config"], "num_levels": 1, "dictionary": "words"}
+    monkeypatch.setitem(TASK, "config", config)
+    check(launch, cell, (1, 2, 2), (2, 2, 3))
+
+
 def test_every_division_at_every_stage_trains_as_one_process(launch, cell):
     check(launch, cell, *(set(itertools.product((1, 2), (1, 2), (0, 1, 2, 3))) - {(1, 1, 0)}))
 

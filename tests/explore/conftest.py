@@ -61,7 +61,7 @@ def runs(tmp_path_factory, tiny_processor, codebook):
     without = {"use_dictionary_output": False}
     for name, kind, fields in (
         ("rank", "SohoForPreTraining", {}),
-        ("retrieval", "SohoForImageTextRetrieval", {"use_dictionary": False, **without}),
+        ("retrieval", "SohoForImageTextRetrieval", {"dictionary": "none", **without}),
         ("answer", "SohoForQuestionAnswering", {"id2label": {0: "yes", 1: "no", 2: "2"}, **without}),
         ("compare", "SohoForVisualReasoning", {"id2label": {0: "False", 1: "True"}}),
         ("entails", "SohoForVisualEntailment", {"id2label": {0: "entailment", 1: "neutral", 2: "contradiction"}}),

@@ -287,12 +287,12 @@ def test_mistakes_are_told_in_a_line(place, monkeypatch, capsys, command, told):
 
 
 def test_a_model_without_a_dictionary_is_refused(tmp_path, tokenizer_dir, capsys):
-    config = {**SMALL, "use_dictionary": False}
+    config = {**SMALL, "dictionary": "none"}
     task = pretraining_task(tmp_path / "data", tokenizer_dir, config)
     write_run(tmp_path / "run", task)
     assert main(["build", str(tmp_path / "run")]) == 2
     error = capsys.readouterr().err
-    assert "run/model has no visual dictionary (use_dictionary: false): there are no codes to show" in error
+    assert "run/model has no visual dictionary (dictionary: none): there are no codes to show" in error
     assert not (tmp_path / "run/explorer").exists()
 
 

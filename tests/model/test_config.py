@@ -12,7 +12,7 @@ def test_paper_preset_has_the_papers_values():
     expected = {
         "backbone": "resnet101", "visual_pool": 2, "num_hidden_layers": 12, "hidden_size": 768,
         "num_attention_heads": 12, "vocab_size": 30522, "num_codes": 2048, "dictionary_init": "random",
-        "code_reset_threshold": 0.0, "dictionary_batch_norm": False, "use_dictionary": True,
+        "code_reset_threshold": 0.0, "dictionary_batch_norm": False,
         "use_dictionary_output": True, "backbone_frozen_stages": 0,
     }  # fmt: skip
     assert {name: getattr(config, name) for name in expected} == expected
@@ -24,7 +24,7 @@ def test_paper_preset_has_the_papers_values():
     [
         ({"backbone": "vgg"}, "backbone: expected one of"), ({"fusion": "sum"}, "fusion: expected one of none, gate"),
         ({"official": "authors"}, "official: expected one of pretraining, fine_tuning"),
-        ({"dictionary": "sq"}, "dictionary: expected one of paper, got 'sq'"),
+        ({"dictionary": "sq"}, "dictionary: expected one of none, paper, words, got 'sq'"),
         ({"dictionary_init": "zeros"}, "dictionary_init: expected one of"),
         ({"ema_decay": 1.5}, "ema_decay: expected 0 to 1, got 1.5"),
         ({"hidden_dropout_prob": 2}, "hidden_dropout_prob: expected 0 to 1, got 2"),

@@ -23,7 +23,7 @@ PRECISIONS = ["float32", pytest.param("bf16", marks=pytest.mark.skipif(not HAS_B
 BF16_TOLERANCE = 0.05
 KINDS = {
     "pre-training": (SohoForPreTraining, {}),
-    "without dictionary": (SohoForPreTraining, {"use_dictionary": False}),
+    "without dictionary": (SohoForPreTraining, {"dictionary": "none"}),
     "mobilenet": (SohoForPreTraining, {"backbone": "mobilenet_v2", "dictionary_batch_norm": True}),
     "small tokens": (SohoForPreTraining, {"backbone": "mobilenet_v2", "backbone_stride": 16, "fusion": "gate"}),
     "one layer": (SohoForPreTraining, {"num_hidden_layers": 1, "visual_pool": 2}),

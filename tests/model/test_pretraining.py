@@ -224,7 +224,7 @@ def test_cached_visual_tokens_equal_the_pixel_path(tiny_model, batch):
 
 
 def test_without_dictionary_there_is_no_visual_loss(tiny_model, batch):
-    model = tiny_model(use_dictionary=False)
+    model = tiny_model(dictionary="none")
     out = model(**batch())
     assert out.mvm_loss is None
     assert out.index is None
@@ -239,7 +239,7 @@ def test_fine_tuning_feeds_the_dictionarys_input(tiny_model, batch):
     assert out.mvm_loss is None
     assert torch.equal(model.soho.visual_dictionary.codebook, before)
     tokens = model.eval().encode_images(inputs["pixel_values"])
-    without = tiny_model(use_dictionary=False)
+    without = tiny_model(dictionary="none")
     without.load_state_dict(model.state_dict(), strict=False)
     assert torch.equal(without.eval().encode_images(inputs["pixel_values"]).features, tokens.features)
 

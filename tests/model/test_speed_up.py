@@ -69,7 +69,7 @@ def padded(batch):
     [
         {}, {"num_hidden_layers": 1},
         {"num_hidden_layers": 3, "dictionary_batch_norm": True, "visual_pool": 2},
-        {"use_dictionary": False}, {"backbone": "mobilenet_v2", "bag_of_words_weight": 0.3},
+        {"dictionary": "none"}, {"backbone": "mobilenet_v2", "bag_of_words_weight": 0.3},
         {"tie_word_embeddings": False}, {"backbone_frozen_stages": 1},
     ],
     ids=lambda overrides: "-".join(overrides) or "tiny",
@@ -174,14 +174,14 @@ def dropout_by_value(x, p=0.5, training=True, inplace=False):
     return x * kept / (1.0 - p)
 
 
-@pytest.mark.parametrize("use_dictionary", [True, False])
+@pytest.mark.parametrize("dictionary", ["paper", "none"])
 @pytest.mark.parametrize("kind", ["hidden_dropout_prob", "attention_probs_dropout_prob", "both"])
-def test_dropout_drops_what_the_plain_model_drops(tiny_model, batch, packed, monkeypatch, kind, use_dictionary):
+def test_dropout_drops_what_the_plain_model_drops(tiny_model, batch, packed, monkeypatch, kind, dictionary):
     monkeypatch.setattr(F, "dropout", dropout_by_value)
     dropout = PAPER_DROPOUT if kind == "both" else {**dict.fromkeys(PAPER_DROPOUT, 0.0), kind: 0.1}
 
     def build(**dropout):
-        model = tiny_model(**dropout, use_dictionary=use_dictionary, num_hidden_layers=3).train()
+        model = tiny_model(**dropout, dictionary=dictionary, num_hidden_layers=3).train()
         for weight in model.soho.encoder.parameters():
             weight.data.mul_(10.0 if weight.dim() > 1 else 1.0)  # as drawn, attention hardly matters
         model.set_attn_implementation("eager")  # SDPA draws inside

@@ -79,7 +79,7 @@ def assert_alike(one, other):
 @pytest.mark.parametrize(
     "changes",
     [
-        {}, {"num_levels": 2}, {"contrastive_reads": "embeddings", "mvm_margin": 0}, {"use_dictionary": False},
+        {}, {"num_levels": 2}, {"contrastive_reads": "embeddings", "mvm_margin": 0}, {"dictionary": "none"},
         {"dictionary_init": "random", "fusion": "features"},
         {"mvm_masking": "label"},
     ],
@@ -88,7 +88,7 @@ def assert_alike(one, other):
 @pytest.mark.parametrize("parts", [2, 4])
 def test_micro_batches_are_one_batch(tiny_model, batch, changes, parts):
     config = EVERYTHING | changes
-    if changes.get("use_dictionary") is False:
+    if changes.get("dictionary") == "none":
         config |= {"mvm_margin": 0, "mvm_masking": "label"}
     inputs, models = uneven(batch), [tiny_model(**config) for _ in range(2)]
     for model in models:
@@ -98,7 +98,7 @@ def test_micro_batches_are_one_batch(tiny_model, batch, changes, parts):
     for _ in range(2):
         one, other = (step(model, divided(inputs, num)) for model, num in zip(models, (1, parts), strict=True))
         assert_alike(one, other)
-    assert len(one[0]) == (6 if config.get("use_dictionary", True) else 5)
+    assert len(one[0]) == (5 if config.get("dictionary") == "none" else 6)
 
 
 @pytest.mark.parametrize("phase", ["words alone", "no visual labels"])
@@ -246,7 +246,7 @@ class Share(nn.Module):
     "changes",
     [
         {}, {"num_levels": 2, "fusion": "gate", "dictionary_batch_norm": True},
-        {"use_dictionary": False, "mvm_margin": 0, "mvm_masking": "label"},
+        {"dictionary": "none", "mvm_margin": 0, "mvm_masking": "label"},
         {"bag_of_words_weight": 0.0}, {"contrastive_weight": 0.0},
     ],
     ids=str,

@@ -131,7 +131,7 @@ def test_the_dictionary_moves_once_a_step_if_the_step_is_applied(data):
 
 
 def test_it_goes_on_from_a_pre_trained_model_with_another_dictionary_or_none(data, tmp_path):
-    for name, changes in (("none", {"use_dictionary": False}), ("codes", {})):
+    for name, changes in (("none", {"dictionary": "none"}), ("codes", {})):
         task, _ = make_task(data, **changes)
         torch.manual_seed(5)
         model = task.build_model()
@@ -247,17 +247,38 @@ def test_visual_tokens_are_masked_from_an_epoch_on(data):
     assert states == [(True, False, alone), (False, False, whole), (False, False, whole), (False, True, "")]
 
 
+def test_hard_negatives_begin_with_the_masked_visual_tokens(data):
+    data.num_negative, data.mvm_from_epoch = 8, 2
+    held = {}
+    for share in (0.0, 1.0):
+        data.hard_negative_share = share
+        task, said = make_task(data)
+        samples = task.training_data()
+        assert any("from epoch 2 on, 100 % of these foils of the positive ones" in line for line in said) == bool(share)
+        for epoch in (1, 2):
+            samples.set_epoch(epoch)
+            held[share, epoch] = [ids.tolist() for ids in samples[0].texts_ids]
+    assert held[0.0, 1] == held[1.0, 1] and held[0.0, 2] != held[1.0, 2]
+
+
+def test_foils_of_held_out_captions_are_measured(data):
+    metrics = make_task(data)[0].evaluate(make_task(data)[0].build_model(), quick=False)
+    kinds = {name.removesuffix("_pairs") for name in metrics if name.endswith("_pairs")}
+    assert kinds == {"foils_objects"}, "held out are two colours that no list has"
+    assert all(0 <= metrics[f"foils_objects{end}"] <= 1 for end in ("", "_shuffled", "_accepted"))
+
+
 def test_without_a_dictionary_all_texts_have_masked_words(data):
     """No visual token is masked there, so no text is to go without its masked words or its question of matching."""
     data.mvm_probability, data.conditional_masking, data.mvm_from_epoch = 0.5, True, 2
     data.masking = replace(data.masking, probability=1.0)
-    for use_dictionary in (True, False):
-        task, _ = make_task(data, use_dictionary=use_dictionary, mvm_margin=1)
+    for dictionary in ("paper", "none"):
+        task, _ = make_task(data, dictionary=dictionary, mvm_margin=1)
         samples = task.training_data()
         samples.set_epoch(2)
         batch = task.collate([samples[i] for i in range(len(samples))])
         masked_P = (batch["mlm_labels"] != -100).any(1)[batch["itm_labels"] == 1]
-        assert ("mask_pairs" in batch) == use_dictionary and bool(masked_P.all()) != use_dictionary
+        assert ("mask_pairs" in batch) == (dictionary == "paper") == (not masked_P.all())
 
 
 @pytest.mark.parametrize("name", ["sources", "heldout"])
@@ -276,7 +297,7 @@ def test_a_set_of_identical_captions_is_refused_before_training(data, tmp_path, 
 
 
 def test_a_run_without_codes_that_loses_its_features_says_what_is_seen(data):
-    task, _ = make_task(data, use_dictionary=False)
+    task, _ = make_task(data, dictionary="none")
     model = task.build_model()
     watch = model.base().feature_watch
     valid = torch.ones(4, 8, dtype=torch.bool)

@@ -1,6 +1,7 @@
 """Pre-training samples: each image with texts that match and texts that do not, all masked alike.
 
-Which texts go with an image: its own captions, and captions of other images that do not describe it.
+Which texts go with an image: its own captions, and captions of other images that do not describe it, or foils of its
+own.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,6 +12,7 @@ import numpy as np
 
 from soho_fast.data.batches.record_table import RecordTable
 from soho_fast.data.batches.sample import CAPTION_STREAM, SAMPLE_STREAM, Images, Sample, SampleDataset
+from soho_fast.data.foils import Foils
 from soho_fast.data.processor import SohoProcessor
 from soho_fast.data.readers.records import ImageTextRecord
 from soho_fast.data.text import (
@@ -216,6 +218,9 @@ class PretrainingDataset(SampleDataset):
         seed: Seed of everything drawn.
         num_positive: Texts per image taken from its captions (paper, section 4.1: 2).
         num_negative: Texts per image taken from other images (paper: 2).
+        hard_negative_share: Each of these is a foil of a text of the sample with this probability, where one can be
+            made, see `Foils`.
+        hard_negatives_from_epoch: From this epoch on; earlier ones have none.
         replace_probability: With it each text taken from the captions is replaced by one of another image, see
             `PairSampler.replacement`; needs `caption_groups` and no `num_negative`.
         epoch: What an epoch holds: "images", each once; "captions", divided at random in each epoch; or
@@ -233,6 +238,8 @@ class PretrainingDataset(SampleDataset):
     seed: int = 0
     num_positive: int = 2
     num_negative: int = 2
+    hard_negative_share: float = 0.0
+    hard_negatives_from_epoch: int = 0
     replace_probability: float = 0.0
     epoch: Epoch = "images"
     max_text_length: int = 32
@@ -249,6 +256,7 @@ class PretrainingDataset(SampleDataset):
             negatives=self.num_negative > 0,
             replacing_groups_of=self.num_positive if self.replace_probability else 0,
         )
+        self._foils = Foils(self._table.texts.flat) if self.hard_negative_share else None
         counts_I = self._table.texts.counts()
         # Rounded up: the last sample of an image may hold fewer captions of its own, and is filled.
         num_samples_I = np.ones_like(counts_I) if self.epoch == "images" else -(-counts_I // self.num_positive)
@@ -273,7 +281,7 @@ class PretrainingDataset(SampleDataset):
             matched = rng.random(len(texts)) >= self.replace_probability
             for replaced in np.flatnonzero(~matched):
                 texts[replaced] = self._pairs.replacement(image, rng)
-        texts += self._pairs.negatives(image, self.num_negative, rng)
+        texts += self._negatives(image, texts, rng)
         encoded = encode_texts(self.processor.tokenizer, texts, self.max_text_length)
         # Masked even where the masks are left out below: what is drawn next does not depend on that.
         masked = [self._mask(text, rng) for text in encoded]
@@ -304,6 +312,20 @@ class PretrainingDataset(SampleDataset):
         # By the image, not the sample: all samples of an image divide its captions alike, and each comes in one.
         of_image = np.random.default_rng([CAPTION_STREAM, self.seed, self._epoch, image])
         return self._pairs.group(image, number, self.num_positive, of_image)
+
+    def _negatives(self, image: int, texts: Sequence[str], rng: np.random.Generator) -> list[str]:
+        """What does not describe an image that is read with these texts."""
+        if self._foils is None or self._epoch < self.hard_negatives_from_epoch:
+            return self._pairs.negatives(image, self.num_negative, rng)
+        own = self._table.texts.all(image)
+        hard = rng.random(self.num_negative) < self.hard_negative_share
+        # Of each text in turn.
+        found = [
+            self._foils.make(texts[number % len(texts)], own, rng) if is_hard else None
+            for number, is_hard in enumerate(hard)
+        ]
+        foils = [foil.text for foil in found if foil is not None]
+        return foils + self._pairs.negatives(image, self.num_negative - len(foils), rng)
 
     def _mask(self, text: EncodedText, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         return mask_tokens(

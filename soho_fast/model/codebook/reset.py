@@ -32,7 +32,7 @@ def new_codes(candidates: Candidates, unused_QK: Tensor, num_levels: int, limit:
         limit: candidates of all ranks at most, and so codes of a level that are reset at once.
 
     Returns:
-        bool (QK, 1), codes that are reset, and what they become, (QK, C).
+        bool (QK,), codes that are reset, and what they become, (QK, C).
     """
     key_R, rests_RQC = candidates
     rests_RX, available_R = draw_from_all_ranks(key_R, rests_RQC.flatten(1), limit)
@@ -45,4 +45,4 @@ def new_codes(candidates: Candidates, unused_QK: Tensor, num_levels: int, limit:
     level_Q1 = torch.arange(num_levels, device=row_QxK.device).unsqueeze(1)
     # level_Q1 broadcasts: each level takes its own channels of its candidates.
     candidate_QKC = rests_RX.view(len(rests_RX), num_levels, -1)[row_QxK, level_Q1].flatten(0, 1)
-    return reset_QK.unsqueeze(1), candidate_QKC
+    return reset_QK, candidate_QKC

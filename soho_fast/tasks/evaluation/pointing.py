@@ -10,14 +10,20 @@ images codes are then to point. A patch lies on an object if one of its pixels s
 - `pointing_found`: of all pairs of an object and a patch that lies on it, the share whose patch has a code that stands
   for the object. Of a patch that lies on two objects one is found at most.
 
-`..._any_patch`: what the first two would be, were the tokens of each image put in its places at random. `..._k_means`:
-all three with codes that are made afterwards, by `KMeans` with as many clusters, of what the CNN gives for each token
-of the same training images: what the 1x1 convolution reads, and with a max-pool the mean of its window.
+`..._any_patch`: what the first two would be, were the tokens of each image put in its places at random. All three with
+codes that are made afterwards, by `KMeans` with as many clusters, of what is known of each token of the same training
+images:
+
+- `..._k_means`: what the CNN gives: what the 1x1 convolution reads, and with a max-pool the mean of its window.
+- `..._start_k_means`: the same of the CNN as it was before the training.
+- `..._colour_k_means`: mean and standard deviation of its pixels' three channels.
+- `..._words_k_means`: of a `WordsDictionary` what it looks up.
 
 K codes, O objects, N images, h x w patches of an image, T tokens, C channels.
 """
 
 import warnings
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -32,7 +38,7 @@ from soho_fast.common.errors import CorruptImageError
 from soho_fast.common.workers import loaded_ahead
 from soho_fast.data.readers.records import ImageRef
 from soho_fast.model import SohoForPreTraining
-from soho_fast.model.visual_encoder import cut_features
+from soho_fast.model.visual_encoder import VisualEncoder, cut_features
 from soho_fast.tasks.evaluation.computing import Computing
 
 LEAST_LIFT = 5.0
@@ -142,14 +148,16 @@ def measure_pointing(task: Any, model: SohoForPreTraining, training: Sequence[Im
     heldout = [record.image for record in task.heldout_records]
     if not scenes_of(str(training[0].store)) or not scenes_of(str(heldout[0].store)):
         return {}
-    if not (model.config.use_dictionary and model.config.use_dictionary_output):
+    if not (model.config.dictionary != "none" and model.config.use_dictionary_output):
         return {}
     spread = np.unique(np.linspace(0, len(training) - 1, min(_MOST_IMAGES, len(training))).round().astype(int))
-    known = _look_up(task, model, [training[place] for place in spread.tolist()])
-    asked = _look_up(task, model, heldout)
+    start = task.encoder_at_start(Computing(model, task.precision).device)
+    known = _look_up(task, model, start, [training[place] for place in spread.tolist()])
+    asked = _look_up(task, model, start, heldout)
     metrics: dict[str, float] = {}
     num_codes = model.config.num_codes
-    codings = {"": (known.codes, asked.codes), "_k_means": _k_means(known, asked, num_codes)}
+    codings = {"": (known.codes, asked.codes)}
+    codings |= {f"_{name}": _k_means(known, asked, name, num_codes) for name in known.features}
     for name, (known_codes, asked_codes) in codings.items():
         if known_codes:
             objects_K = objects_of_codes(known_codes, known.touched, num_codes)
@@ -159,27 +167,28 @@ def measure_pointing(task: Any, model: SohoForPreTraining, training: Sequence[Im
 
 @dataclass
 class _Seen:
-    """Images whose objects are known: codes int (h, w), what their objects touch, and the CNN's features (h * w, C)."""
+    """Images whose objects are known: codes int (h, w), what their objects touch, and by what k-means is called what it
+    reads, (h * w, C)."""
 
     codes: list[np.ndarray] = field(default_factory=list)
     touched: list[Touched] = field(default_factory=list)
-    features: list[torch.Tensor] = field(default_factory=list)
+    features: dict[str, list[torch.Tensor]] = field(default_factory=lambda: defaultdict(list))
 
 
-def _k_means(known: _Seen, asked: _Seen, num_codes: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
+def _k_means(known: _Seen, asked: _Seen, name: str, num_codes: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Codes of both as k-means of the features of the first gives them; none where it cannot."""
     from soho_fast.cluster import KMeans
 
-    if not asked.features or sum(map(len, known.features)) < num_codes:
+    if not asked.features[name] or sum(map(len, known.features[name])) < num_codes:
         return [], []
     # The start is named, since the default one takes minutes for thousands of clusters. This process is alone here.
     means = KMeans(num_codes, init="mini-batch", random_state=0, distributed=False)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # of clusters that stay empty, as codes may
-        means.fit(torch.cat(known.features))
+        means.fit(torch.cat(known.features[name]))
 
     def labels(seen: _Seen) -> list[np.ndarray]:
-        label_T = means.predict(torch.cat(seen.features)).numpy()
+        label_T = means.predict(torch.cat(seen.features[name])).numpy()
         bounds = np.cumsum([code_hw.size for code_hw in seen.codes])[:-1]
         parts = zip(np.split(label_T, bounds), seen.codes, strict=True)
         return [label_t.reshape(code_hw.shape) for label_t, code_hw in parts]
@@ -188,9 +197,10 @@ def _k_means(known: _Seen, asked: _Seen, num_codes: int) -> tuple[list[np.ndarra
 
 
 @torch.no_grad()
-def _look_up(task: Any, model: SohoForPreTraining, images: Sequence[ImageRef]) -> _Seen:
-    """Of each image whose objects are known and that can be read."""
+def _look_up(task: Any, model: SohoForPreTraining, start: VisualEncoder, images: Sequence[ImageRef]) -> _Seen:
+    """Of each image whose objects are known and that can be read; `start` is the encoder before the training."""
     computing, processor, encoder = Computing(model, task.precision), task.processor, model.base().visual_encoder
+    words = getattr(model.base().visual_dictionary, "words", None)
 
     def load(first: int) -> tuple[list[ImageRef], Any]:
         refs, pixels = [], []
@@ -208,26 +218,46 @@ def _look_up(task: Any, model: SohoForPreTraining, images: Sequence[ImageRef]) -
             continue
         with computing():
             given = processor.image_processor.normalised(computing.on_device(batch))
-            maps: list[Any] = [None] * len(refs)
+            pixels, mask = given["pixel_values"], given["pixel_mask"]
+            maps: dict[str, list[torch.Tensor]] = {}
             if model.config.official is None:  # The released encoder's tokens need the pixels.
-                features_BChw, mask_Bhw = encoder.backbone_output(given["pixel_values"], given["pixel_mask"])
+                features_BChw, mask_Bhw = encoder.backbone_output(pixels, mask)
                 given = {"backbone_features": features_BChw, "backbone_mask": mask_Bhw}
-                maps = cut_features(features_BChw.float().cpu(), mask_Bhw)
+                maps["k_means"] = _pooled(features_BChw, mask_Bhw, encoder.pool)
+                maps["start_k_means"] = _pooled(*start.backbone_output(pixels, mask), encoder.pool)
+                side = pixels.shape[-1] // features_BChw.shape[-1] * encoder.pool
+                maps["colour_k_means"] = _colours(pixels, mask, side)
             visual = model.encode_images(**given)
         assert visual.index is not None, "the model has a dictionary"
         index_Bhw = visual.index.masked_fill(~visual.valid, -1).view(len(refs), -1, visual.columns).cpu().numpy()
-        for ref, index_hw, map_Chw in zip(refs, index_Bhw, maps, strict=True):
+        if words is not None:
+            said_BCL = words(visual.features).movedim(-1, 1)
+            maps["words_k_means"] = list(said_BCL.unflatten(2, (-1, visual.columns)).cpu())
+        for row, (ref, index_hw) in enumerate(zip(refs, index_Bhw, strict=True)):
             # Without the padding, which lies at the right and below.
             rows, columns = (int((index_hw >= 0).any(axis).sum()) for axis in (1, 0))
             objects = objects_touched(str(ref.store), ref.name, rows, columns)
             if objects is not None:
                 seen.codes.append(index_hw[:rows, :columns])
                 seen.touched.append(objects)
-                if map_Chw is not None:
-                    # A last window that is partly outside is a token too; its mean is of what is inside.
-                    pooled_Chw = F.avg_pool2d(map_Chw, encoder.pool, ceil_mode=True, count_include_pad=False)
-                    seen.features.append(pooled_Chw.flatten(1).T)
+                for name, of_images in maps.items():
+                    seen.features[name].append(of_images[row][:, :rows, :columns].flatten(1).T)
     return seen
+
+
+def _pooled(map_BChw: torch.Tensor, mask_Bhw: torch.Tensor | None, side: int) -> list[torch.Tensor]:
+    """Means of windows, of each image without its padding."""
+    # A last window that is partly outside is a token too; its mean is of what is inside.
+    return [
+        F.avg_pool2d(map_Chw, side, ceil_mode=True, count_include_pad=False)
+        for map_Chw in cut_features(map_BChw.float().cpu(), mask_Bhw)
+    ]
+
+
+def _colours(pixels_B3HW: torch.Tensor, mask_BHW: torch.Tensor | None, side: int) -> list[torch.Tensor]:
+    """Mean and standard deviation of the channels in windows, (6, h, w) of each image."""
+    parts = zip(_pooled(pixels_B3HW, mask_BHW, side), _pooled(pixels_B3HW.square(), mask_BHW, side), strict=True)
+    return [torch.cat([mean, (square - mean.square()).clamp(min=0).sqrt()]) for mean, square in parts]
 
 
 def objects_touched(root: str, name: str, rows: int, columns: int) -> Touched | None:

@@ -27,6 +27,7 @@ from soho_fast.data.readers.records import ImageTextRecord
 from soho_fast.data.text import IGNORED_LABEL, EncodedText, encode_texts
 from soho_fast.model import SohoForPreTraining
 from soho_fast.tasks.evaluation.computing import Computing
+from soho_fast.tasks.evaluation.foils import foil_rows
 from soho_fast.tasks.evaluation.metrics.recall import mean_reciprocal_rank, recall_at
 from soho_fast.tasks.evaluation.pair_scoring import ImageBlocks, PairScorer, score_pairs
 from soho_fast.tasks.evaluation.sharing import ReportProgress, Sharing
@@ -198,6 +199,17 @@ def _measure_mvm(score: _Scorer, visual: Any, texts: Sequence[EncodedText], unif
     )
 
 
+def _paper_draw(score: _Scorer, visual: Any, texts: Sequence[EncodedText], uniform: np.ndarray) -> _Counted:
+    """Masked visual tokens whose label is drawn as in the paper, each of an image's labels as likely."""
+    config = score.model.config
+    drawn, config.mvm_masking = config.mvm_masking, "label"
+    try:
+        output = _measure_mvm(score, visual, texts, uniform)
+    finally:
+        config.mvm_masking = drawn
+    return _right(output.mvm_logits.argmax(-1).cpu() == output.mvm_targets.cpu())
+
+
 def _batches(count: int, size: int) -> list[range]:
     """Ranges of about `size`, none of them of one element: a lone image could not be shuffled."""
     num = max(1, min(round(count / size), count // 2))
@@ -261,6 +273,9 @@ def _measure_batch(
         for baseline, texts in (("shuffled", [*positives[1:], positives[0]]), ("no_caption", nothing)):
             other_output = _measure_mvm(score, visual, texts, uniform)
             tally.counted[f"mvm_{baseline}"].append(_right(other_output.mvm_logits.argmax(-1).cpu() == targets_M))
+        if score.model.config.mvm_masking != "label":
+            for name, texts in (("paper", positives), ("paper_no_caption", nothing)):
+                tally.counted[f"mvm_{name}"].append(_paper_draw(score, visual, texts, uniform))
     if output.index is not None:
         tally.index.append(output.index[output.index >= 0].cpu())
     if getattr(output, "perplexity", None) is not None:
@@ -289,7 +304,7 @@ def evaluate_pretraining(
       threshold is needed.
     - MVM: share of masked visual tokens whose index is predicted right; the baseline is the index that is most frequent
       among these very targets, the best constant answer. Shuffled: with the next image's caption, which may be worse
-      than none; so also without a caption.
+      than none; so also without a caption. `mvm_paper` draws labels as the paper does, where the model does not.
     - The losses of both beside their shares: mean cross entropy in nats, of a piece of a word, and of a pair.
     - Retrieval: every candidate image with one caption each, all pairs scored by ITM on unmasked input; chance K / N.
       Beside the recalls the mean reciprocal rank (`..._mrr`).
@@ -423,7 +438,10 @@ def nothing_learnt(metrics: Mapping[str, float]) -> str:
     )
 
 
-_OF_POINTING = {"any_patch": "any patch of the images", "k_means": "k-means of the CNN's output"}
+_OF_POINTING = {
+    "k_means": "k-means of the CNN's output", "words_k_means": "of what is looked up",
+    "start_k_means": "of the CNN before training", "colour_k_means": "of colours", "any_patch": "any patch",
+}  # fmt: skip
 # By metric what a reader calls it, and its baselines by what follows its name in theirs.
 _ROWS = {
     "mlm_content": ("MLM, masked content words", {"shuffled": "shuffled image"}),
@@ -432,6 +450,7 @@ _ROWS = {
         "MVM, masked visual tokens",
         {"most_frequent": "most frequent index", "shuffled": "shuffled caption", "no_caption": "no caption"},
     ),
+    "mvm_paper": ("MVM, labels drawn as in the paper", {"paper_no_caption": "no caption"}),
     "pointing": ("codes on the object they stand for, in images that show it", _OF_POINTING),
     "pointing_all": ("codes on the object they stand for, in all images", _OF_POINTING),
     "pointing_found": ("patches of objects found by such codes", _OF_POINTING),
@@ -440,7 +459,7 @@ _ROWS = {
 
 
 def format_table(metrics: Mapping[str, float]) -> list[list[str]]:
-    """Rows of the closing table, for metrics of `evaluate_pretraining`: what was measured, its value, the baseline."""
+    """Rows of the closing table, for metrics of held-out images: what was measured, its value, the baseline."""
 
     def percent(name: str) -> str:
         return f"{100 * metrics[name]:.1f} %"
@@ -448,9 +467,11 @@ def format_table(metrics: Mapping[str, float]) -> list[list[str]]:
     rows = []
     for name, (label, baselines) in _ROWS.items():
         if name in metrics:
-            beside = {f"{name}_{other}": what for other, what in baselines.items()}
+            stem = name.removesuffix("_paper")
+            beside = {f"{stem}_{other}": what for other, what in baselines.items()}
             told = ", ".join(f"{percent(other)} {what}" for other, what in beside.items() if other in metrics)
             rows.append([label, percent(name), told])
+    rows += foil_rows(metrics)
     if "num_candidates" in metrics:
         heads = {"": " by the ITM head", "vectors_": " by the contrastive head"}
         heads = heads if "vectors_image_to_text_r1" in metrics else {"": ""}

@@ -27,6 +27,7 @@ class Oracle(nn.Module):
     def __init__(self, tokenizer, *, blind=False, dictionary=True):
         super().__init__()
         self.blind, self.dictionary, self.vocab_size = blind, dictionary, len(tokenizer)
+        self.config = SimpleNamespace(mvm_masking="lift")
         self.word_ids = torch.tensor(tokenizer.convert_tokens_to_ids(NAMES))
         self.palette = (torch.tensor(list(COLOURS.values())) / 255 - MEAN) / STD
         self.num_encoded = self.num_pairs = 0
@@ -69,7 +70,8 @@ class Oracle(nn.Module):
             output.index = visual_tokens.index
             output.perplexity, output.active_codes = torch.tensor(7.5), torch.tensor(9)
         if self.dictionary and mask_uniform is not None:
-            group = (mask_uniform * 2).long()
+            # Either token, by lift; as in the paper the background alone.
+            group = (mask_uniform * 2).long() if self.config.mvm_masking == "lift" else torch.ones(len(seen)).long()
             output.mvm_targets = visual_tokens.index.gather(1, group[:, None])[:, 0]
             told = torch.where(group == 1, BACKGROUND, named.any(1).float().argmax(1))
             output.mvm_logits = nn.functional.one_hot(told, BACKGROUND + 1).float() * (not self.blind)
@@ -98,6 +100,7 @@ def test_a_model_that_sees(records, processor):
     assert metrics["mvm_shuffled"] == pytest.approx(metrics["mvm_most_frequent"]), "only the background is left"
     # Told nothing, the oracle says the first colour: right of the background, and of that colour's image.
     assert metrics["mvm_most_frequent"] <= metrics["mvm_no_caption"] < 1
+    assert metrics["mvm_paper"] == metrics["mvm_paper_no_caption"] == 1 and model.config.mvm_masking == "lift"
     assert 0.2 < metrics["mvm_most_frequent"] < 0.8
     # Logits 0 and 1, or 0 and -1, all of them right; 1 for the right word, where it is one, and 0 for all others.
     assert metrics["itm_loss"] == pytest.approx(np.log(1 + np.exp(-1)))

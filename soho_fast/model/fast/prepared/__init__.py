@@ -133,7 +133,9 @@ def prepare_for_inference(
     dictionary = base.visual_dictionary
     if isinstance(dictionary, VisualDictionary):
         # By the codebook's version `PackedCodes` sees when to pack again.
-        dictionary.codebook, dictionary.pack = counted(dictionary.codebook), PackedCodes()
+        searched = dictionary.searched
+        setattr(dictionary, searched, counted(getattr(dictionary, searched)))
+        dictionary.pack = PackedCodes()
     base.transformer = PreparedTransformer()
     _keep_heads_float32(model, base.encoder)
     # Where the calibration fails it stays what it is by then.
