@@ -296,12 +296,16 @@ class PretrainingTask(BaseTask):
         model.watch_features()
         return model
 
-    def encoder_at_start(self, device: torch.device) -> VisualEncoder:
-        """The visual encoder of a new model, to measure with. Draws of the training stay what they are."""
+    def encoder_at_start(self, device: torch.device) -> VisualEncoder | None:
+        """The visual encoder of a new model, to measure with; None, and said, where its weights are not here.
+        Draws of the training stay what they are."""
         say, self._say = self._say, lambda line: None
         try:
             with torch.random.fork_rng(devices=[]):
                 return self.new_model().base().visual_encoder.eval().to(device)
+        except (OSError, ValueError) as error:
+            say(f"k-means of the CNN before training is not measured: {error}")
+            return None
         finally:
             self._say = say
 

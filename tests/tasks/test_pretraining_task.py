@@ -151,6 +151,21 @@ def test_it_goes_on_from_a_pre_trained_model_with_another_dictionary_or_none(dat
         make_task(data, tmp_path / "none", hidden_size=16)[0].build_model()
 
 
+def test_the_encoder_at_the_start_is_measured_where_its_weights_still_are(data, tmp_path):
+    task, _ = make_task(data)
+    model = task.build_model()
+    task.export(model, model.state_dict(), tmp_path / "model")
+    again, said = make_task(data, tmp_path / "model")
+    state = torch.get_rng_state()
+    start = again.encoder_at_start(torch.device("cpu"))
+    assert torch.equal(torch.get_rng_state(), state) and said == [] and not start.training
+    expected = model.soho.visual_encoder.state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in start.state_dict().items())
+    shutil.rmtree(tmp_path / "model")
+    assert again.encoder_at_start(torch.device("cpu")) is None
+    assert len(said) == 1 and said[0].startswith("k-means of the CNN before training is not measured: "), said
+
+
 def test_codes_that_a_pre_trained_model_has_learnt_are_kept(data, tmp_path):
     task, _ = make_task(data)
     model = task.build_model()

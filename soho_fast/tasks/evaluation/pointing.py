@@ -197,7 +197,7 @@ def _k_means(known: _Seen, asked: _Seen, name: str, num_codes: int) -> tuple[lis
 
 
 @torch.no_grad()
-def _look_up(task: Any, model: SohoForPreTraining, start: VisualEncoder, images: Sequence[ImageRef]) -> _Seen:
+def _look_up(task: Any, model: SohoForPreTraining, start: VisualEncoder | None, images: Sequence[ImageRef]) -> _Seen:
     """Of each image whose objects are known and that can be read; `start` is the encoder before the training."""
     computing, processor, encoder = Computing(model, task.precision), task.processor, model.base().visual_encoder
     words = getattr(model.base().visual_dictionary, "words", None)
@@ -224,7 +224,8 @@ def _look_up(task: Any, model: SohoForPreTraining, start: VisualEncoder, images:
                 features_BChw, mask_Bhw = encoder.backbone_output(pixels, mask)
                 given = {"backbone_features": features_BChw, "backbone_mask": mask_Bhw}
                 maps["k_means"] = _pooled(features_BChw, mask_Bhw, encoder.pool)
-                maps["start_k_means"] = _pooled(*start.backbone_output(pixels, mask), encoder.pool)
+                if start is not None:
+                    maps["start_k_means"] = _pooled(*start.backbone_output(pixels, mask), encoder.pool)
                 side = pixels.shape[-1] // features_BChw.shape[-1] * encoder.pool
                 maps["colour_k_means"] = _colours(pixels, mask, side)
             visual = model.encode_images(**given)
