@@ -116,7 +116,7 @@ def test_no_words_at_all():
 
 
 def test_the_interval_is_clopper_and_pearsons_at_bonferronis_level():
-    pairs = [(1, 1, 5), (5, 5, 8), (5, 40, 8), (17, 20, 300), (900, 1000, 950)]
+    pairs = [(1, 1, 5), (2, 2, 5), (5, 5, 8), (5, 40, 8), (17, 20, 300), (900, 1000, 950)]
     for k, n, w in pairs:
         # Twice the same word beside another: of equal counts the interval is computed once.
         both, words = np.array([k, 1, k]), np.array([w, 9, w])

@@ -350,6 +350,19 @@ def test_a_second_level_is_drawn_from_what_is_left_a_step_after_the_first(tiny_c
     assert int((made.age[12:] == 1).sum()) == 12 and int((made.age[:12] == 2).sum()) == 12
 
 
+@pytest.mark.parametrize("num_steps", [1, 3])
+def test_levels_go_on_from_what_was_saved(tiny_config, num_steps):
+    """After one step the second level is still to be drawn, after three it is not drawn again."""
+    made, again = (VisualDictionary(tiny_config(num_levels=2)).train() for _ in range(2))
+    for _ in range(num_steps):
+        made(*features())
+    again.load_state_dict(made.state_dict())
+    feat, valid = features()
+    for each in (made, again):
+        each(feat, valid)
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in made.state_dict().items())
+
+
 def test_each_level_has_its_usage_and_its_resets(tiny_config, tuned):
     tuned(patience=0, decay=0.5)
     made = levels(tiny_config, code_reset_threshold=0.5)
