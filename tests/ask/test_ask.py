@@ -174,13 +174,8 @@ DAMAGE = [
     ("config.json", b'{"a":', "config.json is damaged: not valid JSON"),
     ("tokenizer.json", b"[]", "tokenizer.json is damaged: expected a JSON object, got []"),
     ("tokenizer_config.json", b"3", "tokenizer_config.json is damaged: expected a JSON object, got 3"),
-    ("processor_config.json", b"3", "processor_config.json is damaged: expected a JSON object, got 3"),
     ("config.json", {"model_type": "bert"}, "config.json: model_type: expected 'soho', got 'bert'"),
-    ("config.json", {"model_type": None}, "config.json: model_type: expected 'soho', got None"),
     ("config.json", {"hidden_size": 10**12}, "hidden_size: expected 1 to 10,000,000, got 1000000000000"),
-    ("config.json", {"num_hidden_layers": 10**9}, "num_hidden_layers: expected 1 to 1,000, got 1000000000"),
-    ("config.json", {"num_attention_heads": 0}, "num_attention_heads: expected 1 to 10,000,000, got 0"),
-    ("config.json", {"vocab_size": -1}, "vocab_size: expected 1 to 10,000,000, got -1"),
     ("config.json", {"num_codes": 10**7, "hidden_size": 9_999_992}, "no model can be made of its config.json"),
     ("config.json", {"pad_token_id": 99}, "pad_token_id: expected 0 to vocab_size - 1, got 99"),
     ("config.json", {"hidden_act": "gellu"}, "; did you mean gelu?"),
@@ -188,7 +183,6 @@ DAMAGE = [
     ("config.json", {"id2label": ["yes"]}, "config.json: SohoConfig: a field is of another type than expected"),
     ("config.json", {"dtype": "nope"}, "config.json: SohoConfig: a field is of another type than expected"),
     ("processor_config.json", {"size": {"shortest_edge": 0, "longest_edge": 0}}, "size: expected 0 < shorter_edge"),
-    ("processor_config.json", {"size": {"shortest_edge": 10**9, "longest_edge": 10**9}}, "size: expected 0 < shorter"),
 ]
 
 

@@ -51,11 +51,6 @@ def test_log_odds_are_averaged_over_the_templates(soho_of, images, kind):
     assert both[0] == [{**found[0], "score": pytest.approx(found[0]["score"], rel=1e-3)}]
 
 
-def test_another_model_can_not_label(soho_of, images):
-    with pytest.raises(ValueError, match="needs a model for"):
-        soho_of("answer").label(images[0], LABELS)
-
-
 @pytest.fixture
 def label(folder_of, capsys):
     def label(folder, *more, code=0, kind="rank"):

@@ -87,16 +87,13 @@ def test_an_unusable_image_is_reported_in_a_line(soho_of, files, name):
     [
         (np.zeros((9, 9, 3)), "expected uint8 pixels (height, width, 3) or (height, width), got float64 (9, 9, 3)"),
         (np.zeros((9, 9, 4), dtype=np.uint8), "got uint8 (9, 9, 4)"),
-        (np.zeros((2, 9, 9, 3), dtype=np.uint8), "got uint8 (2, 9, 9, 3)"),
         (np.zeros((0, 9, 3), dtype=np.uint8), "9 x 0 pixels"),
         (torch.zeros(3, 9, 9), "expected uint8 pixels (3, height, width), got float32 (3, 9, 9)"),
         (torch.zeros(9, 9, 3, dtype=torch.uint8), "got uint8 (9, 9, 3)"),
         (Image.new("L", (0, 5)), "0 x 5 pixels"),
         (None, "expected a path, bytes, a PIL image or pixels, got NoneType"),
-        (7, "expected a path, bytes, a PIL image or pixels, got int"),
         ({"image": "a.jpg"}, "expected a path, bytes, a PIL image or pixels, got dict"),
         ("nul\0.jpg", "can't be read ("),
-        ("", "can't be read ("),
     ],
 )
 def test_what_is_no_image_is_reported_in_a_line(soho_of, image, words):

@@ -1,6 +1,5 @@
 """scikit-learn's interface without scikit-learn, its own checks, and refusals."""
 
-import pickle
 import subprocess
 import sys
 
@@ -12,7 +11,7 @@ from soho_fast.cluster import KMeans, MiniBatchKMeans, ResidualKMeans
 from soho_fast.cluster.processes import Processes
 
 # Which rows are drawn depends on their positions, which differ between weighted and repeated rows (scikit-learn's
-# KMeans fails it too); with given centres they are equal: test_whole_weights_are_repeated_rows.
+# KMeans fails it too); with given centres they do not: test_kmeans.py::test_weights.
 CANNOT_PASS = {"check_sample_weight_equivalence_on_dense_data"}
 
 
@@ -49,13 +48,6 @@ def test_parameters():
     assert repr(model) == "KMeans(n_clusters=4, tol=0.1)" and repr(KMeans()) == "KMeans()"
     with pytest.raises(ValueError, match="clusters: expected a parameter of KMeans, one of n_clusters, init"):
         model.set_params(clusters=3)
-
-
-def test_a_fitted_model_can_be_pickled(make_features):
-    rows = make_features(100)
-    models = KMeans(4, random_state=0), ResidualKMeans(2, 4, random_state=0)
-    for fitted in (model.fit(rows) for model in models):
-        np.testing.assert_array_equal(pickle.loads(pickle.dumps(fitted)).predict(rows), fitted.predict(rows))
 
 
 @pytest.mark.parametrize("init", ["k-means++", "random"])

@@ -42,15 +42,6 @@ def test_weights(make_features, lloyd):
     assert fitted.score(rows, sample_weight=weight) == pytest.approx(-expected[2], rel=1e-6)
 
 
-def test_whole_weights_are_repeated_rows(make_features):
-    rows = make_features(300)
-    times = np.random.default_rng(0).integers(0, 4, size=len(rows))
-    weighted = KMeans(20, init=rows[:20], tol=0).fit(rows, sample_weight=times)
-    repeated = KMeans(20, init=rows[:20], tol=0).fit(np.repeat(rows, times, axis=0))
-    assert_close(weighted.cluster_centers_, repeated.cluster_centers_)
-    np.testing.assert_array_equal(np.repeat(weighted.labels_, times), repeated.labels_)
-
-
 @pytest.mark.parametrize("weighted", [False, True])
 def test_empty_clusters_take_the_farthest_rows(weighted, make_features, lloyd):
     """Far and copied centres get no member at first."""
@@ -107,19 +98,6 @@ def test_a_step_that_filled_a_cluster_is_not_the_last(make_features, lloyd):
     fitted = KMeans(8, init=init, tol=1e12).fit(rows)
     assert_is(fitted, lloyd(rows, init, tolerance=1e12))
     assert fitted.n_iter_ == 2
-
-
-def test_fewer_places_than_clusters_warn():
-    rows = np.repeat(np.arange(3, dtype=np.float32)[:, None], 4, axis=0)
-    with pytest.warns(RuntimeWarning, match="3 of n_clusters = 5"):
-        fitted = KMeans(5, random_state=0).fit(rows)
-    assert fitted.inertia_ == 0 and np.isfinite(fitted.cluster_centers_).all()
-    assert fitted.n_iter_ <= 2  # no row on its centre is taken, step after step
-
-
-def test_a_cluster_far_from_the_origin(make_features, lloyd):
-    rows = (make_features().astype(np.float64) + 1e5).astype(np.float32)
-    assert_is(KMeans(25, init=rows[:25], tol=0, max_iter=8).fit(rows), lloyd(rows, rows[:25], max_iter=8))
 
 
 def test_a_row_that_left_leaves_no_rounding_behind():

@@ -1,7 +1,6 @@
 """What cannot be clustered is refused by the name of the argument, with what was expected and what came."""
 
 import itertools
-import random
 import re
 
 import numpy as np
@@ -34,13 +33,11 @@ def changing(*passes):
 
 PARAMETERS = [
     (fit(ROWS, n_clusters=0), "n_clusters: expected a whole number of at least 1, got 0"),
-    (fit(ROWS, n_clusters=2.5), "n_clusters: expected a whole number of at least 1, got 2.5"),
     (fit(ROWS, n_clusters=True), "n_clusters: expected a whole number of at least 1, got True"),
     (fit(ROWS, n_clusters=701), "n_samples=700 should be >= n_clusters=701"),
     (fit(ROWS, max_iter=-1), "max_iter: expected a whole number of at least 1, got -1"),
     (fit(ROWS, n_init="all"), "n_init: expected a whole number of at least 1, got 'all'"),
     (fit(ROWS, tol=-1.0), "tol: expected a number of at least 0, got -1.0"),
-    (fit(ROWS, tol=float("nan")), "tol: expected a number of at least 0, got nan"),
     (fit(ROWS, algorithm="full"), "algorithm: expected lloyd or elkan, got 'full'"),
     (fit(ROWS, metric="dot"), "metric: expected euclidean or cosine, got 'dot'"),
     (fit(ROWS, init="kmeans"), "init: expected auto, mini-batch, k-means++, random or the centres, got 'kmeans'"),
@@ -49,9 +46,7 @@ PARAMETERS = [
     (fit(ROWS, init=np.full((2, 4), np.nan)), "init: expected finite values"),
     (fit(ROWS, init=torch.zeros(2, 4), metric="cosine"), "init: expected no row of zeros"),
     (fit(ROWS, random_state="now"), "random_state: expected None, an int, a torch.Generator"),
-    (fit(ROWS, random_state=random.Random(0)), "random_state: expected None, an int, a torch.Generator"),
     (fit(ROWS, kind=MiniBatchKMeans, batch_size=0), "batch_size: expected a whole number of at least 1, got 0"),
-    (fit(ROWS, kind=MiniBatchKMeans, batch_size="all"), "batch_size: expected a whole number of at least 1, got 'all'"),
     (fit(ROWS, kind=MiniBatchKMeans, init="auto"), "init: expected k-means++, random or the centres, got 'auto'"),
     (fit(ROWS, kind=ResidualKMeans, n_levels=0), "n_levels: expected a whole number of at least 1, got 0"),
     (fit(ROWS, kind=ResidualKMeans, init=ROWS[:2]), "init: expected auto, mini-batch, k-means++, random, got Tensor"),
@@ -67,7 +62,6 @@ GIVEN = [
     (fit(torch.eye(9).to_sparse()), "X: expected dense rows, got a sparse Tensor"),
     (fit(torch.zeros(9, 2, dtype=torch.complex64)), "X: Complex data not supported"),
     (fit([["a", "b"]]), "X: expected numbers, got a list: could not convert string to float"),
-    (fit([[{}, 1]]), "X: expected numbers, got a list: float() argument must be a string or a real"),
     (fit(ZERO, metric="cosine"), "X: expected no row of zeros, which has no direction"),
     (fit(ROWS, torch.ones(8)), "sample_weight: expected shape (700,)"),
     (fit(ROWS, -torch.ones(700)), "sample_weight: expected no weight below zero"),
@@ -92,11 +86,9 @@ LATER = [
 CODES = [
     (FITTED[ResidualKMeans].inverse_transform, np.zeros((3, 9), int), "codes: expected whole numbers of shape (N, 1"),
     (FITTED[ResidualKMeans].inverse_transform, np.zeros((3, 2)), "codes: expected whole numbers of shape"),
-    (FITTED[ResidualKMeans].inverse_transform, np.zeros((3, 2), str), "codes: expected whole numbers of shape"),
     (FITTED[ResidualKMeans].inverse_transform, np.array([[0, 4]]), "codes: expected values from 0 to 3, got 0 to 4"),
     (semantic_ids, np.zeros(3, int), "codes: expected whole numbers of shape (N, L), got int64"),
     (semantic_ids, np.zeros((3, 2)), "codes: expected whole numbers of shape (N, L), got float64"),
-    (semantic_ids, np.zeros((3, 0), int), "codes: expected whole numbers of shape (N, L), got int64"),
     (semantic_ids, torch.zeros(3, 2, dtype=torch.complex64), "codes: expected whole numbers of shape"),
 ]  # fmt: skip
 

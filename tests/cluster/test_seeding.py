@@ -120,13 +120,6 @@ def test_rows_without_weight_do_not_seed(init, make_features):
     assert seeded(init, rows, 40, weight=weight).max() < 500
 
 
-@pytest.mark.parametrize("init", ["k-means++", "random"])
-def test_more_centres_than_places(init):
-    rows = np.repeat(np.arange(3, dtype=np.float32)[:, None], 10, axis=0)
-    centers = seeded(init, rows, 7)
-    assert centers.shape == (7, 1) and set(centers.flatten().tolist()) <= {0.0, 1.0, 2.0}
-
-
 def test_mini_batches_find_as_many_groups_as_there_are_clusters():
     """Of 40 groups k-means++ misses some in each start, which Lloyd's steps never mend."""
     random = np.random.default_rng(0)

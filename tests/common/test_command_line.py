@@ -80,17 +80,11 @@ def test_a_loader_process_that_is_killed_is_told_in_one_line():
     assert process.returncode == 75 and said.count("\n") == 1 and "error: DataLoader worker" in said, said
 
 
-@pytest.mark.parametrize("unbuffered", ["", "1"])
-def test_a_command_whose_output_nobody_reads_any_more_ends_in_one_line(unbuffered):
-    with _start(unbuffered=unbuffered) as process:
-        process.stdout.readline()
-        process.stdout.close()
-        said = process.stderr.read()
-    assert (process.returncode, said) == (141, "stopped: what read this command's output has ended\n")
-
-
-def test_help_that_nobody_reads():
-    with _start("--help") as process:
+@pytest.mark.parametrize(("arguments", "unbuffered"), [([], ""), ([], "1"), (["--help"], "")])
+def test_a_command_whose_output_nobody_reads_any_more_ends_in_one_line(arguments, unbuffered):
+    with _start(*arguments, unbuffered=unbuffered) as process:
+        if not arguments:
+            process.stdout.readline()
         process.stdout.close()
         said = process.stderr.read()
     assert (process.returncode, said) == (141, "stopped: what read this command's output has ended\n")

@@ -74,6 +74,20 @@ def runs(tmp_path_factory, tiny_processor, codebook):
     return folder
 
 
+@pytest.fixture(scope="session")
+def built_run(tmp_path_factory, tokenizer_dir):
+    """(a run of pre-training at step 4 whose explorer was built, its model in evaluation mode, its task)."""
+    from test_build import pretraining_task, write_run
+
+    from soho_fast.explore.__main__ import main
+
+    folder = tmp_path_factory.mktemp("built")
+    task = pretraining_task(folder / "data", tokenizer_dir)
+    model = write_run(folder / "tiny", task, step=4)
+    assert main(["build", str(folder / "tiny")]) == 0
+    return folder / "tiny", model, task
+
+
 def picture(number: int, size=(96, 80)):
     """A picture whose quarters differ."""
     from PIL import Image

@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from soho_fast.explore import bundle
 from soho_fast.explore.sources import SeenImage, small_copy
+from soho_fast.explore.spool import Spool
 
 WORDS = ["dog", "cat", "tree", "sea", "car", "cup"]
 
@@ -34,6 +36,15 @@ def seen_images(num_images: int, num_codes: int, seed: int = 0, size: tuple[int,
         captions = [" and ".join(rng.choice(WORDS, size=2)), f"a {WORDS[number % len(WORDS)]}"]
         images.append(SeenImage(index, distance, f"image {number}", number, captions))
     return images
+
+
+def filled(images: list[SeenImage], folder: Path) -> Spool:
+    """The spool of these images, without words."""
+    spool = Spool(folder)
+    for image in images:
+        spool.add(image, np.zeros(0, dtype=np.int32))
+    spool.finish()
+    return spool
 
 
 def described(file: str) -> set[str]:

@@ -7,11 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_build import pretraining_task, write_run, write_tokenizer
 
 from soho_fast.ask import SohoPipeline
 from soho_fast.explore import Bundle
-from soho_fast.explore.__main__ import main as explore
 from soho_fast.explore.app_command import main
 
 gr = pytest.importorskip("gradio", reason="the extra `app` is not installed")
@@ -30,13 +28,8 @@ def tabs_of(app):
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """A run of pre-training whose explorer was built."""
-    folder = tmp_path_factory.mktemp("app")
-    task = pretraining_task(folder / "data", write_tokenizer(folder / "tokenizer"))
-    write_run(folder / "tiny", task, step=4)
-    assert explore(["build", str(folder / "tiny")]) == 0
-    return folder / "tiny"
+def run(built_run):
+    return built_run[0]
 
 
 @pytest.fixture(scope="module")
@@ -143,14 +136,11 @@ def test_tabs_are_those_that_the_model_can_answer(runs, photo, name, tabs):
     assert len(asked_of(app)["attention"](*files, "a red man", 2)) == 4 * len(files), "[CLS] and three words"
 
 
-def test_a_run_without_its_data_or_explorer_has_no_examples_and_no_names(runs, tmp_path, capsys):
+def test_a_run_without_its_data_or_explorer_has_no_examples_and_no_names(run, runs, tmp_path, capsys):
     assert apps.examples_of(str(runs / "rank"), tmp_path) == []
     assert "no more examples: recipe: " in capsys.readouterr().err
     assert apps.names_of(str(runs / "rank"), "0" * 64) == {}
-
-
-def test_names_of_another_codebook_are_not_used(run):
-    assert apps.names_of(str(run), "0" * 64) == {}
+    assert apps.names_of(str(run), "0" * 64) == {}, "its names are of another codebook"
 
 
 @pytest.mark.parametrize(("arguments", "told"), [(["nowhere/run"], "nowhere/run"), ([], "run")])

@@ -4,20 +4,11 @@ import dataclasses
 
 import numpy as np
 import pytest
-from explore_made import patches_of, seen_images
+from explore_made import filled, patches_of, seen_images
 
 from soho_fast.explore.gallery import SmallestOfEach, assigned_patches, choose_images, choose_occurrences, draw
-from soho_fast.explore.spool import Spool
 
 NUM_CODES = 12
-
-
-def filled(images, folder):
-    spool = Spool(folder)
-    for image in images:
-        spool.add(image, np.zeros(0, dtype=np.int32))
-    spool.finish()
-    return spool
 
 
 def images_of_codes(images):

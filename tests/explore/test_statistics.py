@@ -2,10 +2,9 @@
 
 import numpy as np
 import pytest
-from explore_made import beside, codebook, patches_of, seen_images
+from explore_made import beside, codebook, filled, patches_of, seen_images
 
 from soho_fast.explore import spool as spool_module
-from soho_fast.explore.spool import Spool
 from soho_fast.explore.statistics import (
     best_neighbours,
     count_beside,
@@ -24,14 +23,6 @@ def spooled(request, tmp_path, monkeypatch):
     monkeypatch.setattr(spool_module, "_TOKENS_AT_A_TIME", request.param)
     images = seen_images(30, NUM_CODES)
     return images, filled(images, tmp_path)
-
-
-def filled(images, folder):
-    spool = Spool(folder)
-    for image in images:
-        spool.add(image, np.zeros(0, dtype=np.int32))
-    spool.finish()
-    return spool
 
 
 def test_usage(spooled):
@@ -69,17 +60,6 @@ def share_of_edge(patch, num_patches, num_positions):
     """How much of a patch lies in each position, by points that lie close."""
     points = (patch + (np.arange(3600) + 0.5) / 3600) / num_patches
     return np.bincount((points * num_positions).astype(int), minlength=num_positions) / 3600
-
-
-def test_codes_that_lie_anywhere_leave_no_stripes_in_the_heat_map(tmp_path):
-    """Of grids of two shapes, upright and lying pictures."""
-    rng = np.random.default_rng(0)
-    images = [image for size in ((9, 12), (12, 9)) for image in seen_images(100, NUM_CODES, size=size)]
-    for image in images:
-        image.index[:] = rng.integers(2, size=image.index.shape)
-    usage = count_usage(filled(images, tmp_path), NUM_CODES)
-    assert usage.positions[0].sum() == pytest.approx(usage.tokens[0])
-    assert usage.positions[0].min() > 0.7 * usage.positions[0].mean()
 
 
 def test_the_heat_map_of_a_large_grid_has_sixteen_rows(tmp_path):

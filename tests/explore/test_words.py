@@ -2,13 +2,11 @@
 
 import numpy as np
 import pytest
-from scipy.sparse import csr_array
 from scipy.stats import binomtest
 
 from soho_fast.explore.words import (
     MIN_IMAGES,
     Vocabulary,
-    count_both,
     lifts,
     phrases_of,
     rank_words,
@@ -39,6 +37,7 @@ def is_associated(ranked: np.ndarray) -> bool:
         ("<b>bold</b> & snake_case", {"b", "bold", "snake", "case"}),
         ("x" * 10_000, set()),
         ("the of and", set()),
+        ("two dogs in front of three cats, over one tree", {"dogs", "cats", "tree"}),
     ],
 )
 def test_words_of(caption, expected):
@@ -98,10 +97,6 @@ def test_two_words_that_stand_together_are_one():
     assert phrases_of(["a dog, cat and bird. polar bears"]) == {"polar bears"}
 
 
-def test_words_of_place_and_number_are_not_counted():
-    assert words_of(["two dogs in front of three cats, over one tree"]) == {"dogs", "cats", "tree"}
-
-
 def test_the_most_frequent_words_are_counted(monkeypatch):
     monkeypatch.setattr("soho_fast.explore.words.MOST_WORDS", 2)
     vocabulary = Vocabulary()
@@ -121,7 +116,7 @@ def test_no_words_at_all():
 
 
 def test_the_interval_is_clopper_and_pearsons_at_bonferronis_level():
-    pairs = [(1, 1, 5), (5, 5, 8), (5, 40, 8), (17, 20, 300), (900, 1000, 950)]
+    pairs = [(1, 1, 5), (2, 2, 5), (5, 5, 8), (5, 40, 8), (17, 20, 300), (900, 1000, 950)]
     for k, n, w in pairs:
         # Twice the same word beside another: of equal counts the interval is computed once.
         both, words = np.array([k, 1, k]), np.array([w, 9, w])
@@ -133,13 +128,6 @@ def test_the_interval_is_clopper_and_pearsons_at_bonferronis_level():
         assert high == pytest.approx(exact.high / share, rel=1e-6)
         expected = exact.low / share
         assert low == pytest.approx(expected if k >= MIN_IMAGES else min(expected, 1.0), rel=1e-6)
-
-
-def test_a_code_seen_twice_is_associated_with_no_word():
-    found = [rank_words(np.array([both, 0]), both, np.array([40, 50]), 1_000_000) for both in (2, 4, 30)]
-    assert [words["lift"][0] > 10_000 for words in found] == [True] * 3
-    assert list(map(is_associated, found)) == [False, False, True]
-    assert found[0]["low"][0] <= 1 and found[1]["low"][0] <= 1
 
 
 def test_counts_of_32_bits_are_multiplied_in_64():
@@ -159,25 +147,3 @@ def test_words_come_surest_first_and_only_those_more_frequent():
     assert words["column"].tolist() == [2, 0], "columns 1 and 3 are no more frequent than elsewhere"
     assert words["low"][0] > words["low"][1] > 1
     assert words["lift"][1] > words["lift"][0], "not by lift alone"
-
-
-def test_shuffled_codes_are_associated_with_next_to_nothing():
-    """The same images and words, the codes dealt anew: no code of the whole wall is associated with a word."""
-    rng = np.random.default_rng(0)
-    num_images, num_codes, num_words = 2000, 400, 60
-    has_word = rng.random((num_images, num_words)) < np.geomspace(0.3, 0.004, num_words)
-    words_NV = csr_array(has_word.astype(np.int32))
-    sizes = rng.integers(2, 200, size=num_codes)
-
-    def share_associated(images_of):
-        code = np.repeat(np.arange(num_codes), [len(images) for images in images_of])
-        both = count_both(code, np.concatenate(images_of), num_codes, words_NV).toarray()
-        counts = np.array([len(images) for images in images_of])
-        ranked = [rank_words(*row, has_word.sum(0), num_images, num_codes) for row in zip(both, counts, strict=True)]
-        return np.mean(list(map(is_associated, ranked)))
-
-    shuffled = [rng.permutation(num_images)[:size] for size in sizes]
-    assert share_associated(shuffled) == 0
-    # The same test finds what is there: codes of the images of a word.
-    meaning = [np.flatnonzero(has_word[:, code % num_words])[:size] for code, size in enumerate(sizes)]
-    assert share_associated(meaning) > 0.6

@@ -1,24 +1,7 @@
 """The bag-of-words loss: what counts as a word of the image, and what trains while nothing else does."""
 
-import pytest
 import torch
 import torch.nn.functional as F
-
-from soho_fast.model import Texts
-from soho_fast.model.auxiliary.bag_of_words import captions_of, words_of_captions
-
-
-def test_targets_hold_the_words_of_matched_texts_only_with_masked_words_restored():
-    input_ids = torch.tensor([[7, 4, 0], [8, 9, 0], [5, 6, 7], [3, 4, 0]])
-    attention_mask = torch.tensor([[1, 1, 0], [1, 1, 0], [1, 1, 1], [1, 1, 0]])
-    mlm_labels = torch.full_like(input_ids, -100)
-    mlm_labels[0, 1] = 2
-    itm_labels = torch.tensor([1, 0, 1, 1])
-    image_index = torch.tensor([0, 0, 1, 1])
-    captions = captions_of(Texts(input_ids, attention_mask, image_index), mlm_labels, itm_labels)
-    words = words_of_captions(captions, 2, 10)
-    assert [row.nonzero().flatten().tolist() for row in words] == [[2, 7], [3, 4, 5, 6, 7]]
-    assert words.max() == 1.0
 
 
 def test_loss_against_the_formula(tiny_model, batch):
@@ -63,21 +46,3 @@ def test_padding_never_gives_the_best_match(tiny_model):
     torch.testing.assert_close(
         model.bag_of_words_head(feat_BLD, valid_BL), model.bag_of_words_head(feat_BLD[:, :4], valid_BL[:, :4])
     )
-
-
-def test_without_weight_there_is_no_head(tiny_model, batch):
-    model = tiny_model()
-    assert model.bag_of_words_head is None
-    assert model.train()(**batch()).bag_of_words_loss is None
-    with pytest.raises(ValueError, match=r"bag_of_words_weight: expected at least 0, got -1"):
-        tiny_model(bag_of_words_weight=-1)
-
-
-def test_loading_keeps_a_trained_bias(tiny_model, tmp_path):
-    model = tiny_model(bag_of_words_weight=0.5)
-    with torch.no_grad():
-        model.bag_of_words_head.bias.copy_(torch.arange(60.0))
-    model.save_pretrained(tmp_path)
-    loaded = type(model).from_pretrained(tmp_path)
-    assert torch.equal(loaded.bag_of_words_head.bias, torch.arange(60.0))
-    assert loaded.bag_of_words_head.decoder.weight is loaded.get_input_embeddings().weight

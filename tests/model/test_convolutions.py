@@ -2,11 +2,10 @@
 
 import pytest
 import torch
-from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from soho_fast.model import VisualEncoder
-from soho_fast.model.fast.cpu.convolutions import CpuConv2d, speed_up_convolutions
+from soho_fast.model.fast.cpu.convolutions import speed_up_convolutions
 from soho_fast.model.normalization import BatchNorm2d
 
 
@@ -50,21 +49,3 @@ def test_bf16_backward_avoids_onednns_reference_for_strided_depthwise(tiny_confi
     with Recorder():
         feat.float().square().sum().backward()
     assert types_seen == [torch.float32] * 4
-
-
-@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format], ids=["channels-last", "nchw"])
-@pytest.mark.parametrize("bias", [True, False])
-def test_a_pointwise_convolution_is_a_convolution(layout, bias):
-    ours = CpuConv2d(6, 10, kernel_size=1, bias=bias)
-    plain = nn.Conv2d(6, 10, kernel_size=1, bias=bias)
-    plain.load_state_dict(ours.state_dict())
-    outputs, grads = [], []
-    for conv in (ours, plain):
-        pixels = torch.arange(3 * 6 * 4 * 5.0).view(3, 6, 4, 5).sin().contiguous(memory_format=layout).requires_grad_()
-        outputs.append(conv(pixels))
-        outputs[-1].square().sum().backward()
-        grads.append([pixels.grad, *(parameter.grad for parameter in conv.parameters())])
-    assert outputs[0].is_contiguous(memory_format=layout)
-    torch.testing.assert_close(outputs[0], outputs[1], rtol=1e-5, atol=1e-6)
-    for mine, expected in zip(*grads, strict=True):
-        torch.testing.assert_close(mine, expected, rtol=1e-5, atol=1e-5)

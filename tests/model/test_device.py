@@ -102,24 +102,18 @@ def step(model, keywords):
     return watch.waits
 
 
-@pytest.mark.parametrize("kind", CASES, ids=lambda kind: kind.__name__)
-def test_a_training_step_stays_on_the_device(tiny_config, kind):
+@pytest.mark.parametrize(("kind", "released"), [*((kind, False) for kind in CASES), (SohoForPreTraining, True)])
+def test_a_training_step_stays_on_the_device(tiny_config, tiny_official, kind, released):
     options = {"dictionary_batch_norm": True, "bag_of_words_weight": 0.1, "contrastive_weight": 0.3}
-    model = kind(tiny_config(**options, code_reset_threshold=0.02)).train()
-    if model.base().visual_dictionary is not None:
-        # As after the first step, which asks once what a checkpoint held.
-        some, valid = torch.randn(1, 12, 16), torch.ones(1, 12, dtype=torch.bool)
-        model.base().visual_dictionary(model.base().feature_norm(some, valid), valid)
-    waits = step(model.to("meta"), CASES[kind]())
+    model = tiny_official() if released else kind(tiny_config(**options, code_reset_threshold=0.02))
+    # As after the first step, which asks once what a checkpoint held.
+    some, valid = torch.randn(1, 12, 16), torch.ones(1, 12, dtype=torch.bool)
+    base = model.train().base()
+    base.visual_dictionary(some if released else base.feature_norm(some, valid), valid)
+    masked = {"mask_pairs": torch.arange(NUM_TEXTS) % 3 == 0} if released else {}
+    waits = step(model.to("meta"), CASES[kind]() | masked)
     # The classifier of codes runs on masked tokens alone, whose number the CPU has to know and the lookup decides.
     assert waits == (["heads.py"] if kind is SohoForPreTraining else [])
-
-
-def test_a_training_step_of_the_released_model_stays_there_too(tiny_official):
-    model = tiny_official().train()
-    model.soho.visual_dictionary(torch.randn(1, 12, 16), torch.ones(1, 12, dtype=torch.bool))
-    keywords = {**CASES[SohoForPreTraining](), "mask_pairs": torch.arange(NUM_TEXTS) % 3 == 0}
-    assert step(model.to("meta"), keywords) == ["heads.py"]
 
 
 def test_what_it_catches():

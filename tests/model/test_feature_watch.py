@@ -119,10 +119,18 @@ def test_matching_that_falls_back_to_chance_is_lost_where_it_was_learnt():
     for step in range(200):
         assert matching_step(learnt, step, 0.5, 0.3) == 0 and matching_step(unlearnt, step, 0.66) == 0
         matching_step(better, step, 0.5)
+        assert learnt.is_sound() and unlearnt.is_sound()
     assert float(learnt.matching) == pytest.approx(0.4, abs=0.01), "a mean over the pairs of all micro-batches"
-    lost = [matching_step(learnt, 200 + step, 0.7) for step in range(200)]
+    lost, sound = [], []
+    for step in range(200):
+        lost.append(matching_step(learnt, 200 + step, 0.7))
+        sound.append(learnt.is_sound())
     first = lost.index(1)
+    assert 15 < sound.index(False) < 50 and not any(sound[50:]), "long before it counts as lost"
     assert lost[first:] == list(range(1, 201 - first)) and 100 < first < 140, "the running mean is past 0.68"
+    for step in range(150):
+        matching_step(learnt, 400 + step, 0.4)
+    assert learnt.is_sound()
     assert not any(matching_step(unlearnt, 200 + step, 0.7) for step in range(200)), "it has nothing to lose"
     assert not any(matching_step(better, 200 + step, 0.67) for step in range(200)), "worse, but not at chance"
     assert not any(matching_step(better, 400 + step) for step in range(9)), "a step without pairs tells nothing"
@@ -131,22 +139,6 @@ def test_matching_that_falls_back_to_chance_is_lost_where_it_was_learnt():
     assert float(better.matching) == before, "where a quarter matches, chance is another loss"
     matching_step(better, 410, float("nan"))
     assert float(better.matching) == before, "a NaN would stay in the mean"
-
-
-def test_a_step_is_not_sound_long_before_matching_counts_as_lost():
-    learnt, unlearnt = FeatureWatch(C).train(), FeatureWatch(C).train()
-    for step in range(200):
-        matching_step(learnt, step, 0.4)
-        matching_step(unlearnt, step, 0.66)
-        assert learnt.is_sound() and unlearnt.is_sound()
-    lost, sound = [], []
-    for step in range(100):
-        lost.append(matching_step(learnt, 200 + step, 0.8))
-        sound.append(learnt.is_sound())
-    assert 50 < lost.index(1) < 70 and 15 < sound.index(False) < 30 and not any(sound[30:])
-    for step in range(150):
-        matching_step(learnt, 300 + step, 0.4)
-    assert learnt.is_sound()
 
 
 def test_matching_that_a_run_loses_at_its_beginning_is_not_lost():

@@ -10,7 +10,7 @@ from torch import nn
 
 from soho_fast.model import SohoConfig, SohoForPreTraining
 from soho_fast.model.other_backbones import MaskedBatchNorm, padding_leak
-from soho_fast.model.visual_encoder import VisualEncoder, cut_features, pad_features
+from soho_fast.model.visual_encoder import VisualEncoder, cut_features
 
 
 class Net(nn.Sequential):
@@ -120,15 +120,6 @@ def test_frozen_stages_are_frozen(tiny_config):
     assert not encoder.backbone.bn1.training and encoder.backbone.layer2.training
     encoder.backbone_output(torch.randn(2, 3, 64, 64))[0].sum().backward()
     assert encoder.backbone.layer2[0].conv1.weight.grad is not None and encoder.backbone.conv1.weight.grad is None
-
-
-def test_features_may_be_cached(tiny_config):
-    encoder = VisualEncoder(tiny_config(backbone="timm/convnext_atto")).eval()
-    _, pixels, mask = _images(32)
-    tokens, grid = encoder(pixels, mask)
-    again, grid_again = encoder.tokens(*pad_features(cut_features(*encoder.backbone_output(pixels, mask))))
-    torch.testing.assert_close(again, tokens, rtol=1e-5, atol=1e-5)
-    assert torch.equal(grid, grid_again)
 
 
 @pytest.mark.parametrize(("backbone", "stride"), [("timm/resnet18", 32), ("own_net:Net", 8)])

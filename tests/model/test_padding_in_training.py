@@ -8,7 +8,7 @@ from torch import nn
 from soho_fast.common.errors import UserError
 from soho_fast.model import VisualEncoder
 from soho_fast.model.fast.cpu.convolutions import speed_up_convolutions
-from soho_fast.model.normalization import BatchNorm2d, _MaskedBatchNorm
+from soho_fast.model.normalization import BatchNorm2d
 
 SIZES = [(65, 40), (97, 33), (33, 70)]
 
@@ -101,15 +101,6 @@ def test_batch_norm_of_the_real_cells_alone(dtype, tolerance, layout):
     assert norm.num_batches_tracked == 1
 
 
-def test_gradients_by_differences():
-    def run(pixels, weight, bias):
-        return _MaskedBatchNorm.apply(pixels, MASK[:2].unsqueeze(1), weight, bias, 1e-5)[0]
-
-    torch.autograd.gradcheck(
-        run, [torch.randn(s, dtype=torch.float64, requires_grad=True) for s in ((2, 2, 3, 4), 2, 2)]
-    )
-
-
 def test_the_variance_of_features_far_from_zero():
     """The mean of the squares less the square of the mean would give 0, or 8, for 0.25."""
     norm = a_norm(1)
@@ -125,33 +116,6 @@ def test_a_single_real_cell_is_its_bias():
     output = norm(torch.randn(1, 3, 2, 2), mask_B1HW)
     assert torch.equal(output[0, :, 0, 0], norm.bias)
     assert torch.equal(norm.running_var, torch.full((3,), 0.9))
-
-
-def test_activation_checkpointing_changes_nothing(tiny_config):
-    found = []
-    for checkpointing in (False, True):
-        torch.manual_seed(1)
-        encoder = VisualEncoder(tiny_config())
-        encoder.gradient_checkpointing = checkpointing
-        found.append(train_once(encoder.double(), 0))
-        assert encoder.backbone.bn1.num_batches_tracked == 1
-    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
-
-
-def test_under_autocast_the_statistics_are_float32s(tiny_config):
-    torch.manual_seed(1)
-    encoder = VisualEncoder(tiny_config()).train()
-    pixel_values, pixel_mask = padded_images(32)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        feat_BLC, _ = encoder(pixel_values.float(), pixel_mask)
-    feat_BLC.float().square().sum().backward()
-    conv, norm = encoder.backbone.conv1, encoder.backbone.bn1
-    mask_B1HW = F.max_pool2d(pixel_mask.unsqueeze(1), 2, 2, ceil_mode=True)
-    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
-        out_NC = conv((pixel_values * pixel_mask.unsqueeze(1)).float()).permute(0, 2, 3, 1)[mask_B1HW[:, 0].bool()]
-    assert out_NC.dtype == torch.bfloat16
-    torch.testing.assert_close(norm.running_mean, 0.1 * out_NC.double().mean(0).float(), rtol=1e-5, atol=1e-7)
-    assert encoder.backbone.layer4[0].conv2.weight.grad.isfinite().all()
 
 
 @pytest.mark.parametrize("mask", [None, torch.ones(1, 1, 1, 1)])

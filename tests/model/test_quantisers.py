@@ -8,9 +8,7 @@ import pytest
 import torch
 
 from soho_fast.common.import_path import load
-from soho_fast.model import SohoForPreTraining, SohoForVisualEntailment, VisualDictionary
-from soho_fast.model.official.dictionary import OfficialDictionary
-from soho_fast.model.quantiser import Quantiser
+from soho_fast.model import SohoForPreTraining, SohoForVisualEntailment
 
 ROOT = Path(__file__).resolve().parents[2]
 LEVELS = [4, 3]
@@ -38,13 +36,6 @@ def own_config(tiny_config):
 def quantiser(own, own_config):
     torch.manual_seed(3)
     return load("own_quantiser:OwnQuantiser", "dictionary")(own_config(), LEVELS).train()
-
-
-def test_all_have_what_is_asked_of_a_quantiser(tiny_config, quantiser):
-    asked = {*Quantiser.__annotations__, *(name for name in vars(Quantiser) if not name.startswith("_"))}
-    assert len(asked) == 16 and "codebook_of" in asked
-    for each in (VisualDictionary(tiny_config()), OfficialDictionary(tiny_config(official="pretraining")), quantiser):
-        assert not [name for name in asked if not hasattr(each, name)], type(each)
 
 
 def test_a_feature_becomes_the_vector_of_its_code(quantiser):

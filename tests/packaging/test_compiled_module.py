@@ -40,10 +40,3 @@ def test_a_result_has_the_keys_and_types_that_are_said(stub, function, name):
         kind = f"list[{type(value[0]).__name__}]" if isinstance(value, list) else type(value).__name__
         assert said[key] in (kind, f"NotRequired[{kind}]"), key
     assert {key for key, kind in said.items() if not kind.startswith("NotRequired")} <= set(result)
-
-
-def test_a_level_that_is_no_text_or_unknown_is_refused():
-    with pytest.raises(TypeError, match="incompatible function arguments"):
-        _C.set_cpu_level(3)
-    with pytest.raises(ValueError, match=r"level: expected scalar, neon, avx2, .* or amx, got 'sse9'"):
-        _C.set_cpu_level("sse9")

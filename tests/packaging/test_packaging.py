@@ -148,11 +148,14 @@ def test_make_release_writes_the_version_the_changelog_and_the_tag(tmp_path):
         # Installs nothing: the environment is this one.
         return run("make", "release", f"VERSION={version}", f"BIN={Path(sys.executable).parent}", "STAMP=")
 
+    def commit(*names: str) -> None:
+        run("git", "add", "--all", *names)
+        run("git", "commit", "--quiet", "--message", "more", *names)
+
     run("git", "init", "--quiet")
     run("git", "config", "user.name", "tests")
     run("git", "config", "user.email", "tests@localhost")
-    run("git", "add", "--all")
-    run("git", "commit", "--quiet", "--message", "all")
+    commit()
     (tmp_path / "Makefile").write_text((tmp_path / "Makefile").read_text() + "# not of the release\n")
     for wrong in ("", "v9.8.7", "9.8", "9.8.7.dev1"):
         assert f'make release: expected VERSION=X.Y.Z, got "{wrong}"' in make(wrong)
@@ -160,11 +163,10 @@ def test_make_release_writes_the_version_the_changelog_and_the_tag(tmp_path):
     fragment = tmp_path / "changelog/+three.mended.md"
     fragment.write_text("No kind.\n")
     assert "commit or undo first" in make("9.8.7") and "+three.mended.md" in make("9.8.7")
-    run("git", "add", "changelog")
-    run("git", "commit", "--quiet", "--message", "three", "changelog")
+    commit("changelog")
     assert "Invalid news fragment name" in make("9.8.7")
-    run("git", "rm", "--quiet", str(fragment))
-    run("git", "commit", "--quiet", "--message", "not three", "changelog")
+    fragment.unlink()
+    commit("changelog")
     run("git", "tag", "v9.8.7")
     assert "9.8.7: there is such a tag" in make("9.8.7")
     run("git", "tag", "--delete", "v9.8.7")

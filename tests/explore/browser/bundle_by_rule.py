@@ -73,42 +73,20 @@ def write_bundle(folder: Path, num_codes: int, num_shown: int, num_words: int = 
 
     codes = [_code(code, members[code], rank[code], num_codes) for code in range(num_codes)]
     live = [code for code in range(num_codes) if members[code]]
-    num_tokens = sum(map(len, members))
-    words = _words(codes, num_words)
-    bundle.write_value(
-        folder,
-        "meta",
-        {
-            "schema": bundle.SCHEMA,
-            "title": "By rule",
-            "model": "by rule",
-            "weights": "0" * 64,
-            "num_codes": num_codes,
-            "num_channels": 2,
-            "num_active": len(live),
-            "num_images": num_shown,
-            "num_tokens": num_tokens,
-            "num_shown": num_shown,
-            "has_captions": True,
-            "has_distances": True,
-            "has_decoded": False,
-            "maps": ["PCA", "t-SNE"],
-            "num_levels": 1,
-            "window": 2,
-            "sources": [{"name": "rules", "num_images": num_shown}],
-            "licences": LICENCES,
-            "position_rows": POSITION_ROWS,
-            "position_columns": POSITION_COLUMNS,
-            "histogram_edges": EDGES,
-            "interval": {"level": 0.95, "num_tests": 100},
-            "measures": {},
-            "figure": live[:6],
-        },
-    )
+    meta = {
+        "schema": bundle.SCHEMA, "title": "By rule", "model": "by rule", "weights": "0" * 64, "num_codes": num_codes,
+        "num_channels": 2, "num_active": len(live), "num_images": num_shown, "num_tokens": sum(map(len, members)),
+        "num_shown": num_shown, "has_captions": True, "has_distances": True, "has_decoded": False,
+        "maps": ["PCA", "t-SNE"], "num_levels": 1, "window": 2, "licences": LICENCES, "measures": {},
+        "sources": [{"name": "rules", "num_images": num_shown}], "position_rows": POSITION_ROWS,
+        "position_columns": POSITION_COLUMNS, "histogram_edges": EDGES, "figure": live[:6],
+        "interval": {"level": 0.95, "num_tests": 100},
+    }  # fmt: skip
+    bundle.write_value(folder, "meta", meta)
     bundle.write_value(folder, "wall", _wall(codes, members))
     bundle.write_in_files(folder, "codes", codes, bundle.CODES_PER_FILE)
     bundle.write_in_files(folder, "images", pictures, bundle.IMAGES_PER_FILE)
-    bundle.write_value(folder, "words", words)
+    bundle.write_value(folder, "words", _words(codes, num_words))
     copies = [_jpeg(SHAPES[number % 3], number) for number in range(12)]
     for number in range(num_shown):
         path = folder / bundle.image_path(number)
@@ -123,14 +101,11 @@ def _picture(number: int, num_codes: int) -> dict:
     captions = [f"a {word_of(index[-1]) or 'thing'} and more of picture {number}"]
     if number in (1, 4):
         captions += HOSTILE_CAPTIONS
-    masked = None
+    code, masked = index[-1], None
     if number % 2 == 0:
-        code = index[-1]
-        patches = [patch for patch, other in enumerate(index) if other == code]
-        masked = {
-            "code": code,
-            "patches": [{"patch": patch, "guesses": [[code, 0.5], [0, 0.25], [1, 0.125]]} for patch in patches],
-        }
+        guesses = [[code, 0.5], [0, 0.25], [1, 0.125]]
+        hidden = [{"patch": patch, "guesses": guesses} for patch, other in enumerate(index) if other == code]
+        masked = {"code": code, "patches": hidden}
     return {
         "image": number, "name": f"{number:06d}.jpg", "source": 0, "licences": [number % 2], "captions": captions,
         **shape, "index": index, "masked": masked,
@@ -162,34 +137,25 @@ def _code(code: int, members: list, rank: int, num_codes: int) -> dict:
 
 
 def _wall(codes: list[dict], members: list) -> dict:
-    def column(of):
-        return [of(code) for code in codes]
-
     live = [code["tokens"] > 0 for code in codes]
     best = [next((word for word in code["words"] if word["low"] > 1), None) for code in codes]
 
-    def mean(code):
-        return sum(occurrence[3] for occurrence in members[code]) / len(members[code])
+    def column(of, of_all=True):
+        return [of(code) if of_all or is_live else None for code, is_live in enumerate(live)]
 
-    return {
-        "tokens": column(lambda code: code["tokens"]),
-        "images": column(lambda code: code["images"]),
-        "mean_distance": column(lambda code: mean(code["code"]) if live[code["code"]] else None),
-        "spread": column(lambda code: code["code"] % 13 / 13 if live[code["code"]] else None),
-        "word": [word and word["word"] for word in best],
-        "lift": [word and word["lift"] for word in best],
-        "lift_low": [word and word["low"] for word in best],
-        "lift_high": [word and word["high"] for word in best],
-        "precision": [0.6 if word else None for word in best],
-        "label": [None] * len(codes),
-        "near_code": column(lambda code: code["near"][0]["code"]),
-        "near_distance": column(lambda code: code["code"] % 17 / 17),
-        "x": column(lambda code: code["code"] * 0.618 % 1),
-        "y": column(lambda code: code["code"] * 0.414 % 1),
-        "x_near": column(lambda code: code["code"] * 0.31 % 1 if live[code["code"]] else None),
-        "y_near": column(lambda code: code["code"] * 0.77 % 1 if live[code["code"]] else None),
-        "medoid": column(lambda code: code["nearest"][0] if code["nearest"] else None),
-    }
+    lift = {name: [word and word[name.removeprefix("lift_")] for word in best] for name in ("lift_low", "lift_high")}
+    return lift | {
+        "tokens": [code["tokens"] for code in codes], "images": [code["images"] for code in codes],
+        "mean_distance": column(lambda code: sum(each[3] for each in members[code]) / len(members[code]), False),
+        "spread": column(lambda code: code % 13 / 13, False),
+        "word": [word and word["word"] for word in best], "lift": [word and word["lift"] for word in best],
+        "precision": [0.6 if word else None for word in best], "label": [None] * len(codes),
+        "near_code": column(lambda code: codes[code]["near"][0]["code"]),
+        "near_distance": column(lambda code: code % 17 / 17),
+        "x": column(lambda code: code * 0.618 % 1), "y": column(lambda code: code * 0.414 % 1),
+        "x_near": column(lambda code: code * 0.31 % 1, False), "y_near": column(lambda code: code * 0.77 % 1, False),
+        "medoid": column(lambda code: codes[code]["nearest"][0], False),
+    }  # fmt: skip
 
 
 def _words(codes: list[dict], num_words: int) -> list[dict]:

@@ -9,14 +9,6 @@ PAGES = ["#/wall", "#/code/3", "#/code/9", "#/image", "#/image/1", "#/image/12",
 PAGES += [f"#/words/{'w' * 200}", "#/code/1000", "#/nowhere"]
 
 
-def test_no_page_is_wider_than_a_phone(small, open_window):
-    window = open_window(small, viewport={"width": 390, "height": 844}, is_mobile=True, has_touch=True)
-    for address in PAGES:
-        window.visit(address)
-        widths = window.page.evaluate("[document.documentElement.scrollWidth, document.body.scrollWidth, innerWidth]")
-        assert max(widths) == 390, f"{address}: {widths}"
-
-
 def brightness(colour: str) -> float:
     """0 to 255 of a colour as the browser computes it, rgb(r, g, b)."""
     return sum(float(part) for part in re.findall(r"[\d.]+", colour)[:3]) / 3

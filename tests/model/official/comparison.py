@@ -15,29 +15,15 @@ CONSTANT_STAGES = ("position", "text_input")
 
 # Of a stage: element, norm, product. The others: each element.
 EVALUATION = {
-    **dict.fromkeys(STAGES, (1e-4, 5e-4, 1e-3)),
-    **dict.fromkeys(CONSTANT_STAGES, (5e-6, 2e-5, 2e-5)),
-    "gate": 1e-4,
-    "mlm_logits": 3e-5,
-    "mvm_logits": 1e-6,
-    "itm_logits": 2e-5,
-    "logits": 5e-5,
-    "loss": 2e-5,
-}
+    **dict.fromkeys(STAGES, (1e-4, 5e-4, 1e-3)), **dict.fromkeys(CONSTANT_STAGES, (5e-6, 2e-5, 2e-5)), "gate": 1e-4,
+    "mlm_logits": 3e-5, "mvm_logits": 1e-6, "itm_logits": 2e-5, "logits": 5e-5, "loss": 2e-5,
+}  # fmt: skip
 TRAINING = {
-    **dict.fromkeys(STAGES, (2e-4, 1e-3, 2e-3)),
-    **dict.fromkeys(CONSTANT_STAGES, (5e-6, 2e-5, 2e-5)),
-    "gate": 2e-4,
-    "mlm_logits": 5e-5,
-    "mvm_logits": 5e-6,
-    "itm_logits": 5e-5,
-    "loss": 5e-5,
-    "after.cluster_size": 1e-3,
-    "after.cluster_sum": 1e-3,
-    "after.embed_avg": (2e-3, 1e-2, 2e-2),
-    "after.embed": (2e-4, 1e-3, 2e-3),
+    **dict.fromkeys(STAGES, (2e-4, 1e-3, 2e-3)), **dict.fromkeys(CONSTANT_STAGES, (5e-6, 2e-5, 2e-5)), "gate": 2e-4,
+    "mlm_logits": 5e-5, "mvm_logits": 5e-6, "itm_logits": 5e-5, "loss": 5e-5, "after.cluster_size": 1e-3,
+    "after.cluster_sum": 1e-3, "after.embed_avg": (2e-3, 1e-2, 2e-2), "after.embed": (2e-4, 1e-3, 2e-3),
     "running": 5e-6,
-}
+}  # fmt: skip
 VQA_LOSS = 5e-3
 # The margin between two codes: their distance, times what features may differ by.
 MARGIN = 0.1
