@@ -102,6 +102,7 @@ def test_an_evaluation_says_that_nothing_is_learnt(own, monkeypatch, quick):
     task, said = pretraining(*own)
     metrics = {"num_images": 30, "mlm_content": 0.0, "mlm_content_shuffled": 0.0, "itm": 0.5, "itm_majority": 0.5}
     monkeypatch.setattr("soho_fast.tasks.pretraining.evaluate_pretraining", lambda *_, **__: metrics)
+    monkeypatch.setattr("soho_fast.tasks.pretraining.measure_foils", lambda *_: {})
     assert task.evaluate(None, quick=quick) == metrics
     assert said[-1].startswith("warning: nothing is learnt of held-out images yet: masked content words 0.0% (")
     assert ("take more images" in said[-1] and "--model.pretrained FOLDER" in said[-1]) == (not quick)
