@@ -61,8 +61,9 @@ class PlainDictionary(nn.Module):
     def __init__(self, dictionary: VisualDictionary) -> None:
         super().__init__()
         levels = [dictionary.codebook_of(level) for level in range(dictionary.num_levels)]
-        self.words = dictionary.words if isinstance(dictionary, WordsDictionary) else None
-        searched = levels if self.words is None else [dictionary.places]
+        by_words = dictionary if isinstance(dictionary, WordsDictionary) else None
+        self.words = None if by_words is None else by_words.words
+        searched = levels if by_words is None else [by_words.places]
         self.lookups = nn.ModuleList(PlainLookup(codes_KX) for codes_KX in searched)
         for level, codebook_KC in enumerate(levels):
             self.register_buffer(f"codebook{level}", codebook_KC)

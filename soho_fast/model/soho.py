@@ -364,8 +364,8 @@ class SohoForPreTraining(ContrastiveVectors, SohoModelWithHeads):
 
     @property
     def read_by_begin_step(self) -> list[nn.Parameter]:
-        reads = self._looks_up_words and self.bag_of_words_head is not None
-        return list(self.bag_of_words_head.parameters()) if reads else []
+        head = self.bag_of_words_head
+        return list(head.parameters()) if self._looks_up_words and head is not None else []
 
     @property
     def _looks_up_words(self) -> bool:
@@ -373,7 +373,8 @@ class SohoForPreTraining(ContrastiveVectors, SohoModelWithHeads):
 
     def _read_words(self) -> None:
         if self._looks_up_words:
-            self.soho.visual_dictionary.read(self.bag_of_words_head)
+            dictionary: Any = self.soho.visual_dictionary
+            dictionary.read(self.bag_of_words_head)
 
     def part_of(self, name: str) -> str:
         """ "labels": what masked visual modelling alone uses. "pairs": what the bag-of-words loss does not use; without
