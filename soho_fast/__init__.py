@@ -5,4 +5,4 @@ used, so that a codebase that wants the ops does not pay for transformers or Dee
 `train`.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
