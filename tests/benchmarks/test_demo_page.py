@@ -23,12 +23,13 @@ def test_readme_has_the_demos_figures_beside_their_baselines():
         ),
         "of the patches that codes mark, on the code's object; of the objects' patches, marked": (
             "{pointing_all} %; {pointing_found} %",
-            "k-means of the CNN {pointing_all_k_means} %; {pointing_found_k_means} %, of the CNN before training "
+            "k-means of the CNN {pointing_all_k_means} %; {pointing_found_k_means} %, of what is looked "
+            "up {pointing_all_words_k_means} %; {pointing_found_words_k_means} %, of the CNN before training "
             "{pointing_all_start_k_means} %; {pointing_found_start_k_means} %, of colours "
             "{pointing_all_colour_k_means} %; {pointing_found_colour_k_means} %",
         ),
-        "a caption ranked above the same with another colour, object, number, side": (
-            "{foils_colours}, {foils_objects}, {foils_numbers}, {foils_sides} %",
+        "a caption ranked above the same with another colour, object, number, side, order of two words": (
+            "{foils_colours}, {foils_objects}, {foils_numbers}, {foils_sides}, {foils_order} %",
             "50 % chance",
         ),
         "image-text matching, balanced pairs": ("{itm} %", "50 % chance"),

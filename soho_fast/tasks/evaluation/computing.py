@@ -1,12 +1,15 @@
 """How a model is called where it is evaluated: on its device, in which precision."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import nn
 
+from soho_fast.common.errors import CorruptImageError
+from soho_fast.common.workers import loaded_ahead
+from soho_fast.data.readers.records import ImageRef
 from soho_fast.engine.batches import split_batch
 
 _TYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -72,3 +75,23 @@ class Computing:
     def on_device(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """A batch whose tensors are on the device; copied without waiting where they are pinned."""
         return split_batch(batch, self.device)[0]
+
+
+def readable(task: Any, images: Sequence[ImageRef]) -> Iterator[tuple[list[int], Any]]:
+    """Batches of the images that can be read, with their numbers; the others are reported where the metrics of all
+    held-out images are measured."""
+    processor = task.processor.image_processor
+
+    def load(first: int) -> tuple[list[int], Any]:
+        numbers, pixels = [], []
+        for number in range(first, min(first + task.image_batch, len(images))):
+            try:
+                pixels.append(processor.load(images[number]))
+                numbers.append(number)
+            except CorruptImageError:
+                continue
+        return numbers, processor.collate_bytes(pixels) if numbers else None
+
+    for numbers, batch in loaded_ahead(load, range(0, len(images), task.image_batch), workers=task.workers):
+        if numbers:
+            yield numbers, batch

@@ -15,13 +15,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from soho_fast.common.errors import CorruptImageError
-from soho_fast.common.workers import loaded_ahead
 from soho_fast.data.batches.sample import EVALUATION_STREAM
 from soho_fast.data.foils import KINDS, Foils
 from soho_fast.data.readers.records import ImageTextRecord
 from soho_fast.data.text import encode_texts
 from soho_fast.model import SohoForPreTraining
+from soho_fast.tasks.evaluation.computing import readable
 from soho_fast.tasks.evaluation.pair_scoring import PairScorer
 
 _MOST_PAIRS = 200
@@ -124,24 +123,11 @@ def measure_foils(task: Any, model: SohoForPreTraining, captions: Sequence[str])
 def _encode(task: Any, scorer: PairScorer, records: Sequence[ImageTextRecord]) -> list[Any]:
     """The tokens of each image; None of what can't be read: it is reported where the other metrics are measured."""
     images = task.processor.image_processor
-
-    def load(first: int) -> tuple[list[int], Any]:
-        rows, pixels = [], []
-        for row in range(first, min(first + task.image_batch, len(records))):
-            try:
-                pixels.append(images.load(records[row].image))
-                rows.append(row)
-            except CorruptImageError:
-                continue
-        return rows, images.collate_bytes(pixels) if rows else None
-
     tokens: list[Any] = [None] * len(records)
-    for rows, batch in loaded_ahead(load, range(0, len(records), task.image_batch), workers=task.workers):
-        if rows:
-            for row, found in zip(
-                rows, scorer.encode(images.normalised(scorer.computing.on_device(batch))), strict=True
-            ):
-                tokens[row] = found
+    for rows, batch in readable(task, [record.image for record in records]):
+        encoded = scorer.encode(images.normalised(scorer.computing.on_device(batch)))
+        for row, found in zip(rows, encoded, strict=True):
+            tokens[row] = found
     return tokens
 
 

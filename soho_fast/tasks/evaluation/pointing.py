@@ -34,12 +34,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from soho_fast.common.errors import CorruptImageError
-from soho_fast.common.workers import loaded_ahead
 from soho_fast.data.readers.records import ImageRef
 from soho_fast.model import SohoForPreTraining
 from soho_fast.model.visual_encoder import VisualEncoder, cut_features
-from soho_fast.tasks.evaluation.computing import Computing
+from soho_fast.tasks.evaluation.computing import Computing, readable
 
 LEAST_LIFT = 5.0
 LEAST_IMAGES = 5
@@ -202,20 +200,9 @@ def _look_up(task: Any, model: SohoForPreTraining, start: VisualEncoder | None, 
     computing, processor, encoder = Computing(model, task.precision), task.processor, model.base().visual_encoder
     words = getattr(model.base().visual_dictionary, "words", None)
 
-    def load(first: int) -> tuple[list[ImageRef], Any]:
-        refs, pixels = [], []
-        for ref in images[first : first + task.image_batch]:
-            try:
-                pixels.append(processor.image_processor.load(ref))
-                refs.append(ref)
-            except CorruptImageError:  # It is reported where the other metrics are measured.
-                continue
-        return refs, processor.image_processor.collate_bytes(pixels) if refs else None
-
     seen = _Seen()
-    for refs, batch in loaded_ahead(load, range(0, len(images), task.image_batch), workers=task.workers):
-        if not refs:
-            continue
+    for row_numbers, batch in readable(task, images):
+        refs = [images[row] for row in row_numbers]
         with computing():
             given = processor.image_processor.normalised(computing.on_device(batch))
             pixels, mask = given["pixel_values"], given["pixel_mask"]
