@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,11 @@ _WHAT_LOADS = (
 
 _WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)?")
 
+# What is made of a text is kept: the captions of a small corpus come again in every epoch.
+KEPT_TEXTS = 1 << 15
 
+
+@lru_cache(KEPT_TEXTS)
 def content_words(text: str) -> frozenset[str]:
     """The lower-case words of a text that are not stop words."""
     return frozenset(_WORD.findall(text.lower())) - STOP_WORDS
@@ -106,6 +111,12 @@ def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_l
         )
         for number, ids in enumerate(encoding["input_ids"])
     ]
+
+
+@lru_cache(KEPT_TEXTS)
+def encode_text(tokenizer: PreTrainedTokenizerBase, text: str, max_length: int) -> EncodedText:
+    """One text as `encode_texts` does it, kept for the next time: its arrays are not to be written to."""
+    return encode_texts(tokenizer, [text], max_length)[0]
 
 
 # A tokenizer that fits makes little more than one piece of a word; one of other words falls back on letters.
@@ -208,22 +219,21 @@ def mask_tokens(
     """
     ids = text.ids.copy()
     labels = np.full_like(ids, IGNORED_LABEL)
-    maskable = text.word_ids >= 0
-    positions = np.flatnonzero(maskable)
+    (positions,) = (text.word_ids >= 0).nonzero()
     if not len(positions):
         return ids, labels
-    chosen = rng.random(len(positions)) < probability
+    chosen = positions[rng.random(len(positions)) < probability]
     # Nothing reads it: without it all draws behind it would be others than those of earlier versions.
     rng.integers(len(positions))
-    positions = positions[chosen]
-    labels[positions] = ids[positions]
-    fate = rng.random(len(positions))
-    ids[positions[fate < 0.8]] = mask_token_id
-    for position in positions[(fate >= 0.8) & (fate < 0.9)]:
-        draw = int(rng.integers(vocab_size))
-        while draw in special_ids and not random_special:
+    labels[chosen] = ids[chosen]
+    for position, fate in zip(chosen.tolist(), rng.random(len(chosen)).tolist(), strict=True):
+        if fate < 0.8:
+            ids[position] = mask_token_id
+        elif fate < 0.9:
             draw = int(rng.integers(vocab_size))
-        ids[position] = draw
+            while draw in special_ids and not random_special:
+                draw = int(rng.integers(vocab_size))
+            ids[position] = draw
     return ids, labels
 
 

@@ -134,11 +134,34 @@ def test_loader_processes_hear_of_epochs_and_spare_the_global_generator(workers)
     torch.manual_seed(0)
     expected_next = torch.rand(())
     torch.manual_seed(0)
-    batches = Batches(_Numbers(), torch.tensor, plan.micro_batches(0, 2, 9), settings)
-    loaded = [batch.tolist() for batch in batches]
+    batches = Batches(
+        _Numbers(), lambda samples: {"numbers": torch.tensor(samples)}, plan.micro_batches(0, 2, 9), settings
+    )
+    loaded = [batch["numbers"].tolist() for batch in batches]
     batches.close()
     assert loaded == [[100 * e + i for e, i in samples] for samples in plan.micro_batches(0, 2, 9)]
     assert torch.equal(torch.rand(()), expected_next)
+
+
+def _of_all_kinds(numbers: list[int]) -> dict:
+    types = (torch.int64, torch.uint8, torch.bool, torch.float64, torch.float16, torch.bfloat16)
+    kinds = {str(dtype): torch.arange(12).to(dtype).view(3, 4).T for dtype in types}
+    large = torch.arange(1 << 21).to(torch.uint8)
+    number = torch.tensor(numbers)
+    return kinds | {"number": number, "one": number[0], "none": number[:0], "absent": None, "large": large}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_arrive_as_they_were_collated(workers):
+    plan = _plan()
+    batches = Batches(_Numbers(), _of_all_kinds, plan.micro_batches(0, 0, 3), BatchSettings(workers=workers))
+    loaded = list(batches)
+    batches.close()
+    for batch, samples in zip(loaded, plan.micro_batches(0, 0, 3), strict=True):
+        expected = _of_all_kinds([100 * e + i for e, i in samples])
+        torch.testing.assert_close(batch, expected, rtol=0, atol=0)
+        batch["number"] += 1  # its own memory, to write into
+        assert torch.equal(batch["number"], expected["number"] + 1)
 
 
 def test_side_information_stays_off_the_model():
@@ -196,8 +219,8 @@ class _Broken(_Numbers):
         return SimpleNamespace(index=index, corrupt="torn" if index < 12 else None)
 
 
-def _indices_of_usable(samples: list[SimpleNamespace]) -> list[int]:
-    return [sample.index for sample in samples if sample.corrupt is None]
+def _indices_of_usable(samples: list[SimpleNamespace]) -> dict[str, list[int]]:
+    return {"indices": [sample.index for sample in samples if sample.corrupt is None]}
 
 
 def test_each_batch_of_broken_images_has_a_stand_in_of_its_own_that_any_process_draws():
@@ -205,7 +228,7 @@ def test_each_batch_of_broken_images_has_a_stand_in_of_its_own_that_any_process_
 
     def stand_ins(micro_batches):
         batches = Batches(_Broken(), _indices_of_usable, micro_batches, BatchSettings(workers=0))
-        return [index for (index,) in batches]
+        return [index for batch in batches for index in batch["indices"]]
 
     drawn = stand_ins(lone)
     assert len(set(drawn)) > 20, "by epoch and sample"

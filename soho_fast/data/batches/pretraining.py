@@ -4,8 +4,9 @@ Which texts go with an image: its own captions, and captions of other images tha
 own.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, InitVar, dataclass, field
+from functools import lru_cache, partial
 from typing import Any, Literal
 
 import numpy as np
@@ -17,10 +18,10 @@ from soho_fast.data.processor import SohoProcessor
 from soho_fast.data.readers.records import ImageTextRecord
 from soho_fast.data.text import (
     IGNORED_LABEL,
-    EncodedText,
+    KEPT_TEXTS,
     PackedTexts,
     content_words,
-    encode_texts,
+    encode_text,
     mask_tokens,
 )
 
@@ -41,6 +42,7 @@ def _part_of(bounds: np.ndarray, number: int) -> tuple[int, int]:
     return part, number - int(bounds[part])
 
 
+@lru_cache(KEPT_TEXTS)
 def _folded(text: str) -> str:
     return " ".join(text.lower().split())
 
@@ -261,7 +263,14 @@ class PretrainingDataset(SampleDataset):
         # Rounded up: the last sample of an image may hold fewer captions of its own, and is filled.
         num_samples_I = np.ones_like(counts_I) if self.epoch == "images" else -(-counts_I // self.num_positive)
         super().__init__(Images(self._table, self.processor), num_samples_I)
-        self._special_ids = frozenset(self.processor.tokenizer.all_special_ids)
+        tokenizer = self.processor.tokenizer
+        self._mask: Callable[..., tuple[np.ndarray, np.ndarray]] = partial(
+            mask_tokens,
+            mask_token_id=tokenizer.mask_token_id,
+            vocab_size=len(tokenizer),
+            special_ids=frozenset(tokenizer.all_special_ids),
+            **self.masking,
+        )
 
     def __getitem__(self, index: int) -> Sample:
         if not 0 <= index < len(self):
@@ -282,7 +291,7 @@ class PretrainingDataset(SampleDataset):
             for replaced in np.flatnonzero(~matched):
                 texts[replaced] = self._pairs.replacement(image, rng)
         texts += self._negatives(image, texts, rng)
-        encoded = encode_texts(self.processor.tokenizer, texts, self.max_text_length)
+        encoded = [encode_text(self.processor.tokenizer, text, self.max_text_length) for text in texts]
         # Masked even where the masks are left out below: what is drawn next does not depend on that.
         masked = [self._mask(text, rng) for text in encoded]
         # All texts are masked alike, or a [MASK] would tell which ones match.
@@ -326,13 +335,3 @@ class PretrainingDataset(SampleDataset):
         ]
         foils = [foil.text for foil in found if foil is not None]
         return foils + self._pairs.negatives(image, self.num_negative - len(foils), rng)
-
-    def _mask(self, text: EncodedText, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        return mask_tokens(
-            text,
-            rng,
-            mask_token_id=self.processor.tokenizer.mask_token_id,
-            vocab_size=len(self.processor.tokenizer),
-            special_ids=self._special_ids,
-            **self.masking,
-        )

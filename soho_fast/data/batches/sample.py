@@ -195,7 +195,7 @@ class Collator:
             # The order of `collate_images`: image fields have a row for each image of the batch.
             first_of.setdefault(tuple(sample.image_keys), sample)
         image_fields = {
-            name: torch.tensor([sample.image_fields[name] for sample in first_of.values()], dtype=torch.float64)
+            name: torch.from_numpy(np.array([sample.image_fields[name] for sample in first_of.values()], np.float64))
             for name in usable[0].image_fields
         }
         return {
@@ -237,7 +237,7 @@ def collate_images(
     images = processor.image_processor.collate_bytes(pixels) if pixels else {}
     index = [[number_of[key] for key in sample.image_keys] for sample in samples for _ in sample.texts_ids]
     # (P, 1) becomes (P,); (P, 2) of pairs stays.
-    return images, torch.tensor(index).squeeze(1)
+    return images, torch.from_numpy(np.array(index)).squeeze(1)
 
 
 def pad_texts(texts_ids: Sequence[np.ndarray | Sequence[int]], pad_token_id: int) -> dict[str, torch.Tensor]:
@@ -247,9 +247,9 @@ def pad_texts(texts_ids: Sequence[np.ndarray | Sequence[int]], pad_token_id: int
         `input_ids` and `attention_mask` (1 on tokens), both int64 (P, S).
     """
     length = max(map(len, texts_ids))
-    lengths_P1 = torch.tensor([len(ids) for ids in texts_ids]).unsqueeze(1)
+    is_token_PS = np.arange(length) < np.array([[len(ids)] for ids in texts_ids])
     input_ids_PS = pad_labels(texts_ids, len(texts_ids), length, pad_token_id)
-    return {"input_ids": input_ids_PS, "attention_mask": (torch.arange(length) < lengths_P1).long()}
+    return {"input_ids": input_ids_PS, "attention_mask": torch.from_numpy(is_token_PS.astype(np.int64))}
 
 
 def pad_labels(

@@ -31,17 +31,18 @@ def sided(records):
 def texts_of(monkeypatch) -> Callable:
     """The texts of a sample before they become tokens."""
     seen = []
-    encode = pretraining.encode_texts
+    encode = pretraining.encode_text
 
-    def noting(tokenizer, texts, max_length):
-        seen.append(list(texts))
-        return encode(tokenizer, texts, max_length)
+    def noting(tokenizer, text, max_length):
+        seen.append(text)
+        return encode(tokenizer, text, max_length)
 
-    monkeypatch.setattr(pretraining, "encode_texts", noting)
+    monkeypatch.setattr(pretraining, "encode_text", noting)
 
     def texts(dataset, index, epoch=0):
+        seen.clear()
         dataset.set_epoch(epoch)
-        return dataset[index], seen.pop()
+        return dataset[index], [*seen]
 
     return texts
 

@@ -7,6 +7,7 @@ from torch.utils.data import DataLoader
 from transformers import set_seed
 
 from soho_fast.common.errors import CorruptImageError
+from soho_fast.data import text as text_module
 from soho_fast.data.batches.pretraining import PretrainingDataset
 from soho_fast.data.batches.sample import Collator
 from soho_fast.engine.batches import Batches, plan_batches
@@ -232,3 +233,23 @@ def test_two_samples_of_an_image_in_a_batch_share_it(uneven, processor, collate)
     assert batch["image_index"].tolist() == [0] * 4 + [1] * 12 and len(batch["pixel_values"]) == 2
     assert batch["mask_uniform"].tolist() == [sample.image_fields["mask_uniform"] for sample in samples[:2]]
     assert batch["itm_labels"].tolist() == [1, 1, 0, 0] * 4
+
+
+def test_in_later_epochs_no_text_is_read_or_encoded_again(dataset, monkeypatch):
+    for epoch in range(60):
+        dataset.set_epoch(epoch)
+        for index in range(len(dataset)):
+            dataset[index]
+    monkeypatch.setattr(text_module, "encode_texts", None)
+    monkeypatch.setattr(text_module, "_WORD", None)
+    dataset.set_epoch(60)
+    assert all(dataset[index].texts_ids for index in range(len(dataset)))
+
+
+def test_what_is_small_comes_from_a_loader_process_without_shared_memory(dataset, collate):
+    settings = BatchSettings(global_batch_size=2, workers=1)
+    batches = Batches(dataset, collate, [[(0, 0), (0, 1)]], settings)
+    (batch,) = batches
+    batches.close()
+    tensors = [value for value in batch.values() if isinstance(value, torch.Tensor)]
+    assert len(tensors) > 6 and not any(tensor.is_shared() for tensor in tensors)
