@@ -208,7 +208,8 @@ def _collate(collate: Callable[[list], Mapping[str, Any]], samples: list[Any], *
         for key, value in batch.items():
             # numpy has no bfloat16.
             if isinstance(value, torch.Tensor) and value.nbytes < _PIPED and value.dtype != torch.bfloat16:
-                batch[key] = value.numpy()
+                # A copy: of a large tensor, whose memory moves when that is sent, it may be a part.
+                batch[key] = value.numpy().copy()
     return batch
 
 

@@ -146,9 +146,13 @@ def test_loader_processes_hear_of_epochs_and_spare_the_global_generator(workers)
 def _of_all_kinds(numbers: list[int]) -> dict:
     types = (torch.int64, torch.uint8, torch.bool, torch.float64, torch.float16, torch.bfloat16)
     kinds = {str(dtype): torch.arange(12).to(dtype).view(3, 4).T for dtype in types}
-    large = torch.arange(1 << 21).to(torch.uint8)
+    # So large that its memory goes back to the system as soon as it moves.
+    large = torch.zeros(1 << 26, dtype=torch.uint8)
+    large[:4096] = torch.arange(4096)
     number = torch.tensor(numbers)
-    return kinds | {"number": number, "one": number[0], "none": number[:0], "absent": None, "large": large}
+    return kinds | {
+        "number": number, "one": number[0], "none": number[:0], "absent": None, "large": large, "part": large[:4096],
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("workers", [0, 2])
