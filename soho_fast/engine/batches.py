@@ -14,7 +14,7 @@ their size.
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -188,6 +188,12 @@ class _EpochDataset(Dataset):
         return samples
 
 
+class _Piped(NamedTuple):
+    """A tensor on its way through a loader's pipe."""
+
+    values: np.ndarray
+
+
 def _is_corrupt(sample: Any) -> bool:
     return getattr(sample, "corrupt", None) is not None
 
@@ -209,7 +215,7 @@ def _collate(collate: Callable[[list], Mapping[str, Any]], samples: list[Any], *
             # numpy has no bfloat16.
             if isinstance(value, torch.Tensor) and value.nbytes < _PIPED and value.dtype != torch.bfloat16:
                 # A copy: of a large tensor, whose memory moves when that is sent, it may be a part.
-                batch[key] = value.numpy().copy()
+                batch[key] = _Piped(value.numpy().copy())
     return batch
 
 
@@ -257,7 +263,7 @@ class Batches:
     def __next__(self) -> Mapping[str, Any]:
         batch = next_batch(self._iterator)
         return {
-            key: torch.from_numpy(value) if isinstance(value, np.ndarray) else value for key, value in batch.items()
+            key: torch.from_numpy(value.values) if isinstance(value, _Piped) else value for key, value in batch.items()
         }
 
     def close(self) -> None:

@@ -152,6 +152,7 @@ def _of_all_kinds(numbers: list[int]) -> dict:
     number = torch.tensor(numbers)
     return kinds | {
         "number": number, "one": number[0], "none": number[:0], "absent": None, "large": large, "part": large[:4096],
+        "row": np.arange(3),
     }  # fmt: skip
 
 
@@ -163,6 +164,7 @@ def test_batches_arrive_as_they_were_collated(workers):
     batches.close()
     for batch, samples in zip(loaded, plan.micro_batches(0, 0, 3), strict=True):
         expected = _of_all_kinds([100 * e + i for e, i in samples])
+        assert {key: type(value) for key, value in batch.items()} == {k: type(v) for k, v in expected.items()}
         torch.testing.assert_close(batch, expected, rtol=0, atol=0)
         batch["number"] += 1  # its own memory, to write into
         assert torch.equal(batch["number"], expected["number"] + 1)
