@@ -426,7 +426,10 @@ class PretrainingTask(BaseTask):
         # The others return at once, and wait for the first at the end of `Run.evaluate`.
         if sharing.processes.rank or not self.heldout_records:
             return {}
-        metrics = evaluate_pretraining(self, model, quick=quick, progress=sharing.progress, say=self._say)
+        training = None if quick else self._records.training
+        metrics = evaluate_pretraining(
+            self, model, quick=quick, training=training, progress=sharing.progress, say=self._say
+        )
         if not quick:
             metrics |= measure_pointing(self, model, self._records.training)
             metrics |= measure_foils(self, model, self._records.training.texts.flat)

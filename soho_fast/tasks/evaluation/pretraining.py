@@ -21,11 +21,13 @@ from soho_fast.common.errors import CorruptImageError
 from soho_fast.common.text import STOP_WORDS
 from soho_fast.common.workers import loaded_ahead
 from soho_fast.data.batches.pretraining import PairSampler
+from soho_fast.data.batches.record_table import RecordTable
 from soho_fast.data.batches.sample import EVALUATION_STREAM, pad_labels, pad_texts
 from soho_fast.data.processor import SohoProcessor
 from soho_fast.data.readers.records import ImageTextRecord
 from soho_fast.data.text import IGNORED_LABEL, EncodedText, encode_texts
 from soho_fast.model import SohoForPreTraining
+from soho_fast.tasks.evaluation.caption_words import CaptionWords, count_caption_words
 from soho_fast.tasks.evaluation.computing import Computing
 from soho_fast.tasks.evaluation.foils import foil_rows
 from soho_fast.tasks.evaluation.metrics.recall import mean_reciprocal_rank, recall_at
@@ -236,6 +238,7 @@ def _measure_batch(
     rows: Sequence[int],
     tally: _Tally,
     images: Mapping[str, torch.Tensor | None],
+    words: CaptionWords | None,
 ) -> Any:
     """All metrics but retrieval on one batch; returns its visual tokens."""
     visual = score.encode(images)
@@ -273,6 +276,12 @@ def _measure_batch(
         for baseline, texts in (("shuffled", [*positives[1:], positives[0]]), ("no_caption", nothing)):
             other_output = _measure_mvm(score, visual, texts, uniform)
             tally.counted[f"mvm_{baseline}"].append(_right(other_output.mvm_logits.argmax(-1).cpu() == targets_M))
+        if words is not None:
+            code_B = score.model.base().label_to_mask(visual, torch.from_numpy(uniform).to(score.computing.device))
+            guess_B = torch.tensor([words.code_of(text.ids) for text in positives])
+            # As many tokens of each image as have its code.
+            tokens_B = ((visual.index == code_B[:, None]) & visual.valid).sum(1).cpu()
+            tally.counted["mvm_words"].append((float(tokens_B[guess_B == code_B.cpu()].sum()), int(tokens_B.sum())))
         if score.model.config.mvm_masking != "label":
             for name, texts in (("paper", positives), ("paper_no_caption", nothing)):
                 tally.counted[f"mvm_{name}"].append(_paper_draw(score, visual, texts, uniform))
@@ -292,6 +301,7 @@ def evaluate_pretraining(
     model: SohoForPreTraining,
     *,
     quick: bool = False,
+    training: RecordTable | None = None,
     progress: ReportProgress | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, float]:
@@ -304,7 +314,8 @@ def evaluate_pretraining(
       threshold is needed.
     - MVM: share of masked visual tokens whose index is predicted right; the baseline is the index that is most frequent
       among these very targets, the best constant answer. Shuffled: with the next image's caption, which may be worse
-      than none; so also without a caption. `mvm_paper` draws labels as the paper does, where the model does not.
+      than none; so also without a caption, and `mvm_words`, by the caption's words alone. `mvm_paper` draws labels as
+      the paper does, where the model does not.
     - The losses of both beside their shares: mean cross entropy in nats, of a piece of a word, and of a pair.
     - Retrieval: every candidate image with one caption each, all pairs scored by ITM on unmasked input; chance K / N.
       Beside the recalls the mean reciprocal rank (`..._mrr`).
@@ -315,6 +326,7 @@ def evaluate_pretraining(
             processes read images.
         model: The model; put in evaluation mode for the time of the call.
         quick: Measure on fewer images, without retrieval.
+        training: Images on which `mvm_words` is counted; None leaves it out.
         progress: Called with how many are done, of how many: of the held-out images, then of retrieval's blocks.
         say: Called with a line for each held-out image that can't be read.
 
@@ -335,6 +347,7 @@ def evaluate_pretraining(
     batches = _batches(len(held.records), task.image_batch)
     was_training = model.training
     model.eval()
+    words = None if training is None else count_caption_words(task, model, training)
     loads = loaded_ahead(
         lambda number: _load(held, batches[number], processor),
         range(len(batches)),
@@ -347,7 +360,7 @@ def evaluate_pretraining(
             for line in corrupt:
                 say(f"held-out image skipped: {line}")
             if images is not None:
-                visual = _measure_batch(score, held, rows, tally, images)
+                visual = _measure_batch(score, held, rows, tally, images, words)
                 # Until there are enough; 0 left is an empty slice.
                 kept = rows[: num_candidates - len(candidate_rows)]
                 if kept:
@@ -448,7 +461,12 @@ _ROWS = {
     "mlm_all": ("MLM, all masked words", {"shuffled": "shuffled image"}),
     "mvm": (
         "MVM, masked visual tokens",
-        {"most_frequent": "most frequent index", "shuffled": "shuffled caption", "no_caption": "no caption"},
+        {
+            "most_frequent": "most frequent index",
+            "shuffled": "shuffled caption",
+            "no_caption": "no caption",
+            "words": "the caption's words alone",
+        },
     ),
     "mvm_paper": ("MVM, labels drawn as in the paper", {"paper_no_caption": "no caption"}),
     "pointing": ("codes on the object they stand for, in images that show it", _OF_POINTING),

@@ -10,8 +10,10 @@ from tiny_corpus import COLOURS
 from torch import nn
 
 from soho_fast.common.errors import CorruptImageError
+from soho_fast.data.batches.record_table import RecordTable
 from soho_fast.data.text import encode_texts
 from soho_fast.model import VisualTokens
+from soho_fast.tasks.evaluation.caption_words import CaptionWords
 from soho_fast.tasks.evaluation.pretraining import evaluate_pretraining, format_table, mask_words, nothing_learnt
 from soho_fast.tasks.settings import PretrainingData
 
@@ -27,7 +29,10 @@ class Oracle(nn.Module):
     def __init__(self, tokenizer, *, blind=False, dictionary=True):
         super().__init__()
         self.blind, self.dictionary, self.vocab_size = blind, dictionary, len(tokenizer)
-        self.config = SimpleNamespace(mvm_masking="lift")
+        self.config = SimpleNamespace(
+            mvm_masking="lift", dictionary="paper" if dictionary else "none", use_dictionary_output=True,
+            vocab_size=self.vocab_size, num_codes=BACKGROUND + 1,
+        )  # fmt: skip
         self.word_ids = torch.tensor(tokenizer.convert_tokens_to_ids(NAMES))
         self.palette = (torch.tensor(list(COLOURS.values())) / 255 - MEAN) / STD
         self.num_encoded = self.num_pairs = 0
@@ -40,6 +45,14 @@ class Oracle(nn.Module):
         return VisualTokens(
             features=index[..., None].float(), valid=torch.ones_like(index, dtype=torch.bool), index=index
         )
+
+    def base(self):
+        return self
+
+    def label_to_mask(self, visual, mask_uniform):
+        """Either token, by lift; as in the paper the background alone."""
+        group = (mask_uniform * 2).long() if self.config.mvm_masking == "lift" else torch.ones(len(mask_uniform)).long()
+        return visual.index.gather(1, group[:, None])[:, 0]
 
     def embed_images(self, visual):
         return visual.features
@@ -70,10 +83,8 @@ class Oracle(nn.Module):
             output.index = visual_tokens.index
             output.perplexity, output.active_codes = torch.tensor(7.5), torch.tensor(9)
         if self.dictionary and mask_uniform is not None:
-            # Either token, by lift; as in the paper the background alone.
-            group = (mask_uniform * 2).long() if self.config.mvm_masking == "lift" else torch.ones(len(seen)).long()
-            output.mvm_targets = visual_tokens.index.gather(1, group[:, None])[:, 0]
-            told = torch.where(group == 1, BACKGROUND, named.any(1).float().argmax(1))
+            output.mvm_targets = self.label_to_mask(visual_tokens, mask_uniform)
+            told = torch.where(output.mvm_targets == BACKGROUND, BACKGROUND, named.any(1).float().argmax(1))
             output.mvm_logits = nn.functional.one_hot(told, BACKGROUND + 1).float() * (not self.blind)
         return output
 
@@ -115,6 +126,33 @@ def test_a_model_that_sees(records, processor):
     assert (metrics["model_active_codes"], metrics["model_perplexity"]) == (9.0, 7.5)
     assert model.training and model.training_seen == {False}, "measured in evaluation mode, and put back"
     assert model.num_encoded == 12, "an image is encoded once for all metrics"
+
+
+class MaskedColour(Oracle):
+    """Of which the colour is always masked."""
+
+    def label_to_mask(self, visual, mask_uniform):
+        return visual.index[:, 0]
+
+
+def test_masked_visual_tokens_by_the_words_of_the_caption_alone(records, processor):
+    """Captions name the colour of their image."""
+    metrics = measure(MaskedColour(processor.tokenizer), records, processor, training=RecordTable(records[:8]))
+    assert metrics["mvm_words"] == pytest.approx(8 / 12), "of the other colours nothing is known"
+    row = next(row for row in format_table(metrics) if row[0] == "MVM, masked visual tokens")
+    assert row[2].endswith("66.7 % the caption's words alone")
+    assert "mvm_words" not in measure(MaskedColour(processor.tokenizer), records, processor)
+    without = Oracle(processor.tokenizer, dictionary=False)
+    assert "mvm_words" not in measure(without, records, processor, training=RecordTable(records))
+
+
+def test_the_most_likely_code_by_words():
+    words = CaptionWords(vocab_size=10, num_codes=4)
+    words.add(np.array([1, 5, 5]), np.array([0, 0, 0, 2]))
+    words.add(np.array([1, 6]), np.array([2, 2, 2, 2]))
+    assert words.code_of(np.array([1, 5])) == 0 and words.code_of(np.array([1, 6])) == 2
+    assert words.code_of(np.array([1])) == words.code_of(np.array([1, 9, 9])) == 2, "the more frequent one"
+    assert words.code_of(np.array([5, 5, 5, 6, 6])) == words.code_of(np.array([5, 6])), "each word once"
 
 
 def test_a_blind_model_gets_the_baselines(records, processor):
