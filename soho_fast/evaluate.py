@@ -60,6 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
         processes = start_processes(timeout=recipe.engine.timeout_seconds)
         build_demo_corpus(recipe.corpus, processes)
         task = recipe.make_task(processes.say)
+        told = cautions(model_folder, options.accept_changes)
         model = load_for_evaluation(task, model_folder, processes.device, options.prepare)
         split = options.split or task.default_split
         prepared = model.prepared["precision"] if options.prepare and model.prepared else None
@@ -67,7 +68,7 @@ def main(arguments: list[str] | None = None) -> int:
         folder = Path(options.into or Path(options.run or f"runs/{recipe.name}") / "evaluation" / own)
         what = f"{task.name}, split {split}, checkpoint {called} ({model_folder})"
         how = f", prepared in {prepared}" if prepared else ""
-        for line in (f"{what}{how}, {processes.world} process(es)", *cautions(model_folder)):
+        for line in (f"{what}{how}, {processes.world} process(es)", *told):
             processes.say(line)
         with only_user(folder, processes, processes.say):
             progress, of_folder = ProgressLines(processes.say, "evaluation"), Path(model_folder)
@@ -118,6 +119,7 @@ def _parser() -> Parser:
     parser.add_argument(
         "--into", help="Folder for the results (default: evaluation/<split>-<checkpoint>[-<precision>] of the run)."
     )
+    parser.take_changes()
     return parser
 
 

@@ -99,6 +99,7 @@ def _run(arguments: list[str]) -> int:
             is_there = Path(options[name]).exists()
             reason = "it is no regular file" if is_there else no_such_path(options[name])
             raise UserError(f"{name}: {options[name]} can't be read ({reason})")
+    told = cautions(model_folder(folder), options.pop("accept_changes", False))
     quiet_transformers()
     with from_extra("train"):
         from soho_fast.ask.labels import image_paths, label_images, say_unknown
@@ -126,7 +127,7 @@ def _run(arguments: list[str]) -> int:
             for row in [] if as_json else found:
                 *named, score = row.values()
                 print_line(f"{100 * score:5.1f} %  {named[0]}")
-    for line in cautions(model_folder(folder)):
+    for line in told:
         print_line(line, file=sys.stderr)
     return 0
 

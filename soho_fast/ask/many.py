@@ -32,6 +32,7 @@ from soho_fast.common.checksums import folder_digest
 from soho_fast.common.errors import CorruptImageError, UserError, print_line
 from soho_fast.common.files import read_json, write_atomically
 from soho_fast.common.hub import no_such_path
+from soho_fast.common.import_path import own_code
 from soho_fast.common.progress import ProgressLines
 from soho_fast.common.versions import in_words, program
 from soho_fast.common.workers import loaded_ahead
@@ -91,6 +92,7 @@ def ask_many(
         "batch_size": batch_size,
         "precision": precision,
         "compile": compile,
+        "code": own_code(),
         "program": program(),
     }
     with _open_locked(results) as file:
@@ -98,7 +100,8 @@ def ask_many(
         if done:
             say(f"{results}: {done:,} of {len(lines):,} lines are there")
         if not before or not before.items() <= program().items():
-            say(f"{results}: its first {done:,} lines were answered by another version, {in_words(before)}")
+            others = {name: value for name, value in before.items() if program().get(name) != value}
+            say(f"{results}: its first {done:,} lines were answered by another version, {in_words(others)}")
         answers = _answers(soho, asked, found, done, top_k, batch_size, workers)
         progress = ProgressLines(say, "answered")
         try:

@@ -108,6 +108,13 @@ def _check_json_object(path: Path) -> None:
         raise ValueError(f"{path} is damaged: expected a JSON object, got {content!r:.60}; copy it again")
 
 
+def digest_of_files(place: Path, pattern: str = "*") -> str:
+    """A short digest of a file, or of the files below a folder, wherever it lies; empty if none matches."""
+    files = [place] if place.is_file() else sorted(place.rglob(pattern))
+    sums = "".join(f"{path.relative_to(place)}\0{sha256_of(path)}" for path in files)
+    return hashlib.sha256(sums.encode()).hexdigest()[:12] if files else ""
+
+
 def sha256_of(path: Path) -> str:
     """SHA-256 of a file's content in hexadecimal."""
     with path.open("rb") as file:

@@ -31,6 +31,12 @@ class Parser(argparse.ArgumentParser):
         """Take `--import`: a model of a user's own class can be loaded only where its module is imported."""
         words = "Module of your own that the model needs, such as own_cnn; may be given several times."
         self.add_argument("--import", action=_Import, metavar="MODULE", default=argparse.SUPPRESS, help=words)
+        self.take_changes()
+
+    def take_changes(self) -> None:
+        """Take `--accept-changes`, for `cautions`."""
+        words = "Go on with own code that has changed since the model was trained."
+        self.add_argument("--accept-changes", action="store_true", help=words)
 
     def error(self, message: str) -> NoReturn:
         raise UserError(in_plain_words(message, flags_of(self)))

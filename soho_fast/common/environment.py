@@ -10,15 +10,12 @@ import platform
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from importlib.metadata import distributions
 from pathlib import Path
 
 import soho_fast
 from soho_fast.common.command_line import Parser, exit_code
 from soho_fast.common.errors import print_line
-from soho_fast.common.versions import commit
-
-PACKAGES = ("torchvision", "transformers", "deepspeed", "triton", "numpy", "pillow", "faiss-cpu")
+from soho_fast.common.versions import LIBRARIES, commit, installed
 
 
 def environment() -> dict[str, object]:
@@ -28,10 +25,9 @@ def environment() -> dict[str, object]:
     ops = import_module("soho_fast.ops")  # by name, as the commands: this package imports none of the others
     info = ops.build_info()
     gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
-    versions = {name: found.version for name in PACKAGES for found in [*distributions(name=name)][:1]}
     return {
         "python": platform.python_version(),
-        **versions,
+        **installed((*LIBRARIES, "triton", "faiss-cpu")),
         "soho_fast": f"{soho_fast.__version__} {commit()}".strip(),
         "torch": info.pop("torch"),
         "system": platform.platform(),

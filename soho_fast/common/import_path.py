@@ -5,16 +5,23 @@ in a recipe that is trusted. All else calls `load_imported`, which finds only wh
 model's folder or a checkpoint holds imports nothing.
 """
 
+import ast
 import os
 import re
 import sys
 from importlib import import_module
+from importlib.machinery import PathFinder
+from pathlib import Path
 from typing import Any
 
+from soho_fast.common.checksums import digest_of_files
 from soho_fast.common.errors import UserError
 from soho_fast.common.spelling import did_you_mean
 
 _PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
+
+# Of each module that a user named: what `_digests` gave when it was imported.
+_NAMED: dict[str, dict[str, str]] = {}
 
 
 def is_import_path(value: object) -> bool:
@@ -44,6 +51,7 @@ def import_named(name: str, what: str) -> None:
     folder = os.getcwd()
     if not sys.flags.safe_path and not {folder, ""} & set(sys.path):
         sys.path.insert(0, folder)  # A console script has its own folder there instead.
+    is_new = name not in sys.modules or name not in _NAMED
     try:
         import_module(name)
     except Exception as error:  # An import runs what it likes.
@@ -54,6 +62,51 @@ def import_named(name: str, what: str) -> None:
             ) from error
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise UserError(f"{what}: {name} cannot be imported ({reason})") from error
+    if is_new:
+        _NAMED[name] = _digests(name)
+
+
+def own_code() -> dict[str, str]:
+    """File and digest, as imported, of each module that the user named and of what these import from beside them."""
+    return {each: digest for name in sorted(_NAMED) if name in sys.modules for each, digest in _NAMED[name].items()}
+
+
+def _digests(name: str) -> dict[str, str]:
+    """Of a module and, however far, of those that it imports, wherever in it, and that lie in the same folder or below;
+    of an installed one, of its whole package."""
+    root = name.partition(".")[0]
+    place = next(iter(getattr(sys.modules[root], "__path__", [getattr(sys.modules[root], "__file__", None)])), None)
+    if place is None:  # built in
+        return {}
+    folder = Path(place).parent
+    if folder.name in ("site-packages", "dist-packages") or folder == Path(os.__file__).parent:
+        return {root: f"{Path(place).name} {digest_of_files(Path(place), '*.py')}"}
+    found: dict[str, str] = {}
+    left, seen = [name], {"soho_fast"}
+    while left:
+        name = left.pop()
+        above, _, last = name.rpartition(".")
+        if name in seen or name.startswith("soho_fast."):
+            continue
+        seen.add(name)
+        spec = PathFinder.find_spec(last, [str(folder.joinpath(*above.split(".")))])
+        left += [above] if above else []
+        if spec is None or spec.origin is None:  # not beside it, or a folder without __init__.py
+            continue
+        file = Path(spec.origin)
+        found[name] = f"{file.relative_to(folder)} {digest_of_files(file)}"
+        package = (name if spec.submodule_search_locations else above).split(".")
+        try:
+            tree = ast.parse(file.read_bytes() if file.suffix == ".py" else b"")
+        except (SyntaxError, ValueError):  # of a file whose import is never come to
+            continue
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import):
+                left += [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                base = [*package[: len(package) + 1 - node.level] * bool(node.level), *filter(None, [node.module])]
+                left += [".".join(base), *(".".join([*base, alias.name]) for alias in node.names)]
+    return found
 
 
 def load_imported(path: str, what: str, base: type | None = None) -> Any:

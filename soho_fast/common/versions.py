@@ -3,43 +3,59 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 import os
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
 import soho_fast
+from soho_fast.common.checksums import digest_of_files
+from soho_fast.common.errors import UserError
 from soho_fast.common.files import read_json
+from soho_fast.common.import_path import own_code
 
 RUN_OF = "run.json"
 """In a model's folder: `step`, `identity` (the digest of what it was trained with) and `program`."""
+LIBRARIES = (
+    "torch", "torchvision", "pillow", "pillow-heif", "transformers", "tokenizers", "numpy", "timm", "deepspeed",
+)  # fmt: skip
+"""Those that decide on what tokens, pixels and steps are."""
+
+CODE = "code."
+"""How the names of a user's own modules begin in `program`."""
+
+
+def program() -> dict[str, str]:
+    """All that computes: versions of this package and of `LIBRARIES`, the commit where the package lies in its
+    repository, digests of its sources and of its compiled ops, which tell what no version and no commit does, and those
+    of a user's own modules."""
+    return _installed_program() | {f"{CODE}{name}": digest for name, digest in own_code().items()}
 
 
 @functools.cache
-def program() -> dict[str, str]:
-    """Versions of this package and of torch, the commit where the package lies in its repository, and digests of its
-    sources and of its compiled ops, which tell what no version and no commit does."""
-    import torch
-
+def _installed_program() -> dict[str, str]:
+    here = Path(soho_fast.__file__).parent
     return {
         "soho_fast": soho_fast.__version__,
-        "torch": str(torch.__version__),
+        **installed(LIBRARIES),
         "commit": commit(),
-        "sources": _digest_of_files("*.py"),
-        "compiled ops": _digest_of_files("_C*.so"),
+        "sources": digest_of_files(here, "*.py"),
+        "compiled ops": digest_of_files(here, "_C*.so"),
     }
 
 
-def _digest_of_files(pattern: str) -> str:
-    """A digest of files of this package, whatever folder it lies in; empty if no file matches."""
-    here, digest = Path(soho_fast.__file__).parent, hashlib.sha256()
-    files = sorted(here.rglob(pattern))
-    for path in files:
-        digest.update(f"{path.relative_to(here)}\0".encode() + hashlib.sha256(path.read_bytes()).digest())
-    return digest.hexdigest()[:12] if files else ""
+def installed(libraries: Iterable[str]) -> dict[str, str]:
+    """The versions of those that are there."""
+    return {name: found.version for name in libraries for found in [*distributions(name=name)][:1]}
+
+
+def is_told(name: str, before: Any, now: Any) -> bool:
+    """Whether a difference of `program` is a line: not of own code, nor of a library but in its patch level."""
+    both = name in LIBRARIES and before and now
+    return not name.startswith(CODE) and not (both and before.split(".")[:2] != now.split(".")[:2])
 
 
 def in_words(program: Mapping[str, str]) -> str:
@@ -78,11 +94,26 @@ def read_run_of(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
         return None
 
 
-def cautions(folder: str | os.PathLike[str]) -> list[str]:
-    """Lines about a model whose folder lies in its run's: the run has gone on since, or ended no better than chance."""
+def cautions(folder: str | os.PathLike[str], accept_changes: bool = False) -> list[str]:
+    """Lines about a run's model: it was trained with other libraries or, where that is accepted, with own code that was
+    another; and, where its folder lies in its run's: the run has gone on since, or ended no better than chance.
+
+    Raises:
+        UserError: it was trained with own code that was another.
+    """
     about, run = read_run_of(folder), Path(folder).resolve().parent
-    if about is None or not (run / "recipe.yaml").is_file():
+    if about is None:
         return []
+    before, now = about.get("program"), program()
+    before = before if isinstance(before, dict) else {}
+    differ = [name for name in before if now.get(name, before[name]) != before[name]]
+    told = {name: f"{name} {before[name]}, here {now[name]}" for name in differ}
+    if code := "; ".join(told[name] for name in differ if name.startswith(CODE) and not accept_changes):
+        raise UserError(f"{folder} was trained with {code}: bring that code back, or give --accept-changes")
+    others = "; ".join(told[name] for name in differ if name in LIBRARIES or name.startswith(CODE))
+    lines = [f"{folder} was trained with {others}"] * bool(others)
+    if not (run / "recipe.yaml").is_file():
+        return lines
     try:
         ended = dict(read_json(run / "metrics.json"))
     except (OSError, ValueError, TypeError):
@@ -92,5 +123,5 @@ def cautions(folder: str | os.PathLike[str]) -> list[str]:
     last = max([int(step) for step in saved if step.isdecimal()], default=0)
     # That a run has newer steps than the best one, which it ended with, is no news.
     has_gone_on = last > about["step"] and not (isinstance(best, dict) and best.get("step") == about["step"])
-    lines = [f"{folder} is of step {about['step']:,}; its run has gone on to step {last:,}"] * has_gone_on
+    lines += [f"{folder} is of step {about['step']:,}; its run has gone on to step {last:,}"] * has_gone_on
     return lines + [f"{run}: {at_chance}"] * bool(isinstance(at_chance, str) and at_chance)

@@ -14,7 +14,7 @@ from soho_fast.common.errors import UserError, print_line
 from soho_fast.common.files import read_json
 from soho_fast.common.import_path import is_import_path
 from soho_fast.common.processes import Processes
-from soho_fast.common.versions import program
+from soho_fast.common.versions import is_told, program
 from soho_fast.engine.changes import (
     OF_A_RANK,
     SHARDING,
@@ -177,7 +177,8 @@ class ResumePoint:
     def _compare(self, now: Mapping[str, Any]) -> None:
         changes = changes_between(self._before, now)
         self.resharded = [change for change in changes if change.name in SHARDING]
-        self.versions = [change for change in changes if change.name.startswith(_PROGRAM)]
+        of_program = [change for change in changes if change.name.startswith(_PROGRAM)]
+        self.versions = [c for c in of_program if is_told(c.name.removeprefix(_PROGRAM), c.before, c.now)]
         self.changes = [change for change in changes if change not in (*self.resharded, *self.versions)]
         allowed, fixed = self.settings.resume == "changed", self.task.identity.fixed
         refuse_changes(str(self.checkpoint), self.progress.step, self.changes, fixed, allowed=allowed)

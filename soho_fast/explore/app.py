@@ -76,12 +76,13 @@ class About:
     examples: Sequence[Example] = ()
 
 
-def serve_model(run: str, port: int | None = None) -> None:
+def serve_model(run: str, port: int | None = None, accept_changes: bool = False) -> None:
     """Show a model in the browser until Ctrl-C.
 
     Args:
         run: Folder of a run or of a model, or a name on the hub.
         port: The first free one from 7860 on if not given.
+        accept_changes: Whether own code may be another than the model was trained with.
 
     Raises:
         FileNotFoundError, ValueError: it is no model that can be used.
@@ -91,8 +92,9 @@ def serve_model(run: str, port: int | None = None) -> None:
     with from_extra("train"):
         from soho_fast.explore.attention import SeeingPipeline
 
+    told = cautions(model_folder(run), accept_changes)
     soho = SeeingPipeline.from_pretrained(run)
-    for line in cautions(model_folder(run)):
+    for line in told:
         print_line(line, file=sys.stderr)
     with tempfile.TemporaryDirectory() as folder:
         title = f"{Path(run).resolve().name}: {MODELS[type(soho.model).__name__][0]}"

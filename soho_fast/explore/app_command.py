@@ -27,7 +27,7 @@ def _run(arguments: list[str]) -> int:
     with from_extra("app"):
         from soho_fast.explore.app import serve_model
 
-    serve_model(options.run, options.port)
+    serve_model(options.run, options.port, options.accept_changes)
     return 0
 
 

@@ -21,7 +21,7 @@ from soho_fast.common.versions import cautions, read_run_of
 from soho_fast.explore.bundle import FOLDER
 
 TAKES_FIELDS = True
-_FLAGS = ("--recipe", "--checkpoint", "--split", "--images", "--into", "--title", "--licence")
+_FLAGS = ("--accept-changes", "--recipe", "--checkpoint", "--split", "--images", "--into", "--title", "--licence")
 
 
 def add_data_arguments(parser: Parser) -> None:
@@ -33,6 +33,7 @@ def add_data_arguments(parser: Parser) -> None:
     parser.add_argument("--checkpoint", choices=list(RUN_MODELS), help="Model of the run (default: best, else last).")
     parser.add_argument("--split", nargs="+", default=[], help="Of the recipe: training, heldout (default: all).")
     parser.add_argument("--images", type=int, default=0, help="Maximum number of images, evenly spaced (default: all).")
+    parser.take_changes()
 
 
 def add_arguments(parser: Parser) -> None:
@@ -113,7 +114,7 @@ def run(options: argparse.Namespace) -> int:
     folder = Path(options.into) if options.into else default_folder(options.model)
     check_folder(folder)
     opened = open_model(options, print_line)
-    for line in cautions(opened.folder):
+    for line in cautions(opened.folder, options.accept_changes):
         print_line(line)
     title = options.title or f"What the codes of {opened.run.name if opened.run else Path(opened.folder).name} mean"
     source = opened.source(title, print_line)

@@ -51,7 +51,7 @@ def _run(arguments: list[str]) -> int:
         from soho_fast.export.package import export_model
 
         quiet_transformers()
-    export_model(options.model, output, onnx=options.onnx)
+    export_model(options.model, output, onnx=options.onnx, accept_changes=options.accept_changes)
     return 0
 
 

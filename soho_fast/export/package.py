@@ -32,7 +32,12 @@ _MOST_ROWS, _MOST_TOKENS = 1 << 16, 1 << 14
 
 
 def export_model(
-    folder: str | os.PathLike[str], output: Path, *, onnx: bool = False, say: Callable[[str], None] = print_line
+    folder: str | os.PathLike[str],
+    output: Path,
+    *,
+    onnx: bool = False,
+    accept_changes: bool = False,
+    say: Callable[[str], None] = print_line,
 ) -> None:
     """Write both stages of a model, in float32, into a folder that is made when all is there.
 
@@ -40,19 +45,21 @@ def export_model(
         folder: As of `SohoPipeline.from_pretrained`.
         output: The folder, which is not there yet.
         onnx: Graphs for ONNX, `encode.onnx` and `read.onnx`, in place of torch.export's, `encode.pt2` and `read.pt2`.
+        accept_changes: Whether own code may be another than the model was trained with.
         say: Called with each line of progress.
 
     Raises:
         ImportError: onnx or onnxscript is not installed, and asked for.
         ValueError, OSError: the model can't be loaded, can't be exported, or the folder can't be written.
     """
+    told = cautions(model_folder(folder), accept_changes)
     model, processor = load_model(folder)
     if model.config.official is not None:
         raise UserError(
             f"{folder}: official is {model.config.official!r}; expected none: only SOHO of the paper is exported"
         )
     question = SohoPipeline(model, processor).action
-    for line in cautions(model_folder(folder)):
+    for line in told:
         say(line)
     about = {**_about(model, processor, question), "run": read_run_of(model_folder(folder))}
     with scratch_beside(output) as scratch:

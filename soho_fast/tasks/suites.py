@@ -38,6 +38,7 @@ with from_extra("train"):
     from soho_fast.common.errors import UserError, print_line
     from soho_fast.common.files import write_atomically
     from soho_fast.common.hub import check_name, model_folder, no_such_path
+    from soho_fast.common.versions import cautions
     from soho_fast.data.readers.records import (
         AnyPath,
         Format,
@@ -221,6 +222,9 @@ def _run(arguments: list[str]) -> int:
         records += read_suite(options.suite, path, options.images, missing_images=missing, report=report)
         for line in report.lines():
             say(line)
+    folder = os.fspath(model_folder(options.model))
+    for line in cautions(folder, options.accept_changes):
+        say(line)
     quiet_transformers()
     with from_extra("train"):
         import torch
@@ -235,7 +239,7 @@ def _run(arguments: list[str]) -> int:
     task.image_batch = options.batch_size
     task.workers = options.workers
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = load_for_evaluation(task, os.fspath(model_folder(options.model)), device)
+    model = load_for_evaluation(task, folder, device)
     scores_NIT = score_suite(task, model, records, say)
     metrics = suite_metrics(options.suite, scores_NIT, [record.group for record in records])
     if options.results:

@@ -10,6 +10,7 @@ from torch import nn
 
 from soho_fast.common.hub import loading_options
 from soho_fast.common.import_path import load_imported
+from soho_fast.common.versions import cautions
 from soho_fast.data.processor import SohoProcessor
 from soho_fast.model import SohoConfig, SohoPreTrainedModel
 from soho_fast.model.added_losses import add_losses
@@ -57,6 +58,8 @@ class WeighingTask(LearningTask):
         Args:
             device: Where it will be put: it gets what makes training faster there. None leaves it as it is.
         """
+        for line in cautions(self.model.pretrained, accept_changes=True) if self.model.pretrained else ():
+            self._say(line)
         model = self.new_model()
         self.check_backbone(model)
         add_losses(model, self.added_losses(), {name: each.weight for name, each in self.model.losses.items()})

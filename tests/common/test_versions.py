@@ -5,6 +5,7 @@ import json
 import pytest
 
 import soho_fast
+from soho_fast.common import versions
 from soho_fast.common.versions import RUN_OF, cautions, program, read_run_of, write_run_of
 
 
@@ -33,12 +34,12 @@ def test_an_edit_is_another_program_and_so_is_one_without_its_compiled_ops(tmp_p
         ("_C.cpython-311.so", "e"),
     ):  # fmt: skip
         (package / name).write_text(content)
-        seen.append(program.__wrapped__())
+        seen.append(versions._installed_program.__wrapped__())
     digests = [(each["sources"], each["compiled ops"]) for each in seen]
     assert len(set(digests)) == 5 and digests[2][1] == "" and digests[2][0] == digests[3][0] and not seen[0]["commit"]
     (package / "_C.cpython-311.so").unlink()
     (package / "notes.txt").write_text("nothing of it")
-    assert program.__wrapped__() == seen[2]
+    assert versions._installed_program.__wrapped__() == seen[2]
 
 
 def test_a_model_whose_run_went_on_says_so(best):
@@ -70,6 +71,28 @@ def test_what_is_not_known_is_not_said(best, content):
     assert read_run_of("owner/name") is None and cautions("owner/name") == []
     (best.parent / "metrics.json").write_text(content)
     assert cautions(best) == []
+
+
+def test_other_libraries_are_told(best, monkeypatch):
+    now = {**program(), "pillow": "12.3.0", "commit": "a"}
+    monkeypatch.setattr(versions, "program", lambda: now)
+    write_run_of(best, 6, "0123456789abcdef")
+    assert cautions(best) == []
+    now |= {"pillow": "12.4.1", "commit": "b"}
+    assert cautions(best) == [f"{best} was trained with pillow 12.3.0, here 12.4.1"]
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "now", "told"),
+    [
+        ("pillow", "12.3.0", "12.3.1", True), ("torch", "2.8.0+cpu", "2.8.0+cu128", True),
+        ("pillow", "12.3.0", "12.4.0", False), ("numpy", "1.26.4", "2.0.0", False), ("timm", None, "1.0.2", True),
+        ("soho_fast", "0.1.0", "0.2.0", True), ("code.own", "own.py 0", "own.py 1", False),
+        ("code.own", None, "own.py 1", False),
+    ],
+)  # fmt: skip
+def test_which_differences_of_a_program_are_told_only(name, before, now, told):
+    assert versions.is_told(name, before, now) == told
 
 
 def test_a_folder_beside_is_no_run(best):

@@ -66,7 +66,7 @@ def test_so_are_other_sources_of_the_same_version(launch, small_recipe, tmp_path
         "import os, runpy\n"
         "from soho_fast.common import versions\n"
         "if os.environ['RANK'] == '1':\n"
-        "    versions._digest_of_files = lambda pattern: 'others' * (pattern == '*.py')\n"
+        "    versions.digest_of_files = lambda folder, pattern: 'others' * (pattern == '*.py')\n"
         f"runpy.run_path({str(SCRIPT)!r}, run_name='__main__')\n"
     )
     assert "rank 1 has sources others, not " in refused(launch, small_recipe, script=script)

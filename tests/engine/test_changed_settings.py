@@ -1,6 +1,7 @@
 """Settings are what was trained: a change is listed and refused, or recorded; what is finished is left as it is."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 import yaml
 from run_files import events, records
 
+from soho_fast import train
 from soho_fast.common.versions import read_run_of
 from soho_fast.engine import checkpoint
 from soho_fast.engine.changes import all_fields, changes_between, digest_of, settings_identity
@@ -140,19 +142,23 @@ def test_changed_data_are_told_and_an_unfinished_end_is_made_up_for(again, small
 
 
 def test_another_version_goes_on_and_says_so(launch, request_for):
-    """What a run was begun with is no reason to refuse it, but whoever compares its figures has to know."""
+    """A patch level is no reason to refuse it, but whoever compares its figures has to know; more is a change."""
     half = request_for("run", task={"kill_at": 6}, checkpoint={"every_steps": 4}, max_steps=8)
     assert launch(half).code < 0
     path = Path(half["output"]) / "checkpoints/step-00000004/checkpoint.json"
     manifest = json.loads(path.read_text())
     del manifest["sha256"]
     now = manifest["identity"]["program.torch"]
-    manifest["identity"]["program.torch"] = "1.0"
-    path.write_text(json.dumps({**manifest, "sha256": checkpoint._digest(manifest)}))
-    done = launch({**half, "task": {}})
+    patch = ".".join([*now.split(".")[:2], "99"])
+    for before in ("1.0", patch):
+        manifest["identity"]["program.torch"] = before
+        path.write_text(json.dumps({**manifest, "sha256": checkpoint._digest(manifest)}))
+        done = launch({**half, "task": {}})
+        if before != patch:
+            assert done.code == 2 and f"program.torch: trained with 1.0, now {now}" in done.text, done.text
     assert done.code == 0, done.text
-    assert f"another version: program.torch 1.0 -> {now}" in done.text.splitlines()
-    assert (4, f"another version: program.torch 1.0 -> {now}") in events(half)
+    assert f"another version: program.torch {patch} -> {now}" in done.text.splitlines()
+    assert (4, f"another version: program.torch {patch} -> {now}") in events(half)
     about = read_run_of(Path(half["output"]) / "model")
     last = json.loads((path.parents[1] / "step-00000008/checkpoint.json").read_text())
     assert (about["step"], about["identity"]) == (8, digest_of(last["identity"])), "a model says what it is of"
@@ -232,3 +238,53 @@ def test_what_is_not_compared_is_this_and_no_more(recipe):
         "data.tokenizer", "data.missing_images", "model.pretrained",
         "model.text_encoder", "model.backbone",
     }  # fmt: skip
+
+
+OWN_LOSS = """
+import torch
+from torch import nn
+
+
+class Mean(nn.Module):
+    def forward(self, outputs, batch):
+        import own_factor
+
+        return own_factor.FACTOR * torch.zeros(())
+"""
+
+
+def in_folder(folder: Path) -> Path:
+    """A script that trains in another folder, of each rank its own where it has one."""
+    script = folder / "trains.py"
+    script.write_text(
+        "import os, runpy\n"
+        f"folder = {str(folder)!r} + '/of_rank_' + os.environ['RANK']\n"
+        "os.chdir(folder if os.path.isdir(folder) else os.path.dirname(folder))\n"
+        f"runpy.run_path({train.__file__!r}, run_name='__main__')\n"
+    )
+    return script
+
+
+def test_own_code_is_of_the_run_with_what_it_imports_beside_it(launch, small_recipe, tmp_path):
+    (tmp_path / "own_loss.py").write_text(OWN_LOSS)
+    (tmp_path / "own_factor.py").write_text("FACTOR = 1\n")
+    losses = json.dumps({"own": {"path": "own_loss:Mean"}})
+    command = ["--recipe", str(small_recipe), "--model.losses", losses]
+    script = in_folder(tmp_path)
+    assert launch(script=script, arguments=command).code == 0
+    about = read_run_of(tmp_path / "run/model")
+    assert about["program"].keys() >= {"code.own_loss", "code.own_factor", "pillow", "tokenizers", "torchvision"}
+    longer = [*command, "--max_steps", "4"]
+    (tmp_path / "own_factor.py").write_text("FACTOR = 2\n")
+    done = launch(script=script, arguments=command)
+    assert done.code == 2, done.text
+    pattern = r"program\.code\.own_factor: trained with own_factor\.py \w{12}, now own_factor\.py \w{12}\."
+    assert re.search(pattern, error_of(done.text)) and "own_loss" not in error_of(done.text), done.text
+    done = launch(script=script, arguments=[*longer, "--resume", "changed"])
+    assert done.code == 0 and "settings changed: max_steps 3 -> 4, program.code.own_factor own_factor.py " in done.text
+
+    (tmp_path / "of_rank_1").mkdir()
+    (tmp_path / "of_rank_1/own_loss.py").write_text(OWN_LOSS)
+    (tmp_path / "of_rank_1/own_factor.py").write_text("FACTOR = 3\n")
+    done = launch(script=script, arguments=[*command, "--output", str(tmp_path / "two")], processes=2)
+    assert done.code == 2 and "rank 1 has code.own_factor own_factor.py " in error_of(done.text), done.text

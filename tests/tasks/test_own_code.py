@@ -2,11 +2,15 @@
 
 import json
 import sys
+from importlib import import_module
+from pathlib import Path
 
 import pytest
 import yaml
 
 from soho_fast.common.errors import UserError
+from soho_fast.common.import_path import own_code
+from soho_fast.common.versions import write_run_of
 from soho_fast.tasks.recipe import load_recipe, write_recipe
 
 TASK = '''
@@ -151,3 +155,59 @@ def test_a_wrong_loss_is_one_line(folder, settings, message):
     with pytest.raises(ValueError) as error:  # the message is looked at
         _with_loss(**settings).added_losses()
     assert message in str(error.value) and "\n" not in str(error.value)
+
+
+PARTS = {
+    "task": "own_code:OwnTask", "model.config.dictionary": "own_code:Bare", "model.config.backbone": "own_code:Bare",
+    "model.losses": '{"own": {"path": "own_code:OwnLoss"}}', "optim.rule": "own_code:Bare",
+    "optim.backbone_rule": "own_code:Bare",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("field", PARTS)
+def test_code_that_a_recipe_names_is_known_with_what_it_imports(folder, field):
+    """In a package, by another name, relative, within a function, in a folder without __init__.py; no library."""
+    (folder / "parts/deep").mkdir(parents=True)
+    (folder / "parts/__init__.py").write_text("from .deep import below\n")
+    (folder / "parts/deep/below.py").write_text("from .. import beside as other\nimport json, soho_fast\n")
+    (folder / "parts/beside.py").write_text("")
+    (folder / "lazy.py").write_text("def broken(\n")
+    (folder / "unused.py").write_text("")
+    (folder / "own_code.py").write_text(f"import parts\n\n\ndef late():\n    import lazy\n{TASK}")
+    load_recipe(["--recipe", "plain.yaml", f"--{field}", PARTS[field]])
+    found = own_code()
+    files = ("own_code.py", "lazy.py", "parts/__init__.py", "parts/beside.py", "parts/deep/below.py")
+    for file in files:
+        name = file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+        assert found.pop(name).startswith(f"{file} "), file
+    assert not found.keys() & {"unused", "soho_fast", "parts.deep", "json", "dataclasses", "torch"}
+
+
+READERS = {
+    "ask": (["answer", "model", "image.jpg", "what?"], "ask.__main__"),
+    "app": (["model"], "explore.app_command"),
+    "export": (["model", "exported"], "export.__main__"),
+    "suite": (["winoground", "model", "empty.jsonl", "--images", "."], "tasks.suites"),
+    "evaluate": (["--recipe", "named.yaml", "--checkpoint", "./model", "--trust-file"], "evaluate"),
+    "explore": (["build", "model", "--recipe", "named.yaml", "--trust-file"], "explore.__main__"),
+}
+
+
+@pytest.mark.parametrize("command", READERS)
+def test_each_command_that_reads_a_model_refuses_other_code(folder, command, capsys, monkeypatch):
+    monkeypatch.setattr("soho_fast.tasks.suites.read_suite", lambda *_, **__: [])
+    (folder / "model").mkdir()
+    (folder / "model/config.json").write_text("{}")
+    Path("image.jpg").touch()
+    load_recipe(["--recipe", "plain.yaml", "--task", "own_code:OwnTask"])
+    write_run_of(folder / "model", 4, "0123456789abcdef")
+    before = own_code()["own_code"]
+    del sys.modules["own_code"]
+    (folder / "own_code.py").write_text(f"{TASK}\n")
+    arguments, home = READERS[command]
+    arguments = [*arguments, *([] if "--trust-file" in arguments else ["--import", "own_code"])]
+    main = import_module(f"soho_fast.{home}").main
+    assert main(arguments) == 2
+    told = f"was trained with code.own_code {before}, here {own_code()['own_code']}"
+    assert f"{told}: bring that code back, or give --accept-changes" in capsys.readouterr().err
+    assert main([*arguments, "--accept-changes"]) == 2 and "model_type: expected 'soho'" in capsys.readouterr().err
