@@ -1,8 +1,9 @@
 """A user's own classes and functions by import path: `my.module:Name`, as jsonargparse and entry points write it.
 
 The current folder is searched first, as by `python -m`. Code is imported where a user names it: on the command line, or
-in a recipe that is trusted. All else calls `load_imported`, which finds only what is imported already: a path that a
-model's folder or a checkpoint holds imports nothing.
+in a recipe that is trusted. All else calls `load_imported`, which finds only what was named so, torch's optimisers, and
+modules that are no library's and that Python code has imported: a path that a model's folder or a checkpoint holds
+imports nothing.
 """
 
 import ast
@@ -22,6 +23,10 @@ _PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 
 # Of each module that a user named: what `_digests` gave when it was imported.
 _NAMED: dict[str, dict[str, str]] = {}
+# The modules and import paths by a user's word; those of the modules that are gone do not count.
+_TRUSTED: set[str] = set()
+OPTIMISERS = "torch.optim:"
+"""How the import paths begin that a file may name without a user's word."""
 
 
 def is_import_path(value: object) -> bool:
@@ -42,12 +47,24 @@ def load(path: str, what: str, base: type | None = None) -> Any:
     """
     if not is_import_path(path):
         raise UserError(f"{what}: expected an import path as my.module:Name, got {path!r}")
-    import_named(path.partition(":")[0], what)
+    _import(path.partition(":")[0], what)
+    _TRUSTED.add(path)
     return load_imported(path, what, base)
 
 
 def import_named(name: str, what: str) -> None:
     """Import a module that the user names; the current folder is searched first. Raises UserError, as `load`."""
+    _import(name, what)
+    _TRUSTED.add(name)
+
+
+def is_trusted(path: str) -> bool:
+    """Whether a user has named this import path, or its whole module."""
+    name = path.partition(":")[0]
+    return name in sys.modules and not _TRUSTED.isdisjoint({path, name})
+
+
+def _import(name: str, what: str) -> None:
     folder = os.getcwd()
     if not sys.flags.safe_path and not {folder, ""} & set(sys.path):
         sys.path.insert(0, folder)  # A console script has its own folder there instead.
@@ -74,13 +91,12 @@ def own_code() -> dict[str, str]:
 def _digests(name: str) -> dict[str, str]:
     """Of a module and, however far, of those that it imports, wherever in it, and that lie in the same folder or below;
     of an installed one, of its whole package."""
-    root = name.partition(".")[0]
-    place = next(iter(getattr(sys.modules[root], "__path__", [getattr(sys.modules[root], "__file__", None)])), None)
-    if place is None:  # built in
+    place, is_installed = _place_of(name)
+    if place is None:
         return {}
-    folder = Path(place).parent
-    if folder.name in ("site-packages", "dist-packages") or folder == Path(os.__file__).parent:
-        return {root: f"{Path(place).name} {digest_of_files(Path(place), '*.py')}"}
+    if is_installed:
+        return {name.partition(".")[0]: f"{place.name} {digest_of_files(place, '*.py')}"}
+    folder = place.parent
     found: dict[str, str] = {}
     left, seen = [name], {"soho_fast"}
     while left:
@@ -109,18 +125,33 @@ def _digests(name: str) -> dict[str, str]:
     return found
 
 
+def _place_of(name: str) -> tuple[Path | None, bool]:
+    """The file or folder of the package in which a module is, None of one without; and whether it is of a library."""
+    root = name.partition(".")[0]
+    top = sys.modules[root]
+    place = next(iter(getattr(top, "__path__", [getattr(top, "__file__", None)])), None)
+    if place is None:
+        return None, root in sys.stdlib_module_names
+    folder = Path(place).parent
+    stdlib = Path(os.__file__).parent
+    is_library = folder.name in ("site-packages", "dist-packages") or folder in (stdlib, stdlib / "lib-dynload")
+    return Path(place), is_library or root == "soho_fast"
+
+
 def load_imported(path: str, what: str, base: type | None = None) -> Any:
     """As `load`, of a module that is imported already: for a path that a file holds which may be another's.
 
     Raises:
-        UserError: also where the module is not imported.
+        UserError: also where the module is not imported, or is a library's that no user has named.
     """
     name, _, attribute = path.partition(":")
     module = sys.modules.get(name)
-    if module is None:
+    allowed = is_trusted(path) or path.startswith(OPTIMISERS)
+    if module is None or not (allowed or not _place_of(name)[1]):
         raise UserError(
             f"{what}: {path} is code that a file names, which alone may not have it imported; import {name} before, "
-            f"as by --import, give --trust-file where a recipe names it, or name {path} on a training's command line"
+            "as by --import (in Python, a library's by import_named of this module), give --trust-file where a recipe "
+            f"names it, or name {path} on a training's command line"
         )
     found = getattr(module, attribute, None)
     if found is None:

@@ -52,6 +52,8 @@ _NOT_NEGATIVE = (
     "mvm_weight", "bag_of_words_weight", "contrastive_weight", "code_reset_threshold", "initializer_range",
     "layer_norm_eps",
 )  # fmt: skip
+# Of all its matrices: within those above, a model of a few lines takes terabytes.
+_MOST_PARAMETERS = 10_000_000_000
 _LIMITS: dict[str, tuple[float, float]] = {
     **dict.fromkeys(_SIZES, (1, 10_000_000)),
     **dict.fromkeys(("visual_pool", "num_hidden_layers"), (1, 1000)),
@@ -128,6 +130,11 @@ class SohoConfig(ModelValues, PreTrainedConfig):
                 limits = f"at least {least}" if most == math.inf else f"{least} to {most:,}"
                 raise ValueError(f"{name}: expected {limits}, got {value}")
         self._check_stages()
+        rows = self.vocab_size + self.max_position_embeddings + self.num_codes * self.num_levels
+        rows += self.num_hidden_layers * (4 * self.hidden_size + 2 * self.intermediate_size)
+        if rows * self.hidden_size > _MOST_PARAMETERS:
+            got = f"{rows * self.hidden_size:,} with the other sizes"
+            raise ValueError(f"hidden_size: expected at most {_MOST_PARAMETERS:,} parameters, got {got}")
         official, several = self.official is not None, self.num_levels > 1
         words = self.dictionary == "words"
         heads, pad = self.num_attention_heads, self.pad_token_id or 0

@@ -16,7 +16,6 @@ import importlib.util
 import json
 import math
 import re
-import sys
 from argparse import ArgumentError
 from collections.abc import Callable, Iterator, Sequence
 from copy import copy
@@ -35,7 +34,7 @@ with from_extra("train"):
     from soho_fast.common.command_line import Parser, as_text, flags_of, in_plain_words
     from soho_fast.common.errors import UserError
     from soho_fast.common.hub import check_name, no_such_path
-    from soho_fast.common.import_path import is_import_path, load
+    from soho_fast.common.import_path import OPTIMISERS, is_import_path, is_trusted, load
     from soho_fast.common.spelling import did_you_mean
     from soho_fast.engine.settings import TrainSettings
     from soho_fast.tasks import TASKS, find_task
@@ -43,7 +42,6 @@ with from_extra("train"):
     from soho_fast.tasks.recipe_help import help_text
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
-_TRUSTING = r"--trust[-_]file$"
 # Fields that may name code by import path.
 _CODE = ("task", "model.config.*", "model.losses.*.path", "optim.*rule")
 ANNOTATION_FILES = ("annotations", "questions", "exclude_held_out_of")
@@ -64,6 +62,7 @@ class Recipe(TrainSettings):
     data_roots: dict[str, str] = field(default_factory=dict)
     corpus: str = ""
     name = ""  # That of its file; no field, since it follows from where the file lies.
+    trackers_trusted = False  # Whether the command line gives `log.trackers`, or trusts the file; no field either.
     if TYPE_CHECKING:  # `task`, `data` and `model`, which `recipe_type` adds
 
         def __getattr__(self, name: str) -> Any: ...
@@ -130,7 +129,7 @@ def load_recipe(
     """
     recipe = with_data_roots(read_recipe(arguments, flags))
     if with_files:
-        _refuse_foreign_code(dataclasses.asdict(recipe), recipe.name, as_text(arguments))
+        _refuse_foreign_code(dataclasses.asdict(recipe), recipe.name, recipe.trackers_trusted)
         _check_files(recipe)
     recipe.output = recipe.output or f"runs/{recipe.name}"
     return recipe
@@ -151,17 +150,18 @@ def read_recipe(arguments: Sequence[str] | None, flags: Sequence[str] = ()) -> R
     content["task"] = given.task if is_import_path(given.task) else _task_of(content, path)
     of_task = {"task": content["task"]}
     # The task's module first: only its class says which other fields there are.
-    _import_code(of_task, as_text(arguments))
-    _refuse_foreign_code(of_task, path.stem, as_text(arguments))
+    _import_code(of_task, {"task": given.task}, given.trust_file)
+    _refuse_foreign_code(of_task, path.stem)
     kind = recipe_type(content["task"])
     check_fields(content, kind, path)
-    recipe = _parse(kind, path, fields, flags)
+    recipe, values = _parse(kind, path, fields, flags)
+    recipe.trackers_trusted = given.trust_file or "trackers" in values.get("log", {})
     if given.help is not None:
         print(help_text(recipe, given.help))
         raise SystemExit(0)
     if recipe.task != content["task"]:
         raise UserError(f"task: recipe {path} is of task {content['task']}, got {recipe.task!r}")
-    _import_code(dataclasses.asdict(recipe), as_text(arguments))
+    _import_code(dataclasses.asdict(recipe), values, given.trust_file)
     for place, value in _values(dataclasses.asdict(recipe)):
         if isinstance(value, float) and not math.isfinite(value):
             raise UserError(f"{place}: expected a finite number, got {value}")
@@ -175,8 +175,8 @@ def read_recipe(arguments: Sequence[str] | None, flags: Sequence[str] = ()) -> R
     return recipe
 
 
-def _parse(kind: type[Recipe], path: Path, fields: list[str], flags: Sequence[str]) -> Recipe:
-    """The recipe in a file, with fields of the command line put over it."""
+def _parse(kind: type[Recipe], path: Path, fields: list[str], flags: Sequence[str]) -> tuple[Recipe, dict[str, Any]]:
+    """The recipe in a file, with fields of the command line put over it; and the values of these fields."""
     assert kind.__doc__ is not None  # of all that `recipe_type` makes
     options: dict[str, Any] = {"default_config_files": [str(path)], "allow_abbrev": False, "exit_on_error": False}
     options["epilog"] = "Example: soho train --recipe own --data_roots.images my_images"
@@ -194,6 +194,7 @@ def _parse(kind: type[Recipe], path: Path, fields: list[str], flags: Sequence[st
         # Over an empty list: else jsonargparse takes what a source leaves out from that of the file in its place.
         lists = {each.partition("=")[0] for each in fields} & {"--data.sources", "--data.heldout"}
         fields = [*(f"{each}=[]" for each in sorted(lists)), *fields]
+        given = parser.parse_args(fields, defaults=False).as_dict()
         parsed = parser.instantiate(parser.parse_args(fields))
     except ArgumentError as error:
         raise UserError(f"{where}{in_plain_words(str(error), [*flags, *flags_of(parser)])}") from error
@@ -201,7 +202,7 @@ def _parse(kind: type[Recipe], path: Path, fields: list[str], flags: Sequence[st
         raise UserError(f"{where}{error}") from error
     recipe = kind(**{each.name: getattr(parsed, each.name) for each in dataclasses.fields(kind)})
     recipe.name = path.stem
-    return recipe
+    return recipe, given
 
 
 def _values(value: Any, place: str = "") -> Iterator[tuple[str, Any]]:
@@ -226,28 +227,28 @@ def _task_of(content: dict[str, Any], path: Path) -> str:
 
 
 def code_named(content: Any) -> Iterator[tuple[str, str]]:
-    """(dotted name, import path) of what a recipe's values name by import path, but for torch's own."""
+    """(dotted name, import path) of what a recipe's values name by import path, but for torch's optimisers."""
     for name, value in _values(content):
         if isinstance(value, str) and any(fnmatchcase(name, pattern) for pattern in _CODE):
             for text in dict.fromkeys(texts_in(value)):
-                if is_import_path(text) and not text.startswith("torch.optim:"):
+                if is_import_path(text) and not (text.startswith(OPTIMISERS) and name.startswith("optim.")):
                     yield name, text
 
 
-def _import_code(content: Any, arguments: Sequence[str]) -> None:
-    """Import what a recipe's values name by import path, as far as the command line names it too, or trusts the file.
-    What else needs it finds only what is imported already (`load_imported`)."""
-    trusted = any(re.match(_TRUSTING, argument) for argument in arguments)
+def _import_code(content: Any, given: Any, trust_file: bool) -> None:
+    """Import what a recipe's values name by import path, as far as those of the command line name it too, or the file
+    is trusted. What else needs it finds only what is imported already (`load_imported`)."""
+    by_user = {path for _, path in code_named(given)}
     for place, path in code_named(content):
-        if trusted or any(path in argument for argument in arguments):
+        if trust_file or path in by_user:
             load(path, place)
 
 
-def _refuse_foreign_code(content: Any, source: str, arguments: Sequence[str]) -> None:
-    """Raises UserError: the recipe's file, which may be another's, names modules that this command would import."""
-    named = [(place, path, path) for place, path in code_named(content) if path.partition(":")[0] not in sys.modules]
+def _refuse_foreign_code(content: Any, source: str, trackers_trusted: bool = False) -> None:
+    """Raises UserError: the recipe's file, which may be another's, names code that no user has named."""
+    named = [(place, path, path) for place, path in code_named(content) if not is_trusted(path)]
     trackers = ", ".join(map(str, content.get("log", {}).get("trackers", [])))
-    if trackers and not any(re.match(rf"--log\.trackers(=|$)|{_TRUSTING}", argument) for argument in arguments):
+    if trackers and not trackers_trusted:
         named.append(("log.trackers", trackers, f"'[{trackers}]'"))
     for place, what, given in named:
         raise UserError(

@@ -62,11 +62,20 @@ def test_a_mistake_is_one_line(own_module, path, base, message):
 
 
 def test_what_a_file_names_is_not_imported(own_module):
-    with pytest.raises(UserError, match="import own_parts before, as by --import, give --trust-file"):
+    with pytest.raises(UserError, match=r"import own_parts before, as by --import \(.*\), give --trust-file"):
         load_imported("own_parts:Mine", "backbone", dict)
     assert "own_parts" not in sys.modules
     load("own_parts:make", "task")
     assert load_imported("own_parts:Mine", "backbone", dict).__name__ == "Mine"
+
+
+@pytest.mark.parametrize("path", ["torch.nn:Linear", "subprocess:Popen", "soho_fast.common.lock:only_user"])
+def test_nor_taken_of_a_library_that_is_loaded(path):
+    __import__(path.partition(":")[0])
+    with pytest.raises(UserError, match=f"{path} is code that a file names"):
+        load_imported(path, "backbone")
+    assert load_imported("torch.optim:SGD", "optim.rule").__name__ == "SGD"
+    assert load_imported(f"{__name__}:own_module", "backbone"), "Python code has imported it"
 
 
 def test_which_values_are_import_paths():
@@ -77,6 +86,8 @@ def test_which_values_are_import_paths():
 def test_commands_that_load_a_model_import_what_a_user_names(own_module):
     parser = Parser(prog="soho ask")
     parser.take_modules()
-    assert vars(parser.parse_args(["--import", "own_parts"])) == {} and "own_parts" in sys.modules
+    assert (
+        vars(parser.parse_args(["--import", "own_parts"])) == {"accept_changes": False} and "own_parts" in sys.modules
+    )
     with pytest.raises(UserError, match=r"^--import: there is no module no_parts, neither in the current folder"):
         parser.parse_args(["--import", "no_parts"])

@@ -68,7 +68,7 @@ def test_an_optimiser_by_import_path_is_that_of_torch(name):
     [
         ("torch.optim:Adagrat", 0.0, "optim.rule: torch.optim has no Adagrat; did you mean Adagrad?"),
         ("torch.optim:Optimizer", 0.0, "optim.rule: torch.optim:Optimizer can't be made of tensors and a rate alone: "),
-        ("torch.nn:Linear", 0.0, "optim.rule: expected a subclass of Optimizer, torch.nn:Linear is a class of"),
+        ("torch.nn:Linear", 0.0, "optim.rule: torch.nn:Linear is code that a file names"),
         ("torch.optim:Rprop", 0.1, "optim.rule: torch.optim:Rprop has no weight decay, got 0.1; give 0"),
         ("torch.optim:LBFGS", 0.0, "optim.rule: torch.optim:LBFGS asks for the loss several times a step"),
         ("torch.optim:Muon", 0.0, "made of tensors and a rate alone: Muon only supports 2D parameters"),

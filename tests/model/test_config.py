@@ -19,6 +19,8 @@ from soho_fast.model import SohoConfig
          "hidden_size: expected a multiple of 4 .the 2-D sine position"),
         ({"hidden_size": 32, "num_attention_heads": 3}, "hidden_size: expected a multiple of num_attention_heads"),
         ({"num_codes": 0}, "num_codes: expected 1 to 10,000,000"),
+        ({"num_codes": 10**7, "hidden_size": 10**6}, "hidden_size: expected at most 10,000,000,000 parameters"),
+        ({"num_hidden_layers": 1000, "intermediate_size": 10**7}, "hidden_size: expected at most 10,000,000,000 par"),
         ({"num_codes": "many"}, "Field 'num_codes' expected int, got str"),
         ({"backbone_frozen_stages": 5}, "backbone_frozen_stages: expected 0 to 4"),
         ({"backbone": "resnet18", "backbone_stride": 16, "backbone_frozen_stages": 4},

@@ -137,7 +137,7 @@ def test_what_is_no_quantiser_is_refused(own, own_config, path, words):
         "class Bare(torch.nn.Module):\n    num_codes = num_levels = near_features = usage = age = step = 12\n"
         "    codebook_of = statistics = step_statistics = 0\n    def __init__(self, config): super().__init__()\n"
     )
-    load(path, "dictionary") if path.startswith("own") else None
+    load(path, "dictionary")
     with pytest.raises(ValueError, match=words):
         SohoForPreTraining(own_config(dictionary=path))
 

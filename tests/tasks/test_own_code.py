@@ -95,6 +95,53 @@ def test_a_recipe_alone_imports_nothing(folder):
     assert load_recipe(["--recipe", "named.yaml"]).data.sharpness == 3
 
 
+LOSING = {"task": "snli_ve", "model": {"losses": {"own": {"path": "own_code:OwnLoss"}}}}
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ["--recipe", "own_code:OwnLoss.yaml"],
+        ["--recipe", "losing.yaml", "--output", "own_code:OwnLoss"],
+        ["--recipe", "losing.yaml", "--optim.rule", "own_code:OwnLossy"],
+    ],
+)
+def test_a_path_is_trusted_as_the_value_of_a_field_that_names_code(folder, given):
+    """As a recipe's name, a folder's or part of another path it was taken for the user's word."""
+    recipe = yaml.safe_dump(LOSING | {"data": yaml.safe_load((folder / "plain.yaml").read_text())["data"]})
+    for name in ("own_code:OwnLoss.yaml", "losing.yaml"):
+        (folder / name).write_text(recipe)
+    (folder / "own_code.py").write_text(f"{TASK}\n\nclass OwnLossy:\n    pass\n")
+    with pytest.raises(UserError, match=r"model\.losses\.own\.path: recipe \S+ wants own_code:OwnLoss imported"):
+        load_recipe(given, with_files=True)
+    assert ("own_code" in sys.modules) == ("--optim.rule" in given)
+
+
+@pytest.mark.parametrize("path", ["torch.nn:Linear", "soho_fast.model.soho:SohoForPreTraining", "torch.optim:SGD"])
+def test_what_a_file_names_may_not_be_a_librarys(folder, path):
+    """Loaded or not: a layer of two sizes takes terabytes."""
+    sizes = {"in_features": 10**6, "out_features": 10**6}
+    losses = {"own": {"path": path, "options": sizes}}
+    recipe = yaml.safe_load((folder / "plain.yaml").read_text()) | {"model": {"losses": losses}}
+    (folder / "large.yaml").write_text(yaml.safe_dump(recipe))
+    with pytest.raises(UserError, match=f"model.losses.own.path: recipe large wants {path} imported"):
+        load_recipe(["--recipe", "large.yaml"], with_files=True)
+    with pytest.raises(UserError, match=f"{path} is code that a file names|expected a subclass of Module"):
+        load_recipe(["--recipe", "large.yaml"]).make_task(print).added_losses()
+
+
+def test_trackers_are_trusted_where_the_command_line_gives_them(folder):
+    content = yaml.safe_load((folder / "plain.yaml").read_text()) | {"log": {"trackers": ["own_tracker"]}}
+    (folder / "tracked.yaml").write_text(yaml.safe_dump(content))
+    given = ["--recipe", "tracked.yaml"]
+    for more in ([], ["--log.every_steps", "3"]):
+        with pytest.raises(UserError, match=r"log\.trackers: recipe tracked wants own_tracker imported"):
+            load_recipe([*given, *more], with_files=True)
+    for more in (["--log.trackers", "[own_tracker]"], ["--log", '{"trackers": ["own_tracker"]}'], ["--trust-file"]):
+        with pytest.raises(UserError, match=r"annotations: train\.jsonl"):
+            load_recipe([*given, *more], with_files=True)
+
+
 def test_a_field_of_the_model_neither(folder):
     config = {"model": {"config": {"backbone": "own_code:Bare"}}}
     (folder / "shared.yaml").write_text(yaml.safe_dump(config))
