@@ -16,10 +16,10 @@ from run_files import records, weights
 EPOCHS = {"bag_of_words_epochs": 1.2, "mvm_from_epoch": 2.4}
 FROZEN = (0.6, 3.4)
 STEPS = 24
-# The same in a third of the steps.
+# The same in a sixth of the steps.
 SHORT = {
-    "max_steps": 8, "task": {"bag_of_words_epochs": 0.4, "mvm_from_epoch": 0.8, "pixels": 32},
-    "optim": {"frozen_backbone_epochs": (0.2, 1.2)},
+    "max_steps": 4, "task": {"bag_of_words_epochs": 0.2, "mvm_from_epoch": 0.4, "pixels": 32},
+    "optim": {"frozen_backbone_epochs": (0.2, 0.6)},
 }  # fmt: skip
 # Small enough for the clock, and with every loss and state that a recipe can switch on.
 TASK = {

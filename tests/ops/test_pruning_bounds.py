@@ -19,7 +19,7 @@ NUM_ROWS = 70
 
 
 def _unit(num_channels, *channels):
-    return torch.eye(num_channels)[:, list(channels)].contiguous()
+    return torch.nn.functional.one_hot(torch.tensor(channels), num_channels).T.float().contiguous()
 
 
 def _with_negatives(codes):
@@ -43,7 +43,7 @@ def chain_of_additions(num_channels):
     row = torch.zeros(num_channels)
     row[0], row[1 : num_channels - 32] = 1, small
     turned = row[:, None].clone()
-    aside = torch.eye(num_channels)[num_channels - 32 :]
+    aside = _unit(num_channels, *range(num_channels - 32, num_channels)).T
     opposed = -row + torch.cat([torch.zeros(1, num_channels), *(d * aside[:31] for d in (0.25, -0.25))])
     square = float(row.double().square().sum())
     across = (3 * square + 6e-5) ** 0.5 * _with_negatives(aside[31:32])
