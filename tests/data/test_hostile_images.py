@@ -7,11 +7,11 @@ import resource
 import sys
 import zlib
 from io import BytesIO
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hostile_images import handmade_images, hostile_images, progressive_jpeg, sound_images
 from PIL import Image, ImageFile, ImageOps
 from tiny_corpus import draw
 
@@ -21,10 +21,6 @@ from soho_fast.data.images import SohoImageProcessor, decode_image
 from soho_fast.data.readers.records import ImageRef
 from soho_fast.data.stores import FolderStore
 from soho_fast.explore.sources import ImageError, open_image
-
-sys.path.append(str(Path(__file__).parents[1] / "faults"))
-
-from images import handmade_images, hostile_images, progressive_jpeg, sound_images
 
 _PROGRAMS = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork", "os.startfile")
 _started = []

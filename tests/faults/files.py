@@ -21,8 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from campaign import Case
-from tiny_runs import STEPS, Bench, LostError, at_event, digest, kill_self, limit_memory, run, same, same_folders, watch
+from tiny_runs import STEPS, Bench, Case, LostError, digest, kill_at, limit_memory, run, same, same_folders
 
 KINDS = ("flipped", "truncated", "zeroed", "emptied", "deleted", "swapped", "lengthened")
 _QUESTION = "how many dogs are there?"
@@ -151,7 +150,7 @@ def _evaluated_again(bench: Bench, name: str, folder: Path, change: Callable[[Pa
     """Kill an evaluation, change one of the files that it kept, and evaluate again: the same must come out."""
     into, events = folder / "into", bench.events["evaluate"]
     at = next(number for number, (_, path) in enumerate(events, 1) if "part-000003" in path)
-    run(bench.command("evaluate", into), before=watch(into, at_event(at, kill_self)))
+    run(bench.command("evaluate", into), before=kill_at(into, at))
     change(into / "partial" / name)
     if run(bench.command("evaluate", into)).expect(0, 2, where="evaluated after a kill and a change").code == 0:
         same_folders(bench.folder / "evaluated", into)

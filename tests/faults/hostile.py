@@ -1,27 +1,22 @@
-"""Images, archives, texts and names made to do harm: decoded, or refused by name, in bounded time and memory; no
-program starts, nothing outside a folder is read, nothing that a terminal obeys comes out raw."""
+"""Images, texts and names made to do harm: decoded, or refused by name, in bounded time and memory; no program starts,
+nothing that a terminal obeys comes out raw."""
 
 import faulthandler
-import io
 import json
 import random
 import re
 import resource
 import shutil
 import signal
-import struct
 import sys
-import zipfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
-from campaign import Case
-from images import bmp, gif, hostile_images, png, progressive_jpeg, sound_images, tiff
-from PIL import Image
-from tiny_runs import Bench, LostError, start
+from hostile_images import bmp, gif, hostile_images, png, progressive_jpeg, sound_images, tiff
+from tiny_runs import Bench, Case, LostError, start
 
 BATCH = 4000
 _SECONDS, _MEGABYTES = 20, 1500
@@ -79,100 +74,6 @@ def _decode(number: int, folder: Path, draw: random.Random) -> int:
     if losses:
         raise LostError(f"{len(losses)} of {BATCH} images: {losses[0]}", BATCH)
     return BATCH
-
-
-def archives(bench: Bench) -> list[Case]:
-    """Zip archives that are damaged, encrypted, far larger than they look, or that name files outside."""
-    return [(kind.__name__[1:], partial(_read, kind)) for kind in _KINDS]
-
-
-def _read(kind: Callable, folder: Path, draw: random.Random) -> int:
-    from soho_fast.common.errors import CorruptImageError
-    from soho_fast.data.images import SohoImageProcessor
-    from soho_fast.data.readers.records import ImageRef
-    from soho_fast.data.stores import open_stores
-
-    processor, picture = SohoImageProcessor(size={"shortest_edge": 32, "longest_edge": 64}), io.BytesIO()
-    Image.effect_noise((40, 30), 60).convert("RGB").save(picture, "PNG")
-    (inside := folder / "inside").mkdir()
-    (outside := folder / "secret.png").write_bytes(picture.getvalue())
-    path, before = inside / "an.zip", _memory()
-    for _ in range(times := 1 if kind is _bomb else 5):
-        names = kind(path, picture.getvalue(), draw) or ["a.png", "b/c.png", "d.png", "absent.png"]
-        for name in [*names, "../secret.png", str(outside), "a/../../secret.png"]:
-            for where in (path, inside):
-                try:
-                    pixels = processor.load(ImageRef(open_stores([str(where)])[0], name))
-                except (CorruptImageError, OSError, ValueError):
-                    continue
-                except BaseException as error:
-                    raise LostError(f"{name!r}: {type(error).__name__}: {error}") from error
-                if where is inside and "secret" in name:
-                    raise LostError(f"{name!r} was read from outside its folder {tuple(pixels.shape)}")
-        if (grown := _memory() - before) > _MEGABYTES:
-            raise LostError(f"{grown} MB of memory were taken")
-    return times
-
-
-def _zip(path: Path, picture: bytes, method: int = zipfile.ZIP_DEFLATED) -> bytearray:
-    with zipfile.ZipFile(path, "w", method) as archive:
-        for name in ("a.png", "b/c.png", "d.png"):
-            archive.writestr(name, picture)
-    return bytearray(path.read_bytes())
-
-
-def _lying(path: Path, picture: bytes, draw: random.Random) -> None:
-    """In its headers: encrypted, an unknown compression, another size, place or checksum. By the field's place in local
-    headers (none: -1) and in central ones."""
-    content = _zip(path, picture)
-    local, central, value = draw.choice((
-        (6, 8, b"\x01\x00"), (8, 10, struct.pack("<H", draw.choice((1, 6, 12, 14, 93, 95, 97, 98, 99)))),
-        (22, 24, struct.pack("<I", draw.choice((0, 1, 2**31, 2**32 - 2)))), (14, 16, draw.randbytes(4)),
-        (-1, 42, struct.pack("<I", draw.choice((1, 2**20, 2**32 - 2)))),
-    ))  # fmt: skip
-    for signature, at in ((b"PK\x03\x04", local), (b"PK\x01\x02", central)):
-        for found in re.finditer(re.escape(signature), bytes(content)) if at >= 0 else ():
-            content[found.start() + at : found.start() + at + len(value)] = value
-    path.write_bytes(content)
-
-
-def _damaged(path: Path, picture: bytes, draw: random.Random) -> None:
-    content = _zip(
-        path, picture, draw.choice((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA))
-    )
-    for _ in range(draw.choice((1, 3, 30))):
-        content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
-    cut = content[: draw.randrange(len(content))]
-    path.write_bytes(
-        draw.choice(
-            (content, content, cut, draw.choice((b"", picture, draw.randbytes(1000), b"PK\x05\x06" + bytes(18))))
-        )
-    )
-
-
-def _outside(path: Path, picture: bytes, draw: random.Random) -> list[str]:
-    names = ["../secret.png", "/etc/passwd", "a/../../x.png", "\\windows.png", "nul\x00.png", "\udc80.png", "x" * 5000]
-    with zipfile.ZipFile(path, "w") as archive:
-        for name in (*names[:4], "twice.png"):
-            archive.writestr(name, picture)
-        archive.writestr("folder.png/", b"")
-        (link := zipfile.ZipInfo("link.png")).external_attr = 0o120777 << 16
-        archive.writestr(link, "/etc/passwd")
-    return [*names, "folder.png/", "folder.png", "twice.png", "link.png", "", ".", "b"]
-
-
-def _bomb(path: Path, picture: bytes, draw: random.Random) -> list[str]:
-    """Gigabytes of zeros in three megabytes."""
-    with (
-        zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive,
-        archive.open("a.png", "w", force_zip64=True) as file,
-    ):
-        for _ in range(draw.choice((16, 192))):
-            file.write(bytes(2**24))
-    return ["a.png"]
-
-
-_KINDS = (_lying, _damaged, _outside, _bomb)
 
 
 # Commands about a folder of one's own images, in which something is odd.

@@ -15,9 +15,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-import hostile
-from campaign import Campaign, in_order, prepared
-from classes import CLASSES
+from campaign import CLASSES, campaign, hostile, prepared
 from tiny_runs import STEPS, Bench
 
 _SAVED = f"checkpoints/step-{STEPS - 2:08d}"
@@ -83,18 +81,18 @@ def _worsen(patches: dict[str, Any]) -> None:
         setattr(holder, last, partial(worse.func, there) if isinstance(worse, partial) else worse)
 
 
-def _lost(bench: Bench, kind: str, like: str, patches: dict[str, Any]) -> int:
-    sound = CLASSES[kind]
+def _lost(bench: Bench, name: str, like: str, patches: dict[str, Any]) -> int:
+    (sound,) = (kind for kind in CLASSES if kind.name == name)
     cases = sound.cases(bench)
-    seed = next(seed for seed, (name, _) in enumerate(in_order(sound, bench)) if re.search(like, name))
+    seed = next(seed for seed, (case, _) in enumerate(sound.in_order(bench)) if re.search(like, case))
 
     def worse_cases(bench: Bench) -> list:
         _worsen(patches)
         return cases
 
-    tried = replace(sound, cases=worse_cases, losses=[])
-    Campaign([tried], bench, seed=seed, processes=1, keep=False).run(5, count=1)
-    return len(tried.losses)
+    tried = replace(sound, cases=worse_cases)
+    campaign([tried], bench, minutes=5, seed=seed, count=1)
+    return tried.lost
 
 
 def main() -> int:

@@ -18,22 +18,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from campaign import Case
-from tiny_runs import (
-    Act,
-    Before,
-    Bench,
-    Command,
-    Finished,
-    LostError,
-    at_event,
-    digest,
-    kill_self,
-    run,
-    same,
-    start,
-    watch,
-)  # fmt: skip
+import tiny_runs
+from tiny_runs import Bench, Case, Command, Finished, LostError, at_event, digest, kill_at, run, same, start, watch
 
 LOST = os.EX_TEMPFAIL
 _RANKS_END = 90  # seconds in which what is left of a run has to end
@@ -64,7 +50,7 @@ def _kill(bench: Bench, what: str, way: int | str, output: Path, draw: random.Ra
         size = int(2 ** draw.uniform(6, 26))
         return run(arguments, before=lambda: kill_beyond(size)).code == -signal.SIGXFSZ
     if isinstance(way, int):
-        return run(arguments, before=watch(output, at_event(way, kill_self))).code == -signal.SIGKILL
+        return run(arguments, before=kill_at(output, way)).code == -signal.SIGKILL
     command, deadline = start(arguments), time.monotonic() + draw.uniform(0.1, 1.1) * bench.seconds[what]
     while time.monotonic() < deadline and not command.poll():
         time.sleep(0.002)
@@ -103,7 +89,7 @@ def _on_a_disk(bench: Bench, what: str, kind: str, number: int, folder: Path, dr
     disk.mkdir()
     size = f"{max(4, 1024 * _NEEDED[what] * number // _NUM_SIZES)}k" if kind == "size" else f"{_ROOM}m"
     with _mounted(disk, size) as is_mounted:
-        act: Act | None = _refuse_from(number, errno.EROFS if kind == "read-only" else errno.ENOSPC)
+        act: tiny_runs.Act | None = _refuse_from(number, errno.EROFS if kind == "read-only" else errno.ENOSPC)
         if is_mounted and kind != "read-only":
             act = at_event(number, lambda: _fill(disk / "filler")) if kind == "full" else None
         done = run(bench.command(what, disk / "run"), before=watch(disk, act) if act else None)
@@ -134,7 +120,7 @@ def _fill(path: Path) -> None:
                     file.write(bytes(size))
 
 
-def _refuse_from(at: int, number: int) -> Act:
+def _refuse_from(at: int, number: int) -> tiny_runs.Act:
     def act(count: int, event: str, path: str) -> None:
         if count >= at and (number == errno.EROFS or event in ("open", "mkdir")):
             raise OSError(number, os.strerror(number), path)
@@ -225,7 +211,7 @@ def _ranks(
     *more: str,
     stage: str = "0",
     own: tuple[list[str], list[str]] = ([], []),
-    befores: list[Before] | tuple[None, None] = (None, None),
+    befores: list[tiny_runs.Before] | tuple[None, None] = (None, None),
 ) -> list[Command]:
     """Start two ranks of a training; each may have arguments of its own, and something called before."""
     with socket.socket() as probe:

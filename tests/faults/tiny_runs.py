@@ -10,6 +10,7 @@ import hashlib
 import importlib
 import json
 import os
+import random
 import re
 import resource
 import shutil
@@ -60,6 +61,8 @@ Before = Callable[[], Any] | None
 """Called in a command's process before it begins; may change anything there."""
 Act = Callable[[int, str, str], None]
 """Called with number, kind and path of an event."""
+Case = tuple[str, Callable[[Path, random.Random], int | None]]
+"""Its name, and what tries it in a folder, by draws; returns how many faults that was (None: one), raises LostError."""
 
 
 class LostError(Exception):
@@ -220,9 +223,9 @@ def at_event(at: int, act: Callable[[], Any]) -> Act:
     return lambda number, event, path: act() if number == at else None
 
 
-def kill_self() -> None:
-    """As by `kill -9`."""
-    os.kill(os.getpid(), signal.SIGKILL)
+def kill_at(folder: Path, at: int) -> Callable[[], None]:
+    """A `before` that kills, as by `kill -9`, at event number `at`."""
+    return watch(folder, at_event(at, lambda: os.kill(os.getpid(), signal.SIGKILL)))
 
 
 class Bench:
@@ -259,7 +262,7 @@ class Bench:
             self.digests[task] = digest(self.folder / task)
             half, last = self.folder / f"{task}-half", f"checkpoints/step-{STEPS:08d}"
             at = next(number for number, (_, path) in enumerate(self.events[task], 1) if path.startswith(last))
-            killed = run(self.command(task, half), before=watch(half, at_event(at, kill_self)))
+            killed = run(self.command(task, half), before=kill_at(half, at))
             assert killed.code == -signal.SIGKILL, killed.text
             assert newest_step(half) == STEPS - 2, sorted((half / "checkpoints").iterdir())
         self._note("evaluate", self.command("evaluate", self.folder / "evaluated"), self.folder / "evaluated")
