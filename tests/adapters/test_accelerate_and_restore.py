@@ -10,7 +10,7 @@ import pytest
 import torch
 from quantizers import KINDS, B, C, L, assert_same_state, classes_and_contents, nearest, original_of, pair, thrice
 from torch import nn
-from vector_quantize_pytorch import GroupedResidualVQ, ResidualVQ, SimVQ, VectorQuantize
+from vector_quantize_pytorch import ResidualVQ, SimVQ, VectorQuantize
 
 from soho_fast.adapters import accelerate, restore
 
@@ -81,39 +81,6 @@ def test_a_model_in_which_they_lie():
 # As accelerate hooks a module: its own `forward` goes into `_old_forward`, and something around it into `forward`.
 
 
-def hooked(module, calls):
-    module._old_forward = module.forward
-
-    def forward(*given, **named):
-        calls.append(type(module).__name__)
-        return module._old_forward(*given, **named)
-
-    module.forward = forward
-
-
-def unhooked(module):
-    module.forward = module._old_forward
-    del module._old_forward
-
-
-@pytest.mark.parametrize("first", ["hook", "accelerate"])
-def test_a_hooked_forward_leads_to_the_exact_lookup(first):
-    model, calls = original_of().eval(), []
-    codebook = model._codebook
-    for step in ("hook", "accelerate") if first == "hook" else ("accelerate", "hook"):
-        hooked(codebook, calls) if step == "hook" else accelerate(model)
-    thrice(model, FEATURES)
-    assert codebook._kept.is_prepared and calls == ["Codebook"] * 3
-    unhooked(codebook)
-    thrice(model, FEATURES)
-    assert codebook._kept.is_prepared
-    hooked(codebook, calls)
-    restore(model)
-    assert codebook._old_forward.__func__ is type(codebook).forward and "soho_fast" not in type(codebook).__module__
-    model(FEATURES)
-    assert len(calls) == 4
-
-
 @pytest.mark.parametrize("first", ["offload", "accelerate"])
 def test_a_codebook_that_accelerate_offloads(first):
     """It is there while a module runs, and on no device between."""
@@ -163,24 +130,6 @@ def test_what_cannot_be_served_is_refused_by_name_and_nothing_is_changed(reason)
     with pytest.raises(ValueError, match=f"^model: the {name} at '1' cannot be accelerated: .*{reason}"):
         accelerate(model)
     assert type(model[0]) is VectorQuantize
-
-
-def test_every_refusal_is_named_at_once():
-    model = nn.Sequential(
-        original_of(),
-        original_of(affine_param=True, stochastic_sample_codes=True),
-        original_of(GroupedResidualVQ, groups=2, num_quantizers=2, beam_size=3),
-    )
-    with pytest.raises(ValueError) as refused:
-        accelerate(model)
-    for words in (
-        "the VectorQuantize at '1' cannot be accelerated: affine_param=True: the codes have to be compared as they "
-        "are; stochastic_sample_codes=True",
-        "the ResidualVQ at '2.rvqs.0' cannot be accelerated: beam_size=3",
-        "the ResidualVQ at '2.rvqs.1' cannot be accelerated: beam_size=3",
-    ):
-        assert words in str(refused.value)
-    assert str(refused.value).endswith("; nothing was changed") and type(model[0]) is VectorQuantize
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import copy
 import pytest
 import torch
 from quantizers import B, C, K, L, trained_pair
-from vector_quantize_pytorch import GroupedResidualVQ, ResidualVQ
+from vector_quantize_pytorch import ResidualVQ
 
 from soho_fast import ops
 from soho_fast.adapters import accelerate
@@ -137,11 +137,6 @@ def test_changed_codes_of_a_residual_vq_are_seen(change):
     # Sums of members are rounded once, and after each member in the original.
     check(original, accelerated, features, rtol=1e-5 if change in (by_training, by_training_a_level) else 0.0)
     assert not torch.equal(accelerated(features)[1], before[1]), "the change changes nothing: nothing is tried"
-
-
-def test_groups():
-    groups = GroupedResidualVQ(dim=2 * C, groups=2, codebook_size=K, num_quantizers=3).eval()
-    check(groups, accelerate(copy.deepcopy(groups)), torch.randn(B, L, 2 * C))
 
 
 def test_a_single_layer_is_prepared_in_evaluation_alone():

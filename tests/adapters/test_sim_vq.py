@@ -8,9 +8,7 @@ import quantizers
 import torch
 from quantizers import B, C, L, nearest
 from torch import nn
-from vector_quantize_pytorch import ResidualSimVQ, SimVQ
-
-from soho_fast.adapters.swapping import Swapped
+from vector_quantize_pytorch import SimVQ
 
 OPTIONS = {
     "plain": {},
@@ -54,16 +52,6 @@ def test_layouts(shape, channel_first):
     for expected, got in zip(original(features), accelerated(features), strict=True):
         assert got.shape == expected.shape
         torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-7)
-
-
-@pytest.mark.parametrize("training", [True, False])
-def test_residual(training):
-    original, accelerated = pair(ResidualSimVQ, num_quantizers=3)
-    original.train(training), accelerated.train(training)
-    assert sum(isinstance(layer, Swapped) for layer in accelerated.modules()) == 3
-    features = torch.randn(B, L, C)
-    for expected, got in zip(original(features), accelerated(features), strict=True):
-        torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-6)
 
 
 def test_where_it_differs_the_original_is_wrong():

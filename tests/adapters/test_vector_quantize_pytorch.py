@@ -3,15 +3,10 @@
 Letters: B sequences, L tokens, C channels, K codes.
 """
 
-import copy
-
 import pytest
 import torch
 from quantizers import B, C, K, L, assert_same_state, pair
 from torch import nn
-from vector_quantize_pytorch import ResidualVQ
-
-from soho_fast.adapters import accelerate
 
 STEPS = 50
 
@@ -175,17 +170,6 @@ def test_half_precision_features_and_autocast():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         _, index, _ = accelerated.eval()(features.float())
     assert torch.equal(index, original.eval()(features.float())[1])
-
-
-@pytest.mark.parametrize("options", [{}, {"shared_codebook": True}, {"beam_size": 1}], ids=str)
-def test_residual_vq(options):
-    torch.manual_seed(6)
-    original = ResidualVQ(dim=C, codebook_size=K, num_quantizers=3, **options)
-    accelerated = accelerate(accelerate(copy.deepcopy(original)))
-    for _ in range(5):
-        expected, got = both(original, accelerated, torch.randn(B, L, C))
-        assert torch.equal(got[1], expected[1])
-        assert_same_state(original, accelerated)
 
 
 def test_a_cosine_layer_takes_the_largest_dot_product_in_float64():

@@ -39,17 +39,6 @@ def test_kernels_of_the_processors_level_are_taken(processor, kernel):
     assert blas.refusal("faiss-cpu", [OPENMP, found("Prescott", "numpy"), found(kernel)], processor) is None
 
 
-def test_a_library_is_judged_by_the_blas_that_it_calls():
-    numpys, faisss, shared = found("SkylakeX", "numpy"), found("Prescott"), found("Haswell")
-    shared["filepath"] = "/conda/lib/libopenblas.so.0"
-    scipys = found("Prescott", "scipy")
-    assert blas.refusal("scikit-learn", [faisss, found("SkylakeX", "scipy")], "AVX512") is None
-    assert "scipy.libs" in blas.refusal("scikit-learn", [numpys, scipys], "AVX512")
-    assert "(lib/libopenblas.so.0)" in blas.refusal("faiss-cpu", [numpys, shared], "AVX512")
-    mkl = {**found("", "conda"), "internal_api": "mkl", "filepath": "/conda/lib/libmkl_rt.so"}
-    assert blas.refusal("faiss-cpu", [mkl], "AVX512") is None  # which kernels it takes is not known
-
-
 @pytest.fixture
 def old_blas(tmp_path, monkeypatch):
     """A library `antique` whose OpenBLAS takes Prescott unless the environment names others when it is loaded."""
@@ -66,12 +55,6 @@ def old_blas(tmp_path, monkeypatch):
 def test_an_old_blas_is_loaded_with_the_processors_kernels_and_no_other_is(old_blas):
     assert blas.imported("antique", "faiss-cpu").kernel == "SkylakeX"
     assert "OPENBLAS_CORETYPE" not in os.environ
-
-
-def test_one_that_was_loaded_before_is_refused(old_blas):
-    __import__("antique")
-    with pytest.raises(RuntimeError, match=r"faiss-cpu: .* got Prescott .* set OPENBLAS_CORETYPE=SkylakeX before the"):
-        blas.imported("antique", "faiss-cpu")
 
 
 def test_a_refused_baseline_fails_its_benchmark(old_blas, monkeypatch):

@@ -25,29 +25,6 @@ def record(op, case, method, seconds, *, wrong=0.0, shape=(2, 3, 4), work=None, 
     return {"extra_info": {**known, "threads": 2, **info}, "stats": {"min": seconds}}
 
 
-def by_claim(records, part) -> targets.Verdict:
-    (found,) = [item for item in targets.verdicts(rows_of(records)) if part in item.claim]
-    return found
-
-
-def test_growth_looks_at_doublings_in_order_of_size():
-    def growth(*seconds, sizes=(1000, 2000, 4000)) -> list[dict]:
-        pairs = zip(sizes, seconds, strict=True)
-        return [record("lookup growth", f"N={n}", "soho_fast", taken, series="N", size=n) for n, taken in pairs]
-
-    assert by_claim(growth(1.0, 2.0, 4.0)[::-1], "when N is doubled").met is True
-    assert by_claim(growth(1.0, 2.0, 4.5), "when N is doubled").met is False
-    assert by_claim(growth(1.0, 2.0, 4.5), "when K is doubled").met is None
-    assert by_claim(growth(1.0, 2.0, 40.0, sizes=(1000, 2000, 9000)), "when N is doubled").measured == "2.00x"
-
-
-@pytest.mark.parametrize(("extra", "met"), [(9 * 2**20, True), (64 * 2**20, False)])
-def test_memory_may_not_grow_with_the_matrix(extra, met):
-    records = [record("lookup memory", "a", "soho_fast", 1.0, shape=(16384, 1024, 64), extra_bytes=extra)]
-    found = by_claim(records, "extra memory")
-    assert found.met is met and "N x K would be 64 MiB" in found.measured
-
-
 def test_ratios_and_shares_of_the_limits():
     records = [
         record("machine limit", "read", "read", 0.5, work={"read": 10e9}),

@@ -19,7 +19,6 @@ from benchmarks.studies.comparing import compare, difference_of, holm, logit, si
 from benchmarks.studies.report import report
 from benchmarks.studies.running import Runner
 from benchmarks.studies.study import read_rows, read_study, runs_of
-from soho_fast.common.errors import UserError
 from soho_fast.data.mini import build_corpus
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -137,24 +136,6 @@ def test_a_run_that_fails_is_told_and_the_others_go_on(small, tmp_path, monkeypa
     assert len(rows_in(tmp_path)) == 8
 
 
-def test_a_killed_run_is_made_up_for(small, tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("HOW", "is killed")
-    assert main(small("--conditions", "one", "--seeds", "0")) == 1
-    assert "soho train ended with code -9" in capsys.readouterr().out
-    assert not list((tmp_path / "runs").glob("*/row.json"))
-    assert main(small("--conditions", "one", "--seeds", "0")) == 0
-    assert len(rows_in(tmp_path)) == 2
-
-
-def test_what_was_killed_before_its_row_was_written_is_not_trained_again(small, tmp_path):
-    assert main(small("--conditions", "one", "--seeds", "0")) == 0
-    before, made = rows_in(tmp_path), commands(tmp_path)
-    for path in (tmp_path / "runs").glob("*/row.json"):
-        path.unlink()
-    assert main(small("--conditions", "one", "--seeds", "0")) == 0
-    assert rows_in(tmp_path) == before and commands(tmp_path) == made
-
-
 def test_ctrl_c_stops_the_run_and_the_same_command_goes_on(small, tmp_path, monkeypatch):
     monkeypatch.setenv("HOW", "waits")
     with subprocess.Popen([*COMMAND, *small("--seeds", "0")], cwd=ROOT, stderr=subprocess.PIPE, text=True) as study:
@@ -216,12 +197,6 @@ def test_mistakes_are_refused_before_the_first_run(content, words, tmp_path, cap
     assert not list(tmp_path.glob("runs/*"))
 
 
-@pytest.mark.parametrize("words", [["--seeds", "9"], ["--conditions", "none"], ["optim.lr", "1"], ["--optim.lr"]])
-def test_so_are_those_of_the_command_line(words, small, capsys):
-    assert main(small(*words, "--list")) == 2
-    assert "error: " in capsys.readouterr().err
-
-
 def test_table_7_has_the_papers_runs_and_each_recipe_its_own_data(tmp_path):
     name, study = read_study("table7")
     runs = runs_of(study, {f"data_roots.{root}": f"/data/{root}" for root in DATA})
@@ -253,15 +228,6 @@ def test_rows_that_are_kept_parse_and_give_the_pages_figures():
     assert {each.verdict for each in declared} == {"undecided"}
     text = report("demo", study, runs_of(study, {}), rows)
     assert "24 of 24 rows are there, 24 of them of other settings" in text and "12 rows are of commit 5784669d." in text
-
-
-@pytest.mark.parametrize("text", ["{", "[]", '{"study": "s"}', "3"])
-def test_what_is_no_row_is_refused_with_its_file(text, tmp_path):
-    (tmp_path / "rows.jsonl").write_text(text)
-    with pytest.raises(UserError, match=r"rows\.jsonl: expected a study's row on each line"):
-        read_rows([tmp_path / "rows.jsonl"])
-    with pytest.raises(UserError, match=r"missing\.jsonl"):
-        read_rows([tmp_path / "missing.jsonl"])
 
 
 def test_p_is_the_share_of_signs_that_give_as_much():

@@ -1,4 +1,4 @@
-"""`soho env`: what a report of a bug needs."""
+"""`soho env`: what a report of a bug needs; how an extra is installed."""
 
 import json
 import os
@@ -9,6 +9,7 @@ import torch
 
 import soho_fast
 from soho_fast import ops
+from soho_fast.common import extras
 from soho_fast.common.console import main
 
 
@@ -31,3 +32,11 @@ def test_as_json(capsys):
 @pytest.mark.parametrize("flag", ["-V", "--version"])
 def test_the_version_is_printed(flag, capsys):
     assert main([flag]) == 0 and capsys.readouterr().out == f"soho_fast {soho_fast.__version__}\n"
+
+
+def test_an_extra_is_installed_of_a_clone_or_of_what_is_installed(tmp_path, monkeypatch):
+    monkeypatch.setattr(extras, "_PACKAGE", tmp_path / "a clone" / "soho_fast")
+    assert extras.install_command("train") == 'pip install "soho_fast[train]"'
+    (tmp_path / "a clone").mkdir()
+    (tmp_path / "a clone" / "pyproject.toml").touch()
+    assert extras.install_command("train") == f"pip install -e '{tmp_path}/a clone[train]'"

@@ -10,7 +10,7 @@ import torch
 
 from soho_fast.common.errors import UserError
 from soho_fast.common.processes import Processes
-from soho_fast.engine.batches import _STAND_IN_NOTE, Batches, grouped_plan, plan_batches, split_batch
+from soho_fast.engine.batches import _STAND_IN_NOTE, Batches, grouped_plan, plan_batches
 from soho_fast.engine.checkpoint import Progress
 from soho_fast.engine.settings import BatchSettings
 from soho_fast.engine.trainer import Run
@@ -39,10 +39,6 @@ def _steps(world: int, gradient_accumulation_steps: int, first: int, total: int)
 @pytest.mark.parametrize(("world", "gradient_accumulation_steps"), [(2, 1), (1, 3), (3, 2), (4, 3)])
 def test_order_depends_on_nothing_but_seed_and_epoch(world, gradient_accumulation_steps):
     assert _steps(world, gradient_accumulation_steps, 0, 9) == _steps(1, 1, 0, 9)
-
-
-def test_resuming_continues_the_order():
-    assert _steps(1, 1, 5, 9) == _steps(1, 1, 0, 9)[5:]
 
 
 def test_an_epoch_shows_each_sample_at_most_once_and_epochs_differ():
@@ -168,12 +164,6 @@ def test_batches_arrive_as_they_were_collated(workers):
         torch.testing.assert_close(batch, expected, rtol=0, atol=0)
         batch["number"] += 1  # its own memory, to write into
         assert torch.equal(batch["number"], expected["number"] + 1)
-
-
-def test_side_information_stays_off_the_model():
-    inputs, side = split_batch({"x": torch.ones(2), "skipped": ["a.jpg"], "sample_ids": [1, 2]}, torch.device("cpu"))
-    assert list(inputs) == ["x"]
-    assert side == {"skipped": ["a.jpg"], "sample_ids": [1, 2]}
 
 
 @pytest.mark.parametrize(("world", "parts", "images"), [(1, 1, 24), (8, 1, 192), (2, 3, 144)])

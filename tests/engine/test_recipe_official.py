@@ -99,18 +99,6 @@ def _check_same(run: Path, half: Path) -> None:
     assert any(record["mvm_loss"] > 0 for record in told)
 
 
-def test_a_run_goes_on_where_it_was_bit_for_bit(recipe, again, tmp_path):
-    run = tmp_path / "run"
-    code, said = again("--recipe", str(recipe), "--output", str(run))
-    assert code == 0, said
-    assert "10 images with 31 captions: 12 samples an epoch" in said, said
-    assert "each an image with 4 texts, of which another image's replace 50 %" in said
-    half = _half(run)
-    code, said = again("--recipe", str(recipe), "--output", str(half))
-    assert code == 0 and "step 3 of 6" in said, said
-    _check_same(run, half)
-
-
 def test_two_processes_go_on_where_they_were_bit_for_bit(recipe, launch, tmp_path):
     run = tmp_path / "run"
     arguments = ["--recipe", str(recipe), "--batch.gradient_accumulation_steps", "2", "--output"]

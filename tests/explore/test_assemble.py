@@ -49,25 +49,50 @@ def test_statistics_are_of_all_images_and_occurrences_of_the_gallery(made):
     assert bundle.meta["num_active"] == sum(map(bool, patches.values()))
     shown = [int(bundle.image(picture)["name"].split()[1]) for picture in range(25)]
     assert shown == sorted(shown)
-    wall = bundle.read("wall")
+    wall, total = bundle.read("wall"), bundle.meta["num_tokens"]
+    every = [patch[3] for each in patches.values() for patch in each]
+    edges = np.linspace(min(every), max(every), 33)
     for code in range(NUM_CODES):
         entry = bundle.code(code)
         assert entry["code"] == code
         assert entry["tokens"] == wall["tokens"][code] == len(patches[code]) == sum(entry["histogram"])
         assert entry["images"] == wall["images"][code] == len({patch[0] for patch in patches[code]})
-        assert sum(entry["positions"]) == pytest.approx(len(patches[code]), abs=0.005 * len(entry["positions"]))
-        for neighbour in entry["neighbours"]:
-            assert neighbour["count"] == counts[code, neighbour["code"]]
+        assert entry["rank"] == 1 + sum(
+            (-n, other) < (-entry["tokens"], code) for other, n in enumerate(wall["tokens"])
+        )
+        positions = sum(positions_of(images[patch[0]], *patch[1:3]) for patch in patches[code]) + np.zeros(25)
+        np.testing.assert_allclose(entry["positions"], positions, rtol=0.01, atol=0.01)
+        distances = [patch[3] for patch in patches[code]]
+        assert entry["histogram"] == np.histogram(distances, edges)[0].tolist()
+        own = {other: counts[code, other] for other in range(NUM_CODES) if counts[code, other]}
+        beyond = {other: n - sum(own.values()) * wall["tokens"][other] / total for other, n in own.items()}
+        listed = [neighbour["code"] for neighbour in entry["neighbours"]]
+        assert [beyond[other] for other in listed] == pytest.approx(sorted(beyond.values(), reverse=True)[:8])
+        for other, neighbour in zip(listed, entry["neighbours"], strict=True):
+            assert neighbour["count"] == own[other]
+            expected = own[other] / sum(own.values()) / wall["tokens"][other] * total
+            assert neighbour["lift"] == pytest.approx(expected, rel=1e-5)
         here = [patch for patch in patches[code] if patch[0] in shown]
         for kind in ("nearest", "quantiles", "random"):  # Which of them: test_gallery.py.
             for picture, *patch, rows, columns in entry[kind]:
                 assert (shown[picture], *patch) in here and (rows, columns) == images[shown[picture]].index.shape
         if here:
             assert wall["medoid"][code] == entry["nearest"][0] and wall["medoid"][code][3] == min(c[3] for c in here)
-            assert wall["mean_distance"][code] == pytest.approx(np.mean([c[3] for c in patches[code]]), rel=1e-5)
+            assert wall["mean_distance"][code] == pytest.approx(np.mean(distances), rel=1e-5)
+            assert wall["spread"][code] == pytest.approx(np.std(distances), rel=1e-5, abs=1e-6)
         else:
             assert wall["medoid"][code] is None
     assert wall["mean_distance"][NUM_CODES - 1] is None and wall["spread"][NUM_CODES - 1] is None
+
+
+def positions_of(image, row, column):
+    """How much of a patch lies in each of 5 x 5 positions, by points that lie close."""
+    points = (np.arange(3600) + 0.5) / 3600
+    down, right = (
+        np.bincount((5 * (patch + points) / size).astype(int), minlength=5) / 3600
+        for patch, size in zip((row, column), image.index.shape, strict=True)
+    )
+    return np.outer(down, right).ravel()
 
 
 def test_images_are_the_images(made):

@@ -15,11 +15,6 @@ def images_of_codes(images):
     return {code: {patch[0] for patch in patches} for code, patches in patches_of(images).items()}
 
 
-def test_few_images_are_all_shown(tmp_path):
-    spool = filled(seen_images(20, NUM_CODES), tmp_path)
-    assert choose_images(spool, np.zeros(NUM_CODES, dtype=int), 20).tolist() == list(range(20))
-
-
 @pytest.mark.parametrize("most", [100, 150, 199])
 def test_each_code_has_twelve_images_where_it_has_that_many(tmp_path, most):
     images = seen_images(200, 40)
@@ -71,12 +66,6 @@ def test_smallest_of_each_is_the_same_in_one_call_and_in_many():
         for c in range(5):
             ordered = sorted((k, i) for (other, i), k in best.items() if other == c)
             assert smallest.image[c].tolist() == [i for _, i in ordered[:12]]
-
-
-def test_smallest_of_each_with_too_few():
-    smallest = SmallestOfEach(2)
-    smallest.add(np.array([1, 1]), np.array([4, 4]), np.array([2.0, 1.0]))
-    assert smallest.image[1].tolist() == [4] + [-1] * 11 and (smallest.image[0] == -1).all()
 
 
 def test_occurrences(tmp_path):

@@ -2,12 +2,9 @@
 
 import numpy as np
 import pytest
-from explore_made import beside, codebook, filled, patches_of, seen_images
+from explore_made import codebook, filled, seen_images
 
-from soho_fast.explore import spool as spool_module
 from soho_fast.explore.statistics import (
-    best_neighbours,
-    count_beside,
     count_usage,
     near_codes,
     neighbours_on_map,
@@ -17,82 +14,11 @@ from soho_fast.explore.statistics import (
 NUM_CODES = 12
 
 
-@pytest.fixture(params=[7, 2**18], ids=["many chunks", "one chunk"])
-def spooled(request, tmp_path, monkeypatch):
-    """(images, their spool)."""
-    monkeypatch.setattr(spool_module, "_TOKENS_AT_A_TIME", request.param)
-    images = seen_images(30, NUM_CODES)
-    return images, filled(images, tmp_path)
-
-
-def test_usage(spooled):
-    images, spool = spooled
-    usage = count_usage(spool, NUM_CODES)
-    patches = patches_of(images)
-    assert not patches[NUM_CODES - 1] and {image for image, *_ in patches[0]} == {1}, "a dead code, one of one image"
-    every = [patch[3] for code in patches for patch in patches[code]]
-    edges = np.linspace(min(every), max(every), 33)
-    np.testing.assert_array_equal(usage.edges, edges)
-    rows, columns = (max(image.index.shape[axis] for image in images) for axis in (0, 1))
-    assert (usage.position_rows, usage.position_columns) == (rows, columns)
-    for code in range(NUM_CODES):
-        distances = [patch[3] for patch in patches[code]]
-        assert usage.tokens[code] == len(distances)
-        assert usage.images[code] == len({patch[0] for patch in patches[code]})
-        assert usage.histogram[code].tolist() == np.histogram(distances, edges)[0].tolist()
-        if distances:
-            assert usage.mean[code] == pytest.approx(np.mean(distances), rel=1e-12)
-            assert usage.spread[code] == pytest.approx(np.std(distances), rel=1e-6, abs=1e-7)
-        else:
-            assert np.isnan(usage.mean[code]) and np.isnan(usage.spread[code])
-        positions = np.zeros((rows, columns))
-        for image, row, column, _ in patches[code]:
-            high, wide = images[image].index.shape
-            down, right = share_of_edge(row, high, rows), share_of_edge(column, wide, columns)
-            positions += np.outer(down, right)
-        np.testing.assert_allclose(usage.positions[code], positions.ravel(), rtol=1e-12, atol=1e-12)
-    ranks = usage.ranks(1)
-    by_rank = sorted(range(NUM_CODES), key=lambda code: (-usage.tokens[code], code))
-    assert [ranks[code] for code in by_rank] == list(range(1, NUM_CODES + 1))
-
-
-def share_of_edge(patch, num_patches, num_positions):
-    """How much of a patch lies in each position, by points that lie close."""
-    points = (patch + (np.arange(3600) + 0.5) / 3600) / num_patches
-    return np.bincount((points * num_positions).astype(int), minlength=num_positions) / 3600
-
-
 def test_the_heat_map_of_a_large_grid_has_sixteen_rows(tmp_path):
     images = seen_images(2, NUM_CODES, size=(33, 5))
     usage = count_usage(filled(images, tmp_path), NUM_CODES)
     assert (usage.position_rows, usage.position_columns) == (16, 5)
     assert usage.positions.sum() == pytest.approx(usage.tokens.sum(), rel=1e-12)
-
-
-def test_neighbours(spooled):
-    images, spool = spooled
-    counts = beside(images)
-    patches = patches_of(images)
-    tokens = np.array([len(patches[code]) for code in range(NUM_CODES)])
-    share = tokens / tokens.sum()
-    table = np.concatenate([block(spool, first, min(first + 5, NUM_CODES)) for first in range(0, NUM_CODES, 5)])
-    for code in range(NUM_CODES):
-        own = {other: counts[code, other] for other in range(NUM_CODES) if counts[code, other]}
-        assert {int(other): int(table[code, other]) for other in np.flatnonzero(table[code])} == own
-        lifts = {o: n / sum(own.values()) / share[o] for o, n in own.items()}
-        beyond = {o: n - sum(own.values()) * share[o] for o, n in own.items()}
-        found = best_neighbours(table[code], tokens)
-        assert len(found) == min(8, len(own))
-        assert [beyond[o] for o, *_ in found] == pytest.approx(sorted(beyond.values(), reverse=True)[:8])
-        for other, count, lift in found:
-            assert count == own[other] and lift == pytest.approx(lifts[other])
-
-
-def block(spool, first, last):
-    table = np.zeros((last - first, NUM_CODES), dtype=np.int32)
-    for chunk in spool.tokens():
-        count_beside(chunk, first, last, table)
-    return table
 
 
 @pytest.mark.parametrize("num_codes", [1, 2, 9, 10, 300])

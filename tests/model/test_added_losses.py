@@ -1,4 +1,4 @@
-"""Losses of a user's own beside those of a model."""
+"""Losses of a user's own beside those of a model, and the weights of these."""
 
 import copy
 
@@ -9,6 +9,7 @@ from torch import nn
 from soho_fast.common.errors import UserError
 from soho_fast.model import SohoForPreTraining
 from soho_fast.model.added_losses import add_losses
+from soho_fast.model.heads import total_loss
 
 
 class Scaled(nn.Module):
@@ -62,3 +63,16 @@ def test_what_is_no_scalar_is_refused(tiny_model, batch):
     add_losses(model, {"wrong": Wrong()}, {"wrong": 1.0})
     with pytest.raises(UserError, match=r"model\.losses\.wrong: expected a floating-point scalar .* \(12, 2\)"):
         model(**batch())
+
+
+def test_losses_count_by_the_weights_that_the_configuration_has(tiny_config):
+    sums = {"itm_loss": (torch.tensor(6.0), torch.tensor(3.0)), "mvm_loss": (torch.tensor(8.0), torch.tensor(2.0))}
+    means = total_loss(sums, tiny_config(mvm_weight=0.25), synchronise=False)
+    assert {name: float(mean) for name, mean in means.items()} == {"loss": 3.0, "itm_loss": 2.0, "mvm_loss": 4.0}
+    assert total_loss({}, tiny_config(), synchronise=False) == {}
+
+
+def test_a_misspelt_loss_is_refused(tiny_config):
+    one = torch.tensor(1.0)
+    with pytest.raises(ValueError, match="mvn_loss has no weight; did you mean mvm_loss"):
+        total_loss({"mlm_loss": (one, one), "mvn_loss": (one, one)}, tiny_config(), synchronise=False)

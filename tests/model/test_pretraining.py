@@ -2,10 +2,13 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from transformers import AutoModel
 
+from soho_fast import ops
 from soho_fast.model import SohoForPreTraining, SohoModel, Texts, masking
 from soho_fast.model.fast.cpu import speed_up_on_cpu
+from soho_fast.tasks.recipe import read_recipe
 
 
 def hidden_states(model, inputs):
@@ -376,3 +379,85 @@ def test_a_keyword_without_a_value_is_not_given(tiny_model, batch):
     peft = pytest.importorskip("peft")
     config = peft.LoraConfig(r=2, target_modules=["query"], task_type="FEATURE_EXTRACTION")
     assert peft.get_peft_model(tiny_model(), config)(**batch()).loss.isfinite()
+
+
+def test_loss_against_the_formula(tiny_model, batch):
+    model, inputs = tiny_model(bag_of_words_weight=0.5).train(), batch()
+    output = model(**inputs)
+    model.eval()
+    with torch.no_grad():
+        # BatchNorm in training mode gives the features of the first call again.
+        model.soho.visual_encoder.train()
+        feat_BLD, _ = model.soho.encode_features(inputs["pixel_values"], inputs["pixel_mask"])
+    head = model.bag_of_words_head
+    logits_BLV = head.norm(feat_BLD) @ model.get_input_embeddings().weight.T + head.bias
+    words_BV = torch.zeros(3, 60)
+    for text in range(12):
+        if inputs["itm_labels"][text]:
+            ids = inputs["input_ids"][text].where(inputs["mlm_labels"][text] == -100, inputs["mlm_labels"][text])
+            words_BV[inputs["image_index"][text], ids[inputs["attention_mask"][text] == 1]] = 1.0
+    expected = F.binary_cross_entropy_with_logits(logits_BLV.amax(1), words_BV, reduction="sum") / 3
+    torch.testing.assert_close(output.bag_of_words_loss, expected)
+    others = output.mlm_loss + output.mvm_loss + output.itm_loss
+    torch.testing.assert_close(output.loss, others + 0.5 * expected)
+
+
+def test_alone_it_runs_neither_dictionary_nor_transformer(tiny_model, batch):
+    model = tiny_model(bag_of_words_weight=0.5).train()
+    model.bag_of_words_only = True
+    output = model(**batch())
+    output.loss.backward()
+    assert output.mlm_loss is None and output.itm_loss is None
+    torch.testing.assert_close(output.loss, 0.5 * output.bag_of_words_loss)
+    assert int(model.soho.visual_dictionary.step) == 0 and not bool(model.soho.visual_dictionary.initialised)
+    assert all(parameter.grad is None for parameter in model.soho.encoder.parameters())
+    assert model.soho.visual_encoder.backbone.conv1.weight.grad.abs().max() > 0
+    assert model.get_input_embeddings().weight.grad.abs().max() > 0
+    assert model.eval()(**batch()).mlm_loss is not None
+
+
+def test_padding_never_gives_the_best_match(tiny_model):
+    model = tiny_model(bag_of_words_weight=0.5)
+    feat_BLD = torch.randn(3, 6, 16)
+    valid_BL = torch.arange(6).expand(3, 6) < 4
+    torch.testing.assert_close(
+        model.bag_of_words_head(feat_BLD, valid_BL), model.bag_of_words_head(feat_BLD[:, :4], valid_BL[:, :4])
+    )
+
+
+LOSSES = ("mlm_loss", "mvm_loss", "itm_loss")
+
+
+def backbone_gradients(model, inputs, name: str) -> list[float]:
+    model.zero_grad()
+    getattr(model.train()(**inputs), name).backward()
+    return [
+        0.0 if p.grad is None else float(p.grad.abs().max()) for p in model.base().visual_encoder.backbone.parameters()
+    ]
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_each_loss_trains_every_weight_of_the_cnn(tiny_model, batch, name, batch_norm):
+    model = tiny_model(dictionary_batch_norm=batch_norm)
+    model.freeze_batch_norm()
+    assert min(backbone_gradients(model, batch(size=(96, 96)), name)) > 0
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_there_is_no_way_around_the_dictionary(tiny_model, batch, name, monkeypatch):
+    straight_through = ops.straight_through
+
+    def detached(feat, codebook, index):
+        return straight_through(feat, codebook, index).detach().requires_grad_()
+
+    monkeypatch.setattr(ops, "straight_through", detached)
+    assert max(backbone_gradients(tiny_model(), batch(size=(96, 96)), name)) == 0
+
+
+def test_the_demo_trains_its_cnn_with_all_losses_in_the_last_epoch():
+    recipe = read_recipe(["--recipe", "mini"])
+    begin, end = recipe.optim.frozen_span()
+    assert recipe.model.bag_of_words_epochs <= begin < end <= recipe.epochs - 1
+    assert recipe.optim.backbone_lr > 0 and recipe.schedule.end_factor > 0
+    assert recipe.model.config.mvm_weight > 0 and recipe.data.mvm_from_epoch < end

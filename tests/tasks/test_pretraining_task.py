@@ -14,10 +14,12 @@ from tiny_corpus import write_karpathy
 from tiny_tasks import NAMES, SMALL
 
 from soho_fast.common.checksums import altered_files
+from soho_fast.data.text import load_tokenizer
 from soho_fast.model import SohoForPreTraining
 from soho_fast.model.outputs import VisualTokens
 from soho_fast.model.values import ModelChanges
 from soho_fast.tasks.card import model_card
+from soho_fast.tasks.contents import output_identity, words_identity
 from soho_fast.tasks.evaluation.sharing import Sharing
 from soho_fast.tasks.pretraining import PretrainingTask, read_sources
 from soho_fast.tasks.settings import CaptionSource, PretrainingData, PretrainingModel
@@ -404,3 +406,23 @@ def test_dying_codes_are_told_once_and_again_after_a_recovery(data):
     model.config.dictionary_init, model.config.code_reset_threshold = "data", 0.02
     (line,) = told(few)
     assert "(now 0.02)" in line and "init" not in line, "what is on already is not named"
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "value"),
+    [
+        ("normalizer", "lowercase", False),
+        ("normalizer", "strip_accents", False),
+        ("model", "max_input_chars_per_word", 3),
+    ],
+)
+def test_a_tokenizer_of_the_same_words_that_behaves_otherwise_is_another(tokenizer_dir, tmp_path, part, name, value):
+    other = shutil.copytree(tokenizer_dir, tmp_path / "other")
+    one, same = load_tokenizer(tokenizer_dir), load_tokenizer(other)
+    assert output_identity(one) == output_identity(same)
+    content = json.loads((other / "tokenizer.json").read_text())
+    assert content[part][name] != value
+    content[part][name] = value
+    (other / "tokenizer.json").write_text(json.dumps(content))
+    otherwise = load_tokenizer(other)
+    assert words_identity(one) == words_identity(otherwise) and output_identity(one) != output_identity(otherwise)

@@ -1,4 +1,5 @@
-"""A file as the authors' code saves it becomes a model; what is no such file is refused, and nothing of it runs."""
+"""A file as the authors' code saves it becomes a model, which gives the released modules' numbers; what is no such file
+is refused, and nothing of it runs."""
 
 import hashlib
 import os
@@ -9,15 +10,20 @@ from pathlib import Path
 
 import pytest
 import torch
+from comparison import differences
 from official_parity_rule import weight
 from published_file import words_file, write
+from released_model import official_state, recorded, run_pretraining, run_vqa, vqa_inputs
 from safetensors.torch import save_file
+from tiny_corpus import draw
 from torch.torch_version import TorchVersion
 
+from soho_fast.ask.pipeline import SohoPipeline
 from soho_fast.export.official import main
-from soho_fast.model import SohoConfig, SohoForPreTraining, SohoForQuestionAnswering
+from soho_fast.model import SohoConfig, SohoForPreTraining, SohoForQuestionAnswering, VisualDictionary
 from soho_fast.model.official import keys
 from soho_fast.model.official.convert import convert, read_checkpoint
+from soho_fast.model.official.keys import dictionary_counters
 
 SMALL = {
     "backbone": "resnet10", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
@@ -108,14 +114,6 @@ def test_a_prefix_of_data_parallel_training_is_taken_off(tmp_path, state, conver
     assert_is(convert_small(tmp_path / "bare.pth"), state)
     with pytest.raises(ValueError, match="of one name twice"):
         convert_small(write(tmp_path / "twice.pth", {**prefixed, MEANS: state[MEANS]}))
-
-
-def test_counters_may_be_missing(tmp_path, state, convert_small):
-    counters = [name for name in state if name.endswith("num_batches_tracked")]
-    for name in counters:
-        del state[name]
-    assert counters
-    assert_is(convert_small(write(tmp_path / "soho.pth", state)), state)
 
 
 def lost(state, *begins):
@@ -275,3 +273,72 @@ def test_a_mistake_is_told_in_a_line(folder, monkeypatch, capsys, arguments, wor
     (line,) = said.err.splitlines()
     assert line.startswith("error: ") and words in line and said.out == "", line
     assert sorted(folder.rglob("*")) == before
+
+
+def counted(cluster_size: list[float]) -> VisualDictionary:
+    """A dictionary of four codes with what is made of these running members."""
+    dictionary = VisualDictionary(SohoConfig(num_codes=4, hidden_size=8, num_attention_heads=2))
+    made = dictionary_counters(torch.tensor(cluster_size))
+    state = {name.removeprefix("soho.visual_dictionary."): value for name, value in made.items()}
+    missing, unexpected = dictionary.load_state_dict(state, strict=False)
+    assert missing == ["codebook"] and not unexpected
+    return dictionary
+
+
+def test_usage_is_the_share_of_members_and_a_dead_code_is_not_live():
+    dictionary = counted([6.0, 2.0, 0.0, 0.0])
+    perplexity, live, usage = dictionary.statistics()
+    torch.testing.assert_close(usage, torch.tensor([3.0, 1.0, 0.0, 0.0]))
+    assert int(live) == 2 and 1 < float(perplexity) < 2
+    assert bool(dictionary.initialised) and int(dictionary.step) > 1000
+
+
+def test_where_nothing_was_learnt_nothing_is_told():
+    dictionary = counted([0.0] * 4)
+    _, live, usage = dictionary.statistics()
+    assert not usage.any() and int(live) == 0 and not bool(dictionary.initialised) and int(dictionary.step) == 0
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """What the command makes of the two published files; that of pre-training has the tied weight twice."""
+    root = tmp_path_factory.mktemp("published")
+    vocabulary = words_file(root)
+    for name, kind in (("soho", "keys"), ("vqa", "vqa_keys")):
+        state = official_state(kind)
+        if keys.TIED in state:
+            state[keys.TIED] = state[keys.WORDS].clone()
+        file = write(root / f"{name}.pth", state)
+        assert main([str(file), str(root / name), "--vocab", str(vocabulary)]) == 0
+        file.unlink()
+    return root
+
+
+def test_pre_training(folders):
+    model = SohoForPreTraining.from_pretrained(folders / "soho").eval()
+    assert not differences("eval_landscape", run_pretraining(model, "eval_landscape"))
+
+
+def test_question_answering(folders):
+    model = SohoForQuestionAnswering.from_pretrained(folders / "vqa").eval()
+    assert not differences("vqa_landscape", run_vqa(model, "vqa_landscape"))
+
+
+def test_fine_tuning_starts_where_theirs_does(folders):
+    """The features go to the Transformer as in the authors' VQA model, whose weights the same rule made."""
+    model, _ = SohoForQuestionAnswering.from_pretraining(str(folders / "soho"), answers=["yes", "no"])
+    inputs = vqa_inputs("vqa_landscape")
+    del inputs["answer_scores"]
+    with recorded(model.eval()) as found, torch.no_grad():
+        model(**inputs)
+    assert not differences("vqa_landscape", found, ("visual_input", "visual_mask", "hidden.2"))
+
+
+def test_it_ranks_texts(folders, tmp_path):
+    picture = draw(tmp_path / "ball.jpg", "red", (64, 48))
+    soho = SohoPipeline.from_pretrained(folders / "soho")
+    rows = soho.rank(picture, ["a red ball", "a man and a woman"])
+    assert sorted(row["text"] for row in rows) == ["a man and a woman", "a red ball"]
+    assert rows[0]["score"] >= rows[1]["score"] > 0
+    processor = soho.processor.image_processor
+    assert (processor.size.shortest_edge, processor.size.longest_edge, processor.antialias) == (600, 1000, False)

@@ -1,13 +1,16 @@
-"""The pipeline that soho_fast is compared with computes the same, and the comparison refuses one that does not."""
+"""The pipeline that soho_fast is compared with computes the same, and the comparison refuses one that does not; the
+profile of a step; the probe of a dictionary's life."""
 
 import pytest
 import torch
-from deepspeed.accelerator import get_accelerator
 
+from benchmarks.model import dictionary_life, profile_step
 from benchmarks.model.comparison import Comparison
 from benchmarks.model.training_batches import TimedShape
+from soho_fast.data.mini import build_corpus
 from soho_fast.engine.settings import OptimSettings
 from soho_fast.model import SohoConfig
+from soho_fast.model.backbones import build_backbone
 
 
 def small_shape(preset: str = "paper", **overrides) -> TimedShape:
@@ -76,37 +79,6 @@ def test_what_computes_otherwise_is_refused(preset, change, told):
         both.check()
 
 
-def test_a_bf16_step_with_other_weights_is_refused():
-    if not get_accelerator().is_bf16_supported():
-        pytest.skip("DeepSpeed's engine has no bfloat16 on this CPU")
-    both = Comparison(small_shape(), bf16=True)
-    both.check()
-    before = both.engine.module.itm_head.classifier.weight.clone()
-    for _ in range(2):
-        both.timed("soho_fast bf16")
-    assert before.dtype == torch.float32 and not torch.equal(before, both.engine.module.itm_head.classifier.weight)
-    with torch.no_grad():
-        both.engine.module.itm_head.classifier.bias[0] += 1
-    with pytest.raises(AssertionError, match="itm_loss"):
-        both.check()
-
-
-def test_dropout_comes_on_in_all_after_the_check():
-    shape = small_shape()
-    shape.dropout = 0.5
-    both = Comparison(shape)
-    both.check()
-    for each in (both.model, both.eager):
-        dropouts = [module for module in each.modules() if isinstance(module, torch.nn.Dropout)]
-        assert dropouts and {module.p for module in dropouts} == {0.5}
-        # Every layer's attention and states, words and visual tokens: nothing else in these modules draws.
-        torch.manual_seed(0)
-        (each(**both.batch) if each is both.model else each(both.padded)).loss.backward()
-        drawn = torch.get_rng_state()
-        torch.manual_seed(0)
-        assert not torch.equal(drawn, torch.get_rng_state())
-
-
 def test_ratios_are_of_the_eager_times():
     both = Comparison(small_shape())
     both.seconds = {"soho_fast": [2.0, 1.0, 4.0], "eager": [9.0, 6.0, 8.0]}
@@ -114,3 +86,33 @@ def test_ratios_are_of_the_eager_times():
     (row,) = both.rows()
     assert (row["images_per_second"], row["eager_images_per_second"]) == (3 / 2, 3 / 8)
     assert (row["ratio"], row["fastest_ratio"], row["cpu_ratio"]) == (4.0, 6.0, 2.5)
+
+
+def test_the_command_profiles_a_recipe_whose_data_is_there(tmp_path, capsys):
+    """As after `make demo`: the recipe's own corpus, read by its own task."""
+    corpus = tmp_path / "corpus"
+    build_corpus(corpus, num_train=24, num_heldout=8, image_size=64, progress=False)
+    size = ["--data.shorter_edge", "64", "--data.longer_edge", "64"]
+    asked = ["--recipe", "mini", "--steps", "2", "--images", "8", "--data_roots.corpus", str(corpus), *size]
+    assert profile_step.main(asked) == 0
+    said = capsys.readouterr().out
+    assert "sources: coco" in said and "stands in" not in said
+    assert "the backbone ran on 16 images, once for each" in said
+
+
+def test_random_codes_die_and_codes_from_the_data_live(tmp_path, capsys):
+    from tiny_corpus import write_images
+
+    write_images(tmp_path / "pictures")
+    torch.manual_seed(0)
+    torch.save(build_backbone("resnet10").state_dict(), tmp_path / "weights.pt")
+    sizes = "--images 4 --shorter-edge 64 --longer-edge 96 --codes 32 --channels 16 --tokens 20 --still 8 --moving 8"
+    files = {"pictures": "pictures", "weights": "weights.pt", "maps": "maps.pt"}
+    paths = [word for name, file in files.items() for word in (f"--{name}", str(tmp_path / file))]
+    cases = ["--case", "{}", "--case", "{dictionary_init: data}"]
+    dictionary_life.main([*paths, *cases, *sizes.split(), "--backbone", "resnet10", "--smallest-edge", "1"])
+    *_, random, data = capsys.readouterr().out.splitlines()
+    assert random.startswith("{} ") and data.startswith("{dictionary_init: data} ")
+    used = [int(line.split("}")[1].split()[0]) for line in (random, data)]
+    assert used[0] < 12 and used[1] > 18
+    assert len(torch.load(tmp_path / "maps.pt")) == 8
