@@ -68,16 +68,6 @@ def test_accelerating_twice_keeps_what_was_prepared():
     assert accelerate(model)._codebook._kept.is_prepared
 
 
-def test_a_model_in_which_they_lie():
-    model = nn.ModuleDict(
-        {"encoder": nn.Linear(C, C), "quantizers": nn.ModuleList([original_of(), original_of(SimVQ)])}
-    )
-    accelerate(model)
-    assert all(type(part).__module__.startswith("soho_fast.adapters.") for part in model["quantizers"])
-    assert type(model["encoder"]) is nn.Linear
-    assert not any(type(part).__module__.startswith("soho_fast.") for part in restore(model).modules())
-
-
 # As accelerate hooks a module: its own `forward` goes into `_old_forward`, and something around it into `forward`.
 
 

@@ -91,13 +91,6 @@ def test_changed_codes_are_seen(change, model):
     assert not torch.equal(thrice(model, FEATURES), before), "the change changes nothing: nothing is tried"
 
 
-@pytest.mark.parametrize("dtypes", [(torch.float64,), (torch.bfloat16,), (torch.bfloat16, torch.float32)], ids=str)
-def test_other_types_are_seen(dtypes, model):
-    for dtype in dtypes:
-        model.to(dtype)
-    check(model)
-
-
 def test_an_address_that_is_given_out_again(model):
     """As long as the codebook there is kept, it cannot be."""
     codes = model._codebook.embed
@@ -127,13 +120,3 @@ def test_inference_tensors_are_not_kept():
         assert not model._codebook._kept.is_prepared
         in_place(model)
         check(model)
-
-
-def test_what_first_runs_in_inference_mode_is_kept_and_dropped_as_well():
-    model = pair()[1].eval()
-    with torch.inference_mode():
-        before = thrice(model, FEATURES)
-    assert model._codebook._kept.is_prepared
-    in_place(model)
-    check(model)
-    assert not torch.equal(thrice(model, FEATURES), before)

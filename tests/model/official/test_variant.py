@@ -67,14 +67,6 @@ def test_an_image_counts_as_often_as_it_has_texts(tiny_official, inputs):
             assert_close(some, all_of_them, 1e-5)
 
 
-def test_a_place_that_is_not_valid_masks_nothing(tiny_official, inputs):
-    model = tiny_official().eval()
-    visual = model.encode_images(inputs["pixel_values"], inputs["pixel_mask"])
-    assert not bool(visual.valid[1, -1]) and bool(visual.valid[0, -1]) and int(visual.index.min()) >= 0
-    _, labels = model.soho.mask_one_label(visual, torch.full((3,), 1 - 1e-12, dtype=torch.float64))
-    assert not bool((labels[1] != -100).any()) and bool((labels[0] != -100).any())
-
-
 def test_activation_checkpointing_moves_statistics_as_without(tiny_official, inputs):
     plain, checkpointed = tiny_official(backbone="resnet18").train(), tiny_official(backbone="resnet18").train()
     checkpointed.activation_checkpointing_enable()
