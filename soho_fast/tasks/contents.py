@@ -38,7 +38,7 @@ def records_identity(records: Sequence[Any]) -> str:
 
 def images_identity(images: Sequence[ImageRef]) -> str:
     """Number and hash of the files of images: names and sizes of all, contents of some thousands at most."""
-    return content_of(images, every=-(-len(images) // _MOST_READ) or 1)
+    return content_of(images, every=-(-len(images) // _MOST_READ))
 
 
 def weights_identity(name_or_path: str | None) -> str | None:

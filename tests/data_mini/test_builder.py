@@ -79,7 +79,9 @@ def test_the_demo_corpus_is_as_it_was(corpus, full_scenes):
 
 def test_kept_corpus_needs_no_image_packages(tiny, monkeypatch):
     monkeypatch.setattr(drawing, "_SOURCES", dict.fromkeys(drawing._SOURCES, "nowhere"))
+    before = {path: path.stat().st_mtime_ns for path in tiny.rglob("*")}
     build_corpus(tiny, **TINY)
+    assert {path: path.stat().st_mtime_ns for path in tiny.rglob("*")} == before
 
 
 def _with_manifest(corpus: Path, **changes):

@@ -5,6 +5,7 @@ import subprocess
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from soho_fast.common.checksums import SUMS, check_checksums, write_checksums
 from soho_fast.data.text import load_tokenizer
@@ -75,7 +76,8 @@ def test_each_flipped_bit_of_the_list_is_noticed(folder):
 def test_a_folder_without_a_list_is_loaded_as_it_is(folder):
     (folder / SUMS).unlink()
     _flip(folder / WEIGHTS, 0.9)
-    SohoForPreTraining.from_pretrained(folder)
+    there, loaded = load_file(folder / WEIGHTS), SohoForPreTraining.from_pretrained(folder).state_dict()
+    assert there and all(torch.equal(value, loaded[name]) for name, value in there.items())
     check_checksums("name/on-the-hub")
     check_checksums(folder / WEIGHTS)
 

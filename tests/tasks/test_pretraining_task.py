@@ -19,7 +19,7 @@ from soho_fast.model import SohoForPreTraining
 from soho_fast.model.outputs import VisualTokens
 from soho_fast.model.values import ModelChanges
 from soho_fast.tasks.card import model_card
-from soho_fast.tasks.contents import output_identity, words_identity
+from soho_fast.tasks.contents import images_identity, output_identity, words_identity
 from soho_fast.tasks.evaluation.sharing import Sharing
 from soho_fast.tasks.pretraining import PretrainingTask, read_sources
 from soho_fast.tasks.settings import CaptionSource, PretrainingData, PretrainingModel
@@ -408,11 +408,16 @@ def test_dying_codes_are_told_once_and_again_after_a_recovery(data):
     assert "(now 0.02)" in line and "init" not in line, "what is on already is not named"
 
 
+def test_a_set_may_have_no_images():
+    assert images_identity([]).startswith("0 images, ")
+
+
 @pytest.mark.parametrize(
     ("part", "name", "value"),
     [
         ("normalizer", "lowercase", False),
         ("normalizer", "strip_accents", False),
+        ("normalizer", "handle_chinese_chars", False),
         ("model", "max_input_chars_per_word", 3),
     ],
 )
