@@ -131,15 +131,6 @@ def test_near_ties_that_float32_gets_wrong():
     assert differences == wrong > 0
 
 
-@pytest.mark.parametrize("shape", [(B, C), (B, C, 5, 6)], ids=["one token", "image"])
-def test_input_shapes(shape):
-    original, accelerated = pair(accept_image_fmap=len(shape) == 4)
-    for _ in range(3):
-        expected, got = both(original, accelerated, torch.randn(shape))
-        torch.testing.assert_close(got, expected)
-        assert_same_state(original, accelerated)
-
-
 def test_arguments_of_forward():
     original, accelerated = pair()
     for arguments in (

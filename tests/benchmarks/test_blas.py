@@ -71,3 +71,20 @@ def test_the_record_has_what_runs_here():
         (library,) = recorded[package]
         assert library["library"] and library["version"] and library["kernel"], "torch's is named at its first product"
         assert "/site-packages" not in library["file"]
+
+
+def test_a_library_is_judged_by_the_blas_that_it_calls():
+    numpys, faisss, shared = found("SkylakeX", "numpy"), found("Prescott"), found("Haswell")
+    shared["filepath"] = "/conda/lib/libopenblas.so.0"
+    scipys = found("Prescott", "scipy")
+    assert blas.refusal("scikit-learn", [faisss, found("SkylakeX", "scipy")], "AVX512") is None
+    assert "scipy.libs" in blas.refusal("scikit-learn", [numpys, scipys], "AVX512")
+    assert "(lib/libopenblas.so.0)" in blas.refusal("faiss-cpu", [numpys, shared], "AVX512")
+    mkl = {**found("", "conda"), "internal_api": "mkl", "filepath": "/conda/lib/libmkl_rt.so"}
+    assert blas.refusal("faiss-cpu", [mkl], "AVX512") is None  # which kernels it takes is not known
+
+
+def test_one_that_was_loaded_before_is_refused(old_blas):
+    __import__("antique")
+    with pytest.raises(RuntimeError, match=r"faiss-cpu: .* got Prescott .* set OPENBLAS_CORETYPE=SkylakeX before the"):
+        blas.imported("antique", "faiss-cpu")

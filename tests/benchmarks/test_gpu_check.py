@@ -77,3 +77,12 @@ def test_a_wrong_backend_of_ours_is_not_timed(monkeypatch):
     monkeypatch.setattr(ops, "codebook_lookup", lambda *a, backend: lookup(*a, backend=backend) + (backend == "cpu"))
     with pytest.raises(AssertionError, match="cpu differs from the float64 argmin"):
         cases.lookup_case((50, 20, 8), torch.float32, "cpu", BUDGET)
+
+
+def test_steps(capsys):
+    passed = check.run_step("one", [sys.executable, "-c", "print('7 passed')"], 60)
+    assert passed["outcome"] == "passed" and passed["last_line"] == "7 passed"
+    assert check.run_step("two", [sys.executable, "-c", "raise SystemExit(3)"], 60)["outcome"] == "failed"
+    late = check.run_step("three", [sys.executable, "-c", "import time; time.sleep(60)"], 1)
+    assert late["outcome"] == "out of time" and late["seconds"] < 30
+    assert "three: out of time" in capsys.readouterr().out

@@ -4,9 +4,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 
 from benchmarks.inference import baselines, measure, region_pipeline
 from benchmarks.inference.baselines import EXACT, HALVED, REGION, SMALL, SOHO, Method, make_regions
+from benchmarks.inference.clock import Clock
+from benchmarks.inference.random_inputs import noise_images, taking_statistics
 from benchmarks.inference.region_pipeline import CLASS_NMS, MIN_SCORE, nms_batched, nms_by_class
 from soho_fast.model.outputs import VisualTokens
 
@@ -97,3 +100,22 @@ def test_a_result_and_its_targets(monkeypatch):
     assert result["operations"][REGION]["features of boxes"] > result["operations"][HALVED]["features of boxes"] > 0
     assert result["operations"][SOHO]["visual tokens"] > 0
     assert result["agreement"].keys() == {f"{SOHO} prepared, float32"}
+
+
+def test_folding_changes_nothing():
+    torch.manual_seed(1)
+    pipeline, images = region_pipeline.RegionPipeline(SMALL.region), noise_images(1, 96, 160, seed=2)
+    with torch.no_grad():
+        plain = [pipeline.cnn, pipeline.res5]
+        with taking_statistics(pipeline.cnn):
+            pipeline.cnn(images)
+        before = pipeline.cnn(images)
+        pipeline.calibrate(images)
+        assert not any(isinstance(each, nn.BatchNorm2d) for module in plain for each in module.modules())
+        torch.testing.assert_close(pipeline.cnn(images), before, rtol=1e-4, atol=1e-4)
+
+
+def test_two_kinds_that_choose_different_boxes_are_not_timed(pipeline, monkeypatch):
+    monkeypatch.setattr(region_pipeline, "nms_batched", lambda boxes, scores: (scores.amin(1) + 1, (1, 1)))
+    with torch.inference_mode(), pytest.raises(RuntimeError, match="choose different boxes: nothing is timed"):
+        pipeline(*SMALL.inputs(1), Clock())

@@ -3,10 +3,13 @@ profile of a step; the probe of a dictionary's life."""
 
 import pytest
 import torch
+from deepspeed.accelerator import get_accelerator
 
 from benchmarks.model import dictionary_life, profile_step
 from benchmarks.model.comparison import Comparison
-from benchmarks.model.training_batches import TimedShape
+from benchmarks.model.dictionary_life import Life
+from benchmarks.model.profile_step import PHASES, StepProfile
+from benchmarks.model.training_batches import TimedShape, build_model, make_batch
 from soho_fast.data.mini import build_corpus
 from soho_fast.engine.settings import OptimSettings
 from soho_fast.model import SohoConfig
@@ -116,3 +119,72 @@ def test_random_codes_die_and_codes_from_the_data_live(tmp_path, capsys):
     used = [int(line.split("}")[1].split()[0]) for line in (random, data)]
     assert used[0] < 12 and used[1] > 18
     assert len(torch.load(tmp_path / "maps.pt")) == 8
+
+
+def test_a_bf16_step_with_other_weights_is_refused():
+    if not get_accelerator().is_bf16_supported():
+        pytest.skip("DeepSpeed's engine has no bfloat16 on this CPU")
+    both = Comparison(small_shape(), bf16=True)
+    both.check()
+    before = both.engine.module.itm_head.classifier.weight.clone()
+    for _ in range(2):
+        both.timed("soho_fast bf16")
+    assert before.dtype == torch.float32 and not torch.equal(before, both.engine.module.itm_head.classifier.weight)
+    with torch.no_grad():
+        both.engine.module.itm_head.classifier.bias[0] += 1
+    with pytest.raises(AssertionError, match="itm_loss"):
+        both.check()
+
+
+def test_dropout_comes_on_in_all_after_the_check():
+    shape = small_shape()
+    shape.dropout = 0.5
+    both = Comparison(shape)
+    both.check()
+    for each in (both.model, both.eager):
+        dropouts = [module for module in each.modules() if isinstance(module, torch.nn.Dropout)]
+        assert dropouts and {module.p for module in dropouts} == {0.5}
+        # Every layer's attention and states, words and visual tokens: nothing else in these modules draws.
+        torch.manual_seed(0)
+        (each(**both.batch) if each is both.model else each(both.padded)).loss.backward()
+        drawn = torch.get_rng_state()
+        torch.manual_seed(0)
+        assert not torch.equal(drawn, torch.get_rng_state())
+
+
+@pytest.fixture
+def shape() -> TimedShape:
+    config = SohoConfig.from_preset(
+        "paper",
+        backbone="resnet10",
+        vocab_size=60,
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=64,
+        num_codes=16,
+        dictionary_batch_norm=True,
+    )
+    return TimedShape("small", config, OptimSettings(), images=3, height=64, width=64, texts=4)
+
+
+def test_every_phase_has_time_and_the_shares_sum_to_100(shape):
+    model = build_model(shape)
+    profile = StepProfile(model)
+    profile.clear()
+    profile.step(make_batch(shape, seed=0), model, lambda: model.zero_grad())
+    rows = dict(profile.rows())
+    assert tuple(rows) == PHASES
+    assert sum(rows.values()) == pytest.approx(100.0)
+    assert all(share > 0 for share in rows.values())
+
+
+def test_used_codes_are_those_of_the_phase_and_the_error_is_in_units_of_the_variance():
+    life = Life(8, 4, {})
+    life.dictionary.codebook.copy_(torch.arange(8.0).unsqueeze(1).expand(8, 4) * 100)
+    feat_NC = torch.tensor([[0.0] * 4, [100.0] * 4, [101.0] * 4])
+    mean_C = feat_NC.mean(0)
+    assert life.step(feat_NC) == pytest.approx(float(4 / (feat_NC - mean_C).square().sum()))
+    assert life.figures(0.0).split()[:2] == ["2", "2"]
+    life.step(feat_NC + 300)
+    assert life.figures(0.0).split()[:2] == ["2", "4"]

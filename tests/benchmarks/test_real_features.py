@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torchvision
+from PIL import Image
 
 from benchmarks.ops import real_features
 from benchmarks.ops.real_features import kmeans_codes
@@ -74,3 +75,28 @@ def test_codes_are_those_of_plain_steps_of_kmeans():
         torch.testing.assert_close(kmeans_codes(feat_NC, 20, steps=steps).double(), expected_KC, atol=1e-5, rtol=0)
     with pytest.raises(ValueError, match="num_codes: expected at most the 300 different rows, got 301"):
         kmeans_codes(feat_NC, 301)
+
+
+def positions(width: int, height: int, number: int) -> Image.Image:
+    """A picture whose pixels say where they are."""
+    image = Image.new("RGB", (width, height))
+    image.putdata([(x, y, number) for y in range(height) for x in range(width)])
+    return image
+
+
+def test_windows_of_photographs_are_squares_at_places_of_all_of_them(monkeypatch):
+    photos = [positions(12, 9, number=7), positions(10, 20, number=30)]
+    monkeypatch.setattr(real_features, "photographs", lambda: photos)
+    feat_NC = real_features.photo_windows(4000, 4 * 4 * 3 - 5)
+    assert feat_NC.dtype == torch.float32 and feat_NC.shape == (4000, 43)
+    values_NC = feat_NC * 255
+    assert torch.equal(values_NC.round(), values_NC)
+    left_N, top_N, number_N = values_NC[:, 0], values_NC[:, 1], values_NC[:, 2]
+    dots = torch.arange(16)
+    whole_NP3 = torch.stack(
+        [left_N[:, None] + dots % 4, top_N[:, None] + dots // 4, number_N[:, None].expand(-1, 16)], dim=2
+    )
+    assert torch.equal(values_NC, whole_NP3.flatten(1)[:, :43])
+    places = {tuple(place) for place in torch.stack([left_N, top_N, number_N], dim=1).int().tolist()}
+    assert places == {(x, y, 7) for x in range(9) for y in range(6)} | {(x, y, 30) for x in range(7) for y in range(17)}
+    assert 0.4 < (number_N == 7).float().mean() < 0.6

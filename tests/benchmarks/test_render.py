@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks import render
+from benchmarks.data import report as decoding
+from benchmarks.tables import Table, as_markdown, as_text
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks/results"
@@ -98,3 +100,32 @@ def test_the_pages_hold_what_the_stored_results_render(kind):
     for page, text in zip(pages, texts(render.stored(kind, ROOT)), strict=True):
         now = (ROOT / page).read_text()
         assert render.with_block(now, kind, text) == now, page
+
+
+def test_a_table_as_a_page_and_as_a_terminal_has_it():
+    table = Table(("op", "", "baselines"), [("mask", "**missed**", "a 1.0x<br>b 12.0x"), ("lookup", "", "a 2.0x")])
+    assert as_markdown(table).splitlines()[1:3] == ["|---|---|---|", "| mask | **missed** | a 1.0x<br>b 12.0x |"]
+    assert as_text(table).splitlines()[:2] == ["op              baselines", "mask    missed  a 1.0x, b 12.0x"]
+
+
+def test_the_decoding_benchmarks_have_a_block_of_their_own(root, tmp_path):
+    records = [
+        {"group": group, "extra_info": {"method": name, "images": 3, **info}, "stats": {"median": seconds}}
+        for group, name, seconds, info in (
+            ("decode and resize", "Pillow", 0.03, {}),
+            ("decode and resize", "soho_fast", 0.01, {}),
+            ("decode and batch", "bytes", 0.002, {"bytes_per_image": 2560000}),
+            (None, "soho_fast", 1.0, {}),
+        )
+    ]
+    content = {"machine": "EPYC", "datetime": "2026-01-02T03:04:05", "rows": decoding.rows_of(records)}
+    (tmp_path / "decoding.json").write_text(json.dumps({"decoding": content}))
+    rendered(root, tmp_path / "decoding.json")
+    assert (root / "docs/training.md").read_text().splitlines()[-8:-2] == [
+        "",
+        "|  | images a second | soho_fast | bytes an image |",
+        "|---|---|---|---|",
+        "| decode and resize: soho_fast | 300 |  |  |",
+        "| decode and resize: Pillow | 100 | 3.00x |  |",
+        "| decode and batch: bytes | 1,500 |  | 2,560,000 |",
+    ]

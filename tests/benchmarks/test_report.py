@@ -42,3 +42,26 @@ def test_ratios_and_shares_of_the_limits():
     assert list(table.columns) == ["case", "ours", "of the machine's limit", "torch index_add_", "faiss-cpu"]
     assert table.rows == [["a", "200 ms (soho_fast)", "50 % of read", "2.5x (25.00% wrong)", "1.5x"]]
     assert report.tables(rows, limits=False)["codebook_update"].rows == [[*table.rows[0][:2], *table.rows[0][3:]]]
+
+
+def by_claim(records, part) -> targets.Verdict:
+    (found,) = [item for item in targets.verdicts(rows_of(records)) if part in item.claim]
+    return found
+
+
+def test_growth_looks_at_doublings_in_order_of_size():
+    def growth(*seconds, sizes=(1000, 2000, 4000)) -> list[dict]:
+        pairs = zip(sizes, seconds, strict=True)
+        return [record("lookup growth", f"N={n}", "soho_fast", taken, series="N", size=n) for n, taken in pairs]
+
+    assert by_claim(growth(1.0, 2.0, 4.0)[::-1], "when N is doubled").met is True
+    assert by_claim(growth(1.0, 2.0, 4.5), "when N is doubled").met is False
+    assert by_claim(growth(1.0, 2.0, 4.5), "when K is doubled").met is None
+    assert by_claim(growth(1.0, 2.0, 40.0, sizes=(1000, 2000, 9000)), "when N is doubled").measured == "2.00x"
+
+
+@pytest.mark.parametrize(("extra", "met"), [(9 * 2**20, True), (64 * 2**20, False)])
+def test_memory_may_not_grow_with_the_matrix(extra, met):
+    records = [record("lookup memory", "a", "soho_fast", 1.0, shape=(16384, 1024, 64), extra_bytes=extra)]
+    found = by_claim(records, "extra memory")
+    assert found.met is met and "N x K would be 64 MiB" in found.measured

@@ -19,6 +19,7 @@ from benchmarks.studies.comparing import compare, difference_of, holm, logit, si
 from benchmarks.studies.report import report
 from benchmarks.studies.running import Runner
 from benchmarks.studies.study import read_rows, read_study, runs_of
+from soho_fast.common.errors import UserError
 from soho_fast.data.mini import build_corpus
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -341,3 +342,21 @@ def test_real_runs(tmp_path, capsys):
     one, tuned = rows_in(tmp_path)
     assert (one["step"], tuned["step"]) == (8, 4) and 0 <= one["metrics"]["mlm_all"] <= 1
     assert tuned["metrics"]["val.num_examples"] > 0 and one["commit"] and one["identity"] and one["data"]
+
+
+def test_what_was_killed_before_its_row_was_written_is_not_trained_again(small, tmp_path):
+    assert main(small("--conditions", "one", "--seeds", "0")) == 0
+    before, made = rows_in(tmp_path), commands(tmp_path)
+    for path in (tmp_path / "runs").glob("*/row.json"):
+        path.unlink()
+    assert main(small("--conditions", "one", "--seeds", "0")) == 0
+    assert rows_in(tmp_path) == before and commands(tmp_path) == made
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"study": "s"}', "3"])
+def test_what_is_no_row_is_refused_with_its_file(text, tmp_path):
+    (tmp_path / "rows.jsonl").write_text(text)
+    with pytest.raises(UserError, match=r"rows\.jsonl: expected a study's row on each line"):
+        read_rows([tmp_path / "rows.jsonl"])
+    with pytest.raises(UserError, match=r"missing\.jsonl"):
+        read_rows([tmp_path / "missing.jsonl"])

@@ -342,3 +342,11 @@ def test_it_ranks_texts(folders, tmp_path):
     assert rows[0]["score"] >= rows[1]["score"] > 0
     processor = soho.processor.image_processor
     assert (processor.size.shortest_edge, processor.size.longest_edge, processor.antialias) == (600, 1000, False)
+
+
+def test_counters_may_be_missing(tmp_path, state, convert_small):
+    counters = [name for name in state if name.endswith("num_batches_tracked")]
+    for name in counters:
+        del state[name]
+    assert counters
+    assert_is(convert_small(write(tmp_path / "soho.pth", state)), state)
