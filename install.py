@@ -28,11 +28,13 @@ def pip_settings() -> set[str]:
 
 
 def installer(settings: set[str]) -> list[str]:
-    """uv where it is on PATH, unless it would miss what pip was told; else pip, which leaves bytecode to imports."""
-    uv = shutil.which("uv")
+    """uv where it is on PATH, unless it would miss what pip was told; else pip. Imports write bytecode of the few files
+    that are used, unless Python was told to write none."""
+    uv, compiles = shutil.which("uv"), sys.dont_write_bytecode
     if uv and not PIP_SOURCES & settings:
-        return [uv, "pip", "install", "--quiet", "--python", sys.executable]
-    return [sys.executable, "-m", "pip", "install", "--quiet", "--no-compile"]
+        given = ["--compile-bytecode"] if compiles else []
+        return [uv, "pip", "install", "--quiet", "--python", sys.executable, *given]
+    return [sys.executable, "-m", "pip", "install", "--quiet", *([] if compiles else ["--no-compile"])]
 
 
 def torch_index(settings: set[str]) -> list[str]:

@@ -40,6 +40,7 @@ def install(monkeypatch, tmp_path):
         if name.startswith(("PIP_", "UV_")):
             monkeypatch.delenv(name)
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
     return module
 
 
@@ -77,6 +78,13 @@ def test_uv_installs_where_it_is_unless_pip_was_told_what_it_does_not_read(insta
             assert install.installer(install.pip_settings())[:3] == [sys.executable, "-m", "pip"]
     (tmp_path / "bin/uv").unlink()
     assert install.installer(install.pip_settings())[:3] == [sys.executable, "-m", "pip"]
+
+
+def test_bytecode_is_written_once_by_imports_or_where_these_may_not_by_the_installation(install, monkeypatch):
+    for settings, imports, installation in ((set(), "", "--compile-bytecode"), ({"index-url"}, "--no-compile", "")):
+        for told, expected in ((False, imports), (True, installation)):
+            monkeypatch.setattr(sys, "dont_write_bytecode", told)
+            assert [word for word in install.installer(settings) if "compile" in word] == [expected] * bool(expected)
 
 
 def test_pips_files_are_read(install, monkeypatch, tmp_path):
