@@ -120,3 +120,28 @@ def test_making_the_pre_training_task_loads_no_part_of_others():
 def test_deepspeed_is_imported_without_its_warning():
     done = run("-c", "import soho_fast.engine.resume, deepspeed.accelerator as a; a.get_accelerator()")
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize(
+    ("code", "left_out"),
+    [
+        ("import soho_fast.model, soho_fast.common.console", {*HEAVY, "scipy", "yaml", "jsonargparse", "rich"}),
+        ("import soho_fast.train, soho_fast.evaluate", {*HEAVY, "scipy", "matplotlib"}),
+        ("import soho_fast.explore.__main__", {*HEAVY, "scipy", "matplotlib"} - {"numpy"}),
+        ("import soho_fast.data.mini.builder", {*SLOW, "skimage", "sklearn", "scipy"}),
+        (
+            "import soho_fast.ops, soho_fast.cluster, soho_fast.adapters, soho_fast.engine.trainer",
+            {"torch._dynamo", "sympy", "transformers", "torchvision", "scipy", "PIL", "tensorboard", "matplotlib"},
+        ),
+        # transformers' base class of models itself loads torch._dynamo, torchvision and scipy: 6 of 6.5 s of CPU.
+        (
+            "import soho_fast.tasks.pretraining, soho_fast.ask.pipeline",
+            {"deepspeed", "matplotlib", "pandas", "skimage", "sklearn", "tensorboard", "timm", "datasets", "pyarrow"},
+        ),
+    ],
+)
+def test_an_import_loads_what_is_used(code, left_out):
+    done = run("-c", f"{code}; import sys; print(*sys.modules)")
+    assert done.returncode == 0, done.stderr
+    loaded = set(done.stdout.split())
+    assert "soho_fast" in loaded and not loaded & left_out
