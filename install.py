@@ -56,9 +56,11 @@ def main(extra: str) -> None:
     settings = pip_settings()
     install = installer(settings)
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    if importlib.util.find_spec("torch") is None:
-        run([*install, *torch_index(settings), *TORCH])
-    run([*install, *TOOLS])
+    torch = [] if importlib.util.find_spec("torch") else TORCH
+    if torch and (index := torch_index(settings)):
+        run([*install, *index, *torch])
+        torch = []
+    run([*install, *torch, *TOOLS])
 
     log = ROOT / "build" / "extension.log"
     log.parent.mkdir(exist_ok=True)

@@ -148,6 +148,22 @@ def test_the_extension_is_compiled_while_packages_are_downloaded(install, code, 
     assert weights.startswith(f" {start} --no-deps")
 
 
+@pytest.mark.parametrize("chosen", [[], ["--index-url", "cpu"]])
+def test_torch_alone_comes_from_the_index_of_cpu_builds(install, chosen, monkeypatch):
+    commands = []
+    monkeypatch.setattr(
+        install, "run", lambda command, **_: commands.append(command[command.index(sys.executable) + 1 :])
+    )
+    monkeypatch.setattr(install, "pip_settings", set)
+    monkeypatch.setattr(install, "torch_index", lambda _: chosen)
+    monkeypatch.setattr(install.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(install.subprocess, "Popen", lambda *_, **__: sys.exit("done"))
+    with pytest.raises(SystemExit, match="done"):
+        install.main("demo")
+    both = [[*install.TORCH, *install.TOOLS]]
+    assert commands == ([[*chosen, *install.TORCH], install.TOOLS] if chosen else both)
+
+
 def test_make_demo_installs_the_demo_alone_and_make_test_its_own_on_top(tmp_path):
     def makes(*arguments: str) -> list[str]:
         done = subprocess.run(["make", "-n", f"VENV={tmp_path}", *arguments], cwd=ROOT, capture_output=True, text=True)
