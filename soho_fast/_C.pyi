@@ -1,6 +1,8 @@
-"""Introspection of the compiled soho_fast kernels (csrc/torch/module.cpp)."""
+"""Introspection of the compiled soho_fast kernels, and small lookups by them (csrc/torch/module.cpp)."""
 
 from typing import NotRequired, TypedDict, type_check_only
+
+from torch import Tensor
 
 @type_check_only
 class BuildInfo(TypedDict):
@@ -23,3 +25,6 @@ def build_info() -> BuildInfo: ...
 def lookup_level(num_codes: int, num_channels: int) -> str: ...
 def lookup_totals() -> LookupTotals: ...
 def set_cpu_level(level: str) -> None: ...
+def small_lookup(
+    features: object, codebook: object, packed: object, metric: int, topk: int, return_distance: bool
+) -> Tensor | tuple[Tensor, Tensor] | None: ...

@@ -8,6 +8,7 @@ import functools
 from collections.abc import Callable
 from types import ModuleType
 
+import numpy
 import pytest
 import torch
 from threadpoolctl import threadpool_limits
@@ -66,13 +67,14 @@ def real_inputs(
     return features_NC, codebook_KC, ops.codebook_lookup(features_NC, codebook_KC, backend="reference")
 
 
-def soho_fast(features: Tensor, codebook: Tensor) -> Callable[[], Tensor]:
-    return lambda: ops.codebook_lookup(features, codebook)
+def soho_fast(features: Tensor, codebook: Tensor, topk: int = 1) -> Callable[[], Tensor]:
+    several = topk if topk > 1 else None
+    return lambda: ops.codebook_lookup(features, codebook, topk=several)
 
 
-def soho_fast_prepared(features: Tensor, codebook: Tensor) -> Callable[[], Tensor]:
-    prepared = ops.prepare_codebook(codebook)
-    return lambda: ops.codebook_lookup(features, prepared)
+def soho_fast_prepared(features: Tensor, codebook: Tensor, topk: int = 1) -> Callable[[], Tensor]:
+    prepared, several = ops.prepare_codebook(codebook), topk if topk > 1 else None
+    return lambda: ops.codebook_lookup(features, prepared, topk=several)
 
 
 def soho_fast_full(features: Tensor, codebook: Tensor) -> Callable[[], Tensor]:
@@ -85,17 +87,20 @@ def torch_cdist(features: Tensor, codebook: Tensor) -> Callable[[], Tensor]:
     return lambda: torch.cdist(features, codebook).argmin(-1)
 
 
-def torch_addmm(features: Tensor, codebook: Tensor) -> Callable[[], Tensor]:
-    return lambda: torch.addmm(codebook.square().sum(-1), features, codebook.T, alpha=-2).argmin(-1)
+def torch_addmm(features: Tensor, codebook: Tensor, topk: int = 1) -> Callable[[], Tensor]:
+    def values() -> Tensor:
+        return torch.addmm(codebook.square().sum(-1), features, codebook.T, alpha=-2)
+
+    return (lambda: values().topk(topk, largest=False)[1]) if topk > 1 else lambda: values().argmin(-1)
 
 
-def faiss_cpu(features: Tensor, codebook: Tensor) -> Callable[[], Tensor]:
+def faiss_cpu(features: Tensor, codebook: Tensor, topk: int = 1) -> Callable[[], numpy.ndarray]:
     faiss = installed("faiss", "faiss-cpu")
     faiss.omp_set_num_threads(torch.get_num_threads())
     index = faiss.IndexFlatL2(codebook.shape[1])
     index.add(codebook.numpy())
     queries = features.numpy()
-    return lambda: torch.from_numpy(index.search(queries, 1)[1][:, 0])
+    return lambda: index.search(queries, topk)[1]  # a tensor of it would take as long as a search of a few codes
 
 
 def kd_tree(features: Tensor, codebook: Tensor) -> Callable[[], Tensor]:
@@ -142,6 +147,6 @@ EVERY_LEVEL = {f"soho_fast {level}": (soho_fast, level) for level in FAST_LEVELS
 OURS = EVERY_LEVEL | {f"soho_fast {level} prepared": (soho_fast_prepared, level) for level in FAST_LEVELS[-1:]}
 
 
-def share_wrong(exact: Tensor) -> Callable[[Tensor], float]:
+def share_wrong(exact: Tensor) -> Callable[[Tensor | numpy.ndarray], float]:
     """Function that gives the share of indices that are not the exact ones."""
-    return lambda index: (index != exact).double().mean().item()
+    return lambda index: (torch.as_tensor(index).view(exact.shape) != exact).double().mean().item()

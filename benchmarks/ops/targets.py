@@ -94,6 +94,8 @@ TARGETS = (
     Target("codebook_lookup", "small", OURS, BEST_LEVEL, 0.9, every_case=True),
     Target("codebook_lookup", "few", PREPARED, FASTEST, 1.0, every_case=True),
     Target("codebook_lookup", "one row", PREPARED, FASTEST, 1.0, every_case=True),
+    Target("codebook_lookup", "tiny", PREPARED, "faiss-cpu", 1.0, every_case=True),
+    Target("codebook_lookup", "tiny", OURS, "faiss-cpu", 0.8, every_case=True),
     Target("codebook_lookup", "float32", f"{OURS} amx", "faiss-cpu", 7.0),
     Target("codebook_lookup", "float32", f"{OURS} amx", "faiss-cpu", 5.5, every_case=True),
     Target("codebook_lookup", "float32", f"{OURS} amx prepared", "faiss-cpu", 8.0),

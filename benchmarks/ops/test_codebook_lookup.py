@@ -21,7 +21,17 @@ from benchmarks.ops.lookup_baselines import (
     torch_addmm,
 )
 from benchmarks.ops.report import HARD as HARD_OP
-from benchmarks.ops.shapes import EVERY_LEVEL_NKC, FEW, HARD_NKC, LOOKUP_NKC, ONE_ROW_NKC, REAL, SMALL_NKC, text
+from benchmarks.ops.shapes import (
+    EVERY_LEVEL_NKC,
+    FEW,
+    HARD_NKC,
+    LOOKUP_NKC,
+    ONE_ROW_NKC,
+    REAL,
+    SMALL_NKC,
+    TINY_NKCT,
+    text,
+)
 from benchmarks.short import first_by_default
 from soho_fast.ops import codebook_lookup
 
@@ -95,6 +105,22 @@ def test_few_codes_or_channels(features_of, method, dtype, time_checked):
 @pytest.mark.parametrize("shape", first_by_default(ONE_ROW_NKC), ids=text)
 def test_one_row(shape, method, time_checked):
     compete(time_checked, shape, torch.float32, method, {**AUTOMATIC, **RIVALS}[method], kind="one row")
+
+
+WITH_TOPK = ("soho_fast", "soho_fast prepared", "torch addmm+argmin", "faiss-cpu")
+TINY = {name: {**AUTOMATIC, **BASELINES}[name] for name in WITH_TOPK}
+
+
+@pytest.mark.parametrize("method", TINY)
+@pytest.mark.parametrize("case", first_by_default(TINY_NKCT), ids=text)
+def test_tiny_calls(case, method, time_checked):
+    *shape, topk = case
+    features, codebook, exact = inputs(tuple(shape), torch.float32)
+    if topk > 1:
+        exact = codebook_lookup(features, codebook, topk=topk, backend="reference")
+    name = f"tiny {text(tuple(shape))}, topk {topk}"
+    call = TINY[method](features, codebook, topk)
+    time_checked("codebook_lookup", name, shape, method, call, share_wrong(exact), work=product_work(tuple(shape)))
 
 
 @pytest.mark.parametrize("method", ["soho_fast", "soho_fast prepared", *EVERY_LEVEL, "torch addmm+argmin"])

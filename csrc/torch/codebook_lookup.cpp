@@ -143,11 +143,7 @@ std::tuple<Tensor, Tensor, Tensor> codebook_lookup_cpu(const Tensor& features, c
     args.top_index = topk > 1 ? top_index.mutable_data_ptr<int64_t>() + b * rows_per_batch * topk : nullptr;
     args.warm_start = warm_starts.has_value() ? warm_starts->const_data_ptr<int64_t>() + b * rows_per_batch : nullptr;
     const void* block = packed_block(packed, b, books, level, args.metric);
-    const LookupCounts counts = codebook_lookup(level, args, block, intra_op_threads);
-    total_rows += args.num_rows;
-    total_pruning += counts.pruning;
-    total_compared += counts.compared;
-    total_left += counts.undecided;
+    count_lookup(args.num_rows, codebook_lookup(level, args, block, intra_op_threads));
   }
   const Tensor chosen = return_codes ? gather(as_dense(codebook), top_index) : empty_cpu({0}, codebook.scalar_type());
   return {distance, top_index, chosen};
@@ -165,6 +161,13 @@ STABLE_TORCH_LIBRARY_IMPL(soho_fast, CPU, library) {
 }
 
 }  // namespace
+
+void count_lookup(int64_t num_rows, const LookupCounts& counts) {
+  total_rows += num_rows;
+  total_pruning += counts.pruning;
+  total_compared += counts.compared;
+  total_left += counts.undecided;
+}
 
 LookupTotals lookup_totals() { return {total_rows, total_pruning, total_compared, total_left}; }
 

@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "kernels/codebook_lookup/codebook_lookup.h"
+
 namespace soho {
 
 struct LookupTotals {
@@ -13,5 +15,6 @@ struct LookupTotals {
 };
 
 LookupTotals lookup_totals();
+void count_lookup(int64_t num_rows, const LookupCounts& counts);
 
 }  // namespace soho

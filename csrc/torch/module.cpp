@@ -1,5 +1,5 @@
-// soho_fast._C: introspection only, with its types in soho_fast/_C.pyi. Loading it registers the CPU ops (see the other
-// files of this folder). pybind11 is the one that torch has among its headers.
+// soho_fast._C: introspection and small lookups, with its types in soho_fast/_C.pyi. Loading it registers the CPU ops
+// (see the other files of this folder). pybind11 is the one that torch has among its headers.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -7,11 +7,12 @@
 #include "kernels/codebook_lookup/codebook_lookup.h"
 #include "torch/build_info.h"
 #include "torch/lookup_totals.h"
+#include "torch/small_lookup.h"
 
 namespace py = pybind11;
 
 PYBIND11_MODULE(_C, module) {
-  module.doc() = "Introspection of the compiled soho_fast kernels.";
+  module.doc() = "Introspection of the compiled soho_fast kernels, and small lookups by them.";
   module.def("build_info", &soho::build_info, "What was built, and which levels run here.");
   module.def(
       "lookup_totals",
@@ -28,6 +29,9 @@ PYBIND11_MODULE(_C, module) {
         return soho::cpu_level_name(soho::lookup_level(num_codes, num_channels));
       },
       py::arg("num_codes"), py::arg("num_channels"), "The level of lookups in a codebook of this size.");
+  module.def("small_lookup", &soho::small_lookup, py::arg("features"), py::arg("codebook"), py::arg("packed"),
+             py::arg("metric"), py::arg("topk"), py::arg("return_distance"),
+             "What the op codebook_lookup_cpu finds, past torch's dispatcher; None for what is not small and plain.");
   module.def("set_cpu_level", &soho::set_cpu_level, py::arg("level"),
              "Forces a level by its name; \"\" goes back to the best one.");
 }

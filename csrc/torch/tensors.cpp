@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "torch/row_layout.h"
+
 namespace soho {
 
 Element element_of(const Tensor& tensor) {
@@ -37,21 +39,11 @@ Tensor empty_cpu(const std::vector<int64_t>& shape, ScalarType type) {
 Tensor as_dense(const Tensor& tensor) { return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor); }
 
 Rows as_rows(const Tensor& tensor) {
-  const int64_t last = tensor.dim() - 1;
-  const int64_t num_channels = tensor.size(last);
-  bool flat = tensor.stride(last) == 1 || num_channels <= 1;
-  int64_t num_rows = 1, stride = 0, expected = -1;
-  for (int64_t d = last - 1; d >= 0; --d) {
-    const int64_t size = tensor.size(d);
-    num_rows *= size;
-    if (size == 1) continue;
-    if (expected < 0) stride = tensor.stride(d);
-    flat = flat && (expected < 0 || tensor.stride(d) == expected);
-    expected = tensor.stride(d) * size;
-  }
-  if (flat) return {tensor, tensor.const_data_ptr(), num_rows, num_channels, stride};
+  const int64_t num_channels = tensor.size(tensor.dim() - 1);
+  const RowLayout layout = row_layout(tensor.dim(), tensor.sizes().data(), tensor.strides().data());
+  if (layout.stride) return {tensor, tensor.const_data_ptr(), layout.num_rows, num_channels, *layout.stride};
   const Tensor dense = torch::stable::contiguous(tensor);
-  return {dense, dense.const_data_ptr(), num_rows, num_channels, num_channels};
+  return {dense, dense.const_data_ptr(), layout.num_rows, num_channels, num_channels};
 }
 
 Tensor as_float32(const Tensor& tensor) {

@@ -14,6 +14,7 @@ SMALL = {
     "SECONDS_PER_CASE": 0.002, "LOOKUP_NKC": [(300, 70, 24), (200, 33, 40)], "EVERY_LEVEL_NKC": (100, 20, 8),
     "SMALL_NKC": [(300, 70, 4), (1, 40, 24)],
     "FEW": [("photo windows", (300, 40, 8)), ("mobilenet_v2", (100, 30, 24))], "ONE_ROW_NKC": [(1, 40, 24)],
+    "TINY_NKCT": [(1, 40, 24, 1), (1, 40, 24, 3)],
     "REAL": [("mobilenet_v2", (100, 30, 24)), ("demo model", (100, 30, 24)), ("photo windows", (300, 40, 27))],
     "REAL_ROWS_LEARNT": {"mobilenet_v2": 156, "demo model": 156, "photo windows": 400}, "HARD_NKC": [(200, 64, 16)],
     "GROWTH_BASE": {"N": 128, "K": 32, "C": 16}, "GROWTH_SIZES": {"N": (64, 128), "K": (32, 64), "C": (8, 16)},

@@ -378,18 +378,20 @@ void compare_topk(const std::vector<float>& features, const std::vector<float>& 
   for (const std::vector<LookupPass>& all : every_list_of_passes(metric)) {
     for (auto first = all.begin(); first != all.end(); ++first) {
       const std::vector<LookupPass> passes(first, all.end());
-      std::vector<int64_t> index(num_rows, kUndecided), top(num_rows * topk + 1, -7);
-      std::vector<float> distance(num_rows * topk + 1, -7.0f);
-      CodebookLookupArgs args = arguments(features, codebook, num_rows, num_codes, num_channels, index.data(), metric);
-      args.distance = distance.data();
-      args.topk = topk;
-      args.top_index = top.data();
-      PackedCodebook packed_codebook(args, nullptr);
-      run_plan(make_plan(passes, nullptr, nullptr, num_rows, num_channels, false), args, packed_codebook, parts(3));
-      CHECK(top.back() == -7 && distance.back() == -7.0f);
-      top.pop_back();
-      CHECK(top == expected);
-      for (int64_t i = 0; i < num_rows; ++i) CHECK(index[i] == expected[i * topk]);
+      for (const auto& [some, few] : {std::pair{num_rows, few_of(metric)}, {num_rows, nullptr}, {2, nullptr}}) {
+        std::vector<int64_t> index(some, kUndecided), top(some * topk + 1, -7);
+        std::vector<float> distance(some * topk + 1, -7.0f);
+        CodebookLookupArgs args = arguments(features, codebook, some, num_codes, num_channels, index.data(), metric);
+        args.distance = distance.data();
+        args.topk = topk;
+        args.top_index = top.data();
+        PackedCodebook packed_codebook(args, nullptr);
+        run_plan(make_plan(passes, nullptr, few, some, num_channels, false), args, packed_codebook, parts(3));
+        CHECK(top.back() == -7 && distance.back() == -7.0f);
+        top.pop_back();
+        CHECK(top == std::vector<int64_t>(expected.begin(), expected.begin() + some * topk));
+        for (int64_t i = 0; i < some; ++i) CHECK(index[i] == expected[i * topk]);
+      }
     }
   }
 }

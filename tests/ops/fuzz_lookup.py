@@ -177,11 +177,10 @@ def main() -> int:
             for name, value in _C.lookup_totals().items():
                 totals[kind, level][name] += value - before[name]
             totals[kind, level]["different"] += int(different.sum())
-            if topk is None:
-                few = features[:_FEW].split(int(torch.randint(1, 7, ())))
-                for codes in (codebook, ops.prepare_codebook(codebook, metric=metric)):
-                    found = torch.cat([ops.codebook_lookup(rows, codes, metric=metric) for rows in few])
-                    totals[kind, level]["different"] += int(_rows_that_differ(found, expected[:_FEW]).sum())
+            few = features[:_FEW].split(int(torch.randint(1, 7, ())))
+            for codes in (codebook, ops.prepare_codebook(codebook, metric=metric)):
+                found = torch.cat([ops.codebook_lookup(rows, codes, metric=metric, topk=topk) for rows in few])
+                totals[kind, level]["different"] += int(_rows_that_differ(found, expected[:_FEW]).sum())
         left -= features.shape[0]
         batch += 1
     ops.set_cpu_level(None)

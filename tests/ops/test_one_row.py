@@ -1,4 +1,7 @@
-"""A prepared lookup of one row: the short way to the kernel gives what the long way does, and is short."""
+"""A lookup of few rows: the short way to the kernel gives what the long way does, and is short."""
+
+import sys
+import threading
 
 import pytest
 import torch
@@ -6,7 +9,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from soho_fast import ops
 from soho_fast.ops import backends
-from soho_fast.ops.codebook_lookup.prepared import PreparedCodebook
 
 pytestmark = pytest.mark.skipif(
     "cpu" not in ops.available_backends() or backends._ONLY_SCALAR, reason="a lookup takes the reference here"
@@ -22,23 +24,78 @@ def pair():
 @pytest.fixture
 def asked(monkeypatch):
     """What the short way answered to each lookup."""
-    answers, nearest = [], PreparedCodebook.nearest
-    monkeypatch.setattr(
-        PreparedCodebook, "nearest", lambda *arguments: answers.append(nearest(*arguments)) or answers[-1]
-    )
+    module = sys.modules["soho_fast.ops.codebook_lookup"]
+    answers, at_once = [], module.lookup_at_once
+    monkeypatch.setattr(module, "lookup_at_once", lambda *them: answers.append(at_once(*them)) or answers[-1])
     return answers
 
 
+@pytest.mark.parametrize("topk", [None, 2, 16])
 @pytest.mark.parametrize("metric", ["euclidean", "cosine", "dot"])
-def test_both_ways_give_the_same(pair, metric, asked):
+def test_both_ways_give_the_same(pair, metric, topk, asked, same_bits):
     row, codebook = pair
-    prepared = ops.prepare_codebook(codebook, metric=metric)
-    expected = ops.codebook_lookup(row, codebook, metric=metric, backend="reference")
-    for features in (row, row.bfloat16(), row[0].expand(2, 3, 128), row.expand(5, 128).T.contiguous().T, row[:0]):
-        index = ops.codebook_lookup(features, prepared, metric=metric)
-        assert asked[-1] is index and not index.requires_grad
-        assert torch.equal(index, ops.codebook_lookup(features, prepared, metric=metric, backend="cpu"))
-    assert torch.equal(ops.codebook_lookup(row, prepared, metric=metric), expected)
+    options = {"metric": metric, "topk": topk}
+    for codes in (codebook, torch.nn.Parameter(codebook), ops.prepare_codebook(codebook, metric=metric)):
+        for features in (row, row.bfloat16(), row.half(), row[0].expand(2, 2, 128), row[:0], row[None]):
+            index = ops.codebook_lookup(features, codes, **options)
+            assert asked[-1] is index and not index.requires_grad and index.is_contiguous()
+            assert same_bits(index, ops.codebook_lookup(features, codes, **options, backend="cpu"))
+            with torch.no_grad():
+                both = ops.codebook_lookup(features, codes, return_distance=True, **options)
+            assert asked[-1] is both
+            long = ops.codebook_lookup(features, codes, return_distance=True, **options, backend="cpu")
+            assert same_bits(both, tuple(tensor.detach() for tensor in long))
+            expected = ops.codebook_lookup(features, codebook, **options, backend="reference")
+            assert torch.equal(index, expected) and torch.equal(both[0], expected)
+
+
+def test_a_result_is_an_ordinary_tensor(pair):
+    row, codebook = pair
+    index = ops.codebook_lookup(row, codebook)
+    assert index.resize_(100).shape == (100,)
+    with torch.inference_mode():
+        assert ops.codebook_lookup(row, codebook).is_inference()
+        assert torch.equal(ops.codebook_lookup(row.clone(), codebook.clone()), index[:1])
+
+
+def test_several_threads_at_once(pair):
+    row, codebook = pair
+    prepared = ops.prepare_codebook(codebook)
+    features = torch.cat([row, codebook[:63]])
+    expected = ops.codebook_lookup(features, prepared, backend="cpu")
+    found = [torch.empty(0)] * 4
+
+    def look_up(n):
+        for _ in range(50):
+            found[n] = torch.cat([ops.codebook_lookup(few, prepared) for few in features.split(1 + n)])
+
+    threads = [threading.Thread(target=look_up, args=(n,)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(torch.equal(index, expected) for index in found)
+
+
+@pytest.mark.parametrize("num_codes", [3, 40, 3000])
+def test_the_nearest_of_few_rows_in_any_codebook(num_codes, check_lookup):
+    """Many at one distance, more near than a list holds, codes that are not finite, squares that overflow."""
+    generator = torch.Generator().manual_seed(num_codes)
+    for num_channels in (1, 7, 40):
+        codebook = torch.randn(num_codes, num_channels, generator=generator)
+        rows = torch.randn(3, num_channels, generator=generator)
+        for kind in range(5):
+            if kind == 1:
+                codebook = codebook.round()
+            elif kind == 2:
+                codebook[: num_codes - 1] = codebook[0]
+            elif kind == 3:
+                codebook[: num_codes - 2] = torch.nan
+            elif kind == 4:
+                codebook = codebook * 1e30
+            for topk in (None, 2, 3):
+                check_lookup(rows, codebook, topk=topk)
+                check_lookup(rows[:1], codebook, topk=topk)
 
 
 @pytest.mark.parametrize("num_rows", [1, 2, 3, 4])
@@ -79,6 +136,10 @@ def test_a_gradient_is_not_recorded_and_the_features_keep_theirs(pair, asked):
 def test_who_watches_torch_sees_the_lookup(pair, asked):
     row, codebook = pair
     prepared, seen = ops.prepare_codebook(codebook), []
+    with torch.profiler.profile() as profile:
+        ops.codebook_lookup(row, prepared)
+    assert asked[-1] is None
+    assert "soho_fast::codebook_lookup_cpu" in {event.name for event in profile.events()}
 
     class Watching(TorchDispatchMode):
         def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
@@ -87,12 +148,24 @@ def test_who_watches_torch_sees_the_lookup(pair, asked):
 
     with Watching():
         ops.codebook_lookup(row, prepared)
-    assert asked[-1] is not None and "soho_fast.codebook_lookup_cpu.default" in seen
+    assert asked[-1] is None and "soho_fast.codebook_lookup_cpu.default" in seen
+    with torch.device("meta"):  # where torch makes new tensors
+        assert ops.codebook_lookup(row, prepared).device.type == "cpu"
 
 
 def test_the_short_way_steps_aside(pair, asked):
-    """For a subclass, and in a graph that is compiled."""
+    """For a subclass, a view that is negated when read, many rows, a gradient, and in a graph that is compiled."""
     row, codebook = pair
+    negated = torch._neg_view(row)
+    assert torch.equal(ops.codebook_lookup(negated, codebook), ops.codebook_lookup(-row, codebook))
+    assert [answer is None for answer in asked] == [True, False]
+    many = torch.cat([row] * 5)
+    assert torch.equal(ops.codebook_lookup(many, codebook), ops.codebook_lookup(row, codebook).expand(5))
+    assert [answer is None for answer in asked[2:]] == [True, False]
+    _, distance = ops.codebook_lookup(row.clone().requires_grad_(), codebook, return_distance=True)
+    assert asked[-1] is None and distance.requires_grad
+    with pytest.raises(NotImplementedError, match="vmap"):
+        torch.vmap(lambda x: ops.codebook_lookup(x[None], codebook))(many)
     prepared = ops.prepare_codebook(codebook)
     index = ops.codebook_lookup(row, prepared)
 

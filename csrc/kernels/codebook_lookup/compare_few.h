@@ -20,25 +20,23 @@ constexpr int64_t kCachedNumbers = 1 << 20;  // of a thread's codes: 4 MiB
 
 inline void keep_near(FewCodes& row, int64_t num_channels) {
   const float limit = float_limit(row.smallest, num_channels);
-  int32_t kept = 0;
-  for (int32_t n = 0; n < row.count; ++n) {
-    row.code[kept] = row.code[n];
-    row.distance[kept] = row.distance[n];
-    kept += row.distance[n] <= limit;
-  }
-  row.count = kept;
+  while (row.count > 0 && row.distance[row.count - 1] > limit) --row.count;
 }
 
 inline void add_near(FewCodes& row, int32_t code, float distance, int64_t num_channels) {
   if (!(distance <= float_limit(row.smallest, num_channels))) return;
-  row.smallest = distance < row.smallest ? distance : row.smallest;
-  if (row.count == kFewCodes) keep_near(row, num_channels);
-  if (row.count == kFewCodes) {
-    row.overflows = true;
-    return;
+  const int32_t most = kFewCodes + row.wanted - 1;
+  if (row.count == most) keep_near(row, num_channels);
+  // What comes last may still be driven out by a nearer one, but is then to be compared as well.
+  row.overflows |= row.count == most;
+  int32_t n = row.count < most ? row.count++ : most - 1;
+  for (; n > 0 && distance < row.distance[n - 1]; --n) {
+    row.code[n] = row.code[n - 1];
+    row.distance[n] = row.distance[n - 1];
   }
-  row.code[row.count] = code;
-  row.distance[row.count++] = distance;
+  row.code[n] = code;
+  row.distance[n] = distance;
+  if (row.count >= row.wanted) row.smallest = row.distance[row.wanted - 1];
 }
 
 // Codes [begin, end) with the rows of whole tiles, then with the others. No code beyond its row's limit is near it.
@@ -96,6 +94,26 @@ inline void merge_few(FewCodes& row, const FewCodes& other, int64_t num_channels
   for (int32_t n = 0; n < other.count; ++n) add_near(row, other.code[n], other.distance[n], num_channels);
 }
 
+// Orders the codes of row i by float64, equal ones by their index.
+inline void rank_few(const ExactCopies& copies, int64_t i, FewCodes& row) {
+  double distance[kFewRanked];
+  copies.load_row(0, i);
+  for (int32_t k = 0; k < row.count; ++k) {
+    const int32_t code = row.code[k];
+    copies.load_code(0, code);
+    __m256d sums[1];
+    pair_sums(copies, 0, sums);
+    const double own = _mm256_cvtsd_f64(sums[0]);
+    int32_t n = k;
+    for (; n > 0 && (own < distance[n - 1] || (own == distance[n - 1] && code < row.code[n - 1])); --n) {
+      row.code[n] = row.code[n - 1];
+      distance[n] = distance[n - 1];
+    }
+    row.code[n] = code;
+    distance[n] = own;
+  }
+}
+
 inline LookupCounts decide_few(const CodebookLookupArgs& args, const int64_t* rows, int64_t num_rows, FewCodes* near) {
   DefaultFloatEnvironment environment;
   const ExactCopies copies(args, 1);
@@ -109,23 +127,13 @@ inline LookupCounts decide_few(const CodebookLookupArgs& args, const int64_t* ro
       ++counts.undecided;
       continue;
     }
-    int32_t nearest = row.code[0];
-    if (row.count > 1) {
-      double smallest = kFar;
-      copies.load_row(0, i);
-      for (int32_t k = 0; k < row.count; ++k) {
-        copies.load_code(0, row.code[k]);
-        __m256d sums[1];
-        pair_sums(copies, 0, sums);
-        const double distance = _mm256_cvtsd_f64(sums[0]);
-        if (distance > smallest || (distance == smallest && row.code[k] > nearest)) continue;
-        smallest = distance;
-        nearest = row.code[k];
-      }
+    if (args.topk > 1 || row.count > 1) {
+      rank_few(copies, i, row);
       ++counts.compared;
     }
     if (args.distance != nullptr) copies.load_row(0, i);
-    write_row(args, copies, 0, i, nearest);
+    if (args.topk == 1) write_row(args, copies, 0, i, row.code[0]);
+    if (args.topk > 1) write_codes(args, copies, 0, i, row.code);
   }
   return counts;
 }

@@ -73,6 +73,11 @@ struct KernelAmx {
     add_candidates(list, threshold, scores, first_position);
   }
 
+  static void screen_row(const float* row, const ScreenedCodes& screened, int64_t group, float& threshold,
+                         Candidates& list) {
+    KernelAvx512<DotBFloat16>::screen_row(row, screened, group, threshold, list);
+  }
+
   static void screen_tile(const float* rows, int64_t row_length, const ScreenedCodes& screened, int64_t group,
                           float* threshold, Candidates* lists) {
     if (!any_reachable<kRows>(threshold)) return;

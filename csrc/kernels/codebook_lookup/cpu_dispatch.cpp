@@ -81,8 +81,8 @@ const PruningPass* pruning_pass_of(CpuLevel level, [[maybe_unused]] int64_t num_
   }
 }
 
-const FewRows* few_rows_of(CpuLevel level, Metric metric, int64_t topk) {
-  if (metric != Metric::kEuclidean || topk > 1) return nullptr;
+const FewRows* few_rows_of(CpuLevel level, Metric metric) {
+  if (metric != Metric::kEuclidean) return nullptr;
   switch (level) {
 #ifdef SOHO_X86_LEVELS
     case CpuLevel::kAmx:
@@ -104,7 +104,7 @@ LookupPlan plan_of(CpuLevel level, const CodebookLookupArgs& args, const void* p
   const bool has_directions = args.num_directions > 0 || (packed != nullptr && packed_directions(packed) > 0);
   const bool may_prune = has_directions && args.num_rows >= kFewestPruningRows && args.topk == 1;
   const PruningPass* pruning = may_prune ? pruning_pass_of(level, args.num_channels, args.metric) : nullptr;
-  const FewRows* few = few_rows_of(level, args.metric, args.topk);
+  const FewRows* few = few_rows_of(level, args.metric);
   return make_plan(passes_of(level, args.metric), pruning, few, args.num_rows, args.num_channels, packed != nullptr);
 }
 

@@ -281,10 +281,20 @@ inline void write_row(const CodebookLookupArgs& args, const ExactCopies& copies,
   if (args.distance != nullptr) args.distance[i] = value_of(args, copies, row, nearest);
 }
 
-// The same of the nearest codes: the ranked ones and their copies, then those that count as infinitely far.
+// The same of the topk nearest codes.
+template <class Code>
+inline void write_codes(const CodebookLookupArgs& args, const ExactCopies& copies, int64_t row, int64_t i,
+                        const Code* codes) {
+  args.index[i] = codes[0];
+  for (int64_t n = 0; n < args.topk; ++n) args.top_index[i * args.topk + n] = codes[n];
+  if (args.distance == nullptr) return;
+  for (int64_t n = 0; n < args.topk; ++n) args.distance[i * args.topk + n] = value_of(args, copies, row, codes[n]);
+}
+
+// Writes the topk nearest codes: the ranked ones and their copies, then those that count as infinitely far.
 inline void write_ranking(const CodebookLookupArgs& args, const ScreenedCodes& screened, const ExactCopies& copies,
                           int64_t row, int64_t i, const Ranking& ranking) {
-  int64_t* codes = args.top_index + i * args.topk;
+  int64_t codes[kMostNearest];
   double cost[kMostNearest];
   int64_t count = 0;
   for (int64_t m = 0; m < ranking.count; ++m) {
@@ -308,9 +318,7 @@ inline void write_ranking(const CodebookLookupArgs& args, const ScreenedCodes& s
     for (int64_t n = 0; n < count; ++n) there |= codes[n] == j;
     if (!there) codes[count++] = j;
   }
-  args.index[i] = codes[0];
-  if (args.distance == nullptr) return;
-  for (int64_t n = 0; n < args.topk; ++n) args.distance[i * args.topk + n] = value_of(args, copies, row, codes[n]);
+  write_codes(args, copies, row, i, codes);
 }
 
 }  // namespace

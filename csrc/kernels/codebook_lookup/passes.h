@@ -34,6 +34,7 @@
 // The last one compares all codes in float64 and leaves none.
 #pragma once
 
+#include <limits>
 #include <vector>
 
 #include "kernels/codebook_lookup/codebook_lookup.h"
@@ -103,12 +104,16 @@ struct RowLengths {
 
 // What few rows take (compare_few.h).
 constexpr int32_t kFewCodes = 12;
-struct FewCodes {  // that may be the nearest of a row
-  float smallest;  // distance of any
-  int32_t count;
-  bool overflows;
-  int32_t code[kFewCodes];
-  float distance[kFewCodes];
+constexpr int32_t kFewRanked = kFewCodes + kMostNearest - 1;  // room for the nearest and as many others
+// Codes that may be among the `wanted` nearest of a row.
+struct FewCodes {
+  int32_t wanted = 1, count = 0;
+  float smallest = std::numeric_limits<float>::infinity();  // no smaller than the distance of the last wanted one
+  bool overflows = false;
+  int32_t code[kFewRanked];  // the nearest first
+  float distance[kFewRanked];
+
+  explicit FewCodes(int64_t topk) : wanted(static_cast<int32_t>(topk)) {}
 };
 struct FewRows {
   // Adds codes [begin, end) of a codebook that is not packed to those of each row; rows are float32.
@@ -119,8 +124,8 @@ struct FewRows {
   LookupCounts (*decide)(const CodebookLookupArgs& args, const int64_t* rows, int64_t num_rows, FewCodes* near);
 };
 extern const FewRows kFewRowsAvx2, kFewRowsAvx512;
-// Null where the level, the metric or topk have none.
-const FewRows* few_rows_of(CpuLevel level, Metric metric = Metric::kEuclidean, int64_t topk = 1);
+// Null where the level or the metric has none.
+const FewRows* few_rows_of(CpuLevel level, Metric metric = Metric::kEuclidean);
 
 struct PruningPass;
 // The pass in front of them where there is a subspace (pruning.h); null where level or metric have none.

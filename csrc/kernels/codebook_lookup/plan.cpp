@@ -19,7 +19,6 @@ constexpr int64_t kWorkPerTask = 1 << 23;   // products in float32, the same
 constexpr int64_t kTriedRows = kRowsPerTask, kFewestToTry = 64 * kTriedRows;
 constexpr int64_t kRowsSharingCodes = 2 * kFewRowsPerTask;
 constexpr int64_t kTrialRows = 28, kTrialGroups = 8;
-constexpr FewCodes kNone{std::numeric_limits<float>::infinity(), 0, false, {}, {}};
 
 // Up to which comparing a codebook as it is is faster than packing it.
 int64_t most_few_rows(int64_t num_channels) { return num_channels < 16 ? 64 : 128; }
@@ -136,7 +135,10 @@ void find_in_group(const Turn& turn, const ScreenedCodes& group, FewCodes* near)
   for (int64_t n = 0; n < turn.num_rows(); ++n) {
     const int64_t nearest = index[turn.rows[n]];
     // A distance of 0, which is none, makes float64 compare what all groups have found.
-    near[n] = {0.0f, nearest >= 0, nearest < 0, {static_cast<int32_t>(nearest)}, {0.0f}};
+    near[n].smallest = near[n].distance[0] = 0.0f;
+    near[n].code[0] = static_cast<int32_t>(nearest);
+    near[n].count = nearest >= 0;
+    near[n].overflows = nearest < 0;
   }
 }
 
@@ -145,12 +147,13 @@ LookupCounts run_by_codes(const Turn& turn, const ParallelFor& parallel_for) {
   const int64_t num_rows = turn.num_rows(), num_units = turn.num_units(), num_channels = turn.args.num_channels;
   std::vector<float> converted;
   const float* features = turn.as_it_is() ? float_rows(turn, converted) : nullptr;
-  std::vector<FewCodes> near(num_rows, kNone);
+  const FewCodes none(turn.args.topk);
+  std::vector<FewCodes> near(num_rows, none);
   std::optional<LookupCounts> whole;
   std::mutex merging;
   parallel_for(num_units, turn.units_per_task(), [&](int64_t begin, int64_t end) {
     if (begin == end) return;
-    std::vector<FewCodes> part(num_rows, kNone);
+    std::vector<FewCodes> part(num_rows, none);
     if (turn.as_it_is()) {
       few.scan(features, num_rows, turn.args.codebook, num_channels, begin, end, part.data());
     } else if (end - begin < num_units) {
@@ -259,7 +262,9 @@ LookupCounts run_plan(const LookupPlan& plan, const CodebookLookupArgs& args, Pa
       }
     }
     const Turn turn{plan, planned, args, screened, rows};
-    const bool by_codes = turn.num_rows() <= planned.rows_sharing_codes && turn.num_units() > 0;
+    // What a pass finds in a group is one code.
+    const bool shares = turn.as_it_is() || args.topk == 1;
+    const bool by_codes = shares && turn.num_rows() <= planned.rows_sharing_codes && turn.num_units() > 0;
     const LookupCounts counts = by_codes ? run_by_codes(turn, parallel_for) : run_by_rows(turn, parallel_for);
     total.pruning += counts.pruning;
     total.compared += counts.compared;

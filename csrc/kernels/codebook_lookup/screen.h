@@ -5,7 +5,9 @@
 //   static void begin(), end()      around the work of one thread
 //   static RowLengths convert_row(row, type, screened, num_channels, words)   writes a^, num_steps words
 //   static void screen_tile(words, row_length, screened, group, threshold, lists)
-// where screen_tile adds to the list of each row the scores that reach the row's threshold, ascending by code.
+// where screen_tile adds to the list of each row the scores that reach the row's threshold, ascending by code, and,
+// where a tile of one row takes as long as a whole one, the same of one row as
+//   static void screen_row(words, screened, group, threshold, list)
 #pragma once
 
 #include <cmath>
@@ -33,6 +35,7 @@ constexpr int64_t kPanelBytes =
     256 * 1024;  // of converted rows: half of a 512 KiB L2 cache, the rest streams the codes
 constexpr int64_t kMaxPanelRows = 192;
 constexpr int64_t kMostSkipped = 1 << 14;  // rows
+constexpr int64_t kRowsOneByOne = 2;       // of a panel: a tile takes 2 to 3 times as long as one of them
 constexpr int64_t kTrialTiles = 2;         // of a panel behind skipped rows, where a whole panel has as many
 
 // The error bound of passes.h: constant + per_length |a| + per_square |a|^2 + per_loss |a - a^|.
@@ -473,6 +476,13 @@ LookupCounts screen_rows(const CodebookLookupArgs& args, const ScreenedCodes& sc
     float threshold[kMaxPanelRows];
     int looks = 0;
     do {
+      if constexpr (requires { &Kernel::screen_row; }) {
+        for (int64_t g = group; panel.num_rows <= kRowsOneByOne && g < screened.num_groups; ++g) {
+          for (int64_t r = 0; r < panel.num_rows; ++r)
+            Kernel::screen_row(panel.row(r), screened, g, panel.threshold[r], panel.lists[r]);
+        }
+        if (panel.num_rows <= kRowsOneByOne) continue;
+      }
       for (int64_t g = group; g < screened.num_groups; ++g) {
         for (int64_t r = 0; r < panel.num_padded; r += kRows) {
           if (g < first_group[r / kRows]) continue;

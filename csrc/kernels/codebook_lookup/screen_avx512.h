@@ -309,6 +309,13 @@ struct KernelAvx512 {
     }
   }
 
+  static void screen_row(const float* row, const ScreenedCodes& screened, int64_t group, float& threshold,
+                         Candidates& list) {
+    alignas(64) float scores[1][kCodes];
+    look(row, screened, group, scores[0]);
+    add_candidates_of_tile<1>(scores, group, &threshold, &list);
+  }
+
   static void screen_tile(const float* rows, int64_t row_length, const ScreenedCodes& screened, int64_t group,
                           float* threshold, Candidates* lists) {
     if (!any_reachable<kRows>(threshold)) return;
@@ -353,8 +360,9 @@ LookupCounts screen_by(const CodebookLookupArgs& args, const ScreenedCodes& scre
   if (args.topk == 1 && (screened.num_distinct <= (has_few_steps ? kFewShortCodes : few_long_codes) ||
                          are_few_rows(screened, end - begin)))
     return screen_few_codes<Kernel>(args, screened, begin, end);
-  return args.topk == 1 && has_few_steps ? screen_groups<Kernel>(args, screened, begin, end)
-                                         : screen_rows<Kernel>(args, screened, begin, end);
+  return args.topk == 1 && has_few_steps && end - begin > kRowsOneByOne
+             ? screen_groups<Kernel>(args, screened, begin, end)
+             : screen_rows<Kernel>(args, screened, begin, end);
 }
 
 }  // namespace

@@ -13,6 +13,7 @@ from soho_fast.ops.backends import backend_for, define_op, has_gradient, op_for,
 from soho_fast.ops.codebook_lookup import reference
 from soho_fast.ops.codebook_lookup.prepared import PreparedCodebook, check_metric, lacking_metric
 from soho_fast.ops.codebook_lookup.reference import Metric
+from soho_fast.ops.codebook_lookup.small import lookup_at_once
 from soho_fast.ops.codebook_lookup.subspace import check_subspace
 
 
@@ -106,15 +107,10 @@ def codebook_lookup(
         ValueError: shapes or devices that do not fit, an empty codebook, an unknown metric or another than that of the
             prepared codebook, topk beyond the number of codes, or a backend that cannot serve the call.
     """
-    if (
-        isinstance(codebook, PreparedCodebook)
-        and not return_distance
-        # All four are None.
-        and topk is warm_start is subspace is backend is None
-    ):
-        index = codebook.nearest(features, metric)
-        if index is not None:
-            return index
+    if subspace is warm_start is backend is None:  # all three are None
+        found = lookup_at_once(features, codebook, metric, topk, return_distance)
+        if found is not None:
+            return found
     check_metric(metric)
     prepared, codes = (codebook, codebook.codebook) if isinstance(codebook, PreparedCodebook) else (None, codebook)
     if prepared is not None:

@@ -5,10 +5,9 @@ Letters: K codes, C channels.
 
 import torch
 from torch import Tensor
-from torch._C._functorch import is_functorch_wrapped_tensor
 
 from soho_fast.ops import checks
-from soho_fast.ops.backends import LIBRARY, backend_for, define_op, lookup_level, op_for, op_of, without_gradient
+from soho_fast.ops.backends import LIBRARY, backend_for, define_op, lookup_level, op_of
 from soho_fast.ops.codebook_lookup.reference import METRICS, Metric
 from soho_fast.ops.codebook_lookup.subspace import check_subspace, codebook_subspace, paying_subspace, pays
 
@@ -54,15 +53,15 @@ class PreparedCodebook:
         self.subspace = None if subspace is None else subspace.detach().clone()
         op = op_of("pack_codebook", self._backend, codebook.device)
         self._packed = op(self.codebook, self.subspace, METRICS.index(metric))
-        self._lookup_op = op_for("codebook_lookup", self._backend, codebook.device)
         best = backend_for("codebook_lookup", None, codebook.device, lacking_metric(metric))
         # Not where the lookup would now take another backend than the one that packed.
-        self._serves_at_once = self._backend == best == "cpu" and codebook.dim() == 2
+        is_plain = self._backend == best == "cpu" and codebook.dim() == 2
+        self.at_once = (metric, self._codebook, self._packed) if is_plain else None
 
     def __reduce__(self) -> tuple[type["PreparedCodebook"], tuple]:
         # The packed form is of this build and of the CPU level in use: it does not travel. Nor does the memory, which
         # a spawned process would share with the one that wrote it.
-        _refuse_written(self.codebook, self._version)
+        self.refuse_written()
         subspace = False if self.subspace is None else self.subspace
         return PreparedCodebook, (self.codebook, self._asked, self._metric, subspace)
 
@@ -86,31 +85,15 @@ class PreparedCodebook:
         pruning = "" if self.subspace is None else f", pruning in {self.subspace.shape[-1]} dimensions"
         return self._backend + level + pruning
 
-    def nearest(self, features: Tensor, metric: str) -> Tensor | None:
-        """The index by the CPU kernel after few questions, which take as long as the lookup of a row. None where the
-        answer to one is no: `codebook_lookup` then asks all of them and says what is wrong."""
-        if (
-            torch.compiler.is_compiling()
-            or torch.jit.is_tracing()
-            or not self._serves_at_once
-            or type(features) is not Tensor
-            or is_functorch_wrapped_tensor(features)
-            or not features.is_cpu
-            or features.layout != torch.strided
-            or features.dtype not in checks.FLOAT_TYPES
-            or features.dim() < 2
-            or features.shape[-1] != self._codebook.shape[-1]
-            or metric != self._metric
-        ):
-            return None
-        _refuse_written(self._codebook, self._version)
-        options = (self._packed, self.subspace, None, METRICS.index(metric))
-        return without_gradient(self._lookup_op, features, self._codebook, False, False, *options)[1]
+    def refuse_written(self) -> None:
+        """ValueError if the snapshot was written to."""
+        if self._codebook._version != self._version:
+            _refuse_written(self._codebook, self._version)
 
     def packed_for(self, backend: str) -> Tensor | None:
         """What the backend's kernel reads; None where the codebook was prepared for another backend."""
         if not torch.compiler.is_compiling():
-            _refuse_written(self.codebook, self._version)
+            self.refuse_written()
         # Only the kernel that has packed them can read these bytes.
         return self._packed if backend == self._backend else None
 
