@@ -29,6 +29,7 @@ PYBIND11_MODULE(_C, module) {
         return soho::cpu_level_name(soho::lookup_level(num_codes, num_channels));
       },
       py::arg("num_codes"), py::arg("num_channels"), "The level of lookups in a codebook of this size.");
+  soho::prepare_small_lookup();
   module.def("small_lookup", &soho::small_lookup, py::arg("features"), py::arg("codebook"), py::arg("packed"),
              py::arg("metric"), py::arg("topk"), py::arg("return_distance"),
              "What the op codebook_lookup_cpu finds, past torch's dispatcher; None for what is not small and plain.");

@@ -83,6 +83,8 @@ py::tuple shape_of_index(const DLTensor& features, int64_t topk) {
 
 }  // namespace
 
+void prepare_small_lookup() { torch_module(); }
+
 py::object small_lookup(py::object features, py::object codebook, py::object packed, int64_t metric, int64_t topk,
                         bool return_distance) {
   const Torch& torch = torch_module();

@@ -12,4 +12,8 @@ namespace soho {
 pybind11::object small_lookup(pybind11::object features, pybind11::object codebook, pybind11::object packed,
                               int64_t metric, int64_t topk, bool return_distance);
 
+// To be called once before: a thread that did so in a call could wait, holding the interpreter's lock, for another that
+// waits for the lock.
+void prepare_small_lookup();
+
 }  // namespace soho
