@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
-from PIL import Image
+from PIL import AvifImagePlugin, Image
 
 from soho_fast.common.extras import install_command
 
@@ -14,23 +20,35 @@ FORMATS: tuple[str, ...] = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", 
 Of Pillow's other forty some start a program (EPS), some only stand for a plug-in, and few are fed with hostile files.
 """
 
+# Pillow's and pillow-heif's way to say it; by default one image takes all cores.
+AvifImagePlugin.DEFAULT_MAX_THREADS = 1
 try:
-    from pillow_heif import register_heif_opener
+    from pillow_heif import options, register_heif_opener
 except ImportError:
     pass
 else:
     register_heif_opener()
+    options.DECODE_THREADS = 1
     FORMATS += ("HEIF",)
 
 # What stands at byte 4 of a HEIC file: a box of this type, and its brand.
 _HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
 
-MAX_PIXELS = 89_478_485
-"""Width times height of the largest image that is decoded, of a JPEG after it was reduced on reading, unless it is
-progressive: from where on Pillow, as it comes, warns of a decompression bomb."""
+MAX_DECODING_BYTES = 2**30
+"""The memory that all images which a process decodes at a time may take, and so the most of one."""
+
+# What a pixel takes on its way to RGB, measured: 3 (JPEG) to 12 (AVIF), but in WebP.
+_PIXEL_BYTES, _WEBP_PIXEL_BYTES = 12, 16
+
+MAX_PIXELS = MAX_DECODING_BYTES // _PIXEL_BYTES
+"""Width times height of the largest image that is decoded, 89,478,485, of a JPEG after it was reduced on reading,
+unless it is progressive; of a WebP 67,108,864."""
 
 MAX_SCANS = 100
 """The most scans of a JPEG: programs write about ten, and each takes as long as the whole image."""
+
+# Of a PPM: Pillow reads its header, and numbers that are written out, by Python code.
+_PPM_HEADER, _MAX_PPM_COMMENTS, _MAX_DIGITS_BYTES = 4096, 100, 2**22
 
 MAX_FILE_BYTES = 2**29
 """The largest image file that is read, in a folder or in an archive: 512 MiB, more than 170 million RGB pixels."""
@@ -57,8 +75,61 @@ def check_size(num_bytes: int) -> None:
         raise OSError(f"{num_bytes:,} bytes; expected an image of at most {MAX_FILE_BYTES:,}")
 
 
-def check_jpeg(image: Image.Image, data: bytes) -> None:
-    """Raises ValueError: an opened image that is a JPEG, or a TIFF of such, which costs far more than its pixels."""
+class _Budget:
+    """What of `MAX_DECODING_BYTES` is taken."""
+
+    def __init__(self) -> None:
+        self.taken, self.changed = 0, threading.Condition()
+
+
+_BUDGET = _Budget()
+# A thread that decodes is not there in a process that is forked meanwhile.
+os.register_at_fork(after_in_child=_BUDGET.__init__)  # type: ignore[misc]
+
+
+@contextmanager
+def decoding(image: Image.Image, whole: tuple[int, int] | None = None) -> Iterator[None]:
+    """Waits until there is memory to decode an image that is opened.
+
+    Args:
+        image: The image, of a JPEG as it was reduced on reading.
+        whole: Its size before that, which a progressive JPEG takes.
+
+    Raises:
+        ValueError: it takes more than `MAX_DECODING_BYTES` alone, or has no pixels.
+    """
+    width, height = whole if whole and image.info.get("progressive") else image.size
+    each = _WEBP_PIXEL_BYTES if image.format == "WEBP" else _PIXEL_BYTES
+    need, most = width * height * each, MAX_DECODING_BYTES // each
+    if not 0 < width * height <= most:
+        raise ValueError(f"{width} x {height} pixels; expected at least 1 and at most {most:,} in all")
+    with _BUDGET.changed:
+        _BUDGET.changed.wait_for(lambda: _BUDGET.taken + need <= MAX_DECODING_BYTES)
+        _BUDGET.taken += need
+    try:
+        yield
+    finally:
+        with _BUDGET.changed:
+            _BUDGET.taken -= need
+            _BUDGET.changed.notify_all()
+
+
+def check_header(data: bytes) -> None:
+    """Raises ValueError: the beginning of a file is that of a PPM whose header has comments without end."""
+    if re.match(rb"P[0-6fy]", data):
+        numbers = 3 if data[1:2] in b"14" else 4
+        head = re.sub(rb"#[^\r\n]*[\r\n]", b"", data[:_PPM_HEADER])
+        if not re.match(rb"(?:\s*[^\s#]+\s){%d}" % numbers, head):
+            raise ValueError(f"no header of a PPM in its first {_PPM_HEADER:,} bytes")
+
+
+def check_cost(image: Image.Image, data: bytes) -> None:
+    """Raises ValueError: an opened image costs far more than its pixels: a JPEG, a TIFF of such, or a PPM."""
+    if image.format == "PPM" and data[1:2] in b"123":
+        if len(data) > _MAX_DIGITS_BYTES:
+            raise ValueError(f"{len(data):,} bytes; expected a PPM in plain digits of at most {_MAX_DIGITS_BYTES:,}")
+        if (count := data.count(b"#")) > _MAX_PPM_COMMENTS:
+            raise ValueError(f"{count:,} comments; expected at most {_MAX_PPM_COMMENTS}")
     if image.format not in ("JPEG", "MPO") and image.info.get("compression") not in ("jpeg", "tiff_jpeg"):
         return
     # The marker that begins a scan.

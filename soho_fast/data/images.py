@@ -33,7 +33,7 @@ from transformers.processing_utils import ImagesKwargs
 from transformers.utils import TensorType
 
 from soho_fast.common.errors import CorruptImageError
-from soho_fast.common.images import FORMATS, MAX_PIXELS, check_jpeg, no_image, one_line, to_rgb
+from soho_fast.common.images import FORMATS, MAX_PIXELS, check_cost, check_header, decoding, no_image, one_line, to_rgb
 from soho_fast.data.readers.records import ImageRef
 from soho_fast.data.stores import FolderStore
 
@@ -79,27 +79,28 @@ def decode_image(data: bytes, *, shorter_edge: int | None = None) -> torch.Tenso
         uint8 tensor (3, height, width).
 
     Raises:
-        CorruptImageError: The bytes are no image, a truncated or damaged one, one of more than `MAX_PIXELS`, or one
-            whose values have no defined brightness (see `image_to_pixels`).
+        CorruptImageError: The bytes are no image, a truncated or damaged one, one that takes more than is given to any
+            (`common/images.py`), or one whose values have no defined brightness (see `image_to_pixels`).
     """
     try:
         with warnings.catch_warnings():
             # Of odd metadata, and of sizes that are refused below.
             warnings.simplefilter("ignore")
+            check_header(data)
             image = Image.open(io.BytesIO(data), formats=FORMATS)
             size = image.size
-            check_jpeg(image, data)
+            check_cost(image, data)
             if shorter_edge is not None and image.format == "JPEG":
                 scale = min(1.0, _REDUCING_GAP * shorter_edge / min(image.size))
                 image.draft("RGB", (int(image.width * scale), int(image.height * scale)))
             # After `draft`, which has changed the size: a JPEG counts by what is decoded of it.
-            _check_pixels(image.width, image.height)
-            # Where `draft` has changed the size Pillow goes on: torchvision decodes at the full size only.
-            pixels_3HW = _plain_jpeg(image, data) if image.size == size else None
-            if pixels_3HW is not None:
-                return pixels_3HW
-            image.load()
-            return image_to_pixels(image)
+            with decoding(image, size):
+                # Where `draft` has changed the size Pillow goes on: torchvision decodes at the full size only.
+                pixels_3HW = _plain_jpeg(image, data) if image.size == size else None
+                if pixels_3HW is not None:
+                    return pixels_3HW
+                image.load()
+                return image_to_pixels(image)
     except UnidentifiedImageError as error:  # its own text names the buffer's address
         raise CorruptImageError(f"can't be decoded as an image ({len(data)} bytes): {no_image(data)}") from error
     except Exception as error:  # a decoder meets damage with errors of any kind: struct, zlib, RuntimeError, ...
@@ -207,10 +208,13 @@ def look_at(
 
 def _shape_of(image: ImageRef) -> float:
     try:
-        with image.open() as file, Image.open(file, formats=FORMATS) as header:
-            turned = bool(header.info.get("exif")) and _orientation(header) in _TURNED
-            shape = math.log(header.width / header.height)
-            return -shape if turned else shape
+        with image.open() as file:
+            check_header(file.read(4096))
+            file.seek(0)
+            with Image.open(file, formats=FORMATS) as header:
+                turned = bool(header.info.get("exif")) and _orientation(header) in _TURNED
+                shape = math.log(header.width / header.height)
+                return -shape if turned else shape
     except Exception:  # damage makes errors of any kind
         return 0.0
 
@@ -456,8 +460,8 @@ def load_any(image: ImageLike, processor: SohoImageProcessor) -> Tensor:
         if isinstance(image, bytes):
             return processor.decode(image)
         if isinstance(image, Image.Image):
-            _check_pixels(image.width, image.height)
-            return processor.resize_one(image_to_pixels(image))
+            with decoding(image):
+                return processor.resize_one(image_to_pixels(image))
         return processor.resize_one(_pixels_of(image))
     except (
         Exception

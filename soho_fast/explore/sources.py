@@ -23,7 +23,7 @@ from soho_fast.common.extras import from_extra
 with from_extra("explore"):
     from PIL import Image, ImageOps
 
-    from soho_fast.common.images import FORMATS, MAX_PIXELS, check_jpeg, to_rgb
+    from soho_fast.common.images import FORMATS, check_cost, check_header, decoding, to_rgb
 
 LONGER_EDGE = 256
 """Of a small copy, pixels."""
@@ -128,13 +128,14 @@ def open_image(file: str | os.PathLike[str] | io.BytesIO, name: str, least: int 
     """
     try:
         data = file.getvalue() if isinstance(file, io.BytesIO) else Path(file).read_bytes()
+        check_header(data)
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            check_jpeg(image, data)
+            size = image.size
+            check_cost(image, data)
             if least is not None:
                 image.draft("RGB", (least, least))
-            if image.width * image.height > MAX_PIXELS:
-                raise ValueError(f"{image.width} x {image.height} pixels; expected at most {MAX_PIXELS:,} in all")
-            return to_rgb(ImageOps.exif_transpose(image))
+            with decoding(image, size):
+                return to_rgb(ImageOps.exif_transpose(image))
     except Exception as error:  # A decoder meets damage with errors of any kind.
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).split(" <_io")[0]
         raise ImageError(f"{name}: can't be read as an image ({reason})") from error

@@ -38,6 +38,7 @@ with from_extra("train"):
     from soho_fast.common.errors import UserError, print_line
     from soho_fast.common.files import write_atomically
     from soho_fast.common.hub import check_name, model_folder, no_such_path
+    from soho_fast.common.images import MAX_PIXELS
     from soho_fast.common.versions import cautions
     from soho_fast.data.readers.records import (
         AnyPath,
@@ -121,7 +122,7 @@ def _valse(path: AnyPath) -> Iterator[_Row]:
 def _aro(path: AnyPath, format: Format) -> Iterator[_Row]:
     for entry in load_each(path, format):
         left, top, width, height = box = (entry["bbox_x"], entry["bbox_y"], entry["bbox_w"], entry["bbox_h"])
-        if min(left, top) < 0 or min(width, height) < 1:
+        if min(left, top) < 0 or min(width, height) < 1 or width * height > MAX_PIXELS:
             raise ValueError(f"{entry}: the box (x, y, w, h) is {box}; expected pixels of the image, at least one")
         if format is _RELATION:
             group = entry["relation_name"]

@@ -4,8 +4,12 @@ import os
 import random
 import re
 import resource
+import signal
 import sys
+import threading
+import time
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 
 import numpy as np
@@ -15,7 +19,9 @@ from hostile_images import handmade_images, hostile_images, progressive_jpeg, so
 from PIL import Image, ImageFile, ImageOps
 from tiny_corpus import draw
 
+from soho_fast.common import images as limits
 from soho_fast.common.errors import CorruptImageError
+from soho_fast.common.images import decoding
 from soho_fast.data import images as images_module
 from soho_fast.data.images import SohoImageProcessor, decode_image
 from soho_fast.data.readers.records import ImageRef
@@ -200,6 +206,70 @@ def test_a_jpeg_that_takes_minutes_or_memory_is_refused_before_it_is_decoded(dat
         open_image(BytesIO(data), "image")
 
 
+def webp(width, height):
+    """The header of a lossless one."""
+    chunk = b"\x2f" + ((width - 1) | (height - 1) << 14).to_bytes(4, "little") + bytes(9)
+    return b"RIFF" + (12 + len(chunk)).to_bytes(4, "little") + b"WEBPVP8L" + len(chunk).to_bytes(4, "little") + chunk
+
+
+@pytest.mark.parametrize(
+    ("data", "told"),
+    [
+        (webp(8200, 8200), "8200 x 8200 pixels; expected at least 1 and at most 67,108,864"),
+        (b"P6\n#" + b"a" * 10**6 + b"\n2 2\n255\n" + bytes(12), "no header of a PPM in its first 4,096 bytes"),
+        (b"P6\n2 2\n25#" + b"a" * 10**6 + b"\n5\n" + bytes(12), "no header of a PPM in its first 4,096 bytes"),
+        (b"P6\n2 2".ljust(4094) + b"25#" + b"a" * 10**6 + b"\n5\n" + bytes(12), "no header of a PPM in its first"),
+        (b"P1\n10 10\n" + b"#\n" * 2**17 + b"0 " * 100, "131,072 comments; expected at most 100"),
+        (b"P3\n1 1\n255\n" + b"0 " * 2**22, "8,388,619 bytes; expected a PPM in plain digits of at most 4,194,304"),
+    ],
+    ids=["webp", "comment", "in a number", "at the end", "comments", "digits"],
+)
+def test_an_image_that_takes_minutes_or_memory_is_refused_before_it_is_decoded(data, told, monkeypatch):
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda *_: pytest.fail("it was decoded"))
+    began = time.process_time()
+    assert told in str(outcome(data))
+    with pytest.raises(ImageError, match=told):
+        open_image(BytesIO(data), "image")
+    assert time.process_time() - began < 0.5
+
+
+@pytest.mark.parametrize("head", [b"P5 #a\n2 #b\r2\n#c\n255\n", b"P4\n8 2\n", b"P2\n2 2\n255 "])
+def test_usual_headers_of_a_ppm_are_read(head):
+    """Also before pixels that are spaces, as far as the beginning of the file goes."""
+    assert outcome(head + (b"1 2 3 4\n" if head.startswith(b"P2") else b"\n" * 9000)) is True
+
+
+def test_what_is_decoded_at_a_time_stays_within_the_budget():
+    """One alone waits for nobody; a process that was forked meanwhile has the whole budget."""
+    many, most, lock = [0], [0], threading.Lock()
+    image = Image.new("L", (6000, 6000))  # a little less than half
+
+    def decode(_):
+        with decoding(image):
+            with lock:
+                many[0] += 1
+                most[0] = max(most[0], many[0])
+            time.sleep(0.02)
+            with lock:
+                many[0] -= 1
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(decode, range(16)))
+    assert most == [2] and many == [0]
+    with decoding(image), decoding(image):
+        if (child := os.fork()) == 0:
+            signal.alarm(5)
+            with decoding(image):
+                os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+
+
+def test_one_image_is_decoded_by_one_thread():
+    from PIL import AvifImagePlugin
+
+    assert AvifImagePlugin.DEFAULT_MAX_THREADS == 1
+
+
 def test_a_jpeg_of_usual_scans_is_decoded():
     assert outcome(progressive_jpeg(1)) is True and outcome(progressive_jpeg(80)) is True
 
@@ -207,7 +277,7 @@ def test_a_jpeg_of_usual_scans_is_decoded():
 def test_a_jpeg_is_measured_as_it_is_read(monkeypatch):
     file = BytesIO()
     Image.new("RGB", (800, 400)).save(file, "JPEG")
-    monkeypatch.setattr(images_module, "MAX_PIXELS", 200 * 100)
+    monkeypatch.setattr(limits, "MAX_DECODING_BYTES", 200 * 100 * 12)
     assert decode_image(file.getvalue(), shorter_edge=50).shape == (3, 100, 200)
     with pytest.raises(CorruptImageError, match="800 x 400 pixels"):
         decode_image(file.getvalue())

@@ -84,6 +84,7 @@ def test_winoground_has_two_images_named_without_a_suffix(write, tmp_path):
         ("valse", lambda file: file["three"].update(caption=[]), r"three: field 'caption' is \[\]"),
         ("valse", lambda file: (file.pop("one"), file.pop("three")), "no example of valse counts"),
         ("aro_relation", lambda file: file[0].pop("relation_name"), r"relation\.json: \[0\]: no field 'relation_name'"),
+        ("aro_relation", lambda file: file[0].update(bbox_w=10**6, bbox_h=10**6), r"\(3, 5, 1000000, 1000000\); expec"),
         ("aro_relation", lambda file: file[0].update(bbox_w=0), r"\[0\]: the box \(x, y, w, h\) is \(3, 5, 0, 10\)"),
         ("aro_attribution", lambda file: file[0].update(attributes=["red"]), r"is \['red'\], expected two"),
         ("winoground", lambda file: file.pop("image_1"), r"winoground\.json: line 1: no field 'image_1'"),
