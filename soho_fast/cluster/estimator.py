@@ -55,7 +55,7 @@ class Estimator:
         return kinds.Tags(
             estimator_type="clusterer",
             target_tags=kinds.TargetTags(required=False),
-            transformer_tags=kinds.TransformerTags(preserves_dtype=["float32"]),
+            transformer_tags=kinds.TransformerTags(preserves_dtype=["float64", "float32"]),
         )
 
     def _keep_columns(self, number: int, names: Sequence[str]) -> None:

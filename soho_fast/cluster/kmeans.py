@@ -106,8 +106,8 @@ class Clusterer(Estimator, ABC, Generic[Columns]):
     def transform(self, X: object) -> Tensor | Columns: ...
     @abstractmethod
     def transform(self, X: Any) -> Any:
-        """The distance of each row to each centre, float32 (N, K); of `ResidualKMeans` its labels, int64 (N, L). In the
-        kind of X."""
+        """The distance of each row to each centre, float32 (N, K), float64 where rows are of a type that float32 would
+        round; of `ResidualKMeans` its labels, int64 (N, L). In the kind of X."""
 
     @overload
     def fit_transform(self, X: Tensor, y: None = None, sample_weight: Any = None) -> Tensor: ...
@@ -224,7 +224,7 @@ class KMeans(Clusterer["Floats"]):
     def transform(self, X: Any) -> Any:
         # From float64 products of what is left of rows and centres after the centres' mean.
         self._check_fitted()
-        features_NC, is_array = rows_in_memory(self, X)
+        features_NC, is_array, is_wide = rows_and_type(self, X)
         codes = self._centers(features_NC.device).double()
         mean_C = codes.mean(0)
         # About their mean |x|^2 - 2 x.d + |d|^2 loses the fewest digits; rounding may still leave it below 0.
@@ -233,7 +233,8 @@ class KMeans(Clusterer["Floats"]):
         for part in features_NC.split(max(1, _PRODUCT_ELEMENTS // len(codes))):
             rows = part.double() - mean_C
             squared = rows.square().sum(1)[:, None] - 2 * (rows @ codes.T) + square_K
-            parts.append(squared.clamp_(min=0).sqrt_().float())
+            distance = squared.clamp_(min=0).sqrt_()
+            parts.append(distance if is_wide else distance.float())
         return give_back(torch.cat(parts), is_array)
 
     def score(self, X: Any, y: None = None, sample_weight: Any = None) -> float:
@@ -371,11 +372,17 @@ def best_start(model: Any, rows: Rows, processes: Processes, seed: int, given: T
 
 def rows_in_memory(model: Any, value: Any) -> tuple[Tensor, bool]:
     """(N, C) of the channels that `model` was fitted to, and whether results go back as arrays."""
+    return rows_and_type(model, value)[:2]
+
+
+def rows_and_type(model: Any, value: Any) -> tuple[Tensor, bool, bool]:
+    """The same, and whether they came as numbers that float32 would round."""
     if are_batches(value):
         raise TypeError(f"X: expected rows in memory, got a {type(value).__name__}; fit and predict take batches")
     features_NC, is_array = as_rows("X", value)
     model._check_columns(features_NC.shape[1], names_of(value))
-    return centred("X", features_NC, model._offset, model._unit), is_array
+    is_wide = features_NC.dtype == torch.float64
+    return centred("X", features_NC, model._offset, model._unit), is_array, is_wide
 
 
 def parts_of(model: Any, value: Any) -> Iterator[tuple[Tensor, bool]]:
@@ -399,12 +406,12 @@ def tell(model: Any, processes: Processes, line: str) -> None:
         print(line, flush=True)
 
 
-def check_count(name: str, value: Any, or_auto: bool = False) -> None:
+def check_count(name: str, value: Any, or_auto: bool = False, least: int = 1) -> None:
     if or_auto and isinstance(value, str) and value == "auto":
         return
     try:
         number = operator.index(value)
     except TypeError:
         number = 0
-    if isinstance(value, bool) or number < 1:
-        raise ValueError(f"{name}: expected a whole number of at least 1, got {value!r}")
+    if isinstance(value, bool) or number < least:
+        raise ValueError(f"{name}: expected a whole number of at least {least}, got {value!r}")

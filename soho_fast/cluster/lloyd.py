@@ -178,7 +178,8 @@ def one_pass(
     labels, squares, parts, total = list[Tensor](), list[Tensor](), list[float](), None
     for features_MC, weight_M, first in rows.batches():
         here = slice(first, first + len(features_MC))
-        label_M = None if before is None else before.labels[here]
+        # Only pruning has a use for a warm start.
+        label_M = None if before is None or prepared.subspace is None else before.labels[here]
         if not distances:
             label_M = ops.codebook_lookup(features_MC, prepared, warm_start=label_M)
         else:

@@ -3,6 +3,7 @@
 Letters: N rows of this process, M rows of a batch, K clusters, C channels.
 """
 
+from random import Random
 from typing import Any, Self
 
 import torch
@@ -19,7 +20,7 @@ from soho_fast.cluster.kmeans import (
     shared_seed,
     tell,
 )
-from soho_fast.cluster.lloyd import means, one_pass, sizes
+from soho_fast.cluster.lloyd import Pass, means, one_pass, sizes
 from soho_fast.cluster.moving import moved
 from soho_fast.cluster.processes import Processes
 from soho_fast.cluster.rows import MemoryRows, Rows
@@ -45,8 +46,13 @@ class MiniBatchKMeans(KMeans):
     Args:
         n_clusters, verbose, random_state, metric, distributed: as in `KMeans`.
         init: as in `KMeans`, but "auto" and "mini-batch".
+        n_init: starts, each with all of its passes, of which the one with the lowest inertia is kept; "auto": 1.
         max_iter: passes over the rows.
         batch_size: rows of a batch, of all processes together; "auto": 4 K, and 512 at least.
+        init_size: rows in the sample for "k-means++", K at least; None: 3 max(1024, K).
+        compute_labels: False leaves `labels_` out.
+        tol, max_no_improvement, reassignment_ratio: for programs written for scikit-learn. Every pass is made, since e
+            falls to 0 in the last one, and centres without rows are moved by the rule above.
 
     Attributes:
         cluster_centers_, labels_, inertia_, n_features_in_, feature_names_in_: as of `KMeans`. n_iter_: passes.
@@ -63,21 +69,29 @@ class MiniBatchKMeans(KMeans):
         max_iter: int = 4,
         batch_size: int | str = "auto",
         verbose: int = 0,
+        compute_labels: bool = True,
         random_state: Any = None,
+        tol: float = 0.0,
+        max_no_improvement: int | None = 10,
+        init_size: int | None = None,
+        n_init: int | str = "auto",
+        reassignment_ratio: float = 0.01,
         metric: str = "euclidean",
         distributed: bool = True,
     ) -> None:
         super().__init__(
             n_clusters,
             init=init,
-            n_init=1,
+            n_init=n_init,
             max_iter=max_iter,
+            tol=tol,
             verbose=verbose,
             random_state=random_state,
             metric=metric,
             distributed=distributed,
         )
-        self.batch_size = batch_size
+        self.batch_size, self.init_size, self.compute_labels = batch_size, init_size, compute_labels
+        self.max_no_improvement, self.reassignment_ratio = max_no_improvement, reassignment_ratio
 
     def fit(self, X: Any, y: None = None, sample_weight: Any = None) -> Self:
         """Find the centres, then the labels of all rows.
@@ -93,20 +107,27 @@ class MiniBatchKMeans(KMeans):
         rows, given = processes.agree(lambda: self._checked(X, sample_weight))
         given = centre_alike(rows, processes, given)
         check_alike(self, rows, processes, given)
-        centers_KC, self.n_steps_ = moved(
-            rows,
-            self._start(rows, processes, seed, given),
-            processes,
-            seed=seed,
-            passes=self.max_iter,
-            batch_size=self.batch_size,
-            tell=lambda line: tell(self, processes, line),
-        )
-        labels, _, self.inertia_, total = one_pass(rows, ops.prepare_codebook(centers_KC), processes)
+
+        def started(start: int) -> tuple[Tensor, int, Pass]:
+            own = Random(f"{seed} {start}").getrandbits(62) if start else seed
+            centers_KC, num_steps = moved(
+                rows,
+                self._start(rows, processes, own, given),
+                processes,
+                seed=own,
+                passes=self.max_iter,
+                batch_size=self.batch_size,
+                tell=lambda line: tell(self, processes, line),
+            )
+            return centers_KC, num_steps, one_pass(rows, ops.prepare_codebook(centers_KC), processes)
+
+        starts = 1 if given is not None or isinstance(self.n_init, str) else self.n_init
+        centers_KC, self.n_steps_, found = min(map(started, range(starts)), key=lambda each: each[2].inertia)
+        labels, _, self.inertia_, total = found
         self._total = total  # whose means become the centres
         # `partial_fit` goes on from the centres as they are, each with the weight of its labels.
         self._total[:, :-2] = centers_KC * sizes(total, rows.unit)
-        self._keep(centers_KC, labels, rows)
+        self._keep_result(centers_KC, labels, rows)
         self.n_iter_ = self.max_iter
         return self
 
@@ -137,20 +158,27 @@ class MiniBatchKMeans(KMeans):
         labels, _, self.inertia_, total = one_pass(rows, ops.prepare_codebook(centers_KC), processes)
         so_far = so_far + total
         so_far[:, -1] = total[:, -1]  # a centre without a row in X stays
-        self._keep(means(so_far, centers_KC, rows.unit), labels, rows)
+        self._keep_result(means(so_far, centers_KC, rows.unit), labels, rows)
         self._total = so_far
         self.n_steps_ += 1
         self.n_iter_ = 1
         return self
 
+    def _keep_result(self, centers_KC: Tensor, labels: Tensor, rows: Rows) -> None:
+        self._keep(centers_KC, labels, rows)
+        if not self.compute_labels:
+            del self.labels_
+
     def _start(self, rows: Rows, processes: Processes, seed: int, given: Tensor | None) -> Tensor:
         if given is not None:
             return given
-        sample = _SEEDED * max(_LEAST_SEEDED, self.n_clusters)
+        sample = _SEEDED * max(_LEAST_SEEDED, self.n_clusters) if self.init_size is None else int(self.init_size)
         return Seeding(rows, processes, seed).centers(self.init, self.n_clusters, sample)
 
     def _checked(self, X: Any, sample_weight: Any) -> tuple[Rows, Tensor | None]:
         check_count("batch_size", self.batch_size, or_auto=True)
+        if self.init_size is not None:
+            check_count("init_size", self.init_size, least=self.n_clusters)
         return super()._checked(X, sample_weight)
 
     def _checked_part(self, X: Any, sample_weight: Any, is_first: bool) -> tuple[Rows, Tensor | None]:

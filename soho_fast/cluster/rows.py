@@ -20,7 +20,7 @@ from soho_fast.ops.hashing import mix64, shifted
 if TYPE_CHECKING:
     import numpy as np
 
-    Floats = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
+    Floats = np.ndarray[tuple[int, ...], np.dtype[np.float32 | np.float64]]
     Centers = np.ndarray[tuple[int, ...], np.dtype[np.float32 | np.float64]]
     Labels = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
 

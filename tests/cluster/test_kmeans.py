@@ -146,6 +146,10 @@ def test_predict_transform_and_score(make_features):
     np.testing.assert_array_equal(fitted.predict(rows), fitted.labels_)
     distance = np.sqrt(((rows[:, None].astype(np.float64) - fitted.cluster_centers_[None]) ** 2).sum(-1))
     np.testing.assert_allclose(fitted.transform(rows), distance, rtol=1e-6)
+    wide = rows.astype(np.float64)
+    assert fitted.transform(rows).dtype == np.float32 and fitted.transform(wide).dtype == np.float64
+    assert fitted.transform(torch.from_numpy(wide)).dtype == torch.float64
+    np.testing.assert_allclose(fitted.transform(wide), distance, rtol=1e-6)
     assert fitted.score(rows) == -fitted.inertia_
     assert fitted.predict(np.zeros((0, 12), np.float32)).shape == (0,)
     far = rows + np.float32([1e7] + [0] * 11)  # its square leaves no bits for the other channels'

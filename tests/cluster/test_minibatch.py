@@ -1,5 +1,6 @@
 """MiniBatchKMeans against its rule in numpy, and against Lloyd's steps."""
 
+import inspect
 import math
 
 import numpy as np
@@ -210,3 +211,29 @@ def test_one_cluster_is_the_mean(make_features):
     np.testing.assert_allclose(
         model.cluster_centers_[0], np.average(rows.astype(np.float64), axis=0, weights=weight), rtol=1e-5, atol=1e-6
     )
+
+
+def test_it_takes_what_scikit_learns_takes(make_features):
+    cluster = pytest.importorskip("sklearn.cluster")
+    wanted = inspect.signature(cluster.MiniBatchKMeans).parameters
+    assert set(wanted) <= set(MiniBatchKMeans().get_params())
+    rows = make_features(400)
+    options = {"n_clusters": 6, "random_state": 3, "max_iter": 2}
+    everything = {name: each.default for name, each in wanted.items()} | options | {"batch_size": 100}
+    plain = MiniBatchKMeans(**everything).fit(rows)
+    assert np.array_equal(plain.cluster_centers_, MiniBatchKMeans(**options, batch_size=100).fit(rows).cluster_centers_)
+    silent = MiniBatchKMeans(**everything | {"compute_labels": False}).fit(rows)
+    assert np.array_equal(silent.cluster_centers_, plain.cluster_centers_) and not hasattr(silent, "labels_")
+    assert np.array_equal(silent.predict(rows), plain.predict(rows))
+    small = MiniBatchKMeans(**everything | {"init_size": 6}).fit(rows)
+    assert not np.array_equal(small.cluster_centers_, plain.cluster_centers_)
+    with pytest.raises(ValueError, match="init_size: expected a whole number of at least 6, got 5"):
+        MiniBatchKMeans(**everything | {"init_size": 5}).fit(rows)
+
+
+def test_of_several_starts_the_lowest_is_kept(make_features):
+    rows = make_features(300)
+    options = {"n_clusters": 9, "max_iter": 1, "init": "random", "random_state": 0}
+    found = [MiniBatchKMeans(**options, n_init=number).fit(rows).inertia_ for number in (1, 2, 8)]
+    assert found[0] >= found[1] >= found[2] and found[0] > found[2]
+    assert MiniBatchKMeans(**options).fit(rows).inertia_ == found[0]
