@@ -68,13 +68,16 @@ def real_inputs(
 
 
 def soho_fast(features: Tensor, codebook: Tensor, topk: int = 1) -> Callable[[], Tensor]:
-    several = topk if topk > 1 else None
-    return lambda: ops.codebook_lookup(features, codebook, topk=several)
+    if topk > 1:
+        return lambda: ops.codebook_lookup(features, codebook, topk=topk)
+    return lambda: ops.codebook_lookup(features, codebook)
 
 
 def soho_fast_prepared(features: Tensor, codebook: Tensor, topk: int = 1) -> Callable[[], Tensor]:
-    prepared, several = ops.prepare_codebook(codebook), topk if topk > 1 else None
-    return lambda: ops.codebook_lookup(features, prepared, topk=several)
+    prepared = ops.prepare_codebook(codebook)
+    if topk > 1:
+        return lambda: ops.codebook_lookup(features, prepared, topk=topk)
+    return lambda: ops.codebook_lookup(features, prepared)
 
 
 def soho_fast_full(features: Tensor, codebook: Tensor) -> Callable[[], Tensor]:

@@ -61,7 +61,7 @@ def test_the_end_of_the_output_and_the_json_hold_ratios_and_targets(finished):
     found = dict(zip(sections[1::2], sections[2::2], strict=True))
     assert found.keys() == ratios and all(re.search(r" \d\S*x", table) for table in found.values())
     targets = result["ops"]["targets"]
-    assert len(targets) == 32 and all(target["claim"] in end for target in targets)
+    assert len(targets) == 34 and all(target["claim"] in end for target in targets)
     measured = [target for target in targets if target["met"] is not None]
     expected = {
         "codebook_update", "group_mask", "codebook_lookup small", "codebook_lookup few", "codebook_lookup one row",
