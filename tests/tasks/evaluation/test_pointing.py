@@ -132,7 +132,8 @@ class _Planted(nn.Module):
         seen_BChw = F.one_hot(seen_Bhw, self.config.num_codes).float().movedim(-1, 1)
         fine_BChw = seen_BChw.repeat_interleave(2, 2).repeat_interleave(2, 3)
         # Only the mean of a window says what lies there.
-        fine_BChw[:, :, ::2] += 3 * torch.randn_like(fine_BChw[:, :, ::2])
+        # Whole numbers, or how a sum is rounded would decide what k-means begins with.
+        fine_BChw[:, :, ::2] += torch.randint_like(fine_BChw[:, :, ::2], -9, 10)
         fine_BChw[:, :, 1::2] += 2 * seen_BChw.repeat_interleave(2, 3) - fine_BChw[:, :, ::2]
         return fine_BChw, pixel_mask
 
