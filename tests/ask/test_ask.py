@@ -176,7 +176,7 @@ DAMAGE = [
     ("tokenizer_config.json", b"3", "tokenizer_config.json is damaged: expected a JSON object, got 3"),
     ("config.json", {"model_type": "bert"}, "config.json: model_type: expected 'soho', got 'bert'"),
     ("config.json", {"hidden_size": 10**12}, "hidden_size: expected 1 to 10,000,000, got 1000000000000"),
-    ("config.json", {"num_codes": 10**7, "hidden_size": 9_999_992}, "no model can be made of its config.json"),
+    ("config.json", {"num_codes": 10**7, "hidden_size": 9_999_992}, "expected at most 10,000,000,000 parameters"),
     ("config.json", {"pad_token_id": 99}, "pad_token_id: expected 0 to vocab_size - 1, got 99"),
     ("config.json", {"hidden_act": "gellu"}, "; did you mean gelu?"),
     ("config.json", {"architectures": 3}, "architectures: expected a list of names, got 3"),
