@@ -201,7 +201,8 @@ def leave_processes() -> None:
             # Gloo's threads let go of a collective's tensors some time after it, for which they need a living
             # interpreter: without one they abort the process. torch has no call that waits for that.
             time.sleep(_LETTING_GO)
-        dist.destroy_process_group()
+        # Where DeepSpeed has begun it has to hear of it, or the next run of this process would be given dead groups.
+        (deepspeed.comm if deepspeed.comm.is_initialized() else dist).destroy_process_group()
 
 
 def choose_precision(settings: EngineSettings) -> str:
