@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from soho_fast.common import import_path
 from soho_fast.common.errors import UserError
 from soho_fast.common.import_path import own_code
 from soho_fast.common.versions import write_run_of
@@ -67,6 +68,7 @@ def folder(tmp_path, monkeypatch):
     (tmp_path / "plain.yaml").write_text(yaml.safe_dump(recipe))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(import_path, "_NAMED", {})  # what other tests of this process named
     yield tmp_path
     sys.modules.pop("own_code", None)
 
