@@ -1,5 +1,6 @@
 """A lookup of few rows: the short way to the kernel gives what the long way does, and is short."""
 
+import importlib
 import sys
 import threading
 
@@ -47,6 +48,16 @@ def test_both_ways_give_the_same(pair, metric, topk, asked, same_bits):
             assert same_bits(both, tuple(tensor.detach() for tensor in long))
             expected = ops.codebook_lookup(features, codebook, **options, backend="reference")
             assert torch.equal(index, expected) and torch.equal(both[0], expected)
+
+
+def test_a_torch_with_other_private_names_goes_the_long_way(pair, monkeypatch):
+    small = sys.modules["soho_fast.ops.codebook_lookup.small"]
+    with monkeypatch.context() as other:
+        other.delattr(torch._C, "_is_tracing")
+        importlib.reload(small)
+        assert small.lookup_at_once(*pair, "euclidean", None, False) is None
+    importlib.reload(small)
+    assert small.lookup_at_once(*pair, "euclidean", None, False) is not None
 
 
 def test_a_result_is_an_ordinary_tensor(pair):

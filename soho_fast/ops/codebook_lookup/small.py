@@ -2,12 +2,6 @@
 
 import torch
 from torch import Tensor
-from torch._C import (
-    _dispatch_keys,
-    _is_torch_function_mode_enabled,
-    _is_tracing,
-    _len_torch_dispatch_stack,
-)
 from torch.autograd import profiler
 from torch.compiler import is_compiling
 
@@ -15,10 +9,21 @@ from soho_fast.ops.backends import has_gradient, small_lookup
 from soho_fast.ops.codebook_lookup.prepared import PreparedCodebook
 from soho_fast.ops.codebook_lookup.reference import METRICS, MOST_NEAREST
 
-with torch.inference_mode():
-    _OF_INFERENCE = torch.empty(0, device="cpu")
-# All that the dispatcher goes by: device, layout, lazy bits, transforms that wrap the tensor.
-_PLAIN = tuple(_dispatch_keys(tensor).raw_repr() for tensor in (_OF_INFERENCE.clone(), _OF_INFERENCE))
+try:
+    from torch._C import (
+        _dispatch_keys,
+        _is_torch_function_mode_enabled,
+        _is_tracing,
+        _len_torch_dispatch_stack,
+    )
+
+    profiler._is_profiler_enabled  # noqa: B018
+    with torch.inference_mode():
+        _OF_INFERENCE = torch.empty(0, device="cpu")
+    # All that the dispatcher goes by: device, layout, lazy bits, transforms that wrap the tensor.
+    _PLAIN = tuple(_dispatch_keys(tensor).raw_repr() for tensor in (_OF_INFERENCE.clone(), _OF_INFERENCE))
+except (ImportError, AttributeError):  # another torch, whose private names are others
+    small_lookup = None
 _CODEBOOKS = (Tensor, torch.nn.Parameter)
 
 
