@@ -31,7 +31,7 @@ CPP    := $(shell find csrc tests/kernels tests/cuda_model examples -name '*.h' 
 .PHONY: demo test test-rest test-all docs faults gpu-check bench wheels release sanitize neon check format clean
 
 demo: $(DEMO)
-	PATH="$(CURDIR)/$(BIN):$$PATH" deepspeed soho_fast/train.py
+	PATH="$(CURDIR)/$(BIN):$$PATH" soho train
 	PATH="$(CURDIR)/$(BIN):$$PATH" soho explore build runs/mini --images 1200
 	PATH="$(CURDIR)/$(BIN):$$PATH" soho explore figure runs/mini
 

@@ -461,9 +461,9 @@ class SohoPipeline:
 
 def load_model(folder: str | os.PathLike[str]) -> tuple[Any, SohoProcessor]:
     """A model as it was trained, in float32 on the CPU, and its processor; see `SohoPipeline.from_pretrained`."""
-    found = model_folder(folder)
+    found, failure = model_folder(folder), ""
     try:
-        options, _ = loading_options(found)  # The hub is asked once.
+        options, failure = loading_options(found)  # The hub is asked once.
         config = SohoConfig.from_pretrained(found, **options)
         processor = SohoProcessor.from_pretrained(found, **options)
         kind = next((name for name in MODELS if name in (config.architectures or ())), None)
@@ -474,7 +474,8 @@ def load_model(folder: str | os.PathLike[str]) -> tuple[Any, SohoProcessor]:
     except OSError as error:
         raise FileNotFoundError(
             f"no model could be loaded from {folder}; expected the folder of a run or of a model (config.json, "
-            f"model.safetensors and the processor's files), or a hub name this machine can reach ({error})"
+            "model.safetensors and the processor's files), or a hub name this machine can reach "
+            f"({f'there is no such folder, and {failure}' if failure else error})"
         ) from error
     if lost:
         raise ValueError(f"{found} lacks {len(lost)} tensors of {kind} ({', '.join(lost[:3])})")

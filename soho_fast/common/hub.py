@@ -24,7 +24,7 @@ def no_such_path(path: str | os.PathLike[str]) -> str:
     # Up to the last part that is there: its neighbours are what may have been meant.
     while not missing.parent.is_dir():
         missing = missing.parent
-    similar = did_you_mean(missing.name, sorted(entry.name for entry in missing.parent.iterdir()))
+    similar = did_you_mean(missing.name, sorted(entry.name for entry in missing.parent.iterdir()), whole=True)
     return f"there is no such file or folder{'' if missing == path else f', nor {missing}'}{similar}"
 
 
@@ -53,13 +53,14 @@ def check_name(name_or_path: str | os.PathLike[str], *, needs_owner: bool = Fals
     """Raise FileNotFoundError where a name can be no name of the hub, and no such folder or file is here.
 
     Names of the hub are NAME or OWNER/NAME. What begins with `/`, `.` or `~`, has more parts, an empty one, or begins
-    with a folder that is here is a path. Of SOHO models, which have an owner there (`needs_owner`), a bare name is one.
+    with a folder that is here or with `runs` is a path. Of SOHO models, which have an owner there (`needs_owner`), a
+    bare name is one.
     """
     name = os.fspath(name_or_path)
     if os.path.exists(name):
         return
     parts = name.split("/")
-    begins_here = len(parts) > 1 and os.path.isdir(parts[0])
+    begins_here = len(parts) > 1 and (parts[0] == "runs" or os.path.isdir(parts[0]))
     is_path = isinstance(name_or_path, Path) or name[:1] in ("/", ".", "~") or "" in parts or len(parts) > 2
     if is_path or begins_here or (needs_owner and len(parts) == 1):
         wanted = "; expected the folder of a run or a model, or OWNER/NAME on the hub" if needs_owner else ""

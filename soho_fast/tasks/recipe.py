@@ -16,6 +16,7 @@ import importlib.util
 import json
 import math
 import re
+import shlex
 from argparse import ArgumentError
 from collections.abc import Callable, Iterator, Sequence
 from copy import copy
@@ -187,17 +188,17 @@ def _parse(kind: type[Recipe], path: Path, fields: list[str], flags: Sequence[st
     )
     parser.add_argument("--local_rank", type=int, default=0, help="Given by DeepSpeed's launcher.")
     parser.add_class_arguments(kind)
-    where = f"recipe {path}: "
+    where, roots = f"recipe {path}: ", []
     try:
-        parser.instantiate(parser.parse_args([]))  # The file by itself: its mistakes are reported with its name.
-        where = ""
+        alone = parser.instantiate(parser.parse_args([]))  # The file's mistakes are reported with its name.
+        where, roots = "", [f"--data_roots.{name}" for name in alone.data_roots]
         # Over an empty list: else jsonargparse takes what a source leaves out from that of the file in its place.
         lists = {each.partition("=")[0] for each in fields} & {"--data.sources", "--data.heldout"}
         fields = [*(f"{each}=[]" for each in sorted(lists)), *fields]
         given = parser.parse_args(fields, defaults=False).as_dict()
         parsed = parser.instantiate(parser.parse_args(fields))
     except ArgumentError as error:
-        raise UserError(f"{where}{in_plain_words(str(error), [*flags, *flags_of(parser)])}") from error
+        raise UserError(f"{where}{in_plain_words(str(error), [*flags, *flags_of(parser), *roots])}") from error
     except (TypeError, KeyError, ValueError, yaml.YAMLError) as error:
         raise UserError(f"{where}{error}") from error
     recipe = kind(**{each.name: getattr(parsed, each.name) for each in dataclasses.fields(kind)})
@@ -318,6 +319,17 @@ def _check_files(recipe: Any) -> None:
     def is_built(path: str) -> bool:
         return bool(recipe.corpus) and Path(path).is_relative_to(recipe.corpus)
 
+    files = [*_annotation_files(recipe)]
+    if recipe.model.backbone not in (None, "imagenet"):
+        files.append(("model.backbone", recipe.model.backbone))
+    for place, path in files:
+        # A data set is a folder, or a pattern; what reads one file says so of a folder.
+        if not Path(path).exists() and not glob.glob(path) and not is_built(path):
+            for name, root in recipe.data_roots.items():
+                if root and Path(path).is_relative_to(root) and not Path(root).is_dir():
+                    what = "is a file" if Path(root).exists() else no_such_path(root)
+                    raise UserError(f"data_roots.{name}: {root}: {what}; expected a folder")
+            raise UserError(f"{place}: {path}: {no_such_path(path)}")
     names = [
         ("data.tokenizer", recipe.data.tokenizer, False),
         ("model.text_encoder", recipe.model.text_encoder, False),
@@ -328,16 +340,20 @@ def _check_files(recipe: Any) -> None:
             try:
                 check_name(name, needs_owner=needs_owner)
             except FileNotFoundError as error:
-                raise UserError(f"{place}: {error}") from error
-    values = _values(dataclasses.asdict(recipe.data), "data")
-    named = ((place, path, place.rpartition(".")[2].partition("[")[0]) for place, path in values)
-    files = [(place, path) for place, path, field in named if field in ANNOTATION_FILES and path is not None]
-    if recipe.model.backbone not in (None, "imagenet"):
-        files.append(("model.backbone", recipe.model.backbone))
-    for place, path in files:
-        # A data set is a folder, or a pattern; what reads one file says so of a folder.
-        if not Path(path).exists() and not glob.glob(path) and not is_built(path):
-            raise UserError(f"{place}: {path}: {no_such_path(path)}")
+                hint = f"; make it: {tokenizer_command(recipe)}" if place == "data.tokenizer" else ""
+                raise UserError(f"{place}: {error}{hint}") from error
+
+
+def _annotation_files(recipe: Any) -> Iterator[tuple[str, str]]:
+    for place, path in _values(dataclasses.asdict(recipe.data), "data"):
+        if path is not None and place.rpartition(".")[2].partition("[")[0] in ANNOTATION_FILES:
+            yield place, path
+
+
+def tokenizer_command(recipe: Any) -> str:
+    """What makes `data.tokenizer` of a recipe's annotation files."""
+    files = dict.fromkeys(path for _, path in _annotation_files(recipe) if Path(path).is_file())
+    return shlex.join(["soho", "tokenizer", *(files or ["FILE"]), recipe.data.tokenizer])
 
 
 def write_recipe(recipe: Any, path: Path) -> None:

@@ -95,7 +95,7 @@ def test_entails_and_compare(save, processor, images):
     assert there != back, "left and right"
 
 
-def test_errors_in_plain_words(save, images):
+def test_errors_in_plain_words(save, images, monkeypatch, tmp_path):
     _, folder = save(SohoForQuestionAnswering)
     soho = SohoPipeline.from_pretrained(folder)
     with pytest.raises(ValueError, match=r"^rank: needs a model for image-text retrieval or pre-training; this one is"):
@@ -109,6 +109,14 @@ def test_errors_in_plain_words(save, images):
             SohoPipeline.from_pretrained(folder).rank(images[0], ["a red", nothing])
     with pytest.raises(FileNotFoundError, match="no model could be loaded from /nowhere"):
         SohoPipeline.from_pretrained("/nowhere")
+    monkeypatch.chdir(tmp_path)  # where there is no folder `runs`
+    monkeypatch.setattr("soho_fast.common.hub.hub_failure", lambda *_: "the hub can't be reached")
+    for name, words in (
+        ("runs/own", "runs/own: there is no such file or folder, nor runs"),
+        ("some/own", "there is no such folder, and the hub can't"),
+    ):
+        with pytest.raises(FileNotFoundError, match=words):
+            SohoPipeline.from_pretrained(name)
     config = json.loads((folder / "model/config.json").read_text())
     (folder / "model/config.json").write_text(json.dumps({**config, "architectures": ["BertModel"]}))
     with pytest.raises(ValueError, match="holds BertModel; expected SohoForPreTraining"):

@@ -55,7 +55,6 @@ def by_page(found: list[tuple[str, str]]) -> list:
 
 EDGES = "--data.shorter_edge 64 --data.longer_edge 64"
 SMALL = f"{EDGES} --max_steps 2"
-PRETRAINING = ""
 
 # What stands behind a command, by what the command holds; the first that fits.
 SIZES = [
@@ -68,21 +67,20 @@ SIZES = [
     ("--recipe mini_vqa", f"{SMALL} --data.min_answer_count 2"),
     ("--recipe mini_retrieval", SMALL),
     ("--recipe own_vqa", SMALL),
-    ("--recipe own", f"{SMALL} {PRETRAINING}"),
-    ("--output runs/own_timm", f"{SMALL} {PRETRAINING}"),
-    ("--output runs/own_net", f"{SMALL} {PRETRAINING}"),
-    ("own_loss:FocalLoss", f"{SMALL} {PRETRAINING} --model.bag_of_words_epochs 0"),
-    ("--optim.rule", f"{SMALL} {PRETRAINING}"),
+    ("--recipe own", SMALL),
+    ("--output runs/own_timm", SMALL),
+    ("--output runs/own_net", SMALL),
+    ("own_loss:FocalLoss", f"{SMALL} --model.bag_of_words_epochs 0"),
+    ("--optim.rule", SMALL),
     ("own_task:OwnTask", f"{SMALL} --data.min_answer_count 2"),
     ("runs/own_task --split", ""),
-    ("own_quantiser:OwnQuantiser", f"{SMALL} {PRETRAINING}"),
+    ("own_quantiser:OwnQuantiser", SMALL),
     ("explore build runs/own_quantiser", ""),
     ("ask rank runs/own_quantiser", ""),
     ("benchmarks.studies table7", "--list"),
     ("benchmarks.studies demo", ""),
     ("tokenizer my_images", ""),
     ("soho check", ""),
-    ("deepspeed soho_fast/train.py", f"{SMALL} {PRETRAINING}"),
     ("--data.scoring both", ""),
     ("evaluate --run", ""),
     ("ask ", ""),
@@ -227,7 +225,7 @@ def state(tmp_path_factory, run):
             (folder / path.name).symlink_to(path)
     done = run("python -m soho_fast.common.console corpus --num-train 40 --num-heldout 12 --quiet", folder)
     assert done.returncode == 0, done.stdout + done.stderr
-    done = run(f"deepspeed soho_fast/train.py {SMALL} {PRETRAINING}", folder)
+    done = run(f"deepspeed soho_fast/train.py {SMALL}", folder)
     assert done.returncode == 0, done.stdout + done.stderr
     for name in ("metrics.json", "log.jsonl", "model/model.safetensors"):
         assert (folder / "runs/mini" / name).stat().st_size > 0
@@ -292,11 +290,11 @@ def test_command(page, command, state, run):
         # Running make inside make's own test would never end; what it would run is the other commands here.
         done = run(f"{command} --dry-run", state)
         assert done.returncode == 0, done.stderr
-        runs = {"make demo": "deepspeed soho_fast/train.py", "make test": "pytest tests"}
+        runs = {"make demo": "soho train", "make test": "pytest tests"}
         assert runs.get(command, "") in done.stdout
         return
-    if command == "deepspeed soho_fast/train.py":
-        return  # It made the state.
+    if command == "soho train":
+        return  # It made the state, by the launcher.
     behind = next((size for part, size in SIZES if part in command), None)
     assert behind is not None, f"{page} has a command that no test runs: {command}"
     if command.startswith("soho app"):
