@@ -9,13 +9,21 @@ Exit code: 0 it can be trained on, 1 something must be mended first, 2 a mistake
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
+import io
 import os
+import shlex
+import shutil
+import statistics
 import sys
+import tempfile
+import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 # Before torch loads OpenMP, as training does; see soho_fast/train.py.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
@@ -23,13 +31,16 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 from soho_fast.common.command_line import Parser, exit_code
 from soho_fast.common.errors import UserError, listed, print_line
 from soho_fast.common.progress import ProgressLines
-from soho_fast.tasks.recipe import Recipe, load_recipe
+from soho_fast.engine.settings import EvaluationSettings
+from soho_fast.tasks.recipe import Recipe, load_recipe, tokenizer_command
 
 if TYPE_CHECKING:
     from soho_fast.data.readers.records import ImageTextRecord
 
 # Below these a run shows that everything works, and held-out metrics say little.
 _FEW_IMAGES, _FEW_HELD_OUT = 1000, 50
+# Training is tried on so many images at least, evenly spread, with so many steps beyond a pass over them.
+_TRIED_IMAGES, _TRIED_STEPS = 64, 8
 
 
 class Findings:
@@ -84,7 +95,7 @@ def check(folder: Path, recipe: Recipe, say: Callable[[str], None] = print_line)
         _check_unnamed(findings, folder, [*training, *held_out])
     if training or held_out:
         _check_images(findings, training, held_out, recipe.data.shorter_edge)
-        _check_texts(findings, [text for each in (*training, *held_out) for text in each.captions], recipe, annotations)
+        _check_texts(findings, [text for each in (*training, *held_out) for text in each.captions], recipe)
     if training and len(training) < _FEW_IMAGES:
         findings.warning(
             f"{len(training):,} images to train on teach little: a run on 257 photos had 31 % of masked words "
@@ -94,7 +105,7 @@ def check(folder: Path, recipe: Recipe, say: Callable[[str], None] = print_line)
         few = f"{len(held_out):,} held-out images: metrics of so few are coarse"
         findings.warning(f'{few}; a "split" on every line says which, and how many, are held out')
     if not findings.num_errors:
-        _check_training(findings, recipe)
+        _check_training(findings, recipe, training)
     return findings.num_errors
 
 
@@ -166,13 +177,13 @@ def _check_images(
         findings.warning(f"{len(within):,} images come several times: {listed(within, 5)}")
 
 
-def _check_texts(findings: Findings, texts: Sequence[str], recipe: Recipe, annotations: Path) -> None:
+def _check_texts(findings: Findings, texts: Sequence[str], recipe: Recipe) -> None:
     from soho_fast.data.text import describe_fit, load_tokenizer
     from soho_fast.data.tokenizer import words_of
 
     name = recipe.data.tokenizer
     if "/" in name and not Path(name).exists() and Path(name).parent.exists():
-        findings.error(f"there is no tokenizer {name}; make one: soho tokenizer {annotations} {name}")
+        findings.error(f"there is no tokenizer {name}; make one: {tokenizer_command(recipe)}")
         return
     try:
         tokenizer = load_tokenizer(name)
@@ -192,25 +203,69 @@ def _check_texts(findings: Findings, texts: Sequence[str], recipe: Recipe, annot
         )
 
 
-def _check_training(findings: Findings, recipe: Recipe) -> None:
-    """What training itself refuses; else how many steps it takes."""
-    import torch
-
+def _check_training(findings: Findings, recipe: Recipe, training: Sequence[ImageTextRecord]) -> None:
+    """What training refuses or ends with in its first steps; else how many it takes, and how long."""
     from soho_fast.engine.batches import plan_batches
 
-    recipe = copy.deepcopy(recipe)
-    # Whether a model can be built is seen without the weights that it starts from.
-    recipe.model.backbone = recipe.model.text_encoder = recipe.model.pretrained = None
+    beside = next(folder for folder in Path(recipe.output).parents if folder.is_dir())
     try:
         task = recipe.make_task(lambda line: None)
         plan = plan_batches(recipe.batch, len(task.training_data()), 1, recipe.seed)
-        task.build_model(torch.device("cpu"))
-    except (ValueError, OSError) as error:
+        with tempfile.TemporaryDirectory(prefix="soho-check-", dir=beside) as folder:
+            step, evaluation, num_bytes = _try_training(recipe, task, training, folder)
+    except (ValueError, OSError, ImportError) as error:
         findings.error(error)
         return
+    if (free := shutil.disk_usage(beside).free) < num_bytes:
+        findings.error(f"output: {free / 1e9:.2f} GB are free for {recipe.output}; a run takes {num_bytes / 1e9:.2f}")
     steps = max(1, round(recipe.epochs * plan.steps_per_epoch))
     steps = min(steps, recipe.max_steps or steps)
-    findings.say(f"training: {steps:,} steps of {plan.global_batch_size} images")
+    every = recipe.evaluation.quick_every_steps
+    minutes = (steps * step + (steps // every * evaluation if every else 0)) / 60
+    minutes = max(1, round(min(minutes, recipe.max_minutes or minutes)))
+    findings.say(
+        f"training: {steps:,} steps of {plan.global_batch_size} images, here about {minutes:,} "
+        f"minute{'s' * (minutes > 1)}, and then the evaluation"
+    )
+
+
+def _try_training(recipe: Any, task: Any, training: Sequence[ImageTextRecord], folder: str) -> tuple[float, float, int]:
+    """Train some steps on some of the images in a folder: seconds of a step, once features are cached, seconds of a
+    quick evaluation, and the bytes that a run takes on disk."""
+    from soho_fast.common.files import read_log
+    from soho_fast.engine.distributed import leave_processes, start_processes
+    from soho_fast.engine.resume import ResumePoint
+    from soho_fast.engine.trainer import Run
+
+    size = recipe.batch.global_batch_size
+    share = max(1, len(training) // max(_TRIED_IMAGES, size))
+    task.train_on(training[::share])
+    trial = copy.deepcopy(recipe)
+    trial.output, trial.resume, trial.log.every_steps, trial.log.trackers = folder, "auto", 1, []
+    trial.max_minutes, trial.evaluation = 0.0, EvaluationSettings(at_end=False)
+    # Features are cached where the steps are more than a pass over the images.
+    trial.max_steps = trial.epochs = len(task.training_data()) // size + _TRIED_STEPS
+    trial.engine.feature_cache_gb /= share
+    task.processes = start_processes()
+    try:
+        run = Run(task, ResumePoint(task, trial, task.processes))
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            if run.train().signal_number:
+                raise KeyboardInterrupt
+            began = time.monotonic()
+            run.evaluate(quick=True)
+        evaluation = time.monotonic() - began
+    finally:
+        leave_processes()
+    seconds = [record["seconds"] for record in read_log(Path(folder, "log.jsonl"))[0] if record["kind"] == "train"]
+    sizes = {name: _bytes_in(Path(folder, name)) for name in ("checkpoints", "model")}
+    # One more checkpoint is written before the oldest goes; `best` is as large as `model`.
+    num_bytes = (recipe.checkpoint.keep or 2) * sizes["checkpoints"] + sum(sizes.values()) + sizes["model"]
+    return statistics.median(b - a for a, b in pairwise(seconds[1 - _TRIED_STEPS :])), evaluation, num_bytes
+
+
+def _bytes_in(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -238,7 +293,7 @@ def _run(arguments: list[str]) -> int:
     if num_errors:
         print_line(f"{options.folder}: {num_errors} to mend before training")
         return 1
-    command = f"soho train --recipe {options.recipe} --data_roots.images {options.folder}"
+    command = shlex.join(["soho", "train", "--recipe", options.recipe, "--data_roots.images", str(options.folder)])
     print_line(f"{options.folder}: ready; next: {command}")
     return 0
 

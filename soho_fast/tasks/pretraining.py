@@ -207,6 +207,11 @@ class PretrainingTask(BaseTask):
         """The held-out images with their captions."""
         return self._records.heldout
 
+    def train_on(self, records: Sequence[ImageTextRecord]) -> None:
+        """Train on these images with captions, some of its own, in place of all: a trial."""
+        self._records = self._records._replace(training=RecordTable(records))
+        vars(self).pop("_training_data", None)
+
     @cached_property
     def _training_data(self) -> PretrainingDataset:
         training = self._records.training

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -51,7 +52,7 @@ def test_a_good_folder_is_ready(folder, capsys):
     few, coarse = starting(said, "warning: ")
     assert few.startswith("9 images to train on")
     assert coarse.startswith('3 held-out images: metrics of so few are coarse; a "split" on every line')
-    assert said[-2] == "training: 40 steps of 8 images"
+    assert said[-2] == "training: 40 steps of 8 images, here about 1 minute, and then the evaluation"
     assert said[-1].endswith(f"ready; next: soho train --recipe own --data_roots.images {folder}")
 
 
@@ -103,6 +104,21 @@ def test_words_that_the_tokenizer_lacks_are_named(folder, capsys):
 def test_what_training_refuses_is_an_error(folder, capsys, change, words):
     write(folder, change(read(folder)))
     assert words in starting(run(folder, capsys, code=1), "error: ")[0]
+
+
+def test_what_training_meets_in_its_first_steps_is_an_error(folder, capsys, monkeypatch, tmp_path):
+    def fails(*_, **__):
+        raise ConnectionError("torchvision could not download")
+
+    monkeypatch.chdir(tmp_path)  # where the run would be
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=10**6))
+    (full,) = starting(run(folder, capsys, code=1), "error: ")
+    assert full.startswith("output: 0.00 GB are free for runs/own; a run takes 0.")
+    monkeypatch.setattr("soho_fast.tasks.pretraining.evaluate_pretraining", fails)
+    assert starting(run(folder, capsys, code=1), "error: ") == ["torchvision could not download"]
+    monkeypatch.setattr("soho_fast.model.base.backbone_state", fails)
+    assert starting(run(folder, capsys, code=1), "error: ") == ["torchvision could not download"]
+    assert {path.suffix or path.name for path in tmp_path.iterdir()} == {".jpg", ".jsonl", "tokenizer"}
 
 
 def test_a_folder_without_lines_and_none_at_all(folder, capsys):
