@@ -11,14 +11,23 @@ from typing import NoReturn
 from soho_fast.common.errors import print_line
 
 _PACKAGE = Path(__file__).resolve().parents[1]
+# Of the command that runs, where `soho` has started it: all that it needs, told at once.
+_of_command: list[str] = []
 
 
 class MissingExtraError(ImportError):
     """A package that an extra brings is not installed; `__cause__` is python's own error."""
 
 
+def command_needs(extras: str) -> None:
+    """From here on what is missing is told with these extras, as "train,app": those that the whole command needs."""
+    _of_command[:] = [extras]
+
+
 def install_command(extra: str) -> str:
     """The command that installs an extra, of a clone or of what is installed (whose metadata pip reads)."""
+    if _of_command and extra in ("train", "explore", "app", "demo"):
+        extra = _of_command[0]
     source = _PACKAGE.parent
     if (source / "pyproject.toml").is_file():
         return f"pip install -e {shlex.quote(f'{source}[{extra}]')}"

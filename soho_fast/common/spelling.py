@@ -46,7 +46,7 @@ def did_you_mean(word: object, known: Iterable[object], *, whole: bool = False) 
         names = [name for name in names if name not in sections]
         words, last = _words(written), written.rpartition(".")[2]
         close = [name for name in names if name.endswith(f".{written}")]
-        close = close or get_close_matches(written, names, n=1, cutoff=0.7)
+        close = close or [c for each in (written, str(word)) for c in get_close_matches(each, names, n=1, cutoff=0.7)]
         close = close or [name for name in names if name.endswith(f".{last}")]
         close = close or sorted((n for n in names if words <= _words(n) or set() < _words(n) <= words), key=len)
     return f"; did you mean {close[0]}?" if close else ""

@@ -14,7 +14,7 @@ from pathlib import Path
 # Before torch loads OpenMP; see train.py.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
-from soho_fast.common.extras import from_extra
+from soho_fast.common.extras import from_extra, install_command
 
 with from_extra("train"):
     from soho_fast.common.command_line import Parser, exit_code, quiet_transformers
@@ -46,7 +46,7 @@ def _run(arguments: list[str]) -> int:
         raise UserError(f"output: {output} can't be made ({no_such_path(output.parent)})")
     missing = [name for name in ("onnx", "onnxscript") if options.onnx and not find_spec(name)]
     if missing:
-        raise UserError(f"--onnx needs {' and '.join(missing)}: pip install onnx onnxscript")
+        raise UserError(f"--onnx needs {' and '.join(missing)}; install with: {install_command('onnx')}")
     with from_extra("train"):
         from soho_fast.export.package import export_model
 
