@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -80,6 +81,7 @@ SIZES = [
     ("benchmarks.studies table7", "--list"),
     ("benchmarks.studies demo", ""),
     ("tokenizer my_images", ""),
+    ("soho start", f"{SMALL} --output runs/started"),
     ("soho check", ""),
     ("--data.scoring both", ""),
     ("evaluate --run", ""),
@@ -201,7 +203,7 @@ def serves(command: str, folder: Path) -> None:
                 assert line, f"it ended: {said}"
                 said += line
             with urllib.request.urlopen(found[0], timeout=30) as page:
-                assert b"mini: pre-training" in page.read()
+                assert b": pre-training" in page.read()
             (asking,) = (text for _, text in SHOWN if "gradio_client" in text)
             asking = re.sub(r"http://[\d.]+:\d+", found[0].rstrip("/"), asking)
             done = subprocess.run(
@@ -297,15 +299,19 @@ def test_command(page, command, state, run):
         return  # It made the state, by the launcher.
     behind = next((size for part, size in SIZES if part in command), None)
     assert behind is not None, f"{page} has a command that no test runs: {command}"
-    if command.startswith("soho app"):
+    if command.startswith(("soho app", "soho start")):
         pytest.importorskip("gradio", reason="the extra `app` is not installed")
+        if "start" in command:
+            command = command.replace("my_images", "started")
+            shutil.copytree(state / "my_images", state / "started", ignore=shutil.ignore_patterns("tokenizer"))
         command = command.replace("soho ", "python -m soho_fast.common.console ", 1)
         serves(f"{command} {behind}", state)
         return
     if re.search("runs/own|soho check", command) and not (state / "runs/own").exists():
-        # Other pages go on from what the README's commands make; one may be tried alone.
-        for line in (line for first, line in COMMANDS if first == "README.md" and "my_images" in line):
-            test_command("README.md", line, state, run)
+        # Commands go on from what others make; one may be tried alone.
+        if not (state / "my_images/tokenizer").exists():
+            test_command(page, "soho tokenizer my_images/images.jsonl my_images/tokenizer", state, run)
+        test_command(page, "soho train --recipe own --data_roots.images my_images", state, run)
     # The command `soho` is there where the package is installed.
     command = re.sub("^soho ", "python -m soho_fast.common.console ", command)
     # `state` has tried the launcher, which takes ten seconds longer to start.
