@@ -60,12 +60,10 @@ def pixels_of(paths: Sequence[str], image: dict[str, Any]) -> tuple[Tensor, Tens
 
 
 @torch.no_grad()
-def main(folder: Path, arguments: Sequence[str]) -> None:
+def ask(folder: Path, files: Sequence[str], texts: Sequence[str]) -> tuple[list[list[tuple[str, float]]], list[int]]:
+    """Of each text its answers with their probabilities, best first, of a model that ranks the text itself with its
+    own; and the codes of all images' patches, none of a model without a dictionary."""
     about = json.loads((folder / "about.json").read_text())
-    names = about["images"]
-    files, texts = arguments[: len(names)], arguments[len(names) :]
-    if not texts:
-        sys.exit(f"usage: python run.py {' '.join(f'{name}.jpg' for name in names)} TEXT ...")
     visual, valid, *codes = load_stage(folder, "encode")(*pixels_of(files, about["image"]))
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.enable_truncation(about["text"]["max_tokens"])
@@ -74,19 +72,32 @@ def main(folder: Path, arguments: Sequence[str]) -> None:
     input_ids, attention_mask = (
         torch.tensor([getattr(each, name) for each in encoded]) for name in ("ids", "attention_mask")
     )
-    index = torch.tensor([[0, 1]] if len(names) == 2 else [0]).repeat(len(texts), *[1] * (len(names) - 1))
+    index = torch.tensor([[0, 1]] if len(files) == 2 else [0]).repeat(len(texts), *[1] * (len(files) - 1))
     logits = load_stage(folder, "read")(visual, valid, input_ids, attention_mask, index)
     logits = logits if isinstance(logits, Tensor) else logits[0]
     score = logits.sigmoid() if about["question"] == "answer" else logits.softmax(-1)
-    for text, score_A in zip(texts, score, strict=True):
-        if about["question"] == "rank":
-            print(f"{100 * float(score_A[1]):5.1f} %  {text}")
-            continue
-        print(text)
-        for value, place in zip(*score_A.topk(min(5, len(score_A))), strict=True):
-            print(f"{100 * float(value):5.1f} %  {about['labels'][int(place)]}")
+    if about["question"] == "rank":
+        answers = [[(text, float(score_A[1]))] for text, score_A in zip(texts, score, strict=True)]
+    else:
+        best = [score_A.topk(min(5, len(score_A))) for score_A in score]
+        answers = [[(about["labels"][int(at)], float(value)) for value, at in zip(*top, strict=True)] for top in best]
+    return answers, [code for code in codes[0].flatten().tolist() if code >= 0] if codes else []
+
+
+def main(folder: Path, arguments: Sequence[str]) -> None:
+    about = json.loads((folder / "about.json").read_text())
+    names = about["images"]
+    files, texts = arguments[: len(names)], arguments[len(names) :]
+    if not texts:
+        sys.exit(f"usage: python run.py {' '.join(f'{name}.jpg' for name in names)} TEXT ...")
+    answers, codes = ask(folder, files, texts)
+    for text, rows in zip(texts, answers, strict=True):
+        if about["question"] != "rank":
+            print(text)
+        for answer, value in rows:
+            print(f"{100 * value:5.1f} %  {answer}")
     if codes:
-        print("codes", *(code for code in codes[0].flatten().tolist() if code >= 0))
+        print("codes", *codes)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -91,6 +92,25 @@ def test_the_example_prints_the_pipelines_answers(question, kind, exported_of, s
                 assert float(share) == pytest.approx(100 * each["score"], abs=0.06)
     of_images = [soho.encode(str(path)).index for path in paths]
     assert not list(found) and codes.split()[1:] == [str(code) for one in of_images for code in one.flatten().tolist()]
+
+
+@pytest.mark.parametrize("question", ["rank", "answer"])
+def test_the_space_answers_as_the_pipeline(question, exported_of, soho_of, tmp_path):
+    pytest.importorskip("gradio", reason="the extra `app` is not installed")
+    shutil.copytree(exported_of(question, "pt2"), tmp_path / "space")
+    shutil.copytree(Path(__file__).parents[2] / "examples/space", tmp_path / "space", dirs_exist_ok=True)
+    Image.fromarray(drawn(100, 60, 0).permute(1, 2, 0).numpy()).save(tmp_path / "photo.png")
+    program = (
+        f"import app, json; print(json.dumps(app.answer({str(tmp_path / 'photo.png')!r}, {chr(10).join(TEXTS)!r})))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path / "space", capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    asked = TEXTS if question == "rank" else TEXTS[0]
+    found = getattr(soho_of(question), question)(str(tmp_path / "photo.png"), asked)
+    expected = {each.get("text", each.get("answer")): each["score"] for each in found}
+    assert json.loads(done.stdout.splitlines()[-1]) == pytest.approx(expected, abs=1e-3)
 
 
 SIZES = [[(64, 64), (64, 64)], [(40, 60)], [(100, 60), (60, 100), (64, 64), (30, 200)], [(128, 64)] * 3]
