@@ -70,7 +70,7 @@ def test_help_of_each_command_has_an_example_and_loads_nothing_slow(name):
 def test_soho_lists_its_commands_and_tells_what_was_meant():
     done = run("-m", "soho_fast.common.console")
     assert done.returncode == 0 and all(f"  {name} " in done.stdout for name in COMMANDS), done.stdout
-    assert "\nexample: soho train --recipe own --data_roots.images my_images\n" in done.stdout
+    assert "\nexample: soho start my_images\n" in done.stdout
     done = run("-m", "soho_fast.common.console", "--versoin")
     assert done.returncode == 2 and "did you mean --version?" in done.stderr, done.stderr
     done = run("-m", "soho_fast.common.console", "explor", "build")
