@@ -47,11 +47,11 @@ class Step(NamedTuple):
     run: Callable[[Tensor, Masks], Tensor]
 
 
-def build_backbone(name: str, stride: int = 32) -> ResNet | MobileNetV2:
+def build_backbone(name: str, stride: int = 32, tower: dict[str, Any] | None = None) -> ResNet | MobileNetV2:
     """The network without pooling and classifier, up to its stage of this stride; `num_features` is its number of
-    output channels. One of timm or a user's own: see `build_other`."""
+    output channels. One of a library or a user's own: see `build_other`."""
     if is_other_backbone(name):
-        return build_other(name, stride)
+        return build_other(name, stride, tower)
     num_stages = BACKBONE_STRIDES.index(stride) + 1
     if name == "mobilenet_v2":
         net = torchvision.models.mobilenet_v2(norm_layer=BatchNorm2d)

@@ -22,6 +22,8 @@ from .normalization import RunningStatistics, TokenBatchNorm
 from .outputs import VisualTokens
 from .pretrained import LoadReport, backbone_state, bert_state, copy_state
 from .quantiser import Quantiser
+from .towers import tower_state
+from .values import TRANSFORMERS
 from .whole_step import MicroBatches, Vectors, WholeStep, survey
 
 # Modules of ours with values of their own that no layer of theirs has; so has a quantiser.
@@ -292,10 +294,14 @@ class SohoPreTrainedModel(PreTrainedModel):
         return copy_state(target, state, f"init_text_encoder_from({path_or_name!r})")
 
     def init_backbone_from(self, source: str) -> LoadReport:
-        """Fills the ResNet from `"imagenet"` (downloaded by torchvision) or from a file of weights.
+        """Fills the backbone from `"imagenet"` (downloaded by torchvision), a file of weights, or a folder or a name on
+        the hub that has them.
 
         Raises:
-            FileNotFoundError, ConnectionError, ValueError: see `pretrained.backbone_state`; nothing was changed then.
+            FileNotFoundError, ConnectionError, ValueError: see `pretrained.backbone_state` and `towers.tower_state`;
+                nothing was changed then.
         """
-        state = backbone_state(self.config.backbone, source)
-        return copy_state(self.base().visual_encoder.backbone, state, f"init_backbone_from({source!r})")
+        net = self.base().visual_encoder.backbone
+        of_transformers = self.config.backbone.startswith(TRANSFORMERS)
+        state = tower_state(net, source) if of_transformers else backbone_state(self.config.backbone, source)
+        return copy_state(net, state, f"init_backbone_from({source!r})")

@@ -16,18 +16,16 @@ from soho_fast.common.checksums import check_checksums
 from soho_fast.common.import_path import is_import_path
 from soho_fast.common.spelling import did_you_mean
 
-from .values import CHOICES, PRESETS, ModelValues
+from .towers import tower_config
+from .values import CHOICES, PRESETS, TIMM, TRANSFORMERS, ModelValues
 
 # Where the stages of each backbone end, in pixels between features.
 BACKBONE_STRIDES = (4, 8, 16, 32)
 
-TIMM = "timm/"
-"""How the names of timm's backbones begin."""
-
 
 def is_other_backbone(name: str) -> bool:
-    """Whether it names a network of timm, or a user's own by import path."""
-    return name.startswith(TIMM) or is_import_path(name)
+    """Whether it names a network of timm or transformers, or a user's own by import path."""
+    return name.startswith((TIMM, TRANSFORMERS)) or is_import_path(name)
 
 
 # What a field chooses from.
@@ -84,6 +82,7 @@ class SohoConfig(ModelValues, PreTrainedConfig):
 
     Args:
         preset (str): name of the preset the values started from; recorded, not read.
+        backbone_config (dict): of a backbone of transformers its configuration, and how its images are normalised.
         use_dictionary_output (bool): feed f(v), eq. 3, to the Transformer; `False` feeds the dictionary's input
             features, which the paper does in fine-tuning. No lookup is made then.
         vocab_size, hidden_act, max_position_embeddings, type_vocab_size, layer_norm_eps, initializer_range,
@@ -93,6 +92,7 @@ class SohoConfig(ModelValues, PreTrainedConfig):
     model_type = "soho"
 
     preset: str = "paper"
+    backbone_config: dict[str, Any] | None = None
     use_dictionary_output: bool = True
 
     vocab_size: int = 30522
@@ -250,13 +250,18 @@ class SohoConfig(ModelValues, PreTrainedConfig):
 
         Raises:
             ValueError: unknown preset, unknown field or a value that can't be used.
+            FileNotFoundError: see `tower_config`.
         """
         if preset not in PRESETS:
             similar = did_you_mean(preset, PRESETS)
             raise ValueError(f"preset: expected one of {', '.join(PRESETS)}, got {preset!r}{similar}")
         cls.check_names(overrides)
+        values = {**PRESETS[preset], "preset": preset, **overrides}
+        backbone = str(values.get("backbone"))
+        if backbone.startswith(TRANSFORMERS) and "backbone_config" not in values:
+            values["backbone_config"] = tower_config(backbone.removeprefix(TRANSFORMERS))
         with _types_in_plain_words():
-            return cls(**{**PRESETS[preset], "preset": preset, **overrides})
+            return cls(**values)
 
 
 AutoConfig.register("soho", SohoConfig, exist_ok=True)

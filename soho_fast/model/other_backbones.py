@@ -1,9 +1,9 @@
-"""Backbones of timm by name, and a user's own by import path, whose code knows nothing of padding.
+"""Backbones of timm and transformers by name, and a user's own by import path, whose code knows nothing of padding.
 
 Of torchvision's networks `backbones.py` hands each layer the mask of the real positions. Here hooks do: what reads
 neighbours (convolutions, pools) is given zero at padding, as beyond the border of an image that stands alone, and
 BatchNorm leaves padding out. The mask is found by the size of the feature map. What looks at all positions in another
-way (squeeze-and-excitation, attention) still sees the padding; `padding_leak` measures that.
+way (squeeze-and-excitation) still sees the padding, unless it is a `Tower`; `padding_leak` measures that.
 
 B images, C channels, H x W positions; x is always (B, C, H, W).
 """
@@ -22,8 +22,9 @@ from soho_fast.common.extras import from_extra
 from soho_fast.common.import_path import load_imported
 from soho_fast.common.spelling import did_you_mean
 
-from .config import TIMM
 from .normalization import BatchNorm2d
+from .towers import Tower, timm_tower, transformers_tower
+from .values import TIMM, TRANSFORMERS
 
 # More than rounding makes of the same image in another batch.
 _LEAK = 1e-3
@@ -57,8 +58,14 @@ class MaskedBatchNorm(BatchNorm2d):
         return self.act(self.drop(super().forward(input, self.masks.by_size.get(tuple(input.shape[-2:])))))
 
 
-def build_other(name: str, stride: int) -> Any:
-    """A backbone of timm, or of an import path that is imported already, up to the stage that ends at this stride.
+def build_other(name: str, stride: int, tower: dict[str, Any] | None = None) -> Any:
+    """A backbone of timm or transformers, or of an import path that is imported already, up to the stage that ends at
+    this stride.
+
+    Args:
+        name: As `SohoConfig.backbone`.
+        stride: Pixels between its features.
+        tower: What `tower_config` gave, of one of transformers.
 
     Returns:
         The network with `num_features`, its number of output channels, and what `other_stages` reads.
@@ -66,11 +73,17 @@ def build_other(name: str, stride: int) -> Any:
     Raises:
         ValueError: there is no such network, none of its stages has the stride, or it is of another form.
     """
-    net, stages, channels = _of_timm(name, stride) if name.startswith(TIMM) else _of_user(name, stride)
-    net.num_features, net.stage_names, net.masks = channels, stages, Masks()
+    if name.startswith(TRANSFORMERS):
+        net: Any = transformers_tower(tower or {})
+    else:
+        net = _of_timm(name, stride) if name.startswith(TIMM) else _of_user(name, stride)
     for parent in list(net.modules()):
         for buffer_name, buffer in list(parent.named_buffers(recurse=False)):
             parent.register_buffer(buffer_name, buffer)  # Saved with a model, which when loaded has no other source.
+    if isinstance(net, Tower):
+        _stage_at(stride, [net.stride], name)
+        return net
+    for parent in list(net.modules()):
         for child_name, child in list(parent.named_children()):
             if isinstance(child, nn.BatchNorm2d) and child.affine and child.running_mean is not None:
                 parent.add_module(child_name, MaskedBatchNorm(child, net.masks))
@@ -88,13 +101,15 @@ def _mask_input(masks: Masks, module: nn.Module, args: tuple[Any, ...]) -> tuple
     return (masks.apply(args[0]), *args[1:])
 
 
-def _of_timm(name: str, stride: int) -> tuple[Any, list[list[str]], int]:
-    """The network, the names of the modules of each stage, and the channels of the last one."""
+def _of_timm(name: str, stride: int) -> Any:
+    """As `build_other`."""
     with from_extra("timm"):
         import timm
     of_timm = name.removeprefix(TIMM)
     if not timm.is_model(of_timm):
         raise ValueError(f"backbone: timm has no {of_timm!r}{did_you_mean(of_timm, timm.list_models())}")
+    if (tower := timm_tower(of_timm)) is not None:
+        return tower
     with torch.device("meta"):
         info = _features_of(of_timm).feature_info
     index = _stage_at(stride, info.reduction(), name)
@@ -105,7 +120,13 @@ def _of_timm(name: str, stride: int) -> tuple[Any, list[list[str]], int]:
         names = list(net)
         bounds = [0, *(names.index(end) + 1 for end in ends)]
         stages = [names[begin:end] for begin, end in pairwise(bounds)]
-    return net, stages, info.channels()[index]
+    return _with(net, stages, info.channels()[index])
+
+
+def _with(net: Any, stage_names: list[list[str]], num_features: int) -> Any:
+    """The network with the names of the modules of each stage, and the channels of the last one."""
+    net.num_features, net.stage_names, net.masks = num_features, stage_names, Masks()
+    return net
 
 
 def _features_of(name: str, **options: Any) -> Any:
@@ -117,8 +138,8 @@ def _features_of(name: str, **options: Any) -> Any:
         raise ValueError(f"backbone: timm's {name} gives no features of its stages ({error})") from error
 
 
-def _of_user(path: str, stride: int) -> tuple[Any, list[list[str]], int]:
-    """As `_of_timm`."""
+def _of_user(path: str, stride: int) -> Any:
+    """As `build_other`."""
     net = load_imported(path, "backbone", nn.Module)()
     strides, channels = getattr(net, "strides", ()), getattr(net, "channels", ())
     is_sequence = isinstance(net, nn.Sequential)
@@ -130,20 +151,24 @@ def _of_user(path: str, stride: int) -> tuple[Any, list[list[str]], int]:
     index = _stage_at(stride, strides, path)
     if is_sequence:
         del net[index + 1 :]
-    return net, [[str(number)] for number in range(index + 1)] if is_sequence else [[""]], channels[index]
+    if getattr(net, "alone", False):
+        return Tower(net, net, stride, channels[index])
+    return _with(net, [[str(number)] for number in range(index + 1)] if is_sequence else [[""]], channels[index])
 
 
 def _stage_at(stride: int, strides: Any, name: str) -> int:
     """The last stage that ends at a stride."""
     found = [index for index, each in enumerate(strides) if each == stride]
-    if not found or stride & (stride - 1):
-        ends = ", ".join(str(each) for each in dict.fromkeys(strides) if not each & (each - 1))
+    if not found:
+        ends = ", ".join(map(str, dict.fromkeys(strides)))
         raise ValueError(f"backbone_stride: expected one of {ends}, where a stage of {name} ends, got {stride}")
     return found[-1]
 
 
 def other_stages(net: Any) -> list[list[tuple[Any, Any]]]:
     """Of each stage the modules, each with features (B, C, H, W) and masks by stride to features."""
+    if isinstance(net, Tower):
+        return [[(net, net)]]
     modules = [[net.get_submodule(name) for name in names] for names in net.stage_names]
     return [[(module, partial(_run, net.masks, module)) for module in stage] for stage in modules]
 
@@ -164,13 +189,12 @@ def timm_state(name: str, path: Path, state: dict[str, Tensor]) -> dict[str, Ten
     Raises:
         ValueError: it is that of another network; `path` names the file.
     """
-    import timm
-
-    given: Any = {"state_dict": dict(state)}
+    of_timm, given = (
+        name.removeprefix(TIMM),
+        {"pretrained": True, "pretrained_cfg_overlay": {"state_dict": dict(state)}},
+    )
     try:
-        net = timm.create_model(
-            name.removeprefix(TIMM), pretrained=True, pretrained_cfg_overlay=given, features_only=True
-        )
+        net = timm_tower(of_timm, **given) or _features_of(of_timm, **given)
     except (RuntimeError, KeyError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"init_backbone_from: {path} has no weights of {name} ({reason})") from error

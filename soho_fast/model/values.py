@@ -17,6 +17,9 @@ CHOICES: dict[str, tuple[str, ...]] = {
 }
 """What a value of `ModelValues` is chosen from."""
 
+TIMM, TRANSFORMERS = "timm/", "transformers/"
+"""How the names of backbones begin that are these libraries'."""
+
 # All else that the paper gives is the default of its field. The text says "MLP" only: these are the released code's.
 _PAPER = {"head_act": "relu", "head_dropout": 0.5}
 
@@ -64,11 +67,13 @@ class ModelValues:
 
     Args:
         backbone: CNN: `resnet10`, `resnet18`, `resnet34`, `resnet50`, `resnet101` (paper, section 4.1), `mobilenet_v2`,
-            `timm/NAME`, or the import path of your own, `my.module:Net`. `resnet10` is torchvision's class with one
-            block a stage, for small corpora; of `mobilenet_v2` ImageNet weights come with a package index; of timm any
-            network that gives its stages' features.
+            `timm/NAME`, `transformers/FOLDER_OR_NAME` (a vision tower), or the import path of your own,
+            `my.module:Net`. `resnet10` is torchvision's class with one block a stage, for small corpora; of
+            `mobilenet_v2` ImageNet weights come with a package index; of timm any ViT, or network that gives its
+            stages' features.
         backbone_stride: Pixels between the CNN's features, 4, 8, 16 or 32, at each of which a stage ends; later stages
-            are left out (paper, section 3.1). Smaller tokens see less of the image, and there are more of them.
+            are left out (paper, section 3.1); of a tower its patch. Smaller tokens see less of the image, and there
+            are more of them.
         backbone_frozen_stages: Stages of the CNN, the stem with the first, that never learn, with their BatchNorm in
             eval; 0 trains all (paper, section 4.1).
         backbone_dropout_prob: Share of the CNN's channels that are left out of an image in training, before the 1x1

@@ -61,12 +61,14 @@ class VisualEncoder(nn.Module):
     def __init__(self, config: SohoConfig) -> None:
         super().__init__()
         self.cnn = CnnBackend()
-        self.backbone = build_backbone(config.backbone, config.backbone_stride)
+        self.backbone = build_backbone(config.backbone, config.backbone_stride, config.backbone_config)
         channels = self.backbone.num_features, config.hidden_size
         # Any: in a prepared model it is one of `fast/prepared/layers.py`.
         self.projection: Any = nn.Conv2d(*channels, kernel_size=1, bias=self.projection_bias)
-        # 1, 2, 4 and so on, up to the backbone's.
-        self.strides = tuple(2**number for number in range(config.backbone_stride.bit_length()))
+        # 1, 2, 4 and so on, up to the backbone's; 1 and that of patches that are of another size.
+        stride = config.backbone_stride
+        powers = tuple(2**number for number in range(stride.bit_length()))
+        self.strides = powers if stride == powers[-1] else (1, stride)
         self.pool = config.visual_pool
         self.dropout = config.backbone_dropout_prob
         self.num_frozen_stages = config.backbone_frozen_stages
@@ -130,11 +132,12 @@ class VisualEncoder(nn.Module):
         check_pixels(pixel_values_B3HW, pixel_mask_BHW)
         # A weight keeps its type where ZeRO has taken its values away, so it decides what the images become.
         x = pixel_values_B3HW.to(self.projection.weight.dtype)
-        masks, mask_Bhw = {}, self.cnn.padding(pixel_mask_BHW)
+        masks, at, mask_Bhw = {}, 1, self.cnn.padding(pixel_mask_BHW)
         if mask_Bhw is not None:
             for s in self.strides:
-                # Each from that of half its stride; with stride 1 it only becomes bool.
-                mask_Bhw = grid_mask(mask_Bhw, min(s, 2))
+                # Each from the one before; with stride 1 it only becomes bool.
+                mask_Bhw = grid_mask(mask_Bhw, s // at)
+                at = s
                 masks[s] = mask_Bhw.unsqueeze(1).to(x.dtype)
         with torch.no_grad() if self.backbone_frozen else nullcontext():
             return self.cnn.run(self, x, masks), mask_Bhw

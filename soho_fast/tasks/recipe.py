@@ -38,6 +38,7 @@ with from_extra("train"):
     from soho_fast.common.import_path import OPTIMISERS, is_import_path, is_trusted, load
     from soho_fast.common.spelling import did_you_mean
     from soho_fast.engine.settings import TrainSettings
+    from soho_fast.model.values import TRANSFORMERS
     from soho_fast.tasks import TASKS, find_task
     from soho_fast.tasks.recipe_file import check_fields, find_yaml, read_yaml, texts_in
     from soho_fast.tasks.recipe_help import help_text
@@ -261,30 +262,31 @@ def _refuse_foreign_code(content: Any, source: str, trackers_trusted: bool = Fal
 def with_data_roots(recipe: Recipe) -> Recipe:
     """The recipe with `{key}` replaced in the strings of `corpus`, `data` and `model`.
 
-    A root `package:NAME/FOLDER` is that folder of an installed Python package.
+    There and as a root `package:NAME/PATH` is that path in an installed Python package.
 
     Raises:
         UserError: a string names a root that is not given, or the package is not installed.
     """
-    roots = {name: _root(name, root) for name, root in recipe.data_roots.items()}
+    roots = {name: _in_package(root, f"data_roots.{name}") for name, root in recipe.data_roots.items()}
     filled = copy(recipe)
     for part in ("corpus", "data", "model"):
         setattr(filled, part, _fill(getattr(recipe, part), roots))
     return filled
 
 
-def _root(name: str, root: str) -> str:
-    if not root.startswith("package:"):
-        return root
-    package, _, folder = root.removeprefix("package:").partition("/")
+def _in_package(path: str, place: str) -> str:
+    """A path in an installed package, of `package:NAME/PATH`; any other as it is."""
+    if not path.startswith("package:"):
+        return path
+    package, _, inside = path.removeprefix("package:").partition("/")
     # Of a dotted name it would import what stands before the dot.
     found = importlib.util.find_spec(package) if package.isidentifier() else None
     if found is None or not found.submodule_search_locations:
         raise UserError(
-            f"data_roots.{name}: there is no Python package {package}; install it (pip install "
-            f"{package.replace('_', '-')}) or give --data_roots.{name} FOLDER"
+            f"{place}: there is no Python package {package}; install it (pip install {package.replace('_', '-')}) or "
+            "give a folder"
         )
-    return str(Path(found.submodule_search_locations[0]) / folder)
+    return str(Path(found.submodule_search_locations[0]) / inside)
 
 
 def _fill(value: Any, roots: dict[str, str]) -> Any:
@@ -301,7 +303,8 @@ def _fill(value: Any, roots: dict[str, str]) -> Any:
                 if not root:
                     raise UserError(f"data_roots.{name}: {value!r} needs it; give --data_roots.{name} FOLDER")
                 value = value.replace(f"{{{name}}}", root)
-        return value
+        library = TRANSFORMERS if value.startswith(TRANSFORMERS) else ""
+        return library + _in_package(value.removeprefix(library), value)
     if isinstance(value, list | tuple):
         filled = ((item, _fill(item, roots)) for item in value)
         return type(value)(new for item, new in filled if new is not None or item is None)
@@ -319,10 +322,7 @@ def _check_files(recipe: Any) -> None:
     def is_built(path: str) -> bool:
         return bool(recipe.corpus) and Path(path).is_relative_to(recipe.corpus)
 
-    files = [*_annotation_files(recipe)]
-    if recipe.model.backbone not in (None, "imagenet"):
-        files.append(("model.backbone", recipe.model.backbone))
-    for place, path in files:
+    for place, path in _annotation_files(recipe):
         # A data set is a folder, or a pattern; what reads one file says so of a folder.
         if not Path(path).exists() and not glob.glob(path) and not is_built(path):
             for name, root in recipe.data_roots.items():
@@ -330,13 +330,16 @@ def _check_files(recipe: Any) -> None:
                     what = "is a file" if Path(root).exists() else no_such_path(root)
                     raise UserError(f"data_roots.{name}: {root}: {what}; expected a folder")
             raise UserError(f"{place}: {path}: {no_such_path(path)}")
+    backbone = recipe.model.config.backbone or ""
     names = [
         ("data.tokenizer", recipe.data.tokenizer, False),
         ("model.text_encoder", recipe.model.text_encoder, False),
         ("model.pretrained", recipe.model.pretrained, True),
+        ("model.backbone", recipe.model.backbone, True),
+        ("model.config.backbone", backbone[len(TRANSFORMERS) :] if backbone.startswith(TRANSFORMERS) else None, True),
     ]
     for place, name, needs_owner in names:
-        if name is not None and not is_built(name):
+        if name not in (None, "imagenet") and not is_built(name) and not is_import_path(name):
             try:
                 check_name(name, needs_owner=needs_owner)
             except FileNotFoundError as error:

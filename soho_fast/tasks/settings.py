@@ -100,7 +100,8 @@ class ModelSettings:
         preset: Values to start from: paper, official or official_vqa (docs/official.md).
         text_encoder: A directory with a BERT, or its name on the hub, for the word embeddings and the Transformer;
             null starts from random values.
-        backbone: imagenet, or a file of the backbone's weights; null starts from random values.
+        backbone: The backbone's weights: imagenet, a file or folder, or a name on the hub; null starts from random
+            values.
         losses: Losses of one's own by the names that the log has them under.
     """
 

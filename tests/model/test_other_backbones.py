@@ -1,12 +1,27 @@
-"""Backbones of timm and of a user's own: stages, strides, padding, frozen stages, saved models."""
+"""Backbones of timm, of transformers and of a user's own: stages, strides, padding, frozen stages, saved models."""
 
+import json
+import shutil
 import sys
 from types import ModuleType
 
 import pytest
 import timm
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
+from transformers import (
+    AutoModel,
+    BertConfig,
+    CLIPConfig,
+    CLIPModel,
+    Dinov2Config,
+    Dinov2Model,
+    SiglipConfig,
+    SiglipModel,
+    ViTConfig,
+    ViTModel,
+)
 
 from soho_fast.model import SohoConfig, SohoForPreTraining
 from soho_fast.model.other_backbones import MaskedBatchNorm, padding_leak
@@ -163,7 +178,7 @@ def test_weights_of_a_file(tiny_model, tmp_path):
         torch.save(other, tmp_path / "other.pt")
         with pytest.raises(ValueError, match=r"other\.pt (has no weights|lacks 1 tensors) of timm/convnext_atto"):
             model.init_backbone_from(str(tmp_path / "other.pt"))
-    with pytest.raises(ValueError, match="expected a file with weights of timm/convnext_atto, got 'imagenet'"):
+    with pytest.raises(ValueError, match="weights of timm/convnext_atto, or OWNER/NAME on the hub, got 'imagenet'"):
         model.init_backbone_from("imagenet")
 
 
@@ -192,3 +207,137 @@ def test_features_of_another_shape_than_it_says_are_refused(own, tiny_config):
     encoder = VisualEncoder(tiny_config(backbone="own_net:Wrong", backbone_stride=4))
     with pytest.raises(ValueError, match=r"expected features \(2, 7, 3, 3\) of 12 pixels, got \(2, 6, 3, 3\)"):
         padding_leak(encoder)
+
+
+PATCH = {"clip": 8, "siglip": 8, "dinov2": 14, "vit": 16}
+
+
+@pytest.fixture(scope="module")
+def towers(tmp_path_factory):
+    """Folders with towers of transformers, CLIP's and SigLIP's with their text encoders."""
+    sizes = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 56}
+    wide = sizes | {"intermediate_size": 32}
+    texts = {"vocab_size": 20, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    folder = tmp_path_factory.mktemp("towers")
+    torch.manual_seed(0)
+    for name, model in (
+        ("clip", CLIPModel(CLIPConfig(text_config=texts, vision_config=wide | {"patch_size": 8}))),
+        ("siglip", SiglipModel(SiglipConfig(text_config=texts, vision_config=wide | {"patch_size": 8}))),
+        ("dinov2", Dinov2Model(Dinov2Config(patch_size=14, **sizes))),
+        ("vit", ViTModel(ViTConfig(patch_size=16, **wide | {"image_size": 64}))),
+    ):
+        model.save_pretrained(folder / name)
+    colours = {"image_mean": [0.5] * 3, "image_std": [0.25] * 3, "image_processor_type": "SiglipImageProcessor"}
+    (folder / "siglip/preprocessor_config.json").write_text(json.dumps(colours))
+    return folder
+
+
+def _tower(towers, tiny_config, name):
+    """A configuration as a run has it, and the stride."""
+    stride = 16 if name.startswith("timm/") else PATCH[name]
+    backbone = name if name.startswith("timm/") else f"transformers/{towers / name}"
+    given = SohoConfig.from_preset(backbone=backbone)
+    return tiny_config(backbone=backbone, backbone_stride=stride, backbone_config=given.backbone_config), stride
+
+
+@pytest.mark.parametrize("name", [*PATCH, "timm/vit_tiny_patch16_224"])
+def test_a_tower_gives_an_image_the_features_that_it_has_alone(towers, tiny_config, name):
+    """With what stands at padding, and in a patch that is partly outside."""
+    config, stride = _tower(towers, tiny_config, name)
+    encoder = VisualEncoder(config).train()
+    alone, pixels, mask = _images(stride)
+    alone.append(alone[0][:, :, :-3])
+    pixels = torch.cat([pixels, nn.functional.pad(alone[2], (0, 2 * stride + 3, 0, 2 * stride))[None]])
+    mask = torch.cat(
+        [mask, nn.functional.pad(torch.ones(stride, 2 * stride - 3), (0, 2 * stride + 3, 0, 2 * stride))[None]]
+    )
+    pixels = torch.where(mask[:, None] == 1, pixels, 9.0)
+    x, grid = encoder.backbone_output(pixels, mask)
+    assert tuple(x.shape[2:]) == (3, 4) and not x[0, :, :, 2:].any() and not x[0, :, 1:].any()
+    for image, features in zip(alone, cut_features(x, grid), strict=True):
+        torch.testing.assert_close(encoder.backbone_output(image[None])[0][0], features, rtol=1e-4, atol=1e-5)
+    assert padding_leak(encoder) == 0
+
+
+@pytest.mark.parametrize("name", PATCH)
+def test_a_tower_is_transformers_own_at_its_own_size(towers, tiny_model, tiny_config, name):
+    """With its weights and as its images are normalised."""
+    config, stride = _tower(towers, tiny_config, name)
+    model = SohoForPreTraining(config).eval()
+    report = model.init_backbone_from(str(towers / name))
+    assert not report.missing and not report.unexpected
+    source = AutoModel.from_pretrained(towers / name).eval()
+    side = config.backbone_config["image_size"]
+    colours = torch.rand(2, 3, side, side)
+    mean, std = (torch.tensor(each).view(3, 1, 1) for each in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    wanted = (colours - 0.5) / 0.25 if name == "siglip" else (colours - mean) / std
+    expected = getattr(source, "vision_model", source)(pixel_values=wanted).last_hidden_state
+    expected = expected[:, -((side // stride) ** 2) :].transpose(1, 2)
+    found, _ = model.soho.visual_encoder.backbone_output((colours - mean) / std)
+    torch.testing.assert_close(found.flatten(2), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["clip", "timm/vit_tiny_patch16_224"])
+def test_a_model_with_a_tower_trains_and_is_saved_without_its_folder(towers, tiny_config, batch, tmp_path, name):
+    config, _ = _tower(towers, tiny_config, name)
+    model = SohoForPreTraining(config).train()
+    model.activation_checkpointing_enable({"use_reentrant": False})
+    given = batch(size=(64, 64))
+    model(**given).loss.backward()
+    blocks = [
+        each for key, each in model.soho.visual_encoder.named_parameters() if "layers." in key or "blocks." in key
+    ]
+    assert blocks and all(each.grad is not None and each.grad.any() for each in blocks)
+    model.save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(path.read_text().replace(str(towers), "/nowhere"))
+    loaded, missing = SohoForPreTraining.loaded_from(str(tmp_path))
+    assert not missing
+    expected = model.eval()(**given).itm_logits
+    torch.testing.assert_close(loaded.eval()(**given).itm_logits, expected)
+    prepared = loaded.prepare_for_inference("float32")
+    torch.testing.assert_close(prepared(**given).itm_logits, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_weights_of_a_tower_of_timm(tiny_model, tmp_path):
+    source = timm.create_model("vit_tiny_patch16_224")
+    save_file(source.state_dict(), tmp_path / "model.safetensors")
+    model = tiny_model(backbone="timm/vit_tiny_patch16_224", backbone_stride=16)
+    assert not model.init_backbone_from(str(tmp_path)).missing
+    assert torch.equal(model.soho.visual_encoder.backbone.net.blocks[1].mlp.fc1.weight, source.blocks[1].mlp.fc1.weight)
+
+
+def test_a_users_own_network_is_given_images_without_padding(own, tiny_config, monkeypatch):
+    monkeypatch.setattr(Pooled, "alone", True, raising=False)
+    assert padding_leak(VisualEncoder(tiny_config(backbone="own_net:Pooled", backbone_stride=4))) == 0
+
+
+@pytest.mark.parametrize("name", ["nowhere/at/all", "./nowhere"])
+def test_a_folder_that_is_not_there_is_not_looked_for_on_a_hub(towers, monkeypatch, name):
+    monkeypatch.setattr("soho_fast.common.hub.hub_failure", lambda *_: pytest.fail("asked"))
+    with pytest.raises(FileNotFoundError, match=f"backbone: no configuration .* from '{name}'.*no such file or folder"):
+        SohoConfig.from_preset(backbone=f"transformers/{name}")
+    config = SohoConfig.from_preset(backbone=f"transformers/{towers / 'clip'}", backbone_stride=8, hidden_size=12)
+    model = SohoForPreTraining(config)
+    with pytest.raises(FileNotFoundError, match=f"init_backbone_from: no weights of CLIPVisionModel .* '{name}'"):
+        model.init_backbone_from(name)
+
+
+def test_what_is_no_tower_is_named(towers, tiny_config, tmp_path):
+    BertConfig().save_pretrained(tmp_path)
+    given = SohoConfig.from_preset(backbone=f"transformers/{tmp_path}").backbone_config
+    with pytest.raises(ValueError, match=r"expected a vision tower of patches, .* of transformers' bert none"):
+        VisualEncoder(tiny_config(backbone="transformers/x", backbone_config=given))
+    config, _ = _tower(towers, tiny_config, "clip")
+    config.backbone_stride = 16
+    with pytest.raises(ValueError, match=r"backbone_stride: expected one of 8, where a stage of .* ends, got 16"):
+        VisualEncoder(config)
+    shutil.copytree(towers / "clip", tmp_path / "part")
+    state = load_file(tmp_path / "part/model.safetensors")
+    del state["vision_model.encoder.layers.1.mlp.fc1.weight"]
+    save_file(state, tmp_path / "part/model.safetensors", {"format": "pt"})
+    config.backbone_stride = 8
+    with pytest.raises(
+        ValueError, match=r"part' lacks 1 tensors of CLIPVisionModel \(encoder.layers.1.mlp.fc1.weight\)"
+    ):
+        SohoForPreTraining(config).init_backbone_from(str(tmp_path / "part"))

@@ -70,6 +70,7 @@ SIZES = [
     ("--recipe own_vqa", SMALL),
     ("--recipe own", SMALL),
     ("--output runs/own_timm", SMALL),
+    ("--output runs/own_tower", SMALL),
     ("--output runs/own_net", SMALL),
     ("own_loss:FocalLoss", f"{SMALL} --model.bag_of_words_epochs 0"),
     ("--optim.rule", SMALL),
@@ -220,6 +221,7 @@ def serves(command: str, folder: Path) -> None:
 def state(tmp_path_factory, run):
     """A folder as `make demo` leaves it, small, with a picture to ask about."""
     from tiny_corpus import draw, write_images
+    from transformers import Dinov2Config, Dinov2Model
 
     folder = tmp_path_factory.mktemp("state")
     for path in ROOT.iterdir():  # Without what users have made there by these very commands.
@@ -247,6 +249,8 @@ def state(tmp_path_factory, run):
     for number in range(2):
         draw(folder / f"my_suite/images/{number}.png")
     (folder / "my_suite/examples.jsonl").write_text(json.dumps(pair))
+    sizes = {"hidden_size": 12, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28}
+    Dinov2Model(Dinov2Config(**sizes)).save_pretrained(folder / "dinov2-small")
     for name, snippet in own_parts().items():
         (folder / name).write_text(snippet)
     return folder
