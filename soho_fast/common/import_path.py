@@ -64,10 +64,16 @@ def is_trusted(path: str) -> bool:
     return name in sys.modules and not _TRUSTED.isdisjoint({path, name})
 
 
-def _import(name: str, what: str) -> None:
+def search_here() -> str:
+    """Have imports search the current folder first, and return it."""
     folder = os.getcwd()
     if not sys.flags.safe_path and not {folder, ""} & set(sys.path):
         sys.path.insert(0, folder)  # A console script has its own folder there instead.
+    return folder
+
+
+def _import(name: str, what: str) -> None:
+    folder = search_here()
     is_new = name not in sys.modules or name not in _NAMED
     try:
         import_module(name)

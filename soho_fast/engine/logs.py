@@ -11,13 +11,13 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from tqdm import tqdm
 
 from soho_fast.common.errors import GONE_ERRORS, UserError, as_line, print_line, say_nothing_more
 from soho_fast.common.files import read_json, read_log, write_atomically
+from soho_fast.common.import_path import is_import_path, load_imported, search_here
 from soho_fast.engine.settings import TrainSettings
 
 _SHAPE = ("init", "log", "finish")
@@ -27,22 +27,27 @@ RUNS_FILE = "trackers.json"
 """What the trackers call this run, in its folder: a resumed run goes on in the same."""
 
 
-def load_tracker(name: str) -> ModuleType:
-    """Import a tracker. Raises UserError: it is not installed, or not of that shape."""
+def load_tracker(name: str) -> Any:
+    """The module of a tracker, or the class of an import path, whose module is imported already. Raises UserError: it
+    is not there, or not of that shape."""
+    folder = search_here()
     try:
-        module = importlib.import_module(name)
+        module = load_imported(name, "log.trackers") if is_import_path(name) else importlib.import_module(name)
+    except UserError:
+        raise
     except Exception as error:  # an import runs what it likes
         if isinstance(error, ModuleNotFoundError) and error.name == name.partition(".")[0]:
             raise UserError(
-                f"log.trackers: there is no module {name}; install it (pip install {name}) or leave it out"
+                f"log.trackers: there is no module {name}, neither in the current folder {folder} nor installed; leave "
+                "it out, or name one that is"
             ) from error
         raise UserError(f"log.trackers: {name!r} cannot be imported: {_one_line(error)}") from error
     absent = [part for part in _SHAPE if not callable(getattr(module, part, None))]
     if absent:
         # A folder of that name in the working directory, as wandb leaves one, passes for an empty module.
         raise UserError(
-            f"log.trackers: module {name} has no {', '.join(absent)}; expected one of wandb's shape, installed (pip "
-            f"install {name}); leave it out otherwise"
+            f"log.trackers: {name} has no {', '.join(absent)}; expected a module or class of wandb's shape, or leave "
+            "it out"
         )
     return module
 
@@ -54,6 +59,7 @@ class Trackers:
 
     Args:
         settings: the recipe, which names them.
+        run: what is trained, `trainer.Run`, for the `init` of a user's class.
         folder: the run's folder; its name is the run's.
         resumed: whether the training goes on from a checkpoint: then the trackers' runs do too, where they can.
         say: called with a line for a tracker that fails.
@@ -62,29 +68,33 @@ class Trackers:
         UserError: one could not start a run.
     """
 
-    def __init__(self, settings: TrainSettings, folder: Path, *, resumed: bool, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, settings: TrainSettings, run: Any, folder: Path, *, resumed: bool, say: Callable[[str], None]
+    ) -> None:
         self._say = say
-        self._working: list[ModuleType] = []
+        self._working: dict[str, Any] = {}
         # Numbers of jsonargparse's restricted types are plain ones after JSON.
         config = json.loads(json.dumps(asdict(settings)))
         known = _known_runs(folder) if resumed else {}
         runs = {}
         for name in settings.log.trackers:
-            module = load_tracker(name)
             options = {"project": "soho_fast", "name": folder.name, "config": config, "dir": str(folder)}
             if name in known:
                 # A tracker without these keywords starts another run: `_accepted` leaves them out.
                 options |= {**known[name], "resume": "allow"}
             try:
-                run = module.init(**_accepted(module.init, options))
+                module = load_tracker(name)
+                if isinstance(module, type):
+                    module, options = module(), options | {"run": run}
+                found = module.init(**_accepted(module.init, options))
             except Exception as error:
                 self.finish()
                 raise UserError(
                     f"log.trackers: {name} could not start a run: {_one_line(error)}; see to that, or leave it out"
                 ) from error
             # Only now: `finish` above ends those that have begun a run.
-            self._working.append(module)
-            called = {part: getattr(run, part, None) for part in ("id", "name")}
+            self._working[name] = module
+            called = {part: getattr(found, part, None) for part in ("id", "name")}
             runs[name] = {part: value for part, value in called.items() if isinstance(value, str)}
         write_atomically(folder / RUNS_FILE, json.dumps(runs, indent=1))
 
@@ -96,13 +106,13 @@ class Trackers:
         """End the runs; a resumed run takes them up again."""
         self._each(lambda module: module.finish())
 
-    def _each(self, call: Callable[[ModuleType], Any]) -> None:
-        for module in list(self._working):
+    def _each(self, call: Callable[[Any], Any]) -> None:
+        for name, module in list(self._working.items()):
             try:
                 call(module)
             except Exception as error:  # whatever it is, the training is worth more
-                self._working.remove(module)
-                self._say(f"log.trackers: {module.__name__} failed and is left out from here on: {_one_line(error)}")
+                del self._working[name]
+                self._say(f"log.trackers: {name} failed and is left out from here on: {_one_line(error)}")
 
 
 def _known_runs(folder: Path) -> dict[str, dict[str, str]]:

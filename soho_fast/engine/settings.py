@@ -175,7 +175,8 @@ class LogSettings:
 
     Args:
         every_steps: Steps between records in log.jsonl and TensorBoard.
-        trackers: Modules of wandb's shape (wandb, trackio) that get the records too, by their importable names.
+        trackers: Modules of wandb's shape (wandb, trackio) that get the records too, by their importable names, or
+            classes by their import paths, my.module:MyCallback.
     """
 
     every_steps: PositiveInt = 10

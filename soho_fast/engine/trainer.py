@@ -216,7 +216,7 @@ class Run:
         def start() -> RunLog:
             resumed = self.resume_point.checkpoint is not None
             trackers = (
-                Trackers(settings, self.folder, resumed=resumed, say=self._say) if settings.log.trackers else None
+                Trackers(settings, self, self.folder, resumed=resumed, say=self._say) if settings.log.trackers else None
             )
             return RunLog(self.folder, self.progress.step, self.total_steps, trackers)
 

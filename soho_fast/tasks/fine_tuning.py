@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from soho_fast.common.errors import listed
+from soho_fast.common.import_path import is_import_path, load_imported
 from soho_fast.common.progress import ProgressLines
 from soho_fast.common.shared_arrays import read_once_a_machine
 from soho_fast.common.spelling import did_you_mean
@@ -111,7 +112,10 @@ class FineTuningTask(BaseTask):
             raise ValueError(f"{field}: expected one of {splits}, got {split!r}{similar}")
         if split not in self._records:
             report = ReadReport()
-            self._records[split] = self.read(self.data.splits[split], report)
+            source = self.data.splits[split]
+            own = getattr(source, "format", "")
+            read = load_imported(own, f"data.splits.{split}.format") if is_import_path(own) else self.read
+            self._records[split] = read(source, report)
             if report.num_missing:
                 self._missing[split] = report.num_missing
             for line in report.lines():

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from soho_fast.common.errors import print_line
-from soho_fast.common.import_path import is_import_path
+from soho_fast.common.import_path import is_import_path, load_imported
 from soho_fast.common.shared_arrays import read_once_a_machine
 from soho_fast.common.tables import Table
 from soho_fast.data.batches.pretraining import PretrainingDataset, check_negatives
@@ -70,6 +70,8 @@ _FORMATS_OF = {
 
 def read_source(source: CaptionSource, report: ReadReport, where: str, missing_images: str) -> list[ImageTextRecord]:
     """The images with captions of a set, which `where` names; see `read_sources`."""
+    if is_import_path(source.format):
+        return load_imported(source.format, f"{where}.format")(source, report)
     refuse_fields_of_other_formats(source, _FORMATS_OF, f"{where}.")
     reading: Any = {"max_captions": source.max_captions, "report": report}
     if source.format == "dataset":

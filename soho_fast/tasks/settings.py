@@ -13,15 +13,18 @@ from jsonargparse.typing import (
     NonNegativeInt,
     PositiveInt,
     restricted_number_type,
+    restricted_string_type,
 )
 
 from soho_fast.model.values import ModelChanges
 
 if TYPE_CHECKING:  # which sees no type in what a function makes
     TextLength = int
+    ImportPath = str
 else:
     # [CLS], a token, [SEP].
     TextLength = restricted_number_type("TextLength", int, (">=", 3))
+    ImportPath = restricted_string_type("ImportPath", r"[^\W\d][\w.]*:[^\W\d]\w*")
 
 
 def refuse_fields_of_other_formats(source: Any, formats_of: Mapping[str, tuple[str, ...]], where: str = "") -> None:
@@ -182,7 +185,8 @@ class CaptionSource:
             or .tar (dataset): "{cc3m}/*.tar".
         images: Folders or .zip files with the images; json_lines also looks beside the annotation file, a dataset has
             its own.
-        format: Format of the annotation file: as published, or json_lines or dataset (docs/datasets.md).
+        format: Format of the annotation file: as published, or json_lines or dataset (docs/datasets.md); or the import
+            path of a reader, my.module:read.
         columns: Of a dataset the column of the images, and those of captions; empty takes the usual ones.
         splits: Splits to use: karpathy's (train, restval, val, test), or those of json_lines; where these name none,
             and of a dataset, val is a fifth of the images (about 5,000 at most) and train the others.
@@ -194,7 +198,7 @@ class CaptionSource:
 
     annotations: str
     images: list[str] = field(default_factory=list)
-    format: Literal["karpathy", "coco_captions", "visual_genome", "json_lines", "dataset"] = "karpathy"
+    format: Literal["karpathy", "coco_captions", "visual_genome", "json_lines", "dataset"] | ImportPath = "karpathy"
     columns: list[str] = field(default_factory=list)
     splits: list[str] = field(default_factory=list)
     exclude_held_out_of: list[str] = field(default_factory=list)
@@ -278,7 +282,8 @@ class VqaSplit:
             (json_lines).
         images: Folders or .zip files with the images; json_lines also looks beside the questions.
         annotations: v2_mscoco_<split>_annotations.json, vqa only; null for a split whose answers are not published.
-        format: Format: that of VQA v2, of the package easy-vqa, or json_lines (docs/datasets.md).
+        format: Format: that of VQA v2, of the package easy-vqa, or json_lines (docs/datasets.md); or the import path of
+            a reader.
         splits: Splits of a json_lines file (where it names none, val is a fifth of the images and train the others);
             empty takes all lines.
     """
@@ -286,7 +291,7 @@ class VqaSplit:
     questions: str
     images: list[str] = field(default_factory=list)
     annotations: str | None = None
-    format: Literal["vqa", "easy_vqa", "json_lines"] = "vqa"
+    format: Literal["vqa", "easy_vqa", "json_lines"] | ImportPath = "vqa"
     splits: list[str] = field(default_factory=list)
 
 
@@ -338,13 +343,14 @@ class RetrievalSplit:
         images: Folders or .zip files with the images; json_lines also looks beside the annotation file.
         splits: Any of the file's; karpathy: train, restval, val, test. Where json_lines name none, val is a fifth of
             the images and train the others.
-        format: Format of the annotation file: as published, or json_lines (docs/datasets.md).
+        format: Format of the annotation file: as published, or json_lines (docs/datasets.md); or the import path of a
+            reader.
     """
 
     annotations: str
     images: list[str] = field(default_factory=list)
     splits: list[str] = field(default_factory=list)
-    format: Literal["karpathy", "json_lines"] = "karpathy"
+    format: Literal["karpathy", "json_lines"] | ImportPath = "karpathy"
 
 
 @dataclass

@@ -68,6 +68,7 @@ SIZES = [
     ("--recipe mini_vqa", f"{SMALL} --data.min_answer_count 2"),
     ("--recipe mini_retrieval", SMALL),
     ("--recipe own_vqa", SMALL),
+    ("own_reader:read", f"{SMALL} --batch.global_batch_size 4"),
     ("--recipe own", SMALL),
     ("--output runs/own_timm", SMALL),
     ("--output runs/own_tower", SMALL),
@@ -76,6 +77,7 @@ SIZES = [
     ("--optim.rule", SMALL),
     ("own_task:OwnTask", f"{SMALL} --data.min_answer_count 2"),
     ("runs/own_task --split", ""),
+    ("own_callback:Usage", SMALL),
     ("own_quantiser:OwnQuantiser", SMALL),
     ("explore build runs/own_quantiser", ""),
     ("ask rank runs/own_quantiser", ""),
@@ -144,8 +146,10 @@ SAYS = {
     "benchmarks.studies demo --report": "24 of 24 rows are there",
     "benchmarks.studies": " runs are left",
     "own_loss:FocalLoss": " focal ",
+    "own_reader:read": "own: 5 images, 5 captions",
+    "own_callback:Usage": "2 steps in",
     "own_task:OwnTask": "vqa score",
-    "runs/own_task --split": "in runs/own_task/evaluation/test-best/",
+    "runs/own_task --split": "agreed by all",
     "own_quantiser:OwnQuantiser": "ITM, balanced pairs",
     "explore build runs/own_quantiser": "open runs/own_quantiser/explorer/index.html",
     "profile_step": "the backbone ran on 4 images",
@@ -242,6 +246,9 @@ def state(tmp_path_factory, run):
         json.dumps({"image": str(path.relative_to(folder / "my_images")), "texts": ["a red car", "a dog"]})
         for path in sorted((folder / "my_images").rglob("*.png"))
     ]
+    files = sorted(path.relative_to(folder / "my_images") for path in (folder / "my_images").rglob("*.png"))
+    rows = [f"{file},{('a red car', 'a dog')[number % 2]}\n" for number, file in enumerate(files)]
+    (folder / "my_images/own.csv").write_text("".join(rows))
     (folder / "my_images/questions.jsonl").write_text("\n".join(asked))
     for number in range(6):
         draw(folder / f"photos/{number}.jpg")

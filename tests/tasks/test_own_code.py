@@ -209,7 +209,8 @@ def test_a_wrong_loss_is_one_line(folder, settings, message):
 PARTS = {
     "task": "own_code:OwnTask", "model.config.dictionary": "own_code:Bare", "model.config.backbone": "own_code:Bare",
     "model.losses": '{"own": {"path": "own_code:OwnLoss"}}', "optim.rule": "own_code:Bare",
-    "optim.backbone_rule": "own_code:Bare",
+    "optim.backbone_rule": "own_code:Bare", "log.trackers": "[own_code:Bare]",
+    "data.splits": '{"train": {"annotations": "a", "format": "own_code:Bare"}}',
 }  # fmt: skip
 
 
@@ -223,7 +224,9 @@ def test_code_that_a_recipe_names_is_known_with_what_it_imports(folder, field):
     (folder / "lazy.py").write_text("def broken(\n")
     (folder / "unused.py").write_text("")
     (folder / "own_code.py").write_text(f"import parts\n\n\ndef late():\n    import lazy\n{TASK}")
-    load_recipe(["--recipe", "plain.yaml", f"--{field}", PARTS[field]])
+    task = ["--task", "retrieval"] if field == "data.splits" else []  # that of the file has no format
+    (folder / "bare.yaml").write_text("data: {tokenizer: words}\ntask: retrieval\n")
+    load_recipe(["--recipe", "bare.yaml" if task else "plain.yaml", *task, f"--{field}", PARTS[field]])
     found = own_code()
     files = ("own_code.py", "lazy.py", "parts/__init__.py", "parts/beside.py", "parts/deep/below.py")
     for file in files:
