@@ -20,7 +20,7 @@ from .config import SohoConfig
 from .feature_watch import FeatureWatch
 from .normalization import RunningStatistics, TokenBatchNorm
 from .outputs import VisualTokens
-from .pretrained import LoadReport, backbone_state, bert_state, copy_state
+from .pretrained import LoadReport, backbone_state, copy_state, text_state
 from .quantiser import Quantiser
 from .towers import tower_state
 from .values import TRANSFORMERS
@@ -268,29 +268,14 @@ class SohoPreTrainedModel(PreTrainedModel):
         return frozenset()
 
     def init_text_encoder_from(self, path_or_name: str) -> LoadReport:
-        """Fills word embeddings and Transformer layers from a BERT (the paper: BERT-base).
-
-        Args:
-            path_or_name: a directory with a BERT, or its name on the hub. With fewer layers here than there, the
-                first ones are taken.
+        """Fills word embeddings and Transformer layers from a BERT (the paper: BERT-base) or what another text encoder
+        has of them, see `pretrained.text_state`. With fewer layers here than there, the first ones are taken.
 
         Raises:
-            FileNotFoundError: nothing could be loaded from there.
-            ValueError: no BERT, other sizes, or more layers here than there. Nothing was changed then.
+            FileNotFoundError, ValueError: see there. Nothing was changed then.
         """
-        state, bert_config = bert_state(path_or_name)
-        for name in ("hidden_size", "num_attention_heads", "intermediate_size", "vocab_size", "hidden_act"):
-            if getattr(bert_config, name) != getattr(self.config, name):
-                raise ValueError(
-                    f"init_text_encoder_from: {path_or_name!r} has {name}={getattr(bert_config, name)!r}, this model "
-                    f"{getattr(self.config, name)!r}. Set it in SohoConfig, or choose another BERT."
-                )
-        if bert_config.num_hidden_layers < self.config.num_hidden_layers:
-            raise ValueError(
-                f"init_text_encoder_from: {path_or_name!r} has num_hidden_layers={bert_config.num_hidden_layers}, "
-                f"fewer than this model's {self.config.num_hidden_layers}"
-            )
         target = nn.ModuleDict({"embeddings": self.base().text_embeddings, "encoder": self.base().encoder})
+        state = text_state(path_or_name, target.state_dict(), self.config)
         return copy_state(target, state, f"init_text_encoder_from({path_or_name!r})")
 
     def init_backbone_from(self, source: str) -> LoadReport:

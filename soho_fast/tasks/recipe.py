@@ -45,7 +45,10 @@ with from_extra("train"):
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 # Fields that may name code by import path.
-_CODE = ("task", "model.config.*", "model.losses.*.path", "optim.*rule", "log.trackers*", "data.*.format")
+_CODE = (
+    "task", "model.config.*", "model.text_encoder", "model.losses.*.path", "optim.*rule", "log.trackers*",
+    "data.*.format",
+)  # fmt: skip
 ANNOTATION_FILES = ("annotations", "questions", "exclude_held_out_of")
 """Fields of the data that name files."""
 

@@ -101,8 +101,8 @@ class ModelSettings:
         pretrained: Folder of a pre-trained model (a run's `model`), or its name on the hub, to start from.
         config: Values of the model; null leaves what the preset, or the pre-trained model, has.
         preset: Values to start from: paper, official or official_vqa (docs/official.md).
-        text_encoder: A directory with a BERT, or its name on the hub, for the word embeddings and the Transformer;
-            null starts from random values.
+        text_encoder: A directory with a BERT, or its name on the hub, for the word embeddings and the Transformer; of
+            another text encoder, also by import path, what fits, at least its words. null starts from random values.
         backbone: The backbone's weights: imagenet, a file or folder, or a name on the hub; null starts from random
             values.
         losses: Losses of one's own by the names that the log has them under.

@@ -5,13 +5,23 @@ import json
 import shutil
 import sys
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from urllib.error import URLError
 
 import pytest
 import torch
 import torchvision
-from transformers import BertConfig, BertModel, ViTConfig, ViTModel
+from safetensors.torch import load_file
+from transformers import (
+    BertConfig,
+    BertModel,
+    DistilBertConfig,
+    DistilBertModel,
+    RobertaConfig,
+    RobertaModel,
+    ViTConfig,
+    ViTModel,
+)
 
 from soho_fast.model import SohoForPreTraining, pretrained
 
@@ -98,17 +108,49 @@ def test_a_bert_of_another_size_is_refused(tiny_model, tmp_path, overrides, word
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
+class Words(torch.nn.Embedding):
+    def __init__(self):
+        super().__init__(60, 16)
+
+    def get_input_embeddings(self):
+        return self
+
+
+def test_what_other_text_encoders_have(tiny_model, tmp_path, monkeypatch):
+    """All of a RoBERTa, whose positions begin behind that of padding; the words of a DistilBERT, and of a module."""
+    sizes = {**SIZES, "vocab_size": 64, "max_position_embeddings": 18, "type_vocab_size": 1}
+    RobertaModel(RobertaConfig(**sizes)).save_pretrained(tmp_path / "roberta")
+    model, source = tiny_model(), RobertaModel.from_pretrained(tmp_path / "roberta")
+    assert model.init_text_encoder_from(str(tmp_path / "roberta")).missing == []
+    ids = torch.randint(5, 60, (2, 7))
+    torch.testing.assert_close(model.soho.text_embeddings(ids), source.eval().embeddings(ids), rtol=1e-4, atol=1e-4)
+    assert torch.equal(model.soho.encoder.layer[1].output.dense.weight, source.encoder.layer[1].output.dense.weight)
+    config = DistilBertConfig(vocab_size=60, dim=16, n_heads=2, n_layers=1, hidden_dim=32)
+    DistilBertModel(config).save_pretrained(tmp_path / "distil")
+    words = load_file(tmp_path / "distil/model.safetensors")["embeddings.word_embeddings.weight"]
+    report = model.init_text_encoder_from(str(tmp_path / "distil"))
+    assert report.loaded == ["embeddings.word_embeddings.weight"] and "encoder.layer" in str(report)
+    assert torch.equal(model.mlm_head.decoder.weight, words)
+    with pytest.raises(ValueError, match="expected at least 60 words of 24 channels"):
+        tiny_model(hidden_size=24).init_text_encoder_from(str(tmp_path / "distil"))
+    module = ModuleType("own_words")
+    module.Words = Words
+    monkeypatch.setitem(sys.modules, "own_words", module)
+    assert model.init_text_encoder_from("own_words:Words").loaded == report.loaded
+    assert not torch.equal(model.mlm_head.decoder.weight, words)
+
+
 def test_no_bert_there(tiny_model, tmp_path):
-    with pytest.raises(FileNotFoundError, match="init_text_encoder_from: no BERT could be loaded"):
+    with pytest.raises(FileNotFoundError, match="init_text_encoder_from: no text encoder could be loaded"):
         tiny_model().init_text_encoder_from(str(tmp_path / "nothing"))
     _, path = bert(tmp_path)
     (tmp_path / "bert/model.safetensors").unlink()
     torch.save({"a value that runs code": print}, tmp_path / "bert/pytorch_model.bin")
-    with pytest.raises(FileNotFoundError, match="init_text_encoder_from: no BERT could be loaded"):
+    with pytest.raises(FileNotFoundError, match="init_text_encoder_from: no text encoder could be loaded"):
         tiny_model().init_text_encoder_from(path)
     config = ViTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, image_size=32)
     ViTModel(config).save_pretrained(tmp_path / "vit")
-    with pytest.raises(ValueError, match="expected a BERT"):
+    with pytest.raises(ValueError, match=r"expected at least 60 words of 16 channels, .* \(vit\) has \(0, 0\)"):
         tiny_model().init_text_encoder_from(str(tmp_path / "vit"))
 
 

@@ -66,7 +66,9 @@ class _MaskedTexts(NamedTuple):
 
 
 def _word_spelling(tokenizer: Any, ids: np.ndarray) -> str:
-    return "".join(piece.removeprefix("##") for piece in tokenizer.convert_ids_to_tokens(ids.tolist())).lower()
+    # Of WordPiece, byte-level BPE and SentencePiece.
+    pieces = tokenizer.convert_ids_to_tokens(ids.tolist())
+    return "".join(piece.removeprefix("##").lstrip("\u0120\u2581") for piece in pieces).lower()
 
 
 def mask_words(

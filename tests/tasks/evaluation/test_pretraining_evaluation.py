@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 import torch
 from tiny_corpus import COLOURS
+from tokenizers import ByteLevelBPETokenizer
 from torch import nn
+from transformers import RobertaTokenizer
 
 from soho_fast.common.errors import CorruptImageError
 from soho_fast.data.batches.record_table import RecordTable
-from soho_fast.data.text import encode_texts
+from soho_fast.data.text import encode_texts, load_tokenizer
 from soho_fast.model import VisualTokens
 from soho_fast.tasks.evaluation.caption_words import CaptionWords
 from soho_fast.tasks.evaluation.pretraining import evaluate_pretraining, format_table, mask_words, nothing_learnt
@@ -295,3 +297,17 @@ def test_words_are_masked_whole_and_content_words_are_known(processor):
         least = mask_words(texts[:1], tokenizer, np.random.default_rng(seed), 0.0)
         assert [content for _, _, content in least.words] == [True]
         assert (least.labels[0] != -100).sum() == len(least.words[0][1])
+
+
+def test_words_of_a_byte_level_tokenizer_are_told_apart(tmp_path):
+    """As RoBERTa's, of which a piece begins with its space."""
+    special = {f"{name}_token": f"<{name}>" for name in ("cls", "pad", "sep", "unk", "mask")}
+    backend = ByteLevelBPETokenizer(add_prefix_space=True)
+    backend.train_from_iterator(["a dog on a beach"] * 9, special_tokens=list(special.values()), show_progress=False)
+    backend.save_model(str(tmp_path))
+    merges = [tuple(line.split()) for line in (tmp_path / "merges.txt").read_text().splitlines()[1:]]
+    tokenizer = RobertaTokenizer(vocab=backend.get_vocab(), merges=merges, add_prefix_space=True, **special)
+    tokenizer.save_pretrained(tmp_path / "words")
+    tokenizer = load_tokenizer(tmp_path / "words")
+    masked = mask_words(encode_texts(tokenizer, ["a dog"], 16), tokenizer, np.random.default_rng(0), 1.0)
+    assert [is_content for _, _, is_content in masked.words] == [False, True]
