@@ -56,7 +56,15 @@ class Tower(nn.Module):
         self.shift = [(own - other) / by for own, other, by in zip(IMAGENET_DEFAULT_MEAN, to, by, strict=True)]
 
     def forward(self, x: Tensor, by_stride: dict[int, Tensor]) -> Tensor:
-        """Pixels (B, 3, H, W) and masks by stride to features (B, C, h, w), zero at padding."""
+        """Pixels (B, 3, H, W) and masks by stride to features (B, C, h, w), zero at padding.
+
+        Raises:
+            ValueError: it is trained under ZeRO 3.
+        """
+        if torch.is_grad_enabled() and any(hasattr(each, "ds_id") for each in self.parameters()):
+            raise ValueError(
+                "backbone: a vision tower is not trained under ZeRO 3; freeze it, or take zero_stage 0 to 2"
+            )
         mask, stride = by_stride.get(self.stride), self.stride
         x = x if mask is None else x * by_stride[1]
         # A last patch that is partly outside is a token, too.

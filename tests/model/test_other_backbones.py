@@ -341,3 +341,14 @@ def test_what_is_no_tower_is_named(towers, tiny_config, tmp_path):
         ValueError, match=r"part' lacks 1 tensors of CLIPVisionModel \(encoder.layers.1.mlp.fc1.weight\)"
     ):
         SohoForPreTraining(config).init_backbone_from(str(tmp_path / "part"))
+
+
+def test_a_tower_is_not_trained_under_zero_3(towers, tiny_config):
+    """Where ranks run it for other numbers of sizes, its backward would find parameters gone."""
+    config, _ = _tower(towers, tiny_config, "clip")
+    encoder = VisualEncoder(config)
+    next(encoder.backbone.parameters()).ds_id = 0
+    with pytest.raises(ValueError, match="backbone: a vision tower is not trained under ZeRO 3; freeze it"):
+        encoder.backbone_output(torch.randn(1, 3, 16, 16))
+    encoder.freeze_backbone()
+    assert encoder.backbone_output(torch.randn(1, 3, 16, 16))[0].isfinite().all()
