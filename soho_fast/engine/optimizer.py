@@ -19,6 +19,7 @@ from torch.optim.sgd import sgd
 
 from soho_fast.common.errors import UserError
 from soho_fast.common.import_path import is_import_path, load_imported
+from soho_fast.engine.muon import muon_update
 from soho_fast.engine.settings import OptimSettings, ScheduleSettings
 
 
@@ -31,6 +32,7 @@ class SgdAdamW(torch.optim.Optimizer):
     p -= lr * sqrt(1 - b2^t) / (1 - b1^t) * m / (sqrt(v) + eps), then p -= lr * weight_decay * p. So eps stands beside
     the uncorrected root, where at the first step it weighs 1 / sqrt(1 - b2) = 32 times more, and the decay is that of
     the new value.
+    `kind="muon"`: matrices, by `muon_update`, with the decay of AdamW.
     `kind="torch.optim:Adagrad"`, or another import path: an optimiser of that class, for the group's tensors. Under
     ZeRO these are partitions in one dimension, so that it must treat each element alike to train as without.
 
@@ -38,8 +40,9 @@ class SgdAdamW(torch.optim.Optimizer):
     runs a trial step at construction, and neither must decay weights, move momentum or count a step.
 
     Args:
-        params: parameter groups; each may hold `kind` (sgd, adamw, bert_adamw or an import path), `lr`, `weight_decay`
-            (L2 for SGD, decoupled for AdamW), `momentum` (SGD only), `betas` and `eps` (both AdamW only).
+        params: parameter groups; each may hold `kind` (sgd, adamw, bert_adamw, muon or an import path), `lr`,
+            `weight_decay` (L2 for SGD, decoupled for the others), `momentum` (SGD only), `betas` and `eps` (both AdamW
+            only), `shapes` (muon only, where ZeRO cuts them).
 
     Raises:
         UserError: there is no such optimiser, or it does not take its keywords, the tensors or a weight decay.
@@ -65,9 +68,7 @@ class SgdAdamW(torch.optim.Optimizer):
             if params and _key(group) in self._others:
                 self._step_other(group, params)
             elif params:
-                {"sgd": self._step_sgd, "adamw": self._step_adamw, "bert_adamw": self._step_bert_adamw}[group["kind"]](
-                    group, params
-                )
+                getattr(self, f"_step_{group['kind']}")(group, params)
 
     def _make_other(self, group: dict, params: list[Tensor]) -> torch.optim.Optimizer:
         place = "optim.backbone_rule" if group.get("backbone") else "optim.rule"
@@ -100,15 +101,24 @@ class SgdAdamW(torch.optim.Optimizer):
         other.state = self.state
         other.step()
 
-    def _step_sgd(self, group: dict, params: list[Tensor]) -> None:
+    def _momentum(self, params: list[Tensor]) -> list[Tensor]:
         for param in params:
             if "momentum_buffer" not in self.state[param]:
-                # From zeros the first step has buf = g, as torch's without a buffer (there is no dampening).
+                # From zeros SGD's first step has buf = g, as torch's without a buffer (there is no dampening).
                 self.state[param]["momentum_buffer"] = torch.zeros_like(param)
+        return [self.state[param]["momentum_buffer"] for param in params]
+
+    def _step_muon(self, group: dict, params: list[Tensor]) -> None:
+        grads = [param.grad for param in params if param.grad is not None]
+        update = muon_update(self._momentum(params), grads, [torch.Size(shape) for shape in group.get("shapes", ())])
+        torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
+        torch._foreach_add_(params, update, alpha=-group["lr"])
+
+    def _step_sgd(self, group: dict, params: list[Tensor]) -> None:
         sgd(
             params,
             [param.grad for param in params if param.grad is not None],
-            [self.state[param]["momentum_buffer"] for param in params],
+            list[Tensor | None](self._momentum(params)),
             fused=True,
             weight_decay=group["weight_decay"],
             momentum=group["momentum"],
@@ -178,15 +188,19 @@ def optimizer_groups(model: Any, settings: OptimSettings) -> list[dict]:
     here they are plain ones, as checkpoints hold no others.
     """
     groups = []
-    for group in model.parameter_groups():
+    of_matrices, of_rest = settings.rules()
+    for group in model.parameter_groups(matrices=True) if of_matrices != of_rest else model.parameter_groups():
         of_backbone = group["kind"] == "backbone"
+        rule = of_matrices if group.get("matrices") else of_rest
         groups.append(
             {
                 "params": group["params"],
                 "name": group["kind"],
                 "backbone": of_backbone,
                 "part": group.get("part", ""),
-                "kind": settings.backbone_rule if of_backbone else settings.rule,
+                "kind": settings.backbone_rule if of_backbone else rule,
+                # Of matrices as the rule sees them, however ZeRO cuts them.
+                **({"shapes": [list(param.shape) for param in group["params"]]} if rule == "muon" else {}),
                 "lr": 0.0,
                 "base_lr": float(settings.backbone_lr if of_backbone else settings.lr),
                 "weight_decay": float(settings.backbone_weight_decay if of_backbone else settings.weight_decay),

@@ -12,7 +12,6 @@ from deepspeed import DeepSpeedEngine
 
 from soho_fast.common.errors import UserError, print_line
 from soho_fast.common.files import read_json
-from soho_fast.common.import_path import is_import_path
 from soho_fast.common.processes import Processes
 from soho_fast.common.versions import is_told, program
 from soho_fast.engine.changes import (
@@ -75,8 +74,8 @@ class ResumePoint:
             "engine.zero_stage": zero_stage(settings.engine, self.precision),
             # This and the line above are `SHARDING`: where they differ, the checkpoint is resharded.
             "processes": processes.world,
-            # Those by a name have the same state.
-            **({"optimiser's state": settings.optim.rule} if is_import_path(settings.optim.rule) else {}),
+            # One rule by a name for all has the state of the other.
+            **({} if settings.optim.rule.isidentifier() else {"optimiser's state": settings.optim.rule}),
             **{f"{_PROGRAM}{name}": value for name, value in program().items()},
         }
         self.checkpoints = Checkpoints(self.folder / "checkpoints", processes, settings.checkpoint.keep)

@@ -39,7 +39,8 @@ class OptimSettings:
         rule: Rule for all but the backbone (paper, section 4.1: adamw). adamw is torch's; bert_adamw that of BERT's
             first PyTorch code, with epsilon beside the root of the uncorrected second moment, and decay of the new
             value. Or the import path of a torch.optim.Optimizer: torch.optim:Adagrad. It gets lr and weight_decay, and
-            no other value here.
+            no other value here. Two with a / between them are for the Transformer's matrices and for the rest, as
+            muon/adamw (ours; steps of AdamW's size, so of the same rate).
         backbone_rule: Rule for the backbone: sgd, with momentum 0.9, adamw, or an import path (paper, section 4.1:
             sgd).
         backbone_lr: Learning rate of the backbone (paper, section 4.1).
@@ -66,10 +67,22 @@ class OptimSettings:
     thawed_backbone_factor: NonNegativeFloat = 1.0
 
     def __post_init__(self) -> None:
-        for name, rules in (("rule", ("adamw", "bert_adamw")), ("backbone_rule", ("sgd", "adamw"))):
-            if (rule := getattr(self, name)) not in rules and not is_import_path(rule):
+        of_matrices, of_rest = self.rules()
+        named = ("adamw", "bert_adamw")
+        for name, rule, rules in (
+            ("rule", of_matrices, (*named, "muon") if "/" in self.rule else named),
+            ("rule", of_rest, named),
+            ("backbone_rule", self.backbone_rule, ("sgd", "adamw")),
+        ):
+            if rule not in rules and not is_import_path(rule):
                 similar = did_you_mean(rule, rules) or "; one of torch's is written torch.optim:Adagrad"
+                similar = "; muon is for matrices: muon/adamw" if rule == "muon" else similar
                 raise UserError(f"optim.{name}: expected one of {', '.join(map(repr, rules))}, got {rule}{similar}")
+
+    def rules(self) -> tuple[str, str]:
+        """`rule` for the Transformer's matrices, and for the rest of all but the backbone."""
+        of_matrices, _, of_rest = self.rule.partition("/")
+        return of_matrices, of_rest or of_matrices
 
     def frozen_span(self) -> tuple[float, float]:
         """`frozen_backbone_epochs` as numbers. Raises UserError: they are no span."""
@@ -235,3 +248,10 @@ class TrainSettings:
     checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
     log: LogSettings = field(default_factory=LogSettings)
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
+
+    def __post_init__(self) -> None:
+        if self.engine.zero_stage == 3 and "muon" in self.optim.rules():
+            raise UserError(
+                f"optim.rule: {self.optim.rule} needs whole matrices, which engine.zero_stage 3 cuts; expected stage "
+                "0, 1 or 2"
+            )

@@ -240,20 +240,26 @@ class SohoPreTrainedModel(PreTrainedModel):
         dictionary = self.base().visual_dictionary
         return 0 if dictionary is None else dictionary.take_num_non_finite()
 
-    def parameter_groups(self) -> list[dict]:
+    def parameter_groups(self, *, matrices: bool = False) -> list[dict]:
         """Who is trained how (paper section 4.1): SGD for the backbone, AdamW for the rest (the 1x1 projection too).
 
+        Args:
+            matrices: The Transformer's matrices, without embeddings and heads, are groups of their own.
+
         Returns:
-            dicts with `params`, `names`, `kind` ("backbone" or "rest") and `part`, as `waiting_parts` names it; no
-            group is empty, and parameters that need no gradient are in none.
+            dicts with `params`, `names`, `kind` ("backbone" or "rest"), `part`, as `waiting_parts` names it, and
+            `matrices`, whether it holds these alone; no group is empty, and parameters that need no gradient are in
+            none.
         """
         backbone = {id(parameter) for parameter in self.base().visual_encoder.backbone.parameters()}
-        groups: dict[tuple[str, str], dict[str, Any]] = {}
+        hidden = {id(parameter) for parameter in self.base().encoder.parameters() if matrices and parameter.dim() == 2}
+        groups: dict[tuple[str, str, bool], dict[str, Any]] = {}
         for name, parameter in self.named_parameters():
             if parameter.requires_grad:
                 kind, part = "backbone" if id(parameter) in backbone else "rest", self.part_of(name)
-                new: dict[str, Any] = {"params": [], "names": [], "kind": kind, "part": part}
-                group = groups.setdefault((kind, part), new)
+                key = (kind, part, id(parameter) in hidden)
+                new: dict[str, Any] = {"params": [], "names": [], "kind": kind, "part": part, "matrices": key[2]}
+                group = groups.setdefault(key, new)
                 group["params"].append(parameter)
                 group["names"].append(name)
         return [groups[key] for key in sorted(groups)]

@@ -235,7 +235,8 @@ def code_named(content: Any) -> Iterator[tuple[str, str]]:
     """(dotted name, import path) of what a recipe's values name by import path, but for torch's optimisers."""
     for name, value in _values(content):
         if isinstance(value, str) and any(fnmatchcase(name, pattern) for pattern in _CODE):
-            for text in dict.fromkeys(texts_in(value)):
+            # Of a rule by shape both sides.
+            for text in dict.fromkeys(value.split("/") if name.startswith("optim.") else texts_in(value)):
                 if is_import_path(text) and not (text.startswith(OPTIMISERS) and name.startswith("optim.")):
                     yield name, text
 

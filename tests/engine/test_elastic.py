@@ -135,3 +135,21 @@ def test_an_optimiser_by_import_path_goes_on_at_each_stage(launch, run, losses):
     other = {**through[0], "optim": {**through[0]["optim"], "rule": "adamw"}, "resume": "changed", "max_steps": 8}
     done = launch(other)
     assert done.code and "optimiser's state cannot change within a run" in done.text, done.text
+
+
+def test_muon_steps_matrices_alike_however_zero_cuts_them(launch, run, losses):
+    """One process and two at stages 0 to 2, and on from each at another one."""
+    made = {"optim": {"rule": "muon/adamw", "lr": 5e-3}, "max_steps": 6}
+    alone = [run(f"alone-{stage}", stage, **made) for stage in (0, 1, 2)]
+    together = [run(f"together-{stage}", stage, **made) for stage in (0, 1, 2)]
+    done = launch(*alone)
+    assert done.code == 0, done.text
+    done = launch(*together, processes=2)
+    assert done.code == 0, done.text
+    expected = losses(alone[0])
+    assert len(expected) == 6 and expected[0] - expected[-1] > 0.1
+    others = [copy_at(together[stage], 3, to) for stage, to in ((0, 1), (1, 0), (2, 2))]
+    done = launch(*others)
+    assert done.code == 0 and done.text.count("(step 3 of 6)") == len(others), done.text
+    for request in [*alone, *together, *others]:
+        np.testing.assert_allclose(losses(request), expected, rtol=1e-5, err_msg=request["output"])

@@ -277,6 +277,14 @@ def test_parameter_groups_split_backbone_from_rest(tiny_model):
     assert "soho.visual_encoder.projection.weight" in groups[1]["names"]
     grouped = [id(p) for g in groups for p in g["params"]]
     assert sorted(grouped) == sorted(id(p) for p in model.parameters())
+    of_matrices = [g for g in model.parameter_groups(matrices=True) if g["matrices"]]
+    layers = {f"soho.encoder.layer.{number}." for number in range(model.config.num_hidden_layers)}
+    assert sum(len(g["names"]) for g in of_matrices) == 6 * len(layers)
+    assert all(
+        name.startswith(tuple(layers)) and p.dim() == 2
+        for g in of_matrices
+        for name, p in zip(g["names"], g["params"], strict=True)
+    )
     frozen = tiny_model(backbone_frozen_stages=2).parameter_groups()
     assert not any(name.startswith("soho.visual_encoder.backbone.layer2") for name in frozen[0]["names"])
 
