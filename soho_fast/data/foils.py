@@ -177,7 +177,7 @@ class Foils:
         counts: defaultdict[tuple[str, ...], Counter[str]] = defaultdict(Counter)
         of_kind: Counter[str] = Counter()
         articles: defaultdict[str, Counter[str]] = defaultdict(Counter)
-        chosen = range(len(captions))
+        chosen: Sequence[int] = range(len(captions))
         if len(captions) > _MOST_COUNTED:
             chosen = np.linspace(0, len(captions) - 1, _MOST_COUNTED).astype(int).tolist()
         for number in chosen:
