@@ -450,6 +450,65 @@ void test_directions() {
   }
 }
 
+// Normal numbers, some of them divided by others: Cauchy.
+std::vector<float> heavy_tailed(int64_t count, unsigned seed, bool on_grid) {
+  std::vector<float> values = normal(count, seed);
+  const std::vector<float> divisors = normal(count, seed + 1);
+  for (int64_t n = 0; n < count; ++n) {
+    values[n] /= divisors[n];
+    if (on_grid) values[n] = std::round(values[n]);
+  }
+  return values;
+}
+
+// Codes of many lengths, which lie in order of these: on a grid with many ties between codes whose order is another,
+// with copies, a code and a row far larger than all others, and what is not finite.
+void test_heavy_tails() {
+  constexpr float kInfinity = std::numeric_limits<float>::infinity();
+  unsigned seed = 40;
+  for (const auto& [num_codes, num_channels] :
+       {std::pair{40, 1}, {300, 2}, {700, 9}, {2300, 24}, {2100, 70}, {200, 300}}) {
+    for (int kind = 0; kind < 4; ++kind) {
+      const int64_t num_rows = std::max(3, 400000 / (num_codes * num_channels));
+      std::vector<float> codebook = heavy_tailed(num_codes * num_channels, seed += 2, kind == 0);
+      std::vector<float> features = heavy_tailed(num_rows * num_channels, seed += 2, kind == 0);
+      if (kind == 2) {
+        for (int64_t j = 1; j < num_codes; j += 5)
+          std::copy_n(&codebook[j / 2 * num_channels], num_channels, &codebook[j * num_channels]);
+        codebook[num_codes / 3 * num_channels] = features[0] = kInfinity;
+      }
+      if (kind == 3) {
+        codebook = normal(num_codes * num_channels, seed);
+        for (int64_t c = 0; c < num_channels; ++c) {
+          codebook[num_codes / 2 * num_channels + c] *= 1e9f;
+          features[num_channels + c] *= 1e9f;
+        }
+      }
+      compare(features, codebook, num_rows, num_codes, num_channels);
+      for (Metric metric : {Metric::kEuclidean, Metric::kDot})
+        compare_topk(features, codebook, std::min<int64_t>(num_rows, 60), num_codes, num_channels, 5, metric);
+    }
+  }
+}
+
+// One bound for all codes would leave every row to float64.
+void test_a_giant_code_costs_its_own_group() {
+  constexpr int64_t kRows = 560, kCodes = 3000, kChannels = 24;
+  for (bool heavy : {false, true}) {
+    std::vector<float> codebook = normal(kCodes * kChannels, 80), features = normal(kRows * kChannels, 81);
+    if (heavy)
+      codebook = heavy_tailed(kCodes * kChannels, 82, false), features = heavy_tailed(kRows * kChannels, 84, false);
+    for (int64_t c = 0; c < kChannels; ++c) codebook[7 * kChannels + c] *= 1e6f;
+    std::vector<int64_t> index(kRows);
+    const CodebookLookupArgs args = arguments(features, codebook, kRows, kCodes, kChannels, index.data());
+    for (CpuLevel level : available_cpu_levels()) {
+      if (level == CpuLevel::kScalar) continue;
+      const LookupCounts counts = codebook_lookup(level, args, nullptr, parts(1));
+      CHECK(counts.compared < kRows / 3 && counts.undecided < kRows / 10);
+    }
+  }
+}
+
 // What a caller sees: a level, and a codebook packed for it or for another one.
 void test_levels_of_packing() {
   constexpr int64_t kRows = 100, kCodes = 50, kChannels = 20;
@@ -524,6 +583,8 @@ void test_codebook_lookup() {
 #endif
   for (unsigned seed = 0; seed < 40; seed += kStep) test_random_problem(seed);
   test_directions();
+  test_heavy_tails();
+  test_a_giant_code_costs_its_own_group();
   test_topk();
   test_levels_of_packing();
   test_pruning();

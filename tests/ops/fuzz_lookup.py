@@ -58,6 +58,21 @@ def _one_huge(features: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
     return features, codebook
 
 
+def _heavy_tails(features: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
+    """Cauchy numbers, at times on a grid; at times one row, one code and a channel far larger, some not finite."""
+    drawn = [t / torch.randn(t.shape) for t in (features, codebook)]
+    if torch.rand(()) < 0.3:
+        drawn = [t.round() for t in drawn]
+    for values in drawn:
+        if torch.rand(()) < 0.3:
+            values[torch.randint(values.shape[0], ())] *= 10.0 ** (torch.rand(()) * 20)
+        if torch.rand(()) < 0.3:
+            values[:, torch.randint(values.shape[1], ())] *= 1e3
+        if torch.rand(()) < 0.2:
+            values[torch.rand(values.shape) < 0.1 / values.shape[1]] = -torch.inf
+    return drawn[0], drawn[1]
+
+
 def _two_clusters(features: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
     """Few codes of the first cluster, then many; rows near one of the two in turns."""
     share = torch.arange(codebook.shape[0]) / codebook.shape[0]
@@ -101,7 +116,7 @@ KINDS = {
     "subnormal": lambda features, codebook: (features * 1e-39, codebook * 1e-39),
     "codes drawn from features": _drawn, "copies and zeros": _copies, "one ulp apart": _one_ulp, "30 orders": _orders,
     "one huge code": _one_huge, "two clusters": _two_clusters, "directions": _directions, "some long codes": _some_long,
-    "few directions": _few_directions,
+    "few directions": _few_directions, "heavy tails": _heavy_tails,
 }  # fmt: skip
 METRICS = ("euclidean", "cosine", "dot")
 

@@ -229,6 +229,6 @@ const PruningPass kPruningAvx2 = pruning_pass<Pruning>();
 
 const FewRows kFewRowsAvx2{scan_few, merge_few, decide_few};
 
-const PackingLoops kPackingLoopsAvx2{largest_difference, pack_group};
+const PackingLoops kPackingLoopsAvx2{spread_of, pack_group};
 
 }  // namespace soho

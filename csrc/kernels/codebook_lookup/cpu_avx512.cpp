@@ -24,6 +24,6 @@ const PruningPass kPruningAvx512 = pruning_pass<Pruning>();
 
 const FewRows kFewRowsAvx512{scan_few, merge_few, decide_few};
 
-const PackingLoops kPackingLoopsAvx512{largest_difference, pack_group};
+const PackingLoops kPackingLoopsAvx512{spread_of, pack_group};
 
 }  // namespace soho

@@ -69,7 +69,7 @@ inline FloatLanes load_some_floats(const float* values, int64_t count) {
 #ifdef __AVX512F__
 // Of each of 16 vectors what `combine` makes of its lanes.
 template <class Combine>
-inline __m512 combined_lanes(const __m512 (&v)[16], Combine combine) {
+[[gnu::always_inline]] inline __m512 combined_lanes(const __m512 (&v)[16], Combine combine) {
   __m512 pair[8], four[4], eight[2];
 #pragma GCC unroll 8
   for (int i = 0; i < 8; ++i)

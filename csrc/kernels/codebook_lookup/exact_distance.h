@@ -197,29 +197,34 @@ inline double cost_of(const ExactCopies& copies, const ScreenedCodes& screened, 
   return _mm256_cvtsd_f64(costs_of(screened.metric, sums[0], _mm256_set1_pd(divisor_of(screened, position))));
 }
 
-// The nearest code of a row so far; its position in ScreenedCodes::codes, -1 for none.
+// The nearest code of a row so far, of equally near ones that of the lowest number; its position in
+// ScreenedCodes::codes, -1 for none.
 struct Nearest {
   double cost = kFar;
   int64_t position = -1;
 
   double limit() const { return cost; }
-  void add(double other, int64_t at) {
-    if (other < cost) *this = {other, at};
+  void add(double other, int64_t at, const int64_t* codes) {
+    if (other > cost) return;  // most are
+    if (other < cost || (other == cost && position >= 0 && codes[at] < codes[position])) *this = {other, at};
   }
 };
 
-// The `size` nearest codes of a row so far, the nearest first. Positions must be added in ascending order.
+// The `size` nearest codes of a row so far, the nearest first.
 struct Ranking {
   int64_t size = 0, count = 0;
   double cost[kMostNearest] = {};
   int64_t position[kMostNearest] = {};
 
   double limit() const { return count < size ? kFar : cost[size - 1]; }
-  void add(double other, int64_t at) {
-    if (!(other < limit())) return;
+  void add(double other, int64_t at, const int64_t* codes) {
+    const auto before = [&](int64_t n) {
+      return other < cost[n] || (other == cost[n] && codes[at] < codes[position[n]]);
+    };
+    if (!(other < kFar) || (count == size && !before(size - 1))) return;
     count += count < size;
     int64_t n = count - 1;
-    for (; n > 0 && other < cost[n - 1]; --n) {
+    for (; n > 0 && before(n - 1); --n) {
       cost[n] = cost[n - 1];
       position[n] = position[n - 1];
     }
@@ -228,10 +233,14 @@ struct Ranking {
   }
 };
 
-// Compares num_tiles tiles of num_rows rows with some codes, in ascending order; position_at(n) is that of the n-th.
+// Compares num_tiles tiles of num_rows rows with some codes; position_at(n) is that of the n-th, and ascends.
 template <int num_rows, class PositionAt, class Found>
 inline void find_nearest(const ExactCopies& copies, const ScreenedCodes& screened, int64_t num_tiles, int64_t num_codes,
                          PositionAt position_at, Found* nearest) {
+  // Of codes that do not ascend one that is as near counts as well.
+  const auto limit_of = [&](double limit) {
+    return screened.ascending ? limit : limit + 0x1p-52 * std::abs(limit) + std::numeric_limits<double>::min();
+  };
   for (int64_t first = 0; first < num_codes; first += kTileCodes) {
     const int64_t num_loaded = num_codes - first < kTileCodes ? num_codes - first : kTileCodes;
     int64_t position[kTileCodes];
@@ -248,14 +257,14 @@ inline void find_nearest(const ExactCopies& copies, const ScreenedCodes& screene
 #pragma GCC unroll 8
       for (int r = 0; r < num_rows; ++r) {
         costs[r] = costs_of(screened.metric, costs[r], divisors);
-        const __m256d limit = _mm256_set1_pd(nearest[row + r].limit());
+        const __m256d limit = _mm256_set1_pd(limit_of(nearest[row + r].limit()));
         nearer = _mm256_or_pd(nearer, _mm256_cmp_pd(costs[r], limit, _CMP_LT_OQ));
       }
       if (_mm256_movemask_pd(nearer) == 0) continue;
       for (int r = 0; r < num_rows; ++r) {
         double cost[kTileCodes];
         _mm256_storeu_pd(cost, costs[r]);
-        for (int64_t k = 0; k < num_loaded; ++k) nearest[row + r].add(cost[k], position[k]);
+        for (int64_t k = 0; k < num_loaded; ++k) nearest[row + r].add(cost[k], position[k], screened.codes);
       }
     }
   }

@@ -61,12 +61,13 @@ inline void for_lanes(const float* code, const float* centre, int64_t num_channe
   work(load_lanes(last[0]), load_lanes(last[1]), c);
 }
 
-inline double largest_difference(const float* code, const float* centre, int64_t num_channels) {
-  Lanes largest{};
+inline CodeSpread spread_of(const float* code, const float* centre, int64_t num_channels) {
+  Lanes largest{}, square{};
   for_lanes(code, centre, num_channels, [&](Lanes value, Lanes middle, int64_t) {
     largest = larger(largest, larger(value - middle, middle - value));
+    square = times_plus(value - middle, value - middle, square);
   });
-  return largest_lane(largest);
+  return {largest_lane(largest), sum_of_lanes(square)};
 }
 
 // Rounds the channels of one code by round(b, c), which writes those of the lanes and returns b^.

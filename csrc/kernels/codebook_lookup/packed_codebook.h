@@ -37,9 +37,13 @@ struct CodeLengths {
   double square, rounding_square;
 };
 
+// How far a code is from the centre: in the channel where it is farthest, and squared in all.
+struct CodeSpread {
+  double largest, square;
+};
+
 struct PackingLoops {
-  // The largest |code - centre| of a channel.
-  double (*largest_difference)(const float* code, const float* centre, int64_t num_channels);
+  CodeSpread (*spread)(const float* code, const float* centre, int64_t num_channels);
   // Packs up to format.width codes to a panel (num_steps, width), zeros where there are fewer, and writes -|b|^2/2 of
   // each code, -inf where there is none. `words` is room for width rows of packing_row_bytes().
   CodeLengths (*pack_group)(const CodePacking& packing, const float* const* codes, int64_t num_codes, void* words,

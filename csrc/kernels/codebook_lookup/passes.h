@@ -14,6 +14,11 @@
 // element of b lies in [1/2, 1), so that what underflows (subnormals count as 0 in bfloat16 dot products) is far below
 // the first term. Copies of a code are screened once.
 //
+// Where some codes are much larger than most, m is the mean of the others, and codes lie in order of |b|, in tiers with
+// a bound and, in int8, a unit of their own: with E_t the bound of tier t, a code of it is a candidate if its score is
+// at least L - E_t, L the largest score less the bound of its tier. A tier's |b| counts as 2^-40 at least, far above
+// what underflows. Codes then do not ascend: ties are told by their numbers.
+//
 // |(a - a^).b| is at most |a - a^| |b|, by Cauchy and Schwarz some 11 times what it is in noise of 768 channels. So the
 // distance of one candidate is worth its time where many are left: its score by its distance,
 // T = (|a|^2 - s^2 |x - d|^2)/2 less the error of T (pruning.h), has no error of screening, and a code whose score lies
@@ -58,24 +63,38 @@ struct ScreeningFormat {
   bool operator==(const ScreeningFormat&) const = default;
 };
 
-// The distinct finite codes of one codebook, and, where they can be screened, their centred, scaled and rounded copies.
-struct ScreenedCodes {
-  const int64_t* codes;  // (num_distinct,) distinct finite codes, ascending
-  int64_t num_distinct;
-  const int32_t* next_copy;  // (num_codes,) of a finite code the next higher one that is equal, or -1
-  Metric metric;
-  const double* norms;      // (num_distinct,) |d| of kDot and kCosine
-  bool screenable;          // false: nothing to screen or beyond the bound's reach, every code is compared in float64
-  const float* centre;      // (num_channels,) of rows
-  float scale;              // of rows, a power of two
-  float unit;               // of int8: a channel is its number times this
-  double largest_norm;      // max |b|
+// Groups of codes that share a bound, the larger codes in later tiers.
+struct CodeTier {
+  int64_t end_group;  // behind the last one
+  double unit;        // of int8, as a share of ScreenedCodes::unit: a power of two
+  // Of all codes up to its last one:
+  double largest_norm;      // max |b|, at least 2^-40
   double largest_rounding;  // max |b - b^|; 0 for float32
   double largest_code;      // max |s e| of kDot and kCosine
+};
+constexpr int64_t kMostTiers = 8;
+
+// The distinct finite codes of one codebook, and, where they can be screened, their centred, scaled and rounded copies.
+struct ScreenedCodes {
+  const int64_t* codes;  // (num_distinct,) distinct finite codes: ascending, or by |b| and then ascending
+  int64_t num_distinct;
+  bool ascending;
+  const int32_t* next_copy;  // (num_codes,) of a finite code the next higher one that is equal, or -1
+  Metric metric;
+  const double* norms;  // (num_distinct,) |d| of kDot and kCosine
+  bool screenable;      // false: nothing to screen or beyond the bound's reach, every code is compared in float64
+  const float* centre;  // (num_channels,) of rows
+  float scale;          // of rows, a power of two
+  float unit;           // of int8: a channel is its number times this and the tier's
+  int64_t num_tiers;
+  CodeTier tiers[kMostTiers];
   int64_t num_groups, num_steps;
   const void* panel;            // (num_groups, num_steps, width) words: b^, and 0 at padding
   const float* negated_half;    // (num_groups, width): -|b|^2/2 or, of kDot and kCosine, 0; -inf at padding
   const PruningCodes* pruning;  // what the pruning pass reads (pruning.h), or null
+
+  // Whether groups differ in their bound, or in int8 the unit is another than that of the rows.
+  bool has_tiers() const { return num_tiers > 1 || tiers[0].unit != 1.0; }
 };
 
 // An index below zero: the row is undecided. Of the distinct codes before `position`, and perhaps some behind, the

@@ -18,6 +18,7 @@ constexpr int64_t kWorkPerTask = 1 << 23;   // products in float32, the same
 // Before a pass in low precision its first rows are tried, 1.6 % of all or less.
 constexpr int64_t kTriedRows = kRowsPerTask, kFewestToTry = 64 * kTriedRows;
 constexpr int64_t kRowsSharingCodes = 2 * kFewRowsPerTask;
+constexpr int64_t kFasterBf16 = 4;  // for codes in tiers, measured: a pass in bfloat16 and what it leaves
 constexpr int64_t kTrialRows = 28, kTrialGroups = 8;
 
 // Up to which comparing a codebook as it is is faster than packing it.
@@ -45,6 +46,14 @@ ScreenedCodes some_codes(ScreenedCodes screened, const ScreeningFormat& format, 
   if (screened.norms != nullptr) screened.norms += first;
   if (format.width == 0) return screened;
   screened.num_groups = end - begin;
+  const int64_t num_tiers = std::exchange(screened.num_tiers, 0);
+  for (int64_t t = 0; t < num_tiers; ++t) {
+    CodeTier tier = screened.tiers[t];
+    if (tier.end_group <= begin) continue;
+    tier.end_group = std::min(tier.end_group, end) - begin;
+    screened.tiers[screened.num_tiers++] = tier;
+    if (tier.end_group == screened.num_groups) break;
+  }
   screened.panel = static_cast<const char*>(screened.panel) + first * screened.num_steps * sizeof(uint32_t);
   screened.negated_half += first;
   return screened;
@@ -168,12 +177,12 @@ LookupCounts run_by_codes(const Turn& turn, const ParallelFor& parallel_for) {
   return whole ? *whole : few.decide(turn.args, turn.rows.data(), num_rows, near.data());
 }
 
-// Whether a pass leaves so much of some rows to compare that the next one, in float32, is faster. A row with candidates
-// takes as long as three of them, one of them as long as 32 (C + 48) products more than screening in float32; half of
-// the rows left, or looked at again, are too many.
-bool is_too_coarse(const LookupCounts& counts, const CodebookLookupArgs& args) {
+// Whether a pass leaves so much of some rows to compare that the next one, `faster` times as fast as one in float32, is
+// faster. A row with candidates takes as long as three of them, one of them as long as 32 (C + 48) products more than
+// screening in float32; half of the rows left, or looked at again, are too many.
+bool is_too_coarse(const LookupCounts& counts, const CodebookLookupArgs& args, int64_t faster) {
   const int64_t products = args.num_codes * args.num_channels, whole = counts.undecided + counts.looked_again;
-  return 32 * (3 * counts.compared + counts.candidates) * (args.num_channels + 48) + 2 * whole * products >
+  return 32 * faster * (3 * counts.compared + counts.candidates) * (args.num_channels + 48) + 2 * whole * products >
          kTriedRows * products;
 }
 
@@ -256,7 +265,10 @@ LookupCounts run_plan(const LookupPlan& plan, const CodebookLookupArgs& args, Pa
       const LookupCounts tried = planned.pass.run(args, screened, rows[0], rows[kTriedRows]);
       total.compared += tried.compared;
       rows = undecided_rows(args);
-      if (is_too_coarse(tried, args)) {
+      // In bfloat16, where it comes next, codes in tiers leave few candidates.
+      const bool before_bf16 = planned.pass.format.type == ScreeningType::kInt8 && screened.has_tiers() &&
+                               plan.passes.end()[-3].pass.format.type == ScreeningType::kBFloat16;
+      if (is_too_coarse(tried, args, before_bf16 ? kFasterBf16 : 1)) {
         if (std::exchange(is_first, false)) total.undecided = static_cast<int64_t>(rows.size());
         continue;
       }

@@ -57,7 +57,7 @@ struct PruningCodes {
   const float* coarse_unit;   // (num_groups,): of its numbers
   const float* coarse_error;  // (num_groups,): the largest e_b in int8
   const int32_t* order;       // (num_distinct,): the position in ScreenedCodes::codes of each code here
-  const int32_t* place;       // (num_distinct,): where here the code at a position lies
+  const int32_t* place;       // (num_codes,): where a code of the codebook lies here, -1 where it does not
   const SiftedCode* sifted;   // (num_distinct,), of a pass that sifts
   const int8_t* numbers;      // (num_distinct, sifted_channels)
 };

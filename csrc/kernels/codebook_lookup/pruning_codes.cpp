@@ -163,6 +163,7 @@ void pack_directions(const PruningPass& pass, int64_t num_codes, int64_t num_cha
   DefaultFloatEnvironment environment;
   const Sections at = sections(pass, num_codes, num_channels, num_directions);
   std::memset(block, 0, at.end);
+  std::fill_n(reinterpret_cast<int32_t*>(static_cast<char*>(block) + at.place), num_codes, -1);
   const int64_t num_values = num_channels * num_directions, width = pass.width;
   float largest = 0.0f;
   bool finite = true;
@@ -214,7 +215,8 @@ void pack_pruning_codes(const PruningPass& pass, const float* codebook, int64_t 
   int32_t* order = const_cast<int32_t*>(pruning.order);
   std::iota(order, order + num_codes, 0);
   gather_neighbours(directions, pruning.num_directions, pass.width, order, order + num_codes);
-  for (int64_t n = 0; n < num_codes; ++n) const_cast<int32_t*>(pruning.place)[order[n]] = static_cast<int32_t>(n);
+  for (int64_t n = 0; n < num_codes; ++n)
+    const_cast<int32_t*>(pruning.place)[screened.codes[order[n]]] = static_cast<int32_t>(n);
   parallel_for(screened.num_groups, kGroupsPerTask, [&](int64_t begin, int64_t end) {
     pass.pack_groups(codebook, num_channels, screened, pruning, directions.data(), lengths.data(), begin, end);
   });

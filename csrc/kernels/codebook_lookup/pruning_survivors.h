@@ -87,18 +87,6 @@ inline bool is_known(const PruningRow& row, int32_t code) {
   return false;
 }
 
-// Where the pruning pass has a code of the codebook, or -1.
-inline int32_t code_of_warm_start(const ScreenedCodes& screened, const PruningCodes& pruning, int64_t code) {
-  // As a rule no code is set aside, and each is at its own position.
-  if (code >= 0 && code < screened.num_distinct && screened.codes[code] == code) return pruning.place[code];
-  int64_t low = 0, high = screened.num_distinct;
-  while (low < high) {
-    const int64_t middle = (low + high) / 2;
-    screened.codes[middle] < code ? low = middle + 1 : high = middle;
-  }
-  return low < screened.num_distinct && screened.codes[low] == code ? pruning.place[low] : -1;
-}
-
 // A heap of survivors: none is above the one at (n - 1) / 2.
 inline void push_survivor(PruningRow& row, Survivor survivor) {
   int32_t n = row.num_survivors++;

@@ -42,40 +42,45 @@ constexpr int64_t kTrialTiles = 2;         // of a panel behind skipped rows, wh
 struct ScoreBound {
   double constant, per_length, per_square, per_loss;
 
-  ScoreBound(const ScreenedCodes& screened, int64_t num_channels) {
-    const double unit = static_cast<double>(num_channels + 16), largest = screened.largest_norm;
+  ScoreBound() {}
+  ScoreBound(const ScreenedCodes& screened, const CodeTier& tier, int64_t num_channels) {
+    const double unit = static_cast<double>(num_channels + 16), largest = tier.largest_norm;
     const double rounding = 1.25 * unit * 0x1p-24, exact = unit * 0x1p-52;
-    per_loss = (1 + 0x1p-8) * (largest + screened.largest_rounding);
-    per_length = rounding * largest + (1 + 0x1p-8) * screened.largest_rounding;
+    per_loss = (1 + 0x1p-8) * (largest + tier.largest_rounding);
+    per_length = rounding * largest + (1 + 0x1p-8) * tier.largest_rounding;
     if (screened.metric == Metric::kEuclidean) {
       per_length += 2 * exact * largest;
       constant = (0.5 * rounding + exact) * largest * largest;
       per_square = exact;
     } else {
-      per_length += (exact + (screened.metric == Metric::kCosine ? 0x1p-23 : 0.0)) * screened.largest_code;
+      per_length += (exact + (screened.metric == Metric::kCosine ? 0x1p-23 : 0.0)) * tier.largest_code;
       constant = 0x1p-64 * (per_length + per_loss);  // |a| and |a - a^| count as 2^-64 more
       per_square = 0.0;
     }
   }
 
-  double at(const RowLengths& row) const {
+  // Twice the bound.
+  float window(const RowLengths& row) const {
     const double square = row.square, lost = row.rounding_square;
-    return constant + per_length * std::sqrt(square) + per_square * square + per_loss * std::sqrt(lost);
+    const double bound = constant + per_length * std::sqrt(square) + per_square * square + per_loss * std::sqrt(lost);
+    return static_cast<float>(2.0 * bound * (1 + 0x1p-20));
   }
 };
 
 // What the lists of a thread share.
 struct Comparison {
   Comparison(const CodebookLookupArgs& lookup, const ScreenedCodes& codes, const ExactCopies& one_row)
-      : args(lookup), screened(codes), copies(one_row), bound(codes, lookup.num_channels) {}
+      : args(lookup), screened(codes), copies(one_row) {
+    for (int64_t t = 0; t < codes.num_tiers; ++t) bounds[t] = ScoreBound(codes, codes.tiers[t], lookup.num_channels);
+  }
 
   const CodebookLookupArgs& args;
   const ScreenedCodes& screened;
   const ExactCopies& copies;  // of one row
-  const ScoreBound bound;
+  ScoreBound bounds[kMostTiers];
 };
 
-// Candidates of one row so far, in ascending order of code; where codes were compared, their nearest comes first.
+// Candidates of one row so far, in ascending order of position; where codes were compared, their nearest comes first.
 struct Candidates {
   const Comparison* comparison;
   int64_t row;
@@ -83,7 +88,7 @@ struct Candidates {
   bool has_nearest;
   bool may_look_again, looked_again;  // at the codes from `first` on
   float best;                         // highest score seen; of topk the last of `highest`
-  float window;                       // twice the error bound
+  float window;                       // twice the error bound of a tier, by which all scores here are measured
   float measured;                     // `best` when a distance was last computed; infinite where none shall be
   double low_square;                  // at most |a|^2, where distances are computed
   int32_t most;                       // candidates that may come before the list is looked through
@@ -114,7 +119,7 @@ inline float score_at_distance(double low_square, const ScreenedCodes& screened,
 // Raises the threshold by the distance of the code with the highest score: of the two errors of a window (passes.h)
 // only that of the other code is left. Drops what is below.
 inline void measure_best(Candidates& list, float& threshold) {
-  const auto& [args, screened, copies, bound] = *list.comparison;
+  const auto& [args, screened, copies, bounds] = *list.comparison;
   if (!(list.best > list.measured)) return;
   int32_t highest = list.has_nearest;
   for (int32_t n = highest + 1; n < list.count; ++n) highest = list.score[n] > list.score[highest] ? n : highest;
@@ -143,6 +148,23 @@ inline void raise_threshold(Candidates& list, float& threshold, const float* sco
   threshold = list.state == kHighest ? list.best : list.best - list.window;
 }
 
+// Rounds down what several roundings have brought about, or up.
+inline float lowered(float value) { return std::abs(value) < kInfinity ? value - 0x1p-22f * std::abs(value) : value; }
+inline float raised(float value) { return -lowered(-value); }
+
+// Measures a row by the bound of another tier: its scores less that bound are as high as they were less the one before,
+// and candidates' scores with it.
+[[gnu::noinline]] inline void enter_tier(Candidates& list, float& threshold, const RowLengths& lengths, int64_t tier) {
+  const float window = list.comparison->bounds[tier].window(lengths);
+  if (!(threshold < kInfinity) || window == list.window) return;
+  const float wider = 0.5f * (window - list.window);
+  for (int32_t n = 0; n < list.count; ++n) list.score[n] = raised(list.score[n] - wider);
+  for (int64_t n = 0; n < list.comparison->args.topk; ++n) list.highest[n] = lowered(list.highest[n] + wider);
+  list.best = lowered(list.best + wider);
+  threshold = list.state == kHighest ? list.best : lowered(threshold - wider);
+  list.window = window;
+}
+
 // Whether the candidates among the codes from `first` to `end` are too many to be compared one by one.
 inline bool is_dense(const Candidates& list, int64_t end) {
   return list.count > kAlwaysCompared + list.comparison->args.topk - 1 &&
@@ -151,7 +173,7 @@ inline bool is_dense(const Candidates& list, int64_t end) {
 
 // Drops what float32 says is none of the topk nearest.
 inline void sift(Candidates& list) {
-  const auto& [args, screened, copies, bound] = *list.comparison;
+  const auto& [args, screened, copies, bounds] = *list.comparison;
   if (list.count < args.topk + kFewCandidates || screened.metric != Metric::kEuclidean) return;
   const auto code_of = [&](int32_t position) { return args.codebook + screened.codes[position] * args.num_channels; };
   list.count = drop_far(copies.float_row(list.row), args.num_channels, args.topk, list.count, list.position, list.score,
@@ -160,7 +182,7 @@ inline void sift(Candidates& list) {
 
 // The topk nearest candidates.
 inline Ranking ranked(Candidates& list) {
-  const auto& [args, screened, copies, bound] = *list.comparison;
+  const auto& [args, screened, copies, bounds] = *list.comparison;
   sift(list);
   copies.load_row(0, list.row);
   Ranking ranking;
@@ -184,7 +206,7 @@ inline void keep_ranked(Candidates& list) {
 
 // Keeps the nearest candidate; returns whether float64 had to compare any.
 inline bool keep_nearest(Candidates& list) {
-  const auto& [args, screened, copies, bound] = *list.comparison;
+  const auto& [args, screened, copies, bounds] = *list.comparison;
   sift(list);
   const bool several = list.count > 1;
   if (several) {
@@ -276,9 +298,9 @@ RowLengths convert_row(const CodebookLookupArgs& args, const ScreenedCodes& scre
 }
 
 // Prepares the list of a converted row; one that cannot be screened gets an unreachable threshold.
-inline void begin_row(const Comparison& comparison, int64_t i, const RowLengths& lengths, float* words,
-                      float& threshold, Candidates& list) {
-  const auto& [args, screened, copies, bound] = comparison;
+[[gnu::always_inline]] inline void begin_row(const Comparison& comparison, int64_t i, const RowLengths& lengths,
+                                             float* words, float& threshold, Candidates& list) {
+  const auto& [args, screened, copies, bounds] = comparison;
   const Undecided undecided = undecided_at(args.index[i]);
   list.comparison = &comparison;
   list.row = i;
@@ -294,8 +316,8 @@ inline void begin_row(const Comparison& comparison, int64_t i, const RowLengths&
   for (float& score : list.highest) score = -kInfinity;
   list.state = kListed;
   if (is_finite(lengths.square) && is_finite(lengths.rounding_square)) {
-    list.window = static_cast<float>(2.0 * bound.at(lengths) * (1 + 0x1p-20));
-    const bool rounds = lengths.rounding_square > 0.0f || screened.largest_rounding > 0.0;
+    list.window = bounds[0].window(lengths);
+    const bool rounds = lengths.rounding_square > 0.0f || screened.tiers[0].largest_rounding > 0.0;
     if (rounds && args.num_channels >= kChannelsMeasured && args.topk == 1 && screened.metric == Metric::kEuclidean) {
       list.measured = -kInfinity;
       list.most = kFewToMeasure;
@@ -310,7 +332,7 @@ inline void begin_row(const Comparison& comparison, int64_t i, const RowLengths&
 
 // Decides between the candidates of one row in float64, or leaves it. Returns how many codes it leaves.
 inline int64_t finish_row(float threshold, Candidates& list, LookupCounts& counts) {
-  const auto& [args, screened, copies, bound] = *list.comparison;
+  const auto& [args, screened, copies, bounds] = *list.comparison;
   if (list.state == kListed) {
     keep_above(list, threshold);
     if (list.count > kFewToMeasure) measure_best(list, threshold);
@@ -403,12 +425,33 @@ struct Panel {
 
   float* row(int64_t r) const { return words + r * row_length; }
 
+  void keep(int64_t r, const RowLengths& of_row) {
+    lengths[r] = of_row;
+    first_word[r] = *row(r);
+  }
+
+  // Puts the rows in the unit of a tier's codes.
+  void set_unit(const ScreenedCodes& screened, int64_t tier) {
+    if (screened.tiers[0].unit == 1.0) return;
+    for (int64_t r = 0; r < num_rows; ++r) *row(r) = first_word[r] * static_cast<float>(screened.tiers[tier].unit);
+  }
+
+  // Measures the rows by its bound.
+  void enter(const ScreenedCodes& screened, int64_t tier) {
+    if (!screened.has_tiers()) return;
+    set_unit(screened, tier);
+    for (int64_t r = 0; r < num_rows; ++r) enter_tier(lists[r], threshold[r], lengths[r], tier);
+  }
+
   const int64_t row_length;
   const Scratch row_memory, list_memory;
   float* const words;
   Candidates* const lists;
   int64_t num_rows = 0, num_padded = 0;
   alignas(64) float threshold[kMaxPanelRows + kListSlack] = {};
+  // For codes in tiers:
+  RowLengths lengths[kMaxPanelRows];
+  float first_word[kMaxPanelRows];  // of int8 rows: their own unit times that of the codebook
 };
 
 // Whether rows of the panel look again. Nothing reaches the others meanwhile; `threshold` keeps theirs.
@@ -438,9 +481,11 @@ LookupCounts screen_panels(const CodebookLookupArgs& args, const ScreenedCodes& 
   int64_t row_id[kMaxPanelRows];
   Kernel::begin();
   while ((panel.num_rows = undecided.take(most_rows, trial_rows, row_id)) > 0) {
-    for (int64_t r = 0; r < panel.num_rows; ++r)
-      begin_row(comparison, row_id[r], convert_row<Kernel>(args, screened, row_id[r], panel.row(r)), panel.row(r),
-                panel.threshold[r], panel.lists[r]);
+    for (int64_t r = 0; r < panel.num_rows; ++r) {
+      const RowLengths lengths = convert_row<Kernel>(args, screened, row_id[r], panel.row(r));
+      begin_row(comparison, row_id[r], lengths, panel.row(r), panel.threshold[r], panel.lists[r]);
+      if (screened.has_tiers()) panel.keep(r, lengths);
+    }
     for (panel.num_padded = panel.num_rows; panel.num_padded % Kernel::kRows != 0; ++panel.num_padded) {
       std::memset(panel.row(panel.num_padded), 0, sizeof(float) * screened.num_steps);
       panel.threshold[panel.num_padded] = kInfinity;
@@ -476,17 +521,22 @@ LookupCounts screen_rows(const CodebookLookupArgs& args, const ScreenedCodes& sc
     float threshold[kMaxPanelRows];
     int looks = 0;
     do {
-      if constexpr (requires { &Kernel::screen_row; }) {
-        for (int64_t g = group; panel.num_rows <= kRowsOneByOne && g < screened.num_groups; ++g) {
-          for (int64_t r = 0; r < panel.num_rows; ++r)
-            Kernel::screen_row(panel.row(r), screened, g, panel.threshold[r], panel.lists[r]);
+      int64_t g = group;
+      for (int64_t tier = 0; tier < screened.num_tiers; ++tier) {
+        const int64_t end_group = screened.tiers[tier].end_group;
+        if (g >= end_group) continue;
+        panel.enter(screened, tier);
+        if constexpr (requires { &Kernel::screen_row; }) {
+          for (; panel.num_rows <= kRowsOneByOne && g < end_group; ++g) {
+            for (int64_t r = 0; r < panel.num_rows; ++r)
+              Kernel::screen_row(panel.row(r), screened, g, panel.threshold[r], panel.lists[r]);
+          }
         }
-        if (panel.num_rows <= kRowsOneByOne) continue;
-      }
-      for (int64_t g = group; g < screened.num_groups; ++g) {
-        for (int64_t r = 0; r < panel.num_padded; r += kRows) {
-          if (g < first_group[r / kRows]) continue;
-          Kernel::screen_tile(panel.row(r), panel.row_length, screened, g, panel.threshold + r, panel.lists + r);
+        for (; g < end_group; ++g) {
+          for (int64_t r = 0; r < panel.num_padded; r += kRows) {
+            if (g < first_group[r / kRows]) continue;
+            Kernel::screen_tile(panel.row(r), panel.row_length, screened, g, panel.threshold + r, panel.lists + r);
+          }
         }
       }
     } while (++looks == 1 && begin_second_look(panel, threshold));

@@ -206,8 +206,9 @@ class PruningPanel {
   void take_warm_starts() {
     for (int64_t r = 0; r < num_rows_; ++r) {
       if (rows_[r].left) continue;
-      const int32_t code = code_of_warm_start(work_.screened, work_.pruning, work_.args.warm_start[rows_[r].row]);
-      if (code >= 0) know(r, code);
+      const int64_t code = work_.args.warm_start[rows_[r].row];
+      if (code < 0 || code >= work_.args.num_codes) continue;
+      if (work_.pruning.place[code] >= 0) know(r, work_.pruning.place[code]);
     }
   }
 
