@@ -58,5 +58,6 @@ inline std::vector<float> normal(int64_t size, unsigned seed, float scale = 1.0f
 
 void test_codebook_lookup();
 void test_codebook_update();
+void test_encoder();
 void test_group_mask();
 void test_residual_lookup();

@@ -32,6 +32,7 @@ int main() {
   test_levels();
   test_codebook_lookup();
   test_codebook_update();
+  test_encoder();
   test_group_mask();
   test_residual_lookup();
   std::printf("%d failures\n", num_failures());

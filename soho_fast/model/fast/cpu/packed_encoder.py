@@ -22,6 +22,7 @@ from ...inputs import Texts
 from ...outputs import VisualTokens
 from ...transformer import Pairs, TransformerBackend, TransformerParts
 from .classifier import SharedWords
+from .native_encoder import can_run_natively, encode_natively
 from .products import product_dtype, recurring
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -194,6 +195,23 @@ class _PackedRows:
         self.row_M = self.keys.row_PT[self.read_M]
 
 
+def _embed(
+    soho: TransformerParts, visual: VisualTokens, texts: Texts, pair_N: Tensor, place_N: Tensor, dropout: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The embeddings of the words at some places, (N, D), and of the images' visual tokens, (B, L, D), these before
+    `dropout`; and the word table for whoever else uses it."""
+    words, visual_embeddings = soho.text_embeddings.word_embeddings, soho.visual_embeddings
+    words_ND, table_VD = SharedWords.apply(words.weight, texts.input_ids[pair_N, place_N], words.padding_idx)
+    # To BERT one long text, with the position of each token in its own.
+    words_ND = soho.text_embeddings(inputs_embeds=words_ND[None], position_ids=place_N[None])[0]
+    # Dropout draws for each pair by itself, after which the pairs of an image have no visual tokens in common.
+    if dropout:
+        visual_BLD = visual_embeddings.LayerNorm(visual.tokens + visual.position.to(visual.tokens.dtype))
+    else:
+        visual_BLD = visual_embeddings(visual.tokens, visual.position)
+    return words_ND, visual_BLD, table_VD
+
+
 def packed_encode(
     soho: TransformerParts, visual: VisualTokens, texts: Texts, real_PT: Tensor, read_PT: Tensor
 ) -> tuple[Tensor, Tensor]:
@@ -210,24 +228,18 @@ def packed_encode(
         hidden (P, T, D), zero where nothing is read (where row counts are rounded, some more places hold their states);
         and the word table for whoever else uses it, see `SharedWords`.
     """
-    encoder, text_embeddings, visual_embeddings = soho.encoder, soho.text_embeddings, soho.visual_embeddings
-    input_ids_PS = texts.input_ids
-    image_index_P = torch.arange(len(input_ids_PS)) if texts.image_index is None else texts.image_index
+    encoder, image_index_P = soho.encoder, texts.image_index
+    if image_index_P is None:
+        image_index_P = torch.arange(len(texts.input_ids))
     weight, (num_pairs, T) = encoder.layer[-1].attention.self.query.weight, real_PT.shape
-    rows = _PackedRows(real_PT, read_PT, input_ids_PS.shape[1], weight)
-
-    words = text_embeddings.word_embeddings
-    words_D, table_VD = SharedWords.apply(
-        words.weight, input_ids_PS[rows.pair_words, rows.place_words], words.padding_idx
-    )
-    # To BERT one long text, with the position of each token in its own.
-    words_D = text_embeddings(inputs_embeds=words_D[None], position_ids=rows.place_words[None])[0]
-    # Dropout draws for each pair by itself, after which the pairs of an image have no visual tokens in common.
-    dropout = _probability(visual_embeddings.dropout)
-    if dropout:
-        visual_BLD = visual_embeddings.LayerNorm(visual.tokens + visual.position.to(visual.tokens.dtype))
-    else:
-        visual_BLD = visual_embeddings(visual.tokens, visual.position)
+    dropout = _probability(soho.visual_embeddings.dropout)
+    if not dropout and can_run_natively(encoder, real_PT, read_PT):
+        real_PS = real_PT[:, : texts.input_ids.shape[1]]
+        pair_N, place_N = real_PS.nonzero(as_tuple=True)
+        words_D, visual_BLD, table_VD = _embed(soho, visual, texts, pair_N, place_N, dropout)
+        return encode_natively(encoder, words_D, visual_BLD, image_index_P, real_PT, read_PT), table_VD
+    rows = _PackedRows(real_PT, read_PT, texts.input_ids.shape[1], weight)
+    words_D, visual_BLD, table_VD = _embed(soho, visual, texts, rows.pair_words, rows.place_words, dropout)
     # Under autocast too the states between the products are of their type: LayerNorm computes in float32 inside.
     words_D, visual_BLD = words_D.to(product_dtype(weight)), visual_BLD.to(product_dtype(weight))
     B, L, _ = visual_BLD.shape
