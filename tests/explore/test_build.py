@@ -243,7 +243,7 @@ MISTAKES = [
     ),
     ("build unfinished", "model: unfinished is a run without a model yet"),
     ("build", "the following arguments are required: RUN_OR_MODEL"),
-    ("bild run", "invalid choice: 'bild' (choose from 'build', 'figure')"),
+    ("bild run", "invalid choice: 'bild' (choose from "),
     ("", "arguments are required"),
 ]
 
