@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import argparse
 import colorsys
-import functools
+import contextlib
+import heapq
 import os
 import sys
 import tempfile
-import threading
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,37 +22,34 @@ import numpy as np
 
 from soho_fast.ask import MODELS
 from soho_fast.common.command_line import quiet_transformers
-from soho_fast.common.errors import UserError, print_line
+from soho_fast.common.errors import print_line
 from soho_fast.common.extras import from_extra
 from soho_fast.common.hub import model_folder
 from soho_fast.common.versions import cautions
-from soho_fast.explore.build import default_folder, open_model
+from soho_fast.explore.build import Opened, default_folder, open_model
 from soho_fast.explore.bundle import Bundle, BundleError
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 with from_extra("app"):
     import gradio as gr
     from PIL import Image
-    from starlette.middleware import Middleware
-    from starlette.middleware.trustedhost import TrustedHostMiddleware
 
     from soho_fast.common.images import one_line
+    from soho_fast.explore.door import App, Turns, serve
 
 if TYPE_CHECKING:
     from soho_fast.explore.attention import SeeingPipeline
 
-HOST = "127.0.0.1"
-MAX_FILE_MB = 20
-"""The largest file that can be uploaded."""
 EXAMPLES, RETRIEVED = 8, 64
 """So many held-out images are shown as examples, and searched through by a text."""
+_SHOWN_TEXTS = 20
 _SHOWN, _CANDIDATES = 12, 24  # of these, those that fit best, of those that a contrastive head chooses
 
 # What was uploaded is deleted after an hour, and at the end.
 _BLOCKS: dict[str, Any] = {"analytics_enabled": False, "delete_cache": (3600, 3600)}
 _MOST_CODES = 48  # of an image that get a colour each, those with the most patches
 _LARGEST_SHOWN = 640  # pixels, of an image that codes or attention are painted on
-_ONE_CALL = threading.Lock()
+_CHUNK, _IMAGES_AHEAD = 64, 8  # texts, images: of a step of a call; others' steps come between
 
 
 @dataclass(frozen=True)
@@ -97,6 +94,7 @@ def serve_model(run: str, port: int | None = None, accept_changes: bool = False)
     for line in told:
         print_line(line, file=sys.stderr)
     with tempfile.TemporaryDirectory() as folder:
+        os.environ["GRADIO_TEMP_DIR"] = f"{folder}/uploads"  # where no other user can read them
         title = f"{Path(run).resolve().name}: {MODELS[type(soho.model).__name__][0]}"
         about = About(title, names_of(run, soho.weights()), examples_of(run, Path(folder)))
         show(model_app(soho, about), port)
@@ -104,22 +102,12 @@ def serve_model(run: str, port: int | None = None, accept_changes: bool = False)
 
 def show(app: gr.Blocks, port: int | None = None) -> None:
     """Serve an app to this machine alone, and say where, until Ctrl-C. Raises UserError: the port can't be used."""
-    if port is not None and port not in range(1, 65536):
-        raise UserError(f"port: expected 1 to 65535, got {port!r}")
-    # A page of the net whose name its owner has pointed here (DNS rebinding) is known by the name.
-    guard = Middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])
-    limits: dict[str, Any] = {
-        "max_file_size": f"{MAX_FILE_MB}mb",
-        "share": False,
-        "app_kwargs": {"middleware": [guard]},
-    }
-    shown: dict[str, Any] = {"footer_links": [], "run_history": False, "inline": False, "quiet": True}
+    address = serve(app, port)
     try:
-        _, url, _ = app.launch(server_name=HOST, server_port=port, prevent_thread_lock=True, **limits, **shown)
-    except OSError as error:
-        raise UserError(f"port: {port or 'from 7860 on'} can't be used ({one_line(error)}); choose another") from error
-    print_line(f"{app.title}: {url}   (Ctrl-C ends)")
-    app.block_thread()
+        print_line(f"{app.title}: {address}   (Ctrl-C ends)")
+        app.server.thread.join()
+    finally:
+        app.close(verbose=False)
 
 
 def names_of(run: str, weights: str | None) -> dict[int, str]:
@@ -141,46 +129,64 @@ def examples_of(run: str, folder: Path) -> list[Example]:
     options = argparse.Namespace(model=run, recipe=None, checkpoint=None, split=[], images=0, fields=[])
     found: list[Example] = []
     try:
-        task = open_model(options, lambda line: None).task
-        records = [record for _, _, some in records_of(task, [heldout_of(task)]) for record in some]
-        for place in np.unique(np.linspace(0, len(records) - 1, min(RETRIEVED, len(records))).astype(int)):
-            refs, texts = shown_of(task, records[place])
-            files = [folder / f"{place}-{number}{Path(ref.name).suffix}" for number, ref in enumerate(refs)]
-            for ref, file in zip(refs, files, strict=True):
-                file.write_bytes(ref.read())
-            found.append(Example(tuple(map(str, files)), tuple(texts)))
+        opened = open_model(options, lambda line: None)
+        with contextlib.chdir(_started_in(opened)):
+            records = [record for _, _, some in records_of(opened.task, [heldout_of(opened.task)]) for record in some]
+            for place in np.unique(np.linspace(0, len(records) - 1, min(RETRIEVED, len(records))).astype(int)):
+                refs, texts = shown_of(opened.task, records[place])
+                files = [folder / f"{place}-{number}{Path(ref.name).suffix}" for number, ref in enumerate(refs)]
+                for ref, file in zip(refs, files, strict=True):
+                    file.write_bytes(ref.read())
+                found.append(Example(tuple(map(str, files)), tuple(texts)))
     except (ValueError, OSError, ImportError) as error:
         print_line(f"no more examples: {one_line(error)}", file=sys.stderr)
     return found
 
 
+def _started_in(opened: Opened) -> Path:
+    """The folder that paths in the recipe of a run are relative to, if the run lies where training has put it."""
+    run, output = Path(os.path.abspath(opened.run or "")), Path(opened.recipe.output)
+    is_there = opened.run and not output.is_absolute() and run.parts[-len(output.parts) :] == output.parts
+    return run.parents[len(output.parts) - 1] if is_there else Path()
+
+
 def model_app(soho: SeeingPipeline, run: About) -> gr.Blocks:
     """The app of a model: a tab for its question, and, where it can, one to retrieve images, for codes, attention."""
     labels = ["left", "right"] if soho.action == "compare" else ["image"]
-    with gr.Blocks(title=run.title, **_BLOCKS) as app:
+    turns = Turns()
+    with App(title=run.title, **_BLOCKS) as app:
         gr.Markdown(f"# {run.title}")
-        _question_tab(soho, run, labels)
+        _question_tab(turns, soho, run, labels)
         if soho.action == "rank" and run.examples:
-            _retrieve_tab(soho, run)
+            _retrieve_tab(turns, soho, run)
         if soho.dictionary is not None:
 
-            def codes(file: str) -> Any:
+            def codes(file: str) -> Iterator[Any]:
                 pixels, visual, size = soho.see(_content(file))
-                return code_map(pixels, soho.codes_of(visual), size, run.names)
+                yield code_map(pixels, soho.codes_of(visual), size, run.names)
 
-            _codes_tab(codes, [list(example.files[:1]) for example in run.examples[:EXAMPLES]])
-        _attention_tab(soho, run, labels)
+            _codes_tab(turns, codes, [list(example.files[:1]) for example in run.examples[:EXAMPLES]])
+        _attention_tab(turns, soho, run, labels)
     return app
 
 
-def _question_tab(soho: SeeingPipeline, run: About, labels: Sequence[str]) -> None:
+def _question_tab(turns: Turns, soho: SeeingPipeline, run: About, labels: Sequence[str]) -> None:
     ranks = soho.action == "rank"
 
-    def ask(*inputs: Any) -> dict[str, float]:
+    def ask(*inputs: Any) -> Iterator[dict[str, float]]:
         *files, text = inputs
-        asked = [line for line in (text or "").splitlines() if line.strip()] if ranks else text or ""
-        found = getattr(soho, soho.action)(*map(_content, files), asked)
-        return {row.get("text") or row.get("answer") or row["label"]: row["score"] for row in found}
+        images = [_content(file) for file in files]
+        if not ranks:
+            found = getattr(soho, soho.action)(*images, text or "")
+            yield {row.get("answer") or row["label"]: row["score"] for row in found}
+            return
+        texts = list(dict.fromkeys(line for line in (text or "").splitlines() if line.strip()))
+        (visual,), score_of = soho.encode(images), dict[str, float]()
+        for first in range(0, max(1, len(texts)), _CHUNK):
+            found = soho.rank(visual, texts[first : first + _CHUNK])
+            score_of |= {row["text"]: row["score"] for row in found}
+            best = heapq.nlargest(_SHOWN_TEXTS, score_of, key=score_of.__getitem__)  # of those read so far
+            yield {each: score_of[each] for each in best}
 
     texts = [example.texts[0] for example in run.examples if example.texts]
     shown = [
@@ -189,46 +195,45 @@ def _question_tab(soho: SeeingPipeline, run: About, labels: Sequence[str]) -> No
         if example.texts
     ]
     words = gr.Textbox(label="texts, one a line" if ranks else "text", lines=5 if ranks else 1)
-    answers = gr.Label(label="probability", num_top_classes=20)
-    _tab(soho.action, ask, [*_uploads(labels), words], answers, shown)
+    answers = gr.Label(label="probability", num_top_classes=_SHOWN_TEXTS)
+    _tab(turns, soho.action, ask, [*_uploads(labels), words], answers, shown)
 
 
-def _retrieve_tab(soho: SeeingPipeline, run: About) -> None:
+def _retrieve_tab(turns: Turns, soho: SeeingPipeline, run: About) -> None:
     from soho_fast.ask.retrieval import Retriever
 
     files = [example.files[0] for example in run.examples]
+    encoded: list[Any] = []  # when the first text is asked for, not when the app starts
+    retriever = Retriever(soho, encoded, say=lambda line: None)
 
-    # The images are encoded when the first text is asked for, not when the app starts.
-    @functools.cache
-    def retriever() -> Retriever:
-        return Retriever(soho, soho.encode(files), say=lambda line: None)
-
-    def retrieve(text: str) -> list[tuple[str, str]]:
-        (answer,) = retriever()([text or ""], _SHOWN, _CANDIDATES)
-        for error in retriever().errors.values():
-            raise error
-        return [(files[row["image"]], f"{100 * row['score']:.1f} %") for row in answer]
+    def retrieve(text: str) -> Iterator[Any]:
+        soho.texts_of([text or ""])
+        while len(encoded) < len(files):
+            encoded.extend(soho.encode(files[len(encoded) : len(encoded) + _IMAGES_AHEAD]))
+            yield gr.skip()
+        (answer,) = retriever([text or ""], _SHOWN, _CANDIDATES)
+        yield [(files[row["image"]], f"{100 * row['score']:.1f} %") for row in answer]
 
     text = gr.Textbox(label=f"text; {len(run.examples)} held-out images are searched")
     gallery = gr.Gallery(label="images that fit best", columns=4)
     texts = [[example.texts[0]] for example in run.examples[:EXAMPLES] if example.texts]
-    _tab("retrieve", retrieve, [text], gallery, texts)
+    _tab(turns, "retrieve", retrieve, [text], gallery, texts)
 
 
-def _codes_tab(codes: Callable[[str], Any], examples: list[list[str]]) -> None:
+def _codes_tab(turns: Turns, codes: Callable[[str], Iterator[Any]], examples: list[list[str]]) -> None:
     shown = gr.AnnotatedImage(label="code map: point at a code to see its patches", format="png")
     grid = gr.JSON(label="codes, row by row", open=False)
-    _tab("codes", codes, _uploads(["image"]), [shown, grid], examples)
+    _tab(turns, "codes", codes, _uploads(["image"]), [shown, grid], examples)
 
 
-def _attention_tab(soho: SeeingPipeline, run: About, labels: Sequence[str]) -> None:
+def _attention_tab(turns: Turns, soho: SeeingPipeline, run: About, labels: Sequence[str]) -> None:
     layers = soho.model.config.num_hidden_layers
 
-    def attention(*inputs: Any) -> list[tuple[np.ndarray, str]]:
+    def attention(*inputs: Any) -> Iterator[list[tuple[np.ndarray, str]]]:
         *files, text, layer = inputs
         seen = [soho.see(_content(file)) for file in files]
         tokens, shares = soho.attention(text or "", [visual for _, visual, _ in seen])
-        return [
+        yield [
             (shaded(pixels, share_DShw[int(layer) - 1, number], size), token)
             for (pixels, _, size), share_DShw in zip(seen, shares, strict=True)
             for number, token in enumerate(tokens)
@@ -237,7 +242,7 @@ def _attention_tab(soho: SeeingPipeline, run: About, labels: Sequence[str]) -> N
     layer = gr.Dropdown(list(range(1, layers + 1)), value=layers, label="layer")
     gallery = gr.Gallery(label="where each token looks, mean of the heads; bright is most", columns=4)
     examples = [[*one.files, one.texts[0], layers] for one in run.examples[:EXAMPLES] if one.texts]
-    _tab("attention", attention, [*_uploads(labels), gr.Textbox(label="text"), layer], gallery, examples)
+    _tab(turns, "attention", attention, [*_uploads(labels), gr.Textbox(label="text"), layer], gallery, examples)
 
 
 def _uploads(labels: Sequence[str]) -> list[gr.Image]:
@@ -248,14 +253,17 @@ def _uploads(labels: Sequence[str]) -> list[gr.Image]:
     return images
 
 
-def _tab(name: str, act: Callable[..., Any], inputs: Any, outputs: Any, examples: list[list[Any]]) -> None:
-    """A tab that calls `act`, one call of the app at a time; what can't be used is said in one line."""
+def _tab(
+    turns: Turns, name: str, act: Callable[..., Iterator[Any]], inputs: Any, outputs: Any, examples: list[list[Any]]
+) -> None:
+    """A tab that shows what the steps of `act` give; what can't be used is said in one line. Gradio ends a call between
+    two steps, when its button is pressed or its page is left."""
 
-    @functools.wraps(act)
-    def told(*values: Any) -> Any:
+    def told(request: gr.Request, *values: Any) -> Iterator[Any]:
+        texts = [each or "" for each, shown in zip(values, inputs, strict=True) if isinstance(shown, gr.Textbox)]
+        num_texts = sum(max(1, len(text.splitlines())) for text in texts)
         try:
-            with _ONE_CALL:
-                return act(*values)
+            yield from turns.take(request.session_hash or "", lambda: act(*values), num_texts)
         except (ValueError, OSError) as error:
             raise gr.Error(one_line(error), print_exception=False) from error
 

@@ -1,12 +1,19 @@
 """The app: what its tabs answer, what it refuses in one line, and who reaches it."""
 
+import json
+import os
+import re
+import shutil
 import socket
+import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from soho_fast.ask import SohoPipeline
 from soho_fast.explore import Bundle
@@ -15,12 +22,18 @@ from soho_fast.explore.app_command import main
 gr = pytest.importorskip("gradio", reason="the extra `app` is not installed")
 
 from soho_fast.explore import app as apps  # noqa: E402 - which needs gradio
+from soho_fast.explore import door  # noqa: E402
 from soho_fast.explore.attention import SeeingPipeline  # noqa: E402
 
 
-def asked_of(app):
-    """The functions of an app by their name."""
-    return {block.api_name: block.fn for block in app.fns.values() if block.api_name}
+def asked_of(app, session=None):
+    """The functions of an app by their name, which give the last of what they show."""
+    request = gr.Request(session_hash=session)
+
+    def last(fn):
+        return lambda *inputs: list(fn(request, *inputs))[-1]
+
+    return {block.api_name: last(block.fn) for block in app.fns.values() if block.api_name}
 
 
 def tabs_of(app):
@@ -53,6 +66,27 @@ def test_examples_are_the_runs_held_out_images_and_their_captions(run, shown):
     assert all(Path(file).is_file() for example in about.examples for file in example.files)
     assert tabs_of(app) == ["rank", "retrieve", "codes", "attention"]
     assert len([block for block in app.blocks.values() if isinstance(block, gr.Dataset)]) == 4
+
+
+def test_examples_are_found_from_any_folder(run, tmp_path, monkeypatch, capsys):
+    recipe = yaml.safe_load((run / "recipe.yaml").read_text())
+    started = tmp_path / "project"
+    copied = started / "runs/own"
+    shutil.copytree(run, copied)
+    (started / "data").symlink_to(run.parent / "data")
+    text = yaml.safe_dump(recipe | {"output": "runs/own"}).replace(f"{run.parent}/data", "data")
+    assert str(run.parent) not in text
+    (copied / "recipe.yaml").write_text(text)
+    for folder, name in (
+        (started, "runs/own"),
+        (tmp_path, "project/runs/own"),
+        (started / "runs/own", "."),
+        ("/", copied),
+    ):
+        monkeypatch.chdir(folder)
+        (into := tmp_path / f"into{len(str(name))}").mkdir()
+        assert len(apps.examples_of(str(name), into)) > 1, capsys.readouterr().err
+        assert os.getcwd() == str(folder)
 
 
 def test_codes_are_those_of_the_runs_explorer_with_its_words(run, shown):
@@ -151,25 +185,39 @@ def test_a_mistake_is_one_line(arguments, told, capsys, tmp_path, monkeypatch):
     assert told in said and said.count("\n") == 1
 
 
-@pytest.fixture
-def address(shown, monkeypatch, capsys):
+@pytest.fixture(scope="module")
+def address(shown):
     """Where the app is served."""
     app = shown[2]
-    monkeypatch.setattr(app, "block_thread", lambda: None)
-    apps.show(app)
-    said = capsys.readouterr().out
-    assert said.startswith("tiny: http://127.0.0.1:") and said.endswith("/   (Ctrl-C ends)\n")
-    yield said.split()[1]
-    app.close()
+    yield door.serve(app)
+    app.close(verbose=False)
 
 
-def test_it_is_reached_at_this_machines_own_address_alone(shown, address, tmp_path):
+def answer_of(address, path="", data=None, method=None, **headers):
+    """(status, what is answered)."""
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    request = urllib.request.Request(urllib.parse.urljoin(address, path), data, named, method=method)
+    try:
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+def upload_of(num_bytes):
+    """The body of an upload, and its header."""
+    body = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n'
+    return body + bytes(num_bytes) + b"\r\n--x--\r\n", {"Content_Type": "multipart/form-data; boundary=x"}
+
+
+def test_it_is_reached_at_its_address_alone_and_from_this_machine(shown, address, tmp_path):
     from gradio_client import Client, handle_file
     from gradio_client.exceptions import AppError
 
-    port = int(address.rstrip("/").rpartition(":")[2])
+    _, _, served, token, _ = address.split("/")
+    host, _, port = served.partition(":")
     with pytest.raises(ConnectionRefusedError):
-        socket.create_connection(("127.0.0.2", port), timeout=5).close()
+        socket.create_connection(("127.0.0.2", int(port)), timeout=5).close()
     assert not shown[2].share and not shown[2].analytics_enabled
     client = Client(address, verbose=False)
     file = shown[1].examples[0].files[0]
@@ -179,20 +227,181 @@ def test_it_is_reached_at_this_machines_own_address_alone(shown, address, tmp_pa
     broken.write_bytes(b"no image")
     with pytest.raises(AppError, match=r"image: can't be decoded as an image \(8 bytes\)"):
         client.predict(handle_file(broken), api_name="/codes")
-    request = urllib.request.Request(address, headers={"Host": "example.org"})
-    with pytest.raises(urllib.error.HTTPError, match="400"):
-        urllib.request.urlopen(request, timeout=30)
-    large = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n'
-    large += bytes(2**20 * apps.MAX_FILE_MB + 1) + b"\r\n--x--\r\n"
-    request = urllib.request.Request(f"{address}gradio_api/upload", large)
-    request.add_header("Content-Type", "multipart/form-data; boundary=x")
-    with pytest.raises(urllib.error.HTTPError) as error:
-        urllib.request.urlopen(request, timeout=30)
-    assert error.value.code == 413
+    assert host == "127.0.0.1" and len(token) == 32
+    body, kind = upload_of(8)
+    for path in ("/", "/config", "/gradio_api/info", "/gradio_api/startup-events", "/gradio_api/queue/join", "/docs"):
+        assert answer_of(address, path) == (404, '{"detail":"Not Found"}')
+    assert answer_of(address, "/gradio_api/upload", body, **kind)[0] == 404
+
+
+@pytest.mark.parametrize(
+    ("headers", "code"),
+    [
+        ({}, 200),
+        ({"Origin": "{own}"}, 200),
+        ({"Origin": "http://example.org"}, 403),
+        ({"Origin": "http://127.0.0.1:8888"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Sec_Fetch_Site": "cross-site"}, 403),
+        ({"Host": "example.org"}, 400),
+        ({"Host": "example.org", "Origin": "http://example.org"}, 400),
+    ],
+)
+def test_another_page_can_change_nothing(address, headers, code):
+    own = address[: address.index("/", 7)]
+    body, kind = upload_of(8)
+    headers = {name: value.replace("{own}", own) for name, value in headers.items()}
+    assert answer_of(address, "gradio_api/upload", body, **kind, **headers)[0] == code
+    if "Host" in headers:
+        assert answer_of(address, **headers)[0] == 400
+    join = json.dumps({"data": [], "fn_index": 0, "session_hash": "s"}).encode()
+    for path in ("gradio_api/queue/join", "gradio_api/cancel", "gradio_api/reset"):
+        answered = answer_of(address, path, join, Content_Type="application/json", **headers)[0]
+        assert answered == code or (code == 200 and answered not in (400, 403)), path
+
+
+def test_bytes_are_bounded(address, monkeypatch):
+    body, kind = upload_of(2**20 * (door.MAX_FILE_MB + 2))
+    assert answer_of(address, "gradio_api/upload", body, **kind)[0] == 413
+    join = b'{"data": ["' + b"a" * (2**20 * door.MAX_CALL_MB) + b'"], "fn_index": 0, "session_hash": "s"}'
+    code, told = answer_of(address, "gradio_api/queue/join", join, Content_Type="application/json")
+    assert (code, json.loads(told)["detail"]) == (413, f"expected at most {door.MAX_CALL_MB} MB of a request")
+    monkeypatch.setattr(door, "MAX_UPLOADS_MB", 1)
+    body, kind = upload_of(2**19)
+    code, told = answer_of(address, "gradio_api/upload", body, **kind)
+    assert (code, json.loads(told)["detail"]) == (413, "expected at most 1 MB of uploads an hour")
+
+
+def test_a_session_has_so_many_texts_seconds_and_calls(shown, monkeypatch):
+    file, own = shown[1].examples[0].files[0], asked_of(shown[2], "own")
+    monkeypatch.setattr(door, "MAX_TEXTS", 3)
+    own["rank"](file, "a man\na dog")
+    with pytest.raises(gr.Error, match="texts: expected at most 3 of a session an hour, got 2 after 2"):
+        own["rank"](file, "a man\na dog")
+    asked_of(shown[2], "another")["rank"](file, "a man\na dog")
+    with pytest.raises(gr.Error, match="texts: expected at most 3 of a session an hour, got 4 at once"):
+        asked_of(shown[2], "a further")["rank"](file, "a\rb\u2028c\x0bd")
+    monkeypatch.setattr(door, "MAX_SECONDS", 0.0)
+    with pytest.raises(gr.Error, match="time: this session has had its 0 seconds"):
+        own["codes"](file)
+    monkeypatch.undo()
+    asked_of(shown[2], "a third")["codes"](file)
+    monkeypatch.setattr(door, "MAX_CALLS", 1)
+    turns = door.Turns()
+    first = turns.take("s", lambda: iter("ab"), 0)
+    assert next(first) == "a"
+    with pytest.raises(ValueError, match="calls: expected at most 1 at a time"):
+        next(turns.take("s", lambda: iter("ab"), 0))
+    first.close()
+    assert list(turns.take("s", lambda: iter("ab"), 0)) == ["a", "b"]
+
+
+def test_20_000_lines_do_not_block_others_and_can_be_cancelled(shown, address, monkeypatch):
+    from gradio_client import Client, handle_file
+
+    soho, ranked = shown[0], []
+    rank = soho.rank
+    monkeypatch.setattr(soho, "rank", lambda *asked, **options: ranked.append(asked) or rank(*asked, **options))
+
+    file = handle_file(shown[1].examples[0].files[0])
+    long, other = Client(address, verbose=False), Client(address, verbose=False)
+    job = long.submit(file, "\n".join(f"a man {number}" for number in range(20_000)), api_name="/rank")
+    while not job.outputs():
+        assert not job.done(), job.result()
+        time.sleep(0.01)
+    for name in ("rank", "retrieve", "codes"):
+        inputs = {"rank": [file, "a man"], "retrieve": ["a man"], "codes": [file]}[name]
+        other.predict(*inputs, api_name=f"/{name}")
+    assert not job.done(), "it goes on beside"
+    job.cancel()
+    in_all, before = 20_000 // 64, 0
+    while len(ranked) != before + 1:  # another's alone
+        before = len(ranked)
+        other.predict(file, "a man", api_name="/rank")
+    assert len(ranked) < in_all, "it has ended"
+
+
+# What a page that is no page of Gradio's could send.
+HOSTILE = [
+    {"fn_index": 999, "data": []},
+    {"fn_index": -1, "data": ["x"]},
+    {"fn_index": "{rank}", "data": []},
+    {"fn_index": "{rank}", "data": [None]},
+    {"fn_index": "{rank}", "data": [None] * 900},
+    {"fn_index": "{rank}", "data": ["a", 1]},
+    {"fn_index": "{rank}", "data": [{"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}}, "a man"]},
+    {"fn_index": "{rank}", "data": [{"path": "\0", "meta": {"_type": "gradio.FileData"}}, "a man"]},
+    {"fn_index": "{rank}", "data": [{"url": "http://127.0.0.1:1/a.png", "meta": {"_type": "gradio.FileData"}}, "a"]},
+    {"fn_index": "{rank}", "data": [None, {"a": ["b"]}]},
+    {"fn_index": "{attention}", "data": [None, "a man", 99]},
+    {"fn_index": "{attention}", "data": [None, "a man", {"a": 1}]},
+    {"fn_index": "{codes}", "data": [[1, 2, 3]]},
+    {"fn_index": "{codes}", "data": [None], "trigger_id": "x" * 1000, "event_data": [1]},
+]
+# Requests with which Gradio fails: a path, and what is posted there.
+FAILING = [
+    ("queue/join", b'{"data": [], "fn_index": 1e400, "session_hash": "s"}'),
+    ("component_server", b'{"data": 1, "component_id": 99999, "session_hash": "s", "fn_name": "x"}'),
+    ("call/v2/rank", b'{"a": 1}'),
+    ("call/nothing", b'{"data": []}'),
+    ("queue/data?session_hash=nothing", None),
+]
+
+
+def told_by(shown, address, sent):
+    """The error that a call is answered with."""
+    numbers = {block.api_name: number for number, block in shown[2].fns.items() if block.api_name}
+    session, fn = f"s{len(str(sent))}", sent["fn_index"]
+    sent = sent | {"session_hash": session, "fn_index": numbers[fn.strip("{}")] if isinstance(fn, str) else fn}
+    code, told = answer_of(address, "gradio_api/queue/join", json.dumps(sent).encode(), Content_Type="application/json")
+    if code == 200:
+        stream = answer_of(address, f"gradio_api/queue/data?session_hash={session}")[1]
+        messages = [json.loads(line[5:]) for line in stream.splitlines() if line.startswith("data:")]
+        (told,) = [each["output"].get("error") for each in messages if each["msg"] == "process_completed"]
+    return told
+
+
+@pytest.mark.parametrize("sent", HOSTILE, ids=lambda sent: json.dumps(sent)[:60])
+def test_a_hostile_call_is_answered_by_an_error_and_leaves_a_line(shown, address, sent, capfd):
+    told = told_by(shown, address, sent)
+    assert told and "\n" not in told
+    lines = "".join(capfd.readouterr()).splitlines()
+    assert len(lines) <= 1, lines
+
+
+def test_a_file_that_nobody_uploaded_is_not_read(shown, address, photo):
+    sent = {"fn_index": "{codes}", "data": [{"path": str(photo), "meta": {"_type": "gradio.FileData"}}]}
+    assert "it was not uploaded by a user" in (told_by(shown, address, sent) or "")
+    assert answer_of(address, f"gradio_api/file={photo}")[0] == 403
+
+
+@pytest.mark.parametrize(("path", "data"), FAILING)
+def test_a_request_that_gradio_fails_with_leaves_a_line(address, path, data, capfd):
+    code, told = answer_of(address, f"gradio_api/{path}", data, Content_Type="application/json")
+    # Of a stream the first line has gone out before.
+    assert (code, list(json.loads(told))) == (500, ["error"]) if data else (code, "error" in told) == (200, True)
+    lines = "".join(capfd.readouterr()).splitlines()
+    assert len(lines) == 1 and lines[0].startswith("a call failed: ")
+
+
+def test_ctrl_c_ends_it_and_its_address_is_printed(shown, monkeypatch):
+    app, said = apps.model_app(shown[0], shown[1]), []
+
+    def interrupted(line):
+        said.append(line)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(apps, "print_line", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        apps.show(app)
+    assert re.fullmatch(r"tiny: http://127.0.0.1:\d+/[\w-]{32}/   \(Ctrl-C ends\)", said[0])
+    app.server.thread.join(timeout=30)
+    with pytest.raises(urllib.error.URLError, match="refused"):
+        answer_of(said[0].split()[1])
 
 
 def test_a_port_that_is_taken_is_said(shown):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(ValueError, match=f"port: {port} can't be used"):
-            apps.show(shown[2], port)
+            apps.show(apps.model_app(*shown[:2]), port)

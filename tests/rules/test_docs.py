@@ -203,14 +203,14 @@ def serves(command: str, folder: Path) -> None:
     ) as server:
         try:
             said = ""
-            while (found := re.search(r"http://[\d.]+:\d+/?", said)) is None:
+            while (found := re.search(r"http://[\d.]+:\d+/\S+", said)) is None:
                 line = server.stdout.readline()
                 assert line, f"it ended: {said}"
                 said += line
             with urllib.request.urlopen(found[0], timeout=30) as page:
                 assert b": pre-training" in page.read()
             (asking,) = (text for _, text in SHOWN if "gradio_client" in text)
-            asking = re.sub(r"http://[\d.]+:\d+", found[0].rstrip("/"), asking)
+            asking = asking.replace("http://127.0.0.1:7860/TOKEN", found[0])
             done = subprocess.run(
                 asking, shell=True, cwd=folder, env=environment(), capture_output=True, text=True, check=False
             )
