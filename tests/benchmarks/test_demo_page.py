@@ -18,8 +18,8 @@ def test_readme_has_the_demos_figures_beside_their_baselines():
         "masked visual tokens (256 codes), labels drawn by lift": (
             "{mvm} %",
             "{mvm_most_frequent} % most frequent code, {mvm_shuffled} % shuffled caption, "
-            "{mvm_no_caption} % no caption; labels drawn as in the paper {mvm_paper} %, "
-            "{mvm_paper_no_caption} % no caption",
+            "{mvm_no_caption} % no caption, {mvm_words} % the caption's words alone; labels drawn as in the paper "
+            "{mvm_paper} %, {mvm_paper_no_caption} % no caption",
         ),
         "of the patches that codes mark, on the code's object; of the objects' patches, marked": (
             "{pointing_all} %; {pointing_found} %",
