@@ -9,6 +9,7 @@ import argparse
 import colorsys
 import contextlib
 import heapq
+import html
 import os
 import sys
 import tempfile
@@ -65,12 +66,13 @@ class About:
     """What the app shows beside a model.
 
     title: what heads the page. names: of codes, each the word that its images' captions share. examples: of its
-    held-out images.
+    held-out images. explorer: the folder of its codes' pages.
     """
 
     title: str
     names: Mapping[int, str] = field(default_factory=dict)
     examples: Sequence[Example] = ()
+    explorer: Path | None = None
 
 
 def serve_model(run: str, port: int | None = None, accept_changes: bool = False) -> None:
@@ -96,13 +98,15 @@ def serve_model(run: str, port: int | None = None, accept_changes: bool = False)
     with tempfile.TemporaryDirectory() as folder:
         os.environ["GRADIO_TEMP_DIR"] = f"{folder}/uploads"  # where no other user can read them
         title = f"{Path(run).resolve().name}: {MODELS[type(soho.model).__name__][0]}"
-        about = About(title, names_of(run, soho.weights()), examples_of(run, Path(folder)))
-        show(model_app(soho, about), port)
+        explorer, names = explorer_of(run, soho.weights())
+        about = About(title, names, examples_of(run, Path(folder)), explorer)
+        show(model_app(soho, about), port, explorer)
 
 
-def show(app: gr.Blocks, port: int | None = None) -> None:
-    """Serve an app to this machine alone, and say where, until Ctrl-C. Raises UserError: the port can't be used."""
-    address = serve(app, port)
+def show(app: gr.Blocks, port: int | None = None, explorer: Path | None = None) -> None:
+    """Serve an app, with an explorer, to this machine alone, and say where, until Ctrl-C. Raises UserError: the port
+    can't be used."""
+    address = serve(app, port, explorer)
     try:
         print_line(f"{app.title}: {address}   (Ctrl-C ends)")
         app.server.thread.join()
@@ -110,15 +114,15 @@ def show(app: gr.Blocks, port: int | None = None) -> None:
         app.close(verbose=False)
 
 
-def names_of(run: str, weights: str | None) -> dict[int, str]:
-    """What the explorer of a run calls its codes; nothing where there is none, or one of another model."""
+def explorer_of(run: str, weights: str | None) -> tuple[Path | None, dict[int, str]]:
+    """The explorer of a run, and what it calls its codes; nothing where there is none, or one of another model."""
     try:
         bundle = Bundle(default_folder(run))
-        if bundle.meta["weights"] != weights or bundle.of_another_model():
-            return {}
-        return {code: word for code, word in enumerate(bundle.read("wall")["word"]) if word}
+        if bundle.meta["weights"] == weights and not bundle.of_another_model():
+            return bundle.folder, {code: word for code, word in enumerate(bundle.read("wall")["word"]) if word}
     except (FileNotFoundError, BundleError):
-        return {}
+        pass
+    return None, {}
 
 
 def examples_of(run: str, folder: Path) -> list[Example]:
@@ -163,7 +167,8 @@ def model_app(soho: SeeingPipeline, run: About) -> gr.Blocks:
 
             def codes(file: str) -> Iterator[Any]:
                 pixels, visual, size = soho.see(_content(file))
-                yield code_map(pixels, soho.codes_of(visual), size, run.names)
+                index_hw = soho.codes_of(visual)
+                yield *code_map(pixels, index_hw, size, run.names), code_links(index_hw, run)
 
             _codes_tab(turns, codes, [list(example.files[:1]) for example in run.examples[:EXAMPLES]])
         _attention_tab(turns, soho, run, labels)
@@ -222,8 +227,8 @@ def _retrieve_tab(turns: Turns, soho: SeeingPipeline, run: About) -> None:
 
 def _codes_tab(turns: Turns, codes: Callable[[str], Iterator[Any]], examples: list[list[str]]) -> None:
     shown = gr.AnnotatedImage(label="code map: point at a code to see its patches", format="png")
-    grid = gr.JSON(label="codes, row by row", open=False)
-    _tab(turns, "codes", codes, _uploads(["image"]), [shown, grid], examples)
+    grid = gr.JSON(visible=False)  # for programs
+    _tab(turns, "codes", codes, _uploads(["image"]), [shown, grid, gr.HTML()], examples)
 
 
 def _attention_tab(turns: Turns, soho: SeeingPipeline, run: About, labels: Sequence[str]) -> None:
@@ -293,11 +298,26 @@ def code_map(
     pixels = _smaller(pixels)
     place_HW = _patch_of_pixels(pixels, index_hw.shape, size)
     most = Counter(index_hw[index_hw >= 0].tolist()).most_common(_MOST_CODES)
-    labels = {code: f"{code} {names.get(code, '')}".strip() for code, _ in most}
+    labels = {code: _called(code, names) for code, _ in most}
     masks = [(0.6 * (index_hw.ravel()[place_HW] == code), label) for code, label in labels.items()]
     colours = {label: _colour(code) for code, label in labels.items()}
     grid = {"rows": index_hw.shape[0], "columns": index_hw.shape[1], "codes": index_hw.ravel().tolist()}
     return gr.AnnotatedImage((pixels, masks), color_map=colours), grid
+
+
+def code_links(index_hw: np.ndarray, run: About) -> str:
+    """HTML: the codes of an image, the most frequent first, as links to their pages of the explorer; see `code_map`."""
+    if run.explorer is None:
+        return "What other images have these codes is shown once <code>soho explore build</code> has made an explorer."
+    links = [
+        f'<a href="explorer/?app#/code/{code}" target="_blank">{html.escape(_called(code, run.names))}</a> ({count})'
+        for code, count in Counter(index_hw[index_hw >= 0].tolist()).most_common()
+    ]
+    return f"Each code's page, with other images that have it (patches of this image): {', '.join(links)}"
+
+
+def _called(code: int, names: Mapping[int, str]) -> str:
+    return f"{names.get(code, 'code')} {code}"
 
 
 def shaded(pixels: np.ndarray, share_hw: np.ndarray, size: tuple[float, float]) -> np.ndarray:

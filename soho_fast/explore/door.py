@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from soho_fast.common.errors import UserError, print_line
@@ -22,6 +23,7 @@ with from_extra("app"):
     from starlette.middleware import Middleware
     from starlette.middleware.trustedhost import TrustedHostMiddleware
     from starlette.responses import JSONResponse
+    from starlette.staticfiles import StaticFiles
 
     from soho_fast.common.images import one_line
 
@@ -183,8 +185,9 @@ def _told(error: Exception) -> str:
     return line
 
 
-def serve(app: gr.Blocks, port: int | None = None) -> str:
-    """Serve an app to this machine alone, under an address that nobody can guess; `app.close()` ends it.
+def serve(app: gr.Blocks, port: int | None = None, explorer: Path | None = None) -> str:
+    """Serve an app to this machine alone, under an address that nobody can guess, and below it, at `explorer/`, the
+    folder of an explorer; `app.close()` ends it.
 
     Returns:
         The address. Whoever does not have it gets "Not Found" for whatever is asked.
@@ -198,6 +201,8 @@ def serve(app: gr.Blocks, port: int | None = None) -> str:
     # A page of the net whose name its owner has pointed here (DNS rebinding) is known by the name.
     guard = [Middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"]), Middleware(Door)]
     outside = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, middleware=guard)
+    if explorer is not None:
+        outside.mount(f"{path}/explorer", StaticFiles(directory=explorer, html=True))
     app.queue(max_size=_WAITING, api_open=False, default_concurrency_limit=_AT_A_TIME)
     shown: dict[str, Any] = {"footer_links": [], "run_history": False, "ssr_mode": False}
     shown["app_kwargs"] = {"exception_handlers": {Exception: _failed}}

@@ -49,9 +49,8 @@ def run(built_run):
 def shown(run, tmp_path_factory):
     """What the app shows of the run, and its app."""
     soho = SeeingPipeline.from_pretrained(run)
-    about = apps.About(
-        "tiny", apps.names_of(str(run), soho.weights()), apps.examples_of(str(run), tmp_path_factory.mktemp("examples"))
-    )
+    explorer, names = apps.explorer_of(str(run), soho.weights())
+    about = apps.About("tiny", names, apps.examples_of(str(run), tmp_path_factory.mktemp("examples")), explorer)
     return soho, about, apps.model_app(soho, about)
 
 
@@ -96,11 +95,23 @@ def test_codes_are_those_of_the_runs_explorer_with_its_words(run, shown):
     assert about.names == {code: word for code, word in enumerate(wall["word"]) if word}
     images = map(bundle.image, range(bundle.meta["num_shown"]))
     image = next(image for image in images if image["captions"] == list(about.examples[0].texts))
-    component, grid = asked_of(app)["codes"](about.examples[0].files[0])
+    component, grid, links = asked_of(app)["codes"](about.examples[0].files[0])
     assert grid == {"rows": image["rows"], "columns": image["columns"], "codes": image["index"]}
     labels = [annotation["label"] for annotation in component.value["annotations"]]
-    assert labels[0].split()[0] == str(max(set(image["index"]), key=image["index"].count))
-    assert {int(label.split()[0]) for label in labels} == set(image["index"])
+    assert labels[0].split()[1] == str(max(set(image["index"]), key=image["index"].count))
+    assert {int(label.split()[1]) for label in labels} == set(image["index"])
+    found = re.findall(r'href="explorer/\?app#/code/(\d+)" target="_blank">(.*?) (\d+)</a> \((\d+)\)', links)
+    numbers = [int(code) for code, *_ in found]
+    assert [count for *_, count in found] == [str(image["index"].count(code)) for code in numbers]
+    assert [(word, int(code)) for _, word, code, _ in found] == [(wall["word"][n] or "code", n) for n in numbers]
+    assert sorted(numbers) == sorted(set(image["index"]))
+
+
+def test_what_captions_say_of_a_code_is_no_markup(tmp_path):
+    index_hw = np.zeros((1, 2), int)
+    links = apps.code_links(index_hw, apps.About("tiny", {0: "<b>bold"}, explorer=tmp_path))
+    assert "&lt;b&gt;bold 0</a> (2)" in links
+    assert "soho explore build" in apps.code_links(index_hw, apps.About("tiny"))
 
 
 def test_a_text_is_ranked_and_retrieves_as_the_pipeline_says(run, shown):
@@ -173,8 +184,8 @@ def test_tabs_are_those_that_the_model_can_answer(runs, photo, name, tabs):
 def test_a_run_without_its_data_or_explorer_has_no_examples_and_no_names(run, runs, tmp_path, capsys):
     assert apps.examples_of(str(runs / "rank"), tmp_path) == []
     assert "no more examples: recipe: " in capsys.readouterr().err
-    assert apps.names_of(str(runs / "rank"), "0" * 64) == {}
-    assert apps.names_of(str(run), "0" * 64) == {}, "its names are of another codebook"
+    assert apps.explorer_of(str(runs / "rank"), "0" * 64) == (None, {})
+    assert apps.explorer_of(str(run), "0" * 64) == (None, {}), "it is of another codebook"
 
 
 @pytest.mark.parametrize(("arguments", "told"), [(["nowhere/run"], "nowhere/run"), ([], "run")])
@@ -189,7 +200,7 @@ def test_a_mistake_is_one_line(arguments, told, capsys, tmp_path, monkeypatch):
 def address(shown):
     """Where the app is served."""
     app = shown[2]
-    yield door.serve(app)
+    yield door.serve(app, explorer=shown[1].explorer)
     app.close(verbose=False)
 
 
@@ -221,7 +232,7 @@ def test_it_is_reached_at_its_address_alone_and_from_this_machine(shown, address
     assert not shown[2].share and not shown[2].analytics_enabled
     client = Client(address, verbose=False)
     file = shown[1].examples[0].files[0]
-    _, grid = client.predict(handle_file(file), api_name="/codes")
+    _, grid, _ = client.predict(handle_file(file), api_name="/codes")
     assert grid == asked_of(shown[2])["codes"](file)[1]
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"no image")
@@ -229,7 +240,10 @@ def test_it_is_reached_at_its_address_alone_and_from_this_machine(shown, address
         client.predict(handle_file(broken), api_name="/codes")
     assert host == "127.0.0.1" and len(token) == 32
     body, kind = upload_of(8)
-    for path in ("/", "/config", "/gradio_api/info", "/gradio_api/startup-events", "/gradio_api/queue/join", "/docs"):
+    assert "<title>Dictionary explorer" in answer_of(address, "explorer/?app")[1]
+    assert answer_of(address, "explorer/data/meta.js")[0] == 200
+    assert answer_of(address, "explorer/..%2f..%2fpyproject.toml")[0] == answer_of(address, "explorer/no")[0] == 404
+    for path in ("/", "/explorer/", "/config", "/gradio_api/info", "/gradio_api/startup-events", "/gradio_api/queue/join", "/docs"):
         assert answer_of(address, path) == (404, '{"detail":"Not Found"}')
     assert answer_of(address, "/gradio_api/upload", body, **kind)[0] == 404
 

@@ -34,6 +34,15 @@ def test_every_page_is_restored_by_its_address(small, small_over_http, open_wind
         assert (window.address(), window.text()) == (address, text)
 
 
+def test_pages_that_the_app_serves_lead_back_to_it(small_over_http, small, window, open_window):
+    served = open_window(small, base=f"{small_over_http}?app")
+    served.visit("#/code/3")
+    served.click('[data-kind="nearest"] .occurrence')
+    assert served.page.get_by_text("← App").get_attribute("href") == "../"
+    window.visit("#/code/3")
+    assert window.page.get_by_text("← App").count() == 0
+
+
 def codes_on_the_wall(window):
     return window.page.eval_on_selector_all(".tile", "tiles => tiles.map(tile => Number(tile.dataset.code))")
 

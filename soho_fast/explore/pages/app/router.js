@@ -70,6 +70,8 @@
       .map(([name, { title }]) =>
         element("a", { href: explorer.address(name), "aria-current": name === page ? "page" : null }, title),
       );
+    // `soho app` serves these pages below its own, and says so in the address.
+    const toApp = location.search === "?app" && element("a", { href: "../" }, "← App");
     document
       .getElementById("header")
       .replaceChildren(
@@ -79,7 +81,7 @@
           { class: "brand", href: explorer.address("wall"), dir: "auto" },
           meta?.title ?? "Dictionary explorer",
         ),
-        element("nav", { "aria-label": "pages" }, links),
+        element("nav", { "aria-label": "pages" }, toApp, links),
         element("form", { class: "find", role: "search", submit: find }, search),
       );
   };
