@@ -204,7 +204,7 @@ def serve(app: gr.Blocks, port: int | None = None, explorer: Path | None = None)
     if explorer is not None:
         outside.mount(f"{path}/explorer", StaticFiles(directory=explorer, html=True))
     app.queue(max_size=_WAITING, api_open=False, default_concurrency_limit=_AT_A_TIME)
-    shown: dict[str, Any] = {"footer_links": [], "run_history": False, "ssr_mode": False}
+    shown: dict[str, Any] = {"footer_links": [], "run_history": False, "ssr_mode": False, "root_path": path}
     shown["app_kwargs"] = {"exception_handlers": {Exception: _failed}}
     served = gr.mount_gradio_app(outside, app, path, server_name=HOST, max_file_size=f"{MAX_FILE_MB}mb", **shown)
     try:

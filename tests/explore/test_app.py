@@ -210,7 +210,7 @@ def answer_of(address, path="", data=None, method=None, **headers):
     request = urllib.request.Request(urllib.parse.urljoin(address, path), data, named, method=method)
     try:
         with urllib.request.urlopen(request, timeout=30) as answer:
-            return answer.status, answer.read().decode()
+            return answer.status, answer.read().decode(errors="replace")
     except urllib.error.HTTPError as error:
         return error.code, error.read().decode()
 
@@ -246,6 +246,15 @@ def test_it_is_reached_at_its_address_alone_and_from_this_machine(shown, address
     for path in ("/", "/explorer/", "/config", "/gradio_api/info", "/gradio_api/startup-events", "/gradio_api/queue/join", "/docs"):
         assert answer_of(address, path) == (404, '{"detail":"Not Found"}')
     assert answer_of(address, "/gradio_api/upload", body, **kind)[0] == 404
+
+
+def test_a_chosen_example_is_shown(shown, address):
+    names = {number: block.api_name or "" for number, block in shown[2].fns.items()}
+    chosen = next(number for number, name in names.items() if name.startswith("load_example"))
+    sent = json.dumps({"data": [0], "fn_index": chosen, "session_hash": "example"}).encode()
+    code, told = answer_of(address, "gradio_api/run/predict", sent, Content_Type="application/json")
+    (url,) = re.findall(r'"url":"(.*?)"', told)
+    assert code == 200 and url.startswith(address) and answer_of(url)[0] == 200
 
 
 @pytest.mark.parametrize(
