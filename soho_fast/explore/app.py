@@ -47,6 +47,15 @@ _SHOWN_TEXTS = 20
 _SHOWN, _CANDIDATES = 12, 24  # of these, those that fit best, of those that a contrastive head chooses
 
 # What was uploaded is deleted after an hour, and at the end.
+_SHOWS = {
+    "rank": "How probably each text describes the image.",
+    "answer": "The most probable answers to a question about the image.",
+    "entails": "Whether the text follows from the image, contradicts it, or neither.",
+    "compare": "Whether a statement about the two images is true.",
+    "retrieve": "The held-out images that a text describes best.",
+    "codes": "The code, a word of the model's visual dictionary, that stands for each patch of the image.",
+    "attention": "Where in the image the model looks while it reads each token of the text.",
+}
 _BLOCKS: dict[str, Any] = {"analytics_enabled": False, "delete_cache": (3600, 3600)}
 _MOST_CODES = 48  # of an image that get a colour each, those with the most patches
 _LARGEST_SHOWN = 640  # pixels, of an image that codes or attention are painted on
@@ -66,13 +75,14 @@ class About:
     """What the app shows beside a model.
 
     title: what heads the page. names: of codes, each the word that its images' captions share. examples: of its
-    held-out images. explorer: the folder of its codes' pages.
+    held-out images. explorer: the folder of its codes' pages. data: what it is trained on.
     """
 
     title: str
     names: Mapping[int, str] = field(default_factory=dict)
     examples: Sequence[Example] = ()
     explorer: Path | None = None
+    data: str = ""
 
 
 def serve_model(run: str, port: int | None = None, accept_changes: bool = False) -> None:
@@ -99,7 +109,8 @@ def serve_model(run: str, port: int | None = None, accept_changes: bool = False)
         os.environ["GRADIO_TEMP_DIR"] = f"{folder}/uploads"  # where no other user can read them
         title = f"{Path(run).resolve().name}: {MODELS[type(soho.model).__name__][0]}"
         explorer, names = explorer_of(run, soho.weights())
-        about = About(title, names, examples_of(run, Path(folder)), explorer)
+        data, examples = data_of(run, Path(folder))
+        about = About(title, names, examples, explorer, data)
         show(model_app(soho, about), port, explorer)
 
 
@@ -125,15 +136,17 @@ def explorer_of(run: str, weights: str | None) -> tuple[Path | None, dict[int, s
     return None, {}
 
 
-def examples_of(run: str, folder: Path) -> list[Example]:
-    """Held-out images of a run and their texts, evenly spread, as files in `folder`; none where they can't be read,
-    which is said."""
+def data_of(run: str, folder: Path) -> tuple[str, list[Example]]:
+    """What a run is trained on, and held-out images and their texts, evenly spread, as files in `folder`; nothing where
+    they can't be read, which is said."""
     from soho_fast.explore.from_model import heldout_of, records_of, shown_of
+    from soho_fast.tasks.card import trained_on
 
     options = argparse.Namespace(model=run, recipe=None, checkpoint=None, split=[], images=0, fields=[])
-    found: list[Example] = []
+    data, found = "", list[Example]()
     try:
         opened = open_model(options, lambda line: None)
+        data = trained_on(opened.task.data)
         with contextlib.chdir(_started_in(opened)):
             records = [record for _, _, some in records_of(opened.task, [heldout_of(opened.task)]) for record in some]
             for place in np.unique(np.linspace(0, len(records) - 1, min(RETRIEVED, len(records))).astype(int)):
@@ -144,7 +157,7 @@ def examples_of(run: str, folder: Path) -> list[Example]:
                 found.append(Example(tuple(map(str, files)), tuple(texts)))
     except (ValueError, OSError, ImportError) as error:
         print_line(f"no more examples: {one_line(error)}", file=sys.stderr)
-    return found
+    return data, found
 
 
 def _started_in(opened: Opened) -> Path:
@@ -159,7 +172,7 @@ def model_app(soho: SeeingPipeline, run: About) -> gr.Blocks:
     labels = ["left", "right"] if soho.action == "compare" else ["image"]
     turns = Turns()
     with App(title=run.title, **_BLOCKS) as app:
-        gr.Markdown(f"# {run.title}")
+        gr.Markdown(f"# {run.title}\n{_what_it_is(soho, run)}")
         _question_tab(turns, soho, run, labels)
         if soho.action == "rank" and run.examples:
             _retrieve_tab(turns, soho, run)
@@ -173,6 +186,14 @@ def model_app(soho: SeeingPipeline, run: About) -> gr.Blocks:
             _codes_tab(turns, codes, [list(example.files[:1]) for example in run.examples[:EXAMPLES]])
         _attention_tab(turns, soho, run, labels)
     return app
+
+
+def _what_it_is(soho: SeeingPipeline, run: About) -> str:
+    size = (
+        "no dictionary" if soho.dictionary is None else f"a dictionary of {len(soho.dictionary.codebook_of(0)):,} codes"
+    )
+    trained = f", trained on {run.data}" if run.data else ""
+    return f"A SOHO model for {MODELS[type(soho.model).__name__][0]} with {size}{trained}."
 
 
 def _question_tab(turns: Turns, soho: SeeingPipeline, run: About, labels: Sequence[str]) -> None:
@@ -245,7 +266,7 @@ def _attention_tab(turns: Turns, soho: SeeingPipeline, run: About, labels: Seque
         ]
 
     layer = gr.Dropdown(list(range(1, layers + 1)), value=layers, label="layer")
-    gallery = gr.Gallery(label="where each token looks, mean of the heads; bright is most", columns=4)
+    gallery = gr.Gallery(label="mean of the heads; bright is most", columns=4)
     examples = [[*one.files, one.texts[0], layers] for one in run.examples[:EXAMPLES] if one.texts]
     _tab(turns, "attention", attention, [*_uploads(labels), gr.Textbox(label="text"), layer], gallery, examples)
 
@@ -274,7 +295,8 @@ def _tab(
 
     plain: dict[str, Any] = {"cache_examples": False, "flagging_mode": "never", "clear_btn": None}
     with gr.Tab(name):
-        gr.Interface(told, inputs, outputs, examples or None, api_name=name, submit_btn=name, **plain)
+        about = {"description": _SHOWS[name], "api_name": name, "submit_btn": name}
+        gr.Interface(told, inputs, outputs, examples or None, **about, **plain)
 
 
 def _content(file: str | None) -> bytes:

@@ -33,7 +33,7 @@ def model_card(task: Any, model: Any, metrics: Mapping[str, float]) -> str:
     """
     config, kind = model.config, type(model).__name__
     sets = [(name, each) for name in ("sources", "heldout", "splits") for each in _sets(task.data, name)]
-    files = [(name, getattr(each, "questions", None) or each.annotations, each) for name, each in sets]
+    files = [(name, _file_of(each), each) for name, each in sets]
     data = [f"- {name}: {_short(file)}, format {getattr(each, 'format', task.name)}" for name, file, each in files]
     folders = dict.fromkeys(folder for _, each in sets for folder in each.images)
     licences = list(dict.fromkeys(line for folder in folders for line in _licences(Path(folder))))
@@ -59,6 +59,16 @@ def model_card(task: Any, model: Any, metrics: Mapping[str, float]) -> str:
 def _sets(data: Any, name: str) -> list[Any]:
     found = getattr(data, name, [])
     return list(found.values()) if isinstance(found, dict) else found
+
+
+def trained_on(data: Any) -> str:
+    """The files of the samples that a task's `data` settings train on, as others may read them."""
+    splits = [each for name, each in getattr(data, "splits", {}).items() if name in data.train]
+    return ", ".join(dict.fromkeys(_short(_file_of(each)) for each in [*_sets(data, "sources"), *splits]))
+
+
+def _file_of(samples: Any) -> str:
+    return getattr(samples, "questions", None) or samples.annotations
 
 
 def _short(path: str) -> str:

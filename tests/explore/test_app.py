@@ -50,7 +50,8 @@ def shown(run, tmp_path_factory):
     """What the app shows of the run, and its app."""
     soho = SeeingPipeline.from_pretrained(run)
     explorer, names = apps.explorer_of(str(run), soho.weights())
-    about = apps.About("tiny", names, apps.examples_of(str(run), tmp_path_factory.mktemp("examples")), explorer)
+    data, examples = apps.data_of(str(run), tmp_path_factory.mktemp("examples"))
+    about = apps.About("tiny", names, examples, explorer, data)
     return soho, about, apps.model_app(soho, about)
 
 
@@ -65,6 +66,14 @@ def test_examples_are_the_runs_held_out_images_and_their_captions(run, shown):
     assert all(Path(file).is_file() for example in about.examples for file in example.files)
     assert tabs_of(app) == ["rank", "retrieve", "codes", "attention"]
     assert len([block for block in app.blocks.values() if isinstance(block, gr.Dataset)]) == 4
+
+
+def test_it_says_what_the_model_is_and_what_each_tab_shows(run, shown):
+    said = [block.value for block in shown[2].blocks.values() if isinstance(block, gr.Markdown)]
+    data = yaml.safe_load((run / "recipe.yaml").read_text())["data"]
+    (file,) = {"/".join(Path(each["annotations"]).parts[-2:]) for each in data["sources"]}
+    first = f"# tiny\nA SOHO model for pre-training with a dictionary of 8 codes, trained on {file}."
+    assert said == [first, *map(apps._SHOWS.get, tabs_of(shown[2]))]
 
 
 def test_examples_are_found_from_any_folder(run, tmp_path, monkeypatch, capsys):
@@ -84,7 +93,7 @@ def test_examples_are_found_from_any_folder(run, tmp_path, monkeypatch, capsys):
     ):
         monkeypatch.chdir(folder)
         (into := tmp_path / f"into{len(str(name))}").mkdir()
-        assert len(apps.examples_of(str(name), into)) > 1, capsys.readouterr().err
+        assert len(apps.data_of(str(name), into)[1]) > 1, capsys.readouterr().err
         assert os.getcwd() == str(folder)
 
 
@@ -182,7 +191,7 @@ def test_tabs_are_those_that_the_model_can_answer(runs, photo, name, tabs):
 
 
 def test_a_run_without_its_data_or_explorer_has_no_examples_and_no_names(run, runs, tmp_path, capsys):
-    assert apps.examples_of(str(runs / "rank"), tmp_path) == []
+    assert apps.data_of(str(runs / "rank"), tmp_path) == ("", [])
     assert "no more examples: recipe: " in capsys.readouterr().err
     assert apps.explorer_of(str(runs / "rank"), "0" * 64) == (None, {})
     assert apps.explorer_of(str(run), "0" * 64) == (None, {}), "it is of another codebook"
@@ -243,7 +252,8 @@ def test_it_is_reached_at_its_address_alone_and_from_this_machine(shown, address
     assert "<title>Dictionary explorer" in answer_of(address, "explorer/?app")[1]
     assert answer_of(address, "explorer/data/meta.js")[0] == 200
     assert answer_of(address, "explorer/..%2f..%2fpyproject.toml")[0] == answer_of(address, "explorer/no")[0] == 404
-    for path in ("/", "/explorer/", "/config", "/gradio_api/info", "/gradio_api/startup-events", "/gradio_api/queue/join", "/docs"):
+    inside = ("info", "startup-events", "queue/join")
+    for path in ("/", "/explorer/", "/config", "/docs", *(f"/gradio_api/{name}" for name in inside)):
         assert answer_of(address, path) == (404, '{"detail":"Not Found"}')
     assert answer_of(address, "/gradio_api/upload", body, **kind)[0] == 404
 
