@@ -1,7 +1,10 @@
 """Ask a model: `SohoPipeline`, `soho ask` for one question, `many.py` for a file of them."""
 
 import os
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
+
+from soho_fast.common.errors import listed
 
 if TYPE_CHECKING:
     from soho_fast.ask.pipeline import SohoPipeline as SohoPipeline
@@ -17,6 +20,11 @@ MODELS = {
     "SohoForVisualEntailment": ("visual entailment", "entails"),
 }
 """What each kind of model is for, in words, and the question that it takes."""
+
+
+def does_not_know(words: Sequence[str]) -> str:
+    """What is said of words that a model does not know."""
+    return f"this model does not know: {listed([repr(f'{word:.40}') for word in words], 5)}"
 
 
 def __getattr__(name: str) -> Any:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import warnings
 from functools import partial
 from pathlib import Path
 
@@ -28,7 +29,9 @@ with from_extra("train"):
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command line; returns the exit code: 0 done, 2 a mistake of the user, 130 when stopped."""
-    return exit_code(_run, arguments)
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_: print_line(str(message), sys.stderr)
+        return exit_code(_run, arguments)
 
 
 def _parser() -> Parser:
@@ -102,7 +105,7 @@ def _run(arguments: list[str]) -> int:
     told = cautions(model_folder(folder), options.pop("accept_changes", False))
     quiet_transformers()
     with from_extra("train"):
-        from soho_fast.ask.labels import image_paths, label_images, say_unknown
+        from soho_fast.ask.labels import image_paths, label_images
         from soho_fast.ask.many import ask_many
         from soho_fast.ask.pipeline import SohoPipeline
         from soho_fast.ask.retrieval import Retriever, print_retrieved
@@ -115,8 +118,6 @@ def _run(arguments: list[str]) -> int:
         paths = image_paths(options.pop("images")) if action == "retrieve" else []
         fast = {name: options.pop(name) for name in ("precision", "compile") if name in options}
         soho = SohoPipeline.from_pretrained(folder, **fast)
-        texts = options.get("texts") or [options[name] for name in ("question", "text") if name in options]
-        say_unknown(soho, texts)
         if action == "retrieve":
             retriever = Retriever(soho, paths, options.pop("batch_size"), partial(print_line, file=sys.stderr))
             print_retrieved(retriever, **options, as_json=as_json)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from soho_fast.ask.pipeline import TEMPLATES, Prompts, SohoPipeline
-from soho_fast.common.errors import UserError, listed, print_line
+from soho_fast.common.errors import UserError, print_line
 from soho_fast.common.hub import no_such_path
 from soho_fast.data.stores import images_below
 
@@ -49,7 +49,6 @@ def label_images(
     prompts = Prompts(_lines(labels.split(",") if not Path(labels).is_file() else [labels]), _lines(templates))
     soho = SohoPipeline.from_pretrained(model, precision=precision, compile=compile)
     _check_apart(soho, prompts)
-    say_unknown(soho, prompts.labels)
     shown, right, unusable = Counter[str](), 0, 0
     for path, answer in zip(paths, _answers(soho, paths, prompts, top_k, batch_size), strict=True):
         unusable += isinstance(answer, ValueError)
@@ -78,12 +77,6 @@ def _answers(soho: SohoPipeline, paths: Sequence[Path], prompts: Prompts, top_k:
     for first in range(0, len(paths), 4 * batch_size):
         some = paths[first : first + 4 * batch_size]
         yield from soho.rank(some, prompts, top_k=top_k, batch_size=batch_size, errors="return")
-
-
-def say_unknown(soho: SohoPipeline, texts: Sequence[str]) -> None:
-    """One line on standard error where the model does not know words of these texts."""
-    if unknown := soho.unknown_words(texts):
-        print_line(f"this model does not know: {listed(list(map(repr, unknown)), 5)}", sys.stderr)
 
 
 def image_paths(images: str) -> list[Path]:

@@ -6,6 +6,7 @@ L visual tokens of an image, P texts, S tokens of a text; the pixels of an image
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ with from_extra("train"):
     from transformers.utils import cached_file
 
     from soho_fast import model as models
-    from soho_fast.ask import MODELS
+    from soho_fast.ask import MODELS, does_not_know
     from soho_fast.common.hub import loading_options, model_folder
     from soho_fast.data.batches.sample import pad_texts
     from soho_fast.data.images import load_any
@@ -118,6 +119,8 @@ class SohoPipeline:
     `progress`, which shows a bar; and `errors`: with "raise" the first error ends the call, with "return" the
     ValueError is returned in the place of its answer.
 
+    A UserWarning names the words that the model does not know, each once.
+
     All raise ValueError: an image or a text can't be used, the model's scores are not finite, the model is for another
     question, or there are not as many images as texts.
     """
@@ -125,6 +128,7 @@ class SohoPipeline:
     def __init__(self, model: Any, processor: SohoProcessor) -> None:
         self.model, self.processor = model.eval(), processor
         self.device = next(model.parameters()).device
+        self._warned_of: set[str] = set()
 
     @classmethod
     def from_pretrained(
@@ -399,32 +403,31 @@ class SohoPipeline:
         return texts
 
     def token_ids(self, texts: Sequence[str]) -> list[list[int]]:
-        """Of each text. Raises ValueError: one can't be read."""
+        """Of each text; warns of unknown words. Raises ValueError: one can't be read."""
         tokenizer, limit = self.processor.tokenizer, self.model.config.max_position_embeddings
         special = set(tokenizer.all_special_ids)  # [UNK] among them
-        found: list[list[int]] = tokenizer(list(texts), verbose=False)["input_ids"]
+        encoded = tokenizer(list(texts), verbose=False)
+        found: list[list[int]] = encoded["input_ids"]
         for text, ids in zip(texts, found, strict=True):
             if special.issuperset(ids):
                 raise ValueError(f"text: {text[:60]!r} holds no word that this model knows")
             if len(ids) > limit:
                 raise ValueError(f"text: expected at most {limit} tokens, got {len(ids)}: {text[:60]!r}...")
+        self.warn_of(_unknown(texts, encoded.encodings, tokenizer.unk_token_id))
         return found
 
     def unknown_words(self, texts: Sequence[str]) -> list[str]:
         """The words of texts that the tokenizer has no token for, or that it spells letter by letter up to an
         ending, each once."""
-        tokenizer, words = self.processor.tokenizer, dict[str, None]()
-        for text, encoding in zip(texts, tokenizer(list(texts), verbose=False).encodings, strict=True):
-            pieces: dict[int | None, list[tuple[int, int, int]]] = {}
-            for word, token, place in zip(encoding.word_ids, encoding.ids, encoding.offsets, strict=True):
-                pieces.setdefault(word, []).append((token, *place))
-            pieces.pop(None, None)  # [CLS] and [SEP]
-            for each in pieces.values():
-                # Tokenizers made of a corpus have all its letters, so that nothing is [UNK]; no text has trained those.
-                spelled = len(each) > 1 and all(end - begin == 1 for _, begin, end in each[:-1])
-                if spelled or any(token == tokenizer.unk_token_id for token, _, _ in each):
-                    words[text[each[0][1] : each[-1][2]]] = None
-        return list(words)
+        tokenizer = self.processor.tokenizer
+        return _unknown(texts, tokenizer(list(texts), verbose=False).encodings, tokenizer.unk_token_id)
+
+    def warn_of(self, unknown: Sequence[str]) -> None:
+        """Warn of words that this model does not know, and that it has not warned of."""
+        new = [word for word in unknown if word not in self._warned_of]
+        self._warned_of.update(new)
+        if new:
+            warnings.warn(does_not_know(new), stacklevel=2)
 
     def _load(self, image: Any) -> Tensor | VisualTokens:
         """The pixels of an image, resized; what `encode` gave is taken as it is. Raises ValueError."""
@@ -457,6 +460,21 @@ class SohoPipeline:
         best = scores.topk(min(top_k or _TOP_K.get(self.action, len(names)), len(names)))
         pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
         return [{what: names[number], "score": value} for number, value in pairs]
+
+
+def _unknown(texts: Sequence[str], encodings: Iterable[Any], unk_token_id: int) -> list[str]:
+    words = dict[str, None]()
+    for text, encoding in zip(texts, encodings, strict=True):
+        pieces: dict[int | None, list[tuple[int, int, int]]] = {}
+        for word, token, place in zip(encoding.word_ids, encoding.ids, encoding.offsets, strict=True):
+            pieces.setdefault(word, []).append((token, *place))
+        pieces.pop(None, None)  # [CLS] and [SEP]
+        for each in pieces.values():
+            # Tokenizers made of a corpus have all its letters, so that nothing is [UNK]; no text has trained those.
+            spelled = len(each) > 1 and all(end - begin == 1 for _, begin, end in each[:-1])
+            if spelled or any(token == unk_token_id for token, _, _ in each):
+                words[text[each[0][1] : each[-1][2]]] = None
+    return list(words)
 
 
 def load_model(folder: str | os.PathLike[str]) -> tuple[Any, SohoProcessor]:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from soho_fast.ask import MODELS
+from soho_fast.ask import MODELS, does_not_know
 from soho_fast.common.command_line import quiet_transformers
 from soho_fast.common.errors import print_line
 from soho_fast.common.extras import from_extra
@@ -183,7 +183,7 @@ def model_app(soho: SeeingPipeline, run: About) -> gr.Blocks:
                 index_hw = soho.codes_of(visual)
                 yield *code_map(pixels, index_hw, size, run.names), code_links(index_hw, run)
 
-            _codes_tab(turns, codes, [list(example.files[:1]) for example in run.examples[:EXAMPLES]])
+            _codes_tab(soho, turns, codes, [list(example.files[:1]) for example in run.examples[:EXAMPLES]])
         _attention_tab(turns, soho, run, labels)
     return app
 
@@ -222,7 +222,7 @@ def _question_tab(turns: Turns, soho: SeeingPipeline, run: About, labels: Sequen
     ]
     words = gr.Textbox(label="texts, one a line" if ranks else "text", lines=5 if ranks else 1)
     answers = gr.Label(label="probability", num_top_classes=_SHOWN_TEXTS)
-    _tab(turns, soho.action, ask, [*_uploads(labels), words], answers, shown)
+    _tab(soho, turns, soho.action, ask, [*_uploads(labels), words], answers, shown)
 
 
 def _retrieve_tab(turns: Turns, soho: SeeingPipeline, run: About) -> None:
@@ -243,13 +243,15 @@ def _retrieve_tab(turns: Turns, soho: SeeingPipeline, run: About) -> None:
     text = gr.Textbox(label=f"text; {len(run.examples)} held-out images are searched")
     gallery = gr.Gallery(label="images that fit best", columns=4)
     texts = [[example.texts[0]] for example in run.examples[:EXAMPLES] if example.texts]
-    _tab(turns, "retrieve", retrieve, [text], gallery, texts)
+    _tab(soho, turns, "retrieve", retrieve, [text], gallery, texts)
 
 
-def _codes_tab(turns: Turns, codes: Callable[[str], Iterator[Any]], examples: list[list[str]]) -> None:
+def _codes_tab(
+    soho: SeeingPipeline, turns: Turns, codes: Callable[[str], Iterator[Any]], examples: list[list[str]]
+) -> None:
     shown = gr.AnnotatedImage(label="code map: point at a code to see its patches", format="png")
     grid = gr.JSON(visible=False)  # for programs
-    _tab(turns, "codes", codes, _uploads(["image"]), [shown, grid, gr.HTML()], examples)
+    _tab(soho, turns, "codes", codes, _uploads(["image"]), [shown, grid, gr.HTML()], examples)
 
 
 def _attention_tab(turns: Turns, soho: SeeingPipeline, run: About, labels: Sequence[str]) -> None:
@@ -268,7 +270,7 @@ def _attention_tab(turns: Turns, soho: SeeingPipeline, run: About, labels: Seque
     layer = gr.Dropdown(list(range(1, layers + 1)), value=layers, label="layer")
     gallery = gr.Gallery(label="mean of the heads; bright is most", columns=4)
     examples = [[*one.files, one.texts[0], layers] for one in run.examples[:EXAMPLES] if one.texts]
-    _tab(turns, "attention", attention, [*_uploads(labels), gr.Textbox(label="text"), layer], gallery, examples)
+    _tab(soho, turns, "attention", attention, [*_uploads(labels), gr.Textbox(label="text"), layer], gallery, examples)
 
 
 def _uploads(labels: Sequence[str]) -> list[gr.Image]:
@@ -280,16 +282,24 @@ def _uploads(labels: Sequence[str]) -> list[gr.Image]:
 
 
 def _tab(
-    turns: Turns, name: str, act: Callable[..., Iterator[Any]], inputs: Any, outputs: Any, examples: list[list[Any]]
+    soho: SeeingPipeline,
+    turns: Turns,
+    name: str,
+    act: Callable[..., Iterator[Any]],
+    inputs: Any,
+    outputs: Any,
+    examples: list[list[Any]],
 ) -> None:
     """A tab that shows what the steps of `act` give; what can't be used is said in one line. Gradio ends a call between
     two steps, when its button is pressed or its page is left."""
 
     def told(request: gr.Request, *values: Any) -> Iterator[Any]:
         texts = [each or "" for each, shown in zip(values, inputs, strict=True) if isinstance(shown, gr.Textbox)]
-        num_texts = sum(max(1, len(text.splitlines())) for text in texts)
+        lines = [line for text in texts for line in text.splitlines() or [""]]
         try:
-            yield from turns.take(request.session_hash or "", lambda: act(*values), num_texts)
+            yield from turns.take(request.session_hash or "", lambda: act(*values), len(lines))
+            if lines and (unknown := soho.unknown_words(lines)):
+                gr.Warning(html.escape(does_not_know(unknown), quote=False))
         except (ValueError, OSError) as error:
             raise gr.Error(one_line(error), print_exception=False) from error
 

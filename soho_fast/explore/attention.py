@@ -33,6 +33,9 @@ class SeeingPipeline(SohoPipeline):
         self.model.set_attn_implementation("eager")
         self.dictionary = self.model.base().visual_dictionary
 
+    def warn_of(self, unknown: Sequence[str]) -> None:
+        """Does nothing: the app says it where the text was written."""
+
     def weights(self) -> str | None:
         """`digest_of` the first level's codes, by which a bundle is known; None for a model without a dictionary."""
         return None if self.dictionary is None else digest_of(self.dictionary.codebook_of(0).cpu().numpy())

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import warnings
 from types import SimpleNamespace
 
 import pytest
@@ -41,6 +42,15 @@ def test_words_that_a_tokenizer_of_a_corpus_spells_are_unknown(tmp_path):
     # An ending is a token that texts have trained; a single letter is a word.
     assert not SohoPipeline.unknown_words(soho, ["dogs", "a box s"])
     assert SohoPipeline.unknown_words(soho, ["a \u72d7 dog"]) == ["\u72d7"], "[UNK]"
+
+
+def test_unknown_words_are_warned_of_once(save, images):
+    soho = SohoPipeline.from_pretrained(save(SohoForPreTraining)[1])
+    with pytest.warns(UserWarning, match="^this model does not know: 'zebra', 'quagga'$"):
+        soho.rank(images[0], ["a red zebra", "blue zebra quagga"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        soho.rank(images[0], ["blue zebra"])
 
 
 def test_answer(save, processor, images):

@@ -106,4 +106,6 @@ def test_mistakes_are_one_line(label, tmp_path, monkeypatch, arguments, words):
     draw(tmp_path / "empty/../left.jpg")
     monkeypatch.chdir(tmp_path / "empty" if arguments[0] == "." else tmp_path)
     said = label(*arguments, code=2).err
-    assert words in said and len(said.splitlines()) == 1, said
+    *before, last = said.splitlines()
+    unknown = "this model does not know: 'photo', 'of', 'zebra', 'okapi'"
+    assert words in last and before == ([unknown] if "okapi" in words else []), said

@@ -136,6 +136,14 @@ def test_a_text_is_ranked_and_retrieves_as_the_pipeline_says(run, shown):
     assert found[0][1] == f"{100 * scores[best[0]]:.1f} %"
 
 
+def test_unknown_words_are_named(shown):
+    file, said = shown[1].examples[0].files[0], "^this model does not know: 'zebra', 'quagga'$"
+    ask = asked_of(shown[2])
+    for name, inputs in (("rank", (file, "a man\na zebra quagga man")), ("attention", (file, "zebra quagga man", 1))):
+        with pytest.warns(UserWarning, match=said):  # Of Gradio, where no page is open.
+            ask[name](*inputs)
+
+
 def test_attention_is_an_image_a_token_brightest_where_it_is_most(shown):
     soho, about, app = shown
     file = about.examples[0].files[0]
