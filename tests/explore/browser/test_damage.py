@@ -30,7 +30,6 @@ def told(window, address):
         ("#/code/-1", 'code: expected a number from 0 to 69, got "-1"'),
         ("#/code/3x", 'code: expected a number from 0 to 69, got "3x"'),
         ("#/image/300", "image: expected a number from 0 to 299, got 300"),
-        ("#/words/unheard", 'there is no word "unheard" in the captions that were counted'),
         ("#/nowhere", 'there is no page "nowhere"'),
         ("#/constructor", 'there is no page "constructor"'),
     ],

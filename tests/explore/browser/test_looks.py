@@ -26,6 +26,14 @@ def test_light_and_dark(small, open_window, scheme):
         assert not weak, f"{address}: {weak}"
 
 
+def test_a_phone_shows_the_first_tile_at_once(small, open_window):
+    window = open_window(small, viewport={"width": 360, "height": 740}, is_mobile=True)
+    window.visit("#/wall")
+    box = window.page.locator(".tile").first.bounding_box()
+    assert box["y"] + box["height"] <= 740
+    assert window.page.evaluate("document.documentElement.scrollWidth") <= 360
+
+
 CONTRASTS = """() => {
   const SKIPPED = ".patches, [aria-disabled], svg, script, noscript";
   const parts = (colour) => colour.match(/[\\d.]+/g).map(Number);

@@ -38,7 +38,7 @@ def test_each_level_has_its_pages(levels, arrays, open_window):
     window.visit(f"#/image/{picture}?code=8")
     assert window.lit() == np.flatnonzero(arrays[0][picture, ..., 1].ravel() == 2).tolist()
     window.visit("#/code/0")
-    assert window.page.locator("h1").inner_text() == "Code 1.0: a leaf"
+    assert window.page.locator("h1").inner_text() == "a leaf code 1.0"
     following = levels.code(0)["next"]
     shown = window.page.locator(".card", has_text="Codes of the next level").locator(".tile-number").all_inner_texts()
     assert shown == [f"2.{entry['code'] - CODES}" for entry in following] and shown

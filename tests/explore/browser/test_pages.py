@@ -8,7 +8,7 @@ from bundle_by_rule import EDGES, LICENCES, NUM_CODES, UNCLAIMED, is_dead
 PAGES = {
     "#/wall": "Wall",
     "#/wall?sort=near&show=active&word=dol": "Wall",
-    "#/code/3": "Code 3, gravel",
+    "#/code/3": "gravel, code 3",
     "#/code/69": "Code 69",
     "#/image": "Images",
     "#/image/12?code=62": "Image 12",
@@ -354,6 +354,23 @@ def test_search_goes_to_a_code_or_a_word(window):
     window.press("Enter")
     assert window.address() == "#/words?search=dolphin"
     assert window.page.locator(".word").count() == 1
+
+
+@pytest.mark.parametrize("address", ["#/words?search=dolfin", "#/wall?word=dolfin", "#/words/dolfin"])
+def test_a_word_that_is_not_there_leads_to_the_nearest(window, address):
+    window.visit(address)
+    links = window.page.locator("main .nothing a, main .notice a")
+    assert (links.first.inner_text(), links.first.get_attribute("href")) == ("dolphin", "#/words/dolphin")
+    window.visit(address.replace("dolfin", "qqqqqqqqqqqqqqq"))
+    assert links.count() == 0 and window.page.locator("main .nothing, main .notice").count() == 1
+
+
+def test_a_codes_heading_is_its_word(window):
+    for address, heading in (("#/code/3", "gravel code 3"), ("#/code/69", "Code 69")):
+        window.visit(address)
+        assert window.page.locator("h1").inner_text() == heading
+    window.visit("#/nowhere")
+    assert window.page.locator("h1").inner_text() == "No such page"
 
 
 @pytest.mark.parametrize("by", ["PCA", "t-SNE"])

@@ -74,7 +74,8 @@
     const { level, num_tests: numTests } = meta.interval;
     return card(
       "Words",
-      "How many times likelier a word is in the captions of images that have this code. Intervals at " +
+      "Lift: how many times likelier a word is in the captions of images that have this code than in all captions. " +
+        "Intervals at " +
         `${formatPercent(level)}, corrected for ${formatPlural(numTests, "test")}; the dashed line is 1, as often as ` +
         "elsewhere, and what is grey may be chance.",
       code.words.length ? wordTable(code.words) : element("p", { class: "nothing" }, "No word is common enough here."),
@@ -88,10 +89,10 @@
       entries.map((entry) =>
         element(
           "a",
-          { href: codeAddress(entry.code), "aria-label": `code ${explorer.codeName(entry.code)}, ${tell(entry)}` },
+          { href: codeAddress(entry.code) },
           explorer.codeCrop(wall, entry.code, 72),
-          element("span", { class: "tile-number" }, entry.code === own ? "itself" : explorer.codeName(entry.code)),
           element("span", { class: "tile-word", dir: "auto" }, wall.name[entry.code] ?? ""),
+          element("span", { class: "tile-number" }, entry.code === own ? "itself" : explorer.codeName(entry.code)),
           element("span", { class: "tile-value" }, tell(entry)),
         ),
       ),
@@ -116,8 +117,11 @@
         )
       : null;
 
-  const titleOf = (code, wall) =>
-    `Code ${explorer.codeName(code)}${wall.label[code] === null ? "" : `: ${wall.label[code]}`}`;
+  // Of a code: its word, or the name that it was given, and its number.
+  const titleOf = (code, wall) => {
+    const [name, number] = [wall.name[code], explorer.codeName(code)];
+    return name === null ? [`Code ${number}`] : [name, `code ${number}`];
+  };
 
   const facts = (entries) => {
     const made = entries.map(([name, value]) => element("div", {}, element("dt", {}, name), element("dd", {}, value)));
@@ -252,11 +256,13 @@
         throw new Error(`code: expected a number from ${explorer.codeName(0)} to ${last}, got "${argument}"`);
       const [code, wall] = await Promise.all([explorer.loadCode(number), explorer.loadWall()]);
       const walk = explorer.walk("code", number, meta.num_codes);
-      root.append(element("div", { class: "title" }, element("h1", {}, titleOf(number, wall)), walk));
+      const [name, ...beside] = titleOf(number, wall);
+      const heading = element("h1", { dir: "auto" }, name, beside.map((part) => [" ", element("small", {}, part)]));
+      root.append(element("div", { class: "title" }, heading, walk));
       if (code.tokens === 0) showUnused(root, code, wall);
       else showLive(root, code, wall, meta);
       root.append(explorer.licenceLine(meta));
-      return [titleOf(number, wall), wall.word[number]].filter((part) => part !== null).join(", ");
+      return titleOf(number, wall).join(", ");
     },
   });
 })();

@@ -149,6 +149,29 @@
       .map((part) => (known.has(part.toLowerCase()) ? mark(part, known.get(part.toLowerCase())) : part));
   };
 
+  // How many letters are added, left out or replaced between two words.
+  const edits = (one, other) => {
+    let row = Array.from({ length: other.length + 1 }, (_, place) => place);
+    for (const [number, letter] of [...one].entries()) {
+      const next = [number + 1];
+      for (let place = 0; place < other.length; place++) {
+        const replaced = row[place] + (letter === other[place] ? 0 : 1);
+        next.push(Math.min(replaced, row[place + 1] + 1, next[place] + 1));
+      }
+      row = next;
+    }
+    return row.at(-1);
+  };
+
+  // " The nearest: " and links to the words that are spelled most like a text; nothing where none is.
+  explorer.nearestWords = (text, words) => {
+    const most = Math.max(2, text.length / 2);
+    const counted = [...new Set(words)].map((word) => [edits(text.slice(0, 40), word), word]);
+    const near = counted.filter(([count]) => count <= most).sort(([a], [b]) => a - b).slice(0, 5);
+    const links = near.map(([, word], place) => [place ? ", " : "", explorer.wordLink(word)]);
+    return links.length ? [" The nearest: ", links, "."] : null;
+  };
+
   // What the images of a page owe to others: `numbers` of entries of meta.licences, all where it is left out.
   explorer.licenceLine = (meta, numbers = meta.licences.map((_, number) => number)) => {
     const texts = numbers.map((number) => {

@@ -131,7 +131,10 @@
       const text = isOurs
         ? error.message
         : `the data of this page are damaged (${error.message}): build the explorer again`;
-      root.replaceChildren(element("div", { class: "error", role: "alert" }, explorer.foreignText(text)));
+      root.replaceChildren(
+        element("h1", {}, title),
+        element("div", { class: "error", role: "alert" }, explorer.foreignText(text)),
+      );
     }
     if (visited !== current) return;
     showHeader(meta, page);

@@ -53,6 +53,7 @@
   };
   const fillTile = (tile, wall, shown) => {
     const code = Number(tile.dataset.code);
+    tile.removeAttribute("aria-label");
     tile.replaceChildren(
       shown === "decoded"
         ? element("img", { class: "crop", src: explorer.decodedPath(code), alt: "", loading: "lazy" })
@@ -98,22 +99,35 @@
     return element("p", { class: "measures" }, `${shown.join("; ")}.`, meta.has_captions && associated);
   };
 
+  // On a phone the explanation is folded, so that the first tiles are seen.
   const summary = (meta) => {
     const unused = meta.num_codes - meta.num_active;
     const images = formatPlural(meta.num_images, "image");
-    return explorer.lead(
-      "The model describes each image by a grid of numbers: each number, a code, stands for what a small patch " +
-        "of the image looks like. This page shows what each code stands for. ",
-      "A tile shows the most typical patch of a code, outlined, and below it where in its image it lies. ",
-      meta.has_captions && "The word is the one most specific to the captions of the code's images. ",
-      meta.num_levels > 1
-        ? `A patch has a code of each of ${meta.num_levels} levels: code 2.17 is code 17 of the second level. `
-        : null,
-      element("strong", {}, formatCount(meta.num_codes)),
-      ` codes${unused ? `, ${formatCount(unused)} of them unused: no patch here has them` : ", all in use"};`,
-      ` ${images},`,
-      ` ${formatPlural(meta.num_tokens, "token")}.`,
-    );
+    return [
+      explorer.lead(
+        element("strong", {}, formatCount(meta.num_codes)),
+        ` codes${unused ? `, ${formatCount(unused)} of them unused: no patch here has them` : ", all in use"};`,
+        ` ${images},`,
+        ` ${formatPlural(meta.num_tokens, "token")}.`,
+      ),
+      element(
+        "details",
+        { open: !matchMedia("(max-width: 720px)").matches },
+        element("summary", {}, "What the tiles show"),
+        explorer.lead(
+          "The model describes each image by a grid of numbers: each number, a code, stands for what a small patch " +
+            "of the image looks like. A tile shows the most typical patch of a code, outlined, and below it where in " +
+            "its image it lies. ",
+          meta.has_captions &&
+            "The word is the one most specific to the captions of the code's images; “lift ≥ 9” says that it is at " +
+              "least nine times likelier there than in all captions. ",
+          meta.num_levels > 1
+            ? `A patch has a code of each of ${meta.num_levels} levels: code 2.17 is code 17 of the second level. `
+            : null,
+        ),
+        measures(meta),
+      ),
+    ];
   };
 
   // The table of the codes shown, for spreadsheets: fields in quotes; what a spreadsheet would compute stays a text.
@@ -135,21 +149,6 @@
     const address = URL.createObjectURL(new Blob([`\ufeff${csvOf(wall, codes)}`], { type: "text/csv" }));
     element("a", { href: address, download: "codes.csv" }).click();
     setTimeout(() => URL.revokeObjectURL(address), 10_000);
-  };
-
-  const figureStrip = (meta, wall) => {
-    const codes = meta.figure.filter((code) => wall.medoid[code] && wall.name[code] !== null);
-    if (!codes.length) return null;
-    const links = codes.map((code) =>
-      element(
-        "a",
-        { href: explorer.address("code", String(code)), class: "chip" },
-        explorer.codeCrop(wall, code, 28),
-        element("span", { dir: "auto" }, wall.name[code]),
-      ),
-    );
-    const about = { class: "chips", "aria-label": "codes to begin with" };
-    return element("p", about, element("span", {}, "Begin with"), links);
   };
 
   explorer.pages.set("wall", {
@@ -174,6 +173,8 @@
       const found = element("span", { class: "found", role: "status" });
       walkByKeys(grid);
 
+      const words = wall.word.filter((word) => word !== null);
+      const likely = (wanted) => (meta.has_captions && wanted !== "" ? explorer.nearestWords(wanted, words) : null);
       let codesShown = [];
       const fill = () => {
         const sort = SORTS[state.sort];
@@ -201,7 +202,7 @@
           codes.length === wall.tokens.length
             ? ""
             : `${formatPlural(codes.length, "code")} of ${formatCount(wall.tokens.length)}`;
-        if (!codes.length) grid.append(element("p", { class: "nothing" }, "No code is like that."));
+        if (!codes.length) grid.append(element("p", { class: "nothing" }, "No code is like that.", likely(wanted)));
       };
       const change = (name, value) => {
         state[name] = value;
@@ -224,9 +225,7 @@
       fill();
       root.append(
         element("h1", {}, "The dictionary"),
-        summary(meta),
-        measures(meta),
-        figureStrip(meta, wall) ?? "",
+        ...summary(meta),
         element(
           "div",
           { class: "controls" },

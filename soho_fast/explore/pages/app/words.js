@@ -31,6 +31,7 @@
   const fillRow = (row, { word, images, codes }, wall) => {
     const crops = codes.slice(0, 4).map(({ code }) => explorer.codeCrop(wall, code, 40));
     const counts = [formatPlural(images, "image"), codes.length ? formatPlural(codes.length, "code") : "no code"];
+    row.removeAttribute("aria-label");
     row.append(
       element("span", { class: "word-crops" }, crops),
       element("span", { class: "word-text foreign", dir: "auto" }, word),
@@ -44,6 +45,7 @@
       sort: Object.hasOwn(SORTS, parameters.get("sort")) ? parameters.get("sort") : "word",
       search: parameters.get("search") ?? "",
     };
+    const spellings = words.map(({ word }) => word);
     const made = makeRows(words, wall);
     const rows = new Map(words.map((word, number) => [word, made[number]]));
     const list = element("div", { class: "words", dataset: { content: "" } });
@@ -60,7 +62,9 @@
       list.replaceChildren(...shown.map((word) => rows.get(word)));
       const all = shown.length < words.length ? ` of ${formatCount(words.length)}` : "";
       found.textContent = `${formatPlural(shown.length, "word")}${all}`;
-      if (!shown.length) list.append(element("p", { class: "nothing" }, "No word is like that."));
+      if (shown.length) return;
+      const nearest = explorer.nearestWords(wanted, spellings);
+      list.append(element("p", { class: "nothing" }, "No word is like that.", nearest));
     };
     const change = (name, value) => {
       state[name] = value;
@@ -120,7 +124,12 @@
   const showWord = async (root, text, words, wall, meta) => {
     const isCalled = (form) => words.find((one) => one.word === form || one.forms.includes(form));
     const word = words.find((one) => one.word === text) ?? isCalled(text.toLowerCase());
-    if (!word) throw new Error(`there is no word "${text}" in the captions that were counted`);
+    if (!word) {
+      const nearest = explorer.nearestWords(text.toLowerCase(), words.map((one) => one.word));
+      const told = explorer.foreignText(`There is no word "${text}" in the captions that were counted.`, "span");
+      root.append(element("h1", {}, "No such word"), explorer.notice(told, nearest));
+      return "No such word";
+    }
     root.append(
       element(
         "div",
