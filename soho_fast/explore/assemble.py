@@ -276,19 +276,17 @@ class _Writer:
         return beside, both, following, assigned[np.argsort(assigned["code"], kind="stable")]
 
     def _in_codebook(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Nearest codes, their distances, and places on the map: within each level; none without a codebook."""
+        """Nearest codes, their distances, and places in a plane: within each level; none without a codebook."""
         if self.source.codebook is None:
             none = np.empty((self.num_codes, 0))
-            return none, none, np.full((self.num_codes, 4), np.nan)
+            return none, none, np.full((self.num_codes, 2), np.nan)
         parts = []
         for start in range(0, self.num_codes, self.level_codes):
             codes, active = (x[start : start + self.level_codes] for x in (self.source.codebook, self.usage.tokens > 0))
             near, distance = statistics.near_codes(codes)
-            places = [statistics.positions_on_map(codes, active), statistics.neighbours_on_map(codes, active)]
             # Numbers of all levels, as everywhere else.
-            parts.append((near + start, distance, np.concatenate(places, axis=1)))
+            parts.append((near + start, distance, statistics.places_in_plane(codes, active)))
         near, distance, place = (np.concatenate(each) for each in zip(*parts, strict=True))
-        self.maps = ["t-SNE", "PCA"] if np.isfinite(place[:, 2]).any() else ["PCA"]
         return near, distance, place
 
     def _on_wall(
@@ -310,7 +308,7 @@ class _Writer:
             "precision": _short(word["both"] / self.usage.captioned[code]) if word else None,
             "near_code": near[0][0] if near else None,
             "near_distance": _short(near[0][1]) if near else None,
-            **{name: _short(at) for name, at in zip(("x", "y", "x_near", "y_near"), place, strict=True)},
+            **{name: _short(at) for name, at in zip(("x", "y"), place, strict=True)},
             "medoid": next(iter(entry["nearest"] or entry["random"]), None),
         }
 
@@ -361,7 +359,6 @@ class _Writer:
             "has_captions": self.num_captioned > 0,
             "has_distances": self.spool.has_distances,
             **about,
-            "maps": self.maps,
             "window": self.window or window_of(self.spool),
             "sources": _dicts("name num_images", zip(names, counts.tolist(), strict=True)),
             "licences": self.source.licences,

@@ -36,7 +36,6 @@ data/meta.js:
     has_captions: bool
     has_distances: bool; without, no patch is nearest: nearest and quantiles are empty
     has_decoded: bool, whether there is decoded/
-    maps: list of t-SNE and PCA, those that there are, the first shown first
     window: side of what tiles show around a patch, in patches
     sources: list of {name, num_images}: the data sets
     licences: list of {what, credit, licence}; an image names the entries that hold for it
@@ -53,8 +52,7 @@ data/wall.js, columns, each K long:
     precision: share of the code's images with captions that have the word in them; null where none
     label: what the code is called; null where it has no name
     near_code, near_distance: the nearest other code of its level, and how far; null without a codebook
-    x, y: place on its level's map by PCA, 0 to 1; null without a codebook
-    x_near, y_near: the same by t-SNE; null also of unused codes, or where there is none
+    x, y: place in a plane by PCA of its level, 0 to 1, from which its colour follows; null without a codebook
     medoid: the occurrence that stands for the code; null where it has none
 
 data/codes-0000.js, each code:

@@ -24,7 +24,6 @@ MOST_POSITIONS = 16
 """Rows and columns of the heat map at most."""
 MOST_LISTED = 8
 """Codes that are listed of those beside a code, of those near it, and of the next level's."""
-_TSNE_CODES = 8, 4096
 
 # Entries of a table of counts, codes x columns, that are in memory at a time.
 _TABLE_ENTRIES = 2**24
@@ -201,7 +200,7 @@ def near_codes(codebook: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return number, np.stack([np.linalg.norm(exact - exact[near], axis=1) for near in number.T], axis=1)
 
 
-def positions_on_map(codebook: np.ndarray, is_active: np.ndarray) -> np.ndarray:
+def places_in_plane(codebook: np.ndarray, is_active: np.ndarray) -> np.ndarray:
     """float64 (K, 2) in [0, 1]: the codes along the two directions in which the active ones differ most (PCA).
 
     Both directions have the same scale; an unused code that lies outside is put on the border.
@@ -214,28 +213,6 @@ def positions_on_map(codebook: np.ndarray, is_active: np.ndarray) -> np.ndarray:
     place = (codes - active.mean(0)) @ directions[:, :-3:-1]
     place = np.pad(place, ((0, 0), (0, 2 - place.shape[1])))  # Of one channel there is one direction.
     return _scaled(place, place[is_active] if is_active.any() else place)
-
-
-def neighbours_on_map(codebook: np.ndarray, is_active: np.ndarray) -> np.ndarray:
-    """float64 (K, 2) in [0, 1]: the active codes by scikit-learn's t-SNE, which keeps who is near whom; NaN elsewhere.
-
-    All NaN without scikit-learn, and of fewer than 8 or more than 4,096 active codes, which take minutes.
-    """
-    place = np.full((len(codebook), 2), np.nan)
-    active = codebook[is_active].astype(np.float64)
-    try:
-        from sklearn.manifold import TSNE
-        from threadpoolctl import threadpool_limits
-    except ImportError:
-        return place
-    if _TSNE_CODES[0] <= len(active) <= _TSNE_CODES[1] and active.std() > 0:
-        perplexity = min(30.0, (len(active) - 1) / 3)
-        # Its threads wait for each other at every step: on a busy machine one took a tenth of the time of two.
-        with threadpool_limits(1):
-            embedding = TSNE(init="random", perplexity=perplexity, max_iter=500, random_state=0)
-            found = embedding.fit_transform(active).astype(np.float64)
-        place[is_active] = _scaled(found, found)
-    return place
 
 
 def _scaled(place: np.ndarray, of_active: np.ndarray) -> np.ndarray:

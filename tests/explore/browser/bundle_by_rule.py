@@ -77,7 +77,7 @@ def write_bundle(folder: Path, num_codes: int, num_shown: int, num_words: int = 
         "schema": bundle.SCHEMA, "title": "By rule", "model": "by rule", "weights": "0" * 64, "num_codes": num_codes,
         "num_channels": 2, "num_active": len(live), "num_images": num_shown, "num_tokens": sum(map(len, members)),
         "num_shown": num_shown, "has_captions": True, "has_distances": True, "has_decoded": False,
-        "maps": ["PCA", "t-SNE"], "num_levels": 1, "window": 2, "licences": LICENCES, "measures": {},
+        "num_levels": 1, "window": 2, "licences": LICENCES, "measures": {},
         "sources": [{"name": "rules", "num_images": num_shown}], "position_rows": POSITION_ROWS,
         "position_columns": POSITION_COLUMNS, "histogram_edges": EDGES, "figure": live[:6],
         "interval": {"level": 0.95, "num_tests": 100},
@@ -152,8 +152,7 @@ def _wall(codes: list[dict], members: list) -> dict:
         "precision": [0.6 if word else None for word in best], "label": [None] * len(codes),
         "near_code": column(lambda code: codes[code]["near"][0]["code"]),
         "near_distance": column(lambda code: code % 17 / 17),
-        "x": column(lambda code: code * 0.618 % 1), "y": column(lambda code: code * 0.414 % 1),
-        "x_near": column(lambda code: code * 0.31 % 1, False), "y_near": column(lambda code: code * 0.77 % 1, False),
+        "x": column(lambda code: code * 0.31 % 1), "y": column(lambda code: code * 0.77 % 1),
         "medoid": column(lambda code: codes[code]["nearest"][0], False),
     }  # fmt: skip
 

@@ -49,7 +49,7 @@ PROTOCOLS = "() => [...new Set([...document.querySelectorAll('a[href]')].map((li
 @pytest.mark.parametrize("width", [320, 1200])
 def test_odd_texts_are_texts_on_every_page(odd, open_window, width):
     window = open_window(odd, viewport={"width": width, "height": 800})
-    addresses = ["#/wall", "#/code/0", "#/code/1", "#/code/7", "#/image/1", "#/image", "#/words", "#/map"]
+    addresses = ["#/wall", "#/code/0", "#/code/1", "#/code/7", "#/image/1", "#/image", "#/words"]
     for address in [*addresses, *(f"#/words/{word}" for word in ODD[1:4])]:
         window.visit(address)
         assert not window.page.locator(".error").count(), f"{address}: {window.text()}"

@@ -5,7 +5,7 @@ import re
 import pytest
 from bundle_by_rule import HOSTILE_CAPTIONS
 
-PAGES = ["#/wall", "#/code/3", "#/code/9", "#/image", "#/image/1", "#/image/12", "#/words", "#/words/dolphin", "#/map"]
+PAGES = ["#/wall", "#/code/3", "#/code/9", "#/image", "#/image/1", "#/image/12", "#/words", "#/words/dolphin"]
 PAGES += [f"#/words/{'w' * 200}", "#/code/1000", "#/nowhere"]
 
 

@@ -95,5 +95,3 @@ def test_what_is_not_known_is_not_shown(arrays, tmp_path, open_window):
     assert "distance" not in window.text()
     window.visit("#/wall")
     assert window.page.get_by_label("sort by").locator("option").all_inner_texts() == ["usage", "number"]
-    window.visit("#/map")
-    assert "The codebook of these codes is not known here" in window.text()

@@ -16,7 +16,6 @@ PAGES = {
     "#/words": "Words",
     "#/words?filter=without&sort=images": "Words",
     "#/words/dolphin": "dolphin",
-    "#/map?code=3&zoom=2.00&x=0.5000&y=0.5000": "Map",
 }
 
 
@@ -228,7 +227,7 @@ def test_an_image_names_its_own_licence_only(window):
         window.visit(f"#/image/{number}")
         expected = f"Images: {entry['what']}: {entry['credit']}; {entry['licence']}"
         assert window.page.locator(".licences").inner_text() == expected
-    for address in ("#/wall", "#/code/3", "#/words/dolphin", "#/map", "#/image"):
+    for address in ("#/wall", "#/code/3", "#/words/dolphin", "#/image"):
         window.visit(address)
         assert all(entry["credit"] in window.page.locator(".licences").inner_text() for entry in LICENCES)
 
@@ -270,45 +269,6 @@ def test_words_and_their_codes(small, window):
     assert codes == [entry["code"] for entry in expected] != []
     window.visit("#/words/of")
     assert "No code is associated with this word" in window.text()
-
-
-def place_on_the_map(small, window, code):
-    """Where a code is drawn, in pixels of the window."""
-    box = window.page.locator("canvas").bounding_box()
-    wall = small.read("wall")
-    low_x, high_x, low_y, high_y = min(wall["x"]), max(wall["x"]), min(wall["y"]), max(wall["y"])
-    scale = min((box["width"] - 56) / (high_x - low_x), (box["height"] - 56) / (high_y - low_y))
-    x = box["x"] + box["width"] / 2 + (wall["x"][code] - (low_x + high_x) / 2) * scale
-    y = box["y"] + box["height"] / 2 + (wall["y"][code] - (low_y + high_y) / 2) * scale
-    return x, y
-
-
-def test_the_map_names_and_opens_what_is_pointed_at(small, window):
-    window.visit("#/map")
-    place = place_on_the_map(small, window, 3)
-    window.page.mouse.move(*place)
-    assert window.page.locator(".map-card").inner_text().split() == ["code", "3", "gravel"]
-    window.page.mouse.click(*place)
-    window.wait()
-    assert window.address() == "#/code/3"
-
-    window.visit("#/map")
-    window.page.locator("summary").click()
-    window.page.wait_for_selector(".map-list a")
-    assert window.page.locator(".map-list a").count() == NUM_CODES
-
-
-def test_on_the_map_a_finger_sees_before_it_opens(small, open_window):
-    window = open_window(small, viewport={"width": 390, "height": 844}, is_mobile=True, has_touch=True)
-    window.visit("#/map")
-    place = place_on_the_map(small, window, 3)
-    window.page.touchscreen.tap(*place)
-    window.wait()
-    assert window.address() == "#/map?code=3"
-    assert window.page.locator(".map-card").inner_text().split() == ["code", "3", "gravel"]
-    window.page.touchscreen.tap(*place)
-    window.wait()
-    assert window.address() == "#/code/3"
 
 
 def test_images_are_fetched_when_they_are_seen(big, open_window):
@@ -371,15 +331,3 @@ def test_a_codes_heading_is_its_word(window):
         assert window.page.locator("h1").inner_text() == heading
     window.visit("#/nowhere")
     assert window.page.locator("h1").inner_text() == "No such page"
-
-
-@pytest.mark.parametrize("by", ["PCA", "t-SNE"])
-def test_names_on_the_map_do_not_overlap(window, by):
-    window.visit(f"#/map?by={by}&colour=word")
-    window.page.wait_for_timeout(200)
-    boxes = window.page.evaluate("JSON.parse(document.querySelector('canvas').dataset.names)")
-    assert len(boxes) >= 2
-    for place, (left, top, right, bottom) in enumerate(boxes):
-        for a, b, c, d in boxes[:place]:
-            assert left >= c or right <= a or top >= d or bottom <= b
-    assert window.page.locator("select[name=by]").input_value() == by

@@ -107,6 +107,6 @@ const explorer = { pages: new Map() };
 
   const WALL_COLUMNS = [
     ...["tokens", "images", "mean_distance", "spread", "word", "lift", "lift_low", "lift_high", "precision"],
-    ...["near_code", "near_distance", "x", "y", "x_near", "y_near", "medoid", "label"],
+    ...["near_code", "near_distance", "x", "y", "medoid", "label"],
   ];
 })();

@@ -64,7 +64,7 @@
       : element("div", { class: "crop crop-unused", style: { width: size === null ? "100%" : `${size}px` } });
 
   // Returns a function from a code to its colour, the same in every image: hue by its direction from the middle of the
-  // map, lightness by how far away it lies. Codes of one word look nearly alike, so that an object is one region.
+  // plane (PCA), lightness by how far away it lies. Codes of one word look nearly alike, so that an object is one region.
   // The surer the word, the stronger the colour; beside codes with words, those without are nearly grey.
   explorer.codeColours = (wall) => {
     const surest = new Map(); // word -> code
@@ -74,9 +74,9 @@
     const most = wall.lift_low.reduce((greatest, low) => Math.max(greatest, low ?? 1), 1);
     return (code) => {
       const of = surest.get(wall.word[code]) ?? code;
-      // Without a map: places that lie apart.
-      const x = (wall.x_near[of] ?? wall.x[of] ?? (0.755 * of) % 1) - 0.5;
-      const y = (wall.y_near[of] ?? wall.y[of] ?? (0.57 * of) % 1) - 0.5;
+      // Without a codebook: places that lie apart.
+      const x = (wall.x[of] ?? (0.755 * of) % 1) - 0.5;
+      const y = (wall.y[of] ?? (0.57 * of) % 1) - 0.5;
       const lightness = 46 + 28 * Math.min(1, 4 * (x * x + y * y)) + 12 * ((0.618 * code) % 1);
       const chroma = most > 1 ? 0.015 + (0.135 * Math.log(wall.lift_low[of] ?? 1)) / Math.log(most) : 0.14;
       const hue = (Math.atan2(y, x) * 180) / Math.PI + 180;

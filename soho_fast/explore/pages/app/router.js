@@ -36,10 +36,7 @@
     document.body.dataset.shown = location.hash;
   };
 
-  const EMPTY = {
-    words: (meta) => !meta.has_captions,
-    map: (meta) => !meta.num_channels,
-  };
+  const isEmpty = (name, meta) => name === "words" && meta && !meta.has_captions;
 
   // Past the header and the controls, to what the page is about.
   const skip = (event) => {
@@ -66,7 +63,7 @@
       location.hash = explorer.address(...(code === null ? ["words", "", { search: text }] : ["code", String(code)]));
     };
     const links = [...pages]
-      .filter(([name, { inHeader = true }]) => inHeader && (name === page || !(meta && EMPTY[name]?.(meta))))
+      .filter(([name, { inHeader = true }]) => inHeader && (name === page || !isEmpty(name, meta)))
       .map(([name, { title }]) =>
         element("a", { href: explorer.address(name), "aria-current": name === page ? "page" : null }, title),
       );
