@@ -65,9 +65,11 @@ def test_transparency_is_laid_over_white():
     assert (decode_image(encoded(Image.new("RGBA", (8, 8), (0, 0, 0, 0)), "PNG")) == 255).all()
 
 
-@pytest.mark.parametrize(("mode", "colour"), [("RGB", (255, 0, 0)), ("L", 7)])
+@pytest.mark.parametrize(("mode", "colour"), [("RGB", (255, 0, 0)), ("L", 7), ("P", 7)])
 def test_a_colour_that_stands_for_transparency_is_white(mode, colour):
     image = Image.new(mode, (8, 8), colour)
+    if mode == "P":
+        image.putpalette(bytes(value for value in range(256) for _ in "RGB"))
     image.putpixel((0, 0), 1 if mode != "RGB" else (1, 2, 3))
     pixels = decode_image(encoded(image, "PNG", transparency=colour))
     assert (pixels[:, 1:, 1:] == 255).all()
