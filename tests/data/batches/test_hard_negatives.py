@@ -7,13 +7,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 
 from soho_fast.data.batches import pretraining
 from soho_fast.data.batches.pretraining import PretrainingDataset
-from soho_fast.data.batches.sample import Collator
-from soho_fast.engine.batches import Batches, plan_batches
-from soho_fast.engine.settings import BatchSettings
 
 # No colours of foils: a caption has a side to exchange, and nothing else.
 NAMED = ["cyan", "magenta", "navy", "olive"]
@@ -114,27 +110,3 @@ def digest(dataset) -> str:
 def test_without_them_samples_are_those_of_earlier_versions(records, processor, options, expected):
     assert digest(PretrainingDataset(records, processor, seed=5, **options)) == expected
     assert digest(PretrainingDataset(records, processor, seed=5, hard_negative_share=0.5, **options)) != expected
-
-
-def stream(dataset, collate, *, rank=0, world=1, workers=0, first_step=0):
-    """Two epochs of a rank's micro-batches, as the engine makes them."""
-    settings = BatchSettings(global_batch_size=2, workers=workers)
-    plan = plan_batches(settings, len(dataset), world, seed=1)
-    batches = Batches(dataset, collate, plan.micro_batches(rank, first_step, 2 * plan.steps_per_epoch), settings)
-    try:
-        return [batch["input_ids"] for batch in batches]
-    finally:
-        batches.close()
-
-
-def test_a_resumed_stream_and_two_ranks_with_workers_have_the_same(records, processor):
-    def made():
-        return PretrainingDataset(records, processor, seed=5, hard_negative_share=0.5)
-
-    collate = Collator(processor)
-    whole = stream(made(), collate)
-    assert all(itertools.starmap(torch.equal, zip(stream(made(), collate, first_step=5), whole[5:], strict=True)))
-    ranks = [stream(made(), collate, rank=rank, world=2, workers=1 - rank) for rank in range(2)]
-    for both, first, second in zip(whole, *ranks, strict=True):
-        for part, begin in ((first, 0), (second, 4)):
-            assert torch.equal(both[begin : begin + 4, : part.shape[1]], part)
