@@ -25,20 +25,6 @@ def _in_prepared(features, codebook, backend, metric="euclidean"):
     return ops.codebook_lookup(features, prepared, return_distance=True, metric=metric, backend=backend)
 
 
-@pytest.mark.parametrize("features_type", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("codebook_type", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("num_codes", [1, 31, 33])
-def test_same_result_as_unprepared(features_type, codebook_type, num_codes, at_every_level, exact_lookup, same_bits):
-    features, codebook = _random(50, 19).to(features_type), _random(num_codes, 19, seed=1).to(codebook_type)
-
-    def twice(backend):
-        prepared = ops.prepare_codebook(codebook, backend=backend)
-        return [ops.codebook_lookup(features, prepared, return_distance=True, backend=backend) for _ in range(2)]
-
-    for result in at_every_level(twice):
-        assert same_bits(result, exact_lookup(features, codebook))
-
-
 def test_a_change_of_the_codebook_does_not_reach_the_snapshot(at_every_level):
     features, codebook = _random(50, 8), _random(40, 8, seed=1)
 
