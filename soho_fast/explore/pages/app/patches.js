@@ -64,7 +64,7 @@
       : element("div", { class: "crop crop-unused", style: { width: size === null ? "100%" : `${size}px` } });
 
   // Returns a function from a code to its colour, the same in every image: hue by its direction from the middle of the
-  // plane (PCA), lightness by how far away it lies. Codes of one word look nearly alike, so that an object is one region.
+  // plane (PCA), lightness by how far away it lies. Codes of one word look nearly alike: an object is one region.
   // The surer the word, the stronger the colour; beside codes with words, those without are nearly grey.
   explorer.codeColours = (wall) => {
     const surest = new Map(); // word -> code
