@@ -112,7 +112,7 @@ SIZES = [
 # What a command says, where it is not to end well: it needs data that this machine does not have.
 REFUSED = {
     "soho_r18": "there is no such file or folder",
-    "--recipe official --data_roots": "/data/coco/",
+    "--recipe official --data_roots": "data_roots.coco: /data/coco",
     "--recipe paper": "/data/coco/dataset_coco.json",
     "--recipe vqa": "model.pretrained: runs/paper/model: there is no such file or folder",
 }
