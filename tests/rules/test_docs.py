@@ -113,8 +113,8 @@ SIZES = [
 REFUSED = {
     "soho_r18": "there is no such file or folder",
     "--recipe official --data_roots": "data_roots.coco: /data/coco",
-    "--recipe paper": "/data/coco/dataset_coco.json",
-    "--recipe vqa": "model.pretrained: runs/paper/model: there is no such file or folder",
+    "--recipe paper": "data_roots.coco: /data/coco",
+    "--recipe vqa": "data_roots.vqa: /data/vqa",
 }
 
 # What the others say, by what the command holds.
