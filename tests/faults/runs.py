@@ -217,7 +217,8 @@ def _ranks(
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
-    arguments = bench.command("pretraining", output, "--engine.zero_stage", stage, *more)
+    whole = ["--optim.rule", "adamw"] if stage == "3" else []  # Muon, the recipe's, needs whole matrices
+    arguments = bench.command("pretraining", output, "--engine.zero_stage", stage, *whole, *more)
     common = {"WORLD_SIZE": "2", "LOCAL_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     return [
         start([*arguments, *own[rank]], before=befores[rank], RANK=str(rank), LOCAL_RANK=str(rank), **common)
