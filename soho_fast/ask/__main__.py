@@ -78,7 +78,8 @@ def _parser() -> Parser:
     )
     retrieve = add("retrieve", "Find the images of a folder that a text describes best.", "texts")
     retrieve.add_argument("--images", required=True, help=help_of["images"])
-    what = "Images that a contrastive head chooses for each text, and the ITM head ranks (default: 64)."
+    what = "Images that a contrastive head chooses for each text; the ITM head, where it is the better, ranks them "
+    what += "(default: 64)."
     retrieve.add_argument("--candidates", type=int, default=64, help=what)
     what = "Answer a file of questions about many images; the same command resumes after a stop."
     many = add("many", what, "questions", "results")
@@ -127,7 +128,7 @@ def _run(arguments: list[str]) -> int:
                 print_line(json.dumps(found))
             for row in [] if as_json else found:
                 *named, score = row.values()
-                print_line(f"{100 * score:5.1f} %  {named[0]}")
+                print_line(f"{soho.shown(score)}  {named[0]}")
     for line in told:
         print_line(line, file=sys.stderr)
     return 0

@@ -24,11 +24,13 @@ with from_extra("train"):
     from soho_fast import model as models
     from soho_fast.ask import MODELS, does_not_know
     from soho_fast.common.hub import loading_options, model_folder
+    from soho_fast.common.versions import read_run_of
     from soho_fast.data.batches.sample import pad_texts
     from soho_fast.data.images import load_any
     from soho_fast.data.processor import SohoProcessor
     from soho_fast.data.readers.records import check_text
     from soho_fast.model import SohoConfig, VisualTokens
+    from soho_fast.model.auxiliary.contrastive import better_head
     from soho_fast.model.fast.cpu import speed_up_on_cpu
     from soho_fast.model.image_tokens import join_images, split_images
     from soho_fast.model.pretrained import check_finite, check_vocabulary
@@ -109,7 +111,8 @@ class SohoPipeline:
     `ImageLike` (see `data/images.py`), or what `encode` gave of one.
 
     An answer is a list of dicts, best first: what was chosen, and `score`, its probability by the model. The scores of
-    `rank` are each text's probability to belong to the image; they do not sum to 1.
+    `rank` are each text's probability to belong to the image, which do not sum to 1; by the contrastive head (`head`)
+    the cosine of the two vectors.
 
     Images and texts may be given one or many at a time, in a list or a tuple (many for `rank`: lists of texts), which
     gives a list of answers in the order of the questions. A single image or text is used for every question. Images of
@@ -125,8 +128,8 @@ class SohoPipeline:
     question, or there are not as many images as texts.
     """
 
-    def __init__(self, model: Any, processor: SohoProcessor) -> None:
-        self.model, self.processor = model.eval(), processor
+    def __init__(self, model: Any, processor: SohoProcessor, head: str = "itm") -> None:
+        self.model, self.processor, self.head = model.eval(), processor, head
         self.device = next(model.parameters()).device
         self._warned_of: set[str] = set()
 
@@ -136,6 +139,7 @@ class SohoPipeline:
         folder: str | os.PathLike[str],
         device: str | torch.device | None = None,
         *,
+        head: str | None = None,
         precision: str | None = None,
         compile: bool = False,
         calibration: Iterable[Mapping[str, Any]] | None = None,
@@ -146,6 +150,8 @@ class SohoPipeline:
             folder: What training wrote: the folder of a run (its best model, or its last), or of a model; or a name on
                 the hub.
             device: Where to compute; a GPU if there is one when None.
+            head: What `rank` and `label` ask, "itm" or "contrastive"; the one that ranked held-out data better, as the
+                model's run.json has it, when None.
             precision, compile: as of `prepare_for_inference`, which is left out when they are None and False.
             calibration: some dozens of questions as `__call__` takes them, with "int8" only: it takes its ranges there.
 
@@ -155,8 +161,14 @@ class SohoPipeline:
                 calibration can't be used.
         """
         model, processor = load_model(folder)
+        if head is None:
+            head = better_head((read_run_of(local_folder(folder)) or {}).get("metrics", {}))
+        if head not in ("itm", "contrastive"):
+            raise ValueError(f"head: expected 'itm' or 'contrastive', got {head!r}")
+        if head == "contrastive":
+            model.required_contrastive_head()
         model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        soho = cls(model, processor)
+        soho = cls(model, processor, head)
         if precision is not None or compile or calibration is not None:
             batches = None if calibration is None else map(soho._inputs, calibration)
             model.prepare_for_inference(precision or "auto", compile=compile, calibration=batches)
@@ -168,6 +180,10 @@ class SohoPipeline:
     def action(self) -> str:
         """The question that this model takes, one of `FIELDS`."""
         return MODELS[type(self.model).__name__][1]
+
+    def shown(self, score: float) -> str:
+        """A score of this model's question as text: in per cent, a cosine as a number."""
+        return f"{score:6.3f}" if self.head == "contrastive" else f"{100 * score:5.1f} %"
 
     def answer(self, image: Any, question: Any, top_k: int | None = None, **options: Any) -> Any:
         """The most likely answers to a question: [{"answer", "score"}]; five of them unless `top_k` is given."""
@@ -365,9 +381,14 @@ class SohoPipeline:
         return torch.empty_like(logits).index_copy_(0, torch.tensor(order), logits)
 
     def read(self, visual: VisualTokens, texts: Mapping[str, Tensor]) -> Tensor:
-        """Logits of texts about encoded images, float32 (P, A) on the CPU; `texts` are `input_ids`, `attention_mask`
-        and `image_index` as the model takes them, on the CPU."""
-        output = self.model(visual_tokens=visual, **{name: value.to(self.device) for name, value in texts.items()})
+        """Logits of texts about encoded images, float32 (P, A) on the CPU; by the contrastive head cosines (P, 1).
+        `texts` are `input_ids`, `attention_mask` and `image_index` as the model takes them, on the CPU."""
+        on_device = {name: value.to(self.device) for name, value in texts.items()}
+        if self.head == "contrastive":
+            image_IE = self.model.image_vectors(self.model.embed_images(visual), visual.valid)
+            image_PE = image_IE[on_device.pop("image_index")]
+            return (image_PE * self.model.text_vectors(**on_device)).sum(-1, keepdim=True).float().cpu()
+        output = self.model(visual_tokens=visual, **on_device)
         return (output.itm_logits if "itm_logits" in output else output.logits).float().cpu()
 
     def _inputs(self, asked: Mapping[str, Any]) -> dict[str, Any]:
@@ -445,10 +466,13 @@ class SohoPipeline:
 
     def _best(self, texts: Sequence[str], logits_PA: Tensor, top_k: int | None) -> Answer:
         if isinstance(texts, Prompts):
-            log_odds_LT = (logits_PA[:, 1] - logits_PA[:, 0]).view(len(texts.labels), -1)
-            what, names, scores = "label", texts.labels, log_odds_LT.mean(1).softmax(0)
+            # Of cosines logits of its loss, as CLIP labels; of the ITM head's two logits their difference.
+            scale = self.model.contrastive_head.scale().cpu() if self.head == "contrastive" else 1.0
+            log_odds_P = scale * (logits_PA[:, -1] - logits_PA[:, :-1].sum(1))
+            what, names, scores = "label", texts.labels, log_odds_P.view(len(texts.labels), -1).mean(1).softmax(0)
         elif self.action == "rank":
-            what, names, scores = "text", list(texts), logits_PA.softmax(-1)[:, 1]
+            what, names = "text", list(texts)
+            scores = logits_PA[:, 0] if self.head == "contrastive" else logits_PA.softmax(-1)[:, 1]
         else:
             labels = self.model.config.id2label
             names = [labels[number] for number in range(len(labels))]

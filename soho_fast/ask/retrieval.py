@@ -1,6 +1,7 @@
 """The images that a text describes best, found at two stages: `ask retrieve`.
 
-The contrastive head's vectors, each made of an image alone, choose candidates; the ITM head reads these with the text.
+The contrastive head's vectors, each made of an image alone, choose candidates; the ITM head reads these with the text,
+unless the model's `head` is the contrastive one.
 
 I images, T texts, E channels of a vector.
 """
@@ -66,13 +67,18 @@ class Retriever:
         """
         model, words = self.soho.model, self.soho.texts_of(texts)
         chosen_TI = torch.ones(len(texts), len(self.images), dtype=torch.bool)
+        by_vectors = self.soho.head == "contrastive"
         if model.contrastive_head is None:
             self.say(f"this model has no contrastive head: all {len(self.images):,} images are matched with each text")
-        elif candidates < len(self.images):
+        elif by_vectors or candidates < len(self.images):
             image_IE = self._image_vectors
             text_TE = model.text_vectors(**{name: value.to(self.soho.device) for name, value in words.items()})
             score_TI = text_TE.float().cpu() @ image_IE.T
             score_TI[:, list(self.errors)] = -torch.inf
+            if by_vectors:
+                best = score_TI.topk(min(top_k or candidates, len(self.images) - len(self.errors)))
+                rows = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+                return [[{"image": i, "score": score} for i, score in zip(*row, strict=True)] for row in rows]
             chosen_TI = torch.zeros_like(chosen_TI).scatter_(1, score_TI.topk(candidates).indices, True)
         read = chosen_TI.any(0).nonzero().flatten().tolist()
         texts_of = [chosen_TI[:, image].nonzero().flatten().tolist() for image in read]
@@ -118,7 +124,7 @@ def print_retrieved(
     paths = list(map(str, retriever.images))
     for text, answer in zip(texts, retriever(texts, top_k, candidates), strict=True):
         rows = [{"image": paths[row["image"]], "score": row["score"]} for row in answer]
-        lines = [f"{text}:", *(f"{100 * row['score']:5.1f} %  {row['image']}" for row in rows)]
+        lines = [f"{text}:", *(f"{retriever.soho.shown(row['score'])}  {row['image']}" for row in rows)]
         for line in [json.dumps({"text": text, "answers": rows})] if as_json else lines:
             print_line(line)
     for image, error in retriever.errors.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import os
 import subprocess
 from collections.abc import Iterable, Mapping
@@ -18,7 +19,8 @@ from soho_fast.common.files import read_json
 from soho_fast.common.import_path import own_code
 
 RUN_OF = "run.json"
-"""In a model's folder: `step`, `identity` (the digest of what it was trained with) and `program`."""
+"""In a model's folder: `step`, `identity` (the digest of what it was trained with), `program` and `metrics`, those of
+held-out data where this step was evaluated."""
 LIBRARIES = (
     "torch", "torchvision", "pillow", "pillow-heif", "transformers", "tokenizers", "numpy", "timm", "deepspeed",
 )  # fmt: skip
@@ -79,9 +81,10 @@ def commit() -> str:
     return f"{head}+" if changes else head
 
 
-def write_run_of(folder: Path, step: int, identity: str) -> None:
-    """Write into a model's folder of which step of which run it is."""
-    about = {"step": step, "identity": identity, "program": program()}
+def write_run_of(folder: Path, step: int, identity: str, metrics: Mapping[str, float] | None = None) -> None:
+    """Write into a model's folder of which step of which run it is, and its metrics."""
+    numbers = {name: value for name, value in (metrics or {}).items() if math.isfinite(value)}  # JSON has no others
+    about = {"step": step, "identity": identity, "program": program(), "metrics": numbers}
     (folder / RUN_OF).write_text(json.dumps(about, indent=1) + "\n")
 
 

@@ -199,7 +199,8 @@ class Run:
         if self.processes.is_main:
             try:
                 with new_folder(self.folder / name) as new:
-                    write_run_of(new, self.progress.step, digest_of(self.checkpoints.identity))
+                    metrics = self._metrics if self._evaluated_step == self.progress.step else {}
+                    write_run_of(new, self.progress.step, digest_of(self.checkpoints.identity), metrics)
                     self.task.export(self.step.model, state, new)
             except (OSError, SafetensorError) as error:
                 reason = getattr(error, "strerror", None) or error

@@ -48,7 +48,7 @@ _SHOWN, _CANDIDATES = 12, 24  # of these, those that fit best, of those that a c
 
 # What was uploaded is deleted after an hour, and at the end.
 _SHOWS = {
-    "rank": "How probably each text describes the image.",
+    "rank": "How well each text describes the image.",
     "answer": "The most probable answers to a question about the image.",
     "entails": "Whether the text follows from the image, contradicts it, or neither.",
     "compare": "Whether a statement about the two images is true.",
@@ -221,7 +221,9 @@ def _question_tab(turns: Turns, soho: SeeingPipeline, run: About, labels: Sequen
         if example.texts
     ]
     words = gr.Textbox(label="texts, one a line" if ranks else "text", lines=5 if ranks else 1)
-    answers = gr.Label(label="probability", num_top_classes=_SHOWN_TEXTS)
+    answers = gr.Label(
+        label="probability" if soho.head == "itm" else "similarity (cosine)", num_top_classes=_SHOWN_TEXTS
+    )
     _tab(soho, turns, soho.action, ask, [*_uploads(labels), words], answers, shown)
 
 
@@ -238,7 +240,7 @@ def _retrieve_tab(turns: Turns, soho: SeeingPipeline, run: About) -> None:
             encoded.extend(soho.encode(files[len(encoded) : len(encoded) + _IMAGES_AHEAD]))
             yield gr.skip()
         (answer,) = retriever([text or ""], _SHOWN, _CANDIDATES)
-        yield [(files[row["image"]], f"{100 * row['score']:.1f} %") for row in answer]
+        yield [(files[row["image"]], soho.shown(row["score"]).strip()) for row in answer]
 
     text = gr.Textbox(label=f"text; {len(run.examples)} held-out images are searched")
     gallery = gr.Gallery(label="images that fit best", columns=4)

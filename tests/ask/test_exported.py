@@ -197,7 +197,7 @@ def test_what_lies_beside_the_graphs(folder_of, processor, tmp_path, monkeypatch
     assert card == "# A card\n\n```bash\npython run.py left.jpg right.jpg TEXT ...\n```\n\n## Base\n"
     assert "README.md" not in (out / "SHA256SUMS").read_text(), "it may be completed"
     about = json.loads((out / "about.json").read_text())
-    assert about["run"] == {"step": 4, "identity": "0123456789abcdef", "program": program()}
+    assert about["run"] == {"step": 4, "identity": "0123456789abcdef", "program": program(), "metrics": {}}
     assert about["made_with"] == program() and about["question"] == "compare"
     assert about["labels"] == ["False", "True"] and about["images"] == ["left", "right"]
     assert (about["image"]["shortest_edge"], about["image"]["longest_edge"]) == (64, 128)

@@ -10,6 +10,7 @@ from small_models import save_small
 from soho_fast.ask import SohoPipeline
 from soho_fast.ask.__main__ import main
 from soho_fast.ask.retrieval import Retriever
+from soho_fast.common.versions import write_run_of
 from soho_fast.model import SohoForImageTextRetrieval, SohoForPreTraining
 
 TEXTS = ["a red man", "blue", "there is a man and a woman ."]
@@ -123,6 +124,61 @@ def test_the_command(folder, image_folder, capsys):
             shown = [f"{100 * score:5.1f} %  {name}" for name, score in shown]
             assert lines[:6] == [f"{TEXTS[0]}:", *shown[:2], f"{TEXTS[1]}:", *shown[2:]]
             assert lines[6].startswith(f"{images / 'broken.png'}: image: ")
+
+
+@pytest.fixture(scope="module")
+def by_vectors(folder):
+    """A model whose contrastive head ranked held-out data better; the folder's own had no metrics."""
+    soho = {}
+    of_itm = {"image_to_text_mrr": 0.5, "text_to_image_mrr": 0.2}
+    for head, mrr in (("itm", 0.4), ("contrastive", 0.7)):
+        metrics = of_itm | {"vectors_image_to_text_mrr": mrr, "vectors_text_to_image_mrr": 0.1}
+        write_run_of(folder, 4, "0123", metrics)
+        soho[head] = SohoPipeline.from_pretrained(folder, device="cpu")
+        assert soho[head].head == head
+        assert SohoPipeline.from_pretrained(folder, device="cpu", head="itm").head == "itm"
+    yield soho["contrastive"]
+    (folder / "run.json").unlink()
+
+
+def test_the_better_head_ranks_and_labels(by_vectors, folder, image_folder):
+    soho, paths = by_vectors, [image_folder[0] / name for name in image_folder[1][:3]]
+    cosine_TI = vectors(soho, paths, TEXTS)
+    for number, answer in enumerate(soho.rank(paths, [TEXTS] * 3)):
+        assert {row["text"]: row["score"] for row in answer} == pytest.approx(
+            dict(zip(TEXTS, cosine_TI[:, number].tolist(), strict=True)), abs=1e-5
+        )
+        assert [row["score"] for row in answer] == sorted((row["score"] for row in answer), reverse=True)
+    scale = soho.model.contrastive_head.log_scale.detach().exp()
+    prompts = [f"{start} {label}" for label in ("red", "blue") for start in ("a", "the")]
+    expected = (scale * vectors(soho, paths[:1], prompts).view(2, 2)).mean(1).softmax(0)
+    found = soho.label(paths[0], ["red", "blue"], templates=["a {}", "the {}"])
+    assert {row["label"]: row["score"] for row in found} == pytest.approx(
+        dict(zip(("red", "blue"), expected.tolist(), strict=True)), abs=1e-5
+    )
+
+
+def test_the_better_head_finds_images(by_vectors, folder, image_folder, capsys):
+    images, names = image_folder
+    paths = [images / "broken.png", *(images / name for name in names)]
+    paths[0].write_bytes(b"none")
+    cosine_TI = vectors(by_vectors, paths[1:], TEXTS)
+    found = Retriever(by_vectors, paths)(TEXTS, candidates=len(paths))
+    best = cosine_TI.sort(descending=True)
+    assert numbers_of(found) == (best.indices + 1).tolist(), "the broken one is in no answer"
+    assert torch.tensor([[row["score"] for row in answer] for answer in found]).allclose(best.values, atol=1e-5)
+    assert main(["retrieve", str(folder), TEXTS[1], "--images", str(images), "--top_k", "1"]) == 0
+    first = f"{best.values[1, 0]:6.3f}  {images / names[best.indices[1, 0]]}"
+    assert capsys.readouterr().out.splitlines()[:2] == [f"{TEXTS[1]}:", first]
+    assert main(["rank", str(folder), str(paths[1]), TEXTS[1]]) == 0
+    assert capsys.readouterr().out == f"{cosine_TI[1, 0]:6.3f}  {TEXTS[1]}\n"
+
+
+def test_a_head_that_is_not_there_is_refused(folder, folder_of):
+    with pytest.raises(ValueError, match=r"^head: expected 'itm' or 'contrastive', got 'vectors'$"):
+        SohoPipeline.from_pretrained(folder, head="vectors")
+    with pytest.raises(ValueError, match="no contrastive head"):
+        SohoPipeline.from_pretrained(folder_of("rank"), head="contrastive")
 
 
 def test_where_no_image_can_be_used_each_says_so(folder, tmp_path, capsys):

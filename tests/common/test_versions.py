@@ -15,12 +15,13 @@ def best(tmp_path):
     (tmp_path / "run/best").mkdir(parents=True)
     (tmp_path / "run/recipe.yaml").write_text("task: vqa\n")
     (tmp_path / "run/checkpoints/step-00000006").mkdir(parents=True)
-    write_run_of(tmp_path / "run/best", 4, "0123456789abcdef")
+    write_run_of(tmp_path / "run/best", 4, "0123456789abcdef", {"itm": 0.5, "nothing": float("nan")})
     return tmp_path / "run/best"
 
 
 def test_what_is_written_is_read(best):
-    assert read_run_of(best) == {"step": 4, "identity": "0123456789abcdef", "program": program()}
+    expected = {"step": 4, "identity": "0123456789abcdef", "program": program(), "metrics": {"itm": 0.5}}
+    assert read_run_of(best) == expected
 
 
 def test_an_edit_is_another_program_and_so_is_one_without_its_compiled_ops(tmp_path, monkeypatch):

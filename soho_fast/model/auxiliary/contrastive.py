@@ -10,6 +10,7 @@ B images, T texts, A and U those of all ranks, S words, L visual tokens, D chann
 """
 
 import math
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
@@ -74,7 +75,7 @@ class ContrastiveHead(nn.Module):
         # Images are numbered among those of all ranks; -100 stays, which cross_entropy leaves out.
         own_image_T = torch.where(own_image_T < 0, own_image_T, own_image_T + image)
         own_image_U, _ = gather_with_grad(own_image_T)
-        logits_AU = self._scale() * (image_AE @ text_UE.T)
+        logits_AU = self.scale() * (image_AE @ text_UE.T)
         images, texts = slice(image, image + len(image_BE)), slice(text, text + len(text_TE))
         return self._choices(logits_AU, own_image_U, images, texts)
 
@@ -85,14 +86,15 @@ class ContrastiveHead(nn.Module):
             return torch.cat([all_XE[:begin], own_YE, all_XE[begin + len(own_YE) :]])
 
         image_AE, text_UE = with_own(vectors.image_AE, image_BE, image), with_own(vectors.text_UE, text_TE, text)
-        scale = self._scale()
+        scale = self.scale()
         # Each forward has the scale's whole gradient, of which one is wanted in all.
         scale = scale.detach() + (scale - scale.detach()) / step.num_parts
         every = slice(None)
         total, count = self._choices(scale * (image_AE @ text_UE.T), vectors.own_image_U, every, every)
         return total - total.detach() + total.detach() / step.num_parts, count
 
-    def _scale(self) -> Tensor:
+    def scale(self) -> Tensor:
+        """What cosines are multiplied by to be logits, (1,)."""
         return self.log_scale.clamp(max=self.LARGEST_SCALE).exp()
 
     def _choices(self, logits_AU: Tensor, own_image_U: Tensor, images: slice, texts: slice) -> LossSum:
@@ -114,6 +116,17 @@ def mean_of(states_BLD: Tensor, valid_BL: Tensor) -> Tensor:
     """The mean over valid places, (B, D)."""
     share_BL = valid_BL / valid_BL.sum(1, keepdim=True)
     return torch.einsum("bl,bld->bd", share_BL.to(states_BLD.dtype), states_BLD)
+
+
+def better_head(metrics: Mapping[str, float]) -> str:
+    """Which head ranks held-out images and texts better, "itm" or "contrastive", by mean reciprocal rank.
+
+    Args:
+        metrics: of `soho evaluate`; "itm" where they do not have both heads.
+    """
+    names = "image_to_text_mrr", "text_to_image_mrr"
+    itm, contrastive = (sum(metrics.get(start + name, 0.0) for name in names) for start in ("", "vectors_"))
+    return "contrastive" if contrastive > itm else "itm"
 
 
 class ContrastiveVectors(PairMatching):

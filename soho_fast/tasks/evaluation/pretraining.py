@@ -27,6 +27,7 @@ from soho_fast.data.processor import SohoProcessor
 from soho_fast.data.readers.records import ImageTextRecord
 from soho_fast.data.text import IGNORED_LABEL, EncodedText, encode_texts
 from soho_fast.model import SohoForPreTraining
+from soho_fast.model.auxiliary.contrastive import better_head
 from soho_fast.tasks.evaluation.caption_words import CaptionWords, count_caption_words
 from soho_fast.tasks.evaluation.computing import Computing
 from soho_fast.tasks.evaluation.foils import foil_rows
@@ -501,9 +502,8 @@ def format_table(metrics: Mapping[str, float]) -> list[list[str]]:
                     label = f"{name} R@{k} of {metrics['num_candidates']:.0f}{by}"
                     rows.append([label, percent(f"{head}{direction}_r{k}"), f"{percent(f'chance_r{k}')} chance"])
         if len(heads) > 1:
-            ranks = {head: metrics[f"{head}image_to_text_mrr"] + metrics[f"{head}text_to_image_mrr"] for head in heads}
-            better = heads[max(heads, key=ranks.__getitem__)].removeprefix(" by the ")
-            rows.append(["head that ranks better, by mean reciprocal rank", better, ""])
+            better = {"itm": "ITM head", "contrastive": "contrastive head"}[better_head(metrics)]
+            rows.append(["head that ranks better, by mean reciprocal rank", better, "soho ask takes it"])
     for where, name in (("heldout", "held-out images"), ("model", "running usage in training")):
         if f"{where}_active_codes" in metrics:
             codes = f"{metrics[f'{where}_active_codes']:.0f} (perplexity {metrics[f'{where}_perplexity']:.1f})"
