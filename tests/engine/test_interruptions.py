@@ -321,6 +321,7 @@ def test_a_model_that_a_full_disk_refuses_is_one_line(tmp_path, monkeypatch):
     run = object.__new__(Run)
     run.processes, run.folder, run.task = Processes(), tmp_path, SimpleNamespace(export=export)
     run.checkpoints, run.progress = Checkpoints(tmp_path, run.processes, 0), Progress()
+    run._evaluated_step = -1
     run.step = SimpleNamespace(engine=None, model=None)
     run.settings = SimpleNamespace(optim=OptimSettings())
     monkeypatch.setattr(training, "whole_state", lambda engine: {})
