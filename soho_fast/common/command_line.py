@@ -14,6 +14,7 @@ from typing import Any, NoReturn, Self
 from soho_fast.common.errors import GONE_ERRORS, UserError, fail, is_gone, last_line, say_nothing_more
 from soho_fast.common.extras import MissingExtraError, from_extra
 from soho_fast.common.import_path import import_named
+from soho_fast.common.limits import met_limit
 from soho_fast.common.spelling import did_you_mean
 
 # Needs torch, and has been imported where there are loader processes.
@@ -69,7 +70,7 @@ def as_text(arguments: Sequence[str] | None) -> list[str]:
 
 
 def exit_code(run: Callable[[list[str]], int], arguments: Sequence[str] | None, when_stopped: str = "stopped") -> int:
-    """That of a command: what `run` gives, 2 for a mistake of the user, in one line, 75 where
+    """That of a command: what `run` gives, 2 for a mistake of the user or a limit of the machine, in one line, 75 where
     a loader process was killed, or 128 + signal when stopped.
 
     Ctrl-C, SIGTERM and SIGHUP (but under nohup) raise KeyboardInterrupt, so that nothing half made is left; a second
@@ -92,8 +93,10 @@ def exit_code(run: Callable[[list[str]], int], arguments: Sequence[str] | None, 
             if _is_of_output(error) and (is_gone(sys.stdout) or is_gone(sys.stderr)):
                 say_nothing_more()
                 return 128 + signal.SIGPIPE
-            return fail(str(error))
-        except RuntimeError as error:
+            return fail(met_limit(error) or str(error))
+        except (RuntimeError, MemoryError, ImportError, SystemError) as error:
+            if limit := met_limit(error):
+                return fail(limit)
             lost = from_workers.lost_worker(error) if (from_workers := sys.modules.get(_WORKERS)) else None
             if lost is None:
                 raise

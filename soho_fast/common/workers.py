@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -11,9 +12,15 @@ from multiprocessing.connection import wait
 from typing import Any, Generic, TypeVar
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils._pytree import tree_map_only
+from torch.utils.data import DataLoader, Dataset, get_worker_info
+
+from soho_fast.common.errors import DISK_ERRORS
+from soho_fast.common.limits import SHARED_MEMORY
 
 T = TypeVar("T")
+# A loader process's own: of the thread that sends tensors, and of the first of them.
+_SPARE_FILES, _FILES_A_TENSOR = 16, 2
 _STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -44,11 +51,45 @@ def end_with_parent() -> None:
 
 def start_workers(loader: Iterable[T]) -> Iterator[T]:
     """The iterator of a DataLoader, whose processes are born deaf to those signals: `begin_worker` comes later."""
+    if workers := getattr(loader, "num_workers", 0):
+        _try_to_start(workers)
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)
     try:
         return iter(loader)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _try_to_start(workers: int) -> None:
+    """Open and close again what so many loader processes come to: torch's iterator, begun where files or shared memory
+    run out, would complain of its own remains. Raises OSError: `met_limit` knows it."""
+    try:
+        _ = [(multiprocessing.Queue(), multiprocessing.Event(), multiprocessing.Pipe()) for _ in range(workers + 1)]
+        _try_to_open(_SPARE_FILES)
+    except OSError as error:
+        if error.errno in DISK_ERRORS:
+            raise OSError(error.errno, os.strerror(error.errno), SHARED_MEMORY) from error
+        raise
+
+
+def _try_to_open(number: int) -> None:
+    """Open and close so many files at once. Raises OSError: that is too many."""
+    with contextlib.ExitStack() as files:
+        for _ in range(number):
+            files.callback(os.close, os.open(os.devnull, os.O_RDONLY))
+
+
+def share(batch: T) -> T:
+    """In a loader process, move a batch's tensors to where the process that it works for reads them, and see that they
+    can be sent. Otherwise its queue would, in a thread that drops what there is no room for, and leave that process
+    waiting."""
+    if get_worker_info() is not None:
+        shared: list[torch.Tensor] = []
+        tree_map_only(
+            torch.Tensor, lambda tensor: shared.append(tensor.share_memory_()) if tensor.nbytes else None, batch
+        )
+        _try_to_open(_FILES_A_TENSOR * len(shared))
+    return batch
 
 
 def end_workers(batches: Any) -> None:
@@ -101,7 +142,7 @@ class _Loads(Dataset, Generic[T]):
 
     def __getitem__(self, item: T) -> tuple[Any, Exception | None]:
         try:
-            return self.load(item), None
+            return share(self.load(item)), None
         except Exception as error:
             return None, error
 

@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from soho_fast.common.errors import UserError
 from soho_fast.common.processes import Processes
 from soho_fast.common.progress import ProgressLines
-from soho_fast.common.workers import begin_worker, end_workers, next_batch, start_workers
+from soho_fast.common.workers import begin_worker, end_workers, next_batch, share, start_workers
 from soho_fast.engine.settings import BatchSettings
 
 SIDE_KEYS = ("skipped", "sample_ids", "image_keys", "corrupt_images")
@@ -216,7 +216,7 @@ def _collate(collate: Callable[[list], Mapping[str, Any]], samples: list[Any], *
             if isinstance(value, torch.Tensor) and value.nbytes < _PIPED and value.dtype != torch.bfloat16:
                 # A copy: of a large tensor, whose memory moves when that is sent, it may be a part.
                 batch[key] = _Piped(value.numpy().copy())
-    return batch
+    return share(batch)
 
 
 class Batches:

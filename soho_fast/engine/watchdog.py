@@ -39,6 +39,7 @@ from soho_fast.common.errors import (
     listed,
     say_nothing_more,
 )
+from soho_fast.common.limits import met_limit
 
 PROCESS_FAILED = os.EX_TEMPFAIL
 """Exit code of a rank that ends because another process failed: what went wrong may be gone at the next start."""
@@ -172,6 +173,8 @@ class run_command:
         elif isinstance(error, BrokenPipeError):
             say_nothing_more()
             self.code = 128 + signal.SIGPIPE
+        elif error is not None and (limit := met_limit(error)):
+            self.code = fail(f"{limit}; {self.again}", rank)
         elif isinstance(error, OSError) and error.errno in DISK_ERRORS:
             # Logs and metrics meet a full disk too; checkpoints and the model report theirs themselves.
             self.code = fail(f"{error.filename or 'output'}: {error.strerror}; with room again {self.again}", rank)
@@ -195,7 +198,7 @@ def user_input() -> Iterator[None]:
     except UserError:
         raise
     except (ValueError, OSError) as error:
-        if getattr(error, "errno", None) in DISK_ERRORS:
+        if getattr(error, "errno", None) in DISK_ERRORS or met_limit(error):
             raise
         raise UserError(str(error)) from error
 

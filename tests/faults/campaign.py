@@ -55,6 +55,7 @@ class FaultClass:
 CLASSES = (
     FaultClass("kills", "`kill -9` while training, saving, pruning, evaluating", 4, runs.kills),
     FaultClass("disk", "full and read-only disks, at each size and moment", 6, runs.disks),
+    FaultClass("limits", "few open files, little shared memory, little memory", 2, runs.limits),
     FaultClass("two_runs", "two commands at once on one folder", 1, runs.twice),
     FaultClass("ranks", "one of two ranks killed, stopped, slow, set otherwise", 3, runs.ranks),
     FaultClass("damage", "each file of runs, models, corpora damaged in seven ways", 4, files.damaged),

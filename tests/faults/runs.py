@@ -5,6 +5,7 @@ Held: losses, metrics, weights and files are those of a run that nothing disturb
 """
 
 import contextlib
+import ctypes
 import errno
 import os
 import random
@@ -23,6 +24,7 @@ from tiny_runs import Bench, Case, Command, Finished, LostError, at_event, diges
 
 LOST = os.EX_TEMPFAIL
 _RANKS_END = 90  # seconds in which what is left of a run has to end
+_NEW_MOUNTS = 0x20000  # of sched.h
 _ROOM, _NEEDED, _NUM_SIZES = 400, {"pretraining": 250, "vqa": 250, "evaluate": 1}, 24  # megabytes
 
 
@@ -126,6 +128,40 @@ def _refuse_from(at: int, number: int) -> tiny_runs.Act:
             raise OSError(number, os.strerror(number), path)
 
     return act
+
+
+def limits(bench: Bench) -> list[Case]:
+    """Trainings with loader processes that may open few files, or have little shared memory or little memory."""
+    values = {
+        "files": (8, 12, 14, 16, 18, 20, 24, 28, 32, 48),
+        "shared memory": ("ro", "size=4k", "size=12k", "size=16k", "size=32k", "size=48k", "size=64k", "size=1m"),
+        "memory": (0.01, 0.03, 0.1, 0.2, 0.4, 0.6, 0.8, 1.2),  # gigabytes
+    }
+    return [
+        (f"{what}: {value}", partial(_limited, bench, what, value)) for what, each in values.items() for value in each
+    ]
+
+
+def _limited(bench: Bench, what: str, value: Any, folder: Path, draw: random.Random) -> None:
+    before = {
+        "files": lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (value, value)),
+        "shared memory": lambda: _mount_here("/dev/shm", value),
+        "memory": lambda: tiny_runs.limit_memory(value),
+    }[what]
+    workers = ("--batch.workers", "2")
+    done = run(bench.command("pretraining", folder / "run", *workers), before=before)
+    done.expect(0, 2, where="with the limit")
+    beginning = {"files": "open files", "shared memory": "/dev/shm", "memory": "memory"}[what]
+    if done.code and not done.errors[0].startswith(f"error: {beginning}: "):
+        raise LostError(f"said: {done.errors[0]}")
+    bench.finish("pretraining", folder / "run", *workers)
+
+
+def _mount_here(place: str, options: str) -> None:
+    """Mount memory there for this process alone, where this user can."""
+    if ctypes.CDLL(None).unshare(_NEW_MOUNTS) == 0:
+        subprocess.run(["mount", "--make-rprivate", "/"], check=True)
+        subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", place], check=True)
 
 
 def twice(bench: Bench) -> list[Case]:
