@@ -41,6 +41,7 @@ _DEFAULT_PORT = "29500"
 _PATIENCE = timedelta(minutes=10)
 _NEVER = timedelta(days=365)
 _LETTING_GO = 0.2  # seconds
+_ROOM_OF_THREADS = 64 << 20  # bytes
 # Of glibc's mallopt: how many blocks are mapped by themselves, and how much free memory the heap may end with.
 _MOST_MAPPED, _MOST_FREE = (-4, 0), (-1, 1 << 30)
 
@@ -107,6 +108,8 @@ def start_processes(timeout: float = 0) -> Processes:
             # DeepSpeed asks for LOCAL_RANK even in a group of one.
             for name, value in {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_SIZE": "1"}.items():
                 os.environ.setdefault(name, value)
+        # Where `ulimit -v` leaves no room for gloo's threads, C++ would end this process without a line.
+        mmap.mmap(-1, _ROOM_OF_THREADS, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS).close()
         # Here and not in DeepSpeed, which would meet by MASTER_ADDR instead of this store; it takes over the group.
         dist.init_process_group(accelerator.communication_backend_name(), store=store, rank=rank, world_size=world)
     deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
