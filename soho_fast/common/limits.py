@@ -4,7 +4,7 @@ import errno
 import os
 import resource
 
-from soho_fast.common.errors import DISK_ERRORS
+from soho_fast.common.errors import DISK_ERRORS, CorruptImageError, UserError
 
 SHARED_MEMORY = "/dev/shm"
 """Where loader processes hand over their batches, and what semaphores of processes are made of."""
@@ -17,7 +17,9 @@ _OF_LIMITED_MEMORY = ("failed to map segment", "could not create a primitive", *
 
 def met_limit(error: BaseException) -> str | None:
     """What to say of an error by which python, torch, gloo or the loader of libraries tells that open files, shared
-    memory, memory or threads ran out; None of any other."""
+    memory, memory or threads ran out; None of any other. What reads a file raises it again: the file is not damaged."""
+    if isinstance(error, (UserError, CorruptImageError)):  # They name a file themselves.
+        return None
     said, number = str(error), getattr(error, "errno", None)
     if number in (errno.EMFILE, errno.ENFILE) or "Too many open files" in said or "items of ancdata" in said:
         most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]

@@ -34,6 +34,7 @@ from transformers.utils import TensorType
 
 from soho_fast.common.errors import CorruptImageError
 from soho_fast.common.images import FORMATS, MAX_PIXELS, check_cost, check_header, decoding, no_image, one_line, to_rgb
+from soho_fast.common.limits import met_limit
 from soho_fast.data.readers.records import ImageRef
 from soho_fast.data.stores import FolderStore
 
@@ -200,6 +201,8 @@ def look_at(
             content = image.read()
             decode_image(content, shorter_edge=shorter_edge)
         except (OSError, CorruptImageError) as error:
+            if met_limit(error):
+                raise
             return "", f"{image} {error}"
         return hashlib.sha256(content).hexdigest(), ""
 
@@ -306,6 +309,8 @@ class SohoImageProcessor(TorchvisionBackend):
         try:
             return self.decode(image.read())
         except (OSError, ValueError) as error:
+            if met_limit(error):
+                raise
             raise CorruptImageError(f"{image}: {error}") from error
 
     def decode(self, data: bytes) -> torch.Tensor:

@@ -37,6 +37,7 @@ from deepspeed.utils.tensor_fragment import fragment_address
 from soho_fast.common.checksums import sha256_of
 from soho_fast.common.errors import UserError, listed
 from soho_fast.common.files import PARTIAL, delete, write_atomically
+from soho_fast.common.limits import met_limit
 from soho_fast.common.processes import Processes
 from soho_fast.engine.changes import SHARDING
 from soho_fast.engine.resharding import fragments_of, load_resharded
@@ -107,6 +108,8 @@ class _Files(TorchCheckpointEngine):
                 return torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
         # What a reader meets in a file of another kind has no common type; a pickle that would run code is one.
         except Exception as error:
+            if met_limit(error):
+                raise
             refused = re.search(r"GLOBAL (\S+)", str(error))
             reason = (
                 f"it asks for {refused[1]}, which is no plain data, and is not loaded"
@@ -390,6 +393,8 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise _DamagedError(f"{MANIFEST} is missing") from error
     except (OSError, ValueError, RecursionError) as error:
+        if met_limit(error):
+            raise
         raise _DamagedError(f"{MANIFEST} cannot be read: {error}") from error
     if not isinstance(manifest, dict) or "format" not in manifest:
         raise _DamagedError(f"{MANIFEST} is not a checkpoint's")
@@ -425,6 +430,8 @@ def _fault(path: Path) -> str | None:
     except FileNotFoundError as error:
         return f"{Path(error.filename).name} is missing"
     except OSError as error:
+        if met_limit(error):
+            raise
         return f"{Path(error.filename).name} cannot be read: {error.strerror}"
 
 
@@ -435,5 +442,7 @@ def _altered(path: Path) -> str | None:
             if sha256_of(path / name) != record["sha256"]:
                 return f"{name} differs from its checksum"
         except OSError as error:
+            if met_limit(error):
+                raise
             return f"{name} cannot be read: {error.strerror}"
     return None

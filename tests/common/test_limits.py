@@ -1,4 +1,4 @@
-"""A limit of the machine is told by its name, with what gives more, whatever library meets it first."""
+"""An error at a resource limit names the limit and how to raise it, whichever library raised the error."""
 
 import errno
 import resource
@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from soho_fast.common.errors import CorruptImageError, UserError
 from soho_fast.common.limits import SHARED_MEMORY, met_limit
 from soho_fast.common.workers import loaded_ahead
 
 ROOT = Path(__file__).resolve().parents[2]
+UNSHARE = ("unshare", "--user", "--map-root-user", "--mount")
 COMMAND = """
 import resource, sys
 import torch
@@ -38,13 +40,14 @@ def _ended(*numbers, in_shared_memory=""):
     command = [sys.executable, "-c", COMMAND, *map(str, numbers)]
     if in_shared_memory:
         mount = f'mount -t tmpfs -o {in_shared_memory} tmpfs {SHARED_MEMORY} && exec "$@"'
-        command = ["unshare", "--mount", "sh", "-c", mount, "sh", *command]
+        command = [*UNSHARE, "sh", "-c", mount, "sh", *command]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     return done.returncode, done.stderr
 
 
 def _may_mount():
-    return subprocess.run(["unshare", "--mount", "mount", "-t", "tmpfs", "tmpfs", SHARED_MEMORY]).returncode == 0
+    command = [*UNSHARE, "mount", "-t", "tmpfs", "tmpfs", SHARED_MEMORY]
+    return subprocess.run(command, capture_output=True).returncode == 0
 
 
 @pytest.mark.parametrize("files", [8, 12, 16])
@@ -69,7 +72,7 @@ def test_limited_memory_is_one_line():
 )
 def test_shared_memory_without_room_is_one_line_and_does_not_hang(options, size, room):
     if not _may_mount():
-        pytest.skip("this user can't mount")
+        pytest.skip("this user cannot mount a tmpfs")
     code, said = _ended(0, 0, size, 2, in_shared_memory=options)
     assert (code, said.count("\n")) == (2, 1), said
     assert said.startswith(f"error: {SHARED_MEMORY}: ") and room in said, said
@@ -109,6 +112,8 @@ def test_errors_that_tell_of_a_limit(error, begin):
     "error",
     [
         OSError(errno.ENOSPC, "No space left on device", "runs/log.jsonl"),
+        CorruptImageError("a.jpg: can't be decoded as an image: std::bad_alloc"),
+        UserError("a.yaml: Too many open files"),
         OSError(errno.ENOENT, "No such file or directory", SHARED_MEMORY),
         RuntimeError("mat1 and mat2 shapes cannot be multiplied"),
         RuntimeError("could not create a primitive"),

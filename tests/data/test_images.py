@@ -1,5 +1,6 @@
 import io
 import math
+import resource
 from dataclasses import replace
 
 import numpy as np
@@ -115,6 +116,19 @@ def test_truncated_jpeg_is_corrupt(share):
     data = encoded(noise(200, 160))
     with pytest.raises(CorruptImageError, match=r"can't be decoded as an image \(\d+ bytes\)"):
         decode_image(data[: int(len(data) * share)])
+
+
+def test_an_image_that_cannot_be_opened_for_want_of_open_files_is_not_corrupt(tmp_path):
+    (tmp_path / "whole.jpg").write_bytes(encoded(noise(40, 30)))
+    processor, image = make_processor(), ImageRef(FolderStore(str(tmp_path)), "whole.jpg")
+    _, most = limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, most))
+    try:
+        with pytest.raises(OSError, match="Too many open files"):
+            processor.load(image)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    processor.load(image)
 
 
 def test_text_instead_of_an_image_is_corrupt_and_named(tmp_path):

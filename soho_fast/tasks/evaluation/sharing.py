@@ -20,6 +20,7 @@ from typing import Any, Self
 import torch
 
 from soho_fast.common.files import read_json, write_atomically
+from soho_fast.common.limits import met_limit
 from soho_fast.common.processes import Processes
 from soho_fast.common.workers import loaded_ahead
 from soho_fast.data.overlap import content_of
@@ -53,7 +54,9 @@ class PartialResults:
         if processes.rank == 0:
             try:
                 found = read_json(folder / "identity.json")
-            except (OSError, ValueError):
+            except (OSError, ValueError) as error:
+                if met_limit(error):
+                    raise
                 found = None
             # Of another model or other settings: none of it can be used.
             if found != wanted:
