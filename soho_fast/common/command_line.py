@@ -14,7 +14,7 @@ from typing import Any, NoReturn, Self
 from soho_fast.common.errors import GONE_ERRORS, UserError, fail, is_gone, last_line, say_nothing_more
 from soho_fast.common.extras import MissingExtraError, from_extra
 from soho_fast.common.import_path import import_named
-from soho_fast.common.limits import met_limit
+from soho_fast.common.limits import in_words, met_limit
 from soho_fast.common.spelling import did_you_mean
 
 # Needs torch, and has been imported where there are loader processes.
@@ -93,7 +93,7 @@ def exit_code(run: Callable[[list[str]], int], arguments: Sequence[str] | None, 
             if _is_of_output(error) and (is_gone(sys.stdout) or is_gone(sys.stderr)):
                 say_nothing_more()
                 return 128 + signal.SIGPIPE
-            return fail(met_limit(error) or str(error))
+            return fail(met_limit(error) or in_words(error))
         except (RuntimeError, MemoryError, ImportError, SystemError) as error:
             if limit := met_limit(error):
                 return fail(limit)

@@ -28,6 +28,9 @@ def met_limit(error: BaseException) -> str | None:
     if of_disk or "shared memory(shm)" in said:
         cure = "a container has more with --shm-size 2g, and workers 0 need none"
         return f"{SHARED_MEMORY}: {_room()}, and loader processes hand over what they load there: {cure}"
+    if type(error).__name__ == "OutOfMemoryError":  # torch's, of a GPU
+        cure = "smaller batches take less, in training more batch.gradient_accumulation_steps too"
+        return f"memory of the GPU: {' '.join(said.split('. ')[:2])}; {cure}"
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
     is_limited = limit != resource.RLIM_INFINITY
     texts = _NO_MEMORY + _OF_LIMITED_MEMORY * is_limited
@@ -42,6 +45,15 @@ def met_limit(error: BaseException) -> str | None:
         cure = "`ulimit -v unlimited` before the command lifts it"
         return f"memory: `ulimit -v` leaves this process {limit >> 20:,} MiB, which are too few; {cure}"
     return f"memory: no more could be had{f' ({said})' if said else ''}; smaller batches and fewer workers take less"
+
+
+def in_words(error: BaseException) -> str:
+    """What an error says, and what gives more where open files or memory ran out below it."""
+    said, below = str(error), error
+    while (below := below.__cause__ or below.__context__) is not None:
+        if isinstance(below, OSError) and (limit := met_limit(below)):
+            return f"{said}; {limit}"
+    return said
 
 
 def _room() -> str:

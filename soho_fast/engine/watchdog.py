@@ -39,7 +39,7 @@ from soho_fast.common.errors import (
     listed,
     say_nothing_more,
 )
-from soho_fast.common.limits import met_limit
+from soho_fast.common.limits import in_words, met_limit
 
 PROCESS_FAILED = os.EX_TEMPFAIL
 """Exit code of a rank that ends because another process failed: what went wrong may be gone at the next start."""
@@ -169,7 +169,7 @@ class run_command:
             self.code = 128 + (self._stopping.number or signal.SIGINT)
         elif isinstance(error, (UserError, CorruptImageError)):
             # Raised in a loader process, the text comes with that process's stack before it.
-            self.code = fail(str(error).rpartition("CorruptImageError: ")[2], rank)
+            self.code = fail(in_words(error).rpartition("CorruptImageError: ")[2], rank)
         elif isinstance(error, BrokenPipeError):
             say_nothing_more()
             self.code = 128 + signal.SIGPIPE

@@ -34,12 +34,14 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 from soho_fast.common.extras import from_extra
 
 with from_extra("train"):
+    from soho_fast.common.checksums import folder_digest, sha256_of
     from soho_fast.common.command_line import Parser, exit_code, quiet_transformers
     from soho_fast.common.errors import UserError, print_line
     from soho_fast.common.files import write_atomically
     from soho_fast.common.hub import check_name, model_folder, no_such_path
     from soho_fast.common.images import MAX_PIXELS
-    from soho_fast.common.versions import cautions
+    from soho_fast.common.versions import cautions, program
+    from soho_fast.data.overlap import content_of
     from soho_fast.data.readers.records import (
         AnyPath,
         Format,
@@ -202,7 +204,8 @@ def _parser() -> Parser:
     )
     parser.add_argument("--batch_size", type=int, default=32, help="Number of images encoded together (default: 32).")
     parser.add_argument("--workers", type=int, default=2, help="Number of processes that decode images (default: 2).")
-    parser.add_argument("--results", type=Path, help="File to write: one JSON line per example, with its scores.")
+    words = "File to write: one JSON line per example, with its scores; RESULTS.about.json says what they are of."
+    parser.add_argument("--results", type=Path, help=words)
     parser.add_argument("--json", action="store_true", help="Print JSON instead of a table.")
     parser.take_modules()
     return parser
@@ -241,14 +244,23 @@ def _run(arguments: list[str]) -> int:
     task.workers = options.workers
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = load_for_evaluation(task, folder, device)
+    about = {
+        "suite": options.suite,
+        "files": {path: sha256_of(Path(path)) for path in options.files},
+        "images": content_of(image for record in records for image in record.images),
+        "model": folder_digest(Path(folder)),
+        "program": program(),
+    }
     scores_NIT = score_suite(task, model, records, say)
     metrics = suite_metrics(options.suite, scores_NIT, [record.group for record in records])
     if options.results:
         lines = zip(records, scores_NIT.tolist(), strict=True)
         write_atomically(options.results, "".join(f"{json.dumps(each.line(scores))}\n" for each, scores in lines))
+        beside = options.results.with_name(f"{options.results.name}.about.json")
+        write_atomically(beside, json.dumps(about | {"results": sha256_of(options.results)}, indent=1) + "\n")
     chance = RULES[options.suite].chance
     if options.json:
-        print_line(json.dumps({"examples": len(records), **metrics._asdict(), "chance": chance}))
+        print_line(json.dumps({"examples": len(records), **metrics._asdict(), "chance": chance, "about": about}))
         return 0
     parts = {**metrics.groups, f"mean of {len(metrics.groups)}": metrics.mean, "all": metrics.all, "chance": chance}
     rows = [[name, *(f"{100 * each[key]:.1f} %" for key in chance)] for name, each in parts.items() if each]

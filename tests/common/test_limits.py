@@ -4,13 +4,14 @@ import errno
 import resource
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 import torch
 
 from soho_fast.common.errors import CorruptImageError, UserError
-from soho_fast.common.limits import SHARED_MEMORY, met_limit
+from soho_fast.common.limits import SHARED_MEMORY, in_words, met_limit
 from soho_fast.common.workers import loaded_ahead
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -101,11 +102,46 @@ def test_what_has_no_room_in_shared_memory_is_raised_where_it_was_asked_for(monk
         (MemoryError(), "memory: no more could be had; "),
         (RuntimeError("Resource temporarily unavailable"), "threads and processes: "),
         (RuntimeError("can't start new thread"), "threads and processes: "),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried 2 GiB. GPU 0 has"), "memory of the GPU: CUDA out"),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), "memory: no more could be"),
     ],
 )
 def test_errors_that_tell_of_a_limit(error, begin):
     assert met_limit(error).startswith(begin)
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments"),
+    [("soho_fast.train", ["--recipe", "own.yaml"]), ("soho_fast.tasks.check", [".", "--recipe", "own.yaml"])],
+)
+def test_a_file_that_cannot_be_opened_is_named_and_so_is_the_limit(module, arguments, tmp_path, monkeypatch, capsys):
+    main, opened = import_module(module).main, open
+    (tmp_path / "own.yaml").write_text("task: pretraining\n")
+    monkeypatch.chdir(tmp_path)
+
+    def refuse(file, *rest, **options):
+        if str(file) == "own.yaml":
+            raise OSError(errno.EMFILE, "Too many open files", "own.yaml")
+        return opened(file, *rest, **options)
+
+    monkeypatch.setattr("builtins.open", refuse)
+    monkeypatch.setattr("io.open", refuse)
+    assert main(arguments) == 2
+    said = capsys.readouterr().err
+    assert "own.yaml: Too many open files" in said and "`ulimit -n 4096` before the command" in said, said
+    assert said.count("\n") == 1, said
+
+
+def test_what_is_said_already_is_not_said_again():
+    try:
+        try:
+            raise OSError(errno.EMFILE, "Too many open files", "a.json")
+        except OSError as error:
+            raise UserError("a.json: no") from error
+    except UserError as error:
+        said = in_words(error)
+    assert said.startswith("a.json: no; open files: ") and said.count("open files: ") == 1
+    assert in_words(UserError("a.json: no")) == "a.json: no"
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """`soho suite`: the scores are those of the pipeline, in a table beside chance."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -10,6 +11,8 @@ from tiny_corpus import write_tokenizer
 from tiny_tasks import SMALL
 
 from soho_fast.ask.pipeline import SohoPipeline
+from soho_fast.common.checksums import sha256_of
+from soho_fast.common.versions import program
 from soho_fast.data.images import SohoImageProcessor
 from soho_fast.data.processor import SohoProcessor
 from soho_fast.data.text import load_tokenizer
@@ -60,6 +63,28 @@ def test_scores_are_those_of_the_pipeline(folder, capsys, tmp_path):
             # The images' tokens are kept in half precision.
             assert torch.tensor(log_odds).sigmoid().tolist() == pytest.approx([score_of[t] for t in TEXTS], abs=2e-3)
     assert len({score for row in line["log_odds"] for score in row}) == 4
+
+
+def test_results_say_of_which_model_files_and_images_they_are(folder, capsys, tmp_path):
+    def about_of(at, edited=""):
+        shutil.copytree(folder, at)
+        if edited:
+            file = at / edited
+            file.write_bytes(file.read_bytes() + b"\n")
+        results = at / "results.jsonl"
+        found = suite(at, capsys, "winoground", "examples.jsonl", "--json", "--results", str(results)).out
+        about = json.loads((at / "results.jsonl.about.json").read_text())
+        assert about.pop("results") == sha256_of(results)
+        assert about == json.loads(found)["about"] and about["program"] == program()
+        about["files"] = list(about["files"].values())
+        return about
+
+    plain = about_of(tmp_path / "plain")
+    assert plain["suite"] == "winoground" and plain["images"].startswith("3 images, ")
+    assert about_of(tmp_path / "again") == plain
+    for edited, changed in (("examples.jsonl", "files"), ("2.png", "images"), ("model/config.json", "model")):
+        other = about_of(tmp_path / changed, edited=edited)
+        assert [name for name in plain if plain[name] != other[name]] == [changed]
 
 
 def test_an_image_is_cropped_to_its_box(folder, capsys):
