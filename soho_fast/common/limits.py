@@ -49,11 +49,12 @@ def met_limit(error: BaseException) -> str | None:
 
 def in_words(error: BaseException) -> str:
     """What an error says, and what gives more where open files or memory ran out below it."""
-    said, below = str(error), error
-    while (below := below.__cause__ or below.__context__) is not None:
+    below: BaseException | None = error
+    while below is not None:
+        below = below.__cause__ or below.__context__
         if isinstance(below, OSError) and (limit := met_limit(below)):
-            return f"{said}; {limit}"
-    return said
+            return f"{error}; {limit}"
+    return str(error)
 
 
 def _room() -> str:

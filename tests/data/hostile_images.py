@@ -180,6 +180,12 @@ def gif(width: int, height: int) -> bytes:
     return b"GIF89a" + struct.pack("<HHBBB", width, height, 0x80, 0, 0) + bytes(6) + frame
 
 
+def webp(width: int, height: int) -> bytes:
+    """The header of a lossless one."""
+    chunk = b"\x2f" + ((width - 1) | (height - 1) << 14).to_bytes(4, "little") + bytes(9)
+    return b"RIFF" + (12 + len(chunk)).to_bytes(4, "little") + b"WEBPVP8L" + len(chunk).to_bytes(4, "little") + chunk
+
+
 def tiff(width: int, height: int) -> bytes:
     """A TIFF that says it has this size, with little in it."""
     fields = (

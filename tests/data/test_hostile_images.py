@@ -15,7 +15,7 @@ from io import BytesIO
 import numpy as np
 import pytest
 import torch
-from hostile_images import handmade_images, hostile_images, progressive_jpeg, sound_images
+from hostile_images import handmade_images, hostile_images, progressive_jpeg, sound_images, webp
 from PIL import Image, ImageFile, ImageOps
 from tiny_corpus import draw
 
@@ -204,12 +204,6 @@ def test_a_jpeg_that_takes_minutes_or_memory_is_refused_before_it_is_decoded(dat
     assert re.search(told, outcome(data))
     with pytest.raises(ImageError, match=told):
         open_image(BytesIO(data), "image")
-
-
-def webp(width, height):
-    """The header of a lossless one."""
-    chunk = b"\x2f" + ((width - 1) | (height - 1) << 14).to_bytes(4, "little") + bytes(9)
-    return b"RIFF" + (12 + len(chunk)).to_bytes(4, "little") + b"WEBPVP8L" + len(chunk).to_bytes(4, "little") + chunk
 
 
 @pytest.mark.parametrize(

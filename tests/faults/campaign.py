@@ -18,6 +18,7 @@ from pathlib import Path
 sys.path.extend(str(Path(__file__).resolve().parents[2] / part) for part in ("", "tests/data"))
 
 import files
+import guard
 import hostile
 import runs
 import tiny_runs
@@ -61,10 +62,12 @@ CLASSES = (
     FaultClass("damage", "each file of runs, models, corpora damaged in seven ways", 4, files.damaged),
     FaultClass("pickles", "code planted wherever something is loaded", 2, files.pickles),
     FaultClass("foreign", "files of others that name modules, paths, programs", 3, files.foreign),
+    FaultClass("code", "own code changed between starts, on a rank, before a model is read", 2, guard.code),
     FaultClass("settings", "mistakes in recipes, models' files and arguments", 2, files.settings),
     FaultClass("images", "damaged and hostile images, decoded", 4, hostile.images),
     FaultClass("bombs", "small images and texts that cost minutes or gigabytes", 2, hostile.bombs),
     FaultClass("controls", "names and texts that a terminal obeys", 2, hostile.controls),
+    FaultClass("app", "hostile calls of the app", 1, guard.app),
 )
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from hostile_images import bmp, gif, hostile_images, png, progressive_jpeg, sound_images, tiff
+from hostile_images import bmp, gif, hostile_images, png, progressive_jpeg, sound_images, tiff, webp
 from tiny_runs import Bench, Case, LostError, start
 
 BATCH = 4000
@@ -77,13 +77,15 @@ def _decode(number: int, folder: Path, draw: random.Random) -> int:
 
 
 # Commands about a folder of one's own images, in which something is odd.
-_COMMANDS = ("check", "answer", "train", "many", "tokenizer", "label", "rank", "retrieve")
+_COMMANDS = ("check", "answer", "train", "many", "tokenizer", "label", "rank", "retrieve", "suite")
 _SIZES = ((30_000, 30_000), (65_500, 65_500), (9459, 9459), (12_000, 12_000), (65_500, 9), (20_000, 4000))
 _BOMBS: dict[str, Callable[[int, int, random.Random], bytes]] = {
     "scans": lambda w, h, draw: progressive_jpeg(draw.choice((200, 5000))),
     "scans, large": lambda w, h, draw: progressive_jpeg(draw.choice((1, 90, 200, 5000)), w, h) + bytes(2**18),
     "png": lambda w, h, draw: png(w, h), "bmp": lambda w, h, draw: bmp(w, h), "gif": lambda w, h, draw: gif(w, h),
     "tiff": lambda w, h, draw: tiff(w, h), "ppm": lambda w, h, draw: b"P6 %d %d 255\n" % (w, h) + bytes(2**20),
+    "webp": lambda w, h, draw: webp(min(w, 16_000), min(h, 16_000)),
+    "comments": lambda w, h, draw: b"P1\n10 10\n" + draw.choice((b"#" * 2**24, b"#\n" * 2**23)) + b"\n" + b"0 " * 100,
 }  # fmt: skip
 _PARTS = ("a dog and ", "a", " ", "a\u0301", "\u4eba", "a.", "[MASK] ", "\U0001f600\u200d", "##", "\n")
 _ODD = ("\x1b[2J", "\x1b]0;owned\x07", "\x07", "\x08\x08", "\r", "\x9b31m", "\u202egpj.exe", "\u2066", "\x7f", "\x0b",
@@ -158,6 +160,9 @@ def _about(bench: Bench, command: str, own: Path, text: str, name: str, image: b
     labels.write_text(f"{text}\n")
     (own / "images.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     asked.write_text(f"{json.dumps({'image': shown.name, 'texts': [text, 'a cat']})}\n")
+    case = {"image_path": shown.name, "true_caption": text, "false_caption": "a cat", "relation_name": "of"}
+    box = {"bbox_x": 0, "bbox_y": 0, "bbox_w": 8000, "bbox_h": 8000}
+    (own / "relation.json").write_text(json.dumps([case | box]))
     recipe = yaml.safe_load(bench.recipes["pretraining"].read_text())
     shared = {"images": ["{images}"], "annotations": "{images}/images.jsonl", "format": "json_lines"}
     recipe["data"] |= {"sources": [{**shared, "splits": ["train"]}], "heldout": [{**shared, "splits": ["val"]}]}
@@ -175,5 +180,6 @@ def _about(bench: Bench, command: str, own: Path, text: str, name: str, image: b
         "many": ["ask", "many", model, str(asked), str(out), "--images", str(own), "--workers", "0"],
         "tokenizer": ["tokenizer", str(own / "images.jsonl"), str(out)],
         "label": ["ask", "label", model, str(own), "--labels", str(labels)],
+        "suite": ["suite", "aro_relation", model, str(own / "relation.json"), "--images", str(own), "--workers", "0"],
         "retrieve": ["ask", "retrieve", model, short, "--images", str(own)],
     }[command])  # fmt: skip

@@ -58,6 +58,13 @@ MUTANTS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "files are trusted": (
         "foreign", "^recipe, log.trackers = .'planted.sub'", {"soho_fast.tasks.recipe:_refuse_foreign_code": _nothing}
     ),
+    "own code is in no identity": (
+        "code", "^rule, planted_beside/late.py, resumed", {"soho_fast.common.versions:own_code": dict}
+    ),
+    "models are read by any code": (
+        "code", "^dictionary, planted_own.py, rank", {"soho_fast.ask.__main__:cautions": lambda *_: []}
+    ),
+    "pages of others are let in": ("app", "calls, 0$", {"soho_fast.explore.door:_foreign": lambda _: ""}),
     "errors have stack traces": (
         "settings", "^a recipe's text",
         {"soho_fast.common.errors:UserError.__str__": lambda _: "Traceback (most recent call last)"},

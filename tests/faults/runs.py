@@ -200,7 +200,7 @@ def _struck(bench: Bench, way: str, which: int, folder: Path, draw: random.Rando
     # Only the first rank changes much in the folder; the other one is struck by the clock.
     before = _slow_down if way == "slow" else watch(output, strike) if which == 0 else None
     befores = [before if rank == which else None for rank in range(2)]
-    both = _ranks(
+    both = start_two(
         bench, output, *(["--engine.timeout_seconds", "30"] if way == "silent" else []), stage=stage, befores=befores
     )
     if way != "slow" and which == 1:
@@ -217,10 +217,10 @@ def _struck(bench: Bench, way: str, which: int, folder: Path, draw: random.Rando
         both[which].send(signal.SIGKILL)
         both[which].wait()
     else:
-        for rank, finished in enumerate(_end(both)):
+        for rank, finished in enumerate(end_all(both)):
             if (way, rank) != ("killed", which):
                 finished.expect(*((0, LOST) if way == "killed" else (0,)), where=f"rank {rank}")
-    for rank, finished in enumerate(_end(_ranks(bench, output, stage=stage))):
+    for rank, finished in enumerate(end_all(start_two(bench, output, stage=stage))):
         finished.expect(0, where=f"rank {rank}, again")
     same(digest(_two_ranks(bench, stage)), digest(output))
 
@@ -228,7 +228,7 @@ def _struck(bench: Bench, way: str, which: int, folder: Path, draw: random.Rando
 def _disagreeing(bench: Bench, name: str, value: str, folder: Path, draw: random.Random) -> None:
     """Both end at once, in one line that names the field."""
     own = draw.choice((([f"--{name}", value], []), ([], [f"--{name}", value])))
-    done = [each.expect(2, where="one of two") for each in _end(_ranks(bench, folder / "run", own=own))]
+    done = [each.expect(2, where="one of two") for each in end_all(start_two(bench, folder / "run", own=own))]
     lines = [line for finished in done for line in finished.errors]
     if not all(name in line and "rank" in line for line in lines):
         raise LostError(f"said: {' | '.join(lines)[:200]}")
@@ -238,13 +238,13 @@ def _two_ranks(bench: Bench, stage: str = "0") -> Path:
     """What two ranks come to at a ZeRO stage when nothing disturbs them."""
 
     def make(new: Path) -> None:
-        for rank, finished in enumerate(_end(_ranks(bench, new, stage=stage))):
+        for rank, finished in enumerate(end_all(start_two(bench, new, stage=stage))):
             finished.expect(0, where=f"rank {rank}, undisturbed")
 
     return bench.once(f"two-ranks-{stage}", make)
 
 
-def _ranks(
+def start_two(
     bench: Bench,
     output: Path,
     *more: str,
@@ -275,7 +275,7 @@ def _is_stopped(pid: int) -> bool:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
 
 
-def _end(commands: list[Command]) -> list[Finished]:
+def end_all(commands: list[Command]) -> list[Finished]:
     """Wait for them; nobody ends the one when the other is gone."""
     deadline = time.monotonic() + _RANKS_END
     return [command.wait(max(1.0, deadline - time.monotonic())) for command in commands]

@@ -32,6 +32,7 @@ COMMANDS = {
     "train": "soho_fast.train", "evaluate": "soho_fast.evaluate", "ask": "soho_fast.ask.__main__",
     "corpus": "soho_fast.data.mini.__main__", "explore": "soho_fast.explore.__main__",
     "check": "soho_fast.tasks.check", "tokenizer": "soho_fast.data.tokenizer",
+    "app": "soho_fast.explore.app_command", "suite": "soho_fast.tasks.suites",
 }  # fmt: skip
 # What the commands import, at their start or later.
 _IMPORTED = (
