@@ -10,8 +10,9 @@ import ast
 import os
 import re
 import sys
+from collections.abc import Iterable
 from importlib import import_module
-from importlib.machinery import PathFinder
+from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,10 @@ _PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 _NAMED: dict[str, dict[str, str]] = {}
 # The modules and import paths by a user's word; those of the modules that are gone do not count.
 _TRUSTED: set[str] = set()
+# Libraries wherever they lie, also as their sources: a run's identity has their versions.
+_LIBRARIES = {"soho_fast", "torch", "torchvision", "transformers", "tokenizers", "numpy", "timm", "deepspeed"}
+_INSTALLED = {"site-packages", "dist-packages"}
+_STDLIB = Path(os.__file__).parent
 OPTIMISERS = "torch.optim:"
 """How the import paths begin that a file may name without a user's word."""
 
@@ -73,7 +78,7 @@ def search_here() -> str:
 
 
 def _import(name: str, what: str) -> None:
-    folder = search_here()
+    folder, before = search_here(), set(sys.modules)
     is_new = name not in sys.modules or name not in _NAMED
     try:
         import_module(name)
@@ -86,40 +91,47 @@ def _import(name: str, what: str) -> None:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise UserError(f"{what}: {name} cannot be imported ({reason})") from error
     if is_new:
-        _NAMED[name] = _digests(name)
+        _NAMED[name] = _digests(name, set(sys.modules) - before)
 
 
-def own_code() -> dict[str, str]:
-    """File and digest, as imported, of each module that the user named and of what these import from beside them."""
-    return {each: digest for name in sorted(_NAMED) if name in sys.modules for each, digest in _NAMED[name].items()}
+def own_code(known: Iterable[str] = ()) -> dict[str, str]:
+    """File and digest, as imported, of each module that the user named and of what these import, but for libraries;
+    and of those of `known` that Python code has imported."""
+    found = {each: digest for name in sorted(_NAMED) if name in sys.modules for each, digest in _NAMED[name].items()}
+    for name in known:
+        if name in sys.modules and name not in found:
+            found |= _digests(name)
+    return found
 
 
-def _digests(name: str) -> dict[str, str]:
-    """Of a module and, however far, of those that it imports, wherever in it, and that lie in the same folder or below;
-    of an installed one, of its whole package."""
-    place, is_installed = _place_of(name)
-    if place is None:
-        return {}
-    if is_installed:
-        return {name.partition(".")[0]: f"{place.name} {digest_of_files(place, '*.py')}"}
-    folder = place.parent
+def _digests(name: str, brought: Iterable[str] = ()) -> dict[str, str]:
+    """Of a module and, however far, of those that it imports, wherever in it, and that its import has brought in, but
+    for libraries; of a library, of its whole package."""
+    if _is_library(_spec_of(name)):
+        root = name.partition(".")[0]
+        top = sys.modules[root]
+        place = next(iter(getattr(top, "__path__", [getattr(top, "__file__", None)])), None)
+        return {root: f"{Path(place).name} {digest_of_files(Path(place), '*.py')}"} if place else {}
     found: dict[str, str] = {}
-    left, seen = [name], {"soho_fast"}
+    left, seen = [name, *sorted(brought)], {""}
     while left:
         name = left.pop()
-        above, _, last = name.rpartition(".")
-        if name in seen or name.startswith("soho_fast."):
+        if name in seen:
             continue
         seen.add(name)
-        spec = PathFinder.find_spec(last, [str(folder.joinpath(*above.split(".")))])
-        left += [above] if above else []
-        if spec is None or spec.origin is None:  # not beside it, or a folder without __init__.py
+        spec, above = _spec_of(name), name.rpartition(".")[0]
+        if spec is None or _is_library(spec):
             continue
-        file = Path(spec.origin)
-        found[name] = f"{file.relative_to(folder)} {digest_of_files(file)}"
-        package = (name if spec.submodule_search_locations else above).split(".")
+        left += [above] if above else []
+        if spec.origin is None:  # a folder without __init__.py
+            continue
+        file, is_package = Path(spec.origin), spec.submodule_search_locations is not None
+        parts = name.count(".") + 1 + is_package
+        archive = next((above for above in file.parents if above.is_file()), None)
+        found[name] = f"{'/'.join(file.parts[-parts:])} {digest_of_files(archive or file)}"
+        package = (name if is_package else above).split(".")
         try:
-            tree = ast.parse(file.read_bytes() if file.suffix == ".py" else b"")
+            tree = ast.parse(file.read_bytes() if file.suffix == ".py" and not archive else b"")
         except (SyntaxError, ValueError):  # of a file whose import is never come to
             continue
         for node in ast.walk(tree):
@@ -131,17 +143,28 @@ def _digests(name: str) -> dict[str, str]:
     return found
 
 
-def _place_of(name: str) -> tuple[Path | None, bool]:
-    """The file or folder of the package in which a module is, None of one without; and whether it is of a library."""
-    root = name.partition(".")[0]
-    top = sys.modules[root]
-    place = next(iter(getattr(top, "__path__", [getattr(top, "__file__", None)])), None)
-    if place is None:
-        return None, root in sys.stdlib_module_names
-    folder = Path(place).parent
-    stdlib = Path(os.__file__).parent
-    is_library = folder.name in ("site-packages", "dist-packages") or folder in (stdlib, stdlib / "lib-dynload")
-    return Path(place), is_library or root == "soho_fast"
+def _spec_of(name: str) -> ModuleSpec | None:
+    """Of a module as it is imported, or would be; None where there is none. Imports nothing."""
+    if name in sys.modules:
+        return getattr(sys.modules[name], "__spec__", None)
+    above, _, last = name.rpartition(".")
+    parent = _spec_of(above) if above else None
+    if above and (parent is None or parent.submodule_search_locations is None):
+        return None
+    return PathFinder.find_spec(last, list(parent.submodule_search_locations or ()) if parent else None)
+
+
+def _is_library(spec: ModuleSpec | None) -> bool:
+    """Whether a module is Python's own, installed, or of `_LIBRARIES`."""
+    if spec is None:
+        return False
+    found = [*(spec.submodule_search_locations or ()), *([spec.origin] if spec.has_location else [])]
+    places = [Path(str(each)) for each in found]
+    return (
+        not places
+        or spec.name.partition(".")[0] in _LIBRARIES
+        or any(place.is_relative_to(_STDLIB) or _INSTALLED & set(place.parts) for place in places)
+    )
 
 
 def load_imported(path: str, what: str, base: type | None = None) -> Any:
@@ -153,7 +176,7 @@ def load_imported(path: str, what: str, base: type | None = None) -> Any:
     name, _, attribute = path.partition(":")
     module = sys.modules.get(name)
     allowed = is_trusted(path) or path.startswith(OPTIMISERS)
-    if module is None or not (allowed or not _place_of(name)[1]):
+    if module is None or not (allowed or not _is_library(_spec_of(name))):
         raise UserError(
             f"{what}: {path} is code that a file names, which alone may not have it imported; import {name} before, "
             "as by --import (in Python, a library's by import_named of this module), give --trust-file where a recipe "

@@ -30,11 +30,11 @@ CODE = "code."
 """How the names of a user's own modules begin in `program`."""
 
 
-def program() -> dict[str, str]:
+def program(known: Iterable[str] = ()) -> dict[str, str]:
     """All that computes: versions of this package and of `LIBRARIES`, the commit where the package lies in its
     repository, digests of its sources and of its compiled ops, which tell what no version and no commit does, and those
-    of a user's own modules."""
-    return _installed_program() | {f"{CODE}{name}": digest for name, digest in own_code().items()}
+    of a user's own modules; `known`: see `own_code`."""
+    return _installed_program() | {f"{CODE}{name}": digest for name, digest in own_code(known).items()}
 
 
 @functools.cache
@@ -107,8 +107,9 @@ def cautions(folder: str | os.PathLike[str], accept_changes: bool = False) -> li
     about, run = read_run_of(folder), Path(folder).resolve().parent
     if about is None:
         return []
-    before, now = about.get("program"), program()
+    before = about.get("program")
     before = before if isinstance(before, dict) else {}
+    now = program([name.removeprefix(CODE) for name in before if name.startswith(CODE)])
     differ = [name for name in before if now.get(name, before[name]) != before[name]]
     told = {name: f"{name} {before[name]}, here {now[name]}" for name in differ}
     if code := "; ".join(told[name] for name in differ if name.startswith(CODE) and not accept_changes):

@@ -76,7 +76,7 @@ def test_what_is_not_known_is_not_said(best, content):
 
 def test_other_libraries_are_told(best, monkeypatch):
     now = {**program(), "pillow": "12.3.0", "commit": "a"}
-    monkeypatch.setattr(versions, "program", lambda: now)
+    monkeypatch.setattr(versions, "program", lambda known=(): now)
     write_run_of(best, 6, "0123456789abcdef")
     assert cautions(best) == []
     now |= {"pillow": "12.4.1", "commit": "b"}

@@ -3,15 +3,18 @@
 import json
 import sys
 from importlib import import_module
+from importlib.util import spec_from_file_location
 from pathlib import Path
+from zipfile import ZipFile
 
 import pytest
 import yaml
 
 from soho_fast.common import import_path
+from soho_fast.common.checksums import digest_of_files
 from soho_fast.common.errors import UserError
 from soho_fast.common.import_path import own_code
-from soho_fast.common.versions import write_run_of
+from soho_fast.common.versions import cautions, write_run_of
 from soho_fast.tasks.recipe import load_recipe, write_recipe
 
 TASK = '''
@@ -69,8 +72,11 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setattr(import_path, "_NAMED", {})  # what other tests of this process named
+    before = set(sys.modules)
     yield tmp_path
-    sys.modules.pop("own_code", None)
+    for name in set(sys.modules) - before:
+        if str(tmp_path) in str(sys.modules[name].__spec__):
+            del sys.modules[name]
 
 
 def test_a_task_by_import_path_has_its_own_settings(folder):
@@ -233,6 +239,72 @@ def test_code_that_a_recipe_names_is_known_with_what_it_imports(folder, field):
         name = file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
         assert found.pop(name).startswith(f"{file} "), file
     assert not found.keys() & {"unused", "soho_fast", "parts.deep", "json", "dataclasses", "torch"}
+
+
+class _Mapped:
+    """Finds a package in a folder of another name, as an editable install with `package-dir` has it found."""
+
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        file = Path("source/__init__.py").resolve()
+        found = spec_from_file_location(name, file, submodule_search_locations=[str(file.parent)])
+        return found if name == "lab" else None
+
+
+# Of each place: the module that is named, and the files and contents of modules that must be known.
+PLACED = {
+    "elsewhere on the path": ("own", {"own": ("own.py", "import helper"), "helper": ("far/helper.py", "")}),
+    "elsewhere, imported late": (
+        "own", {"own": ("own.py", "def late():\n    import helper"), "helper": ("far/helper.py", "")},
+    ),
+    "by a name at run time": (
+        "own",
+        {"own": ("own.py", "__import__('parts.' + 'helper')"), "parts": ("parts/__init__.py", ""),
+         "parts.helper": ("parts/helper.py", "")},
+    ),
+    "a namespace of two folders": (
+        "space.own", {"space.own": ("far/space/own.py", "import space.a"), "space.a": ("space/a.py", "")},
+    ),
+    "under another name": (
+        "lab.own",
+        {"lab": ("source/__init__.py", ""), "lab.own": ("source/own.py", "from . import b"),
+         "lab.b": ("source/b.py", "")},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("placed", PLACED)
+def test_code_is_known_wherever_it_lies(folder, placed, monkeypatch):
+    named, modules = PLACED[placed]
+    for file, content in modules.values():
+        Path(file).parent.mkdir(parents=True, exist_ok=True)
+        Path(file).write_text(f"{content}\n\n\nclass Part:\n    pass\n")
+    monkeypatch.syspath_prepend(folder / "far")
+    monkeypatch.setattr(sys, "meta_path", [*sys.meta_path, _Mapped])
+    import_path.load(f"{named}:Part", "part")
+    assert {name: each.partition(" ")[2] for name, each in own_code().items()} == {
+        name: digest_of_files(Path(file)) for name, (file, _) in modules.items()
+    }
+
+
+def test_code_in_an_archive_is_known_by_it(folder, monkeypatch):
+    with ZipFile("far.zip", "w") as archive:
+        archive.writestr("zipped.py", "class Part:\n    pass\n")
+    monkeypatch.syspath_prepend(folder / "far.zip")
+    import_path.load("zipped:Part", "part")
+    assert own_code() == {"zipped": f"zipped.py {digest_of_files(Path('far.zip'))}"}
+
+
+def test_code_that_python_imported_is_compared_where_a_model_is_read(folder):
+    """`import own_code` in a notebook, with `export_model` after it: no import path was loaded."""
+    load_recipe(["--recipe", "plain.yaml", "--task", "own_code:OwnTask"])
+    (folder / "model").mkdir()
+    write_run_of(folder / "model", 4, "0123456789abcdef")
+    import_path._NAMED.clear()
+    assert cautions(folder / "model") == []
+    (folder / "own_code.py").write_text(f"{TASK}\n")
+    with pytest.raises(UserError, match=r"was trained with code\.own_code own_code\.py"):
+        cautions(folder / "model")
 
 
 READERS = {
