@@ -287,15 +287,17 @@ class SohoImageProcessor(TorchvisionBackend):
                 f"size: expected 0 < shorter_edge <= longer_edge, and at most {MAX_PIXELS:,} pixels in all, got "
                 f"{shorter} and {longer}"
             )
-        for name, count in (("image_mean", 3), ("image_std", 3), ("rescale_factor", 1), ("size_divisor", 1)):
+        for name, count, most in (
+            ("image_mean", 3, 1e6), ("image_std", 3, 1e6), ("rescale_factor", 1, 1e6), ("size_divisor", 1, 1024),
+        ):  # fmt: skip
             value = getattr(self, name)
             numbers = [value] if count == 1 else value
             try:
-                is_usable = len(numbers) == count and all(0 < number < 1e6 for number in numbers)
+                is_usable = len(numbers) == count and all(0 < number <= most for number in numbers)
             except TypeError:
                 is_usable = False
             if not is_usable:
-                raise ValueError(f"{name}: expected {count} number(s) above 0, got {value!r:.60}")
+                raise ValueError(f"{name}: expected {count} number(s) above 0, of at most {most:g}, got {value!r:.60}")
 
     def load(self, image: ImageRef) -> torch.Tensor:
         """Read, decode and resize one image to a uint8 tensor (3, height, width), not yet normalised or padded.

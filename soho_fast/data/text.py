@@ -9,12 +9,14 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from soho_fast.common.checksums import check_checksums
+from soho_fast.common.files import read_json
 from soho_fast.common.hub import loading_options, no_such_path
 from soho_fast.common.text import STOP_WORDS
 
@@ -28,6 +30,8 @@ _WHAT_LOADS = (
 
 _WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)?")
 
+_MOST_GROWTH = 64
+
 # What is made of a text is kept: the captions of a small corpus come again in every epoch.
 KEPT_TEXTS = 1 << 15
 
@@ -36,6 +40,25 @@ KEPT_TEXTS = 1 << 15
 def content_words(text: str) -> frozenset[str]:
     """The lower-case words of a text that are not stop words."""
     return frozenset(_WORD.findall(text.lower())) - STOP_WORDS
+
+
+def _check_replacements(file: Path) -> None:
+    """Raises ValueError: a tokenizer's file has texts grow without end, by replacing one character by several, again
+    and again."""
+    try:
+        left = [read_json(file)]
+    except (OSError, ValueError):  # whoever loads it says so
+        return
+    growth = 1
+    while left:
+        each = left.pop()
+        if isinstance(each, dict) and each.get("type") == "Replace":
+            growth *= max(1, len(str(each.get("content"))))
+        left += each.values() if isinstance(each, dict) else each if isinstance(each, list) else ()
+    if growth > _MOST_GROWTH:
+        raise ValueError(
+            f"tokenizer: {file} replaces what makes texts {growth:,} times as long; at most {_MOST_GROWTH}"
+        )
 
 
 def load_tokenizer(name_or_path: str | os.PathLike[str], **hub_options: Any) -> PreTrainedTokenizerBase:
@@ -60,6 +83,7 @@ def load_tokenizer(name_or_path: str | os.PathLike[str], **hub_options: Any) -> 
             f"tokenizer: {name_or_path} can't be loaded: {no_such_path(name_or_path)}. Expected {_WHAT_LOADS}"
         ) from error
     check_checksums(name_or_path, weights=False)
+    _check_replacements(Path(name_or_path) / "tokenizer.json")
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(name_or_path), trust_remote_code=False, **options)
         # The snowman is in few vocabularies: a tokenizer that fails on what it does not know fails here.

@@ -20,9 +20,11 @@ from soho_fast.common.spelling import did_you_mean
 if TYPE_CHECKING:  # which sees no type in what a function makes
     ShareBelowOne = float
     Seed = int
+    NumProcesses = int
 else:
     # Ranks draw with seeds of their own beside it, which are numbers of 64 bits too.
     Seed = restricted_number_type("Seed", int, [(">=", 0), ("<", 2**62)])
+    NumProcesses = restricted_number_type("NumProcesses", int, [(">=", 0), ("<=", 256)])
     ShareBelowOne = restricted_number_type("ShareBelowOne", float, [(">=", 0), ("<", 1)])
 
 
@@ -135,7 +137,7 @@ class BatchSettings:
     global_batch_size: PositiveInt = 16
     gradient_accumulation_steps: PositiveInt = 1
     group_by_aspect_ratio: bool | Literal["orientation"] = True
-    workers: NonNegativeInt = 1
+    workers: NumProcesses = 1
     corrupt_images: ClosedUnitInterval = 0.01
 
 

@@ -22,7 +22,7 @@ from soho_fast.common.errors import listed
 from soho_fast.common.hub import loading_options
 
 _NORMALISATION = ("image_mean", "image_std")
-_MOST_PARAMETERS = 10_000_000_000
+_MOST_PARAMETERS, _MOST_LAYERS = 10_000_000_000, 1000
 
 
 class Tower(nn.Module):
@@ -148,6 +148,8 @@ def transformers_tower(values: dict[str, Any]) -> Tower:
     try:
         config = AutoConfig.for_model(**{**values, "vision_use_head": False})  # SigLIP's, whose output nobody reads
         stride, channels = config.patch_size, config.hidden_size
+        if getattr(config, "num_hidden_layers", 0) > _MOST_LAYERS:
+            raise ValueError(f"expected at most {_MOST_LAYERS:,} layers, got {config.num_hidden_layers:,}")
         with torch.device("meta"):
             num = sum(each.numel() for each in _build(config).parameters())
         if num > _MOST_PARAMETERS:

@@ -67,7 +67,7 @@ class Recipe(TrainSettings):
     data_roots: dict[str, str] = field(default_factory=dict)
     corpus: str = ""
     name = ""  # That of its file; no field, since it follows from where the file lies.
-    trackers_trusted = False  # Whether the command line gives `log.trackers`, or trusts the file; no field either.
+    trusted_trackers = ()  # Of `log.trackers` those that the command line gives, or a trusted file; no field either.
     if TYPE_CHECKING:  # `task`, `data` and `model`, which `recipe_type` adds
 
         def __getattr__(self, name: str) -> Any: ...
@@ -134,7 +134,7 @@ def load_recipe(
     """
     recipe = with_data_roots(read_recipe(arguments, flags))
     if with_files:
-        _refuse_foreign_code(dataclasses.asdict(recipe), recipe.name, recipe.trackers_trusted)
+        _refuse_foreign_code(dataclasses.asdict(recipe), recipe.name, recipe.trusted_trackers)
         _check_files(recipe)
     recipe.output = recipe.output or f"runs/{recipe.name}"
     return recipe
@@ -160,7 +160,8 @@ def read_recipe(arguments: Sequence[str] | None, flags: Sequence[str] = ()) -> R
     kind = recipe_type(content["task"])
     check_fields(content, kind, path)
     recipe, values = _parse(kind, path, fields, flags)
-    recipe.trackers_trusted = given.trust_file or "trackers" in values.get("log", {})
+    by_user = values.get("log", {}).get("trackers") or ()
+    recipe.trusted_trackers = tuple(recipe.log.trackers if given.trust_file else by_user)
     if given.help is not None:
         print(help_text(recipe, given.help))
         raise SystemExit(0)
@@ -183,7 +184,11 @@ def read_recipe(arguments: Sequence[str] | None, flags: Sequence[str] = ()) -> R
 def _parse(kind: type[Recipe], path: Path, fields: list[str], flags: Sequence[str]) -> tuple[Recipe, dict[str, Any]]:
     """The recipe in a file, with fields of the command line put over it; and the values of these fields."""
     assert kind.__doc__ is not None  # of all that `recipe_type` makes
-    options: dict[str, Any] = {"default_config_files": [str(path)], "allow_abbrev": False, "exit_on_error": False}
+    options: dict[str, Any] = {
+        "default_config_files": [glob.escape(str(path.absolute()))],
+        "allow_abbrev": False,
+        "exit_on_error": False,
+    }
     options["epilog"] = "Example: soho train --recipe own --data_roots.images my_images"
     parser = ArgumentParser("soho train", description=kind.__doc__.splitlines()[0], **options)
     parser.add_argument("--recipe", default="mini", help="Name of a recipe of this package, or path of a YAML file.")
@@ -250,11 +255,11 @@ def _import_code(content: Any, given: Any, trust_file: bool) -> None:
             load(path, place)
 
 
-def _refuse_foreign_code(content: Any, source: str, trackers_trusted: bool = False) -> None:
+def _refuse_foreign_code(content: Any, source: str, trusted_trackers: Sequence[str] = ()) -> None:
     """Raises UserError: the recipe's file, which may be another's, names code that no user has named."""
     named = [(place, path, path) for place, path in code_named(content) if not is_trusted(path)]
-    trackers = ", ".join(map(str, content.get("log", {}).get("trackers", [])))
-    if trackers and not trackers_trusted:
+    trackers = ", ".join(name for name in content.get("log", {}).get("trackers", []) if name not in trusted_trackers)
+    if trackers:
         named.append(("log.trackers", trackers, f"'[{trackers}]'"))
     for place, what, given in named:
         raise UserError(

@@ -20,10 +20,14 @@ from soho_fast.model.values import ModelChanges
 
 if TYPE_CHECKING:  # which sees no type in what a function makes
     TextLength = int
+    NumPositive = int
+    NumNegative = int
     ImportPath = str
 else:
     # [CLS], a token, [SEP].
     TextLength = restricted_number_type("TextLength", int, (">=", 3))
+    NumPositive = restricted_number_type("NumPositive", int, [(">=", 1), ("<=", 1000)])
+    NumNegative = restricted_number_type("NumNegative", int, [(">=", 0), ("<=", 1000)])
     ImportPath = restricted_string_type("ImportPath", r"[^\W\d][\w.]*:[^\W\d]\w*")
 
 
@@ -235,8 +239,8 @@ class PretrainingData(InputData):
     sources: list[CaptionSource] = field(default_factory=list)
     heldout: list[CaptionSource] = field(default_factory=list)
     tokenizer: str = "bert-base-uncased"
-    num_positive: PositiveInt = 2
-    num_negative: NonNegativeInt = 2
+    num_positive: NumPositive = 2
+    num_negative: NumNegative = 2
     hard_negative_share: ClosedUnitInterval = 0.0
     replace_probability: ClosedUnitInterval = 0.0
     epoch: Literal["captions", "caption_groups", "images"] = "captions"

@@ -200,6 +200,14 @@ def test_bytes_are_normalised_on_the_device_to_the_same_bits():
     assert processor.normalised(kept) == kept, "batches that are without pixels stay"
 
 
+@pytest.mark.parametrize(
+    ("name", "value"), [("size_divisor", 20_000), ("size_divisor", 0), ("image_std", [1, 0, 1]), ("image_mean", [1, 1])]
+)
+def test_numbers_that_no_batch_can_have_are_refused(name, value):
+    with pytest.raises(ValueError, match=rf"^{name}: expected \d number\(s\) above 0, of at most 1(024|e\+06), got "):
+        SohoImageProcessor(**{name: value})
+
+
 def test_there_is_a_mask_only_where_there_is_padding():
     processor, image = make_processor(divisor=32), torch.full((3, 64, 96), 9, dtype=torch.uint8)
     assert processor.collate([image, image])["pixel_mask"] is None

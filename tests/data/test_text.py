@@ -1,5 +1,6 @@
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -86,6 +87,26 @@ def test_tokenizer_errors(tmp_path, tokenizer_dir):
     (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": 5}')
     with pytest.raises(FileNotFoundError, match=rf"tokenizer: {tmp_path} can't be loaded: .*Expected a folder with"):
         load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("count", [6, 24])
+def test_a_tokenizer_that_makes_texts_grow_without_end_is_refused_before_it_reads_one(tmp_path, tokenizer_dir, count):
+    folder = Path(shutil.copytree(tokenizer_dir, tmp_path / "tokenizer"))
+    (folder / "SHA256SUMS").unlink(missing_ok=True)
+    content = json.loads((folder / "tokenizer.json").read_text())
+    twice = {"type": "Replace", "pattern": {"String": "z"}, "content": "zz"}
+    content["normalizer"] = {"type": "Sequence", "normalizers": [twice] * count}
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps(
+            json.loads((folder / "tokenizer_config.json").read_text()) | {"tokenizer_class": "TokenizersBackend"}
+        )
+    )
+    if count == 6:
+        assert load_tokenizer(folder).backend_tokenizer.normalizer.normalize_str("z") == "z" * 64
+    else:
+        with pytest.raises(ValueError, match=r"tokenizer.json replaces what makes texts 16,777,216 times as long; at"):
+            load_tokenizer(folder)
 
 
 def test_texts_that_fit_give_no_warning(tokenizer):

@@ -329,6 +329,9 @@ def test_what_is_no_tower_is_named(towers, tiny_config, tmp_path):
     with pytest.raises(ValueError, match=r"expected a vision tower of patches, .* of transformers' bert none"):
         VisualEncoder(tiny_config(backbone="transformers/x", backbone_config=given))
     config, _ = _tower(towers, tiny_config, "clip")
+    deep = config.backbone_config | {"num_hidden_layers": 8000, "hidden_size": 8, "intermediate_size": 8}
+    with pytest.raises(ValueError, match=r"expected at most 1,000 layers, got 8,000"):
+        VisualEncoder(tiny_config(backbone="transformers/x", backbone_config=deep, backbone_stride=8))
     config.backbone_stride = 16
     with pytest.raises(ValueError, match=r"backbone_stride: expected one of 8, where a stage of .* ends, got 16"):
         VisualEncoder(config)

@@ -142,12 +142,20 @@ def test_trackers_are_trusted_where_the_command_line_gives_them(folder):
     content = yaml.safe_load((folder / "plain.yaml").read_text()) | {"log": {"trackers": ["own_tracker"]}}
     (folder / "tracked.yaml").write_text(yaml.safe_dump(content))
     given = ["--recipe", "tracked.yaml"]
-    for more in ([], ["--log.every_steps", "3"]):
+    for more in ([], ["--log.every_steps", "3"], ["--log.trackers+", "csv"], ["--log.trackers+=csv"]):
         with pytest.raises(UserError, match=r"log\.trackers: recipe tracked wants own_tracker imported"):
             load_recipe([*given, *more], with_files=True)
     for more in (["--log.trackers", "[own_tracker]"], ["--log", '{"trackers": ["own_tracker"]}'], ["--trust-file"]):
         with pytest.raises(UserError, match=r"annotations: train\.jsonl"):
             load_recipe([*given, *more], with_files=True)
+
+
+@pytest.mark.parametrize("name", ["r[1].yaml", "r*.yaml", "r?.yaml"])
+def test_what_is_read_is_the_file_that_is_named(folder, name):
+    """As a pattern it named others, which nobody looked at, or none."""
+    for each, epochs in ((name, 7), ("r1.yaml", 8)):
+        (folder / each).write_text(f"epochs: {epochs}\n{(folder / 'plain.yaml').read_text()}")
+    assert load_recipe(["--recipe", name]).epochs == 7
 
 
 def test_a_field_of_the_model_neither(folder):
