@@ -63,7 +63,7 @@ MISTAKES = [
     ("train epochs 3", "epochs: expected a field as --NAME before its value; write --epochs"),
     ("train --optim.lr", "optim.lr: expected one argument"),
     ("train --optim.lr fast", "optim.lr: Not of type NonNegativeFloat: could not convert string to float: 'fast'"),
-    ("train --batch.workers 3000", "batch.workers: Not of type NumProcesses: 3000 does not conform to restriction v>=0"),
+    ("train --batch.workers 3000", "batch.workers: Not of type NumProcesses: 3000 does not conform to restriction"),
     ("train --data.num_negative 1000000000", "data.num_negative: Not of type NumNegative: 1000000000 does not conform"),
     ("train --optim.lr -1", "optim.lr: Not of type NonNegativeFloat: -1 does not conform to restriction v>=0"),
     ("train --optim.lr [1]", "a real number, not 'list'"),
